@@ -1,0 +1,35 @@
+"""Names for what flows through the library; no code.
+
+Shapes: B examples in a batch, *S the shape of one example (for images [H, W, C], in pixels of
+[0, 1]), C classes. Everything is float32 unless said otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+Params = PyTree
+ModelState = PyTree  # what a forward pass may update: batch statistics, or {}
+
+ValueFn = Callable[[Array], Array]  # x [B, *S] -> what the adversary ascends, [B] (or its sum, [])
+LossFn = Callable[[Array, Array], Array]  # (logits [B, C], labels [B]) -> loss [B]
+Forward = Callable[[Array], tuple[Array, ModelState]]  # x [B, *S] -> (logits [B, C], model_state)
+
+
+class Batch(NamedTuple):
+  """Examples that travel together.
+
+  Attributes:
+    x: images [B, *S], float32 pixels in [0, 1] (data sets at rest are uint8 in [0, 255]).
+    y: labels [B], int32 in [0, C).
+    index: [B], int32, the place of each example in its data set. Random starts derive from it, so
+      that an example's fate depends neither on its neighbours nor on the device it lies on.
+  """
+
+  x: Array
+  y: Array
+  index: Array
