@@ -1,0 +1,160 @@
+"""Exact Euclidean projections of ONE perturbation onto norm balls, alone or cut by bounds.
+
+  projections.l2(delta, radius)                    # nearest point of the ball
+  projections.l2(delta, radius, (-x, 1 - x))       # nearest point of the ball within the pixel box
+
+Every function takes delta [*S], a radius [] >= 0 (it may be traced), and optional bounds
+(lower [*S] <= 0, upper [*S] >= 0), and returns [*S]. Projecting onto the ball and onto the bounds
+one after the other is not the projection onto both; these are.
+
+|  input                  |  result                            |
+|  radius 0               |  0                                 |
+|  radius inf             |  delta, cut by the bounds          |
+|  delta inside           |  delta itself, to the bit          |
+|  NaN in delta           |  NaN                               |
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robust_opt.types import Array
+
+Bounds = tuple[Array, Array]
+
+
+def linf(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
+  """Projects onto {|delta|_inf <= radius}: a box cut by a box is a box."""
+  ball = optax.projections.projection_linf_ball(delta, radius)
+  return ball if bounds is None else jnp.clip(ball, *bounds)
+
+
+def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
+  """Projects onto {|delta|_2 <= radius} and the bounds.
+
+  By the KKT conditions the projection is clip(s * delta, lower, upper) for the largest s <= 1
+  that keeps the norm. Outside the ball that is the point of the set furthest along delta.
+  """
+  inside = delta if bounds is None else jnp.clip(delta, *bounds)
+  return jnp.where(l2_norm(inside) <= radius, inside, furthest_l2(delta, radius, bounds))
+
+
+def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
+  """Projects onto {|delta|_1 <= radius} and the bounds.
+
+  By the KKT conditions the projection is clip(soft_threshold(delta, t), lower, upper) for the
+  smallest t >= 0 that keeps the norm.
+  """
+  inside = delta if bounds is None else jnp.clip(delta, *bounds)
+  if bounds is None:
+    outside = optax.projections.projection_l1_ball(delta, jnp.where(radius > 0, radius, 1.0))
+  else:
+    outside = _soft_threshold_l1(delta, radius, bounds)
+  # The rounding of large entries may leave the ball by a few ulps of theirs: shrink it back.
+  norm = l1_norm(outside)
+  outside = outside * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
+  return jnp.where(l1_norm(inside) <= radius, inside, outside)
+
+
+def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
+  """argmax of <v, delta> over {|delta|_2 <= radius} and the bounds; 0 where v is 0.
+
+  Without bounds this is radius * v / |v|_2, computed so that it has length radius for every
+  non-zero finite v, however small or large. With bounds it is clip(s * v, lower, upper) for the
+  smallest s that attains the radius: entries are saturated until none exceeds its bound.
+  """
+  if bounds is None:
+    return radius * _unit(v)
+  scale = jnp.where(radius > 0, radius, 1.0)
+  cap = room(v, bounds) / scale  # in units of the radius, so that no square under- or overflows
+
+  def fill(magnitude: Array, cap: Array, saturated: Array) -> Array:
+    budget = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(jnp.where(saturated, cap, 0.0) ** 2), 0.0))
+    return budget * _unit(jnp.where(saturated, 0.0, magnitude))
+
+  def saturate(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    saturated, _ = carry
+    more = saturated | (fill(frozen_v, frozen_cap, saturated) > frozen_cap)
+    return more, jnp.any(more != saturated)
+
+  # Which entries are saturated is locally constant: the loop needs no derivative, and so the
+  # function keeps its reverse-mode derivative.
+  frozen_v, frozen_cap = jax.lax.stop_gradient((jnp.abs(v), cap))
+  start = frozen_v == 0
+  saturated, _ = jax.lax.while_loop(lambda carry: carry[1], saturate, (start, jnp.any(v != 0)))
+  free = radius * jnp.minimum(fill(jnp.abs(v), cap, saturated), cap)
+  return jnp.sign(v) * jnp.where(saturated, jnp.where(radius > 0, room(v, bounds), 0.0), free)
+
+
+def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
+  """argmax of <v, delta> over {|delta|_1 <= radius} and the bounds; 0 where v is 0.
+
+  The whole radius goes to the largest |v_j|; with bounds, what does not fit there goes to the next
+  largest, and so on (a fractional knapsack), so that no part of the step is lost on an entry that
+  has no room. Ties go to the first entry.
+  """
+  flat = v.reshape(-1)
+  if bounds is None:
+    largest = jnp.argmax(jnp.abs(flat))
+    return jnp.zeros_like(flat).at[largest].set(radius * jnp.sign(flat[largest])).reshape(v.shape)
+  cap = room(v, bounds).reshape(-1)
+  order = jnp.argsort(-jnp.abs(flat))
+  spent = jnp.cumsum(cap[order]) - cap[order]
+  taken = jnp.clip(radius - spent, 0.0, cap[order])
+  return (jnp.sign(flat) * jnp.zeros_like(flat).at[order].set(taken)).reshape(v.shape)
+
+
+def room(v: Array, bounds: Bounds) -> Array:
+  """How far each entry may go in the direction of v before it meets its bound; 0 where v is 0."""
+  lower, upper = bounds
+  return jnp.where(v > 0, upper, jnp.where(v < 0, -lower, jnp.where(v == 0, 0.0, jnp.nan)))
+
+
+def linf_norm(delta: Array) -> Array:
+  """Largest absolute entry: [*S] -> []."""
+  return jnp.max(jnp.abs(delta))
+
+
+def l2_norm(delta: Array) -> Array:
+  """Euclidean norm, [*S] -> [], scaled so that no square under- or overflows."""
+  largest = linf_norm(delta)
+  safe = jnp.where(largest > 0, largest, 1.0)
+  return jnp.where(largest == jnp.inf, jnp.inf, safe * jnp.sqrt(jnp.sum((delta / safe) ** 2)))
+
+
+def l1_norm(delta: Array) -> Array:
+  """Sum of absolute entries: [*S] -> []."""
+  return jnp.sum(jnp.abs(delta))
+
+
+def _unit(v: Array) -> Array:
+  """v / |v|_2, and 0 where v is 0; scaled first, since the squares of 1e-30 are 0 in float32."""
+  largest = linf_norm(v)
+  scaled = v / jnp.where(largest > 0, largest, 1.0)
+  norm = jnp.sqrt(jnp.sum(scaled**2))
+  return scaled / jnp.where(norm > 0, norm, 1.0)
+
+
+def _soft_threshold_l1(delta: Array, radius: Array, bounds: Bounds, steps: int = 48) -> Array:
+  """clip(soft_threshold(delta, t)) whose l_1 norm is the radius: bisection, then exact."""
+  magnitude, cap = jnp.abs(delta), room(delta, bounds)
+
+  def shrink(magnitude: Array, cap: Array, t: Array) -> Array:
+    return jnp.clip(magnitude - t, 0.0, cap)
+
+  def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = interval
+    middle = low + (high - low) / 2
+    outside = jnp.sum(shrink(frozen_magnitude, frozen_cap, middle)) > radius
+    return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
+
+  frozen_magnitude, frozen_cap = jax.lax.stop_gradient((magnitude, cap))
+  interval = (jnp.zeros_like(linf_norm(magnitude)), linf_norm(frozen_magnitude))
+  low, high = jax.lax.fori_loop(0, steps, halve, interval)
+  # On its piece the norm is linear in t; solve there, which also carries the derivative.
+  free = (magnitude > high) & (magnitude - high < cap)
+  full = magnitude - high >= cap
+  count = jnp.sum(free)
+  surplus = jnp.sum(jnp.where(free, magnitude, 0.0)) + jnp.sum(jnp.where(full, cap, 0.0)) - radius
+  t = jnp.where(count > 0, jnp.clip(surplus / jnp.maximum(count, 1), low, high), high)
+  return jnp.sign(delta) * shrink(magnitude, cap, t)

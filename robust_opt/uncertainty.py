@@ -1,0 +1,158 @@
+"""Uncertainty sets U(x): what the adversary may add to an example.
+
+  u = ro.l2(0.5)                        # the ball |delta|_2 <= 0.5, in pixels of [0, 1]
+  u = ro.linf(8 / 255, box=(0.0, 1.0))  # ... of perturbed images that are images
+  u = ro.l1(radii)                      # radii [B]: a radius of its own for every example
+
+The four functions of a set take a batch, delta or g [B, *S] and x [B, *S]. The radius is [] or
+[B] and may be traced, so that a sweep over radii compiles once: build the set inside the traced
+function. The geometry of one example is in projections.py; `_ball` is the one place that maps it
+over the batch.
+
+|  input                  |  steepest_ascent                                       |
+|  g = 0                  |  0 (never a made-up direction, never NaN)              |
+|  g of 1e-30 or 1e30     |  a step of the full radius                             |
+|  NaN in g               |  NaN: the caller must see it                           |
+|  radius 0               |  0                                                     |
+|  radius inf             |  only with a box; without one, entries are inf or NaN  |
+|  radius < 0 or NaN      |  InputError (when it is traced it cannot be checked)   |
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import projections
+from robust_opt.errors import InputError
+from robust_opt.types import Array
+
+Box = tuple[float, float]
+Radius = float | np.ndarray | Array
+# (v [*S], radius [], bounds) -> [*S]
+_Geometry = Callable[[Array, Array, projections.Bounds | None], Array]
+
+
+class UncertaintySet(NamedTuple):
+  """The perturbations U(x) of each example of a batch, as four pure functions.
+
+  Attributes:
+    steepest_ascent: (g [B, *S], x [B, *S]) -> argmax over delta in U(x) of <g, delta>, [B, *S]; the
+      ascent step of Algorithm 1 (Shaham et al. 2015, section 4). It is 0 where g is 0.
+    project: (delta [B, *S], x [B, *S]) -> the nearest point of U(x) in the Euclidean sense.
+    sample: (key, x [B, *S]) -> a random delta in U(x). One key, or a key for every example, [B].
+    gauge: (delta [B, *S], x [B, *S]) -> [B], the smallest t with delta in t U(x); <= 1 inside.
+  """
+
+  steepest_ascent: Callable[[Array, Array], Array]
+  project: Callable[[Array, Array], Array]
+  sample: Callable[[Array, Array], Array]
+  gauge: Callable[[Array, Array], Array]
+
+
+def linf(radius: Radius, box: Box | None = None) -> UncertaintySet:
+  """{|delta|_inf <= radius}; its steepest ascent is radius * sign(g) (FGSM).
+
+  Args:
+    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
+    box: (low, high) that x + delta must stay in; x itself must lie in it.
+
+  Raises:
+    InputError: the radius is negative or NaN, or the box is not an interval.
+  """
+
+  def furthest(g: Array, radius: Array, bounds: projections.Bounds | None) -> Array:
+    step = jnp.where(g == 0, 0.0, radius * jnp.sign(g))
+    return step if bounds is None else jnp.clip(step, *bounds)
+
+  def sample(key: Array, radius: Array, x: Array) -> Array:
+    return radius * jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+
+  return _ball(radius, box, furthest, projections.linf, sample, projections.linf_norm)
+
+
+def l2(radius: Radius, box: Box | None = None) -> UncertaintySet:
+  """{|delta|_2 <= radius}; its steepest ascent is radius * g / |g|_2. Arguments as for linf."""
+
+  def sample(key: Array, radius: Array, x: Array) -> Array:
+    # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
+    normal_key, exponential_key = jax.random.split(key)
+    z = jax.random.normal(normal_key, x.shape, x.dtype)
+    e = jax.random.exponential(exponential_key, (), x.dtype)
+    return radius * z / jnp.sqrt(jnp.sum(z**2) + 2.0 * e)
+
+  return _ball(radius, box, projections.furthest_l2, projections.l2, sample, projections.l2_norm)
+
+
+def l1(radius: Radius, box: Box | None = None) -> UncertaintySet:
+  """{|delta|_1 <= radius}; its steepest ascent moves the one entry of largest |g_j| by radius.
+
+  Arguments as for linf. With a box, what does not fit into that entry goes to the next.
+  """
+
+  def sample(key: Array, radius: Array, x: Array) -> Array:
+    # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 1.
+    laplace_key, exponential_key = jax.random.split(key)
+    z = jax.random.laplace(laplace_key, x.shape, x.dtype)
+    e = jax.random.exponential(exponential_key, (), x.dtype)
+    return radius * z / (jnp.sum(jnp.abs(z)) + e)
+
+  return _ball(radius, box, projections.furthest_l1, projections.l1, sample, projections.l1_norm)
+
+
+def _ball(
+  radius: Radius,
+  box: Box | None,
+  furthest: _Geometry,
+  project: _Geometry,
+  sample: Callable[[Array, Array, Array], Array],
+  norm: Callable[[Array], Array],
+) -> UncertaintySet:
+  """The set of a norm ball, from the geometry of one example."""
+  _check(radius, box)
+
+  def bounds(x: Array) -> projections.Bounds | None:
+    return None if box is None else (box[0] - x, box[1] - x)
+
+  def inside_box(delta: Array, x: Array) -> Array:
+    # Uniform in the ball, then cut by the box (which only shortens it).
+    return delta if box is None else jnp.clip(delta, box[0] - x, box[1] - x)
+
+  def gauge(delta: Array, radius: Array, x: Array) -> Array:
+    ratios = [(norm(delta), radius)]
+    if box is not None:
+      ratios.append((jnp.abs(delta), projections.room(delta, (box[0] - x, box[1] - x))))
+    # 0 / 0 is inside, anything else / 0 is infinitely far outside.
+    return jnp.max(jnp.stack([jnp.max(jnp.where(a == 0, 0.0, a / b)) for a, b in ratios]))
+
+  def over_batch(one: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    def batched(first: Array, x: Array) -> Array:
+      radii = jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1])
+      return jax.vmap(one)(first, radii, x)
+
+    return batched
+
+  def same_shape(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    def checked(delta: Array, x: Array) -> Array:
+      chex.assert_equal_shape((delta, x))
+      return function(delta, x)
+
+    return checked
+
+  draw = over_batch(lambda key, radius, x: inside_box(sample(key, radius, x), x))
+  return UncertaintySet(
+    steepest_ascent=same_shape(over_batch(lambda g, r, x: furthest(g, r, bounds(x)))),
+    project=same_shape(over_batch(lambda delta, r, x: project(delta, r, bounds(x)))),
+    sample=lambda key, x: draw(key if jnp.ndim(key) else jax.random.split(key, x.shape[0]), x),
+    gauge=same_shape(over_batch(gauge)),
+  )
+
+
+def _check(radius: Radius, box: Box | None) -> None:
+  if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
+    raise InputError(f"radius must be >= 0 (0 means the clean example), but was {radius}.")
+  if box is not None and not box[0] < box[1]:
+    raise InputError(f"box must be (low, high) with low < high, but was {box}.")
