@@ -1,0 +1,388 @@
+"""Sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow. Use `data.load`.
+
+TFDS reads a prepared set without TensorFlow (`prepared_folder`, `read_prepared`) but prepares one
+only with it (`with_tensorflow`). For the sets of ARCHIVES `from_archives` does both: the addresses
+and the checksums are TFDS's own, and so is the download manager; the standard library unpacks. The
+arrays equal, element for element, those of the set that TFDS's builder would have prepared.
+
+TFDS's order: the builder numbers the examples 0, 1, ... as the archive lists them and sorts them by
+the MD5 of the split's name followed by that number. (Seen on the prepared CIFAR-10, whose ids
+hold the numbers, and on MNIST, which put back into the archive's order begins 7 2 1 0 4.)
+"""
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import re
+import tarfile
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+from absl import logging
+
+from robust_opt.errors import InputError
+
+_CHUNK = 5_000  # records that TFDS decodes in one call
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_TIMEOUT_S = 5.0  # to find out whether a host answers; TFDS itself would retry for 200 s
+_UNAVAILABLE = (500, 502, 503, 504)  # the answers on which TFDS retries for as long
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError)
+
+
+class Arrays(NamedTuple):
+  """One split: images uint8 [N, H, W, C], labels integer [N], the number of classes."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_classes: int
+
+
+def prepared_folder(root: Path, name: str) -> Path | None:
+  """The folder root/name/version of a prepared set, the newest version if none is named."""
+  base, _, version = name.partition(":")
+  versions = [v for v in _prepared_versions(root / base) if version in ("", v.name)]
+  if versions:
+    return versions[-1]
+  configs = [p.name for p in _subfolders(root / base) if _prepared_versions(p)]
+  if configs:
+    names = " or ".join(repr(f"{base}/{config}") for config in configs)
+    raise InputError(f"dataset.name={name!r} names no configuration: allowed is {names}")
+  return None
+
+
+def _prepared_versions(folder: Path) -> list[Path]:
+  """Subfolders of finished preparations, oldest version first."""
+  found = [p for p in _subfolders(folder) if _VERSION.fullmatch(p.name)]
+  found = [p for p in found if (p / "dataset_info.json").exists()]
+  return sorted(found, key=lambda p: [int(number) for number in p.name.split(".")])
+
+
+def _subfolders(folder: Path) -> list[Path]:
+  return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def read_prepared(folder: Path, name: str, split: str) -> Arrays:
+  """Reads a split of a prepared set, in the order of its files.
+
+  Raises:
+    InputError: no such split, no image and label, images of different shapes, a format that needs
+      TensorFlow, damaged files.
+  """
+  where = f"dataset.name={name!r} in {str(folder)!r}"
+  with _reading(where):
+    builder = import_tfds().builder_from_directory(folder)
+  if split not in builder.info.splits:
+    raise no_such_split(name, split, builder.info.splits)
+  image_key, label_key = _feature_keys(builder.info, name)
+  with _reading(where):
+    source = builder.as_data_source(split=split)
+    images, labels = _stack(source, image_key, label_key, where)
+  return Arrays(images, labels, builder.info.features[label_key].num_classes)
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+  """Turns whatever TFDS and array_record raise on files they cannot read into an InputError."""
+  try:
+    yield
+  except InputError:
+    raise
+  except NotImplementedError as error:
+    raise InputError(
+      f"{where} is prepared in a format that needs TensorFlow to be read: allowed is a "
+      "dataset.data_dir that holds the set as array_record, or does not hold it"
+    ) from error
+  except Exception as error:  # RuntimeError, ValueError, protobuf's ParseError, ...
+    raise InputError(f"{where} cannot be read: {first_line(error)}") from error
+
+
+def _feature_keys(info: Any, name: str) -> tuple[str, str]:
+  """The names of the image and of the label among a set's features."""
+  kinds = import_tfds().features
+  features = dict(info.features.items())
+  candidates: list[tuple[Any, ...]] = [("image", "label"), info.supervised_keys or ()]
+  for keys in candidates:
+    found = [features.get(key) for key in keys if isinstance(key, str)]
+    if [type(feature) for feature in found] == [kinds.Image, kinds.ClassLabel]:
+      return keys[0], keys[1]
+  raise InputError(
+    f"dataset.name={name!r} is no image-classification set: it has {', '.join(features)}, and one "
+    "Image and one ClassLabel are needed"
+  )
+
+
+def _stack(
+  source: Any, image_key: str, label_key: str, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """All records as one array of images and one of labels; in chunks, for speed."""
+  images: list[np.ndarray] = []
+  labels: list[int] = []
+  for start in range(0, len(source), _CHUNK):
+    records = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+    chunk = [record[image_key] for record in records]
+    shapes = {image.shape for image in [*chunk, *images[:1]]}
+    if len(shapes) > 1:
+      one, other = sorted(shapes)[:2]
+      raise InputError(
+        f"{where} has images of different shapes, {list(one)} and {list(other)} among them: "
+        "allowed are sets whose images have one shape"
+      )
+    images += chunk
+    labels += [record[label_key] for record in records]
+  return np.stack(images), np.array(labels)
+
+
+def _unpack_idx(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
+  """MNIST's format: a gzip file of images and one of labels, each with a big-endian header."""
+  del split
+  images, labels = (_read_idx(path, rank) for path, rank in zip(paths, (3, 1), strict=True))
+  return images[..., None], labels
+
+
+def _read_idx(path: Path, rank: int) -> np.ndarray:
+  content = gzip.decompress(path.read_bytes())
+  start = 4 + 4 * rank
+  if content[:4] != bytes([0, 0, 8, rank]):  # 8 stands for unsigned bytes
+    raise ValueError(f"the header {content[:4]!r} is not IDX of rank {rank}")
+  shape = np.frombuffer(content[4:start], ">u4").astype(int)
+  return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
+  """CIFAR-10's binary format: records of one byte for the label, then 3 planes of 32 x 32."""
+  numbers = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+  records = []
+  with tarfile.open(paths[0], "r:gz") as archive:
+    for number in numbers:
+      member = archive.extractfile(f"cifar-10-batches-bin/{number}.bin")
+      if member is None:
+        raise ValueError(f"{number}.bin is not a file")
+      records.append(np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32))
+  table = np.concatenate(records)
+  images = table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+  return images, table[:, 0]
+
+
+class Archive(NamedTuple):
+  """What a set's maker publishes.
+
+  Attributes:
+    version: TFDS's version of the set whose content and order the arrays have.
+    num_classes: the labels are 0 .. num_classes - 1.
+    files: split -> names of the files it is unpacked from, as the addresses end.
+    unpack: (those files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
+  """
+
+  version: str
+  num_classes: int
+  files: dict[str, list[str]]
+  unpack: Callable[[list[Path], str], tuple[np.ndarray, np.ndarray]]
+
+
+_MNIST_FILES = {
+  "train": ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"],
+  "test": ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"],
+}
+_CIFAR10_FILES = {split: ["cifar-10-binary.tar.gz"] for split in ("train", "test")}
+ARCHIVES = {
+  "mnist": Archive("3.0.1", 10, _MNIST_FILES, _unpack_idx),
+  "fashion_mnist": Archive("3.0.1", 10, _MNIST_FILES, _unpack_idx),
+  "cifar10": Archive("3.0.2", 10, _CIFAR10_FILES, _unpack_cifar10),
+}
+
+
+def find_archive(name: str) -> Archive | None:
+  """The archive of 'name' or 'name:version', if there is one of that version."""
+  base, _, version = name.partition(":")
+  archive = ARCHIVES.get(base)
+  return archive if archive and version in ("", archive.version) else None
+
+
+def from_archives(name: str, split: str, downloads: Path) -> Arrays:
+  """Downloads one of ARCHIVES, unless its files lie intact in `downloads`, and unpacks a split.
+
+  Args:
+    name: a name for which `find_archive` finds one.
+    split: 'train' or 'test'.
+    downloads: folder in which the files stay for the next time; where it cannot be written, a
+      temporary one serves (with a warning).
+
+  Raises:
+    InputError: no such split, no network, no such file, a wrong checksum, a damaged archive.
+  """
+  archive = find_archive(name)
+  assert archive is not None
+  if split not in archive.files:
+    raise no_such_split(name, split, archive.files)
+  with _writable(downloads) as folder:
+    paths = [_fetch(name, filename, folder) for filename in archive.files[split]]
+    try:
+      images, labels = archive.unpack(paths, split)
+    except _DAMAGED as error:
+      raise _undownloadable(name, f"{paths[0].name} cannot be unpacked ({error})") from error
+  if len(images) != len(labels):
+    raise _undownloadable(name, f"{len(images)} images came with {len(labels)} labels")
+  order = tfds_order(split, len(labels))
+  return Arrays(images[order], labels[order], archive.num_classes)
+
+
+def tfds_order(split: str, num_examples: int) -> list[int]:
+  """TFDS's order: at place i stands the example that the archive lists at place `order[i]`."""
+  salt = hashlib.md5(split.encode(), usedforsecurity=False)
+
+  def rank(number: int) -> bytes:
+    digest = salt.copy()
+    digest.update(str(number).encode())
+    return digest.digest()
+
+  return sorted(range(num_examples), key=rank)
+
+
+def with_tensorflow(name: str, data_dir: Path) -> None:
+  """Lets TFDS prepare any set under `data_dir` as array_record, which needs TensorFlow.
+
+  Raises:
+    InputError: no set is called so, TensorFlow is missing, no network, or the builder fails.
+  """
+  _check_known(name)
+  if importlib.util.find_spec("tensorflow") is None:
+    raise InputError(
+      f"dataset.name={name!r} is not prepared under dataset.data_dir={str(data_dir)!r} and "
+      'preparing it needs TensorFlow: pip install "robust_opt[prepare]", or set dataset.data_dir '
+      "to a folder that holds it prepared as array_record"
+    )
+  tfds = import_tfds()
+  for url in list(url_infos(name))[:1]:
+    _check_reachable(name, url)
+  try:
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+  except Exception as error:  # builders fail in their own ways: all of them are for the user
+    raise InputError(
+      f"dataset.name={name!r} cannot be prepared by TensorFlow Datasets under "
+      f"dataset.data_dir={str(data_dir)!r}: {first_line(error)}"
+    ) from error
+
+
+def import_tfds() -> Any:
+  """The package tensorflow_datasets, imported when needed: that takes a second or more."""
+  with warnings.catch_warnings():  # what its dependencies deprecate is not our user's business
+    warnings.simplefilter("ignore")
+    import tensorflow_datasets as tfds
+  return tfds
+
+
+def url_infos(name: str) -> dict[str, Any]:
+  """The files TFDS downloads for a set: address -> tfds UrlInfo(size, checksum, filename)."""
+  return import_tfds().builder_cls(_base(name)).url_infos or {}
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error's message, for a one-sentence message of our own."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def no_such_split(name: str, split: str, splits: Any) -> InputError:
+  """The error for a split that the set does not have; the message lists those it has."""
+  return InputError(f"dataset.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
+
+
+def _base(name: str) -> str:
+  """'emnist' of 'emnist/letters:3.1.0'."""
+  return re.split("[:/]", name)[0]
+
+
+def _check_known(name: str) -> None:
+  base = _base(name)
+  known = import_tfds().list_builders(with_community_datasets=False)
+  if base in known:
+    return
+  near = get_close_matches(base.lower(), [*known, "digits"], n=3)
+  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelt as in TFDS's catalogue?"
+  raise InputError(
+    f"dataset.name={name!r} is neither 'digits' nor prepared under dataset.data_dir nor known to "
+    f"TensorFlow Datasets: {hint}"
+  )
+
+
+def _fetch(name: str, filename: str, folder: Path) -> Path:
+  """The file `filename` of a set, intact, in `folder`; downloaded if it is not there."""
+  registered = {url.rpartition("/")[2]: (url, info) for url, info in url_infos(name).items()}
+  if filename not in registered:
+    raise _undownloadable(name, f"the installed TFDS registers no file {filename!r}")
+  url, info = registered[filename]
+  path = folder / f"{info.checksum[:16]}-{filename}"
+  if _sha256(path) == info.checksum:
+    return path
+  _check_reachable(name, url)
+  _download(name, url, info, path)
+  return path
+
+
+def _download(name: str, url: str, info: Any, path: Path) -> None:
+  """Downloads `url` to `path`, which exists only once the file is whole and verified."""
+  download = import_tfds().download
+  try:
+    # What is interrupted stays in a folder that nobody reads.
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as incoming:
+      manager = download.DownloadManager(
+        download_dir=incoming, url_infos={url: info}, force_checksums_validation=True
+      )
+      os.replace(manager.download(url), path)
+  except download.download_manager.NonMatchingChecksumError as error:
+    why = f"what {url} holds differs from the checksum that TFDS registers"
+    raise _undownloadable(name, why) from error
+  except (download.DownloadError, OSError) as error:  # OSError: requests' errors, a full disk
+    raise _undownloadable(name, first_line(error).rstrip(":. ")) from error
+
+
+def _check_reachable(name: str, url: str) -> None:
+  """Raises InputError unless the host of `url` answers within seconds (proxies are honoured)."""
+  import requests
+
+  host = urlsplit(url).netloc
+  try:
+    answer = requests.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
+  except requests.RequestException as error:
+    raise _undownloadable(name, f"{host} cannot be reached ({type(error).__name__})") from error
+  if answer.status_code in _UNAVAILABLE:
+    raise _undownloadable(name, f"{host} answers with HTTP code {answer.status_code}")
+
+
+def _undownloadable(name: str, why: str) -> InputError:
+  return InputError(
+    f"dataset.name={name!r} is not prepared under dataset.data_dir and cannot be downloaded: {why}"
+    "; without a download there are 'digits' and what dataset.data_dir holds as array_record"
+  )
+
+
+def _sha256(path: Path) -> str | None:
+  try:
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError:
+    return None
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[Path]:
+  """Yields `folder`, made if need be, or a temporary one where that cannot be written."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    logging.warning("Downloads are not kept: %s cannot be written (%s).", folder, error)
+  else:
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as temporary:
+    yield Path(temporary)
