@@ -1,0 +1,64 @@
+"""robust_opt: robust optimisation of neural networks, min over theta of max over delta in U.
+
+import robust_opt as ro
+robust_loss = ro.robustify(loss, ro.steepest(ro.l2(0.5)))
+"""
+
+from robust_opt import losses, projections
+from robust_opt.errors import InputError
+from robust_opt.evaluation import make_evaluate
+from robust_opt.maximizers import (
+  AscentInfo,
+  AscentState,
+  Attack,
+  InnerMaximizer,
+  ascend,
+  frank_wolfe,
+  pgd,
+  robustify,
+  steepest,
+)
+from robust_opt.objectives import RobustObjective, robust
+from robust_opt.training import (
+  ArrayData,
+  EpochPlan,
+  TrainMetrics,
+  TrainState,
+  init_state,
+  make_scan,
+  make_train_step,
+)
+from robust_opt.types import Batch
+from robust_opt.uncertainty import UncertaintySet, l1, l2, linf
+
+__version__ = "0.1.0"
+
+__all__ = [
+  "ArrayData",
+  "AscentInfo",
+  "AscentState",
+  "Attack",
+  "Batch",
+  "EpochPlan",
+  "InnerMaximizer",
+  "InputError",
+  "RobustObjective",
+  "TrainMetrics",
+  "TrainState",
+  "UncertaintySet",
+  "ascend",
+  "frank_wolfe",
+  "init_state",
+  "l1",
+  "l2",
+  "linf",
+  "losses",
+  "make_evaluate",
+  "make_scan",
+  "make_train_step",
+  "pgd",
+  "projections",
+  "robust",
+  "robustify",
+  "steepest",
+]

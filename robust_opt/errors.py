@@ -1,8 +1,26 @@
-"""What a user can mend: raise InputError with one sentence; main prints it and exits with 2.
+"""What ends a run with one sentence instead of a traceback; main prints it and exits with the code.
 
-The sentence names the option, what was given, and what is allowed.
+The sentence names what was given and what is allowed, or what happened and what was kept.
 """
 
 
-class InputError(ValueError):
-  """Input that the user can mend; the message is one sentence for a terminal."""
+class RunError(Exception):
+  """Ends a run; the message is one sentence for a terminal."""
+
+  exit_code = 1
+
+
+class InputError(RunError, ValueError):
+  """Input that the user can mend."""
+
+  exit_code = 2
+
+
+class DivergedError(RunError, ArithmeticError):
+  """The loss is no longer finite."""
+
+
+class PreemptedError(RunError):
+  """SIGTERM came and the state was saved; 128 + 15, as the shell reports that signal."""
+
+  exit_code = 143

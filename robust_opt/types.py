@@ -26,10 +26,10 @@ class Batch(NamedTuple):
   Attributes:
     x: images [B, *S], float32 pixels in [0, 1] (data sets at rest are uint8 in [0, 255]).
     y: labels [B], int32 in [0, C).
-    index: [B], int32, the place of each example in its data set. Random starts derive from it, so
+    ids: [B], int32, the place of each example in its data set. Random starts derive from it, so
       that an example's fate depends neither on its neighbours nor on the device it lies on.
   """
 
   x: Array
   y: Array
-  index: Array
+  ids: Array

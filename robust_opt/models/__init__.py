@@ -1,0 +1,47 @@
+"""Networks in Flax Linen, one short file each, and the bridge from a module to the library.
+
+  net = models.MnistCNN(num_classes=10)
+  params, model_state = models.init(net, key, image_shape=(28, 28, 1))
+  apply = models.from_linen(net)              # an ApplyFn for make_train_step and make_evaluate
+
+Every network takes images in pixels of [0, 1] and standardises them in its first layer, so that a
+radius means the same wherever it is written.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robust_opt.models.digits_cnn import DigitsCNN
+from robust_opt.models.linear import SoftmaxRegression
+from robust_opt.models.mlp import MLP
+from robust_opt.models.mnist_cnn import MnistCNN
+from robust_opt.models.vgg import VGG
+from robust_opt.training import ApplyFn
+from robust_opt.types import Array, ModelState, Params
+
+__all__ = ["MLP", "VGG", "DigitsCNN", "MnistCNN", "SoftmaxRegression", "from_linen", "init"]
+
+
+def init(module: nn.Module, key: Array, image_shape: Sequence[int]) -> tuple[Params, ModelState]:
+  """Fresh parameters, and batch statistics if the module keeps any (else {})."""
+  variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
+  model_state = {name: value for name, value in variables.items() if name != "params"}
+  return variables["params"], model_state
+
+
+def from_linen(module: nn.Module) -> ApplyFn:
+  """The module as a pure function (training.ApplyFn); its __call__ takes (x, train)."""
+
+  def apply(
+    params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
+  ) -> tuple[Array, ModelState]:
+    variables = {"params": params, **model_state}
+    rngs = None if key is None else {"dropout": key}
+    mutable = list(model_state) if train else []
+    logits, updated = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
+    return logits, {**model_state, **updated}
+
+  return apply

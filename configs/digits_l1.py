@@ -1,0 +1,19 @@
+"""Handwritten digits (embedded), robust over the l_1 ball (one pixel).
+
+Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), the recipe of its Table 1, scaled down.
+
+  python -m robust_opt.main --config=configs/digits_l1.py --workdir=RUN
+
+RUNTIME_digits_l1
+"""
+
+from ml_collections import ConfigDict
+
+from robust_opt.config import digits
+
+
+def get_config() -> ConfigDict:
+  config = digits()
+  config.uncertainty.name = "l1"
+  config.uncertainty.radius = 1.0
+  return config

@@ -1,0 +1,156 @@
+"""From a config to objects, by name: getattr(module, name)(**kwargs), no registry."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from robust_opt import augmentation, data, maximizers, models, objectives, uncertainty
+from robust_opt.errors import InputError
+from robust_opt.maximizers import Attack
+from robust_opt.objectives import RobustObjective
+from robust_opt.types import Array
+
+PIXEL_BOX = (0.0, 1.0)
+
+
+class Splits(NamedTuple):
+  """The data of a run: to learn from, to choose a checkpoint by, and to report on."""
+
+  train: data.Dataset
+  heldout: data.Dataset
+  test: data.Dataset
+
+
+def splits(config: ConfigDict) -> Splits:
+  """Loads the data; the held-out part comes from the training set, never from the test set."""
+  train = _load(config, "train", config.dataset.train_examples)
+  test = _load(config, "test", config.dataset.test_examples)
+  rest, heldout = data.holdout(train, config.dataset.holdout, config.seed)
+  if config.training.batch_size > len(rest.labels):
+    raise InputError(
+      f"--config.training.batch_size must be at most the {len(rest.labels)} training examples "
+      f"that remain after the holdout, but was {config.training.batch_size}."
+    )
+  return Splits(rest, heldout, test)
+
+
+def _load(config: ConfigDict, split: str, count: int) -> data.Dataset:
+  """The first `count` examples of a split; 0: all."""
+  data_dir, cache_dir = config.dataset.data_dir or None, config.dataset.cache_dir or None
+  dataset = data.load(config.dataset.name, split, data_dir=data_dir, cache_dir=cache_dir)
+  if count == 0:
+    return dataset
+  return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
+
+
+def model(config: ConfigDict, train: data.Dataset) -> nn.Module:
+  """The network, its first layer standardising by the config's mean and std or the data's own."""
+  attributes = config.model.to_dict()
+  name = attributes.pop("name")
+  names = [n for n in models.__all__ if isinstance(getattr(models, n), type)]
+  if name not in names:
+    raise InputError(f"--config.model.name must be one of {', '.join(names)}, but was {name!r}.")
+  if not attributes["mean"] or not attributes["std"]:
+    attributes["mean"], attributes["std"] = pixel_statistics(train.images)
+  channels = train.images.shape[-1]
+  for key in ("mean", "std"):
+    if len(attributes[key]) not in (1, channels):
+      raise InputError(
+        f"--config.model.{key} must have 1 or {channels} entries for images of {channels} "
+        f"channels, but was {attributes[key]}."
+      )
+  try:
+    return getattr(models, name)(num_classes=train.num_classes, **attributes)
+  except TypeError as error:
+    raise InputError(f"--config.model does not fit {name}: {error}.") from error
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation of every channel, in pixels of [0, 1]."""
+  scale = 255.0 if images.dtype == np.uint8 else 1.0
+  flat = images.reshape(-1, images.shape[-1])
+  mean = flat.mean(axis=0, dtype=np.float64) / scale
+  std = flat.std(axis=0, dtype=np.float64) / scale
+  return tuple(map(float, mean)), tuple(float(s) if s > 0 else 1.0 for s in std)
+
+
+def uncertainty_set(
+  config: ConfigDict, norm: str, radius: float | Array
+) -> uncertainty.UncertaintySet:
+  """The ball of that norm and radius, within the pixel box if the config asks for it."""
+  return getattr(uncertainty, norm)(radius, box=PIXEL_BOX if config.uncertainty.box else None)
+
+
+def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int) -> Attack:
+  """The config's attack over the ball of that norm and radius.
+
+  One step is Algorithm 1's, to the full radius; more are projected steepest ascent.
+  """
+  ball = uncertainty_set(config, norm, radius)
+  if num_steps <= 1:
+    return maximizers.ascend(maximizers.frank_wolfe(ball), num_steps)
+  step = uncertainty_set(config, norm, config.attack.relative_step * radius)
+  pgd = maximizers.pgd(ball, step, random_start=config.attack.random_start)
+  return maximizers.ascend(pgd, num_steps)
+
+
+def objective(config: ConfigDict) -> RobustObjective:
+  """The config's objective over cross-entropy."""
+  name = config.objective.name
+  if name not in ("robust",):
+    raise InputError(f"--config.objective.name must be robust, but was {name!r}.")
+  return getattr(objectives, name)()
+
+
+def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+  """The learning rate at each step."""
+  peak, rate = config.optimizer.learning_rate, config.optimizer.schedule_rate
+  total = config.training.epochs * steps_per_epoch
+  match config.optimizer.schedule:
+    case "inverse_time":
+      return lambda step: peak / (1.0 + rate * step)
+    case "halving":
+      every = max(1, round(rate * steps_per_epoch))
+      return optax.exponential_decay(peak, every, decay_rate=0.5, staircase=True)
+    case "cosine":
+      return optax.cosine_decay_schedule(peak, total)
+    case "triangular":
+      up = max(1, total // 2)
+      rise, fall = optax.linear_schedule(0, peak, up), optax.linear_schedule(peak, 0, total - up)
+      return optax.join_schedules([rise, fall], [up])
+    case _:
+      return optax.constant_schedule(peak)
+
+
+def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+  """What descends: an l_2 penalty on every parameter, then the optimiser of that name."""
+  name = config.optimizer.name
+  factory = getattr(optax, name, None)
+  if not callable(factory):
+    raise InputError(f"--config.optimizer.name must be an optimiser of optax, but was {name!r}.")
+  try:
+    descent = factory(schedule(config, steps_per_epoch), **config.optimizer.kwargs.to_dict())
+  except TypeError as error:
+    raise InputError(f"--config.optimizer.kwargs does not fit optax.{name}: {error}.") from error
+  if not isinstance(descent, optax.GradientTransformation):
+    raise InputError(f"--config.optimizer.name must be an optimiser of optax, but was {name!r}.")
+  return optax.chain(optax.add_decayed_weights(config.optimizer.weight_decay), descent)
+
+
+def augment(config: ConfigDict) -> Callable[[Array, Array], Array] | None:
+  """The config's augmentations one after the other, or None."""
+  functions: list[Any] = [getattr(augmentation, name) for name in config.training.augment]
+  if not functions:
+    return None
+
+  def apply(keys: Array, images: Array) -> Array:
+    for stream, function in enumerate(functions):
+      images = function(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream), images)
+    return images
+
+  return apply

@@ -1,0 +1,163 @@
+"""Checkpoints that are whole or absent, verified when they are read (Orbax underneath).
+
+  checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+  state, note = checkpoints.restore(template)       # the newest good one, or (None, None)
+  checkpoints.save(state, heldout_robust=0.93)
+
+The last `keep` are kept, and beside them the best by held-out robust accuracy. With every
+checkpoint lies the SHA-256 of its arrays: one that is truncated or has a flipped bit is set aside
+with a warning, and the one before it is used.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from robust_opt.errors import RunError
+from robust_opt.training import TrainState
+
+# The metric of a checkpoint that was saved between two evaluations: it is never the best.
+_UNKNOWN = -1.0
+
+
+class Checkpoints:
+  """The checkpoints of one run, by step. In several processes every one calls every method."""
+
+  def __init__(self, directory: Path, keep: int) -> None:
+    self._directory = directory.absolute()
+    self._options = ocp.CheckpointManagerOptions(
+      best_fn=lambda metrics: metrics["heldout_robust"],
+      best_mode="max",
+      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+        [
+          checkpoint_managers.LatestN(keep),
+          checkpoint_managers.BestN(get_metric_fn=lambda m: m["heldout_robust"], n=1),
+        ]
+      ),
+      enable_async_checkpointing=False,
+      step_format_fixed_length=8,
+      cleanup_tmp_directories=True,
+    )
+    self._set_aside_unreadable()
+    self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+
+  def save(self, state: TrainState, heldout_robust: float | None = None) -> None:
+    """Saves the state under its step; a step that is there already is left as it is.
+
+    Args:
+      state: what to save.
+      heldout_robust: held-out robust accuracy, or None where it was not measured.
+
+    Raises:
+      RunError: it could not be written (a full disk, say); the checkpoints before it stand.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          note=ocp.args.JsonSave({"sha256": digest(state)}),
+        ),
+        metrics={"heldout_robust": _UNKNOWN if heldout_robust is None else float(heldout_robust)},
+      )
+      self._manager.wait_until_finished()
+    except Exception as error:
+      shutil.rmtree(self._path(step), ignore_errors=True)
+      raise RunError(
+        f"The checkpoint of step {step} could not be written to {self._directory} "
+        f"({_first_line(error)}); the last good one is {self.last_words()}."
+      ) from error
+
+  def restore(self, template: TrainState, which: str = "last") -> TrainState | None:
+    """The newest ("last") or the "best" state that is whole, or None if there is none.
+
+    Damaged ones met on the way are moved to `damaged/` and said in the log.
+
+    Args:
+      template: a state of the same shapes, types and placement.
+      which: "last" or "best".
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    while (step := self._step(which)) is not None:
+      try:
+        args = ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        if digest(restored.state) != restored.note["sha256"]:
+          raise ValueError("its arrays do not match their SHA-256")
+        return restored.state
+      except Exception as error:  # whatever the damage, the one before may be whole
+        self._set_aside(step, _first_line(error))
+        self._manager.reload()
+    return None
+
+  def best_step(self) -> int | None:
+    """The step of the best by held-out robust accuracy, or None if none was measured."""
+    step = self._manager.best_step()
+    return step if self.best_accuracy() > _UNKNOWN else None
+
+  def best_accuracy(self) -> float:
+    """The best held-out robust accuracy, or -1 if none was measured."""
+    step = self._manager.best_step()
+    return _UNKNOWN if step is None else self._manager.metrics(step)["heldout_robust"]
+
+  def close(self) -> None:
+    """Releases what the manager holds."""
+    self._manager.close()
+
+  def _step(self, which: str) -> int | None:
+    return self._manager.best_step() if which == "best" else self._manager.latest_step()
+
+  def _path(self, step: int) -> Path:
+    return self._directory / f"{step:08d}"
+
+  def last_words(self) -> str:
+    """Names the newest checkpoint, for a message."""
+    step = self._manager.latest_step()
+    return "that of the start" if step is None else f"step {step}"
+
+  def _set_aside_unreadable(self) -> None:
+    """Orbax reads every metric when it opens the folder; one that is damaged would stop it."""
+    for path in sorted(self._directory.glob("[0-9]" * 8)):
+      try:
+        float(json.loads((path / "metrics" / "metrics").read_text())["heldout_robust"])
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        self._set_aside(int(path.name), _first_line(error))
+
+  def _set_aside(self, step: int, reason: str) -> None:
+    logging.warning(
+      "The checkpoint of step %d is damaged (%s); it is set aside and the one before it is used.",
+      step,
+      reason,
+    )
+    if jax.process_index() == 0:
+      aside = self._directory.with_name("damaged") / f"{step:08d}"
+      shutil.rmtree(aside, ignore_errors=True)
+      aside.parent.mkdir(parents=True, exist_ok=True)
+      shutil.move(self._path(step), aside)
+
+
+def digest(tree: Any) -> str:
+  """SHA-256 of every array of a tree, with its place, type and shape."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    array = np.ascontiguousarray(jax.device_get(leaf))
+    sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

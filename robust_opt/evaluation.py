@@ -1,0 +1,110 @@
+"""Accuracy on clean examples and at the examples an attack makes of them.
+
+  evaluate = make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.l2(radius)), 500)
+  result = evaluate(params, model_state, data, radius, key)
+  accuracy = result.robust_correct.mean()
+
+The model runs in evaluation mode, random starts derive from each example's id, and the last
+batch is padded and masked: the answer counts every example once and depends neither on the batch
+size nor on the order. The radius is traced: a sweep over radii compiles once.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_opt import losses
+from robust_opt.maximizers import Attack
+from robust_opt.objectives import RobustObjective
+from robust_opt.training import ApplyFn, ArrayData, keys_of, take
+from robust_opt.types import Array, Batch, ModelState, Params
+
+
+class Evaluation(NamedTuple):
+  """What became of every example, each [N]; means of the first two are accuracies.
+
+  Attributes:
+    clean_correct: bool, whether the clean example is classified as its label.
+    robust_correct: bool, whether the perturbed example still is.
+    zero_gradient: bool, whether the first input gradient was exactly zero.
+  """
+
+  clean_correct: Array
+  robust_correct: Array
+  zero_gradient: Array
+
+
+class Perturbed(NamedTuple):
+  """A batch under attack: delta [B, *S], logits [B, C] at x and at x + delta."""
+
+  delta: Array
+  clean_logits: Array
+  robust_logits: Array
+  zero_gradient: Array
+
+
+def perturb(
+  apply: ApplyFn,
+  params: Params,
+  model_state: ModelState,
+  objective: RobustObjective,
+  attack: Attack,
+  batch: Batch,
+  key: Array,
+) -> Perturbed:
+  """Attacks a batch, with the model in evaluation mode."""
+
+  def forward(x: Array) -> tuple[Array, ModelState]:
+    return apply(params, model_state, x, train=False, key=None)
+
+  value_fn = objective.inner(forward, batch.x, batch.y)
+  delta, info = attack(value_fn, keys_of(key, batch.ids), batch.x)
+  zero = jnp.any(info.zero_gradient[:1], axis=0)
+  return Perturbed(delta, forward(batch.x)[0], forward(batch.x + delta)[0], zero)
+
+
+def make_evaluate(
+  apply: ApplyFn,
+  objective: RobustObjective,
+  make_attack: Callable[[Array], Attack],
+  batch_size: int,
+  *,
+  place_batch: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[[Params, ModelState, ArrayData, Array, Array], Evaluation]:
+  """A jittable evaluation of a whole data set.
+
+  Args:
+    apply: the model.
+    objective: whose inner value the attack ascends.
+    make_attack: (radius []) -> attack; called under trace.
+    batch_size: examples at a time; it changes speed and memory, not the answer.
+    place_batch: constrains where a batch lies (sharding.py).
+
+  Returns:
+    evaluate(params, model_state, data, radius [], key) -> Evaluation.
+  """
+
+  def evaluate(
+    params: Params, model_state: ModelState, data: ArrayData, radius: Array, key: Array
+  ) -> Evaluation:
+    num_examples = data.labels.shape[0]
+    num_batches = -(-num_examples // batch_size)
+    # The padding repeats the last example, and is cut off below.
+    ids = jnp.minimum(jnp.arange(num_batches * batch_size, dtype=jnp.int32), num_examples - 1)
+
+    def one_batch(ids: Array) -> Evaluation:
+      batch = place_batch(take(data, ids))
+      attack = make_attack(radius)
+      out = perturb(apply, params, model_state, objective, attack, batch, key)
+      return Evaluation(
+        losses.correct(out.clean_logits, batch.y),
+        losses.correct(out.robust_logits, batch.y),
+        out.zero_gradient,
+      )
+
+    stacked = jax.lax.map(one_batch, ids.reshape(num_batches, batch_size))
+    return jax.tree.map(lambda a: a.reshape(-1)[:num_examples], stacked)
+
+  return evaluate

@@ -1,0 +1,435 @@
+"""One experiment from its config to its work directory; read `run` from top to bottom.
+
+  summary = experiment.run(config, Path("runs/mnist_linf"))
+
+The work directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/, summary.json and
+three pictures. The same call on the same directory goes on where it was stopped, to the same bits.
+"""
+
+import json
+import platform
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from robust_opt import build, data, figures, models, sharding
+from robust_opt import config as config_lib
+from robust_opt.checkpoint import Checkpoints, digest
+from robust_opt.errors import DivergedError, InputError, PreemptedError
+from robust_opt.evaluation import Evaluation, make_evaluate, perturb
+from robust_opt.files import write_json
+from robust_opt.metrics import MetricWriter, ProgressDisplay, read_metrics
+from robust_opt.training import (
+  ArrayData,
+  EpochPlan,
+  TrainState,
+  init_state,
+  make_scan,
+  make_train_step,
+  take,
+)
+from robust_opt.types import Array
+
+# (state, norm, data, radius) -> what became of every example
+Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  """Trains, evaluates, and leaves everything in the work directory.
+
+  Args:
+    config: from configs/ or robust_opt.config.
+    workdir: a new directory, or that of the same config, whose run is then resumed.
+
+  Returns:
+    The summary, as in summary.json.
+
+  Raises:
+    InputError: the config or its data cannot be used, or the directory holds another experiment.
+    DivergedError: the loss is no longer finite; the last good checkpoint is kept.
+    PreemptedError: SIGTERM came; the state is saved.
+    RunError: a checkpoint could not be written.
+  """
+  started = time.monotonic()
+  config_lib.validate(config)
+  check_workdir(workdir, config)
+  experiment = assemble(config)
+  claim_workdir(workdir, config)
+
+  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+  restored = checkpoints.restore(experiment.state)
+  state = experiment.state if restored is None else restored
+  if restored is not None:
+    logging.info("Resuming from the checkpoint of step %d.", int(state.step))
+  state = train(config, workdir, experiment, state, checkpoints)
+  if config.evaluation.checkpoint == "best":
+    state = checkpoints.restore(experiment.state, "best") or state
+  best = {"step": checkpoints.best_step(), "heldout_robust": checkpoints.best_accuracy()}
+  checkpoints.close()
+
+  summary = evaluate_and_describe(config, experiment, state)
+  summary["best_checkpoint"] = best
+  summary["wall_seconds"] = round(time.monotonic() - started, 1)
+  if jax.process_index() == 0:
+    draw(config, workdir, experiment, state, summary)
+    write_json(workdir / "summary.json", summary)
+  return summary
+
+
+class Experiment(NamedTuple):
+  """What a config stands for: its data on the devices, its state before the first update, its parts.
+
+  Attributes:
+    splits: the data on the host.
+    train: the data on the devices, and so on.
+    heldout: chooses checkpoints.
+    test: is reported on.
+    state: before the first update.
+    scan: (state, num_steps) -> (state, metrics of every step).
+    evaluate: accuracy under the attack of a norm.
+    apply: the model.
+    steps_per_epoch: updates an epoch.
+    steps_per_scan: updates a call of scan.
+  """
+
+  splits: build.Splits
+  train: ArrayData
+  heldout: ArrayData
+  test: ArrayData
+  state: TrainState
+  scan: Callable[[TrainState, int], tuple[TrainState, Any]]
+  evaluate: Evaluate
+  apply: Any
+  steps_per_epoch: int
+  steps_per_scan: int
+
+
+def assemble(config: ConfigDict) -> Experiment:
+  """Builds every part and places the data on the devices."""
+  if config.training.batch_size % jax.device_count():
+    raise InputError(
+      f"--config.training.batch_size must be a multiple of the {jax.device_count()} devices, "
+      f"but was {config.training.batch_size}."
+    )
+  splits = build.splits(config)
+  plan = EpochPlan(
+    len(splits.train.labels), config.training.batch_size, shuffle=config.training.shuffle
+  )
+  net = build.model(config, splits.train)
+  apply = models.from_linen(net)
+  optimizer = build.optimizer(config, plan.num_steps)
+  objective = build.objective(config)
+
+  mesh = sharding.data_mesh()
+  init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
+  params, model_state = models.init(net, init_key, splits.train.images.shape[1:])
+  state = sharding.replicate(init_state(params, model_state, optimizer), mesh)
+  train, heldout, test = (
+    sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
+  )
+  train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
+
+  norm, radius, steps = config.uncertainty.name, config.uncertainty.radius, config.attack.num_steps
+  step = make_train_step(
+    apply,
+    optimizer,
+    objective,
+    build.attack(config, norm, radius, steps),
+    ascent_in_train_mode=config.attack.train_mode,
+  )
+  scan = jax.jit(
+    make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
+    static_argnums=3,
+    donate_argnums=0,
+    out_shardings=sharding.replicated(mesh),
+  )
+
+  @jax.jit(static_argnums=(3, 5), out_shardings=sharding.replicated(mesh))
+  def evaluate(
+    params: Any, model_state: Any, data: ArrayData, norm: str, radius: Array, batch_size: int
+  ) -> Evaluation:
+    # A standard net is attacked by one step, as the robust nets of the paper are.
+    evaluator = make_evaluate(
+      apply,
+      objective,
+      lambda radius: build.attack(config, norm, radius, max(1, steps)),
+      batch_size,
+      place_batch=sharding.batch_placer(mesh),
+    )
+    return evaluator(params, model_state, data, radius, evaluation_key)
+
+  def evaluate_norm(state: TrainState, norm: str, data: ArrayData, radius: float) -> Evaluation:
+    size = min(config.evaluation.batch_size, len(data.labels))
+    size = -(-size // jax.device_count()) * jax.device_count()
+    traced = sharding.replicate(np.float32(radius), mesh)
+    out = evaluate(state.params, state.model_state, data, norm, traced, size)
+    return jax.tree.map(np.asarray, out)
+
+  return Experiment(
+    splits=splits,
+    train=train,
+    heldout=heldout,
+    test=test,
+    state=state,
+    scan=lambda state, num_steps: scan(state, train, train_key, num_steps),
+    evaluate=evaluate_norm,
+    apply=apply,
+    steps_per_epoch=plan.num_steps,
+    steps_per_scan=scan_length(plan.num_steps, config.training.steps_per_scan),
+  )
+
+
+def scan_length(steps_per_epoch: int, most: int) -> int:
+  """Updates a scan: a divisor of the epoch where there is a good one, so that one shape compiles."""
+  best = max(n for n in range(1, min(most, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
+  return best if 4 * best >= min(most, steps_per_epoch) else min(most, steps_per_epoch)
+
+
+def train(
+  config: ConfigDict,
+  workdir: Path,
+  experiment: Experiment,
+  state: TrainState,
+  checkpoints: Checkpoints,
+) -> TrainState:
+  """Updates the state to the last epoch, logging, evaluating and saving on the way."""
+  per_epoch, epochs = experiment.steps_per_epoch, config.training.epochs
+  total, step = epochs * per_epoch, int(state.step)
+  leader = jax.process_index() == 0
+  with (
+    _sigterm_flag() as stop_requested,
+    _writer(workdir, step, leader) as writer,
+    ProgressDisplay(total, step, epochs, enabled=leader and step < total) as display,
+  ):
+    while step < total:
+      epoch, position = divmod(step, per_epoch)
+      num_steps = min(experiment.steps_per_scan, per_epoch - position)
+      began = time.monotonic()
+      state, metrics = experiment.scan(state, num_steps)
+      losses = np.asarray(metrics.loss)
+      rate = num_steps * config.training.batch_size / (time.monotonic() - began)
+      _stop_if_diverged(losses, step, checkpoints, workdir)
+      step += num_steps
+      values: dict[str, float | int] = {
+        "epoch": step / per_epoch,
+        "train/loss": float(losses.mean()),
+        "train/zero_gradients": int(np.asarray(metrics.zero_gradients).sum()),
+        "train/examples_per_second": round(rate, 1),
+      }
+      display.steps(step, epoch + 1, values["train/loss"], rate)
+      if step % per_epoch == 0:
+        heldout = experiment.evaluate(
+          state, config.uncertainty.name, experiment.heldout, config.uncertainty.radius
+        )
+        values |= {
+          "heldout/clean_accuracy": float(heldout.clean_correct.mean()),
+          "heldout/robust_accuracy": float(heldout.robust_correct.mean()),
+          "heldout/zero_gradients": int(heldout.zero_gradient.sum()),
+        }
+        display.epoch(epoch + 1, values)
+      if leader:
+        writer.write(step, values)
+      if step % per_epoch == 0:
+        robust = values["heldout/robust_accuracy"]
+        due = (step // per_epoch) % config.checkpoint.every_epochs == 0 or step == total
+        if due or robust > checkpoints.best_accuracy():
+          checkpoints.save(state, robust)
+      if stop_requested() and step < total:
+        checkpoints.save(state)
+        raise PreemptedError(
+          f"SIGTERM: stopped at step {step} of {total} and saved; "
+          f"the same command goes on from there."
+        )
+  return state
+
+
+def evaluate_and_describe(
+  config: ConfigDict, experiment: Experiment, state: TrainState
+) -> dict[str, Any]:
+  """Accuracies on the test set, with their counts, and where they come from."""
+  own, own_radius = config.uncertainty.name, config.uncertainty.radius
+  trained_on = config.attack.num_steps > 0
+  steps = max(1, config.attack.num_steps)
+  radii = {**config.evaluation.radii.to_dict(), **({own: own_radius} if trained_on else {})}
+  results: list[dict[str, Any]] = []
+  sweeps = []
+  for norm in sorted(radii, key=lambda n: n != own):
+    at_radius = experiment.evaluate(state, norm, experiment.test, radii[norm])
+    total = len(at_radius.clean_correct)
+    if not results:
+      clean = int(at_radius.clean_correct.sum())
+      results.append({"what": "clean", "correct": clean, "total": total, "zero_gradients": None})
+    plural = "step" if steps == 1 else "steps"
+    mark = " (training attack)" if trained_on and norm == own else ""
+    results.append(
+      {
+        "what": f"{norm} {radii[norm]:.4g}, {steps} {plural}{mark}",
+        "norm": norm,
+        "radius": radii[norm],
+        "correct": int(at_radius.robust_correct.sum()),
+        "total": total,
+        "zero_gradients": int(at_radius.zero_gradient.sum()),
+      }
+    )
+    swept = [multiple * radii[norm] for multiple in config.evaluation.sweep]
+    correct = [
+      int(experiment.evaluate(state, norm, experiment.test, r).robust_correct.sum()) for r in swept
+    ]
+    sweeps.append({"norm": norm, "radii": swept, "correct": correct, "total": total})
+  kind = f"robust training over {own} {own_radius:.4g}" if trained_on else "standard training"
+  return {
+    "title": f"{config.model.name} on {config.dataset.name}, {kind}, "
+    f"{config.training.epochs} epochs; radii in pixels of [0, 1]",
+    "results": results,
+    "sweeps": sweeps,
+    "step": int(state.step),
+    "params_sha256": digest(state.params),
+    "train_examples": len(experiment.splits.train.labels),
+    "heldout_examples": len(experiment.splits.heldout.labels),
+    "data_sha256": {
+      split.split: data.fingerprint(split)
+      for split in (experiment.splits.train, experiment.splits.test)
+    },
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    "peak_memory_mb": _peak_memory_mb(),
+    "config": config_lib.as_dict(config),
+  }
+
+
+def draw(
+  config: ConfigDict,
+  workdir: Path,
+  experiment: Experiment,
+  state: TrainState,
+  summary: dict[str, Any],
+) -> None:
+  """The three pictures of a run."""
+  figures.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
+  sweeps = [
+    {
+      "norm": sweep["norm"],
+      "radii": sweep["radii"],
+      "accuracy": np.array(sweep["correct"]) / sweep["total"],
+      "radius": next(r["radius"] for r in summary["results"] if r.get("norm") == sweep["norm"]),
+      "label": f"{config.model.name}, {config.dataset.name}",
+    }
+    for sweep in summary["sweeps"]
+  ]
+  figures.accuracy_against_radius(sweeps, workdir / "accuracy.png")
+  _draw_examples(config, workdir / "examples.png", experiment, state)
+
+
+def _draw_examples(
+  config: ConfigDict, path: Path, experiment: Experiment, state: TrainState, count: int = 8
+) -> None:
+  """The first test example of each of the first classes, under the run's own attack."""
+  labels = experiment.splits.test.labels
+  present = np.unique(labels)[:count]
+  index = np.array([np.flatnonzero(labels == label)[0] for label in present], np.int32)
+  local = jax.tree.map(np.asarray, (experiment.test, state.params, state.model_state))
+  test, params, model_state = local
+  batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(index))
+  attack = build.attack(
+    config, config.uncertainty.name, config.uncertainty.radius, max(1, config.attack.num_steps)
+  )
+  objective, key = build.objective(config), jax.random.key(config.seed)
+  out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
+    params, model_state, batch
+  )
+  figures.example_grid(
+    clean=np.asarray(batch.x),
+    delta=np.asarray(out.delta),
+    labels=np.asarray(batch.y),
+    clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
+    robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
+    path=path,
+    title=f"{config.uncertainty.name} {config.uncertainty.radius:.4g} (pixels in [0, 1])",
+  )
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+  """Refuses a directory that holds another experiment, or anything that is none of ours."""
+  path = workdir / "config.json"
+  if path.exists():
+    try:
+      old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise InputError(f"--workdir={workdir}: its config.json cannot be read ({error}).") from error
+    changed = config_lib.differences(old, config_lib.as_dict(config))
+    if changed:
+      raise InputError(
+        f"--workdir={workdir} holds another experiment; choose a new directory, or the same "
+        f"config. What differs: {'; '.join(changed)}."
+      )
+  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise InputError(
+      f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, "
+      f"but it holds something else."
+    )
+
+
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+  """Writes the resolved config, once."""
+  if jax.process_index() == 0 and not (workdir / "config.json").exists():
+    write_json(workdir / "config.json", config_lib.as_dict(config))
+
+
+def _stop_if_diverged(
+  losses: np.ndarray, step: int, checkpoints: Checkpoints, workdir: Path
+) -> None:
+  bad = np.flatnonzero(~np.isfinite(losses))
+  if bad.size:
+    raise DivergedError(
+      f"The loss became {losses[bad[0]]} at step {step + int(bad[0]) + 1}; the last good "
+      f"checkpoint is {checkpoints.last_words()} in {workdir / 'checkpoints'}. "
+      f"A smaller --config.optimizer.learning_rate may help."
+    )
+
+
+@contextmanager
+def _writer(workdir: Path, step: int, leader: bool) -> Iterator[Any]:
+  """The metric writer of the process that leads, and nothing elsewhere."""
+  if not leader:
+    yield None
+    return
+  with MetricWriter(workdir, step) as writer:
+    yield writer
+
+
+@contextmanager
+def _sigterm_flag() -> Iterator[Callable[[], bool]]:
+  """Within the block SIGTERM only raises a flag, on which all processes agree."""
+  seen = []
+  try:
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+  except ValueError:  # not the main thread: the signal is somebody else's business
+    yield lambda: False
+    return
+
+  def requested() -> bool:
+    if jax.process_count() == 1:
+      return bool(seen)
+    return bool(multihost_utils.process_allgather(np.array(bool(seen))).any())
+
+  try:
+    yield requested
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _peak_memory_mb() -> int:
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

@@ -1,0 +1,26 @@
+"""A small ConvNet for the 8x8 digits that scikit-learn bundles."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from robust_opt.models.layers import ConvPool, Standardise
+from robust_opt.types import Array
+
+
+class DigitsCNN(nn.Module):
+  """Two 3x3 convolutions with 2x2 pools, one hidden layer: [B, 8, 8, 1] -> [B, num_classes]."""
+
+  num_classes: int = 10
+  mean: float | Sequence[float] = 0.0
+  std: float | Sequence[float] = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """`train` changes nothing here."""
+    del train
+    x = Standardise(self.mean, self.std)(x)
+    for features in (32, 64):
+      x = nn.relu(ConvPool(features, (3, 3), pool_size=2, padding="SAME")(x))
+    x = nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1)))
+    return nn.Dense(self.num_classes)(x)

@@ -1,0 +1,23 @@
+"""Softmax regression: the one network whose worst case has a closed form."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from robust_opt.models.layers import Standardise
+from robust_opt.types import Array
+
+
+class SoftmaxRegression(nn.Module):
+  """One affine layer: images [B, *S] in [0, 1] -> logits [B, num_classes]."""
+
+  num_classes: int = 10
+  mean: float | Sequence[float] = 0.0
+  std: float | Sequence[float] = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """`train` changes nothing here."""
+    del train
+    x = Standardise(self.mean, self.std)(x)
+    return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))

@@ -1,0 +1,27 @@
+"""A multilayer perceptron with ReLU units."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from robust_opt.models.layers import Standardise
+from robust_opt.types import Array
+
+
+class MLP(nn.Module):
+  """Dense layers of the given widths: images [B, *S] in [0, 1] -> logits [B, num_classes]."""
+
+  num_classes: int = 10
+  widths: Sequence[int] = (200, 200)
+  mean: float | Sequence[float] = 0.0
+  std: float | Sequence[float] = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """`train` changes nothing here."""
+    del train
+    x = Standardise(self.mean, self.std)(x)
+    x = x.reshape(x.shape[0], -1)
+    for width in self.widths:
+      x = nn.relu(nn.Dense(width)(x))
+    return nn.Dense(self.num_classes)(x)

@@ -1,0 +1,52 @@
+"""Where arrays lie: a mesh over every device of every process, batches split, the rest replicated.
+
+  mesh = sharding.data_mesh()
+  state = sharding.replicate(state, mesh)
+  run = jax.jit(make_scan(step, plan, place_batch=sharding.batch_placer(mesh)), ...)
+
+On one device this is the identity, so that there is one code path.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from robust_opt.types import Batch, PyTree
+
+AXIS = "data"
+
+
+def data_mesh() -> Mesh:
+  """All devices of all processes in one axis, over which batches are split."""
+  return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Copies a tree of arrays, the same in every process, to every device."""
+  sharding = replicated(mesh)
+
+  def put(leaf: object) -> jax.Array:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      data = put(jax.random.key_data(leaf))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+  return jax.tree.map(put, tree)
+
+
+def batch_placer(mesh: Mesh) -> Callable[[Batch], Batch]:
+  """Inside a jitted function: splits a batch over the mesh along its first axis."""
+  sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+  def place(batch: Batch) -> Batch:
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, sharding), batch)
+
+  return place

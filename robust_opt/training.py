@@ -1,0 +1,226 @@
+"""The training step and the scan over many of them: pure functions, placed by the caller.
+
+  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.l2(0.5)))
+  state, metrics = jax.jit(step, donate_argnums=0)(state, batch, key)     # one device, or a mesh
+  state, metrics = jax.pmap(step_with_axis_name, "data", in_axes=(None, 0, None))(...)
+
+The same step runs under jit, jit over a mesh, pmap and shard_map: nothing in it knows where its
+arrays lie, except that under pmap and shard_map it must be told the axis to average over.
+
+Randomness is a function of (key, step) and of each example's id, its place in the data set, never
+of state that is carried, so that a run can be stopped and resumed to the same bits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from robust_opt.maximizers import Attack
+from robust_opt.objectives import RobustObjective
+from robust_opt.types import Array, Batch, Forward, ModelState, Params
+
+
+class ApplyFn(Protocol):
+  """A model: (params, model_state, x [B, *S]) -> (logits [B, C], updated model_state)."""
+
+  def __call__(
+    self, params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
+  ) -> tuple[Array, ModelState]:
+    """train: batch statistics of the batch and dropout by key, or running statistics and none."""
+    ...
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a checkpoint needs: no keys, no functions.
+
+  Attributes:
+    step: [], int32, updates made so far.
+    params: what is learnt.
+    model_state: what the model keeps beside it (batch statistics), or {}.
+    opt_state: the optimiser's.
+  """
+
+  step: Array
+  params: Params
+  model_state: ModelState
+  opt_state: optax.OptState
+
+
+class TrainMetrics(NamedTuple):
+  """What a step reports; the scan stacks it.
+
+  Attributes:
+    loss: [], the mean loss at the perturbed batch.
+    zero_gradients: [], int32, examples whose first input gradient was exactly zero, so that the
+      ascent left them where they were.
+  """
+
+  loss: Array
+  zero_gradients: Array
+
+
+TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, TrainMetrics]]
+
+
+def init_state(
+  params: Params, model_state: ModelState, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first update."""
+  return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
+
+
+def make_train_step(
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  objective: RobustObjective,
+  attack: Attack,
+  *,
+  ascent_in_train_mode: bool = False,
+  axis_name: str | None = None,
+) -> TrainStep:
+  """One update of Algorithm 1 (Shaham et al. 2015): ascend in x, then descend in theta there.
+
+  The ascent sees frozen parameters, so that it computes no gradient in them, and by default the
+  model in evaluation mode: every example then has a loss, and an adversary, of its own. In train
+  mode batch normalisation ties the examples of a batch together and dropout masks vary between the
+  ascent and the descent; that is what the authors' code did, and `ascent_in_train_mode` does it.
+  Either way the running statistics are updated by the descent alone.
+
+  Args:
+    apply: the model.
+    optimizer: what descends.
+    objective: what the adversary ascends and the learner descends.
+    attack: how the adversary ascends.
+    ascent_in_train_mode: see above.
+    axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
+      then drawn per device. Under shard_map turn check_vma off: it would sum the gradients of
+      replicated parameters over the devices before this function averages them.
+
+  Returns:
+    step(state, batch, key) -> (state, metrics); the key is folded with nothing, so give every step
+    one of its own.
+  """
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
+    chex.assert_rank([batch.y, batch.ids], 1)
+    start_key, ascent_key, descent_key = jax.random.split(key, 3)
+    if axis_name is not None:
+      place = jax.lax.axis_index(axis_name)
+      ascent_key, descent_key = (jax.random.fold_in(k, place) for k in (ascent_key, descent_key))
+
+    def forward(params: Params, train: bool, key: Array) -> Forward:
+      return lambda x: apply(params, state.model_state, x, train=train, key=key)
+
+    frozen = forward(jax.lax.stop_gradient(state.params), ascent_in_train_mode, ascent_key)
+    value_fn = objective.inner(frozen, batch.x, batch.y)
+    delta, info = attack(value_fn, keys_of(start_key, batch.ids), batch.x)
+    x_adv = batch.x + delta
+
+    def mean_loss(params: Params) -> tuple[Array, ModelState]:
+      trained = forward(params, True, descent_key)
+      loss, model_state = objective.outer(trained, batch.x, x_adv, batch.y)
+      chex.assert_rank(loss, 1)
+      return jnp.mean(loss), model_state
+
+    (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    zeros = jnp.sum(jnp.any(info.zero_gradient[:1], axis=0), dtype=jnp.int32)
+    if axis_name is not None:
+      loss, grads, model_state = jax.lax.pmean((loss, grads, model_state), axis_name)
+      zeros = jax.lax.psum(zeros, axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, model_state, opt_state), TrainMetrics(loss, zeros)
+
+  return step
+
+
+def keys_of(key: Array, ids: Array) -> Array:
+  """A key for every example, [B], that depends on its id alone."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+class ArrayData(NamedTuple):
+  """A data set at rest on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N]."""
+
+  images: Array | np.ndarray
+  labels: Array | np.ndarray
+
+
+def take(data: ArrayData, ids: Array) -> Batch:
+  """The examples of these ids [B], images as float32 pixels in [0, 1]."""
+  images = jnp.asarray(data.images)[ids]
+  if images.dtype == jnp.uint8:
+    images = images.astype(jnp.float32) / 255.0
+  return Batch(images, jnp.asarray(data.labels)[ids], ids)
+
+
+class EpochPlan(NamedTuple):
+  """How an epoch walks through the data.
+
+  Attributes:
+    num_examples: N.
+    batch_size: B; what is left over when N is no multiple of it waits for another epoch's order.
+    shuffle: whether every epoch has an order of its own.
+  """
+
+  num_examples: int
+  batch_size: int
+  shuffle: bool = True
+
+  @property
+  def num_steps(self) -> int:
+    """Updates an epoch."""
+    return self.num_examples // self.batch_size
+
+
+def make_scan(
+  step: TrainStep,
+  plan: EpochPlan,
+  *,
+  augment: Callable[[Array, Array], Array] | None = None,
+  place_batch: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[..., tuple[TrainState, TrainMetrics]]:
+  """Many training steps as one lax.scan over data that lies on the device.
+
+  The order of an epoch derives from (key, epoch), the noise of a step from (key, step), so that
+  any part of any epoch can be run again to the same bits.
+
+  Args:
+    step: from make_train_step.
+    plan: the walk through the data.
+    augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
+    place_batch: constrains where a batch lies (sharding.py).
+
+  Returns:
+    run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
+    updates from state.step on. They must not cross the end of an epoch.
+  """
+
+  def run(
+    state: TrainState, data: ArrayData, key: Array, num_steps: int
+  ) -> tuple[TrainState, TrainMetrics]:
+    order_key, noise_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
+    epoch, position = jnp.divmod(state.step, plan.num_steps)
+    order = jnp.arange(plan.num_examples, dtype=jnp.int32)
+    if plan.shuffle:
+      order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
+    start = position * plan.batch_size
+    ids = jax.lax.dynamic_slice(order, (start,), (num_steps * plan.batch_size,))
+
+    def body(state: TrainState, ids: Array) -> tuple[TrainState, TrainMetrics]:
+      batch = place_batch(take(data, ids))
+      augment_key, step_key = jax.random.split(jax.random.fold_in(noise_key, state.step))
+      if augment is not None:
+        batch = batch._replace(x=augment(keys_of(augment_key, batch.ids), batch.x))
+      return step(state, batch, step_key)
+
+    return jax.lax.scan(body, state, ids.reshape(num_steps, plan.batch_size))
+
+  return run
