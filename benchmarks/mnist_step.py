@@ -1,0 +1,189 @@
+"""Training step of the paper's MNIST net: robust_opt inside its scan against PyTorch eager.
+
+Run: python benchmarks/mnist_step.py [--steps 20] [--repeats 9] [--norm linf] [--data_dir DIR]
+
+Three steps at batch 100: standard, Algorithm 1 (one ascent step, one descent step) and PGD-10.
+Both frameworks gather the batch from uint8 images and take the same steps. The timings are
+interleaved, so that another process disturbs all of them alike. DIR holds prepared TFDS sets;
+without it the images are random, which changes no time.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+import torch.nn.functional as F
+
+from robust_opt.models.mnist_cnn import MnistCNN
+
+BATCH, RADIUS, PGD_STEPS = 100, 0.1, 10
+MEAN, STD = 0.1000, 0.2752
+ASCENT_STEPS = {"standard": 0, "Algorithm 1": 1, "PGD-10": PGD_STEPS}
+Epoch = Callable[[], None]  # runs args.steps training steps and waits for them
+
+
+def robust_opt_epoch(x: np.ndarray, y: np.ndarray, order: np.ndarray, k: int, norm: str) -> Epoch:
+  """k ascent steps before each descent step, all steps in one jitted scan."""
+  model = MnistCNN(mean=MEAN, std=STD)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+  optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-3, momentum=0.9))
+  examples = jnp.asarray(x), jnp.asarray(y), jnp.asarray(order)
+  rate = RADIUS if k == 1 else RADIUS / 4
+
+  def losses(variables: optax.Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(model.apply(variables, x), y)
+
+  def length(delta: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(delta**2, axis=(1, 2, 3), keepdims=True))
+
+  def ascend(variables: optax.Params, x: jax.Array, y: jax.Array) -> jax.Array:
+    def step(delta: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+      value, g = jax.value_and_grad(lambda d: losses(variables, x + d, y).sum())(delta)
+      if norm == "linf":
+        return jnp.clip(delta + rate * jnp.sign(g), -RADIUS, RADIUS), value
+      delta = delta + rate * g / jnp.maximum(length(g), 1e-12)
+      return delta * jnp.minimum(1, RADIUS / jnp.maximum(length(delta), 1e-12)), value
+
+    return jax.lax.stop_gradient(jax.lax.scan(step, jnp.zeros_like(x), None, length=k)[0])
+
+  @jax.jit
+  def epoch(state: optax.Params, x: jax.Array, y: jax.Array, order: jax.Array) -> optax.Params:
+    def step(state: optax.Params, index: jax.Array) -> tuple[optax.Params, jax.Array]:
+      variables, opt_state = state
+      images, labels = x[index].astype(jnp.float32) / 255, y[index]
+      if k:
+        images = images + ascend(variables, images, labels)
+      loss, grads = jax.value_and_grad(lambda v: losses(v, images, labels).mean())(variables)
+      updates, opt_state = optimizer.update(grads, opt_state, variables)
+      return (optax.apply_updates(variables, updates), opt_state), loss
+
+    return jax.lax.scan(step, state, order)
+
+  state = (variables, optimizer.init(variables))
+  return lambda: jax.block_until_ready(epoch(state, *examples))
+
+
+def torch_epoch(
+  x: np.ndarray, y: np.ndarray, order: np.ndarray, k: int, norm: str, layout: torch.memory_format
+) -> Epoch:
+  """The same steps in eager mode."""
+  model = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 32, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(3),
+    torch.nn.Conv2d(32, 64, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+    torch.nn.Flatten(), torch.nn.Linear(256, 200), torch.nn.ReLU(), torch.nn.Linear(200, 10),
+  )  # fmt: skip
+  for parameter in model.parameters():
+    if parameter.ndim == 4:
+      parameter.data = parameter.data.contiguous(memory_format=layout)
+  optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3)
+  inputs, labels = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y).long()
+  batches = torch.from_numpy(order).long()
+  rate = RADIUS if k == 1 else RADIUS / 4
+
+  def loss(x: torch.Tensor, y: torch.Tensor, reduction: str) -> torch.Tensor:
+    return F.cross_entropy(model((F.pad(x, (2, 2, 2, 2)) - MEAN) / STD), y, reduction=reduction)
+
+  def length(delta: torch.Tensor) -> torch.Tensor:
+    return delta.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+  def ascend(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    model.requires_grad_(False)
+    delta = torch.zeros_like(x)
+    for _ in range(k):
+      delta.requires_grad_(True)
+      (g,) = torch.autograd.grad(loss(x + delta, y, "sum"), delta)
+      delta = delta.detach()
+      if norm == "linf":
+        delta = (delta + rate * g.sign()).clamp(-RADIUS, RADIUS)
+      else:
+        delta = delta + rate * g / length(g).clamp(min=1e-12)
+        delta = delta * (RADIUS / length(delta).clamp(min=1e-12)).clamp(max=1)
+    model.requires_grad_(True)
+    return delta
+
+  def epoch() -> None:
+    for index in batches:
+      images = (inputs[index].float() / 255).contiguous(memory_format=layout)
+      if k:
+        images = images + ascend(images, labels[index])
+      optimizer.zero_grad()
+      loss(images, labels[index], "mean").backward()
+      optimizer.step()
+
+  return epoch
+
+
+def load(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
+  """Images [N, 28, 28, 1] uint8 and labels [N] int32."""
+  if data_dir is None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (6000, 28, 28, 1)) * (rng.random((6000, 28, 28, 1)) < 0.2)
+    return x.astype(np.uint8), rng.integers(0, 10, 6000).astype(np.int32)
+  import tensorflow_datasets as tfds
+
+  source = tfds.data_source("mnist", split="train", data_dir=data_dir)
+  examples = source.__getitems__(range(6000))
+  x = np.stack([example["image"] for example in examples])
+  return x, np.array([example["label"] for example in examples], np.int32)
+
+
+def main() -> None:
+  """Prints the tables."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--steps", type=int, default=20, help="training steps in one scan")
+  parser.add_argument("--repeats", type=int, default=9, help="timings of each entry")
+  parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
+  parser.add_argument("--data_dir", help="folder of prepared TFDS sets; random images without it")
+  args = parser.parse_args()
+  torch.set_num_threads(2)
+
+  x, y = load(args.data_dir)
+  order = np.random.default_rng(1).permutation(len(x))
+  order = np.resize(order, (args.steps, BATCH)).astype(np.int32)
+  columns = ["robust_opt", "torch NCHW", "torch channels_last"]
+  epochs: dict[tuple[str, str], Epoch] = {}
+  for row, k in ASCENT_STEPS.items():
+    given = (x, y, order, k, args.norm)
+    epochs[row, columns[0]] = robust_opt_epoch(*given)
+    epochs[row, columns[1]] = torch_epoch(*given, torch.contiguous_format)
+    epochs[row, columns[2]] = torch_epoch(*given, torch.channels_last)
+
+  def timed(epoch: Epoch) -> float:
+    start = time.perf_counter()
+    epoch()
+    return time.perf_counter() - start
+
+  first = {entry: timed(epoch) for entry, epoch in epochs.items()}
+  times: dict[tuple[str, str], list[float]] = {entry: [] for entry in epochs}
+  for _ in range(args.repeats):
+    for entry, epoch in epochs.items():
+      times[entry].append(1e3 * timed(epoch) / args.steps)
+  median = {entry: statistics.median(values) for entry, values in times.items()}
+
+  print(f"ms a step, batch {BATCH}, {args.norm}: median [minimum] of {args.repeats}")
+  print(f"| step | {' | '.join(columns)} | robust_opt / best torch |\n|---|---|---|---|---|")
+  for row in ASCENT_STEPS:
+    cells = [f"{median[row, c]:.1f} [{min(times[row, c]):.1f}]" for c in columns]
+    ratio = median[row, columns[0]] / min(median[row, c] for c in columns[1:])
+    print(f"| {row} | {' | '.join(cells)} | {ratio:.2f} |")
+  for row in ("Algorithm 1", "PGD-10"):
+    cells = [f"{median[row, c] / median['standard', c]:.2f}" for c in columns]
+    print(f"| {row} / standard | {' | '.join(cells)} | |")
+  compile_times = [
+    f"{row} {first[row, columns[0]] - median[row, columns[0]] * args.steps / 1e3:.1f} s"
+    for row in ASCENT_STEPS
+  ]
+  print(f"\nrobust_opt compiles: {', '.join(compile_times)}")
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  print(f"Peak resident memory of this process, both frameworks: {peak:.0f} MiB")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,174 @@
+"""Convolution and pooling, formulated by backend: native on GPU and TPU, as matmuls on CPU.
+
+On CPU XLA runs a convolution inside lax.scan many times slower than outside of it, and the
+gradients of reduce_window and of a plain reshaped maximum are slow too; matmuls of patches do not
+suffer. Both formulations take the same parameters and give the same outputs and gradients, so
+that a checkpoint moves between machines. benchmarks/README.md has the numbers.
+
+Tie rule of every maximum, on every backend: entries that tie share the gradient in equal parts.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robust_opt.types import Array
+
+Initializer = Callable[..., Array]
+
+formulation: str | None = None  # 'matmul' or 'native' overrides the choice by backend
+
+
+def use_matmul() -> bool:
+  """Whether convolutions are formulated as matmuls; asked when a function is traced."""
+  if formulation not in (None, "matmul", "native"):
+    raise ValueError(f"formulation must be 'matmul', 'native' or None, not {formulation!r}.")
+  return jax.default_backend() == "cpu" if formulation is None else formulation == "matmul"
+
+
+def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
+  """Cross-correlation with stride 1.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [h, w, C, D].
+    padding: 'VALID' or 'SAME'.
+
+  Returns:
+    [B, H', W', D], where H' = H - h + 1 for 'VALID' and H' = H for 'SAME'.
+  """
+  x = _pad(x, kernel, padding)
+  if use_matmul():
+    height, width, channels, features = kernel.shape
+    if channels < 8:  # two stages make fewer and longer copies where a pixel has few channels
+      patches = _patches(_patches(x, 1, width), height, 1)
+    else:
+      patches = _patches(x, height, width)
+    return patches @ kernel.reshape(-1, features)
+  layout = ("NHWC", "HWIO", "NHWC")
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def max_pool(x: Array, size: int) -> Array:
+  """Maximum over windows of size x size with stride size; what does not fill a window is dropped.
+
+  Args:
+    x: [B, H, W, C].
+    size: side of the window.
+
+  Returns:
+    [B, H // size, W // size, C].
+  """
+  return _windows(x, size).max(axis=(2, 4))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+  """The rule of jnp.max, whose only slow part on CPU is to count the ties by a reduction."""
+  (x,), (x_dot,) = primals, tangents
+  y = max_pool(x, size)
+  x, x_dot = _windows(x, size), _windows(x_dot, size)
+  ties = sum((x[:, :, i, :, j] == y).astype(y.dtype) for i in range(size) for j in range(size))
+  attains = x == y[:, :, None, :, None]
+  return y, jnp.where(attains, x_dot, 0).sum(axis=(2, 4)) / ties
+
+
+def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID") -> Array:
+  """max_pool(convolve(x, kernel, padding), size), computing no output that the pool drops."""
+  x = _pad(x, kernel, padding)
+  (h, w), (height, width) = kernel.shape[:2], x.shape[1:3]
+  rows, columns = (height - h + 1) // size * size, (width - w + 1) // size * size
+  return max_pool(convolve(x[:, : rows + h - 1, : columns + w - 1], kernel), size)
+
+
+def _pad(x: Array, kernel: Array, padding: str) -> Array:
+  """Zeros around x [B, H, W, C] such that 'VALID' then means the given padding."""
+  if padding not in ("SAME", "VALID"):
+    raise ValueError(f"padding must be 'SAME' or 'VALID', not {padding!r}.")
+  if padding == "VALID":
+    return x
+  around = [((k - 1) // 2, k // 2) for k in kernel.shape[:2]]
+  return jnp.pad(x, ((0, 0), *around, (0, 0)))
+
+
+def _patches(x: Array, h: int, w: int) -> Array:
+  """The h x w neighbourhood of each position: [B, H, W, C] -> [B, H-h+1, W-w+1, h*w*C]."""
+  rows, columns = x.shape[1] - h + 1, x.shape[2] - w + 1
+  shifts = [x[:, i : i + rows, j : j + columns] for i in range(h) for j in range(w)]
+  return jnp.concatenate(shifts, axis=-1)
+
+
+def _windows(x: Array, size: int) -> Array:
+  """[B, H, W, C] -> [B, H // size, size, W // size, size, C]."""
+  batch, height, width, channels = x.shape
+  rows, columns = height // size, width // size
+  x = x[:, : rows * size, : columns * size]
+  return x.reshape(batch, rows, size, columns, size, channels)
+
+
+class Conv(nn.Module):
+  """Convolution with stride 1: [B, H, W, C] -> [B, H', W', features].
+
+  Parameters: kernel [*kernel_size, C, features] and bias [features], as in nn.Conv; float32,
+  whatever the dtype of the arithmetic.
+  """
+
+  features: int
+  kernel_size: tuple[int, int]
+  padding: str = "SAME"
+  use_bias: bool = True
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # noqa: D102
+    return _affine(self, x, lambda x, kernel: convolve(x, kernel, self.padding))
+
+
+class ConvPool(nn.Module):
+  """Conv and max_pool in one: [B, H, W, C] -> [B, H' // pool_size, W' // pool_size, features].
+
+  Bias and ReLU commute with the maximum: apply the ReLU after this layer, on fewer elements.
+  The parameters are those of Conv.
+  """
+
+  features: int
+  kernel_size: tuple[int, int]
+  pool_size: int
+  padding: str = "SAME"
+  use_bias: bool = True
+  kernel_init: Initializer = nn.initializers.lecun_normal()
+  bias_init: Initializer = nn.initializers.zeros
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # noqa: D102
+    pool_size, padding = self.pool_size, self.padding
+    return _affine(self, x, lambda x, kernel: convolve_max_pool(x, kernel, pool_size, padding))
+
+
+def _affine(module: Conv | ConvPool, x: Array, linear: Callable[[Array, Array], Array]) -> Array:
+  """linear(x, kernel) + bias, with the parameters that Conv and ConvPool have in common."""
+  shape = (*module.kernel_size, x.shape[-1], module.features)
+  kernel = module.param("kernel", module.kernel_init, shape)
+  x = linear(x.astype(module.dtype), kernel.astype(module.dtype))
+  if module.use_bias:
+    x = x + module.param("bias", module.bias_init, (module.features,)).astype(module.dtype)
+  return x
+
+
+class Standardise(nn.Module):
+  """(x - mean) / std for x [B, H, W, C]; mean and std are a number or one number a channel."""
+
+  mean: float | Sequence[float]
+  std: float | Sequence[float]
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:  # noqa: D102
+    return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.std, x.dtype)

@@ -1,0 +1,43 @@
+"""The MNIST network of Shaham, Yamada and Negahban (https://arxiv.org/abs/1511.05432)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from robust_opt.models.layers import ConvPool, Standardise
+from robust_opt.types import Array
+
+
+class MnistCNN(nn.Module):
+  """Pixels x [B, 28, 28, 1] in [0, 1] -> logits [B, num_classes].
+
+  Zero-pad to 32 x 32, standardise, conv 5x5x32 - ReLU - max pool 3x3, conv 5x5x64 - ReLU -
+  max pool 2x2, dense 200 - ReLU, dense num_classes.
+
+  Attributes:
+    num_classes: number of classes.
+    mean: of the padded training pixels, a number or one a channel.
+    std: of the padded training pixels, a number or one a channel.
+    input_batch_norm: also normalise the input by batch statistics, without scale and offset; the
+      running ones (collection 'batch_stats') serve when not train.
+  """
+
+  num_classes: int = 10
+  mean: float | Sequence[float] = 0.1000
+  std: float | Sequence[float] = 0.2752
+  input_batch_norm: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:  # noqa: D102
+    x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    x = Standardise(self.mean, self.std)(x)
+    if self.input_batch_norm:
+      x = nn.BatchNorm(
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False
+      )(x)
+    x = nn.relu(ConvPool(32, (5, 5), 3, padding="VALID", name="conv1")(x))
+    x = nn.relu(ConvPool(64, (5, 5), 2, padding="VALID", name="conv2")(x))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(200, name="dense1")(x))
+    return nn.Dense(self.num_classes, name="dense2")(x)

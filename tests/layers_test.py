@@ -1,0 +1,192 @@
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_opt.models import layers
+from robust_opt.models.mnist_cnn import MnistCNN
+
+
+def normal(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.fixture(params=["matmul", "native"])
+def formulation(request, monkeypatch):
+  monkeypatch.setattr(layers, "formulation", request.param)
+  return request.param
+
+
+def test_formulation_follows_the_backend_unless_set(monkeypatch):
+  assert layers.use_matmul()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert not layers.use_matmul()
+  monkeypatch.setattr(layers, "formulation", "matmul")
+  assert layers.use_matmul()
+  monkeypatch.setattr(layers, "formulation", "im2col")
+  with pytest.raises(ValueError, match="im2col"):
+    layers.use_matmul()
+
+
+@pytest.mark.parametrize("channels", [1, 8])  # both ways of extracting patches
+@pytest.mark.parametrize(
+  ("kernel_size", "padding"), [((3, 3), "SAME"), ((5, 5), "VALID"), ((2, 3), "SAME")]
+)
+def test_convolve_is_flax_conv(formulation, channels, padding, kernel_size):
+  x = normal(0, 2, 7, 8, channels)
+  reference = nn.Conv(4, kernel_size, padding=padding, bias_init=nn.initializers.normal())
+  ours = layers.Conv(4, kernel_size, padding=padding)
+  variables = jax.jit(reference.init)(jax.random.key(1), x)
+  shapes = jax.eval_shape(ours.init, jax.random.key(1), x)
+  chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
+  y, expected = jax.jit(ours.apply)(variables, x), jax.jit(reference.apply)(variables, x)
+  chex.assert_equal_shape([y, expected])
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_unknown_padding_is_refused():
+  with pytest.raises(ValueError, match="CIRCULAR"):
+    layers.convolve(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), "CIRCULAR")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_max_pool_is_flax_max_pool_where_nothing_ties(size):
+  x = normal(0, 2, 8, 7, 3)
+
+  def value_and_grad(pool):
+    def value(x):
+      y = pool(x)
+      return (y * normal(1, *y.shape)).sum(), y
+
+    return jax.jit(jax.value_and_grad(value, has_aux=True))(x)
+
+  chex.assert_trees_all_close(
+    value_and_grad(lambda x: layers.max_pool(x, size)),
+    value_and_grad(lambda x: nn.max_pool(x, (size, size), strides=(size, size))),
+  )
+
+
+def test_ties_share_the_gradient():
+  window = jnp.array([[1.0, 3.0], [3.0, 3.0]])[None, :, :, None]
+  grad = jax.grad(lambda x: layers.max_pool(x, 2).sum())(window)
+  np.testing.assert_allclose(grad[0, :, :, 0], [[0.0, 1 / 3], [1 / 3, 1 / 3]], rtol=1e-6)
+
+
+def test_ties_before_the_relu_share_the_gradient_after_it(formulation):
+  """A constant image: every window ties, above zero in one feature and below in the other."""
+  x, kernel = jnp.ones((1, 6, 6, 1)), jnp.ones((3, 3, 1, 2)) * jnp.array([1.0, -1.0])
+  y, vjp = jax.vjp(lambda x: nn.relu(layers.convolve_max_pool(x, kernel, 2)), x)
+  np.testing.assert_allclose(y, jnp.broadcast_to(jnp.array([9.0, 0.0]), (1, 2, 2, 2)))
+  overlaps = np.array([1, 2, 3, 3, 2, 1])  # of the 3-windows at 4 positions over 6 pixels
+  expected = np.outer(overlaps, overlaps) / 4
+  np.testing.assert_allclose(vjp(jnp.ones_like(y))[0][0, :, :, 0], expected, rtol=1e-6)
+
+
+def test_max_pool_differentiates_in_both_modes_and_twice():
+  x = normal(0, 1, 4, 5, 2)
+
+  def value(x):
+    return (layers.max_pool(x, 2) ** 3).sum()
+
+  grad = jax.jit(jax.grad(value))
+  chex.assert_trees_all_close(jax.jit(jax.jacfwd(value))(x), grad(x), rtol=1e-5)
+  direction = normal(1, *x.shape)
+  _, forward_over_reverse = jax.jvp(grad, (x,), (direction,))
+  reverse_over_reverse = jax.jit(jax.grad(lambda x: jnp.vdot(grad(x), direction)))(x)
+  chex.assert_trees_all_close(forward_over_reverse, reverse_over_reverse, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_conv_pool_is_conv_then_pool(formulation, padding):
+  x = normal(0, 2, 10, 9, 3)
+  fused = layers.ConvPool(4, (3, 3), 2, padding=padding, bias_init=nn.initializers.normal())
+  conv = layers.Conv(4, (3, 3), padding=padding)
+  variables = jax.jit(fused.init)(jax.random.key(0), x)
+
+  def fused_value(variables, x):
+    return (nn.relu(fused.apply(variables, x)) ** 2).sum()
+
+  def value(variables, x):
+    return (layers.max_pool(nn.relu(conv.apply(variables, x)), 2) ** 2).sum()
+
+  chex.assert_trees_all_close(
+    jax.jit(jax.value_and_grad(fused_value, (0, 1)))(variables, x),
+    jax.jit(jax.value_and_grad(value, (0, 1)))(variables, x),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+
+
+def test_dtype_of_the_arithmetic(formulation):
+  layer, x = layers.ConvPool(4, (3, 3), 2, dtype=jnp.bfloat16), normal(0, 2, 6, 6, 3)
+  variables = jax.jit(layer.init)(jax.random.key(0), x)
+  chex.assert_type(jax.tree.leaves(variables), jnp.float32)
+  chex.assert_type(jax.jit(layer.apply)(variables, x), jnp.bfloat16)
+
+
+def test_standardise_by_channel():
+  x = normal(0, 2, 3, 3, 3)
+  mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
+  y = layers.Standardise(mean, std).apply({}, x)
+  np.testing.assert_allclose(y, (x - np.array(mean)) / np.array(std), rtol=1e-4, atol=1e-6)
+
+
+def images(batch):
+  """Mostly black images, as MNIST's, so that many pool windows tie."""
+  x = jax.random.uniform(jax.random.key(0), (batch, 28, 28, 1))
+  return jnp.where(x < 0.8, 0.0, x)
+
+
+def test_mnist_cnn_formulations_agree(monkeypatch):
+  model, x, y = MnistCNN(), images(4), jnp.arange(4)
+  variables = jax.jit(model.init)(jax.random.key(1), x)
+
+  def loss(variables, x):
+    logits = model.apply(variables, x)
+    chex.assert_shape(logits, (4, 10))
+    return -(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, 10)).sum(), logits
+
+  results = []
+  for name in ["matmul", "native"]:
+    monkeypatch.setattr(layers, "formulation", name)
+    jax.clear_caches()  # the choice is made when tracing
+    results.append(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x))
+  chex.assert_tree_all_finite(results[0])
+  chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_mnist_cnn_is_the_paper_net():
+  """Against flax's own layers in the order of the paper: ReLU before the pool, nothing cropped."""
+  model, x = MnistCNN(), images(3)
+  params = jax.jit(model.init)(jax.random.key(1), x)["params"]
+  assert jax.tree.map(jnp.shape, params) == {
+    "conv1": {"kernel": (5, 5, 1, 32), "bias": (32,)},
+    "conv2": {"kernel": (5, 5, 32, 64), "bias": (64,)},
+    "dense1": {"kernel": (256, 200), "bias": (200,)},
+    "dense2": {"kernel": (200, 10), "bias": (10,)},
+  }
+  h = (jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) - 0.1000) / 0.2752
+  h = nn.Conv(32, (5, 5), padding="VALID").apply({"params": params["conv1"]}, h)
+  h = nn.max_pool(nn.relu(h), (3, 3), strides=(3, 3))
+  h = nn.Conv(64, (5, 5), padding="VALID").apply({"params": params["conv2"]}, h)
+  h = nn.max_pool(nn.relu(h), (2, 2), strides=(2, 2)).reshape(3, -1)
+  h = nn.relu(nn.Dense(200).apply({"params": params["dense1"]}, h))
+  h = nn.Dense(10).apply({"params": params["dense2"]}, h)
+  np.testing.assert_allclose(model.apply({"params": params}, x), h, atol=1e-4)
+
+
+def test_mnist_cnn_input_batch_norm():
+  model, x = MnistCNN(num_classes=3, input_batch_norm=True), images(4)
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  plain = jax.eval_shape(MnistCNN(num_classes=3).init, jax.random.key(0), x)
+  chex.assert_trees_all_equal_shapes(variables["params"], plain["params"])  # nothing affine
+  _, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
+  ((name, statistics),) = updated["batch_stats"].items()
+  standardised = (jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) - 0.1000) / 0.2752
+  np.testing.assert_allclose(statistics["mean"], [0.1 * standardised.mean()], rtol=1e-4)
+  np.testing.assert_allclose(statistics["var"], [0.9 + 0.1 * standardised.var()], rtol=1e-4)
+  assert name in variables["batch_stats"]
+  logits = model.apply({**variables, **updated}, x)  # evaluation: no mutable collection
+  chex.assert_shape(logits, (4, 3))
