@@ -15,6 +15,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     labels: [B], integers.
   """
   chex.assert_rank([logits, labels], [2, 1])
+  labels = jnp.where(labels < 0, logits.shape[-1], labels)  # else -1 would be the last class
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

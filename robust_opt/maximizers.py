@@ -88,8 +88,11 @@ def pgd(
 
     delta_{t+1} = project onto U(x) of delta_t + steepest ascent in step(x + delta_t)
 
-  A step is itself a steepest ascent, over a smaller set around the current point: with the same
-  box on both sets, none of it is wasted on pixels that are saturated already.
+  A step is itself a steepest ascent, over a smaller set around the current point. Over l2 and l1
+  take steps of `l2` without a box: that is projected gradient ascent, which climbs to the maximum
+  of a concave function, since the projection knows of the box. An l1 step without a box is lost on
+  a pixel that is saturated; l2 and l1 steps with one stop short of the maximum, since the
+  projection then takes from saturated pixels what no step gives back.
 
   Args:
     uncertainty: the set to stay in.
@@ -161,14 +164,16 @@ def robustify(
 
   @functools.wraps(loss)
   def robust_loss(*args: Any, key: Array | None = None, **kwargs: Any) -> Any:
-    frozen_args, frozen_kwargs = jax.tree.map(_freeze, (args, kwargs))
+    place = range(len(args))[argnum]  # which may be negative, as in jax.grad
+    before, x, after = args[:place], args[place], args[place + 1 :]
+    frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
 
     def value_fn(x: Array) -> Array:
-      out = loss(*frozen_args[:argnum], x, *frozen_args[argnum + 1 :], **frozen_kwargs)
+      out = loss(*frozen[0], x, *frozen[2], **frozen[3])
       return out[0] if has_aux else out
 
-    delta, _ = attack(value_fn, key, frozen_args[argnum])
-    return loss(*args[:argnum], args[argnum] + delta, *args[argnum + 1 :], **kwargs)
+    delta, _ = attack(value_fn, key, frozen[1])
+    return loss(*before, x + delta, *after, **kwargs)
 
   return robust_loss
 
@@ -181,7 +186,7 @@ def _value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, 
     return jnp.sum(value), value
 
   (_, value), grad = jax.value_and_grad(total, has_aux=True)(x)
-  zero = jnp.all(grad.reshape(x.shape[0], -1) == 0, axis=1)
+  zero = jnp.all(grad == 0, axis=range(1, grad.ndim))
   return AscentInfo(value, zero), grad
 
 

@@ -11,6 +11,7 @@ one after the other is not the projection onto both; these are.
 |  radius 0               |  0                                 |
 |  radius inf             |  delta, cut by the bounds          |
 |  delta inside           |  delta itself, to the bit          |
+|  delta huge             |  exact to an ulp of its entries    |
 |  NaN in delta           |  NaN                               |
 """
 
@@ -46,11 +47,8 @@ def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   smallest t >= 0 that keeps the norm.
   """
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
-  if bounds is None:
-    outside = optax.projections.projection_l1_ball(delta, jnp.where(radius > 0, radius, 1.0))
-  else:
-    outside = _soft_threshold_l1(delta, radius, bounds)
-  # The rounding of large entries may leave the ball by a few ulps of theirs: shrink it back.
+  outside = _soft_threshold(delta, radius, jnp.inf if bounds is None else room(delta, bounds))
+  # Long sums round: shrink what they leave outside.
   norm = l1_norm(outside)
   outside = outside * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
   return jnp.where(l1_norm(inside) <= radius, inside, outside)
@@ -69,8 +67,8 @@ def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   cap = room(v, bounds) / scale  # in units of the radius, so that no square under- or overflows
 
   def fill(magnitude: Array, cap: Array, saturated: Array) -> Array:
-    budget = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(jnp.where(saturated, cap, 0.0) ** 2), 0.0))
-    return budget * _unit(jnp.where(saturated, 0.0, magnitude))
+    left = jnp.maximum(1.0 - jnp.sum(jnp.where(saturated, cap, 0.0) ** 2), 0.0)
+    return _sqrt(left) * _unit(jnp.where(saturated, 0.0, magnitude))
 
   def saturate(carry: tuple[Array, Array]) -> tuple[Array, Array]:
     saturated, _ = carry
@@ -82,8 +80,9 @@ def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   frozen_v, frozen_cap = jax.lax.stop_gradient((jnp.abs(v), cap))
   start = frozen_v == 0
   saturated, _ = jax.lax.while_loop(lambda carry: carry[1], saturate, (start, jnp.any(v != 0)))
-  free = radius * jnp.minimum(fill(jnp.abs(v), cap, saturated), cap)
-  return jnp.sign(v) * jnp.where(saturated, jnp.where(radius > 0, room(v, bounds), 0.0), free)
+  full = jnp.where(radius > 0, room(v, bounds), 0.0)
+  free = jnp.minimum(radius * fill(jnp.abs(v), cap, saturated), full)
+  return jnp.sign(v) * jnp.where(saturated, full, free)
 
 
 def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
@@ -99,8 +98,9 @@ def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
     return jnp.zeros_like(flat).at[largest].set(radius * jnp.sign(flat[largest])).reshape(v.shape)
   cap = room(v, bounds).reshape(-1)
   order = jnp.argsort(-jnp.abs(flat))
-  spent = jnp.cumsum(cap[order]) - cap[order]
-  taken = jnp.clip(radius - spent, 0.0, cap[order])
+  cap_in_order = cap[order]
+  spent = jnp.cumsum(jnp.roll(cap_in_order, 1).at[0].set(0.0))  # on the entries before
+  taken = jnp.clip(radius - spent, 0.0, cap_in_order)
   return (jnp.sign(flat) * jnp.zeros_like(flat).at[order].set(taken)).reshape(v.shape)
 
 
@@ -131,30 +131,41 @@ def _unit(v: Array) -> Array:
   """v / |v|_2, and 0 where v is 0; scaled first, since the squares of 1e-30 are 0 in float32."""
   largest = linf_norm(v)
   scaled = v / jnp.where(largest > 0, largest, 1.0)
-  norm = jnp.sqrt(jnp.sum(scaled**2))
+  norm = _sqrt(jnp.sum(scaled**2))
   return scaled / jnp.where(norm > 0, norm, 1.0)
 
 
-def _soft_threshold_l1(delta: Array, radius: Array, bounds: Bounds, steps: int = 48) -> Array:
-  """clip(soft_threshold(delta, t)) whose l_1 norm is the radius: bisection, then exact."""
-  magnitude, cap = jnp.abs(delta), room(delta, bounds)
+def _sqrt(a: Array) -> Array:
+  """The square root of a >= 0, with derivative 0 rather than inf at 0."""
+  return jnp.where(a == 0, 0.0, jnp.sqrt(jnp.where(a == 0, 1.0, a)))
 
-  def shrink(magnitude: Array, cap: Array, t: Array) -> Array:
-    return jnp.clip(magnitude - t, 0.0, cap)
+
+def _soft_threshold(delta: Array, radius: Array, cap: Array | float) -> Array:
+  """sign(delta) * clip(|delta| - t, 0, cap) for the t at which its l_1 norm is the radius.
+
+  For delta outside of the ball. Bisection over the floating point numbers (the bits of positive
+  ones are ordered as they are) ends at two neighbours around t, whatever the scale of delta.
+  """
+  magnitude = jnp.abs(delta)
+  bits = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
 
   def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = interval
-    middle = low + (high - low) / 2
-    outside = jnp.sum(shrink(frozen_magnitude, frozen_cap, middle)) > radius
+    middle = low + (high - low) // 2
+    t = jax.lax.bitcast_convert_type(middle, magnitude.dtype)
+    outside = jnp.sum(jnp.clip(frozen_magnitude - t, 0.0, frozen_cap)) > frozen_radius
     return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
 
-  frozen_magnitude, frozen_cap = jax.lax.stop_gradient((magnitude, cap))
-  interval = (jnp.zeros_like(linf_norm(magnitude)), linf_norm(frozen_magnitude))
-  low, high = jax.lax.fori_loop(0, steps, halve, interval)
-  # On its piece the norm is linear in t; solve there, which also carries the derivative.
-  free = (magnitude > high) & (magnitude - high < cap)
+  frozen_magnitude, frozen_cap, frozen_radius = jax.lax.stop_gradient((magnitude, cap, radius))
+  highest = jax.lax.bitcast_convert_type(linf_norm(frozen_magnitude), bits)
+  interval = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(highest), highest))
+  low, high = (jax.lax.bitcast_convert_type(end, magnitude.dtype) for end in interval)
+  # Between the two the norm is linear in t. Solving for t there carries the derivative; solving
+  # for it as a distance below the largest free entry loses no digits when entries are huge.
   full = magnitude - high >= cap
-  count = jnp.sum(free)
-  surplus = jnp.sum(jnp.where(free, magnitude, 0.0)) + jnp.sum(jnp.where(full, cap, 0.0)) - radius
-  t = jnp.where(count > 0, jnp.clip(surplus / jnp.maximum(count, 1), low, high), high)
-  return jnp.sign(delta) * shrink(magnitude, cap, t)
+  free = (magnitude > low) & ~full
+  below = jnp.max(jnp.where(free, magnitude, 0.0)) - magnitude
+  spent = jnp.sum(jnp.where(full, cap, 0.0)) - jnp.sum(jnp.where(free, below, 0.0))
+  height = (radius - spent) / jnp.maximum(jnp.sum(free), 1)
+  value = jnp.where(full, cap, jnp.where(free, jnp.clip(height - below, 0.0, cap), 0.0))
+  return jnp.sign(delta) * value

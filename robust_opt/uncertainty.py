@@ -122,14 +122,19 @@ def _ball(
     return delta if box is None else jnp.clip(delta, box[0] - x, box[1] - x)
 
   def gauge(delta: Array, radius: Array, x: Array) -> Array:
-    ratios = [(norm(delta), radius)]
-    if box is not None:
-      ratios.append((jnp.abs(delta), projections.room(delta, (box[0] - x, box[1] - x))))
-    # 0 / 0 is inside, anything else / 0 is infinitely far outside.
-    return jnp.max(jnp.stack([jnp.max(jnp.where(a == 0, 0.0, a / b)) for a, b in ratios]))
+    def ratio(a: Array, b: Array) -> Array:
+      # 0 / 0 is inside, anything else / 0 is infinitely far outside (and -0 is a 0).
+      return jnp.max(jnp.where(a == 0, 0.0, jnp.where(b > 0, a / b, jnp.inf)))
+
+    of_ball, limits = ratio(norm(delta), radius), bounds(x)
+    if limits is None:
+      return of_ball
+    return jnp.maximum(of_ball, ratio(jnp.abs(delta), projections.room(delta, limits)))
 
   def over_batch(one: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Array]:
     def batched(first: Array, x: Array) -> Array:
+      if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
       radii = jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1])
       return jax.vmap(one)(first, radii, x)
 
@@ -143,10 +148,16 @@ def _ball(
     return checked
 
   draw = over_batch(lambda key, radius, x: inside_box(sample(key, radius, x), x))
+
+  def keyed(key: Array, x: Array) -> Array:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+      key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
+    return draw(key if key.ndim else jax.random.split(key, x.shape[0]), x)
+
   return UncertaintySet(
     steepest_ascent=same_shape(over_batch(lambda g, r, x: furthest(g, r, bounds(x)))),
     project=same_shape(over_batch(lambda delta, r, x: project(delta, r, bounds(x)))),
-    sample=lambda key, x: draw(key if jnp.ndim(key) else jax.random.split(key, x.shape[0]), x),
+    sample=keyed,
     gauge=same_shape(over_batch(gauge)),
   )
 

@@ -1,0 +1,212 @@
+"""One table: what every maximiser owes over every set. A new set or maximiser is a new row."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robust_opt as ro
+
+SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
+MAXIMIZERS = {
+  "frank_wolfe": lambda make, radius, box: ro.frank_wolfe(make(radius, box)),
+  "pgd": lambda make, radius, box: ro.pgd(make(radius, box), step_of(make, radius), False),
+  "pgd_random": lambda make, radius, box: ro.pgd(make(radius, box), step_of(make, radius), True),
+}
+TABLE = [(s, b, m) for s in SETS for b in BOXES for m in MAXIMIZERS]
+CONTRACT = pytest.mark.parametrize(("name", "box", "maximizer"), TABLE)
+BATCH, NUM_ENTRIES, NUM_STEPS = 32, 6, 8
+
+
+def step_of(make, radius):
+  """Euclidean steps, whose limit is the maximum over any set; signs over linf, as is usual."""
+  return ro.linf(radius / 2) if make is ro.linf else ro.l2(radius)
+
+
+def values(x, weights, gain):
+  """A small net of each example's own: [B, n], [B, n, 3], [B] -> [B]; linear where gain is < 0."""
+  hidden = jnp.einsum("bn,bnh->bh", x - 0.5, weights)
+  return jnp.where(gain < 0, hidden.sum(-1), gain * jnp.sin(2 * hidden).sum(-1))
+
+
+def make_attack(name, box, maximizer, radius, num_steps=NUM_STEPS):
+  return ro.ascend(MAXIMIZERS[maximizer](SETS[name], radius, BOXES[box]), num_steps)
+
+
+def run_eagerly(name, box, maximizer, key, x, radius, weights, gain, num_steps=NUM_STEPS):
+  attack = make_attack(name, box, maximizer, radius, num_steps)
+  return attack(lambda x: values(x, weights, gain), key, x)
+
+
+@functools.cache
+def runner(name, box, maximizer):
+  """One compilation for every test of a row."""
+  return jax.jit(functools.partial(run_eagerly, name, box, maximizer))
+
+
+@functools.cache
+def problem():
+  """keys [B], x [B, n], radius [B], weights [B, n, 3], gain [B]."""
+  rng = np.random.default_rng(0)
+  x = rng.random((BATCH, NUM_ENTRIES)).astype(np.float32)
+  x[:4] = np.round(x[:4])
+  weights = rng.normal(size=(BATCH, NUM_ENTRIES, 3)).astype(np.float32)
+  radius = 10 ** rng.uniform(-1.5, 0.5, BATCH).astype(np.float32)
+  return jax.random.split(jax.random.key(1), BATCH), x, radius, weights, np.ones(BATCH, np.float32)
+
+
+def norm(delta, name):
+  return np.linalg.norm(np.asarray(delta, np.float64), ORDERS[name], axis=-1)
+
+
+@CONTRACT
+def test_feasible_reported_and_repeatable(name, box, maximizer):
+  keys, x, radius, weights, gain = problem()
+  attack = runner(name, box, maximizer)
+  delta, info = attack(keys, x, radius, weights, gain)
+  chex.assert_shape(delta, x.shape)
+  chex.assert_type(delta, jnp.float32)
+  chex.assert_shape(info, (NUM_STEPS, BATCH))
+  chex.assert_tree_all_finite((delta, info))
+  assert info.zero_gradient.dtype == bool
+  assert not info.zero_gradient.any()
+  assert np.all(norm(delta, name) <= radius * (1 + 1e-6))
+  if BOXES[box] is not None:
+    moved = x + np.asarray(delta)
+    assert np.all((moved >= 0) & (moved <= 1))
+  chex.assert_trees_all_equal(attack(keys, x, radius, weights, gain), (delta, info))
+
+  start = 0 * x
+  if maximizer == "pgd_random":
+    start = SETS[name](radius, BOXES[box]).sample(keys, x)
+    other, _ = attack(keys[::-1], x, radius, weights, gain)
+    assert np.any(other != delta)
+  np.testing.assert_allclose(info.value[0], values(x + start, weights, gain), rtol=1e-4, atol=1e-5)
+  climbed = np.asarray(values(x + delta, weights, gain) - info.value[0])
+  assert climbed.mean() > 0.1
+
+
+@CONTRACT
+def test_examples_do_not_mix(name, box, maximizer):
+  """A permutation of the batch permutes the result; an example with gradient 0 stays put."""
+  keys, x, radius, weights, gain = problem()
+  attack = runner(name, box, maximizer)
+  delta, info = attack(keys, x, radius, weights, gain)
+  order = np.random.default_rng(2).permutation(BATCH)
+  shuffled = attack(keys[order], x[order], radius[order], weights[order], gain[order])
+  chex.assert_trees_all_close(
+    shuffled, (delta[order], jax.tree.map(lambda a: a[:, order], info)), rtol=1e-5, atol=1e-6
+  )
+
+  flat = np.arange(BATCH) % 3 == 0
+  gain = np.where(flat, 0, gain).astype(np.float32)
+  still, info = attack(keys, x, radius, weights, gain)
+  np.testing.assert_array_equal(info.zero_gradient, np.broadcast_to(flat, info.value.shape))
+  if maximizer == "pgd_random":
+    start = SETS[name](radius, BOXES[box]).sample(keys, x)
+    np.testing.assert_allclose(still[flat], start[flat], rtol=2e-6, atol=1e-7)
+  else:
+    np.testing.assert_array_equal(still[flat], 0)
+  np.testing.assert_allclose(still[~flat], delta[~flat], rtol=1e-5, atol=1e-6)
+
+
+@CONTRACT
+def test_radius_0_is_the_clean_example(name, box, maximizer):
+  keys, x, radius, weights, gain = problem()
+  delta, info = runner(name, box, maximizer)(keys, x, 0 * radius, weights, gain)
+  np.testing.assert_array_equal(delta, 0)
+  np.testing.assert_array_equal(info.value, np.broadcast_to(info.value[0], info.value.shape))
+
+
+@CONTRACT
+def test_a_linear_function_is_maximised(name, box, maximizer):
+  keys, x, radius, weights, _ = problem()
+  delta, info = runner(name, box, maximizer)(keys, x, radius, weights, -np.ones_like(radius))
+  g = weights.sum(-1)
+  if BOXES[box] is None:
+    dual = {"linf": 1, "l2": 2, "l1": np.inf}[name]
+    best = radius * np.linalg.norm(g, dual, axis=-1)
+  else:
+    best = np.sum(g * SETS[name](radius, BOXES[box]).steepest_ascent(g, x), -1)
+  scale = radius * np.linalg.norm(g, axis=-1)
+  gained = np.sum(g * delta, -1)
+  assert np.all(gained <= best + 2e-6 * scale)
+  if maximizer == "frank_wolfe" or name == "linf":
+    np.testing.assert_allclose(gained, best, rtol=1e-5, atol=1e-6)
+  # Projected gradient ascent with steps s is within |g| |delta_0 - delta*|^2 / (2 s NUM_STEPS).
+  distance = 2 if maximizer == "pgd_random" else 1
+  assert np.all(best - gained <= scale * distance**2 / (2 * NUM_STEPS) + 2e-6 * scale)
+  assert np.diff(info.value, axis=0).min() > -2e-5  # it never falls on the way
+
+
+@CONTRACT
+def test_no_steps_give_the_start(name, box, maximizer):
+  arguments = keys, x, radius, *_ = problem()
+  delta, info = run_eagerly(name, box, maximizer, *arguments, num_steps=0)
+  chex.assert_shape(info, (0, BATCH))
+  start = SETS[name](radius, BOXES[box]).sample(keys, x) if maximizer == "pgd_random" else 0 * x
+  np.testing.assert_array_equal(delta, start)
+
+
+@pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
+def test_no_gradient_flows_through_delta(maximizer):
+  keys, *inputs, gain = problem()
+
+  def total(x, radius, weights):
+    return run_eagerly("l2", "ball", maximizer, keys, x, radius, weights, gain, 1)[0].sum()
+
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs)
+  chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
+
+
+@pytest.mark.parametrize("name", list(SETS))
+@pytest.mark.parametrize("box", list(BOXES))
+def test_one_full_step_is_algorithm_1(name, box):
+  """PGD whose one step has the full radius == one Frank-Wolfe iteration == steepest ascent."""
+  _, x, _, weights, gain = problem()
+
+  @jax.jit
+  def four_ways(x):
+    u, value_fn = SETS[name](0.3, BOXES[box]), lambda x: values(x, weights, gain)
+    pgd, frank_wolfe = ro.pgd(u, u, random_start=False), ro.frank_wolfe(u)
+    attacks = (ro.steepest(u), ro.ascend(pgd, 1), ro.ascend(frank_wolfe, 1))
+    by_hand = u.steepest_ascent(jax.grad(lambda x: value_fn(x).sum())(x), x)
+    return by_hand, [attack(value_fn, None, x)[0] for attack in attacks]
+
+  by_hand, attacks = four_ways(x)
+  for delta in attacks:
+    np.testing.assert_allclose(delta, by_hand, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
+def test_jit_changes_nothing(maximizer):
+  arguments = problem()
+  eager = run_eagerly("l2", "ball_with_box", maximizer, *arguments)
+  compiled = runner("l2", "ball_with_box", maximizer)(*arguments)
+  chex.assert_trees_all_close(eager, compiled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(SETS))
+@pytest.mark.parametrize("box", list(BOXES))
+def test_a_sweep_over_radii_traces_once(name, box):
+  """With the set built inside the traced function; the larger set never has the smaller maximum."""
+  _, x, _, weights, _ = problem()
+  chex.clear_trace_counter()
+
+  @jax.jit
+  @chex.assert_max_traces(1)
+  def worst_value(radius):
+    delta, _ = make_attack(name, box, "frank_wolfe", radius, 1)(linear, None, x)
+    return linear(x + delta)
+
+  def linear(x):
+    return values(x, weights, -1.0)
+
+  curve = np.stack([worst_value(radius) for radius in np.linspace(0, 2, 7, dtype=np.float32)])
+  np.testing.assert_allclose(curve[0], linear(x), rtol=1e-6)
+  assert np.diff(curve, axis=0).min() > -1e-5

@@ -1,0 +1,163 @@
+"""Imports run downwards only, and each outside library has its few places."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "robust_opt"
+
+# From the ground up: a module may import those before it, never those after it.
+ORDER = [
+  "types",
+  "errors",
+  "files",
+  "losses",
+  "projections",
+  "uncertainty",
+  "maximizers",
+  "objectives",
+  "augmentation",
+  "training",
+  "models.layers",
+  "models.linear",
+  "models.mlp",
+  "models.mnist_cnn",
+  "models.digits_cnn",
+  "models.vgg",
+  "models",
+  "evaluation",
+  "collection",
+  "sharding",
+  "prepare",
+  "data",
+  "checkpoint",
+  "metrics",
+  "seeds",
+  "statistics",
+  "tables",
+  "figures",
+  "study_figures",
+  "config",
+  "study",
+  "build",
+  "experiment",
+  "overrides",
+  "main",
+]
+# Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
+PAPERS = "papers"
+# The method itself: losses, sets, maximisers and objectives.
+METHOD = ["types", "errors", "losses", "projections", "uncertainty", "maximizers", "objectives"]
+# Who may import what; everyone may import what is not named here.
+ALLOWED = {
+  "absl.flags": {"main", "overrides"},
+  "absl.app": {"main"},
+  "ml_collections": {"config", "build", "experiment", "overrides", "main"},
+  "matplotlib": {"figures", "study_figures"},
+  "orbax": {"checkpoint"},
+  "tensorboardX": {"metrics"},
+  "tensorflow_datasets": {"prepare"},
+  "tensorflow": set(),
+  "sklearn": {"data"},
+}
+
+
+def modules():
+  """Name within the package -> path; the package's own __init__ is what users see of all."""
+  found = {}
+  for path in ROOT.rglob("*.py"):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if name and parts[0] != PAPERS:
+      found[name] = path
+  return found
+
+
+MODULES = modules()
+
+
+def imports(source):
+  """Every dotted name that the source imports, wherever in the file."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, "imports name the whole path"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(source):
+  """The modules of the package that the source imports; '' is the package itself."""
+  for name in imports(source):
+    if name.split(".")[0] == "robust_opt":
+      parts = name.split(".")[1:]
+      while parts and ".".join(parts) not in MODULES:
+        parts.pop()
+      yield ".".join(parts)
+
+
+def offences(source, allowed):
+  """The names of `allowed` that the source imports."""
+  return {
+    known for name in imports(source) for known in allowed if f"{name}.".startswith(f"{known}.")
+  }
+
+
+def closure(name):
+  """The module and all that it imports, of ours."""
+  seen, left = set(), [name]
+  while left:
+    module = left.pop()
+    if module not in seen:
+      seen.add(module)
+      left.extend(ours(MODULES[module].read_text()))
+  return seen
+
+
+def test_every_module_has_its_place():
+  assert sorted(ORDER) == sorted(MODULES), "give a new module its place in ORDER"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_run_downwards(name):
+  below = ORDER[: ORDER.index(name)]
+  upwards = [other for other in ours(MODULES[name].read_text()) if other not in below]
+  assert not upwards, f"{name} imports {upwards}"
+
+
+def test_no_module_imports_a_paper():
+  for name, path in MODULES.items():
+    assert not offences(path.read_text(), {f"robust_opt.{PAPERS}"}), name
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_outside_libraries_have_their_places(name):
+  found = offences(MODULES[name].read_text(), ALLOWED)
+  assert not [library for library in found if name not in ALLOWED[library]]
+
+
+@pytest.mark.parametrize(
+  "name", ["figures", "study_figures", "tables", "statistics", "data", "prepare", "files", "errors"]
+)
+def test_no_jax(name):
+  for module in closure(name):
+    libraries = {imported.split(".")[0] for imported in imports(MODULES[module].read_text())}
+    assert not libraries & {"jax", "flax", "optax", "chex", "orbax"}, module
+
+
+def test_the_method_knows_neither_models_nor_data():
+  for name in METHOD:
+    assert closure(name) <= set(METHOD), name
+    assert not offences(MODULES[name].read_text(), {"flax", "orbax", "absl"}), name
+
+
+def test_the_checks_would_see():
+  """What the checks above rest on, on sources that break the rules."""
+  assert list(ours("from robust_opt import main, l2")) == ["main", ""]
+  assert list(ours("def f():\n  import robust_opt.models.mlp")) == ["models.mlp"]
+  assert list(ours("from robust_opt.training import take")) == ["training"]
+  assert offences("from absl import app, logging, flags", ALLOWED) == {"absl.app", "absl.flags"}
+  assert offences("from ml_collections import ConfigDict", ALLOWED) == {"ml_collections"}
+  assert not offences("import absl.logging, matplotlib_inline", ALLOWED)
+  assert "training" in closure("build")

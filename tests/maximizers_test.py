@@ -1,0 +1,356 @@
+"""Algorithm 1 against closed forms, and robustify as a transformation that composes."""
+
+import collections
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import robust_opt as ro
+from robust_opt.errors import InputError
+
+SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
+MARGIN_LOSSES = {
+  "logistic": lambda margin: jax.nn.softplus(-margin),
+  "hinge": lambda margin: jax.nn.relu(1 - margin),
+  "exponential": lambda margin: jnp.exp(-margin),
+}
+EVERY_SET = pytest.mark.parametrize("name", list(SETS))
+BATCH, NUM_ENTRIES, RADIUS = 16, 5, 0.3
+
+
+def linear_problem(batch=BATCH):
+  """w [n], b [], x [B, n], y [B] in {-1, 1}; no example sits in the flat part of the hinge."""
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(batch, NUM_ENTRIES)), rng.normal(size=NUM_ENTRIES)
+  y = np.where(x @ w + 0.2 > 0, 1, -1)
+  x *= 0.9 / np.abs(x @ w + 0.2).max()
+  return {"w": jnp.asarray(w), "b": jnp.asarray(0.2)}, jnp.asarray(x), jnp.asarray(y)
+
+
+def margins(params, x, y):
+  return y * (x @ params["w"] + params["b"])
+
+
+def logistic(params, x, y):
+  return MARGIN_LOSSES["logistic"](margins(params, x, y))
+
+
+def closed_form(phi, name, params, x, y, radius=RADIUS):
+  """max over |delta|_p <= r of phi(y (w'(x + delta) + b)) = phi(y (w'x + b) - r |w|_q)."""
+  return phi(margins(params, x, y) - radius * jnp.linalg.norm(params["w"], DUAL_ORDERS[name]))
+
+
+def mlp_loss(params, x, y):
+  """[B]; a tanh net for whatever has no closed form."""
+  logits = jnp.tanh(x @ params["first"]) @ params["second"]
+  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, y)
+
+
+def mlp_problem(batch=BATCH, seed=0):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  params = {
+    "first": jax.random.normal(keys[0], (NUM_ENTRIES, 7)),
+    "second": jax.random.normal(keys[1], (7, 3)),
+  }
+  x = jax.random.uniform(keys[2], (batch, NUM_ENTRIES))
+  return params, x, jax.random.randint(keys[3], (batch,), 0, 3)
+
+
+# Closed forms.
+
+
+@EVERY_SET
+@pytest.mark.parametrize("loss", list(MARGIN_LOSSES))
+def test_the_ascent_step_is_exact_on_linear_models(name, loss):
+  phi = MARGIN_LOSSES[loss]
+  with jax.enable_x64(True):
+    params, x, y = linear_problem()
+    robust = ro.robustify(
+      lambda params, x, y: phi(margins(params, x, y)), ro.steepest(SETS[name](RADIUS))
+    )
+    expected = closed_form(phi, name, params, x, y)
+    np.testing.assert_allclose(jax.jit(robust)(params, x, y), expected, rtol=1e-12)
+  single = jax.tree.map(lambda a: a.astype(np.float32), (params, x))
+  np.testing.assert_allclose(jax.jit(robust)(*single, np.asarray(y)), expected, rtol=2e-6)
+
+
+@EVERY_SET
+def test_the_gradient_is_that_of_the_closed_form(name):
+  # d/dw phi(y(w'x + b) - r |w|_q): robust training of linear models is regularisation.
+  with jax.enable_x64(True):
+    params, x, y = linear_problem()
+    robust = ro.robustify(logistic, ro.steepest(SETS[name](RADIUS)))
+    closed = functools.partial(closed_form, MARGIN_LOSSES["logistic"], name)
+    ours, expected = (
+      jax.jit(jax.grad(lambda params, loss=loss: loss(params, x, y).mean()))(params)
+      for loss in (robust, closed)
+    )
+    chex.assert_trees_all_close(ours, expected, rtol=1e-10)
+
+
+@EVERY_SET
+def test_softmax_regression_with_two_classes_is_logistic_regression(name):
+  with jax.enable_x64(True):
+    params, x, y = linear_problem()
+
+    def softmax_loss(params, x, y):
+      score = x @ params["w"] + params["b"]
+      return ro.losses.cross_entropy(jnp.stack([-score / 2, score / 2], -1), (y + 1) // 2)
+
+    robust = ro.robustify(softmax_loss, ro.steepest(SETS[name](RADIUS)))
+    expected = closed_form(MARGIN_LOSSES["logistic"], name, params, x, y)
+    np.testing.assert_allclose(jax.jit(robust)(params, x, y), expected, rtol=1e-12)
+
+
+def test_fgsm_is_steepest_over_linf():
+  params, x, y = mlp_problem()
+  value_fn = lambda x: mlp_loss(params, x, y)  # noqa: E731
+  delta, info = ro.steepest(ro.linf(0.1))(value_fn, None, x)
+  gradient = jax.grad(lambda x: value_fn(x).sum())(x)
+  np.testing.assert_array_equal(delta, np.float32(0.1) * np.sign(gradient))
+  np.testing.assert_allclose(info.value, value_fn(x)[None], rtol=1e-6)
+
+
+def test_frank_wolfe_steps_by_hand():
+  params, x, y = mlp_problem()
+  value_fn = lambda x: mlp_loss(params, x, y)  # noqa: E731
+  u, delta = ro.l2(1.0), 0 * x
+  for t in range(3):
+    towards = u.steepest_ascent(jax.grad(lambda x: value_fn(x).sum())(x + delta), x)
+    delta = delta + 2 / (t + 2) * (towards - delta)
+  ours, _ = ro.ascend(ro.frank_wolfe(u), 3)(value_fn, None, x)
+  np.testing.assert_allclose(ours, delta, rtol=1e-4, atol=1e-6)
+
+
+def test_a_zero_gradient_is_reported_and_never_made_up():
+  # A confident hinge: the loss is flat, so is the step; the margin itself still has a direction.
+  params = {"w": jnp.array([1.0, 0.0]), "b": jnp.array(0.0)}
+  x, y = jnp.array([[5.0, 0.0], [0.5, 0.0]]), jnp.ones(2)
+  hinge = lambda x: MARGIN_LOSSES["hinge"](margins(params, x, y))  # noqa: E731
+  delta, info = ro.steepest(ro.l2(0.25))(hinge, None, x)
+  np.testing.assert_array_equal(delta, [[0, 0], [-0.25, 0]])
+  np.testing.assert_array_equal(info.zero_gradient, [[True, False]])
+
+
+def test_a_nan_is_seen():
+  delta, info = ro.steepest(ro.linf(0.1))(lambda x: x.sum(-1) * jnp.nan, None, jnp.ones((2, 3)))
+  assert np.isnan(delta).all()
+  assert np.isnan(info.value).all()
+  assert not info.zero_gradient.any()
+
+
+def test_a_random_start_needs_a_key():
+  attack = ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.01)), 2)
+  with pytest.raises(InputError, match=r"needs a key"):
+    attack(lambda x: x.sum(-1), None, jnp.ones((2, 3)))
+
+
+def test_an_empty_batch_is_no_error():
+  delta, info = ro.steepest(ro.l2(0.1))(lambda x: x.sum(-1), None, jnp.ones((0, 3)))
+  chex.assert_shape(delta, (0, 3))
+  chex.assert_shape(info, (1, 0))
+
+
+# robustify.
+
+
+@EVERY_SET
+def test_danskin(name):
+  """The value is the loss's at the maximiser, the gradient the loss's at the frozen maximiser."""
+  params, x, y = mlp_problem()
+  attack = ro.steepest(SETS[name](RADIUS, (0.0, 1.0)))
+  delta = jax.jit(lambda x: attack(lambda x: mlp_loss(params, x, y), None, x)[0])(x)
+  mean = lambda params, x, y: mlp_loss(params, x, y).mean()  # noqa: E731
+  expected = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(params, x + delta, y)
+  robust = ro.robustify(mean, attack)  # a mean, where the ascent above saw a loss per example
+  ours = jax.jit(jax.value_and_grad(robust, argnums=(0, 1)))(params, x, y)
+  chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-7)
+  assert ours[0] > mean(params, x, y)
+  per_example = jax.jit(ro.robustify(mlp_loss, attack))(params, x, y)
+  np.testing.assert_allclose(per_example.mean(), expected[0], rtol=1e-5)
+
+
+def test_has_aux_argnum_and_keywords():
+  params, x, y = mlp_problem()
+  attack = ro.steepest(ro.l2(RADIUS))
+  expected = ro.robustify(mlp_loss, attack)(params, x, y)
+
+  def images_last(y, params, x, *, scale, name):
+    """Docs."""
+    assert name == "any object"
+    return scale * mlp_loss(params, x, y), {"x": x}
+
+  for argnum in (2, -1):
+    robust = ro.robustify(images_last, attack, argnum=argnum, has_aux=True)
+    value, aux = robust(y, params, x, scale=jnp.float32(2.0), name="any object")
+    np.testing.assert_allclose(value, 2 * expected, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(aux["x"] - x, axis=-1), RADIUS, rtol=1e-4)
+    assert (robust.__name__, robust.__doc__) == ("images_last", "Docs.")
+  first = ro.robustify(lambda x, y: mlp_loss(params, x, y), attack, argnum=0)(x, y)
+  np.testing.assert_allclose(first, expected, rtol=1e-6)
+
+
+def test_keys_reach_the_start_and_the_loss():
+  params, x, y = mlp_problem()
+  attack = ro.ascend(ro.pgd(ro.l2(1.0), ro.l2(0.1)), 1)
+
+  def noisy(params, x, y, noise_key):
+    return mlp_loss(params, x + 0.1 * jax.random.normal(noise_key, x.shape), y)
+
+  robust = jax.jit(ro.robustify(noisy, attack))
+  noise = jax.random.key(5)
+  one, same, other = (robust(params, x, y, noise, key=jax.random.key(seed)) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(one, same)
+  assert np.all(one != other)
+  with pytest.raises(InputError, match="needs a key"):
+    robust(params, x, y, noise)
+
+
+def test_numpy_arrays_are_arrays():
+  arguments = mlp_problem()
+  robust = ro.robustify(mlp_loss, ro.steepest(ro.l2(RADIUS)))
+  as_numpy = jax.tree.map(np.asarray, arguments)
+  np.testing.assert_allclose(robust(*as_numpy), robust(*arguments), rtol=1e-6)
+
+
+def dots(jaxpr, counts=None):
+  """How often each output shape of a dot_general occurs, through scans and calls."""
+  counts = collections.Counter() if counts is None else counts
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      counts[equation.outvars[0].aval.shape] += 1
+    for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")):
+      inside = getattr(value, "jaxpr", value)
+      if hasattr(inside, "eqns"):
+        dots(inside, counts)
+  return counts
+
+
+def test_the_ascent_computes_no_parameter_gradient():
+  """Two layers: 2 products forward, 2 back to the input; the learner adds 2 + 1 + 2 of its own."""
+  params, x, y = mlp_problem()
+  robust = ro.robustify(lambda *args: mlp_loss(*args).mean(), ro.steepest(ro.l2(RADIUS)))
+  forward = dots(jax.make_jaxpr(robust)(params, x, y).jaxpr)
+  assert forward == {(BATCH, 7): 3, (BATCH, 3): 2, (BATCH, NUM_ENTRIES): 1}
+  backward = dots(jax.make_jaxpr(jax.grad(robust))(params, x, y).jaxpr)
+  of_parameters = {shape: n for shape, n in backward.items() if BATCH not in shape}
+  assert sum(of_parameters.values()) == 2  # one product a layer: nothing of them in the ascent
+  assert backward.total() == 9
+  tangents = jax.make_jaxpr(lambda params: jax.jvp(lambda p: robust(p, x, y), (params,), (params,)))
+  assert dots(tangents(params).jaxpr).total() == 9  # 6 of the value, 3 of the loss's tangent
+
+  # Compiled and with a large first layer, the ascent costs what forward and input gradient cost.
+  wide = {"first": jnp.ones((256, 512)), "second": jnp.ones((512, 3))}
+  delta_of = lambda params, x: ro.steepest(ro.l2(1.0))(lambda x: mlp_loss(params, x, y), None, x)[0]  # noqa: E731
+  cost = jax.jit(delta_of).lower(wide, jnp.ones((BATCH, 256))).compile().cost_analysis()
+  assert cost["flops"] < 1.2 * 2 * (2 * BATCH * 256 * 512)
+
+
+def test_second_derivatives_and_hessian_vector_products_exist():
+  params, x, y = mlp_problem()
+  robust = ro.robustify(
+    lambda *args: mlp_loss(*args).mean(), ro.steepest(ro.l2(RADIUS, (0.0, 1.0)))
+  )
+
+  @jax.jit
+  def hessian_vector(params):
+    return jax.jvp(
+      jax.grad(robust), (params, x, y), (params, 0 * x, np.zeros(y.shape, jax.dtypes.float0))
+    )
+
+  gradient, product = hessian_vector(params)
+  chex.assert_tree_all_finite((gradient, product))
+
+  def squared_gradient(params):
+    return optax.tree.norm(jax.grad(robust)(params, x, y), squared=True)
+
+  chex.assert_tree_all_finite(jax.jit(jax.grad(squared_gradient))(params))
+
+
+def test_vmap_over_models():
+  models = [mlp_problem(seed=seed)[0] for seed in range(3)]
+  _, x, y = mlp_problem()
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+  for name, box in (("l2", (0.0, 1.0)), ("l1", None)):
+    robust = ro.robustify(
+      lambda *args: mlp_loss(*args).mean(), ro.steepest(SETS[name](RADIUS, box))
+    )
+    gradient = jax.value_and_grad(robust)
+    together = jax.jit(jax.vmap(gradient, in_axes=(0, None, None)))(stacked, x, y)
+    alone = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves), *(jax.jit(gradient)(m, x, y) for m in models)
+    )
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+# Eight devices.
+
+
+def attacks():
+  box = (0.0, 1.0)
+  return {
+    "steepest_l2": ro.steepest(ro.l2(RADIUS)),
+    "steepest_l2_box": ro.steepest(ro.l2(RADIUS, box)),
+    "pgd_linf": ro.ascend(ro.pgd(ro.linf(RADIUS), ro.linf(0.1), random_start=False), 3),
+    "pgd_l1_box": ro.ascend(ro.pgd(ro.l1(RADIUS, box), ro.l1(0.2, box), random_start=False), 2),
+    "pgd_random": ro.ascend(ro.pgd(ro.l2(RADIUS, box), ro.l2(0.2, box)), 2),
+  }
+
+
+def robust_gradient(name):
+  """(params, x, y, keys) -> (mean robust loss, gradient in params)."""
+  robust = ro.robustify(lambda *args: mlp_loss(*args).mean(), attacks()[name])
+  return lambda params, x, y, keys: jax.value_and_grad(robust)(params, x, y, key=keys)
+
+
+@pytest.mark.parametrize(
+  ("name", "how"),
+  [(name, "shard_map_checked") for name in attacks()]  # the strictest of all
+  + [("pgd_random", how) for how in ("pmap", "shard_map", "jit_over_mesh")],
+)
+def test_devices_agree_with_one(name, how):
+  """The mean over eight devices is the single device's: every example keeps its own adversary."""
+  assert jax.device_count() == 8
+  params, x, y = mlp_problem()
+  batch = (x, y, jax.random.split(jax.random.key(3), BATCH))
+  gradient = robust_gradient(name)
+  expected = _on_one_device(name)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  by_batch, everywhere = PartitionSpec("data"), PartitionSpec()
+
+  def local(params, *batch):
+    if how == "shard_map_checked":  # else it would sum the gradients of replicated parameters
+      params = jax.lax.pcast(params, "data", to="varying")
+    return jax.lax.pmean(gradient(params, *batch), "data")
+
+  if how == "pmap":
+    split = jax.tree.map(lambda a: a.reshape(8, -1, *a.shape[1:]), batch)
+    replicated = jax.pmap(local, "data", in_axes=(None, 0, 0, 0))(params, *split)
+    ours = jax.tree.map(lambda a: a[0], replicated)
+  elif how == "jit_over_mesh":
+    sharded = jax.device_put(batch, jax.NamedSharding(mesh, by_batch))
+    ours = jax.jit(gradient)(params, *sharded)
+  else:
+    mapped = jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(everywhere, by_batch, by_batch, by_batch),
+      out_specs=everywhere,
+      check_vma=how == "shard_map_checked",
+    )
+    ours = jax.jit(mapped)(params, *batch)
+  chex.assert_trees_all_close(jax.device_get(ours), expected, rtol=1e-4, atol=1e-6)
+
+
+@functools.cache
+def _on_one_device(name):
+  params, x, y = mlp_problem()
+  keys = jax.random.split(jax.random.key(3), BATCH)
+  return jax.device_get(jax.jit(robust_gradient(name))(params, x, y, keys))
