@@ -94,7 +94,9 @@ def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int)
   ball = uncertainty_set(config, norm, radius)
   if num_steps <= 1:
     return maximizers.ascend(maximizers.frank_wolfe(ball), num_steps)
-  step = uncertainty_set(config, norm, config.attack.relative_step * radius)
+  # Over l_2 and l_1 the projection knows of the box, and gradient steps (l_2) climb to the maximum.
+  step_ball = uncertainty.linf if norm == "linf" else uncertainty.l2
+  step = step_ball(config.attack.relative_step * radius)
   pgd = maximizers.pgd(ball, step, random_start=config.attack.random_start)
   return maximizers.ascend(pgd, num_steps)
 

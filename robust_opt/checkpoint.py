@@ -1,17 +1,20 @@
 """Checkpoints that are whole or absent, verified when they are read (Orbax underneath).
 
   checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
-  state, note = checkpoints.restore(template)       # the newest good one, or (None, None)
+  state = checkpoints.restore(template)       # the newest good one, or None
   checkpoints.save(state, heldout_robust=0.93)
 
 The last `keep` are kept, and beside them the best by held-out robust accuracy. With every
-checkpoint lies the SHA-256 of its arrays: one that is truncated or has a flipped bit is set aside
-with a warning, and the one before it is used.
+checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncated or has a flipped
+bit is set aside with a warning, and the one before it is used.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from robust_opt.errors import RunError
+from robust_opt.files import name_in_errors
 from robust_opt.training import TrainState
 
 # The metric of a checkpoint that was saved between two evaluations: it is never the best.
@@ -33,6 +38,7 @@ class Checkpoints:
 
   def __init__(self, directory: Path, keep: int) -> None:
     self._directory = directory.absolute()
+    self._damaged = False
     self._options = ocp.CheckpointManagerOptions(
       best_fn=lambda metrics: metrics["heldout_robust"],
       best_mode="max",
@@ -46,8 +52,9 @@ class Checkpoints:
       step_format_fixed_length=8,
       cleanup_tmp_directories=True,
     )
-    self._set_aside_unreadable()
-    self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+    with name_in_errors(self._directory):
+      self._set_aside_unreadable()
+      self._manager = ocp.CheckpointManager(self._directory, options=self._options)
 
   def save(self, state: TrainState, heldout_robust: float | None = None) -> None:
     """Saves the state under its step; a step that is there already is left as it is.
@@ -62,21 +69,19 @@ class Checkpoints:
     step = int(state.step)
     if step in self._manager.all_steps():
       return
+    metrics = {"heldout_robust": _UNKNOWN if heldout_robust is None else float(heldout_robust)}
+    note = {"sha256": digest(state), **metrics}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state),
-          note=ocp.args.JsonSave({"sha256": digest(state)}),
-        ),
-        metrics={"heldout_robust": _UNKNOWN if heldout_robust is None else float(heldout_robust)},
-      )
+      self._manager.save(step, args=args, metrics=metrics)
       self._manager.wait_until_finished()
     except Exception as error:
-      shutil.rmtree(self._path(step), ignore_errors=True)
+      for unfinished in self._directory.glob(f"{step:08d}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+      self._manager.reload()
       raise RunError(
         f"The checkpoint of step {step} could not be written to {self._directory} "
-        f"({_first_line(error)}); the last good one is {self.last_words()}."
+        f"({_reason(error)}); {self.last_words()}."
       ) from error
 
   def restore(self, template: TrainState, which: str = "last") -> TrainState | None:
@@ -89,19 +94,28 @@ class Checkpoints:
       which: "last" or "best".
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore())
     while (step := self._step(which)) is not None:
       try:
-        args = ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=args)
-        if digest(restored.state) != restored.note["sha256"]:
-          raise ValueError("its arrays do not match their SHA-256")
-        return restored.state
+        return self._restore_whole(step, args)
       except Exception as error:  # whatever the damage, the one before may be whole
-        self._set_aside(step, _first_line(error))
+        self._set_aside(step, _reason(error))
         self._manager.reload()
+    if self._damaged:
+      logging.warning("No checkpoint in %s is whole: starting from the beginning.", self._directory)
     return None
+
+  def _restore_whole(self, step: int, args: ocp.args.Composite) -> TrainState:
+    """The state of a step; raises if anything about it is not as it was saved."""
+    with warnings.catch_warnings():
+      # Orbax gives up on a damaged array with the reads of the others still to be started.
+      warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+      restored = self._manager.restore(step, args=args)
+    if digest(restored.state) != restored.note["sha256"]:
+      raise ValueError("its arrays do not match their SHA-256")
+    if self._manager.metrics(step) != {"heldout_robust": restored.note["heldout_robust"]}:
+      raise ValueError("its accuracy is not the one that was noted")
+    return restored.state
 
   def best_step(self) -> int | None:
     """The step of the best by held-out robust accuracy, or None if none was measured."""
@@ -124,9 +138,11 @@ class Checkpoints:
     return self._directory / f"{step:08d}"
 
   def last_words(self) -> str:
-    """Names the newest checkpoint, for a message."""
+    """Says which checkpoint a stopped run goes on from."""
     step = self._manager.latest_step()
-    return "that of the start" if step is None else f"step {step}"
+    if step is None:
+      return "no checkpoint was saved before it"
+    return f"the last good checkpoint is that of step {step}"
 
   def _set_aside_unreadable(self) -> None:
     """Orbax reads every metric when it opens the folder; one that is damaged would stop it."""
@@ -134,19 +150,23 @@ class Checkpoints:
       try:
         float(json.loads((path / "metrics" / "metrics").read_text())["heldout_robust"])
       except (OSError, ValueError, KeyError, TypeError) as error:
-        self._set_aside(int(path.name), _first_line(error))
+        self._set_aside(int(path.name), _reason(error))
 
   def _set_aside(self, step: int, reason: str) -> None:
+    self._damaged = True
+    aside = self._directory.with_name("damaged") / f"{step:08d}"
     logging.warning(
-      "The checkpoint of step %d is damaged (%s); it is set aside and the one before it is used.",
+      "The checkpoint of step %d is damaged (%s): it is moved to %s and the one before it is used.",
       step,
       reason,
+      aside,
     )
     if jax.process_index() == 0:
-      aside = self._directory.with_name("damaged") / f"{step:08d}"
       shutil.rmtree(aside, ignore_errors=True)
       aside.parent.mkdir(parents=True, exist_ok=True)
       shutil.move(self._path(step), aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"set aside {step}")
 
 
 def digest(tree: Any) -> str:
@@ -159,5 +179,12 @@ def digest(tree: Any) -> str:
   return sha.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _reason(error: BaseException) -> str:
+  """One line for a sentence; of a failed write the operating system's own word."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  text = str(error)
+  full = os.strerror(errno.ENOSPC)
+  if full in text:
+    return full
+  return (text.strip() or type(error).__name__).splitlines()[0][:120]

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,8 @@ import numpy as np
 from absl import logging
 
 from robust_opt import prepare
-from robust_opt.errors import InputError
+from robust_opt.errors import InputError, WriteError
+from robust_opt.files import atomic_write
 
 _DIGITS_TEST = 360  # of 1,797 scans; 1,437 are left to train on
 _DIGITS_SEED = 0
@@ -325,22 +325,15 @@ def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
   """Writes the cache so that at every moment it is whole or absent, whoever else writes it."""
-  temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with temporary.open("xb") as file:
-        np.savez(
-          file,
-          images=dataset.images,
-          labels=dataset.labels,
-          num_classes=dataset.num_classes,
-          fingerprint=fingerprint(dataset),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
-  except OSError as error:
-    logging.warning("The cache %s cannot be written (%s): going on without it.", path, error)
+    with atomic_write(path) as file:
+      np.savez(
+        file,
+        images=dataset.images,
+        labels=dataset.labels,
+        num_classes=dataset.num_classes,
+        fingerprint=fingerprint(dataset),
+      )
+  except WriteError as error:
+    reason = error.__cause__
+    logging.warning("The cache %s cannot be written (%s): going on without it.", path, reason)

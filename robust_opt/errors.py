@@ -16,6 +16,10 @@ class InputError(RunError, ValueError):
   exit_code = 2
 
 
+class WriteError(RunError, OSError):
+  """A file could not be written: a full disk, say."""
+
+
 class DivergedError(RunError, ArithmeticError):
   """The loss is no longer finite."""
 

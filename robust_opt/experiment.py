@@ -6,6 +6,7 @@ The work directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/,
 three pictures. The same call on the same directory goes on where it was stopped, to the same bits.
 """
 
+import functools
 import json
 import platform
 import resource
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,18 +31,19 @@ from robust_opt import config as config_lib
 from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.errors import DivergedError, InputError, PreemptedError
 from robust_opt.evaluation import Evaluation, make_evaluate, perturb
-from robust_opt.files import write_json
-from robust_opt.metrics import MetricWriter, ProgressDisplay, read_metrics
+from robust_opt.files import leftovers, write_json
+from robust_opt.metrics import NORMS, MetricWriter, ProgressDisplay, read_metrics
 from robust_opt.training import (
   ArrayData,
   EpochPlan,
+  TrainMetrics,
   TrainState,
   init_state,
   make_scan,
   make_train_step,
   take,
 )
-from robust_opt.types import Array
+from robust_opt.types import Array, ModelState, Params
 
 # (state, norm, data, radius) -> what became of every example
 Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
@@ -60,7 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     InputError: the config or its data cannot be used, or the directory holds another experiment.
     DivergedError: the loss is no longer finite; the last good checkpoint is kept.
     PreemptedError: SIGTERM came; the state is saved.
-    RunError: a checkpoint could not be written.
+    RunError: something could not be written; the checkpoints before it stand.
   """
   started = time.monotonic()
   config_lib.validate(config)
@@ -89,7 +92,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 class Experiment(NamedTuple):
-  """What a config stands for: its data on the devices, its state before the first update, its parts.
+  """What a config stands for: data on the devices, the state before the first update, the parts.
 
   Attributes:
     splits: the data on the host.
@@ -97,7 +100,7 @@ class Experiment(NamedTuple):
     heldout: chooses checkpoints.
     test: is reported on.
     state: before the first update.
-    scan: (state, num_steps) -> (state, metrics of every step).
+    scan: num_steps -> a compiled function, state -> (state, metrics of every step).
     evaluate: accuracy under the attack of a norm.
     apply: the model.
     steps_per_epoch: updates an epoch.
@@ -109,7 +112,7 @@ class Experiment(NamedTuple):
   heldout: ArrayData
   test: ArrayData
   state: TrainState
-  scan: Callable[[TrainState, int], tuple[TrainState, Any]]
+  scan: Callable[[int], Callable[[TrainState], tuple[TrainState, TrainMetrics]]]
   evaluate: Evaluate
   apply: Any
   steps_per_epoch: int
@@ -134,7 +137,7 @@ def assemble(config: ConfigDict) -> Experiment:
 
   mesh = sharding.data_mesh()
   init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
-  params, model_state = models.init(net, init_key, splits.train.images.shape[1:])
+  params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
   state = sharding.replicate(init_state(params, model_state, optimizer), mesh)
   train, heldout, test = (
     sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
@@ -149,12 +152,17 @@ def assemble(config: ConfigDict) -> Experiment:
     build.attack(config, norm, radius, steps),
     ascent_in_train_mode=config.attack.train_mode,
   )
-  scan = jax.jit(
+  scans = jax.jit(
     make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
     static_argnums=3,
     donate_argnums=0,
     out_shardings=sharding.replicated(mesh),
   )
+
+  @functools.cache
+  def scan(num_steps: int) -> Callable[[TrainState], tuple[TrainState, TrainMetrics]]:
+    compiled = scans.lower(state, train, train_key, num_steps).compile()
+    return lambda state: compiled(state, train, train_key)
 
   @jax.jit(static_argnums=(3, 5), out_shardings=sharding.replicated(mesh))
   def evaluate(
@@ -183,7 +191,7 @@ def assemble(config: ConfigDict) -> Experiment:
     heldout=heldout,
     test=test,
     state=state,
-    scan=lambda state, num_steps: scan(state, train, train_key, num_steps),
+    scan=scan,
     evaluate=evaluate_norm,
     apply=apply,
     steps_per_epoch=plan.num_steps,
@@ -191,8 +199,31 @@ def assemble(config: ConfigDict) -> Experiment:
   )
 
 
+def _init(
+  config: ConfigDict, net: nn.Module, key: Array, shape: tuple[int, ...]
+) -> tuple[Params, ModelState]:
+  """Parameters and batch statistics, if the network can take images of this shape."""
+  try:
+    params, model_state = models.init(net, key, shape)
+    if any(leaf.size == 0 for leaf in jax.tree.leaves(params)):
+      raise ZeroDivisionError
+  except Exception as error:  # Flax and JAX raise almost anything
+    size = " x ".join(map(str, shape))
+    empty = isinstance(error, ZeroDivisionError)  # what an initialiser of Flax says to no inputs
+    reason = (
+      "a layer would have no input"
+      if empty
+      else (str(error) or type(error).__name__).splitlines()[0]
+    )
+    raise InputError(
+      f"--config.model.name={config.model.name} cannot take the images of {config.dataset.name}, "
+      f"{size} ({reason}); choose another model, or another data set."
+    ) from error
+  return params, model_state
+
+
 def scan_length(steps_per_epoch: int, most: int) -> int:
-  """Updates a scan: a divisor of the epoch where there is a good one, so that one shape compiles."""
+  """Updates a scan: a divisor of the epoch where a large one exists, so that one shape compiles."""
   best = max(n for n in range(1, min(most, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
   return best if 4 * best >= min(most, steps_per_epoch) else min(most, steps_per_epoch)
 
@@ -216,11 +247,12 @@ def train(
     while step < total:
       epoch, position = divmod(step, per_epoch)
       num_steps = min(experiment.steps_per_scan, per_epoch - position)
+      scan = experiment.scan(num_steps)  # compiled, so that the clock sees the updates alone
       began = time.monotonic()
-      state, metrics = experiment.scan(state, num_steps)
+      state, metrics = scan(state)
       losses = np.asarray(metrics.loss)
       rate = num_steps * config.training.batch_size / (time.monotonic() - began)
-      _stop_if_diverged(losses, step, checkpoints, workdir)
+      _stop_if_diverged(losses, state, step, checkpoints)
       step += num_steps
       values: dict[str, float | int] = {
         "epoch": step / per_epoch,
@@ -265,17 +297,17 @@ def evaluate_and_describe(
   radii = {**config.evaluation.radii.to_dict(), **({own: own_radius} if trained_on else {})}
   results: list[dict[str, Any]] = []
   sweeps = []
-  for norm in sorted(radii, key=lambda n: n != own):
+  for norm in sorted(radii, key=lambda n: (n != own, list(NORMS).index(n))):
     at_radius = experiment.evaluate(state, norm, experiment.test, radii[norm])
     total = len(at_radius.clean_correct)
     if not results:
       clean = int(at_radius.clean_correct.sum())
       results.append({"what": "clean", "correct": clean, "total": total, "zero_gradients": None})
     plural = "step" if steps == 1 else "steps"
-    mark = " (training attack)" if trained_on and norm == own else ""
+    mark = " (training)" if trained_on and norm == own else ""
     results.append(
       {
-        "what": f"{norm} {radii[norm]:.4g}, {steps} {plural}{mark}",
+        "what": f"{NORMS[norm]} {radii[norm]:.4g}, {steps} {plural}{mark}",
         "norm": norm,
         "radius": radii[norm],
         "correct": int(at_radius.robust_correct.sum()),
@@ -288,10 +320,12 @@ def evaluate_and_describe(
       int(experiment.evaluate(state, norm, experiment.test, r).robust_correct.sum()) for r in swept
     ]
     sweeps.append({"norm": norm, "radii": swept, "correct": correct, "total": total})
-  kind = f"robust training over {own} {own_radius:.4g}" if trained_on else "standard training"
+  kind = (
+    f"robust training over {NORMS[own]} {own_radius:.4g}" if trained_on else "standard training"
+  )
   return {
     "title": f"{config.model.name} on {config.dataset.name}, {kind}, "
-    f"{config.training.epochs} epochs; radii in pixels of [0, 1]",
+    f"{config.training.epochs} epochs",
     "results": results,
     "sweeps": sweeps,
     "step": int(state.step),
@@ -356,7 +390,7 @@ def _draw_examples(
     clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
     robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
     path=path,
-    title=f"{config.uncertainty.name} {config.uncertainty.radius:.4g} (pixels in [0, 1])",
+    title=f"{NORMS[config.uncertainty.name]} {config.uncertainty.radius:.4g} (pixels in [0, 1])",
   )
 
 
@@ -366,37 +400,52 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
   if path.exists():
     try:
       old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-      raise InputError(f"--workdir={workdir}: its config.json cannot be read ({error}).") from error
+      if not isinstance(old, dict):
+        raise ValueError("it holds no config")
+    except (OSError, ValueError) as error:
+      raise InputError(
+        f"--workdir={workdir}: its config.json cannot be read ({error}), so that it is not known "
+        f"what was run there; choose a new directory."
+      ) from error
     changed = config_lib.differences(old, config_lib.as_dict(config))
     if changed:
       raise InputError(
         f"--workdir={workdir} holds another experiment; choose a new directory, or the same "
         f"config. What differs: {'; '.join(changed)}."
       )
-  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise InputError(
-      f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, "
-      f"but it holds something else."
-    )
+  elif workdir.exists():
+    foreign = [workdir] if not workdir.is_dir() else set(workdir.iterdir()) - {*leftovers(workdir)}
+    if foreign:
+      raise InputError(
+        f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, but "
+        f"{min(foreign).name} is none of ours."
+      )
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> None:
   """Writes the resolved config, once."""
-  if jax.process_index() == 0 and not (workdir / "config.json").exists():
-    write_json(workdir / "config.json", config_lib.as_dict(config))
+  if jax.process_index() == 0:
+    for path in leftovers(workdir):
+      path.unlink(missing_ok=True)
+    if not (workdir / "config.json").exists():
+      write_json(workdir / "config.json", config_lib.as_dict(config))
 
 
 def _stop_if_diverged(
-  losses: np.ndarray, step: int, checkpoints: Checkpoints, workdir: Path
+  losses: np.ndarray, state: TrainState, step: int, checkpoints: Checkpoints
 ) -> None:
+  """Raises if a loss is not finite, or the parameters after the last of them are not."""
   bad = np.flatnonzero(~np.isfinite(losses))
+  leaves = jax.tree.leaves((state.params, state.model_state))
   if bad.size:
-    raise DivergedError(
-      f"The loss became {losses[bad[0]]} at step {step + int(bad[0]) + 1}; the last good "
-      f"checkpoint is {checkpoints.last_words()} in {workdir / 'checkpoints'}. "
-      f"A smaller --config.optimizer.learning_rate may help."
-    )
+    what = f"The loss became {losses[bad[0]]} at step {step + int(bad[0]) + 1}"
+  elif not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
+    what = f"The parameters became infinite or NaN at step {step + len(losses)}"
+  else:
+    return
+  raise DivergedError(
+    f"{what}; {checkpoints.last_words()}. A smaller --config.optimizer.learning_rate may help."
+  )
 
 
 @contextmanager

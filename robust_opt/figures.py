@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from robust_opt.files import atomic_write
 
@@ -26,13 +27,19 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
   figure = _figure(8.0, 3.2)
   left, right = figure.subplots(1, 2)
   marker = "o" if len(ends) < 30 else None
-  left.plot(_column(records, "epoch"), _column(records, "train/loss"), color=_COLOURS[0])
+  epochs, losses = _column(records, "epoch"), _column(records, "train/loss")
+  left.plot(epochs, losses, color=_COLOURS[0], marker="o" if len(records) < 30 else None, ms=3)
   left.set(xlabel="epoch", ylabel="training loss at the perturbed batch")
+  left.set_ylim(bottom=0)
   for name, colour in (("clean", _COLOURS[0]), ("robust", _COLOURS[1])):
     values = 100 * _column(ends, f"heldout/{name}_accuracy")
     right.plot(_column(ends, "epoch"), values, color=colour, marker=marker, ms=3, label=name)
   right.set(xlabel="epoch", ylabel="held-out accuracy (%)")
-  right.legend(frameon=False)
+  right.legend()
+  for axis in (left, right):
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axis.set_xlim(0, 1.03 * max([1.0, *epochs]))
+    axis.grid(alpha=0.3)
   _save(figure, path)
 
 
@@ -73,7 +80,8 @@ def example_grid(
       else:
         right = prediction == labels[column]
         colour = "black" if right else _COLOURS[1]
-        axis.set_xlabel(f"{prediction}" + ("" if right else " (wrong)"), fontsize=9, color=colour)
+        words = f"taken for {prediction}"
+        axis.set_xlabel(words, fontsize=9, color=colour, weight="normal" if right else "bold")
     axes[0, column].set_title(f"class {labels[column]}", fontsize=9)
   for axis, words in zip(axes[:, 0], ("clean", "perturbation\n(stretched)", "perturbed")):
     axis.set_ylabel(words, fontsize=9)
@@ -90,19 +98,22 @@ def accuracy_against_radius(sweeps: Sequence[Mapping[str, Any]], path: Path) -> 
     path: PNG to write.
   """
   norms = list(dict.fromkeys(s["norm"] for s in sweeps))
-  figure = _figure(3.1 * len(norms), 3.2)
+  figure = _figure(3.1 * len(norms) + 0.6, 3.4)
   axes = figure.subplots(1, len(norms), squeeze=False, sharey=True)[0]
   for axis, norm in zip(axes, norms):
     mine = [s for s in sweeps if s["norm"] == norm]
     for sweep, colour in zip(mine, _COLOURS * len(mine)):
       accuracy = 100 * np.asarray(sweep["accuracy"])
       axis.plot(sweep["radii"], accuracy, color=colour, marker="o", ms=3, label=sweep["label"])
-      if sweep["radius"] is not None:
-        axis.axvline(sweep["radius"], color="0.6", lw=1, ls=":")
+    for radius in {s["radius"] for s in mine} - {None}:
+      axis.axvline(radius, color="0.5", lw=1, ls=":", zorder=0, label="radius in the table")
     axis.set(xlabel=f"radius, {_NORM_NAMES.get(norm, norm)} (pixels in [0, 1])", ylim=(-3, 103))
     axis.grid(alpha=0.3)
   axes[0].set_ylabel("test accuracy (%)")
-  axes[0].legend(frameon=False, fontsize=8)
+  entries = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
+  figure.legend(
+    entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+  )
   _save(figure, path)
 
 

@@ -8,23 +8,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from robust_opt.errors import WriteError
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-  """A binary file that appears at `path` when the block ends well, and not at all otherwise."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+  """A binary file that appears at `path` when the block ends well, and not at all otherwise.
+
+  Raises:
+    WriteError: it could not be written; what was at `path` before is there still.
+  """
+  with name_in_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+      with os.fdopen(handle, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.chmod(name, 0o666 & ~_umask())
+      os.replace(name, path)
+    except BaseException:
+      with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+      raise
+
+
+@contextlib.contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+  """Turns an OSError into a WriteError: a full disk raises one that does not name the file."""
   try:
-    with os.fdopen(handle, "wb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o666 & ~_umask())
-    os.replace(name, path)
-  except BaseException:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(name)
+    yield
+  except WriteError:
     raise
+  except OSError as error:
+    raise WriteError(f"{path} could not be written ({error.strerror or error}).") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,6 +50,11 @@ def write_json(path: Path, value: Any) -> None:
   text = json.dumps(value, indent=2, allow_nan=False) + "\n"
   with atomic_write(path) as file:
     file.write(text.encode())
+
+
+def leftovers(directory: Path) -> list[Path]:
+  """What atomic writes that were killed have left in a directory."""
+  return sorted(directory.glob(".*.part"))
 
 
 def _umask() -> int:

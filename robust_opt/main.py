@@ -1,16 +1,23 @@
 """Trains a robust network, measures how robust it is, and leaves a work directory.
 
-  python -m robust_opt.main                       # the digits that scikit-learn bundles
-  python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf \
-      --config.training.epochs=5 --config.uncertainty.radius=0.1
+  python -m robust_opt.main
 
-Radii are in pixels of [0, 1]. The same command on the same --workdir resumes a run that was
-stopped. On several hosts start it once a host, with --coordinator.
+trains on the digits that scikit-learn bundles, in half a minute. Any config, any key of it:
+
+  python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf
+    --config.training.epochs=5 --config.uncertainty.radius=0.1
+
+The keys, with their meanings and defaults, are in robust_opt/config.py; radii are in pixels of
+[0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same bits.
+On several hosts start it once a host, with --coordinator.
 """
 
 import logging as python_logging
+import os
+import re
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +30,9 @@ from robust_opt import experiment, metrics, overrides
 from robust_opt.errors import InputError, RunError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file, as in configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where results go; a new temporary one if empty.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "", "Where results go, or went; a new temporary one if empty."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "host:port of process 0, or 'auto' to read the cluster's environment."
 )
@@ -36,33 +45,47 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
   _connect()
-  workdir = Path(_WORKDIR.value or tempfile.mkdtemp(prefix="robust_opt_"))
+  workdir = Path(_WORKDIR.value or _new_temporary())
   summary = experiment.run(_CONFIG.value, workdir)
   if jax.process_index() == 0:
     metrics.print_table(metrics.result_table(summary))
     print(f"Everything about this run is in {workdir}")
 
 
+def _new_temporary() -> str:
+  """The name of a work directory that is made only when the input has proved good."""
+  name = f"robust_opt_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+  return os.path.join(tempfile.gettempdir(), name)
+
+
 def _connect() -> None:
   """Joins the processes of one run, if there are several."""
-  if _COORDINATOR.value == "auto":
+  coordinator, count, place = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  if not coordinator:
+    if (count, place) != (None, None):
+      raise InputError("--num_processes and --process_id need --coordinator=host:port, or auto.")
+    return
+  if not _WORKDIR.value:
+    raise InputError(f"--coordinator={coordinator} needs --workdir, a directory that all share.")
+  if coordinator == "auto":
     jax.distributed.initialize()
-  elif _COORDINATOR.value:
-    if _NUM_PROCESSES.value is None or _PROCESS_ID.value is None:
-      raise InputError(
-        f"--coordinator={_COORDINATOR.value} needs --num_processes and --process_id too, "
-        f"but they were {_NUM_PROCESSES.value} and {_PROCESS_ID.value}."
-      )
-    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    return
+  if count is None or place is None:
+    raise InputError(
+      f"--coordinator={coordinator} needs --num_processes and --process_id too, but they were "
+      f"{count} and {place}."
+    )
+  if not (0 <= place < count and re.fullmatch(r".+:\d+", coordinator)):
+    raise InputError(
+      f"--coordinator must be host:port and --process_id one of 0 ... --num_processes - 1, but "
+      f"they were {coordinator}, {place} and {count}."
+    )
+  jax.distributed.initialize(coordinator, count, place)
 
 
 def _main_or_sentence(argv: Sequence[str]) -> None:
-  """A RunError, or a disk that is full, ends with its sentence and its code, not a traceback."""
-  # Others tell of every file that they touch and every backend that is absent.
-  package = str(Path(__file__).parent)
-  logging.get_absl_handler().addFilter(
-    lambda record: record.pathname.startswith(package) or record.levelno >= python_logging.WARNING
-  )
+  """A RunError, or another failure of a disk, ends with a sentence and a code, not a traceback."""
+  logging.get_absl_handler().addFilter(_worth_reading)
   try:
     main(argv)
   except RunError as error:
@@ -71,11 +94,22 @@ def _main_or_sentence(argv: Sequence[str]) -> None:
     sys.exit(_say(error, 1))
 
 
+def _worth_reading(record: python_logging.LogRecord) -> bool:
+  """Others tell of every file they touch, and log with a traceback what they raise as well."""
+  if record.pathname.startswith(str(Path(__file__).parent)):
+    return True
+  if record.levelno < python_logging.WARNING or record.exc_info:
+    return False
+  return not record.getMessage().startswith("OpenCV is not installed")  # we decode by Pillow
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return overrides.parse(argv)
   except InputError as error:
     sys.exit(_say(error, error.exit_code))
+  except SystemExit:  # absl has printed the help that was asked for, and calls that a failure
+    sys.exit(0)
 
 
 def _say(error: Exception, code: int) -> int:

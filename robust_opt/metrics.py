@@ -4,20 +4,30 @@ with MetricWriter(workdir, resume_step=0) as writer:
   writer.write(step, {"train/loss": 0.3})     # a line {"step": ..., "train/loss": ...}
 """
 
+import contextlib
 import json
 import math
+import socket
+import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from absl import logging
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from tensorboardX import SummaryWriter
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 
-from robust_opt.files import atomic_write
+from robust_opt.files import atomic_write, name_in_errors
+
+# How a norm is spelt for people; configs and JSON have the keys.
+NORMS = {"linf": "l_inf", "l2": "l_2", "l1": "l_1"}
 
 
 class MetricWriter:
@@ -25,24 +35,28 @@ class MetricWriter:
 
   A resumed run repeats the steps since its checkpoint: the lines of those are dropped first, so
   that every step stands there once.
+
+  Raises:
+    WriteError: from the constructor and from `write`, if the disk is full, say.
   """
 
   def __init__(self, workdir: Path, resume_step: int) -> None:
-    path = workdir / "metrics.jsonl"
-    if path.exists():
-      kept = [json.dumps(r) + "\n" for r in read_metrics(path) if r["step"] <= resume_step]
-      with atomic_write(path) as file:
+    self._path = workdir / "metrics.jsonl"
+    if self._path.exists():
+      kept = [json.dumps(r) + "\n" for r in read_metrics(self._path) if r["step"] <= resume_step]
+      with atomic_write(self._path) as file:
         file.write("".join(kept).encode())
-    self._lines = path.open("a", encoding="utf-8")
-    self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+    with name_in_errors(self._path):
+      self._lines = self._path.open("a", encoding="utf-8")
+      self._events = _EventFile(workdir / "tensorboard", resume_step + 1)
 
   def write(self, step: int, values: Mapping[str, float | int]) -> None:
     """Writes scalars of one step; a value that is not finite becomes null in the JSON."""
     finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
-    self._lines.flush()
-    for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+    with name_in_errors(self._path):
+      self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+      self._lines.flush()
+      self._events.write(step, values)
 
   def __enter__(self) -> "MetricWriter":
     return self
@@ -50,18 +64,52 @@ class MetricWriter:
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
-    self._lines.close()
-    self._events.close()
+    for file in (self._lines, self._events):
+      with contextlib.suppress(OSError):  # of a disk that is full `write` has told
+        file.close()
+
+
+class _EventFile:
+  """TensorBoard's format, written by the caller's own thread, so that a full disk can be told.
+
+  A record is its length, the CRC of that, an Event, and the CRC of that.
+  """
+
+  def __init__(self, directory: Path, purge_step: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    # TensorBoard reads the files in the order of their names.
+    self._file = (directory / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}").open("wb")
+    self._add(Event(wall_time=now, file_version="brain.Event:2"))
+    # What earlier files hold from this step on is void.
+    start = SessionLog(status=SessionLog.START)
+    self._add(Event(wall_time=now, step=purge_step, session_log=start))
+
+  def write(self, step: int, values: Mapping[str, float | int]) -> None:
+    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+    self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+  def close(self) -> None:
+    self._file.close()
+
+  def _add(self, event: Event) -> None:
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    crcs = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+    self._file.write(b"".join((length, next(crcs), data, next(crcs))))
+    self._file.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
+  """The records of a metrics.jsonl, without lines that a kill cut short or that are damaged."""
   records = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in path.read_bytes().splitlines():
     try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      record = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(record, dict) and isinstance(record.get("step"), int):
+      records.append(record)
   return records
 
 
@@ -72,43 +120,58 @@ class ProgressDisplay:
   """
 
   def __init__(self, total_steps: int, done_steps: int, epochs: int, enabled: bool) -> None:
-    self._console = Console(stderr=True)
+    console = Console(stderr=True)
     self._epochs = epochs
-    self._live = enabled and self._console.is_terminal
+    self._live = enabled and console.is_terminal
     self._log = enabled and not self._live
-    self._accuracies = ""
-    self._bar = Progress(
-      TextColumn("{task.description}"),
-      BarColumn(bar_width=20),
-      TextColumn("{task.percentage:>3.0f} % {task.fields[words]}"),
-      TimeElapsedColumn(),
-      TextColumn("left"),
-      TimeRemainingColumn(),
-      console=self._console,
-      disable=not self._live,
+    # Of fixed widths, so that the bar stands still; what a narrow terminal cannot hold is cut off.
+    self._fields: dict[str, Any] = {"loss": "-", "clean": "-", "robust": "-", "rate": "compiling"}
+    columns = (
+      "{task.description}",
+      "loss {task.fields[loss]:>6}",
+      "clean {task.fields[clean]:>5}%",
+      "robust {task.fields[robust]:>5}%",
+      "{task.fields[rate]:>17}",
     )
-    self._task = self._bar.add_task("compiling", total=total_steps, completed=done_steps, words="")
+    self._bar = Progress(
+      *(TextColumn(words, table_column=Column(no_wrap=True)) for words in columns),
+      BarColumn(bar_width=None, table_column=Column(min_width=1, max_width=20, ratio=1)),
+      TimeRemainingColumn(compact=True, table_column=Column(min_width=5, no_wrap=True)),
+      TextColumn("left"),
+      console=console,
+      disable=not self._live,
+      expand=False,
+    )
+    self._task = self._bar.add_task(
+      self._name(1 + done_steps * epochs // max(1, total_steps)),
+      total=total_steps,
+      completed=done_steps,
+      **self._fields,
+    )
 
   def steps(self, step: int, epoch: int, loss: float, examples_per_second: float) -> None:
     """After a scan of training steps."""
-    words = f"loss {loss:.4f}{self._accuracies} {examples_per_second:,.0f} examples/s"
-    description = f"epoch {epoch}/{self._epochs}"
-    self._bar.update(self._task, completed=step, description=description, words=words)
+    self._fields |= {"loss": f"{loss:.4f}"[:6], "rate": f"{examples_per_second:,.0f} examples/s"}
+    self._bar.update(self._task, completed=step, description=self._name(epoch), **self._fields)
 
   def epoch(self, epoch: int, values: Mapping[str, float | int]) -> None:
     """After an epoch and its evaluation on the held-out examples."""
     clean, robust = values["heldout/clean_accuracy"], values["heldout/robust_accuracy"]
-    self._accuracies = f" clean {clean:.2%} robust {robust:.2%}"
+    self._fields |= {"clean": f"{100 * clean:.1f}", "robust": f"{100 * robust:.1f}"}
+    self._bar.update(self._task, **self._fields)
     if self._log:
       logging.info(
-        "epoch %d/%d loss %.4f held-out clean %.2f %% robust %.2f %%, %.0f examples/s",
+        "epoch %d/%d, loss %.4f, held-out clean %.2f %%, robust %.2f %%, %s examples/s",
         epoch,
         self._epochs,
         values["train/loss"],
         100 * clean,
         100 * robust,
-        values["train/examples_per_second"],
+        f"{values['train/examples_per_second']:,.0f}",
       )
+
+  def _name(self, epoch: int) -> str:
+    return f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"
 
   def __enter__(self) -> "ProgressDisplay":
     self._bar.start()
@@ -122,10 +185,17 @@ class ProgressDisplay:
 
 def result_table(summary: Mapping[str, Any]) -> Table:
   """The end of a run: accuracies with their counts, for the terminal."""
-  table = Table(title=summary["title"], title_justify="left")
-  table.add_column("test examples")
-  table.add_column("accuracy", justify="right")
-  table.add_column("correct", justify="right")
+  table = Table(
+    title=summary["title"],
+    title_justify="left",
+    caption="radii in pixels of [0, 1]",
+    caption_justify="left",
+    box=box.SIMPLE_HEAD,
+    pad_edge=False,
+  )
+  table.add_column("test examples", no_wrap=True)
+  table.add_column("accuracy", justify="right", no_wrap=True)
+  table.add_column("correct", justify="right", no_wrap=True)
   table.add_column("zero gradients", justify="right")
   for row in summary["results"]:
     correct = f"{row['correct']:,} of {row['total']:,}"

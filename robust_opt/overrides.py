@@ -42,29 +42,44 @@ def _load(argv: Sequence[str]) -> ConfigDict:
   """The config without its overrides."""
   place = next(i for i, arg in enumerate(argv) if re.match(r"--?config(=|$)", arg))
   only = argv[place : place + 1] if "=" in argv[place] else argv[place : place + 2]
+  given = re.sub(r"^--?config=?", "", only[-1])
+  path = Path(given.split(":", 1)[0])  # what is behind a colon goes to get_config
+  if not path.is_file():
+    raise InputError(f"--config must be a file that defines get_config(), but {given!r} is none.")
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", *only])
   try:
     values(["", *only])
     config = holder.value
-  except Exception as error:
-    given = only[-1].removeprefix("--config=")
-    reason = "there is no such file" if isinstance(error, OSError) else _last_line(error)
-    raise InputError(f"--config={given} could not be read: {reason}.") from error
+  except Exception as error:  # whatever the user's file raises
+    raise InputError(f"--config={given} could not be read: {_last_line(error)}.") from error
   if not isinstance(config, ConfigDict):
-    raise InputError(f"{only[0]} must define get_config() -> ConfigDict.")
+    raise InputError(
+      f"--config={given} must define get_config() that returns a ConfigDict, but it returned "
+      f"{type(config).__name__}."
+    )
   return config
 
 
 def _check_key(key: str, config: ConfigDict) -> None:
-  node = config
+  node, path = config, "config"
   for part in key.split("."):
     if not isinstance(node, ConfigDict) or part not in node:
-      known = _keys(config)
-      close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-      hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+      names = ", ".join(node) if isinstance(node, ConfigDict) else "no key below it"
+      hint = _did_you_mean(key, _keys(config)) or f"--{path} has {names}."
       raise InputError(f"--config.{key} is no key of this config; {hint}")
-    node = node[part]
+    node, path = node[part], f"{path}.{part}"
+  if isinstance(node, ConfigDict):
+    raise InputError(f"--{path} holds several keys; set one of them: {', '.join(node)}.")
+
+
+def _did_you_mean(given: str, known: Sequence[str]) -> str:
+  """Of dotted names the last part counts, then the whole; empty if nothing is close."""
+  ends = {name: name.rpartition(".")[2] for name in known}
+  near = difflib.get_close_matches(given.rpartition(".")[2], ends.values(), n=3, cutoff=0.75)
+  close = [name for name, end in ends.items() if end in near]
+  close = close or difflib.get_close_matches(given, known, n=3, cutoff=0.6)
+  return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
@@ -75,6 +90,10 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _sentence(error: flags.Error, config: ConfigDict) -> str:
+  if isinstance(error, flags.UnrecognizedFlagError):
+    known = [*flags.FLAGS, *(f"config.{key}" for key in _keys(config))]
+    hint = _did_you_mean(f"--{error.flagname}", [f"--{name}" for name in known])
+    return f"--{error.flagname} is no flag; {hint or '--help lists them.'}"
   wrong_type = re.match(r"flag --config\.([^=]+)=(.*?): ", str(error), re.DOTALL)
   if not wrong_type:
     return _last_line(error)

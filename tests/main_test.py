@@ -1,0 +1,148 @@
+"""What the command line does: help, defaults, the work directory it leaves, what it prints."""
+
+import atexit
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import warnings
+
+import jax
+import pytest
+from absl import app, flags
+
+from robust_opt import config as config_lib
+from robust_opt import main as main_lib
+from robust_opt import overrides
+from robust_opt.metrics import read_metrics
+
+# Softmax regression compiles in a second; the path through the program is that of every network.
+SMALL = [
+  "--config.model.name=SoftmaxRegression",
+  "--config.dataset.train_examples=200",
+  "--config.dataset.test_examples=64",
+  "--config.training.epochs=2",
+  "--config.evaluation.sweep=(0.0, 1.0)",
+]
+
+
+_COMPILED = tempfile.mkdtemp(prefix="robust_opt_compiled_")  # so that a run compiles once
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+
+
+def run_main(monkeypatch, *argv):
+  """main's exit code, in this process."""
+  monkeypatch.setattr(sys, "argv", ["main", *map(str, argv)])
+  for name in [n for n in flags.FLAGS if n.startswith("config.")]:
+    delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()
+  sys.modules.pop("config_config", None)  # ml_collections' name for whatever config it loads
+  overrides.default_config(sys.argv, main_lib.Path(config_lib.__file__))
+  handler = main_lib.logging.get_absl_handler()
+  filters = list(handler.filters)
+  cache = {
+    "jax_compilation_cache_dir": _COMPILED,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in cache}
+  try:
+    for name, value in cache.items():
+      jax.config.update(name, value)
+    # ml_collections loads a config by a method that Python means to drop.
+    warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
+    main_lib._main_or_sentence(main_lib._parse_flags(sys.argv))
+  except SystemExit as end:
+    return end.code
+  finally:
+    handler.filters[:] = filters
+    for name, value in before.items():
+      jax.config.update(name, value)
+    for name in ("workdir", "coordinator", "num_processes", "process_id"):
+      flags.FLAGS[name].unparse()
+  return 0
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpshort"])
+def test_help_says_what_it_does_with_an_example(monkeypatch, capsys, flag):
+  monkeypatch.setitem(sys.modules, "__main__", main_lib)  # whose docstring absl prints
+  app.define_help_flags()
+  assert run_main(monkeypatch, flag) == 0
+  out = capsys.readouterr().out
+  assert out.startswith("Trains a robust network")
+  assert "python -m robust_opt.main --config=configs/mnist_linf.py --workdir=" in out
+  assert "--config.training.epochs=5" in out
+  assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_without_a_config_the_digits_are_run(monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["main"])
+  overrides.default_config(sys.argv, main_lib.Path(config_lib.__file__))
+  assert config_lib.as_dict(overrides._load(sys.argv)) == config_lib.as_dict(config_lib.digits())
+
+
+@pytest.mark.parametrize("argv", [["--config=a.py"], ["--config", "a.py"], ["-config=a.py"]])
+def test_a_config_that_is_given_is_kept(argv):
+  argv = ["main", *argv]
+  before = list(argv)
+  overrides.default_config(argv, main_lib.Path("default.py"))
+  assert argv == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    workdir = tmp_path_factory.mktemp("main") / "run"
+    patch.setenv("COLUMNS", "80")
+    assert run_main(patch, *SMALL, f"--workdir={workdir}") == 0
+  return workdir
+
+
+def test_a_run_leaves_what_it_promises(finished):
+  names = {path.name for path in finished.iterdir()}
+  pictures = {"curves.png", "accuracy.png", "examples.png"}
+  logs = {"config.json", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints"}
+  assert names == pictures | logs
+  summary = json.loads((finished / "summary.json").read_text())
+  steps = [r["step"] for r in read_metrics(finished / "metrics.jsonl")]
+  assert steps[-1] == summary["step"] == 2 * (180 // 32)
+  what = [row["what"] for row in summary["results"]]
+  assert what == ["clean", "l_inf 0.1, 1 step (training)", "l_2 0.5, 1 step", "l_1 1, 1 step"]
+  assert {row["total"] for row in summary["results"]} == {64}
+  assert summary["config"] == json.loads((finished / "config.json").read_text())
+
+
+def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch, capsys):
+  before = json.loads((finished / "summary.json").read_text())
+  lines = (finished / "metrics.jsonl").read_text()
+  monkeypatch.setenv("COLUMNS", "80")
+  assert run_main(monkeypatch, *SMALL, f"--workdir={finished}") == 0
+  after = json.loads((finished / "summary.json").read_text())
+  changing = ("wall_seconds", "peak_memory_mb")
+  assert {k: after[k] for k in after if k not in changing} == {
+    k: before[k] for k in before if k not in changing
+  }
+  assert (finished / "metrics.jsonl").read_text() == lines
+  out = capsys.readouterr().out
+  assert "SoftmaxRegression on digits, robust training over l_inf 0.1, 2 epochs" in out
+  assert "l_inf 0.1, 1 step (training)" in out
+  assert f"Everything about this run is in {finished}" in out.replace("\n", "")
+  assert max(map(len, out.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize(
+  ("path", "level", "message", "read"),
+  [
+    (main_lib.__file__, logging.INFO, "epoch 1/2", True),
+    ("/site-packages/orbax/checkpoint.py", logging.INFO, "saved", False),
+    ("/site-packages/jax/xla_bridge.py", logging.INFO, "no TPU", False),
+    ("/site-packages/jax/xla_bridge.py", logging.WARNING, "a GPU may be present", True),
+    ("/site-packages/tensorflow_datasets/i.py", logging.WARNING, "OpenCV is not installed.", False),
+    ("/site-packages/tensorflow_datasets/i.py", logging.WARNING, "something else", True),
+  ],
+)
+def test_noise_of_others_is_left_out(path, level, message, read):
+  record = logging.LogRecord("absl", level, path, 1, message, (), None)
+  assert main_lib._worth_reading(record) == read
