@@ -1,6 +1,6 @@
 """Training step of the paper's MNIST net: robust_opt inside its scan against PyTorch eager.
 
-Run: python benchmarks/mnist_step.py [--steps 20] [--repeats 9] [--norm linf] [--data_dir DIR]
+  python benchmarks/mnist_step.py [--steps 20] [--repeats 9] [--norm linf] [--data_dir DIR]
 
 Three steps at batch 100: standard, Algorithm 1 (one ascent step, one descent step) and PGD-10.
 Both frameworks gather the batch from uint8 images and take the same steps. The timings are
@@ -21,7 +21,8 @@ import optax
 import torch
 import torch.nn.functional as F
 
-from robust_opt.models.mnist_cnn import MnistCNN
+import robust_opt as ro
+from robust_opt import models
 
 BATCH, RADIUS, PGD_STEPS = 100, 0.1, 10
 MEAN, STD = 0.1000, 0.2752
@@ -29,45 +30,19 @@ ASCENT_STEPS = {"standard": 0, "Algorithm 1": 1, "PGD-10": PGD_STEPS}
 Epoch = Callable[[], None]  # runs args.steps training steps and waits for them
 
 
-def robust_opt_epoch(x: np.ndarray, y: np.ndarray, order: np.ndarray, k: int, norm: str) -> Epoch:
-  """k ascent steps before each descent step, all steps in one jitted scan."""
-  model = MnistCNN(mean=MEAN, std=STD)
-  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+def robust_opt_epoch(x: np.ndarray, y: np.ndarray, steps: int, k: int, norm: str) -> Epoch:
+  """k ascent steps before each descent step, all steps in one jitted scan: what main.py runs."""
+  net = models.MnistCNN(mean=MEAN, std=STD)
+  params, model_state = models.init(net, jax.random.key(0), (28, 28, 1))
   optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-3, momentum=0.9))
-  examples = jnp.asarray(x), jnp.asarray(y), jnp.asarray(order)
-  rate = RADIUS if k == 1 else RADIUS / 4
-
-  def losses(variables: optax.Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(model.apply(variables, x), y)
-
-  def length(delta: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(delta**2, axis=(1, 2, 3), keepdims=True))
-
-  def ascend(variables: optax.Params, x: jax.Array, y: jax.Array) -> jax.Array:
-    def step(delta: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-      value, g = jax.value_and_grad(lambda d: losses(variables, x + d, y).sum())(delta)
-      if norm == "linf":
-        return jnp.clip(delta + rate * jnp.sign(g), -RADIUS, RADIUS), value
-      delta = delta + rate * g / jnp.maximum(length(g), 1e-12)
-      return delta * jnp.minimum(1, RADIUS / jnp.maximum(length(delta), 1e-12)), value
-
-    return jax.lax.stop_gradient(jax.lax.scan(step, jnp.zeros_like(x), None, length=k)[0])
-
-  @jax.jit
-  def epoch(state: optax.Params, x: jax.Array, y: jax.Array, order: jax.Array) -> optax.Params:
-    def step(state: optax.Params, index: jax.Array) -> tuple[optax.Params, jax.Array]:
-      variables, opt_state = state
-      images, labels = x[index].astype(jnp.float32) / 255, y[index]
-      if k:
-        images = images + ascend(variables, images, labels)
-      loss, grads = jax.value_and_grad(lambda v: losses(v, images, labels).mean())(variables)
-      updates, opt_state = optimizer.update(grads, opt_state, variables)
-      return (optax.apply_updates(variables, updates), opt_state), loss
-
-    return jax.lax.scan(step, state, order)
-
-  state = (variables, optimizer.init(variables))
-  return lambda: jax.block_until_ready(epoch(state, *examples))
+  ball, step_ball = getattr(ro, norm)(RADIUS), getattr(ro, norm)(RADIUS / 4)
+  maximizer = ro.frank_wolfe(ball) if k <= 1 else ro.pgd(ball, step_ball, random_start=False)
+  attack = ro.ascend(maximizer, k)
+  step = ro.make_train_step(models.from_linen(net), optimizer, ro.robust(), attack)
+  scan = jax.jit(ro.make_scan(step, ro.EpochPlan(len(y), BATCH)), static_argnums=3)
+  state = ro.init_state(params, model_state, optimizer)
+  data = ro.ArrayData(jnp.asarray(x), jnp.asarray(y))
+  return lambda: jax.block_until_ready(scan(state, data, jax.random.key(1), steps))
 
 
 def torch_epoch(
@@ -150,8 +125,8 @@ def main() -> None:
   columns = ["robust_opt", "torch NCHW", "torch channels_last"]
   epochs: dict[tuple[str, str], Epoch] = {}
   for row, k in ASCENT_STEPS.items():
+    epochs[row, columns[0]] = robust_opt_epoch(x, y, args.steps, k, args.norm)
     given = (x, y, order, k, args.norm)
-    epochs[row, columns[0]] = robust_opt_epoch(*given)
     epochs[row, columns[1]] = torch_epoch(*given, torch.contiguous_format)
     epochs[row, columns[2]] = torch_epoch(*given, torch.channels_last)
 
