@@ -84,6 +84,9 @@ def base() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # the last so many, and the best beside them
   config.checkpoint.every_epochs = 1
+  config.lock()
+  for part in (config.model, config.optimizer.kwargs):  # what is there depends on the name
+    part.unlock()
   return config
 
 
@@ -185,16 +188,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+# What lies below these is the business of the class that is named there.
+_OPEN = ("optimizer.kwargs.",)
+
+
 def validate(config: ConfigDict) -> None:
   """Checks ranges and names; types are ConfigDict's own business.
 
   Raises:
     InputError: names the key, the value and what is allowed.
   """
+  flat = _flatten(config.to_dict())
+  for key in sorted(_flatten(base().to_dict()).keys() - flat.keys()):
+    if not key.startswith(_OPEN):
+      raise InputError(f"The config must hold every key of robust_opt.config, but lacks {key}.")
   for key, (allowed, words) in _RULES.items():
-    value = config
-    for part in key.split("."):
-      value = value[part]
+    value = flat[key]
     try:
       fine = bool(allowed(value))
     except TypeError:

@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import socket
-import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.record_writer import RecordWriter
 
 from robust_opt.files import atomic_write, name_in_errors
 
@@ -70,16 +69,14 @@ class MetricWriter:
 
 
 class _EventFile:
-  """TensorBoard's format, written by the caller's own thread, so that a full disk can be told.
-
-  A record is its length, the CRC of that, an Event, and the CRC of that.
-  """
+  """TensorBoard's format, written by the caller's own thread, so that a full disk can be told."""
 
   def __init__(self, directory: Path, purge_step: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     now = time.time()
     # TensorBoard reads the files in the order of their names.
-    self._file = (directory / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}").open("wb")
+    name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
+    self._records = RecordWriter(str(directory / name))
     self._add(Event(wall_time=now, file_version="brain.Event:2"))
     # What earlier files hold from this step on is void.
     start = SessionLog(status=SessionLog.START)
@@ -90,14 +87,11 @@ class _EventFile:
     self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
   def close(self) -> None:
-    self._file.close()
+    self._records.close()
 
   def _add(self, event: Event) -> None:
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    crcs = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
-    self._file.write(b"".join((length, next(crcs), data, next(crcs))))
-    self._file.flush()
+    self._records.write(event.SerializeToString())
+    self._records.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

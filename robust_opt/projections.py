@@ -11,7 +11,7 @@ one after the other is not the projection onto both; these are.
 |  radius 0               |  0                                 |
 |  radius inf             |  delta, cut by the bounds          |
 |  delta inside           |  delta itself, to the bit          |
-|  delta huge             |  exact to an ulp of its entries    |
+|  delta huge, no bounds  |  exact to an ulp of its entries    |
 |  NaN in delta           |  NaN                               |
 """
 

@@ -166,7 +166,8 @@ class EpochPlan(NamedTuple):
 
   Attributes:
     num_examples: N.
-    batch_size: B; what is left over when N is no multiple of it waits for another epoch's order.
+    batch_size: B. Only whole batches are made: when N is no multiple of B, what is left over waits
+      for another epoch's order, or, without shuffling, is never seen.
     shuffle: whether every epoch has an order of its own.
   """
 

@@ -106,8 +106,8 @@ def test_a_full_disk_is_one_sentence_from_the_callers_thread(tmp_path, which):
       writer._lines.close()
       writer._lines = full
     else:
-      writer._events._file.close()
-      writer._events._file = full
+      writer._events._records.close()
+      writer._events._records._writer = full
     with pytest.raises(RunError, match=r"metrics\.jsonl could not be written \(No space left"):
       writer.write(1, {"train/loss": 0.5})
 

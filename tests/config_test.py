@@ -1,0 +1,211 @@
+"""The twelve configs, the papers' values in them, and the sentences that refuse the rest."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from robust_opt import build, config, models
+from robust_opt.errors import InputError
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.py"))
+NAMES = [f"{d}_{u}" for d in ("cifar", "digits", "mnist") for u in ("l1", "l2", "linf", "standard")]
+
+
+def module(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  loaded = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(loaded)
+  return loaded
+
+
+def load(name):
+  return module(FOLDER / f"{name}.py").get_config()
+
+
+def test_there_are_twelve():
+  assert [path.stem for path in FILES] == NAMES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_is_valid_and_says_how_to_run_it(path):
+  loaded = module(path)
+  config_ = loaded.get_config()
+  config.validate(config_)
+  command = f"python -m robust_opt.main --config=configs/{path.name} "
+  assert command in loaded.__doc__
+  name, kind = path.stem.split("_")
+  assert config_.dataset.name == {"cifar": "cifar10"}.get(name, name)
+  if kind == "standard":
+    assert config_.attack.num_steps == 0
+  else:
+    assert (config_.attack.num_steps, config_.uncertainty.name) == (1, kind)
+    # The run's own radius is the one that the other nets of the table are measured at.
+    assert config_.uncertainty.radius == config_.evaluation.radii[kind]
+  assert config_.model.name in models.__all__
+  assert build.objective(config_) is not None
+  build.optimizer(config_, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize(
+  ("name", "radius"),
+  [
+    # In standardised units: MNIST 0.2, 2 and 2; CIFAR-10 l_2 0.2 (the others scaled along).
+    ("mnist_linf", 0.2 * 0.2752),
+    ("mnist_l2", 2 * 0.2752),
+    ("mnist_l1", 2 * 0.2752),
+    ("cifar_linf", 0.02 * 0.2435),
+    ("cifar_l2", 0.2 * 0.2435),
+    ("cifar_l1", 0.2 * 0.2435),
+  ],
+)
+def test_radii_of_the_papers_in_pixels(name, radius):
+  assert load(name).uncertainty.radius == pytest.approx(radius, rel=1e-12)
+  assert load(name).uncertainty.box is False  # the authors did not clip
+
+
+def test_recipe_of_the_authors_mnist_code():
+  for kind in ("standard", "linf", "l2", "l1"):
+    config_ = load(f"mnist_{kind}")
+    assert (config_.seed, config_.training.epochs, config_.training.batch_size) == (1, 120, 100)
+    assert config_.training.shuffle is False
+    assert config_.training.augment == ()
+    assert config_.model.name == "MnistCNN"
+    assert config_.model.input_batch_norm is False
+    assert (config_.model.mean, config_.model.std) == ((0.1000,), (0.2752,))
+    optimizer = config_.optimizer
+    assert (optimizer.name, optimizer.kwargs.to_dict()) == ("sgd", {"momentum": 0.9})
+    assert optimizer.learning_rate == 1e-2 * (1 - 0.9) or optimizer.learning_rate == 1e-3
+    assert (optimizer.schedule, optimizer.schedule_rate) == ("inverse_time", 5e-6)
+    assert optimizer.weight_decay == 1e-3
+    assert config_.attack.train_mode is False
+
+
+def test_recipe_of_the_authors_cifar_code():
+  for kind in ("standard", "linf", "l2", "l1"):
+    config_ = load(f"cifar_{kind}")
+    assert (config_.training.epochs, config_.training.batch_size) == (300, 128)
+    assert config_.training.augment == ()  # flips were disabled
+    assert (config_.model.name, config_.model.dropout, config_.model.width) == ("VGG", True, 1.0)
+    optimizer = config_.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (0.1, 5e-4)
+    assert (optimizer.schedule, optimizer.schedule_rate) == ("halving", 25.0)
+    assert optimizer.kwargs.momentum == 0.9
+    assert config_.attack.train_mode is True
+
+
+def test_default_config_is_the_digits():
+  assert (
+    config.differences(config.as_dict(config.get_config()), config.as_dict(config.digits())) == []
+  )
+  config.validate(config.get_config())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_as_dict_is_json(name):
+  plain = config.as_dict(load(name))
+  assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+  assert plain["evaluation"]["sweep"] == list(load(name).evaluation.sweep)
+
+
+def test_configs_of_a_data_set_differ_in_the_attack_alone():
+  plain = {kind: config.as_dict(load(f"mnist_{kind}")) for kind in ("standard", "linf", "l2", "l1")}
+  for kind in ("linf", "l2", "l1"):
+    changed = {line.split(":")[0] for line in config.differences(plain["standard"], plain[kind])}
+    assert changed <= {"attack.num_steps", "uncertainty.name", "uncertainty.radius"}
+    assert "attack.num_steps" in changed
+
+
+def test_differences_name_what_changed_and_ignore_places():
+  old, new = config.as_dict(config.digits()), config.digits()
+  new.dataset.data_dir, new.dataset.cache_dir = "/elsewhere", "/tmp/cache"
+  assert config.differences(old, config.as_dict(new)) == []
+  new.uncertainty.radius, new.seed = 0.2, 3
+  new.evaluation.sweep = (0.0, 1.0)
+  lines = config.differences(old, config.as_dict(new))
+  assert lines[1:] == ["seed: 0 -> 3", "uncertainty.radius: 0.1 -> 0.2"]
+  assert lines[0].startswith("evaluation.sweep: [0.0, 0.25,")
+  assert lines[0].endswith("-> [0.0, 1.0]")
+  extra = config.as_dict(config.digits())
+  extra["model"]["width"] = 2
+  assert config.differences(old, extra) == ["model.width: (absent) -> 2"]
+  assert config.differences(extra, old) == ["model.width: 2 -> (absent)"]
+
+
+NAN, INF = float("nan"), float("inf")
+BAD = [
+  ("dataset.holdout", (0.0, 1.0, -0.1, NAN), "0 < holdout < 1"),
+  ("dataset.train_examples", (-1,), ">= 0 (0: all)"),
+  ("dataset.test_examples", (-1,), ">= 0 (0: all)"),
+  ("uncertainty.name", ("l3", ""), "one of linf, l2, l1"),
+  ("uncertainty.radius", (-0.1, NAN, INF), "finite number >= 0, in pixels of [0, 1]"),
+  ("attack.num_steps", (-1,), "an integer >= 0 (0: standard training)"),
+  ("attack.relative_step", (0.0, -1.0, 2.5, NAN), "0 < step <= 2"),
+  ("optimizer.learning_rate", (0.0, -1.0, NAN, INF), "a finite number > 0"),
+  ("optimizer.schedule", ("linear", ""), "one of constant, inverse_time, halving"),
+  ("optimizer.schedule_rate", (-1.0, NAN, INF), "a finite number >= 0"),
+  ("optimizer.weight_decay", (-1e-4, NAN, INF), "a finite number >= 0"),
+  ("training.epochs", (0, -3), "an integer >= 1"),
+  ("training.batch_size", (0, -3), "an integer >= 1"),
+  ("training.steps_per_scan", (0,), "an integer >= 1"),
+  ("training.augment", (("flip", "rotate"),), "a tuple of 'flip', 'crop'"),
+  ("evaluation.batch_size", (0,), "an integer >= 1"),
+  ("evaluation.checkpoint", ("first",), "last or best"),
+  ("evaluation.sweep", ((), (0.0, -1.0), (NAN,), (INF,), ("a",)), "finite multiples >= 0"),
+  ("evaluation.radii.linf", (-1.0, NAN, INF), "a finite number >= 0, in pixels"),
+  ("evaluation.radii.l2", (-1.0, NAN, INF), "a finite number >= 0, in pixels"),
+  ("evaluation.radii.l1", (-1.0, NAN, INF), "a finite number >= 0, in pixels"),
+  ("checkpoint.keep", (0,), "an integer >= 1"),
+  ("checkpoint.every_epochs", (0,), "an integer >= 1"),
+]
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "allowed"),
+  [(key, value, allowed) for key, values, allowed in BAD for value in values],
+)
+def test_bad_value_is_refused_in_a_sentence(key, value, allowed):
+  config_ = config.digits()
+  config_.update_from_flattened_dict({key: value})
+  with pytest.raises(InputError) as refused:
+    config.validate(config_)
+  sentence = str(refused.value)
+  assert sentence.startswith(f"--config.{key} must be ")
+  assert allowed in sentence
+  assert sentence.endswith(f"but was {value!r}.")
+
+
+def test_every_rule_is_tried():
+  assert {key for key, _, _ in BAD} == set(config._RULES)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("uncertainty.radius", 0.0),
+    ("attack.num_steps", 0),
+    ("attack.relative_step", 2.0),
+    ("dataset.train_examples", 0),
+    ("optimizer.weight_decay", 0.0),
+    ("training.augment", ()),
+    ("training.augment", ("flip", "crop")),
+    ("evaluation.sweep", (0.0,)),
+    ("evaluation.radii.l1", 0.0),
+  ],
+)
+def test_values_on_the_edge_are_allowed(key, value):
+  config_ = config.digits()
+  config_.update_from_flattened_dict({key: value})
+  config.validate(config_)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_invents_no_key(name):
+  """A key that is misspelt in a file would be set beside the real one, and change nothing."""
+  flat = set(config._flatten(config.as_dict(load(name))))
+  known = set(config._flatten(config.as_dict(config.base())))
+  assert {key for key in flat ^ known if not key.startswith("model.")} == set()
+  model = load(name).model.to_dict()
+  getattr(models, model.pop("name"))(**model)  # every attribute is the class's own

@@ -1,0 +1,188 @@
+"""Whole experiments on the digits: they make nets robust, and leave what they promise."""
+
+import json
+import math
+import struct
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from robust_opt import build, experiment, models, sharding
+from robust_opt import config as config_lib
+from robust_opt.training import init_state
+
+RADIUS = 0.15
+SEEDS = (0, 1, 2)
+
+
+def small_config(num_steps=1, epochs=2):
+  config = config_lib.digits()
+  config.model = config_lib.ConfigDict({"name": "MLP", "widths": (64,), "mean": (), "std": ()})
+  config.uncertainty.radius = RADIUS
+  config.attack.num_steps = num_steps
+  config.attack.relative_step = 0.1
+  config.training.epochs = epochs
+  config.dataset.train_examples = 1000
+  config.dataset.test_examples = 150
+  config.evaluation.radii.linf = RADIUS
+  config.evaluation.sweep = (0.0, 1.0, 3.0)
+  config.evaluation.batch_size = 64
+  return config
+
+
+def fresh_state(config, parts, seed):
+  net = build.model(config, parts.splits.train)
+  params, model_state = models.init(net, jax.random.key(seed), (8, 8, 1))
+  state = init_state(params, model_state, build.optimizer(config, parts.steps_per_epoch))
+  return sharding.replicate(state, sharding.data_mesh())
+
+
+def test_robust_training_makes_nets_robust_over_several_seeds():
+  """Against the step that it was trained on, and against 20 steps that it was not."""
+  epochs, rows = 8, []
+  robust, standard = (experiment.assemble(small_config(steps, epochs)) for steps in (1, 0))
+  pgd = experiment.assemble(small_config(20, epochs)).evaluate
+
+  def accuracy(evaluate, state):
+    result = evaluate(state, "linf", robust.test, RADIUS)
+    return result.clean_correct.mean(), result.robust_correct.mean()
+
+  for seed in SEEDS:
+    row = {}
+    for name, parts in (("robust", robust), ("standard", standard)):
+      scan = parts.scan(parts.steps_per_epoch)
+      state, losses = fresh_state(small_config(), parts, seed), []
+      for _ in range(epochs):
+        state, metrics = scan(state)
+        losses.append(np.asarray(metrics.loss).mean())
+      assert losses[-1] < 0.6 * losses[0]
+      clean, one_step = accuracy(robust.evaluate, state)
+      _, twenty = accuracy(pgd, state)
+      assert twenty <= one_step + 0.01 <= clean + 0.02
+      row[name] = (clean, one_step, twenty)
+    rows.append(row)
+  for row in rows:
+    assert row["robust"][0] > 0.85
+    assert row["robust"][1] > row["standard"][1] + 0.15
+    assert row["robust"][2] > row["standard"][2] + 0.15
+
+
+@pytest.mark.parametrize(
+  ("per_epoch", "most", "expected"),
+  [
+    (100, 100, 100),
+    (300, 100, 100),
+    (40, 100, 40),
+    (90, 40, 30),
+    (41, 100, 41),
+    (41, 10, 10),  # a prime: no divisor but 1, so the last scan of an epoch is shorter
+    (1, 100, 1),
+    (550, 100, 55),
+    (100, 1, 1),
+  ],
+)
+def test_scan_length(per_epoch, most, expected):
+  assert experiment.scan_length(per_epoch, most) == expected
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """(config, work directory, summary) of one short run; scans that do not divide the epoch."""
+  workdir = tmp_path_factory.mktemp("runs") / "new" / "robust"
+  config = small_config(epochs=2)
+  config.dataset.train_examples = 1032
+  config.training.steps_per_scan = 11  # of 29, a prime
+  config.evaluation.checkpoint = "best"
+  config.training.augment = ("crop",)
+  return config, workdir, experiment.run(config, workdir)
+
+
+def strict(text):
+  def refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+  return json.loads(text, parse_constant=refuse)
+
+
+def test_work_directory_holds_what_it_promises(finished):
+  config, workdir, summary = finished
+  promised = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json"}
+  pictures = {"curves.png", "accuracy.png", "examples.png"}
+  assert {path.name for path in workdir.iterdir()} == promised | pictures
+  assert strict((workdir / "config.json").read_text()) == config_lib.as_dict(config)
+  assert strict((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
+  for name in pictures:
+    with Image.open(workdir / name) as image:
+      assert image.format == "PNG"
+      image.load()
+      assert min(image.size) > 100
+      assert len(np.unique(np.asarray(image.convert("L")))) > 10  # something is drawn
+
+
+def test_metrics_are_strict_json_with_every_step_once(finished):
+  _, workdir, _ = finished
+  steps = [11, 22, 29, 40, 51, 58]
+  records = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [r["step"] for r in records] == steps
+  assert [r["epoch"] for r in records] == pytest.approx([step / 29 for step in steps])
+  for record in records:
+    assert all(math.isfinite(v) for v in record.values())
+    at_end = record["step"] % 29 == 0
+    assert ("heldout/robust_accuracy" in record) == at_end
+    assert 0 <= record["train/zero_gradients"] <= 11 * 32
+
+
+def events(path):
+  """The records of a TensorBoard file: length [8], its crc [4], event, crc [4]."""
+  content, place = path.read_bytes(), 0
+  while place < len(content):
+    (length,) = struct.unpack_from("<Q", content, place)
+    yield Event.FromString(content[place + 12 : place + 12 + length])
+    place += 16 + length
+
+
+def test_tensorboard_events_hold_the_same_numbers(finished):
+  _, workdir, _ = finished
+  (path,) = (workdir / "tensorboard").iterdir()
+  scalars = {
+    (event.step, value.tag): value.simple_value
+    for event in events(path)
+    for value in event.summary.value
+  }
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    record = json.loads(line)
+    step = record.pop("step")
+    for name, value in record.items():
+      assert scalars.pop((step, name)) == pytest.approx(value, rel=1e-6)
+  assert not scalars
+
+
+def test_counts_of_the_summary_add_up(finished):
+  config, _, summary = finished
+  clean, own, *others = summary["results"]
+  assert (clean["what"], clean["zero_gradients"]) == ("clean", None)
+  assert [row["norm"] for row in (own, *others)] == ["linf", "l2", "l1"]
+  assert [row["radius"] for row in (own, *others)] == [RADIUS, 0.5, 1.0]
+  assert "training" in own["what"]
+  assert not any("training" in row["what"] for row in others)
+  assert {row["total"] for row in summary["results"]} == {150}
+  assert own["correct"] <= clean["correct"] <= 150
+  for row, sweep in zip((own, *others), summary["sweeps"], strict=True):
+    radius = config.evaluation.radii[row["norm"]]
+    assert sweep["norm"] == row["norm"]
+    assert sweep["radii"] == pytest.approx([0.0, radius, 3 * radius])
+    assert sweep["correct"][0] == clean["correct"]  # radius 0 is the clean example
+    assert sweep["correct"][1] == row["correct"]
+    assert sweep["correct"][0] >= sweep["correct"][1] >= sweep["correct"][2]
+    assert sweep["total"] == 150
+  assert summary["train_examples"] + summary["heldout_examples"] == 1032
+  assert summary["step"] == summary["best_checkpoint"]["step"]  # the config asks for the best
+  assert summary["step"] in (29, 58)
+  assert 0 <= summary["best_checkpoint"]["heldout_robust"] <= 1
+  assert len(summary["params_sha256"]) == len(summary["data_sha256"]["train"]) == 64
+  assert summary["config"] == config_lib.as_dict(config)
+  assert summary["wall_seconds"] > 0
+  assert summary["peak_memory_mb"] > 50

@@ -1,0 +1,188 @@
+"""Every net: shapes, parameters, standardisation; batch statistics and dropout where there are."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_opt import models
+
+NAMES = [name for name in models.__all__ if isinstance(getattr(models, name), type)]
+# XLA takes some ten seconds for each function of a VGG, however narrow it is.
+NETS = [pytest.param(n, marks=pytest.mark.slow) if n == "VGG" else n for n in NAMES]
+SHAPES = {"VGG": (32, 32, 3), "MnistCNN": (28, 28, 1), "DigitsCNN": (8, 8, 1)}
+SMALL = {"VGG": {"width": 1 / 16}}
+STATISTICS = {"mean": 0.0, "std": 1.0}
+
+
+def build(name, **attributes):
+  """(module, params, model_state, images of a batch of 3)."""
+  shape = SHAPES.get(name, (8, 8, 1))
+  net = getattr(models, name)(**{**STATISTICS, **SMALL.get(name, {}), **attributes})
+  params, model_state = models.init(net, jax.random.key(0), shape)
+  x = np.random.default_rng(0).uniform(0, 1, (3, *shape)).astype(np.float32)
+  return net, params, model_state, x
+
+
+def run(net, params, model_state, x, train=False, seed=0):
+  apply = jax.jit(models.from_linen(net), static_argnames="train")
+  return apply(params, model_state, x, train=train, key=jax.random.key(seed))
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_logits_and_state(name, num_classes):
+  net, params, model_state, x = build(name, num_classes=num_classes)
+  logits, state = run(net, params, model_state, x)
+  chex.assert_shape(logits, (3, num_classes))
+  chex.assert_type([logits, *jax.tree.leaves((params, model_state))], jnp.float32)
+  chex.assert_tree_all_finite(logits)
+  chex.assert_trees_all_equal(state, model_state)  # evaluation touches nothing
+  alone, _ = run(net, params, model_state, x[1:2])
+  np.testing.assert_allclose(alone[0], logits[1], rtol=1e-4, atol=1e-5)
+  assert np.abs(logits - jax.nn.softmax(logits)).max() > 1e-3  # logits, not probabilities
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_standardisation_comes_first(name):
+  """mean and std are in pixels: the net of (x - mean) / std, whatever else it does to x."""
+  if name == "MnistCNN":
+    pytest.skip("it pads with black pixels first: the test below")
+  net, params, model_state, x = build(name)
+  expected, _ = run(net, params, model_state, (x - 0.3) / 0.4)
+  standardising = build(name, mean=0.3, std=0.4)[0]
+  logits, _ = run(standardising, params, model_state, x)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+  per_channel = build(name, mean=(0.3,) * x.shape[-1], std=(0.4,) * x.shape[-1])[0]
+  np.testing.assert_allclose(run(per_channel, params, model_state, x)[0], logits, rtol=1e-6)
+
+
+def test_mnist_pads_with_black_pixels_before_it_standardises():
+  """As the authors did: a border of 0 becomes -mean / std. (x - mean) / std alone is another."""
+  net, params, model_state, x = build("MnistCNN", mean=0.3, std=0.4)
+  logits, _ = run(net, params, model_state, x)
+  bare = build("MnistCNN")[0]
+  without, _ = run(bare, params, model_state, (x - 0.3) / 0.4)
+  assert np.abs(without - logits).max() > 1e-3
+  # By hand, with XLA's own convolution and pool.
+  z = (np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) - 0.3) / 0.4
+  for layer, size in (("conv1", 3), ("conv2", 2)):
+    p = params[layer]
+    dims = ("NHWC", "HWIO", "NHWC")
+    z = jax.lax.conv_general_dilated(z, p["kernel"], (1, 1), "VALID", dimension_numbers=dims)
+    z = jax.nn.relu(z + p["bias"])
+    window = (1, size, size, 1)
+    z = jax.lax.reduce_window(z, -jnp.inf, jax.lax.max, window, window, "VALID")
+  z = jax.nn.relu(z.reshape(3, -1) @ params["dense1"]["kernel"] + params["dense1"]["bias"])
+  expected = z @ params["dense2"]["kernel"] + params["dense2"]["bias"]
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mnist_net_is_the_papers():
+  _, params, model_state, _ = build("MnistCNN")
+  kernels = {layer: p["kernel"].shape for layer, p in params.items()}
+  assert kernels == {
+    "conv1": (5, 5, 1, 32),
+    "conv2": (5, 5, 32, 64),
+    "dense1": (256, 200),
+    "dense2": (200, 10),
+  }
+  assert model_state == {}
+  assert count(params) == 832 + 51_264 + 51_400 + 2_010
+
+
+def test_vgg_is_the_papers():
+  net = models.VGG()
+  variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  params, statistics = variables["params"], variables["batch_stats"]
+  convolutions = [p["kernel"].shape for n, p in params.items() if n.startswith("Conv")]
+  widths = sorted(shape[-1] for shape in convolutions)
+  assert widths == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+  assert all(shape[:2] == (3, 3) for shape in convolutions)
+  dense = [p["kernel"].shape for n, p in params.items() if n.startswith("Dense")]
+  assert sorted(dense) == [(512, 10), (512, 512)]
+  assert len(statistics) == 14  # after every convolution, and the dense layer
+  fed = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512]
+  out = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+  expected = sum(9 * i * o + o + 2 * o for i, o in zip(fed, out))
+  expected += 512 * 512 + 512 + 2 * 512 + 512 * 10 + 10
+  assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize(
+  ("name", "attributes"),
+  [
+    pytest.param("VGG", {"dropout": False}, marks=pytest.mark.slow),
+    ("MnistCNN", {"input_batch_norm": True}),
+  ],
+)
+def test_batch_statistics_move_in_train_mode_only(name, attributes):
+  net, params, model_state, x = build(name, **attributes)
+  logits, state = run(net, params, model_state, x, train=True)
+  assert set(state) == {"batch_stats"}
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), state, model_state)
+  assert all(jax.tree.leaves(moved))
+  neighbour = np.concatenate([x[:2], 1 - x[2:]])
+  other, _ = run(net, params, model_state, neighbour, train=True)
+  assert np.abs(other[:2] - logits[:2]).max() > 1e-4  # the batch is tied together
+  evaluated, _ = run(net, params, state, x)
+  assert np.abs(evaluated - run(net, params, model_state, x)[0]).max() > 1e-4
+
+
+def test_mnist_input_batch_norm_has_no_parameters():
+  """A non-affine batch normalisation of the input, as in the authors' 2015 code."""
+  _, plain, _, _ = build("MnistCNN")
+  net, params, model_state, x = build("MnistCNN", input_batch_norm=True)
+  chex.assert_trees_all_equal_shapes(params, plain)
+  _, state = run(net, params, model_state, x, train=True)
+  padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+  (statistics,) = state["batch_stats"].values()
+  np.testing.assert_allclose(statistics["mean"], 0.1 * padded.mean(axis=(0, 1, 2)), rtol=1e-4)
+  expected = 0.9 + 0.1 * padded.var(axis=(0, 1, 2))
+  np.testing.assert_allclose(statistics["var"], expected, rtol=1e-4)
+  # Input normalised by its own statistics: its units do not matter (up to epsilon).
+  large = run(net, params, model_state, 100 * x, train=True)[0]
+  larger = run(net, params, model_state, 1000 * x, train=True)[0]
+  np.testing.assert_allclose(large, larger, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_vgg_dropout_in_train_mode_only():
+  net, params, model_state, x = build("VGG")
+  first, _ = run(net, params, model_state, x, train=True, seed=1)
+  again, _ = run(net, params, model_state, x, train=True, seed=1)
+  other, _ = run(net, params, model_state, x, train=True, seed=2)
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 1e-3
+  evaluated = [run(net, params, model_state, x, seed=seed)[0] for seed in (1, 2)]
+  np.testing.assert_array_equal(*evaluated)
+
+
+def test_every_net_states_its_shapes():
+  """Traced, not compiled: VGG too, in both modes and any number of classes."""
+  for name in NAMES:
+    net = getattr(models, name)(num_classes=7)
+    x = jax.ShapeDtypeStruct((3, *SHAPES.get(name, (8, 8, 1))), jnp.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+    params = variables["params"]
+    state = {k: v for k, v in variables.items() if k != "params"}
+    for train in (False, True):
+      apply = lambda p, s, x, train=train, net=net: models.from_linen(net)(  # noqa: E731
+        p, s, x, train=train, key=jax.random.key(0)
+      )
+      logits, new = jax.eval_shape(apply, params, state, x)
+      assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
+      chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+@pytest.mark.slow
+def test_vgg_in_bfloat16_keeps_its_parameters_and_logits_in_float32():
+  net, params, model_state, x = build("VGG", dtype="bfloat16")
+  logits, state = run(net, params, model_state, x, train=True)
+  chex.assert_type([logits, *jax.tree.leaves((params, state))], jnp.float32)
+  chex.assert_tree_all_finite(logits)
