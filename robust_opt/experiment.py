@@ -6,8 +6,6 @@ The work directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/,
 three pictures. The same call on the same directory goes on where it was stopped, to the same bits.
 """
 
-import functools
-import json
 import platform
 import resource
 import signal
@@ -16,9 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,27 +23,15 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from robust_opt import build, data, figures, models, sharding
+from robust_opt import build, data, figures, workdirs
 from robust_opt import config as config_lib
+from robust_opt.assembly import Experiment, assemble
 from robust_opt.checkpoint import Checkpoints, digest
-from robust_opt.errors import DivergedError, InputError, PreemptedError
-from robust_opt.evaluation import Evaluation, make_evaluate, perturb
-from robust_opt.files import leftovers, write_json
+from robust_opt.errors import DivergedError, PreemptedError
+from robust_opt.evaluation import perturb
+from robust_opt.files import write_json
 from robust_opt.metrics import NORMS, MetricWriter, ProgressDisplay, read_metrics
-from robust_opt.training import (
-  ArrayData,
-  EpochPlan,
-  TrainMetrics,
-  TrainState,
-  init_state,
-  make_scan,
-  make_train_step,
-  take,
-)
-from robust_opt.types import Array, ModelState, Params
-
-# (state, norm, data, radius) -> what became of every example
-Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
+from robust_opt.training import TrainState, take
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -67,9 +52,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   started = time.monotonic()
   config_lib.validate(config)
-  check_workdir(workdir, config)
+  workdirs.check(workdir, config)
   experiment = assemble(config)
-  claim_workdir(workdir, config)
+  workdirs.claim(workdir, config)
 
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
   restored = checkpoints.restore(experiment.state)
@@ -89,143 +74,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     draw(config, workdir, experiment, state, summary)
     write_json(workdir / "summary.json", summary)
   return summary
-
-
-class Experiment(NamedTuple):
-  """What a config stands for: data on the devices, the state before the first update, the parts.
-
-  Attributes:
-    splits: the data on the host.
-    train: the data on the devices, and so on.
-    heldout: chooses checkpoints.
-    test: is reported on.
-    state: before the first update.
-    scan: num_steps -> a compiled function, state -> (state, metrics of every step).
-    evaluate: accuracy under the attack of a norm.
-    apply: the model.
-    steps_per_epoch: updates an epoch.
-    steps_per_scan: updates a call of scan.
-  """
-
-  splits: build.Splits
-  train: ArrayData
-  heldout: ArrayData
-  test: ArrayData
-  state: TrainState
-  scan: Callable[[int], Callable[[TrainState], tuple[TrainState, TrainMetrics]]]
-  evaluate: Evaluate
-  apply: Any
-  steps_per_epoch: int
-  steps_per_scan: int
-
-
-def assemble(config: ConfigDict) -> Experiment:
-  """Builds every part and places the data on the devices."""
-  if config.training.batch_size % jax.device_count():
-    raise InputError(
-      f"--config.training.batch_size must be a multiple of the {jax.device_count()} devices, "
-      f"but was {config.training.batch_size}."
-    )
-  splits = build.splits(config)
-  plan = EpochPlan(
-    len(splits.train.labels), config.training.batch_size, shuffle=config.training.shuffle
-  )
-  net = build.model(config, splits.train)
-  apply = models.from_linen(net)
-  optimizer = build.optimizer(config, plan.num_steps)
-  objective = build.objective(config)
-
-  mesh = sharding.data_mesh()
-  init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
-  params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
-  state = sharding.replicate(init_state(params, model_state, optimizer), mesh)
-  train, heldout, test = (
-    sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
-  )
-  train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
-
-  norm, radius, steps = config.uncertainty.name, config.uncertainty.radius, config.attack.num_steps
-  step = make_train_step(
-    apply,
-    optimizer,
-    objective,
-    build.attack(config, norm, radius, steps),
-    ascent_in_train_mode=config.attack.train_mode,
-  )
-  scans = jax.jit(
-    make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
-    static_argnums=3,
-    donate_argnums=0,
-    out_shardings=sharding.replicated(mesh),
-  )
-
-  @functools.cache
-  def scan(num_steps: int) -> Callable[[TrainState], tuple[TrainState, TrainMetrics]]:
-    compiled = scans.lower(state, train, train_key, num_steps).compile()
-    return lambda state: compiled(state, train, train_key)
-
-  @jax.jit(static_argnums=(3, 5), out_shardings=sharding.replicated(mesh))
-  def evaluate(
-    params: Any, model_state: Any, data: ArrayData, norm: str, radius: Array, batch_size: int
-  ) -> Evaluation:
-    # A standard net is attacked by one step, as the robust nets of the paper are.
-    evaluator = make_evaluate(
-      apply,
-      objective,
-      lambda radius: build.attack(config, norm, radius, max(1, steps)),
-      batch_size,
-      place_batch=sharding.batch_placer(mesh),
-    )
-    return evaluator(params, model_state, data, radius, evaluation_key)
-
-  def evaluate_norm(state: TrainState, norm: str, data: ArrayData, radius: float) -> Evaluation:
-    size = min(config.evaluation.batch_size, len(data.labels))
-    size = -(-size // jax.device_count()) * jax.device_count()
-    traced = sharding.replicate(np.float32(radius), mesh)
-    out = evaluate(state.params, state.model_state, data, norm, traced, size)
-    return jax.tree.map(np.asarray, out)
-
-  return Experiment(
-    splits=splits,
-    train=train,
-    heldout=heldout,
-    test=test,
-    state=state,
-    scan=scan,
-    evaluate=evaluate_norm,
-    apply=apply,
-    steps_per_epoch=plan.num_steps,
-    steps_per_scan=scan_length(plan.num_steps, config.training.steps_per_scan),
-  )
-
-
-def _init(
-  config: ConfigDict, net: nn.Module, key: Array, shape: tuple[int, ...]
-) -> tuple[Params, ModelState]:
-  """Parameters and batch statistics, if the network can take images of this shape."""
-  try:
-    params, model_state = models.init(net, key, shape)
-    if any(leaf.size == 0 for leaf in jax.tree.leaves(params)):
-      raise ZeroDivisionError
-  except Exception as error:  # Flax and JAX raise almost anything
-    size = " x ".join(map(str, shape))
-    empty = isinstance(error, ZeroDivisionError)  # what an initialiser of Flax says to no inputs
-    reason = (
-      "a layer would have no input"
-      if empty
-      else (str(error) or type(error).__name__).splitlines()[0]
-    )
-    raise InputError(
-      f"--config.model.name={config.model.name} cannot take the images of {config.dataset.name}, "
-      f"{size} ({reason}); choose another model, or another data set."
-    ) from error
-  return params, model_state
-
-
-def scan_length(steps_per_epoch: int, most: int) -> int:
-  """Updates a scan: a divisor of the epoch where a large one exists, so that one shape compiles."""
-  best = max(n for n in range(1, min(most, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
-  return best if 4 * best >= min(most, steps_per_epoch) else min(most, steps_per_epoch)
 
 
 def train(
@@ -392,43 +240,6 @@ def _draw_examples(
     path=path,
     title=f"{NORMS[config.uncertainty.name]} {config.uncertainty.radius:.4g} (pixels in [0, 1])",
   )
-
-
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a directory that holds another experiment, or anything that is none of ours."""
-  path = workdir / "config.json"
-  if path.exists():
-    try:
-      old = json.loads(path.read_text(encoding="utf-8"))
-      if not isinstance(old, dict):
-        raise ValueError("it holds no config")
-    except (OSError, ValueError) as error:
-      raise InputError(
-        f"--workdir={workdir}: its config.json cannot be read ({error}), so that it is not known "
-        f"what was run there; choose a new directory."
-      ) from error
-    changed = config_lib.differences(old, config_lib.as_dict(config))
-    if changed:
-      raise InputError(
-        f"--workdir={workdir} holds another experiment; choose a new directory, or the same "
-        f"config. What differs: {'; '.join(changed)}."
-      )
-  elif workdir.exists():
-    foreign = [workdir] if not workdir.is_dir() else set(workdir.iterdir()) - {*leftovers(workdir)}
-    if foreign:
-      raise InputError(
-        f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, but "
-        f"{min(foreign).name} is none of ours."
-      )
-
-
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Writes the resolved config, once."""
-  if jax.process_index() == 0:
-    for path in leftovers(workdir):
-      path.unlink(missing_ok=True)
-    if not (workdir / "config.json").exists():
-      write_json(workdir / "config.json", config_lib.as_dict(config))
 
 
 def _stop_if_diverged(

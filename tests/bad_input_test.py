@@ -10,7 +10,7 @@ from main_test import SMALL, run_main
 from ml_collections import ConfigDict
 
 from robust_opt import config as config_lib
-from robust_opt import experiment
+from robust_opt import workdirs
 from robust_opt.errors import InputError
 
 CONFIGS = {
@@ -238,7 +238,7 @@ def test_every_difference_is_named(tmp_path):
   config.seed = 1
   config.optimizer.kwargs = ConfigDict({"nesterov": True})
   with pytest.raises(InputError) as caught:
-    experiment.check_workdir(tmp_path / "run", config)
+    workdirs.check(tmp_path / "run", config)
   for words in (
     "seed: 0 -> 1",
     "optimizer.kwargs.momentum: 0.9 -> (absent)",
@@ -251,7 +251,7 @@ def test_data_may_have_moved(tmp_path):
   earlier_run(tmp_path / "run", data_dir="/elsewhere")
   config = config_lib.get_config()
   config.dataset.cache_dir = "/tmp"
-  experiment.check_workdir(tmp_path / "run", config)
+  workdirs.check(tmp_path / "run", config)
 
 
 def test_what_a_killed_start_left_is_no_foreign_file(tmp_path):
@@ -259,8 +259,8 @@ def test_what_a_killed_start_left_is_no_foreign_file(tmp_path):
   workdir.mkdir()
   (workdir / ".config.json.abc.part").write_text("{")
   config = config_lib.get_config()
-  experiment.check_workdir(workdir, config)
-  experiment.claim_workdir(workdir, config)
+  workdirs.check(workdir, config)
+  workdirs.claim(workdir, config)
   assert [path.name for path in workdir.iterdir()] == ["config.json"]
 
 

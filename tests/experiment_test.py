@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from robust_opt import build, experiment, models, sharding
+from robust_opt import assembly, build, experiment, models, sharding
 from robust_opt import config as config_lib
 from robust_opt.training import init_state
 
@@ -43,8 +43,8 @@ def fresh_state(config, parts, seed):
 def test_robust_training_makes_nets_robust_over_several_seeds():
   """Against the step that it was trained on, and against 20 steps that it was not."""
   epochs, rows = 8, []
-  robust, standard = (experiment.assemble(small_config(steps, epochs)) for steps in (1, 0))
-  pgd = experiment.assemble(small_config(20, epochs)).evaluate
+  robust, standard = (assembly.assemble(small_config(steps, epochs)) for steps in (1, 0))
+  pgd = assembly.assemble(small_config(20, epochs)).evaluate
 
   def accuracy(evaluate, state):
     result = evaluate(state, "linf", robust.test, RADIUS)
@@ -85,7 +85,7 @@ def test_robust_training_makes_nets_robust_over_several_seeds():
   ],
 )
 def test_scan_length(per_epoch, most, expected):
-  assert experiment.scan_length(per_epoch, most) == expected
+  assert assembly.scan_length(per_epoch, most) == expected
 
 
 @pytest.fixture(scope="module")

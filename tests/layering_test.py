@@ -41,6 +41,8 @@ ORDER = [
   "config",
   "study",
   "build",
+  "assembly",
+  "workdirs",
   "experiment",
   "overrides",
   "main",
@@ -53,7 +55,7 @@ METHOD = ["types", "errors", "losses", "projections", "uncertainty", "maximizers
 ALLOWED = {
   "absl.flags": {"main", "overrides"},
   "absl.app": {"main"},
-  "ml_collections": {"config", "build", "experiment", "overrides", "main"},
+  "ml_collections": {"config", "build", "assembly", "workdirs", "experiment", "overrides", "main"},
   "matplotlib": {"figures", "study_figures"},
   "orbax": {"checkpoint"},
   "tensorboardX": {"metrics"},

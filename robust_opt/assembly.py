@@ -1,0 +1,170 @@
+"""From a config to the compiled functions of a run: data on the devices, a scan, an evaluation.
+
+parts = assemble(config)
+state, metrics = parts.scan(100)(parts.state)          # the first 100 updates
+parts.evaluate(state, "l2", parts.test, 0.5).robust_correct.mean()
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from robust_opt import build, models, sharding
+from robust_opt.errors import InputError
+from robust_opt.evaluation import Evaluation, make_evaluate
+from robust_opt.training import (
+  ApplyFn,
+  ArrayData,
+  EpochPlan,
+  TrainMetrics,
+  TrainState,
+  init_state,
+  make_scan,
+  make_train_step,
+)
+from robust_opt.types import Array, ModelState, Params
+
+# (state, norm, data, radius) -> what became of every example
+Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
+
+
+class Experiment(NamedTuple):
+  """What a config stands for: data on the devices, the state before the first update, the parts.
+
+  Attributes:
+    splits: the data on the host.
+    train: the data on the devices, and so on.
+    heldout: chooses checkpoints.
+    test: is reported on.
+    state: before the first update.
+    scan: num_steps -> a compiled function, state -> (state, metrics of every step).
+    evaluate: accuracy under the attack of a norm.
+    apply: the model.
+    steps_per_epoch: updates an epoch.
+    steps_per_scan: updates a call of scan.
+  """
+
+  splits: build.Splits
+  train: ArrayData
+  heldout: ArrayData
+  test: ArrayData
+  state: TrainState
+  scan: Callable[[int], Callable[[TrainState], tuple[TrainState, TrainMetrics]]]
+  evaluate: Evaluate
+  apply: ApplyFn
+  steps_per_epoch: int
+  steps_per_scan: int
+
+
+def assemble(config: ConfigDict) -> Experiment:
+  """Builds every part and places the data on the devices."""
+  if config.training.batch_size % jax.device_count():
+    raise InputError(
+      f"--config.training.batch_size must be a multiple of the {jax.device_count()} devices, "
+      f"but was {config.training.batch_size}."
+    )
+  splits = build.splits(config)
+  plan = EpochPlan(
+    len(splits.train.labels), config.training.batch_size, shuffle=config.training.shuffle
+  )
+  net = build.model(config, splits.train)
+  apply = models.from_linen(net)
+  optimizer = build.optimizer(config, plan.num_steps)
+  objective = build.objective(config)
+
+  mesh = sharding.data_mesh()
+  init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
+  params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
+  state = sharding.replicate(init_state(params, model_state, optimizer), mesh)
+  train, heldout, test = (
+    sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
+  )
+  train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
+
+  norm, radius, steps = config.uncertainty.name, config.uncertainty.radius, config.attack.num_steps
+  step = make_train_step(
+    apply,
+    optimizer,
+    objective,
+    build.attack(config, norm, radius, steps),
+    ascent_in_train_mode=config.attack.train_mode,
+  )
+  scans = jax.jit(
+    make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
+    static_argnums=3,
+    donate_argnums=0,
+    out_shardings=sharding.replicated(mesh),
+  )
+
+  @functools.cache
+  def scan(num_steps: int) -> Callable[[TrainState], tuple[TrainState, TrainMetrics]]:
+    compiled = scans.lower(state, train, train_key, num_steps).compile()
+    return lambda state: compiled(state, train, train_key)
+
+  @jax.jit(static_argnums=(3, 5), out_shardings=sharding.replicated(mesh))
+  def evaluate(
+    params: Any, model_state: Any, data: ArrayData, norm: str, radius: Array, batch_size: int
+  ) -> Evaluation:
+    # A standard net is attacked by one step, as the robust nets of the paper are.
+    evaluator = make_evaluate(
+      apply,
+      objective,
+      lambda radius: build.attack(config, norm, radius, max(1, steps)),
+      batch_size,
+      place_batch=sharding.batch_placer(mesh),
+    )
+    return evaluator(params, model_state, data, radius, evaluation_key)
+
+  def evaluate_norm(state: TrainState, norm: str, data: ArrayData, radius: float) -> Evaluation:
+    size = min(config.evaluation.batch_size, len(data.labels))
+    size = -(-size // jax.device_count()) * jax.device_count()
+    traced = sharding.replicate(np.float32(radius), mesh)
+    out = evaluate(state.params, state.model_state, data, norm, traced, size)
+    return jax.tree.map(np.asarray, out)
+
+  return Experiment(
+    splits=splits,
+    train=train,
+    heldout=heldout,
+    test=test,
+    state=state,
+    scan=scan,
+    evaluate=evaluate_norm,
+    apply=apply,
+    steps_per_epoch=plan.num_steps,
+    steps_per_scan=scan_length(plan.num_steps, config.training.steps_per_scan),
+  )
+
+
+def _init(
+  config: ConfigDict, net: nn.Module, key: Array, shape: tuple[int, ...]
+) -> tuple[Params, ModelState]:
+  """Parameters and batch statistics, if the network can take images of this shape."""
+  try:
+    params, model_state = models.init(net, key, shape)
+    if any(leaf.size == 0 for leaf in jax.tree.leaves(params)):
+      raise ZeroDivisionError
+  except Exception as error:  # Flax and JAX raise almost anything
+    size = " x ".join(map(str, shape))
+    empty = isinstance(error, ZeroDivisionError)  # what an initialiser of Flax says to no inputs
+    reason = (
+      "a layer would have no input"
+      if empty
+      else (str(error) or type(error).__name__).splitlines()[0]
+    )
+    raise InputError(
+      f"--config.model.name={config.model.name} cannot take the images of {config.dataset.name}, "
+      f"{size} ({reason}); choose another model, or another data set."
+    ) from error
+  return params, model_state
+
+
+def scan_length(steps_per_epoch: int, most: int) -> int:
+  """Updates a scan: a divisor of the epoch where a large one exists, so that one shape compiles."""
+  best = max(n for n in range(1, min(most, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
+  return best if 4 * best >= min(most, steps_per_epoch) else min(most, steps_per_epoch)

@@ -1,0 +1,51 @@
+"""What the README shows runs, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_ten_lines_train_a_net():
+  names = {}
+  exec(BLOCKS[0], names)
+  rng = np.random.default_rng(0)
+  y = rng.integers(0, 10, 64)
+  x = np.clip(np.eye(10)[y] + 0.1 * rng.normal(size=(64, 10)), 0, 1).astype(np.float32)
+  params = names["model"].init(jax.random.key(0), x)
+  opt_state = names["optimizer"].init(params)
+  values = []
+  for _ in range(100):
+    params, opt_state, value = names["step"](params, opt_state, x, y)
+    values.append(float(value))
+  assert values[-1] < 0.9 * values[0]
+  assert names["robust_loss"](params, x, y) > names["loss"](params, x, y)
+
+
+def test_other_adversaries_are_adversaries():
+  names = {"radius": 0.5}
+  exec("import robust_opt as ro", names)
+  x = jax.random.uniform(jax.random.key(1), (3, 4))
+  for line in BLOCKS[1].strip().splitlines():
+    attack = eval(line.split("#")[0], names)
+    delta, _ = attack(lambda x: (x**2).sum(-1), jax.random.key(0), x)
+    assert delta.shape == x.shape
+    assert np.abs(delta).max() > 0
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link):
+  assert (ROOT / link).exists()
+
+
+def test_configs_that_it_names_exist():
+  for config in re.findall(r"--config=(\S+\.py)", README):
+    assert (ROOT / config).is_file()
+  for stem, kinds in re.findall(r"`(\w+_)\{([\w,]+)\}\.py`", README):
+    assert all((ROOT / "configs" / f"{stem}{kind}.py").is_file() for kind in kinds.split(","))
