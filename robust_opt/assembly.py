@@ -18,7 +18,6 @@ from robust_opt import build, models, sharding
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, make_evaluate
 from robust_opt.training import (
-  ApplyFn,
   ArrayData,
   EpochPlan,
   TrainMetrics,
@@ -27,7 +26,7 @@ from robust_opt.training import (
   make_scan,
   make_train_step,
 )
-from robust_opt.types import Array, ModelState, Params
+from robust_opt.types import ApplyFn, Array, ModelState, Params
 
 # (state, norm, data, radius) -> what became of every example
 Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
@@ -38,10 +37,10 @@ class Experiment(NamedTuple):
 
   Attributes:
     splits: the data on the host.
-    train: the data on the devices, and so on.
+    train: the data on the devices, to learn from.
     heldout: chooses checkpoints.
     test: is reported on.
-    state: before the first update.
+    state: before the first update; scan takes its buffers, so start from it once.
     scan: num_steps -> a compiled function, state -> (state, metrics of every step).
     evaluate: accuracy under the attack of a norm.
     apply: the model.

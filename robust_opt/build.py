@@ -111,13 +111,13 @@ def objective(config: ConfigDict) -> RobustObjective:
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
   """The learning rate at each step."""
-  peak, rate = config.optimizer.learning_rate, config.optimizer.schedule_rate
+  peak = config.optimizer.learning_rate
   total = config.training.epochs * steps_per_epoch
   match config.optimizer.schedule:
     case "inverse_time":
-      return lambda step: peak / (1.0 + rate * step)
+      return lambda step: peak / (1.0 + config.optimizer.inverse_time_rate * step)
     case "halving":
-      every = max(1, round(rate * steps_per_epoch))
+      every = max(1, round(config.optimizer.halving_epochs * steps_per_epoch))
       return optax.exponential_decay(peak, every, decay_rate=0.5, staircase=True)
     case "cosine":
       return optax.cosine_decay_schedule(peak, total)

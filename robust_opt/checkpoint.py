@@ -161,12 +161,16 @@ class Checkpoints:
       reason,
       aside,
     )
+    self._wait_for_all(f"found damage in {step}")  # before it goes, all must have seen it
     if jax.process_index() == 0:
       shutil.rmtree(aside, ignore_errors=True)
       aside.parent.mkdir(parents=True, exist_ok=True)
       shutil.move(self._path(step), aside)
+    self._wait_for_all(f"set aside {step}")
+
+  def _wait_for_all(self, name: str) -> None:
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f"set aside {step}")
+      multihost_utils.sync_global_devices(name)
 
 
 def digest(tree: Any) -> str:

@@ -19,7 +19,7 @@ NORMS = ("linf", "l2", "l1")
 
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
 # code, over images padded to 32x32.
-DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3760
+DIGITS_MEAN, DIGITS_STD = 0.3053, 0.3757
 MNIST_MEAN, MNIST_STD = 0.1000, 0.2752
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -48,7 +48,7 @@ def base() -> ConfigDict:
   config.model.std = (DIGITS_STD,)
 
   config.uncertainty = ConfigDict()
-  config.uncertainty.name = "linf"  # linf, l2 or l1
+  config.uncertainty.name = "linf"  # linf, l2 or l1; state the radius with it
   config.uncertainty.radius = 0.1  # in pixels of [0, 1]; 0 is the clean example, exactly
   config.uncertainty.box = False  # whether perturbed images must stay within [0, 1]
 
@@ -62,10 +62,11 @@ def base() -> ConfigDict:
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "sgd"  # any of optax that takes a learning rate
-  config.optimizer.kwargs = ConfigDict({"momentum": 0.9})
+  config.optimizer.kwargs = ConfigDict({"momentum": 0.9})  # its own; ={} for one that takes none
   config.optimizer.learning_rate = 0.01
   config.optimizer.schedule = "constant"  # constant, inverse_time, halving, cosine, triangular
-  config.optimizer.schedule_rate = 0.0  # inverse_time: a of 1 / (1 + a step); halving: in epochs
+  config.optimizer.inverse_time_rate = 5e-6  # a of 1 / (1 + a step), for inverse_time
+  config.optimizer.halving_epochs = 25.0  # how often, for halving
   config.optimizer.weight_decay = 0.0  # l_2 penalty on all parameters, added to the gradient
 
   config.training = ConfigDict()
@@ -76,7 +77,7 @@ def base() -> ConfigDict:
   config.training.steps_per_scan = 100  # at most so many updates between looks at the clock
 
   config.evaluation = ConfigDict()
-  config.evaluation.batch_size = 500  # changes speed and memory, not the answer
+  config.evaluation.batch_size = 100  # changes speed and memory, not the answer
   config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})  # pixels
   config.evaluation.sweep = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # multiples of the radii
   config.evaluation.checkpoint = "last"  # or "best", by held-out robust accuracy
@@ -108,7 +109,6 @@ def mnist() -> ConfigDict:
   config.model.mean, config.model.std = (MNIST_MEAN,), (MNIST_STD,)
   config.optimizer.learning_rate = 1e-3
   config.optimizer.schedule = "inverse_time"
-  config.optimizer.schedule_rate = 5e-6
   config.optimizer.weight_decay = 1e-3
   config.training.epochs = 120
   config.training.batch_size = 100
@@ -116,6 +116,7 @@ def mnist() -> ConfigDict:
   config.evaluation.radii.linf = standardised(0.2, std=MNIST_STD)
   config.evaluation.radii.l2 = standardised(2.0, std=MNIST_STD)
   config.evaluation.radii.l1 = standardised(2.0, std=MNIST_STD)
+  config.uncertainty.radius = config.evaluation.radii.linf
   config.evaluation.sweep = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
   return config
 
@@ -134,13 +135,13 @@ def cifar() -> ConfigDict:
   config.attack.train_mode = True
   config.optimizer.learning_rate = 0.1
   config.optimizer.schedule = "halving"
-  config.optimizer.schedule_rate = 25.0
   config.optimizer.weight_decay = 5e-4
   config.training.epochs = 300
   config.training.batch_size = 128
   config.evaluation.radii.linf = standardised(0.02, std=CIFAR_STD[1])
   config.evaluation.radii.l2 = standardised(0.2, std=CIFAR_STD[1])
   config.evaluation.radii.l1 = standardised(0.2, std=CIFAR_STD[1])
+  config.uncertainty.radius = config.evaluation.radii.linf
   config.evaluation.sweep = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
   return config
 
@@ -152,6 +153,9 @@ def get_config() -> ConfigDict:
 
 # key -> (what holds for an allowed value, the same in words)
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "seed": (lambda v: 0 <= v < 2**32, "an integer, 0 <= seed < 2^32"),
+  "model.mean": (lambda v: all(map(math.isfinite, v)), "a tuple of finite numbers, in pixels"),
+  "model.std": (lambda v: all(0 < s < math.inf for s in v), "a tuple of finite numbers > 0"),
   "dataset.holdout": (lambda v: 0 < v < 1, "a fraction, 0 < holdout < 1"),
   "dataset.train_examples": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
   "dataset.test_examples": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
@@ -167,7 +171,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: v in ("constant", "inverse_time", "halving", "cosine", "triangular"),
     "one of constant, inverse_time, halving, cosine, triangular",
   ),
-  "optimizer.schedule_rate": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
+  "optimizer.inverse_time_rate": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
+  "optimizer.halving_epochs": (lambda v: 0 < v < math.inf, "a finite number of epochs > 0"),
   "optimizer.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
   "training.epochs": (lambda v: v >= 1, "an integer >= 1"),
   "training.batch_size": (lambda v: v >= 1, "an integer >= 1"),

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
-from robust_opt.training import ApplyFn, ArrayData, keys_of, take
-from robust_opt.types import Array, Batch, ModelState, Params
+from robust_opt.training import ArrayData, keys_of, take
+from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 
 class Evaluation(NamedTuple):

@@ -6,13 +6,15 @@ The work directory holds config.json, metrics.jsonl, tensorboard/, checkpoints/,
 three pictures. The same call on the same directory goes on where it was stopped, to the same bits.
 """
 
+import json
 import platform
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,17 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     PreemptedError: SIGTERM came; the state is saved.
     RunError: something could not be written; the checkpoints before it stand.
   """
-  started = time.monotonic()
   config_lib.validate(config)
   workdirs.check(workdir, config)
+  if (workdir / "summary.json").exists():
+    logging.info("%s holds this run, finished: here is what it found.", workdir)
+    return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+  with _sigterm_ends_the_run():
+    return _run(config, workdir)
+
+
+def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  started = time.monotonic()
   experiment = assemble(config)
   workdirs.claim(workdir, config)
 
@@ -69,10 +79,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   summary = evaluate_and_describe(config, experiment, state)
   summary["best_checkpoint"] = best
-  summary["wall_seconds"] = round(time.monotonic() - started, 1)
+  summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
   if jax.process_index() == 0:
     draw(config, workdir, experiment, state, summary)
-    write_json(workdir / "summary.json", summary)
+    write_json(workdir / "summary.json", summary)  # last: it says that the run is finished
   return summary
 
 
@@ -89,50 +99,73 @@ def train(
   leader = jax.process_index() == 0
   with (
     _sigterm_flag() as stop_requested,
-    _writer(workdir, step, leader) as writer,
+    MetricWriter(workdir, step) if leader else nullcontext() as writer,
     ProgressDisplay(total, step, epochs, enabled=leader and step < total) as display,
   ):
     while step < total:
       epoch, position = divmod(step, per_epoch)
       num_steps = min(experiment.steps_per_scan, per_epoch - position)
-      scan = experiment.scan(num_steps)  # compiled, so that the clock sees the updates alone
-      began = time.monotonic()
-      state, metrics = scan(state)
-      losses = np.asarray(metrics.loss)
-      rate = num_steps * config.training.batch_size / (time.monotonic() - began)
-      _stop_if_diverged(losses, state, step, checkpoints)
+      state, values = _scan(config, experiment, state, step, num_steps, checkpoints)
       step += num_steps
-      values: dict[str, float | int] = {
-        "epoch": step / per_epoch,
-        "train/loss": float(losses.mean()),
-        "train/zero_gradients": int(np.asarray(metrics.zero_gradients).sum()),
-        "train/examples_per_second": round(rate, 1),
-      }
-      display.steps(step, epoch + 1, values["train/loss"], rate)
+      values["epoch"] = step / per_epoch
+      display.steps(step, epoch + 1, values["train/loss"], values["train/examples_per_second"])
+      robust = None
       if step % per_epoch == 0:
-        heldout = experiment.evaluate(
-          state, config.uncertainty.name, experiment.heldout, config.uncertainty.radius
-        )
-        values |= {
-          "heldout/clean_accuracy": float(heldout.clean_correct.mean()),
-          "heldout/robust_accuracy": float(heldout.robust_correct.mean()),
-          "heldout/zero_gradients": int(heldout.zero_gradient.sum()),
-        }
-        display.epoch(epoch + 1, values)
-      if leader:
-        writer.write(step, values)
-      if step % per_epoch == 0:
+        values |= _heldout(config, experiment, state)
         robust = values["heldout/robust_accuracy"]
-        due = (step // per_epoch) % config.checkpoint.every_epochs == 0 or step == total
-        if due or robust > checkpoints.best_accuracy():
-          checkpoints.save(state, robust)
-      if stop_requested() and step < total:
-        checkpoints.save(state)
+        display.epoch(epoch + 1, values)
+      if writer is not None:
+        writer.write(step, values)
+      stop = stop_requested() and step < total
+      due = robust is not None and (
+        (epoch + 1) % config.checkpoint.every_epochs == 0
+        or step == total
+        or robust > checkpoints.best_accuracy()
+      )
+      if due or stop:
+        checkpoints.save(state, robust)
+      if stop:
         raise PreemptedError(
           f"SIGTERM: stopped at step {step} of {total} and saved; "
           f"the same command goes on from there."
         )
   return state
+
+
+def _scan(
+  config: ConfigDict,
+  experiment: Experiment,
+  state: TrainState,
+  step: int,
+  num_steps: int,
+  checkpoints: Checkpoints,
+) -> tuple[TrainState, dict[str, float | int]]:
+  """The next updates, and what the log says of them."""
+  scan = experiment.scan(num_steps)  # compiled, so that the clock sees the updates alone
+  began = time.monotonic()
+  state, metrics = scan(state)
+  losses = np.asarray(metrics.loss)
+  seconds = time.monotonic() - began
+  _stop_if_diverged(losses, state, step, checkpoints)
+  return state, {
+    "train/loss": float(losses.mean()),
+    "train/zero_gradients": int(np.asarray(metrics.zero_gradients).sum()),
+    "train/examples_per_second": round(num_steps * config.training.batch_size / seconds, 1),
+  }
+
+
+def _heldout(
+  config: ConfigDict, experiment: Experiment, state: TrainState
+) -> dict[str, float | int]:
+  """Accuracies on the held-out examples, under the run's own attack."""
+  heldout = experiment.evaluate(
+    state, config.uncertainty.name, experiment.heldout, config.uncertainty.radius
+  )
+  return {
+    "heldout/clean_accuracy": float(heldout.clean_correct.mean()),
+    "heldout/robust_accuracy": float(heldout.robust_correct.mean()),
+    "heldout/zero_gradients": int(heldout.zero_gradient.sum()),
+  }
 
 
 def evaluate_and_describe(
@@ -185,7 +218,10 @@ def evaluate_and_describe(
       for split in (experiment.splits.train, experiment.splits.test)
     },
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    "versions": {
+      "python": platform.python_version(),
+      **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+    },
     "peak_memory_mb": _peak_memory_mb(),
     "config": config_lib.as_dict(config),
   }
@@ -260,13 +296,23 @@ def _stop_if_diverged(
 
 
 @contextmanager
-def _writer(workdir: Path, step: int, leader: bool) -> Iterator[Any]:
-  """The metric writer of the process that leads, and nothing elsewhere."""
-  if not leader:
-    yield None
+def _sigterm_ends_the_run() -> Iterator[None]:
+  """Outside of training nothing is half-done that SIGTERM could lose."""
+
+  def end(*_: object) -> None:
+    raise PreemptedError(
+      "SIGTERM: stopped outside of training, where nothing is lost; the same command goes on."
+    )
+
+  try:
+    before = signal.signal(signal.SIGTERM, end)
+  except ValueError:  # not the main thread: the signal is somebody else's business
+    yield
     return
-  with MetricWriter(workdir, step) as writer:
-    yield writer
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -275,7 +321,7 @@ def _sigterm_flag() -> Iterator[Callable[[], bool]]:
   seen = []
   try:
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
-  except ValueError:  # not the main thread: the signal is somebody else's business
+  except ValueError:  # not the main thread, as above
     yield lambda: False
     return
 

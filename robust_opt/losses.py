@@ -1,4 +1,7 @@
-"""Losses of every example, (logits [B, C], labels [B]) -> [B]; never averaged, never of softmax."""
+"""What is wrong with every example, (logits [B, C], labels [B]) -> [B]; never averaged.
+
+Logits are unnormalised: the outputs of a softmax are no logits.
+"""
 
 import chex
 import jax.numpy as jnp
@@ -20,6 +23,6 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-  """Whether the largest logit is the label's, [B] bool; NaN logits are never correct."""
+  """Whether the largest logit is the label's, [B] bool; never where a logit is inf or NaN."""
   chex.assert_rank([logits, labels], [2, 1])
   return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)

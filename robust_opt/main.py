@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
     raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
   _connect()
   workdir = Path(_WORKDIR.value or _new_temporary())
+  if not _WORKDIR.value:
+    logging.info("Pass --workdir=%s to resume this run if it is stopped.", workdir)
   summary = experiment.run(_CONFIG.value, workdir)
   if jax.process_index() == 0:
     metrics.print_table(metrics.result_table(summary))
@@ -118,7 +120,7 @@ def _say(error: Exception, code: int) -> int:
 
 
 def run() -> None:
-  """The console entry point."""
+  """What `python -m robust_opt.main` runs."""
   overrides.default_config(sys.argv, Path(config_lib.__file__))
   app.run(_main_or_sentence, flags_parser=_parse_flags)
 

@@ -104,7 +104,10 @@ def pgd(
     if not random_start:
       return AscentState(jnp.zeros_like(x))
     if key is None:
-      raise InputError("A random start needs a key, but key was None; pass key=jax.random.key(0).")
+      raise InputError(
+        "A random start needs a key, but it was None; pass one to the attack, "
+        "or attack_key= to a robustified loss."
+      )
     return AscentState(uncertainty.sample(key, x))
 
   def ascend_once(
@@ -149,10 +152,10 @@ def robustify(
 
     robust_loss(params, x, y) = loss(params, x + delta, y),  delta = attack's argmax over U(x)
 
-  The result takes the same arguments (and an optional `key=` for attacks that start at random),
-  so that a training loop changes in one line. It composes with jit, grad, vmap, pmap and shard_map.
-  By Danskin's theorem the gradient in the parameters is the loss's own at the maximiser: nothing
-  flows through delta, and the ascent computes no gradient in the parameters.
+  The result takes the same arguments (and an optional `attack_key=` for attacks that start at
+  random), so that a training loop changes in one line. It composes with jit, grad, vmap, pmap and
+  shard_map. By Danskin's theorem the gradient in the parameters is the loss's own at the
+  maximiser: nothing flows through delta, and the ascent computes no gradient in the parameters.
 
   Args:
     loss: returns the loss of every example [B] or any sum or mean of it (a steepest ascent does not
@@ -163,7 +166,7 @@ def robustify(
   """
 
   @functools.wraps(loss)
-  def robust_loss(*args: Any, key: Array | None = None, **kwargs: Any) -> Any:
+  def robust_loss(*args: Any, attack_key: Array | None = None, **kwargs: Any) -> Any:
     place = range(len(args))[argnum]  # which may be negative, as in jax.grad
     before, x, after = args[:place], args[place], args[place + 1 :]
     frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
@@ -172,7 +175,7 @@ def robustify(
       out = loss(*frozen[0], x, *frozen[2], **frozen[3])
       return out[0] if has_aux else out
 
-    delta, _ = attack(value_fn, key, frozen[1])
+    delta, _ = attack(value_fn, attack_key, frozen[1])
     return loss(*before, x + delta, *after, **kwargs)
 
   return robust_loss

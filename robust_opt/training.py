@@ -12,7 +12,7 @@ of state that is carried, so that a run can be stopped and resumed to the same b
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import chex
 import flax.struct
@@ -23,17 +23,7 @@ import optax
 
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
-from robust_opt.types import Array, Batch, Forward, ModelState, Params
-
-
-class ApplyFn(Protocol):
-  """A model: (params, model_state, x [B, *S]) -> (logits [B, C], updated model_state)."""
-
-  def __call__(
-    self, params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
-  ) -> tuple[Array, ModelState]:
-    """train: batch statistics of the batch and dropout by key, or running statistics and none."""
-    ...
+from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params
 
 
 @flax.struct.dataclass
@@ -100,8 +90,7 @@ def make_train_step(
     attack: how the adversary ascends.
     ascent_in_train_mode: see above.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
-      then drawn per device. Under shard_map turn check_vma off: it would sum the gradients of
-      replicated parameters over the devices before this function averages them.
+      then drawn per device.
 
   Returns:
     step(state, batch, key) -> (state, metrics); the key is folded with nothing, so give every step
@@ -129,7 +118,8 @@ def make_train_step(
       chex.assert_rank(loss, 1)
       return jnp.mean(loss), model_state
 
-    (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    own_params = _varying(state.params, axis_name)
+    (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(own_params)
     zeros = jnp.sum(jnp.any(info.zero_gradient[:1], axis=0), dtype=jnp.int32)
     if axis_name is not None:
       loss, grads, model_state = jax.lax.pmean((loss, grads, model_state), axis_name)
@@ -139,6 +129,18 @@ def make_train_step(
     return TrainState(state.step + 1, params, model_state, opt_state), TrainMetrics(loss, zeros)
 
   return step
+
+
+def _varying(params: Params, axis_name: str | None) -> Params:
+  """Parameters that each device differentiates for itself.
+
+  Under shard_map with check_vma the gradient of replicated parameters would be summed over the
+  devices before the step averages it, and so come out larger by their number; elsewhere nothing
+  changes.
+  """
+  if axis_name is None:
+    return params
+  return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
 
 
 def keys_of(key: Array, ids: Array) -> Array:
@@ -201,7 +203,7 @@ def make_scan(
 
   Returns:
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
-    updates from state.step on. They must not cross the end of an epoch.
+    updates from state.step on, across the ends of epochs as they come.
   """
 
   def run(
@@ -209,11 +211,17 @@ def make_scan(
   ) -> tuple[TrainState, TrainMetrics]:
     order_key, noise_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
     epoch, position = jnp.divmod(state.step, plan.num_steps)
-    order = jnp.arange(plan.num_examples, dtype=jnp.int32)
-    if plan.shuffle:
-      order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
+
+    def order_of(epoch: Array) -> Array:
+      order = jnp.arange(plan.num_examples, dtype=jnp.int32)
+      if plan.shuffle:
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
+      return order[: plan.num_steps * plan.batch_size]
+
+    most_epochs = 1 + -(-num_steps // plan.num_steps)  # that so many steps can touch
+    orders = jax.vmap(order_of)(epoch + jnp.arange(most_epochs)).reshape(-1)
     start = position * plan.batch_size
-    ids = jax.lax.dynamic_slice(order, (start,), (num_steps * plan.batch_size,))
+    ids = jax.lax.dynamic_slice(orders, (start,), (num_steps * plan.batch_size,))
 
     def body(state: TrainState, ids: Array) -> tuple[TrainState, TrainMetrics]:
       batch = place_batch(take(data, ids))

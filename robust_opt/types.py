@@ -1,11 +1,11 @@
-"""Names for what flows through the library; no code.
+"""Names for what flows through the library.
 
 Shapes: B examples in a batch, *S the shape of one example (for images [H, W, C], in pixels of
 [0, 1]), C classes. Everything is float32 unless said otherwise.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -18,6 +18,16 @@ ModelState = PyTree  # what a forward pass may update: batch statistics, or {}
 ValueFn = Callable[[Array], Array]  # x [B, *S] -> what the adversary ascends, [B] (or its sum, [])
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], labels [B]) -> loss [B]
 Forward = Callable[[Array], tuple[Array, ModelState]]  # x [B, *S] -> (logits [B, C], model_state)
+
+
+class ApplyFn(Protocol):
+  """A model: (params, model_state, x [B, *S]) -> (logits [B, C], updated model_state)."""
+
+  def __call__(
+    self, params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
+  ) -> tuple[Array, ModelState]:
+    """train: batch statistics of the batch and dropout by key, or running statistics and none."""
+    ...
 
 
 class Batch(NamedTuple):

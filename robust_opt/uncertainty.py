@@ -43,7 +43,8 @@ class UncertaintySet(NamedTuple):
     steepest_ascent: (g [B, *S], x [B, *S]) -> argmax over delta in U(x) of <g, delta>, [B, *S]; the
       ascent step of Algorithm 1 (Shaham et al. 2015, section 4). It is 0 where g is 0.
     project: (delta [B, *S], x [B, *S]) -> the nearest point of U(x) in the Euclidean sense.
-    sample: (key, x [B, *S]) -> a random delta in U(x). One key, or a key for every example, [B].
+    sample: (key, x [B, *S]) -> a random delta in U(x), uniform in the ball; with a box, that point
+      cut by the box. One key, or a key for every example, [B].
     gauge: (delta [B, *S], x [B, *S]) -> [B], the smallest t with delta in t U(x); <= 1 inside.
   """
 

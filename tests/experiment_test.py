@@ -184,5 +184,5 @@ def test_counts_of_the_summary_add_up(finished):
   assert 0 <= summary["best_checkpoint"]["heldout_robust"] <= 1
   assert len(summary["params_sha256"]) == len(summary["data_sha256"]["train"]) == 64
   assert summary["config"] == config_lib.as_dict(config)
-  assert summary["wall_seconds"] > 0
+  assert summary["seconds_since_last_start"] > 0
   assert summary["peak_memory_mb"] > 50

@@ -18,7 +18,6 @@ ORDER = [
   "maximizers",
   "objectives",
   "augmentation",
-  "training",
   "models.layers",
   "models.linear",
   "models.mlp",
@@ -26,6 +25,7 @@ ORDER = [
   "models.digits_cnn",
   "models.vgg",
   "models",
+  "training",
   "evaluation",
   "collection",
   "sharding",
@@ -162,4 +162,4 @@ def test_the_checks_would_see():
   assert offences("from absl import app, logging, flags", ALLOWED) == {"absl.app", "absl.flags"}
   assert offences("from ml_collections import ConfigDict", ALLOWED) == {"ml_collections"}
   assert not offences("import absl.logging, matplotlib_inline", ALLOWED)
-  assert "training" in closure("build")
+  assert "training" in closure("assembly")

@@ -206,7 +206,9 @@ def test_keys_reach_the_start_and_the_loss():
 
   robust = jax.jit(ro.robustify(noisy, attack))
   noise = jax.random.key(5)
-  one, same, other = (robust(params, x, y, noise, key=jax.random.key(seed)) for seed in (0, 0, 1))
+  one, same, other = (
+    robust(params, x, y, noise, attack_key=jax.random.key(seed)) for seed in (0, 0, 1)
+  )
   np.testing.assert_array_equal(one, same)
   assert np.all(one != other)
   with pytest.raises(InputError, match="needs a key"):
@@ -307,7 +309,7 @@ def attacks():
 def robust_gradient(name):
   """(params, x, y, keys) -> (mean robust loss, gradient in params)."""
   robust = ro.robustify(lambda *args: mlp_loss(*args).mean(), attacks()[name])
-  return lambda params, x, y, keys: jax.value_and_grad(robust)(params, x, y, key=keys)
+  return lambda params, x, y, keys: jax.value_and_grad(robust)(params, x, y, attack_key=keys)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def under_pmap(name):
   return loop(mapped, state, place)
 
 
-def under_shard_map(name):
+def under_shard_map(name, check_vma=False):
   step, state = make_step(name, axis_name="data")
   P = PartitionSpec
   mapped = jax.shard_map(
@@ -107,12 +107,19 @@ def under_shard_map(name):
     mesh=sharding.data_mesh(),
     in_specs=(P(), P("data"), P()),
     out_specs=P(),
-    check_vma=False,
+    check_vma=check_vma,
   )
   return loop(jax.jit(mapped), state)
 
 
-@pytest.mark.parametrize("placement", [over_a_mesh, under_pmap, under_shard_map])
+def under_shard_map_checked(name):
+  """The default of shard_map, which by itself would sum the gradients over the devices."""
+  return under_shard_map(name, check_vma=True)
+
+
+@pytest.mark.parametrize(
+  "placement", [over_a_mesh, under_pmap, under_shard_map, under_shard_map_checked]
+)
 @pytest.mark.parametrize("name", [*QUICK, pytest.param("batch_norm", marks=pytest.mark.slow)])
 def test_step_is_the_same_wherever_it_runs(name, placement):
   expected, expected_metrics = on_one_device(name)

@@ -378,6 +378,20 @@ def test_order_derives_from_key_and_epoch():
   assert not np.array_equal(walk(seed=1)[0].ids.reshape(-1), orders[0])
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("num_examples", [20, 23])
+def test_steps_go_on_across_the_ends_of_epochs(num_examples, shuffle):
+  plan = ro.EpochPlan(num_examples, 5, shuffle)
+  run = ro.make_scan(counting_step, plan)
+  images = np.zeros((num_examples, 2, 2, 1), np.uint8)
+  data = ro.ArrayData(images, np.zeros(num_examples, np.int32))
+  state = ro.TrainState(jnp.int32(3), {}, {}, ())
+  _, (batch, keys) = run(state, data, jax.random.key(0), 9)
+  expected, expected_keys = walk(num_examples, shuffle=shuffle, epochs=3)
+  np.testing.assert_array_equal(batch.ids, expected.ids[3:12])
+  np.testing.assert_array_equal(keys, expected_keys[3:12])
+
+
 def test_every_step_has_a_key_of_its_own_that_can_be_made_again():
   keys = walk(epochs=3)[1]
   assert len({tuple(key) for key in keys}) == 12
@@ -508,7 +522,7 @@ def test_schedules(name, rate, points):
   config_.training.epochs = 4
   config_.optimizer.learning_rate = 2.0
   config_.optimizer.schedule = name
-  config_.optimizer.schedule_rate = rate
+  config_.optimizer.inverse_time_rate = config_.optimizer.halving_epochs = rate
   schedule = build.schedule(config_, steps_per_epoch=10)
   for step, fraction in points.items():
     np.testing.assert_allclose(schedule(jnp.int32(step)), 2.0 * fraction, atol=1e-6)

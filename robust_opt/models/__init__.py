@@ -19,8 +19,7 @@ from robust_opt.models.linear import SoftmaxRegression
 from robust_opt.models.mlp import MLP
 from robust_opt.models.mnist_cnn import MnistCNN
 from robust_opt.models.vgg import VGG
-from robust_opt.training import ApplyFn
-from robust_opt.types import Array, ModelState, Params
+from robust_opt.types import ApplyFn, Array, ModelState, Params
 
 __all__ = ["MLP", "VGG", "DigitsCNN", "MnistCNN", "SoftmaxRegression", "from_linen", "init"]
 

@@ -21,12 +21,14 @@ class MnistCNN(nn.Module):
     std: of the padded training pixels, a number or one a channel.
     input_batch_norm: also normalise the input by batch statistics, without scale and offset; the
       running ones (collection 'batch_stats') serve when not train.
+    axis_name: under pmap and shard_map, the axis to share batch statistics over.
   """
 
   num_classes: int = 10
   mean: float | Sequence[float] = 0.1000
   std: float | Sequence[float] = 0.2752
   input_batch_norm: bool = False
+  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:  # noqa: D102
@@ -34,8 +36,9 @@ class MnistCNN(nn.Module):
     x = Standardise(self.mean, self.std)(x)
     if self.input_batch_norm:
       x = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False
-      )(x)
+        use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False,
+        axis_name=self.axis_name if train else None,
+      )(x)  # fmt: skip
     x = nn.relu(ConvPool(32, (5, 5), 3, padding="VALID", name="conv1")(x))
     x = nn.relu(ConvPool(64, (5, 5), 2, padding="VALID", name="conv2")(x))
     x = x.reshape(x.shape[0], -1)

@@ -1,0 +1,1 @@
+"""One thin script a paper: its tables and figures as calls of the library."""
