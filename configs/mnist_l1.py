@@ -4,7 +4,8 @@ Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 1.
 
   python -m robust_opt.main --config=configs/mnist_l1.py --workdir=RUN
 
-RUNTIME_mnist_l1
+The paper's 120 epochs would take some 25 minutes on two CPU cores and were not run yet; published:
+99.12 to 99.16 % on clean test images.
 """
 
 from ml_collections import ConfigDict

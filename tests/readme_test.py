@@ -1,5 +1,6 @@
 """What the README shows runs, and what it names exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -49,3 +50,15 @@ def test_configs_that_it_names_exist():
     assert (ROOT / config).is_file()
   for stem, kinds in re.findall(r"`(\w+_)\{([\w,]+)\}\.py`", README):
     assert all((ROOT / "configs" / f"{stem}{kind}.py").is_file() for kind in kinds.split(","))
+
+
+def test_its_table_is_that_of_the_committed_runs():
+  results = ROOT / "results" / "mnist_10_epochs"
+  nets = [json.loads((results / net / "summary.json").read_text()) for net in ("standard", "linf")]
+  sweeps = [next(s for s in net["sweeps"] if s["norm"] == "linf") for net in nets]
+  assert sweeps[0]["radii"] == sweeps[1]["radii"]
+  for radius, *correct in zip(sweeps[0]["radii"], *(s["correct"] for s in sweeps)):
+    name = "clean" if radius == 0 else f"FGSM, radius {radius:.3f}"
+    standard, robust = (f"{100 * c / sweeps[0]['total']:.2f}" for c in correct)
+    assert f"| {name} | {standard} | {robust} |" in README
+    assert correct[1] > correct[0]
