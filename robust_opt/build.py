@@ -30,7 +30,13 @@ def splits(config: ConfigDict) -> Splits:
   """Loads the data; the held-out part comes from the training set, never from the test set."""
   train = _load(config, "train", config.dataset.train_examples)
   test = _load(config, "test", config.dataset.test_examples)
-  rest, heldout = data.holdout(train, config.dataset.holdout, config.seed)
+  try:
+    rest, heldout = data.holdout(train, config.dataset.holdout, config.seed)
+  except InputError as error:
+    raise InputError(
+      f"--config.dataset.holdout={config.dataset.holdout} does not fit {len(train.labels)} "
+      f"training examples: at least one must be held out, and one remain."
+    ) from error
   if config.training.batch_size > len(rest.labels):
     raise InputError(
       f"--config.training.batch_size must be at most the {len(rest.labels)} training examples "
@@ -104,8 +110,9 @@ def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int)
 def objective(config: ConfigDict) -> RobustObjective:
   """The config's objective over cross-entropy."""
   name = config.objective.name
-  if name not in ("robust",):
-    raise InputError(f"--config.objective.name must be robust, but was {name!r}.")
+  if name not in objectives.__all__:
+    allowed = ", ".join(objectives.__all__)
+    raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
   return getattr(objectives, name)()
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from robust_opt import losses
 from robust_opt.types import Array, Forward, LossFn, ModelState, ValueFn
 
+__all__ = ["robust"]  # what a config may name
+
 
 class RobustObjective(NamedTuple):
   """min over theta of outer, at the x_adv that attacks inner.

@@ -20,7 +20,8 @@ from robust_opt.types import Array
 
 Initializer = Callable[..., Array]
 
-formulation: str | None = None  # 'matmul' or 'native' overrides the choice by backend
+# 'matmul' or 'native' overrides the choice by backend, for what is traced from then on.
+formulation: str | None = None
 
 
 def use_matmul() -> bool:
