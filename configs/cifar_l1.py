@@ -5,7 +5,7 @@ Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 2.
   python -m robust_opt.main --config=configs/cifar_l1.py --workdir=RUN
 
 300 epochs want an accelerator and were not run yet; published: 91.11 % on clean test images
-(recalled, not checked). For a look on a CPU, about a minute:
+(recalled, not checked). For a look on a CPU, two minutes:
 
   ... --config.training.epochs=1 --config.model.width=0.125
       --config.dataset.train_examples=1000 --config.dataset.test_examples=200
