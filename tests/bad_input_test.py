@@ -106,7 +106,7 @@ TABLE = [
     ["dataset.data_dir", "/x"],
   ),
   (["--config.dataset.holdout=1.0"], ["--config.dataset.holdout", "< 1", "1.0"]),
-  (["--config.dataset.holdout=0.00001"], ["1e-05", "holds out 0"]),
+  (["--config.dataset.holdout=0.00001"], ["1e-05", "at least one"]),
   (["--config.dataset.train_examples=-1"], ["--config.dataset.train_examples", ">= 0", "-1"]),
   # A network that cannot take the images
   (["--config.model.name=MnistCNN"], ["--config.model.name=MnistCNN", "digits, 8 x 8 x 1"]),
