@@ -62,7 +62,8 @@ def linf(radius: Radius, box: Box | None = None) -> UncertaintySet:
     box: (low, high) that x + delta must stay in; x itself must lie in it.
 
   Raises:
-    InputError: the radius is negative or NaN, or the box is not an interval.
+    InputError: the radius is negative or NaN, or the box is not an interval; from the set's
+      functions: x is not floating point, or the radius is neither [] nor [B].
   """
 
   def furthest(g: Array, radius: Array, bounds: projections.Bounds | None) -> Array:
@@ -136,6 +137,11 @@ def _ball(
     def batched(first: Array, x: Array) -> Array:
       if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
+      if jnp.shape(radius) not in ((), x.shape[:1]):
+        raise InputError(
+          f"radius must be one number or one for each of the {x.shape[0]} examples, but has the "
+          f"shape {jnp.shape(radius)}."
+        )
       radii = jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1])
       return jax.vmap(one)(first, radii, x)
 

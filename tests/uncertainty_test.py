@@ -410,3 +410,10 @@ def test_shapes_that_differ_and_integers_are_refused(name):
     # In uint8 a radius of 0.1 would silently round to 0.
     with pytest.raises(InputError, match="float"):
       getattr(u, operation)(jnp.zeros((2, 3), jnp.uint8), x.astype(jnp.uint8))
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (1,)])
+def test_a_radius_of_another_shape_is_refused(shape):
+  x = jnp.full((3, 4), 0.5)
+  with pytest.raises(InputError, match="one for each of the 3 examples, but has the shape"):
+    ro.l2(jnp.ones(shape)).project(x, x)
