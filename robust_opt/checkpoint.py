@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from robust_opt.training import TrainState
 
 # The metric of a checkpoint that was saved between two evaluations: it is never the best.
 _UNKNOWN = -1.0
+# What a checkpoint takes beside its arrays: some twenty small files.
+_OVERHEAD_BYTES = 2**18
 
 
 class Checkpoints:
@@ -73,16 +76,29 @@ class Checkpoints:
     note = {"sha256": digest(state), **metrics}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
     try:
+      self._check_space(state)
       self._manager.save(step, args=args, metrics=metrics)
       self._manager.wait_until_finished()
     except Exception as error:
-      for unfinished in self._directory.glob(f"{step:08d}*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+      self._remove_unfinished(step)
       self._manager.reload()
       raise RunError(
         f"The checkpoint of step {step} could not be written to {self._directory} "
         f"({_reason(error)}); {self.last_words()}."
       ) from error
+
+  def _check_space(self, state: TrainState) -> None:
+    """Fails before the first byte: Orbax is untidy about a disk that fills while it writes."""
+    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+    if shutil.disk_usage(self._directory).free < needed:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def _remove_unfinished(self, step: int) -> None:
+    """Orbax gives up at the first array that fails, while others are still being written."""
+    for _ in range(5):
+      for unfinished in self._directory.glob(f"{step:08d}*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+      time.sleep(0.1)
 
   def restore(self, template: TrainState, which: str = "last") -> TrainState | None:
     """The newest ("last") or the "best" state that is whole, or None if there is none.
