@@ -11,7 +11,7 @@ run yet. Ten epochs,
       --config.optimizer.learning_rate=0.02
 
 take 3 minutes; expect 99.32 % on clean test images and 97.14 % under one l_inf step of
-radius 0.055 (seed 1).
+radius 0.055 (seed 1, jax 0.10.2).
 """
 
 from ml_collections import ConfigDict

@@ -93,11 +93,10 @@ def test_perturbations_are_as_long_as_their_radius(examples, trained, norm, leng
     assert ((delta[mine] != 0).sum(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize("examples", [False], ids=["ball"], indirect=True)
 def test_nothing_that_fools_the_net_is_left_out(examples, trained, logits_of):
   """Beside the errors that another machine might round away."""
   apply, params, model_state, test = trained
-  if examples.images.max() <= 1:
-    pytest.skip("the sets below have no box")
   batch = ro.Batch(collection.pixels(test.images), test.labels, np.arange(len(test.labels)))
   right = collection.correct(logits_of, batch.x, batch.y)
 
@@ -113,10 +112,9 @@ def test_nothing_that_fools_the_net_is_left_out(examples, trained, logits_of):
       assert logits[i].max() - logits[i, batch.y[i]] < 2 * collection.MARGIN
 
 
+@pytest.mark.parametrize("examples", [False], ids=["ball"], indirect=True)
 def test_batch_size_changes_nothing(examples, trained):
   apply, params, model_state, test = trained
-  if examples.images.max() <= 1:
-    pytest.skip("made without the box")
   logits_of = functools.partial(collection.make_logits_of(apply, 7), params, model_state)
   ascend = functools.partial(make_ascend(apply, batch_size=31), params, model_state)
   other = collection.collect(logits_of, ascend, test.images, test.labels, RADII, examples.net)
