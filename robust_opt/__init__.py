@@ -14,7 +14,10 @@ from robust_opt.maximizers import (
   InnerMaximizer,
   ascend,
   frank_wolfe,
+  lbfgs,
   pgd,
+  projected,
+  restarts,
   robustify,
   steepest,
 )
@@ -28,7 +31,7 @@ from robust_opt.training import (
   make_scan,
   make_train_step,
 )
-from robust_opt.types import Batch
+from robust_opt.types import Batch, Scored
 from robust_opt.uncertainty import UncertaintySet, l1, l2, linf
 
 __version__ = "0.1.0"
@@ -43,6 +46,7 @@ __all__ = [
   "InnerMaximizer",
   "InputError",
   "RobustObjective",
+  "Scored",
   "TrainMetrics",
   "TrainState",
   "UncertaintySet",
@@ -51,13 +55,16 @@ __all__ = [
   "init_state",
   "l1",
   "l2",
+  "lbfgs",
   "linf",
   "losses",
   "make_evaluate",
   "make_scan",
   "make_train_step",
   "pgd",
+  "projected",
   "projections",
+  "restarts",
   "robust",
   "robustify",
   "steepest",

@@ -113,7 +113,7 @@ def assemble(config: ConfigDict) -> Experiment:
     evaluator = make_evaluate(
       apply,
       objective,
-      lambda radius: build.attack(config, norm, radius, max(1, steps)),
+      lambda radius: build.evaluation_attack(config, norm, radius, max(1, steps)),
       batch_size,
       place_batch=sharding.batch_placer(mesh),
     )

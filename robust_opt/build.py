@@ -9,7 +9,15 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import augmentation, data, maximizers, models, objectives, uncertainty
+from robust_opt import (
+  augmentation,
+  data,
+  maximizers,
+  models,
+  objectives,
+  optimizers,
+  uncertainty,
+)
 from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
@@ -93,18 +101,34 @@ def uncertainty_set(
 
 
 def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int) -> Attack:
-  """The config's attack over the ball of that norm and radius.
+  """The config's attack over the ball of that norm and radius, to train by.
 
-  One step is Algorithm 1's, to the full radius; more are projected steepest ascent.
+  One step is Algorithm 1's, to the full radius; more are those of the maximiser that the config
+  names, of which the last point counts.
   """
+  return maximizers.ascend(_maximizer(config, norm, radius, num_steps), num_steps)
+
+
+def evaluation_attack(
+  config: ConfigDict, norm: str, radius: float | Array, num_steps: int
+) -> Attack:
+  """`attack`, to measure by: of more than one step every example's best point counts."""
+  maximizer = _maximizer(config, norm, radius, num_steps)
+  return maximizers.ascend(maximizer, num_steps, keep_best=num_steps > 1)
+
+
+def _maximizer(
+  config: ConfigDict, norm: str, radius: float | Array, num_steps: int
+) -> maximizers.InnerMaximizer:
   ball = uncertainty_set(config, norm, radius)
   if num_steps <= 1:
-    return maximizers.ascend(maximizers.frank_wolfe(ball), num_steps)
+    return maximizers.frank_wolfe(ball)
+  if config.attack.name != "pgd":
+    return getattr(maximizers, config.attack.name)(ball)
   # Over l_2 and l_1 the projection knows of the box, and gradient steps (l_2) climb to the maximum.
   step_ball = uncertainty.linf if norm == "linf" else uncertainty.l2
   step = step_ball(config.attack.relative_step * radius)
-  pgd = maximizers.pgd(ball, step, random_start=config.attack.random_start)
-  return maximizers.ascend(pgd, num_steps)
+  return maximizers.pgd(ball, step, random_start=config.attack.random_start)
 
 
 def objective(config: ConfigDict) -> RobustObjective:
@@ -139,15 +163,18 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
   """What descends: an l_2 penalty on every parameter, then the optimiser of that name."""
   name = config.optimizer.name
-  factory = getattr(optax, name, None)
+  factory = getattr(optimizers if name in optimizers.__all__ else optax, name, None)
+  refusal = (
+    f"--config.optimizer.name must be an optimiser of optax or dampened_sgd, but was {name!r}."
+  )
   if not callable(factory):
-    raise InputError(f"--config.optimizer.name must be an optimiser of optax, but was {name!r}.")
+    raise InputError(refusal)
   try:
     descent = factory(schedule(config, steps_per_epoch), **config.optimizer.kwargs.to_dict())
   except TypeError as error:
-    raise InputError(f"--config.optimizer.kwargs does not fit optax.{name}: {error}.") from error
+    raise InputError(f"--config.optimizer.kwargs does not fit {name}: {error}.") from error
   if not isinstance(descent, optax.GradientTransformation):
-    raise InputError(f"--config.optimizer.name must be an optimiser of optax, but was {name!r}.")
+    raise InputError(refusal)
   return optax.chain(optax.add_decayed_weights(config.optimizer.weight_decay), descent)
 
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
+MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs")
 
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
 # code, over images padded to 32x32.
@@ -53,15 +54,16 @@ def base() -> ConfigDict:
   config.uncertainty.box = False  # whether perturbed images must stay within [0, 1]
 
   config.attack = ConfigDict()
-  config.attack.num_steps = 1  # 0: standard training; 1: Algorithm 1; more: projected ascent
-  config.attack.relative_step = 0.25  # of the radius, when there is more than one step
-  config.attack.random_start = False  # from a sample of the set, when more than one step
+  config.attack.name = "pgd"  # of more than one step: pgd, frank_wolfe or lbfgs
+  config.attack.num_steps = 1  # 0: standard training; 1: Algorithm 1; more: the ascent of that name
+  config.attack.relative_step = 0.25  # of the radius, for pgd of more than one step
+  config.attack.random_start = False  # from a sample of the set, for pgd of more than one step
   config.attack.train_mode = False  # the authors' choice: dropout and batch statistics on
 
   config.objective = ConfigDict({"name": "robust"})
 
   config.optimizer = ConfigDict()
-  config.optimizer.name = "sgd"  # any of optax that takes a learning rate
+  config.optimizer.name = "sgd"  # any of optax that takes a learning rate, or dampened_sgd
   config.optimizer.kwargs = ConfigDict({"momentum": 0.9})  # its own; ={} for one that takes none
   config.optimizer.learning_rate = 0.01
   config.optimizer.schedule = "constant"  # constant, inverse_time, halving, cosine, triangular
@@ -164,6 +166,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: 0 <= v < math.inf,
     "a finite number >= 0, in pixels of [0, 1] (0: the clean example)",
   ),
+  "attack.name": (lambda v: v in MAXIMIZERS, f"one of {', '.join(MAXIMIZERS)}"),
   "attack.num_steps": (lambda v: v >= 0, "an integer >= 0 (0: standard training)"),
   "attack.relative_step": (lambda v: 0 < v <= 2, "a fraction of the radius, 0 < step <= 2"),
   "optimizer.learning_rate": (lambda v: 0 < v < math.inf, "a finite number > 0"),

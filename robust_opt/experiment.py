@@ -260,7 +260,7 @@ def _draw_examples(
   local = jax.tree.map(np.asarray, (experiment.test, state.params, state.model_state))
   test, params, model_state = local
   batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(index))
-  attack = build.attack(
+  attack = build.evaluation_attack(
     config, config.uncertainty.name, config.uncertainty.radius, max(1, config.attack.num_steps)
   )
   objective, key = build.objective(config), jax.random.key(config.seed)

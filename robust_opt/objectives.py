@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from robust_opt import losses
-from robust_opt.types import Array, Forward, LossFn, ModelState, ValueFn
+from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 
 __all__ = ["robust"]  # what a config may name
 
@@ -20,7 +20,8 @@ class RobustObjective(NamedTuple):
   """min over theta of outer, at the x_adv that attacks inner.
 
   Attributes:
-    inner: (forward, x [B, *S], y [B]) -> value_fn, what the adversary ascends.
+    inner: (forward, x [B, *S], y [B]) -> value_fn, what the adversary ascends; its score is the
+      margin, > 0 where the net is fooled.
     outer: (forward, x [B, *S], x_adv [B, *S], y [B]) -> (loss [B], model_state), what the learner
       descends. x_adv carries no gradient.
   """
@@ -38,7 +39,12 @@ def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
 
   def inner(forward: Forward, x: Array, y: Array) -> ValueFn:
     del x
-    return lambda x_adv: loss(forward(x_adv)[0], y)
+
+    def value_fn(x_adv: Array) -> Scored:
+      logits, _ = forward(x_adv)
+      return Scored(loss(logits, y), losses.margin(logits, y))
+
+    return value_fn
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
     del x

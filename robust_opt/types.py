@@ -15,9 +15,26 @@ PyTree = Any
 Params = PyTree
 ModelState = PyTree  # what a forward pass may update: batch statistics, or {}
 
-ValueFn = Callable[[Array], Array]  # x [B, *S] -> what the adversary ascends, [B] (or its sum, [])
+LogitsFn = Callable[[Array], Array]  # x [B, *S] -> logits [B, C], every example by itself
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], labels [B]) -> loss [B]
 Forward = Callable[[Array], tuple[Array, ModelState]]  # x [B, *S] -> (logits [B, C], model_state)
+
+
+class Scored(NamedTuple):
+  """What a value_fn may return in place of its value, when points are judged by something else.
+
+  Attributes:
+    value: [B], what the adversary ascends.
+    score: [B], what points are compared by when the best is kept: the margin, which says whether
+      the net is fooled, while the cross-entropy climbs better.
+  """
+
+  value: Array
+  score: Array
+
+
+# x [B, *S] -> what the adversary ascends, [B] (or its sum, [])
+ValueFn = Callable[[Array], Array | Scored]
 
 
 class ApplyFn(Protocol):

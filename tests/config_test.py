@@ -142,6 +142,7 @@ BAD = [
   ("dataset.test_examples", (-1,), ">= 0 (0: all)"),
   ("uncertainty.name", ("l3", ""), "one of linf, l2, l1"),
   ("uncertainty.radius", (-0.1, NAN, INF), "finite number >= 0, in pixels of [0, 1]"),
+  ("attack.name", ("fgsm", "", "core"), "one of pgd, frank_wolfe, lbfgs"),
   ("attack.num_steps", (-1,), "an integer >= 0 (0: standard training)"),
   ("attack.relative_step", (0.0, -1.0, 2.5, NAN), "0 < step <= 2"),
   ("optimizer.learning_rate", (0.0, -1.0, NAN, INF), "a finite number > 0"),

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import robust_opt as ro
@@ -17,6 +18,11 @@ MAXIMIZERS = {
   "frank_wolfe": lambda make, radius, box: ro.frank_wolfe(make(radius, box)),
   "pgd": lambda make, radius, box: ro.pgd(make(radius, box), step_of(make, radius), False),
   "pgd_random": lambda make, radius, box: ro.pgd(make(radius, box), step_of(make, radius), True),
+  "pgd_momentum": lambda make, radius, box: ro.pgd(
+    make(radius, box), lambda t: step_of(make, radius), False, momentum=0.5
+  ),
+  "projected": lambda make, radius, box: ro.projected(make(radius, box), optax.sgd(1.0)),
+  "lbfgs": lambda make, radius, box: ro.lbfgs(make(radius, box)),
 }
 TABLE = [(s, b, m) for s in SETS for b in BOXES for m in MAXIMIZERS]
 CONTRACT = pytest.mark.parametrize(("name", "box", "maximizer"), TABLE)
@@ -136,11 +142,15 @@ def test_a_linear_function_is_maximised(name, box, maximizer):
   scale = radius * np.linalg.norm(g, axis=-1)
   gained = np.sum(g * delta, -1)
   assert np.all(gained <= best + 2e-6 * scale)
-  if maximizer == "frank_wolfe" or name == "linf":
+  if maximizer in ("frank_wolfe", "lbfgs") or (name == "linf" and maximizer.startswith("pgd")):
     np.testing.assert_allclose(gained, best, rtol=1e-5, atol=1e-6)
   # Projected gradient ascent with steps s is within |g| |delta_0 - delta*|^2 / (2 s NUM_STEPS).
-  distance = 2 if maximizer == "pgd_random" else 1
-  assert np.all(best - gained <= scale * distance**2 / (2 * NUM_STEPS) + 2e-6 * scale)
+  distance, length = (2 if maximizer == "pgd_random" else 1) * radius, radius
+  if maximizer == "projected":  # by the gradient itself, and the ball of l_inf is longer in l_2
+    distance = radius * (np.sqrt(NUM_ENTRIES) if name == "linf" else 1)
+    length = np.linalg.norm(g, axis=-1)
+  slope = np.linalg.norm(g, axis=-1)
+  assert np.all(best - gained <= slope * distance**2 / (2 * length * NUM_STEPS) + 2e-6 * scale)
   assert np.diff(info.value, axis=0).min() > -2e-5  # it never falls on the way
 
 

@@ -15,6 +15,10 @@ ORDER = [
   "losses",
   "projections",
   "uncertainty",
+  "maximizers.core",
+  "maximizers.first_order",
+  "maximizers.lbfgs",
+  "maximizers.apgd",
   "maximizers",
   "objectives",
   "augmentation",
@@ -25,6 +29,7 @@ ORDER = [
   "models.digits_cnn",
   "models.vgg",
   "models",
+  "optimizers",
   "training",
   "evaluation",
   "collection",
@@ -50,7 +55,7 @@ ORDER = [
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
 PAPERS = "papers"
 # The method itself: losses, sets, maximisers and objectives.
-METHOD = ["types", "errors", "losses", "projections", "uncertainty", "maximizers", "objectives"]
+METHOD = ORDER[ORDER.index("types") : ORDER.index("objectives") + 1]
 # Who may import what; everyone may import what is not named here.
 ALLOWED = {
   "absl.flags": {"main", "overrides"},

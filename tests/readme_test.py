@@ -31,7 +31,7 @@ def test_the_ten_lines_train_a_net():
 
 def test_other_adversaries_are_adversaries():
   names = {"radius": 0.5}
-  exec("import robust_opt as ro", names)
+  exec("import optax\nimport robust_opt as ro", names)
   x = jax.random.uniform(jax.random.key(1), (3, 4))
   for line in BLOCKS[1].strip().splitlines():
     attack = eval(line.split("#")[0], names)

@@ -252,15 +252,15 @@ VARIANTS = sorted((Path(__file__).parents[1] / "configs").glob("*_variant.py"))
 
 
 @pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
-def test_a_variant_changes_the_key_that_its_study_overrides(path, tmp_path):
+def test_a_variant_changes_the_keys_that_its_study_overrides(path, tmp_path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   variant = module.get_config()
   config.validate(variant)
   assert f"--config=configs/{path.name} " in module.__doc__
-  (item,) = re.findall(r"override=(\S+)", module.__doc__)
-  options = small(tmp_path, dataset="mnist", override=(item,))._replace(numbers=PAPER)
+  items = re.findall(r"override=(\S+)", module.__doc__)
+  options = small(tmp_path, dataset="mnist", override=items)._replace(numbers=PAPER)
   study_config = shaham2015.net_config(options, "linf")
   assert config.differences(config.as_dict(variant), config.as_dict(study_config)) == []
 

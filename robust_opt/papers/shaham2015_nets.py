@@ -72,7 +72,7 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
   ) -> Evaluation:
-    attack = functools.partial(build.attack, config, norm, num_steps=steps)
+    attack = functools.partial(build.evaluation_attack, config, norm, num_steps=steps)
     evaluator = make_evaluate(apply, objective, attack, min(batch_size, len(test.labels)))
     return evaluator(params, model_state, test, radius, key)
 

@@ -1,0 +1,35 @@
+"""Inner maximisers: how the adversary climbs within its uncertainty set.
+
+attack = ro.steepest(ro.l2(0.5))                       # Algorithm 1's one step
+attack = ro.ascend(ro.pgd(ro.linf(0.3), step=ro.linf(0.01)), num_steps=40)
+attack = ro.restarts(ro.ascend(maximizer, 100, keep_best=True), 10)
+delta, info = attack(value_fn, key, x)                 # x + delta raises value_fn
+robust_loss = ro.robustify(loss, attack)               # same arguments as loss
+"""
+
+from robust_opt.maximizers.core import (
+  AscentInfo,
+  AscentState,
+  Attack,
+  InnerMaximizer,
+  ascend,
+  restarts,
+  robustify,
+)
+from robust_opt.maximizers.first_order import frank_wolfe, pgd, projected, steepest
+from robust_opt.maximizers.lbfgs import lbfgs
+
+__all__ = [
+  "AscentInfo",
+  "AscentState",
+  "Attack",
+  "InnerMaximizer",
+  "ascend",
+  "frank_wolfe",
+  "lbfgs",
+  "pgd",
+  "projected",
+  "restarts",
+  "robustify",
+  "steepest",
+]

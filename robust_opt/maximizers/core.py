@@ -1,0 +1,212 @@
+"""What a maximiser is, how it is run, and how a loss becomes its worst case.
+
+A maximiser is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack. What
+is carried (AscentState) is kept apart from what is reported (AscentInfo), which the scan stacks
+into curves. Nothing here knows models or data: value_fn [B, *S] -> [B] is all there is.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_opt.errors import InputError
+from robust_opt.types import Array, PyTree, Scored, ValueFn
+
+
+class AscentState(NamedTuple):
+  """What an ascent carries: delta [B, *S], and whatever the maximiser remembers."""
+
+  delta: Array
+  memory: PyTree = ()
+
+
+class AscentInfo(NamedTuple):
+  """What one ascent step reports.
+
+  Attributes:
+    value: what value_fn returned at the point that the step started from.
+    zero_gradient: [B] bool, examples whose input gradient was exactly zero there. They stay where
+      they are, and an accuracy that counts them as robust overstates itself: report them.
+    score: what points are compared by, at the same point: the value, or the `score` of a value_fn
+      that returns Scored.
+  """
+
+  value: Array
+  zero_gradient: Array
+  score: Array
+
+
+class InnerMaximizer(NamedTuple):
+  """Climbs value_fn within a set; one input gradient a step.
+
+  Attributes:
+    init: (key or None, x [B, *S]) -> AscentState.
+    step: (value_fn, state, x [B, *S]) -> (AscentState, AscentInfo).
+  """
+
+  init: Callable[[Array | None, Array], AscentState]
+  step: Callable[[ValueFn, AscentState, Array], tuple[AscentState, AscentInfo]]
+
+
+# (value_fn, key or None, x [B, *S]) -> (delta [B, *S], AscentInfo stacked over the steps)
+Attack = Callable[[ValueFn, Array | None, Array], tuple[Array, AscentInfo]]
+
+Candidates = tuple[Array, Array]  # (delta [B, *S], score [B])
+
+
+def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -> Attack:
+  """Runs a maximiser for num_steps as one lax.scan; 0 steps return its starting point.
+
+  The attack returns delta [B, *S], through which no gradient flows, and the AscentInfo of every
+  step, stacked: value [num_steps, B].
+
+  Args:
+    maximizer: what climbs.
+    num_steps: one input gradient each.
+    keep_best: whether delta is, for every example, the point of the highest score among the clean
+      example and all that the ascent passed (two forward passes more), rather than the last. An
+      evaluation wants that; training, as the field does it, takes the last. A score of NaN is the
+      highest: whoever makes a net answer NaN has won, and it shall be seen.
+  """
+
+  def last(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    def body(state: AscentState, _: None) -> tuple[AscentState, AscentInfo]:
+      return maximizer.step(value_fn, state, x)
+
+    state, info = jax.lax.scan(body, maximizer.init(key, x), length=num_steps)
+    return jax.lax.stop_gradient(state.delta), info
+
+  def best(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    def body(
+      carry: tuple[AscentState, Candidates], _: None
+    ) -> tuple[tuple[AscentState, Candidates], AscentInfo]:
+      state, best = carry
+      moved, info = maximizer.step(value_fn, state, x)
+      return (moved, better(best, (state.delta, info.score))), info
+
+    clean = (jnp.zeros_like(x), score_of(value_fn, x))
+    (state, best), info = jax.lax.scan(body, (maximizer.init(key, x), clean), length=num_steps)
+    delta, _ = better(best, (state.delta, score_of(value_fn, x + state.delta)))
+    return jax.lax.stop_gradient(delta), info
+
+  return best if keep_best else last
+
+
+def restarts(attack: Attack, num_restarts: int) -> Attack:
+  """Runs an attack several times, each with a key of its own, and keeps the best PER EXAMPLE.
+
+  The best is of the highest score, the clean example among them: one forward pass more for every
+  restart. The AscentInfo lies restart after restart, value [num_restarts * num_steps, B].
+
+  Args:
+    attack: one that starts at random; others give the same every time.
+    num_restarts: how often.
+  """
+
+  def restarted(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    if key is None:
+      raise InputError("Restarts need a key, but it was None; pass one to the attack.")
+    one = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
+
+    def body(best: Candidates, key: Array) -> tuple[Candidates, AscentInfo]:
+      delta, info = attack(value_fn, key, x)
+      return better(best, (delta, score_of(value_fn, x + delta))), info
+
+    clean = (jnp.zeros_like(x), score_of(value_fn, x))
+    (delta, _), info = jax.lax.scan(body, clean, one)
+    return delta, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), info)
+
+  return restarted
+
+
+def robustify(
+  loss: Callable[..., Any], attack: Attack, argnum: int = 1, has_aux: bool = False
+) -> Callable[..., Any]:
+  """Turns a loss over a batch into the loss at its worst case over the uncertainty set.
+
+    robust_loss(params, x, y) = loss(params, x + delta, y),  delta = attack's argmax over U(x)
+
+  The result takes the same arguments (and an optional `attack_key=` for attacks that start at
+  random), so that a training loop changes in one line. It composes with jit, grad, vmap, pmap and
+  shard_map. By Danskin's theorem the gradient in the parameters is the loss's own at the
+  maximiser: nothing flows through delta, and the ascent computes no gradient in the parameters.
+
+  Args:
+    loss: returns the loss of every example [B] or any sum or mean of it (a steepest ascent does not
+      depend on the scale). The examples are its argument number `argnum`, [B, *S].
+    attack: from `steepest` or `ascend`.
+    argnum: which positional argument holds the examples.
+    has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
+  """
+
+  @functools.wraps(loss)
+  def robust_loss(*args: Any, attack_key: Array | None = None, **kwargs: Any) -> Any:
+    place = range(len(args))[argnum]  # which may be negative, as in jax.grad
+    before, x, after = args[:place], args[place], args[place + 1 :]
+    frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
+
+    def value_fn(x: Array) -> Array:
+      out = loss(*frozen[0], x, *frozen[2], **frozen[3])
+      return out[0] if has_aux else out
+
+    delta, _ = attack(value_fn, attack_key, frozen[1])
+    return loss(*before, x + delta, *after, **kwargs)
+
+  return robust_loss
+
+
+def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
+  """What a step reports of the point x, and the gradient there, [B, *S].
+
+  The gradient of a sum is every example's own gradient: their losses do not mix.
+  """
+
+  def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    value, score = _scored(value_fn(x))
+    return jnp.sum(value), (value, score)
+
+  (_, (value, score)), grad = jax.value_and_grad(total, has_aux=True)(x)
+  zero = jnp.all(grad == 0, axis=range(1, grad.ndim))
+  return AscentInfo(value, zero, score), grad
+
+
+def score_of(value_fn: ValueFn, x: Array) -> Array:
+  """What points are compared by, [B]; an InputError if the batch has one number for all."""
+  return per_example(_scored(value_fn(x)).score, x)
+
+
+def per_example(values: Array, x: Array) -> Array:
+  """The values, if there is one for each example.
+
+  Raises:
+    InputError: there is one number for the whole batch.
+  """
+  if values.shape != x.shape[:1]:
+    raise InputError(
+      f"To keep the best point of every example the loss must return one value for each of the "
+      f"{x.shape[0]} examples, but it has the shape {values.shape}."
+    )
+  return values
+
+
+def better(best: Candidates, new: Candidates) -> Candidates:
+  """Every example's point of the higher score; the first where they are equal, NaN above all."""
+  higher = (new[1] > best[1]) | (jnp.isnan(new[1]) & ~jnp.isnan(best[1]))
+  points = jnp.where(higher.reshape(-1, *(1,) * (new[0].ndim - 1)), new[0], best[0])
+  return points, jnp.where(higher, new[1], best[1])
+
+
+def _scored(out: Array | Scored) -> Scored:
+  return out if isinstance(out, Scored) else Scored(out, out)
+
+
+def _split_each(keys: Array, count: int) -> Array:
+  """keys [B] -> [count, B]."""
+  return jax.vmap(jax.random.split, in_axes=(0, None), out_axes=1)(keys, count)
+
+
+def _freeze(leaf: Any) -> Any:
+  return jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf

@@ -1,0 +1,140 @@
+"""Maximisers that follow the input gradient: conditional gradient, projected ascent, optax."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robust_opt.errors import InputError
+from robust_opt.maximizers.core import (
+  AscentInfo,
+  AscentState,
+  Attack,
+  InnerMaximizer,
+  ascend,
+  value_and_input_gradient,
+)
+from robust_opt.types import Array, ValueFn
+from robust_opt.uncertainty import UncertaintySet
+
+# t [] -> the set of the t-th step, t = 0, 1, ...
+StepSchedule = Callable[[Array], UncertaintySet]
+
+
+def frank_wolfe(uncertainty: UncertaintySet) -> InnerMaximizer:
+  """The conditional gradient method from the clean example; it never leaves the set.
+
+    s_t = argmax over s in U(x) of <grad value_fn(x + delta_t), s>
+    delta_{t+1} = delta_t + 2 / (t + 2) (s_t - delta_t),   delta_0 = 0
+
+  Its first iteration goes all the way to s_0: that is the ascent step of Algorithm 1 (Shaham et
+  al. 2015), exact when value_fn is linear. Source: Frank and Wolfe (1956); Jaggi (2013), alg. 1.
+  """
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    del key
+    return AscentState(jnp.zeros_like(x), memory=jnp.zeros((), x.dtype))
+
+  def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
+    delta, t = state
+    info, grad = value_and_input_gradient(value_fn, x + delta)
+    towards = uncertainty.steepest_ascent(grad, x)
+    return AscentState(delta + 2.0 / (t + 2.0) * (towards - delta), t + 1.0), info
+
+  return InnerMaximizer(init, step)
+
+
+def pgd(
+  uncertainty: UncertaintySet,
+  step: UncertaintySet | StepSchedule,
+  random_start: bool = True,
+  momentum: float = 0.0,
+) -> InnerMaximizer:
+  """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, for any norm).
+
+    delta_{t+1} = project onto U(x) of delta_t + steepest ascent in step(x + delta_t)
+
+  A step is itself a steepest ascent, over a smaller set around the current point. Over l2 and l1
+  take steps of `l2` without a box: that is projected gradient ascent, which climbs to the maximum
+  of a concave function, since the projection knows of the box. An l1 step without a box is lost on
+  a pixel that is saturated; l2 and l1 steps with one stop short of the maximum, since the
+  projection then takes from saturated pixels what no step gives back.
+
+  Args:
+    uncertainty: the set to stay in.
+    step: the set of one step: `linf(0.01)` moves every pixel by 0.01; or a schedule, from the
+      number of the step to its set: `lambda t: linf(0.05 * 0.9**t)`.
+    random_start: whether to start from a sample of the set (needs a key) rather than from 0.
+    momentum: mu of momentum PGD, whose steps ascend along g_{t+1} = mu g_t + grad / |grad|_1
+      (Dong et al. 2018, arXiv 1710.06081, equation 6); 0: along the gradient.
+  """
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    memory = (jnp.zeros((), jnp.int32), jnp.zeros_like(x) if momentum else ())
+    if not random_start:
+      return AscentState(jnp.zeros_like(x), memory)
+    if key is None:
+      raise InputError(
+        "A random start needs a key, but it was None; pass one to the attack, "
+        "or attack_key= to a robustified loss."
+      )
+    return AscentState(uncertainty.sample(key, x), memory)
+
+  def ascend_once(
+    value_fn: ValueFn, state: AscentState, x: Array
+  ) -> tuple[AscentState, AscentInfo]:
+    delta, (t, velocity) = state
+    info, grad = value_and_input_gradient(value_fn, x + delta)
+    if momentum:
+      grad = velocity = momentum * velocity + _of_unit_l1(grad)
+    ball = step if isinstance(step, UncertaintySet) else step(t)
+    moved = delta + ball.steepest_ascent(grad, x + delta)
+    return AscentState(uncertainty.project(moved, x), (t + 1, velocity)), info
+
+  return InnerMaximizer(init, ascend_once)
+
+
+def projected(
+  uncertainty: UncertaintySet, optimizer: optax.GradientTransformation, random_start: bool = False
+) -> InnerMaximizer:
+  """Any optimiser of optax as the ascent, projected onto U(x) after every step.
+
+    projected(ro.linf(0.3), optax.adam(0.01))
+
+  The optimiser minimises -value_fn in delta, each example by itself: norms and counts that it keeps
+  are those of one example.
+
+  Args:
+    uncertainty: the set to stay in.
+    optimizer: of optax; its learning rate is in pixels.
+    random_start: whether to start from a sample of the set (needs a key) rather than from 0.
+  """
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    delta = pgd(uncertainty, uncertainty, random_start).init(key, x).delta
+    return AscentState(delta, jax.vmap(optimizer.init)(delta))
+
+  def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
+    info, grad = value_and_input_gradient(value_fn, x + state.delta)
+    updates, memory = jax.vmap(optimizer.update)(-grad, state.memory, state.delta)
+    return AscentState(uncertainty.project(state.delta + updates, x), memory), info
+
+  return InnerMaximizer(init, step)
+
+
+def steepest(uncertainty: UncertaintySet) -> Attack:
+  """The ascent of Algorithm 1: one step from the clean example to the edge of the set.
+
+  With `linf` it is the fast gradient sign method (Goodfellow et al. 2015).
+  """
+  return ascend(frank_wolfe(uncertainty), num_steps=1)
+
+
+def _of_unit_l1(grad: Array) -> Array:
+  """Every example's gradient divided by its l_1 norm; 0 where it is 0, whatever its scale."""
+  axes = tuple(range(1, grad.ndim))
+  largest = jnp.max(jnp.abs(grad), axis=axes, keepdims=True)
+  scaled = grad / jnp.where(largest > 0, largest, 1.0)
+  total = jnp.sum(jnp.abs(scaled), axis=axes, keepdims=True)
+  return scaled / jnp.where(total > 0, total, 1.0)

@@ -1,0 +1,63 @@
+"""Torch's dampened SGD: its rule in NumPy, and what it is in terms of optax."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from robust_opt import build, config, optimizers
+from robust_opt.errors import InputError
+
+
+def run(optimizer, gradients, start):
+  """The parameters after every update."""
+  params, state, seen = start, optimizer.init(start), []
+  for gradient in gradients:
+    updates, state = jax.jit(optimizer.update)(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    seen.append(params)
+  return seen
+
+
+@pytest.mark.parametrize(
+  ("momentum", "dampening"), [(0.9, 0.9), (0.9, 0.0), (0.5, 0.25), (0.0, 0.0)]
+)
+def test_the_rule_in_numpy(momentum, dampening):
+  rng = np.random.default_rng(0)
+  gradients, theta = rng.normal(size=(6, 4)).astype(np.float32), np.ones(4)
+  rate = lambda t: 0.1 / (1 + 0.5 * t)  # noqa: E731
+  ours = run(optimizers.dampened_sgd(rate, momentum, dampening), gradients, jnp.ones(4))
+  velocity = None
+  for t, gradient in enumerate(gradients):
+    velocity = gradient if velocity is None else momentum * velocity + (1 - dampening) * gradient
+    theta = theta - rate(t) * velocity
+    np.testing.assert_allclose(ours[t], theta, rtol=1e-5, atol=1e-6)
+
+
+def test_without_dampening_it_is_optax():
+  gradients = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+  ours = run(optimizers.dampened_sgd(0.1, 0.9, dampening=0.0), gradients, jnp.zeros(3))
+  chex.assert_trees_all_close(ours, run(optax.sgd(0.1, 0.9), gradients, jnp.zeros(3)), rtol=1e-5)
+
+
+def test_after_the_first_gradient_it_is_a_tenth_of_the_rate():
+  """What the recipe relies on: sgd(1e-3) is the authors' 1e-2 but for the first gradient."""
+  gradients = np.random.default_rng(2).normal(size=(8, 3)).astype(np.float32)
+  gradients[0] = 0
+  ours = run(optimizers.dampened_sgd(1e-2, 0.9), gradients, jnp.zeros(3))
+  chex.assert_trees_all_close(ours, run(optax.sgd(1e-3, 0.9), gradients, jnp.zeros(3)), rtol=1e-5)
+  first = run(optimizers.dampened_sgd(1e-2, 0.9), np.ones((1, 3), np.float32), jnp.zeros(3))
+  np.testing.assert_allclose(first[0], -1e-2)
+
+
+def test_a_config_names_it():
+  c = config.mnist()
+  c.optimizer.name, c.optimizer.kwargs = "dampened_sgd", ConfigDict({"momentum": 0.9})
+  state = build.optimizer(c, 600).init({"w": jnp.ones(2)})
+  assert any(isinstance(leaf, optimizers.DampenedState) for leaf in state[1])
+  c.optimizer.kwargs = ConfigDict({"nesterov": True})
+  with pytest.raises(InputError, match="kwargs does not fit dampened_sgd"):
+    build.optimizer(c, 600)
