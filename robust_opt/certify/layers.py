@@ -1,0 +1,299 @@
+"""A feed-forward net as a plain sequence of layers, which bounds can follow both ways.
+
+  layers = [Affine(1 / std, -mean / std), Flatten(), Dense(W1, b1), ReLU(), Dense(W2, b2)]
+  layers = from_params(models.MLP(widths=(50,)), params)   # the same, of a net of the library
+  logits = apply(layers, x)                                # x [B, *S] in pixels -> [B, C]
+
+A layer maps batches, [B, *in] -> [B, *out], every example by itself, and answers two questions:
+
+  interval(lower, upper)   forwards: bounds [B, *out] of its outputs, given those of its inputs;
+  pull_back(a, lower, upper)
+    backwards: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
+    An equality for affine layers, a linear relaxation for ReLU and MaxPool.
+
+Layers are pytrees of their parameters, so that they may be arguments of a jitted function.
+Convolutions and their transposes are never turned into matrices.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robust_opt.errors import InputError
+from robust_opt.models.digits_cnn import DigitsCNN
+from robust_opt.models.layers import convolve
+from robust_opt.models.linear import SoftmaxRegression
+from robust_opt.models.mlp import MLP
+from robust_opt.models.mnist_cnn import MnistCNN
+from robust_opt.types import Array, Params
+
+
+class Layer(Protocol):
+  """What a net is made of; see the module's docstring."""
+
+  def __call__(self, x: Array) -> Array:
+    """[B, *in] -> [B, *out]."""
+    ...
+
+  def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Bounds [B, *in] of the inputs -> bounds [B, *out] of the outputs."""
+    ...
+
+  def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """a [B, *out], bounds [B, *in] -> (a' [B, *in], c [B]), <a, layer(z)> <= <a', z> + c."""
+    ...
+
+
+def apply(layers: Sequence[Layer], x: Array) -> Array:
+  """x [B, *S] -> the output of the last layer, for a net the logits [B, C]."""
+  for layer in layers:
+    x = layer(x)
+  return x
+
+
+class AffineLayer:
+  """Base of the layers z -> L z + bias; a subclass gives L and |L|."""
+
+  bias: Array | float = 0.0
+
+  def linear(self, x: Array) -> Array:
+    """L x, [B, *in] -> [B, *out]."""
+    raise NotImplementedError
+
+  def magnitude(self, x: Array) -> Array:
+    """|L| x, with the absolute value of every entry of L: [B, *in] -> [B, *out]."""
+    raise NotImplementedError
+
+  def __call__(self, x: Array) -> Array:
+    """L x + bias."""
+    return self.linear(x) + self.bias
+
+  def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """L c + bias -+ |L| r for the interval c -+ r; exact for every output by itself."""
+    centre, spread = self((lower + upper) / 2), self.magnitude((upper - lower) / 2)
+    return centre - spread, centre + spread
+
+  def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """<a, L z + bias> = <L^T a, z> + <a, bias>."""
+    del upper
+    (pulled,) = jax.linear_transpose(self.linear, lower)(a)
+    return pulled, _sum(a * self.bias)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense(AffineLayer):
+  """x @ kernel + bias: [B, n] -> [B, m], kernel [n, m], bias [m]."""
+
+  kernel: Array
+  bias: Array | float = 0.0
+
+  def linear(self, x: Array) -> Array:  # noqa: D102
+    return x @ self.kernel
+
+  def magnitude(self, x: Array) -> Array:  # noqa: D102
+    return x @ jnp.abs(self.kernel)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Conv(AffineLayer):
+  """Cross-correlation of images: [B, H, W, C] -> [B, H', W', D].
+
+  Attributes:
+    kernel: [h, w, C, D].
+    bias: [D].
+    strides: of rows and columns.
+    padding: 'VALID' or 'SAME', as in jax.lax.conv_general_dilated.
+  """
+
+  kernel: Array
+  bias: Array | float = 0.0
+  strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata={"static": True})
+  padding: str = dataclasses.field(default="VALID", metadata={"static": True})
+
+  def linear(self, x: Array) -> Array:  # noqa: D102
+    return self._convolve(x, self.kernel)
+
+  def magnitude(self, x: Array) -> Array:  # noqa: D102
+    return self._convolve(x, jnp.abs(self.kernel))
+
+  def _convolve(self, x: Array, kernel: Array) -> Array:
+    if self.strides == (1, 1):
+      return convolve(x, kernel, self.padding)  # knows which formulation is fast where
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+      x, kernel, self.strides, self.padding, dimension_numbers=layout
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Affine(AffineLayer):
+  """x * scale + bias, a number or one number a channel; standardisation: (1 / std, -mean / std)."""
+
+  scale: Array | float = 1.0
+  bias: Array | float = 0.0
+
+  def linear(self, x: Array) -> Array:  # noqa: D102
+    return x * self.scale
+
+  def magnitude(self, x: Array) -> Array:  # noqa: D102
+    return x * jnp.abs(self.scale)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pad(AffineLayer):
+  """A border of zeros, `width` pixels on every side: [B, H, W, C] -> [B, H + 2w, W + 2w, C]."""
+
+  width: int = dataclasses.field(metadata={"static": True})
+
+  def linear(self, x: Array) -> Array:  # noqa: D102
+    around = (self.width, self.width)
+    return jnp.pad(x, ((0, 0), around, around, (0, 0)))
+
+  def magnitude(self, x: Array) -> Array:  # noqa: D102
+    return self.linear(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Flatten(AffineLayer):
+  """[B, *S] -> [B, n]."""
+
+  def linear(self, x: Array) -> Array:  # noqa: D102
+    return x.reshape(x.shape[0], -1)
+
+  def magnitude(self, x: Array) -> Array:  # noqa: D102
+    return self.linear(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ReLU:
+  """max(z, 0) of every entry."""
+
+  def __call__(self, x: Array) -> Array:  # noqa: D102
+    return jax.nn.relu(x)
+
+  def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """It is monotone."""
+    return jax.nn.relu(lower), jax.nn.relu(upper)
+
+  def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Where a > 0 the chord from above, else the line of slope 0 or 1 from below.
+
+    Of the two lines from below, the one that leaves the smaller area on [lower, upper]. Source:
+    Zhang et al. 2018 (arXiv 1811.00866), CROWN-Ada.
+    """
+    settled = (lower >= 0) | (upper <= 0)
+    chord = upper / jnp.where(settled, 1.0, upper - lower)
+    above = jnp.where(lower >= 0, 1.0, jnp.where(upper <= 0, 0.0, chord))
+    height = jnp.where(settled, 0.0, -above * lower)
+    below = jnp.where(upper > -lower, 1.0, 0.0)
+    return jnp.where(a > 0, a * above, a * below), _sum(jnp.maximum(a, 0.0) * height)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+  """Maximum over windows of size x size with stride size; what fills no window is dropped."""
+
+  size: int = dataclasses.field(metadata={"static": True})
+
+  def __call__(self, x: Array) -> Array:
+    """[B, H, W, C] -> [B, H // size, W // size, C]."""
+    return jnp.max(self._windows(x), axis=-1)
+
+  def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """It is monotone."""
+    return self(lower), self(upper)
+
+  def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+    """Where a > 0 from above by one entry of the window, else from below by one.
+
+      max_i z_i >= z_m                          for m of the largest lower bound
+      max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound and t the
+                                                largest upper bound of the others
+
+    and the ReLU lies below its chord. Both are exact where z_k cannot be beaten, and neither is
+    looser than the interval.
+    """
+    low, high = self._windows(lower), self._windows(upper)
+    entries = high.shape[-1]
+    is_k = jax.nn.one_hot(jnp.argmax(high, axis=-1), entries, dtype=bool)
+    is_m = jax.nn.one_hot(jnp.argmax(low, axis=-1), entries, dtype=bool)
+    low_k = jnp.sum(jnp.where(is_k, low, 0.0), axis=-1)
+    high_k = jnp.max(high, axis=-1)
+    t = jnp.max(jnp.where(is_k, -jnp.inf, high), axis=-1)
+    unbeaten = low_k >= t
+    slope = jnp.where(unbeaten, 1.0, (high_k - t) / jnp.where(unbeaten, 1.0, high_k - low_k))
+    height = jnp.where(unbeaten, 0.0, t - slope * low_k)
+    above, below = (a * slope)[..., None] * is_k, a[..., None] * is_m
+    spread = jnp.where(a[..., None] > 0, above, below)
+    (pulled,) = jax.linear_transpose(self._windows, lower)(spread)
+    return pulled, _sum(jnp.maximum(a, 0.0) * height)
+
+  def _windows(self, x: Array) -> Array:
+    """[B, H, W, C] -> [B, H // size, W // size, C, size * size]."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // self.size, width // self.size
+    x = x[:, : rows * self.size, : columns * self.size]
+    x = x.reshape(batch, rows, self.size, columns, self.size, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, rows, columns, channels, -1)
+
+
+def from_params(net: nn.Module, params: Params) -> list[Layer]:
+  """The layers of a net of robust_opt.models, standardisation first: x in pixels of [0, 1].
+
+  Args:
+    net: SoftmaxRegression, MLP, DigitsCNN, or MnistCNN without batch normalisation.
+    params: its parameters, as from models.init.
+
+  Raises:
+    InputError: of any other net.
+  """
+
+  def dense(name: str) -> Dense:
+    return Dense(params[name]["kernel"], params[name]["bias"])
+
+  def conv_pool_relu(name: str, size: int, padding: str) -> list[Layer]:
+    kernel, bias = params[name]["kernel"], params[name]["bias"]
+    return [Conv(kernel, bias, padding=padding), MaxPool(size), ReLU()]
+
+  def perceptron(*names: str) -> list[Layer]:
+    hidden = [layer for name in names[:-1] for layer in (dense(name), ReLU())]
+    return [Flatten(), *hidden, dense(names[-1])]
+
+  match net:
+    case SoftmaxRegression():
+      return [_standardise(net), *perceptron("Dense_0")]
+    case MLP():
+      return [_standardise(net), *perceptron(*(f"Dense_{i}" for i in range(len(net.widths) + 1)))]
+    case DigitsCNN():
+      convolutions = conv_pool_relu("ConvPool_0", 2, "SAME") + conv_pool_relu(
+        "ConvPool_1", 2, "SAME"
+      )
+      return [_standardise(net), *convolutions, *perceptron("Dense_0", "Dense_1")]
+    case MnistCNN(input_batch_norm=False):
+      convolutions = conv_pool_relu("conv1", 3, "VALID") + conv_pool_relu("conv2", 2, "VALID")
+      return [Pad(2), _standardise(net), *convolutions, *perceptron("dense1", "dense2")]
+  raise InputError(
+    "from_params knows SoftmaxRegression, MLP, DigitsCNN, and MnistCNN without "
+    f"input_batch_norm, but was given {type(net).__name__}; describe it as a list of layers."
+  )
+
+
+def _standardise(net: SoftmaxRegression | MLP | DigitsCNN | MnistCNN) -> Affine:
+  mean, std = jnp.asarray(net.mean), jnp.asarray(net.std)
+  return Affine(1 / std, -mean / std)
+
+
+def _sum(x: Array) -> Array:
+  """Of every example: [B, *S] -> [B]."""
+  return jnp.sum(x, axis=range(1, x.ndim))

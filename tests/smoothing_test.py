@@ -1,0 +1,180 @@
+"""Randomised smoothing of a linear classifier, whose smoothed radius is its distance."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import robust_opt as ro
+from robust_opt.certify.smoothing import certify_smoothed, class_counts, lower_confidence_bound
+
+WEIGHTS = np.float32([3.0, -2.0, 1.0, 0.5])
+SIGMA = 0.25
+BATCH = 6
+
+
+def linear_logits(x):
+  """Two classes; the smoothed one is the plain one, by the symmetry of the noise."""
+  score = x.reshape(x.shape[0], -1) @ WEIGHTS - 1.0
+  return jnp.stack([-score, score], axis=-1)
+
+
+def three_classes(x):
+  return x.reshape(x.shape[0], -1)[:, :3]
+
+
+@functools.cache
+def problem():
+  """keys [B], x [B, 2, 2], the plain class [B], and its exact l_2 radius [B]."""
+  direction = WEIGHTS / np.linalg.norm(WEIGHTS)
+  distance = np.array([-0.5, -0.2, -0.05, 0.05, 0.2, 0.5])
+  rng = np.random.default_rng(0)
+  along = rng.normal(size=(BATCH, 4))
+  along -= (along @ direction)[:, None] * direction
+  x = direction / np.linalg.norm(WEIGHTS) + distance[:, None] * direction + along
+  x = x.astype(np.float32).reshape(BATCH, 2, 2)
+  return jax.random.split(jax.random.key(1), BATCH), x, (distance > 0).astype(int), abs(distance)
+
+
+def test_radius_is_below_the_exact_one_and_approaches_it():
+  keys, x, plain, distance = problem()
+  shares = []
+  for n in (100, 1000, 30_000):
+    prediction, radius = certify_smoothed(keys, linear_logits, x, SIGMA, n=n, at_once=512)
+    chex.assert_shape([prediction, radius], (BATCH,))
+    chex.assert_type([prediction, radius], [jnp.int32, jnp.float32])
+    decided = np.asarray(prediction) >= 0
+    np.testing.assert_array_equal(prediction[decided], plain[decided])
+    assert np.all(radius <= distance)
+    shares.append(radius / distance)
+  assert decided.all()
+  assert shares[0].mean() < shares[1].mean() < shares[2].mean()
+  assert np.all(shares[2][distance < 0.4] > 0.85)
+
+
+def test_counts_have_the_probability_of_the_class():
+  """P(argmax of a noisy copy = the plain class) = Phi(distance / sigma)."""
+  keys, x, plain, distance = problem()
+  n = 5000
+  counts = class_counts(keys, linear_logits, x, SIGMA, n, 256)
+  np.testing.assert_array_equal(counts.sum(-1), n)
+  p = stats.norm.cdf(distance / SIGMA)
+  deviation = np.sqrt(p * (1 - p) / n)
+  assert np.all(np.abs(counts[np.arange(BATCH), plain] / n - p) < 4 * deviation)
+
+
+def test_radius_is_the_quantile_of_the_bound():
+  """n copies of one class: p is alpha^(1/n), and no radius is larger."""
+  keys, x, *_ = problem()
+  far = jnp.stack([x * 0 + 5, x * 0 - 5, x * 0 + 5])[:, 0]
+  for n, alpha in ((100, 0.001), (1000, 0.05)):
+    certificate = certify_smoothed(keys[:3], linear_logits, far, 0.5, 10, n, alpha, 100)
+    np.testing.assert_array_equal(certificate.prediction, [1, 0, 1])
+    np.testing.assert_allclose(
+      certificate.radius, 0.5 * stats.norm.ppf(alpha ** (1 / n)), rtol=1e-5
+    )
+  other = certify_smoothed(keys[:3], linear_logits, far, 0.1, 10, 100, 0.001, 100)
+  np.testing.assert_allclose(other.radius, 0.1 * stats.norm.ppf(0.001 ** (1 / 100)), rtol=1e-5)
+
+
+def test_abstains_at_a_tie():
+  keys, x, *_ = problem()
+  direction = (WEIGHTS / np.linalg.norm(WEIGHTS) ** 2).reshape(2, 2)
+  tie = np.broadcast_to(direction, x.shape).astype(np.float32)
+  prediction, radius = certify_smoothed(keys, linear_logits, tie, SIGMA, n=2000, at_once=500)
+  np.testing.assert_array_equal(prediction, -1)
+  np.testing.assert_array_equal(radius, 0)
+  # Three classes of a third each: none has half of the copies.
+  prediction, radius = certify_smoothed(keys, three_classes, 0 * x, SIGMA, n=2000, at_once=500)
+  np.testing.assert_array_equal(prediction, -1)
+  np.testing.assert_array_equal(radius, 0)
+
+
+def test_more_than_two_classes():
+  keys, x, *_ = problem()
+  y = np.arange(BATCH) % 3
+  x = np.zeros((BATCH, 4), np.float32)
+  x[np.arange(BATCH), y] = 1
+  prediction, radius = certify_smoothed(keys, three_classes, x, SIGMA, n=1000, at_once=250)
+  np.testing.assert_array_equal(prediction, y)
+  assert np.all(radius < 1 / np.sqrt(2))  # the plain net's own distance to another class
+  assert np.all(radius > 0.5)
+
+
+def test_a_key_decides_for_its_example_alone():
+  """Neither the neighbours, nor the order, nor how many copies go at once."""
+  keys, x, *_ = problem()
+  counts = class_counts(keys, linear_logits, x, SIGMA, 101, 64)
+  np.testing.assert_array_equal(class_counts(keys, linear_logits, x, SIGMA, 101, 64), counts)
+  for at_once in (1, 50, 101, 200):
+    again = class_counts(keys, linear_logits, x, SIGMA, 101, at_once)
+    np.testing.assert_array_equal(again, counts)
+  np.testing.assert_array_equal(
+    class_counts(keys[::-1], linear_logits, x[::-1], SIGMA, 101, 64)[::-1], counts
+  )
+  alone = class_counts(keys[2:3], linear_logits, x[2:3], SIGMA, 101, 64)
+  np.testing.assert_array_equal(alone, counts[2:3])
+  other = class_counts(jax.random.split(jax.random.key(9), BATCH), linear_logits, x, SIGMA, 101, 64)
+  assert np.any(other != counts)
+  first, second = (certify_smoothed(keys, linear_logits, x, SIGMA, n=101) for _ in range(2))
+  chex.assert_trees_all_equal(first, second)
+
+
+def test_the_bound_does_not_see_the_copies_of_the_guess():
+  """With as many copies of either, the counts behind the radius are not those of the guess."""
+  keys, x, plain, _ = problem()
+  guess_keys, bound_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  guesses, counts = (
+    class_counts(k, linear_logits, x, SIGMA, 500, 100) for k in (guess_keys, bound_keys)
+  )
+  assert np.any(guesses != counts)
+  _, radius = certify_smoothed(keys, linear_logits, x, SIGMA, 500, 500, 0.01, 100)
+  p = stats.beta.ppf(0.01, counts[np.arange(BATCH), plain], 501 - counts[np.arange(BATCH), plain])
+  np.testing.assert_allclose(radius, np.where(p > 0.5, SIGMA * stats.norm.ppf(p), 0), rtol=1e-5)
+
+
+def test_logits_that_are_not_finite_count_for_no_class():
+  keys, x, *_ = problem()
+
+  def broken(x):
+    return jnp.where(jnp.arange(3) == 1, jnp.nan, jnp.zeros((x.shape[0], 3)))
+
+  np.testing.assert_array_equal(class_counts(keys, broken, x, SIGMA, 10, 5), 0)
+  prediction, radius = certify_smoothed(keys, broken, x, SIGMA, 10, 10, at_once=5)
+  np.testing.assert_array_equal(prediction, -1)
+  np.testing.assert_array_equal(radius, 0)
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000])
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_clopper_pearson(n, alpha):
+  """At the bound the count that was seen, or a larger one, has probability alpha."""
+  k = np.unique(np.linspace(0, n, 8).astype(int))
+  p = lower_confidence_bound(k, n, alpha)
+  assert p[0] == 0
+  assert np.all(np.diff(p) > 0)
+  assert np.all(p <= k / n)
+  np.testing.assert_allclose(stats.binom.sf(k[1:] - 1, n, p[1:]), alpha, rtol=1e-6)
+  np.testing.assert_allclose(p[-1], alpha ** (1 / n), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"sigma": 0.0}, "sigma must be > 0, but was 0.0"),
+    ({"sigma": float("nan")}, "sigma must be > 0"),
+    ({"alpha": 0.0}, "alpha must lie in"),
+    ({"alpha": 1.0}, "alpha must lie in"),
+    ({"n0": 0}, "n0 must be at least 1"),
+    ({"n": 0}, "n must be at least 1"),
+    ({"at_once": 0}, "at_once must be at least 1"),
+  ],
+)
+def test_bad_input_is_named(change, message):
+  keys, x, *_ = problem()
+  with pytest.raises(ro.InputError, match=message):
+    certify_smoothed(**{"keys": keys, "logits_fn": linear_logits, "x": x, "sigma": 0.1, **change})
