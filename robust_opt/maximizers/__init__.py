@@ -7,6 +7,7 @@ delta, info = attack(value_fn, key, x)                 # x + delta raises value_
 robust_loss = ro.robustify(loss, attack)               # same arguments as loss
 """
 
+from robust_opt.maximizers.apgd import apgd
 from robust_opt.maximizers.core import (
   AscentInfo,
   AscentState,
@@ -24,6 +25,7 @@ __all__ = [
   "AscentState",
   "Attack",
   "InnerMaximizer",
+  "apgd",
   "ascend",
   "frank_wolfe",
   "lbfgs",

@@ -1,0 +1,435 @@
+"""Auto-PGD: projected ascent that picks its step sizes by itself (Croce and Hein 2020, 2021).
+
+attack = ro.ascend(apgd("linf", 8 / 255, num_steps=100, box=(0.0, 1.0)), 100, keep_best=True)
+delta, info = attack(value_fn, keys, x)
+
+The number of steps is said twice, to `apgd`, whose schedule depends on it, and to `ascend`. A step
+evaluates one input gradient: an example that restarts from its best point takes the gradient there
+from memory. Every example has step sizes and restarts of its own.
+
+|  input                                  |  what happens                                          |
+|  value_fn returns one number for all    |  InputError, in the first step                         |
+|  the gradient is exactly 0              |  the example stays until it restarts from its best     |
+|  a value is NaN                         |  the point is never what an example restarts from      |
+|  NaN in a gradient                      |  delta becomes NaN: the caller must see it             |
+|  radius 0                               |  delta stays 0                                         |
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import projections
+from robust_opt.errors import InputError
+from robust_opt.maximizers.core import (
+  AscentInfo,
+  AscentState,
+  Attack,
+  InnerMaximizer,
+  ascend,
+  per_example,
+  value_and_input_gradient,
+)
+from robust_opt.types import Array, ValueFn
+from robust_opt.uncertainty import Box, Radius, UncertaintySet, l1, l2, linf
+
+SETS: dict[str, Callable[..., UncertaintySet]] = {"linf": linf, "l2": l2, "l1": l1}
+# Radii and shares of the steps of apgd_shrinking_l1.
+STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
+
+_ENOUGH_INCREASES = 0.75  # rho of condition 1: the share of steps that should raise the value
+_FIRST_SPARSITY = 0.2  # the l_1 step moves this share of the entries at first
+_SPARSER = 1.5  # ... and later the entries of the best point divided by this
+_STILL_AS_DENSE = 0.95  # above this ratio the sparsity has settled, and the l_1 step is shortened
+_ROUNDING = 1e-5  # an entry below this share of the largest is 0
+_SHORTER, _SHORTEST = 1.5, 0.1  # by this factor, but not below this share of the radius
+
+# (key or None, x [B, *S]) -> (delta [B, *S], how many entries an l_1 step moves [B])
+_Start = Callable[[Array | None, Array], tuple[Array, Array]]
+
+
+class Best(NamedTuple):
+  """The point of the highest value so far (x_max), the first of equals; value -inf before any.
+
+  Attributes:
+    delta: [B, *S].
+    gradient: [B, *S], the input gradient there.
+    value: [B].
+  """
+
+  delta: Array
+  gradient: Array
+  value: Array
+
+
+class MomentumMemory(NamedTuple):
+  """What l_inf and l_2 ascents remember.
+
+  Attributes:
+    num_taken: [], the number of steps so far.
+    best: the point to restart from.
+    previous: [B, *S], the delta before the current one, for the momentum.
+    step_size: [B], eta, in the units of x.
+    last_value: [B], the value at the point before.
+    num_increases: [B], steps since the last checkpoint that raised the value.
+    checkpoint_value: [B], the best value at the last checkpoint.
+    reduced: [B] bool, whether the step size was halved at the last checkpoint.
+  """
+
+  num_taken: Array
+  best: Best
+  previous: Array
+  step_size: Array
+  last_value: Array
+  num_increases: Array
+  checkpoint_value: Array
+  reduced: Array
+
+
+class SparseMemory(NamedTuple):
+  """What l_1 ascents remember.
+
+  Attributes:
+    num_taken: [], the number of steps so far.
+    best: the point to restart from.
+    step_size: [B], eta, the l_1 length of a step.
+    sparsity: [B], k, how many entries a step moves, before it is rounded down.
+  """
+
+  num_taken: Array
+  best: Best
+  step_size: Array
+  sparsity: Array
+
+
+def apgd(
+  norm: str,
+  radius: Radius,
+  num_steps: int,
+  box: Box | None = None,
+  random_start: bool = True,
+  momentum: float = 0.75,
+) -> InnerMaximizer:
+  """Auto-PGD in the ball of a norm, cut by a box.
+
+  Over l_inf and l_2 (Croce and Hein 2020, arXiv 2003.01690, algorithm 1), with P the projection
+  onto the set and d the steepest ascent of unit norm:
+
+    z_{t+1} = P(x_t + eta d_t),   x_1 = z_1
+    x_{t+1} = P(x_t + momentum (z_{t+1} - x_t) + (1 - momentum) (x_t - x_{t-1}))
+
+  eta is 2 radius at first. At each of `checkpoints(num_steps)` it is halved, and the example goes
+  on from its best point, if (1) fewer than 3/4 of the steps since the last checkpoint raised the
+  value, or (2) eta was not halved at the last checkpoint and the best value is still the same.
+  This is decided as soon as the value at the checkpoint is known; the algorithm as printed takes
+  one step more and throws it away.
+
+  Over l_1 (Croce and Hein 2021, arXiv 2103.01208, section 4) a step moves the k entries of largest
+  |gradient|, each by eta / k, and is projected; there is no momentum. k is 1/5 of all entries and
+  eta the radius at first. Every 4 % of the steps k becomes the number of non-zero entries of the
+  best point / 1.5; if that is less than 0.95 of the last k, eta is the radius again and the example
+  goes on from its best point, and if not, eta is divided by 1.5, down to radius / 10.
+
+  P is the exact projection onto ball and box together, as the papers state the algorithms.
+  AutoAttack's own code, over l_inf and l_2, shortens to the ball and then cuts by the box. Entries
+  that the box holds do not count as moved by an l_1 step, lest it be lost on them (ours).
+
+  The gradients are those of value_fn's value. What an example restarts from is the best by value;
+  `ascend(keep_best=True)` keeps, outside of all this, the best by score.
+
+  Args:
+    norm: "linf", "l2" or "l1".
+    radius: [] or [B], finite, in the units of x (pixels in [0, 1]); may be traced.
+    num_steps: of the ascent, on which the checkpoints depend. Beyond it nothing is adapted.
+    box: (low, high) that x + delta must stay in; x itself must lie in it.
+    random_start: whether to start from a sample of the set (needs a key: one, or one for every
+      example) rather than from 0.
+    momentum: alpha of algorithm 1, the weight of the new step against the last; 1 means none.
+
+  Raises:
+    InputError: another norm, fewer than 0 steps, a radius or box that the sets refuse; in init, a
+      random start without a key; in a step, a value_fn that returns one number for the whole batch.
+  """
+  if norm not in SETS:
+    raise InputError(f"norm must be one of linf, l2, l1, but was {norm!r}.")
+  if num_steps < 0:
+    raise InputError(f"num_steps must be >= 0, but was {num_steps}.")
+  uncertainty = SETS[norm](radius, box)
+
+  def start(key: Array | None, x: Array) -> tuple[Array, Array]:
+    if random_start and key is None:
+      raise InputError(
+        "A random start needs a key, but it was None; pass one to the attack, "
+        "or attack_key= to a robustified loss."
+      )
+    delta = jnp.zeros_like(x) if key is None or not random_start else uncertainty.sample(key, x)
+    sparsity = jnp.full(x.shape[:1], _FIRST_SPARSITY * np.prod(x.shape[1:]), x.dtype)
+    return uncertainty.project(delta, x), sparsity
+
+  if norm == "l1":
+    return _sparse_ascent(radius, num_steps, box, start)
+  return _momentum_ascent(SETS[norm], radius, num_steps, box, start, momentum)
+
+
+def apgd_shrinking_l1(
+  radius: Radius,
+  num_steps: int,
+  box: Box | None = None,
+  random_start: bool = True,
+  keep_best: bool = False,
+) -> Attack:
+  """Auto-PGD over l_1 that begins in larger balls (Croce and Hein 2021, section 4, multi-epsilon).
+
+  Three ascents follow one another, in 3, 2 and 1 times the radius, over 30, 30 and 40 % of the
+  steps; each starts from the best point of the one before, projected onto its own ball. The
+  AscentInfo lies ascent after ascent, value [num_steps, B]; what is returned is from the last.
+
+  Args:
+    radius: of the last ball; like all else as in `apgd`.
+    num_steps: of the three ascents together.
+    box: as in `apgd`.
+    random_start: whether the first ascent starts from a sample of the largest ball.
+    keep_best: as in `ascend`, among the clean example and the points of the last ascent.
+  """
+  early = [round(share * num_steps) for _, share in STAGES[:-1]]
+  lengths = [*early, num_steps - sum(early)]
+
+  def attack(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    maximizer = apgd("l1", STAGES[0][0] * radius, lengths[0], box, random_start)
+    infos = []
+    for (factor, _), length, next_length in zip(STAGES[1:], lengths[:-1], lengths[1:]):
+      best, info = _best_of(maximizer, length, value_fn, key, x)
+      infos.append(info)
+      maximizer = _continued_l1(factor * radius, next_length, box, best)
+    delta, info = ascend(maximizer, lengths[-1], keep_best)(value_fn, key, x)
+    return delta, jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos, info)
+
+  return attack
+
+
+def checkpoints(num_steps: int) -> tuple[int, ...]:
+  """w_1 < w_2 < ... <= num_steps, after which so many steps the step size is reconsidered.
+
+  w_j = ceil(p_j num_steps) with p_0 = 0, p_1 = 0.22, and every period 0.03 shorter than the one
+  before, but not shorter than 0.06. Source: Croce and Hein 2020, section 3.1.
+  """
+  periods = [22]  # in hundredths: as floats, 0.57 * 100 rounds up to 58
+  while sum(periods) + max(periods[-1] - 3, 6) <= 100:
+    periods.append(max(periods[-1] - 3, 6))
+  return tuple(sorted({-(-int(p) * num_steps // 100) for p in np.cumsum(periods)} - {0}))
+
+
+def _momentum_ascent(
+  make: Callable[..., UncertaintySet],
+  radius: Radius,
+  num_steps: int,
+  box: Box | None,
+  start: _Start,
+  momentum: float,
+) -> InnerMaximizer:
+  uncertainty = make(radius, box)
+  windows = _windows(checkpoints(num_steps), num_steps)
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    delta, _ = start(key, x)
+    none = jnp.zeros(x.shape[:1], x.dtype)
+    memory = MomentumMemory(
+      num_taken=jnp.zeros((), jnp.int32),
+      best=_no_best(delta),
+      previous=delta,
+      step_size=2 * _radii(radius, x),
+      last_value=none + jnp.inf,  # the first value is no increase
+      num_increases=none,
+      checkpoint_value=none,
+      reduced=none > 0,
+    )
+    return AscentState(delta, memory)
+
+  def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
+    memory: MomentumMemory
+    delta, memory = state
+    info, here, best = _evaluate(value_fn, delta, memory.best, x)
+    memory, restart = _reconsider(memory, here.value, best, windows)
+    here = _where(restart, best, here)
+
+    eta = make(memory.step_size)
+    projected = uncertainty.project(here.delta + eta.steepest_ascent(here.gradient, x), x)
+    carried = momentum * (projected - here.delta) + (1 - momentum) * (here.delta - memory.previous)
+    mixed = uncertainty.project(here.delta + carried, x)
+    moved = jnp.where(memory.num_taken == 0, projected, mixed)
+    moved = jnp.where(_flat(here.gradient), here.delta, moved)  # the momentum alone is no ascent
+
+    memory = memory._replace(
+      num_taken=memory.num_taken + 1, best=best, previous=here.delta, last_value=here.value
+    )
+    return AscentState(moved, memory), info
+
+  return InnerMaximizer(init, step)
+
+
+def _reconsider(
+  memory: MomentumMemory, value: Array, best: Best, windows: np.ndarray
+) -> tuple[MomentumMemory, Array]:
+  """The step sizes after the values [B] of a new point, and which examples restart, [B] bool."""
+  window = _at(windows, memory.num_taken)
+  at_checkpoint = window > 0
+  increases = memory.num_increases + (value > memory.last_value)
+  oscillates = increases < _ENOUGH_INCREASES * window
+  no_better = ~memory.reduced & (best.value == memory.checkpoint_value)
+  restart = at_checkpoint & (oscillates | no_better)
+  starts_window = at_checkpoint | (memory.num_taken == 0)  # w_0 = 0
+  memory = memory._replace(
+    step_size=jnp.where(restart, memory.step_size / 2, memory.step_size),
+    num_increases=jnp.where(at_checkpoint, 0.0, increases),
+    checkpoint_value=jnp.where(starts_window, best.value, memory.checkpoint_value),
+    reduced=jnp.where(at_checkpoint, restart, memory.reduced),
+  )
+  return memory, restart
+
+
+def _sparse_ascent(
+  radius: Radius, num_steps: int, box: Box | None, start: _Start
+) -> InnerMaximizer:
+  uncertainty = l1(radius, box)
+  period = max(1, 4 * num_steps // 100)
+  windows = _windows(tuple(range(period, num_steps + 1, period)), num_steps)
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    delta, sparsity = start(key, x)
+    memory = SparseMemory(
+      num_taken=jnp.zeros((), jnp.int32),
+      best=_no_best(delta),
+      step_size=_radii(radius, x),
+      sparsity=sparsity,
+    )
+    return AscentState(delta, memory)
+
+  def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
+    memory: SparseMemory
+    delta, memory = state
+    info, here, best = _evaluate(value_fn, delta, memory.best, x)
+
+    at_checkpoint = _at(windows, memory.num_taken) > 0
+    sparsity = jnp.where(at_checkpoint, _num_entries(best.delta) / _SPARSER, memory.sparsity)
+    restart = at_checkpoint & (sparsity < _STILL_AS_DENSE * memory.sparsity)
+    longest = _radii(radius, x)
+    shorter = jnp.maximum(memory.step_size / _SHORTER, _SHORTEST * longest)
+    step_size = jnp.where(at_checkpoint, shorter, memory.step_size)
+    step_size = jnp.where(restart, longest, step_size)
+    here = _where(restart, best, here)
+
+    free = here.gradient != 0 if box is None else _has_room(here.gradient, here.delta, x, box)
+    ascent = jax.vmap(_sparse_step)(here.gradient, free, sparsity, step_size)
+    moved = uncertainty.project(here.delta + ascent, x)
+    return AscentState(moved, SparseMemory(memory.num_taken + 1, best, step_size, sparsity)), info
+
+  return InnerMaximizer(init, step)
+
+
+def _sparse_step(gradient: Array, free: Array, sparsity: Array, length: Array) -> Array:
+  """Moves the entries of largest |gradient| by signs, all equally far, [*S]; ties move together.
+
+  Args:
+    gradient: [*S].
+    free: [*S] bool, entries that can move in the direction of the gradient. The largest of them
+      moves in any case, together with all that are larger: of those, which then lie at the box,
+      the projection would else take what no step gives back.
+    sparsity: [], how many entries, rounded down, so that it can fall to one; at least one.
+    length: [], of the step in l_1.
+  """
+  magnitude = jnp.abs(gradient)
+  falling = jnp.sort(magnitude.reshape(-1), descending=True)
+  last = jnp.maximum(jnp.floor(sparsity).astype(jnp.int32), 1) - 1
+  threshold = jnp.minimum(falling[last], jnp.max(jnp.where(free, magnitude, 0.0)))
+  chosen = ~(magnitude < threshold)  # so said, a NaN is chosen, and seen
+  share = length / jnp.maximum(jnp.sum(chosen & (gradient != 0)), 1)
+  return jnp.where(chosen, share * jnp.sign(gradient), 0.0)
+
+
+def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
+  """Which entries can move in the direction of the gradient before they meet the box, [B, *S]."""
+  bounds = (box[0] - x - delta, box[1] - x - delta)
+  # The projection rounds: an entry at the box may lie an ulp from it.
+  return projections.room(gradient, bounds) > 1e-6 * (box[1] - box[0])
+
+
+def _continued_l1(radius: Radius, num_steps: int, box: Box | None, delta: Array) -> InnerMaximizer:
+  """Auto-PGD over l_1 from a given delta [B, *S], and as sparse as that is."""
+  uncertainty = l1(radius, box)
+
+  def start(key: Array | None, x: Array) -> tuple[Array, Array]:
+    del key
+    inside = uncertainty.project(delta, x)
+    return inside, _num_entries(inside) / _SPARSER
+
+  return _sparse_ascent(radius, num_steps, box, start)
+
+
+def _best_of(
+  maximizer: InnerMaximizer, num_steps: int, value_fn: ValueFn, key: Array | None, x: Array
+) -> tuple[Array, AscentInfo]:
+  """The best delta that an ascent evaluated, by value; its start after 0 steps."""
+
+  def body(state: AscentState, _: None) -> tuple[AscentState, AscentInfo]:
+    return maximizer.step(value_fn, state, x)
+
+  state, info = jax.lax.scan(body, maximizer.init(key, x), length=num_steps)
+  return state.memory.best.delta, info
+
+
+def _evaluate(
+  value_fn: ValueFn, delta: Array, best: Best, x: Array
+) -> tuple[AscentInfo, Best, Best]:
+  """What a step reports of delta, delta as a candidate, and the better of it and the best."""
+  info, gradient = value_and_input_gradient(value_fn, x + delta)
+  here = Best(delta, gradient, per_example(info.value, x).astype(x.dtype))
+  return info, here, _where(here.value > best.value, here, best)  # a NaN is not greater
+
+
+def _no_best(delta: Array) -> Best:
+  return Best(delta, jnp.zeros_like(delta), jnp.full(delta.shape[:1], -jnp.inf, delta.dtype))
+
+
+def _where(condition: Array, yes: Best, no: Best) -> Best:
+  """Every example's choice by condition [B]."""
+  return jax.tree.map(lambda a, b: jnp.where(_along(condition, a), a, b), yes, no)
+
+
+def _flat(gradient: Array) -> Array:
+  """Which examples have a gradient of exactly 0, [B, 1, ...]."""
+  return _along(jnp.all(gradient == 0, axis=range(1, gradient.ndim)), gradient)
+
+
+def _num_entries(delta: Array) -> Array:
+  """How many entries of each example are not 0, [B], in the type of delta.
+
+  The projection leaves roundings of 0, which must not pass for entries: the sparsity would settle.
+  """
+  magnitude = jnp.abs(delta)
+  axes = tuple(range(1, delta.ndim))
+  largest = jnp.max(magnitude, axis=axes, keepdims=True)
+  return jnp.sum(magnitude > _ROUNDING * largest, axis=axes).astype(delta.dtype)
+
+
+def _along(values: Array, like: Array) -> Array:
+  """[B] -> [B, 1, ...] of as many dimensions as like has."""
+  return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _radii(radius: Radius, x: Array) -> Array:
+  return jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1])
+
+
+def _windows(points: tuple[int, ...], num_steps: int) -> np.ndarray:
+  """[num_steps + 1], at every checkpoint the steps since the one before; 0 where there is none."""
+  windows = np.zeros(num_steps + 1, np.int32)
+  windows[list(points)] = np.diff(points, prepend=0)
+  return windows
+
+
+def _at(windows: np.ndarray, num_taken: Array) -> Array:
+  """windows[num_taken], and 0 beyond its end, where an index would stay at the last."""
+  return jnp.asarray(windows).at[num_taken].get(mode="fill", fill_value=0)

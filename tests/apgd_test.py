@@ -1,0 +1,507 @@
+"""Auto-PGD: its schedule by hand, its steps by a NumPy reference, its answers by closed forms."""
+
+import functools
+import math
+from fractions import Fraction
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robust_opt as ro
+from robust_opt.errors import InputError
+from robust_opt.maximizers.apgd import apgd, apgd_shrinking_l1, checkpoints
+
+SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
+EVERY_NORM = pytest.mark.parametrize("name", list(SETS))
+BOTH_ALGORITHMS = pytest.mark.parametrize("name", ["l2", "l1"])  # l_inf runs that of l_2
+EVERY_SET = pytest.mark.parametrize(
+  ("name", "box"), [(name, box) for name in SETS for box in BOXES]
+)
+BATCH, SHAPE, NUM_STEPS = 16, (3, 4), 50
+
+
+@functools.cache
+def problem():
+  """keys [B], x [B, 3, 4], radius [B], gradients g [B, 3, 4] that are nowhere nearly 0."""
+  rng = np.random.default_rng(0)
+  x = rng.random((BATCH, *SHAPE)).astype(np.float32)
+  x[:4] = np.round(x[:4])
+  g = rng.uniform(0.5, 1.5, x.shape) * rng.choice([-1, 1], x.shape)
+  radius = 10 ** rng.uniform(-1.5, 0.3, BATCH)
+  keys = jax.random.split(jax.random.key(1), BATCH)
+  return keys, x, radius.astype(np.float32), g.astype(np.float32)
+
+
+def wave(x, g):
+  """A function of many maxima, each example by itself: [B, 3, 4] -> [B]."""
+  return jnp.sum(jnp.sin(12 * g * x) + 0.5 * jnp.sin(7 * x + g), axis=(1, 2))
+
+
+def linear(x, g):
+  return jnp.sum(g * x, axis=(1, 2))
+
+
+def run_eagerly(name, box, function, num_steps, keys, x, radius, g):
+  maximizer = apgd(name, radius, num_steps, BOXES[box])
+  return ro.ascend(maximizer, num_steps, keep_best=True)(lambda x: function(x, g), keys, x)
+
+
+@functools.cache
+def runner(name, box, function, num_steps=NUM_STEPS):
+  return jax.jit(functools.partial(run_eagerly, name, box, function, num_steps))
+
+
+def scan_states(maximizer, value_fn, keys, x, num_steps=NUM_STEPS):
+  """The states before, between and after the steps, [num_steps + 1], and what these report."""
+
+  def body(state, _):
+    new, info = maximizer.step(value_fn, state, x)
+    return new, (state, info)
+
+  last, (states, info) = jax.lax.scan(body, maximizer.init(keys, x), length=num_steps)
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), states, last), info
+
+
+@functools.cache
+def trajectory(name):
+  """Over the wave with box, as NumPy."""
+  keys, x, radius, g = problem()
+  run = jax.jit(
+    lambda keys, x, radius, g: scan_states(
+      apgd(name, radius, NUM_STEPS, (0.0, 1.0)), lambda x: wave(x, g), keys, x
+    )
+  )
+  return jax.tree.map(np.asarray, run(keys, x, radius, g))
+
+
+def check_feasible(delta, name, box, x, radius):
+  flat = np.asarray(delta, np.float64).reshape(len(delta), -1)
+  assert np.all(np.linalg.norm(flat, ORDERS[name], axis=-1) <= radius * (1 + 1e-6))
+  if BOXES[box] is not None:
+    moved = x + np.asarray(delta)
+    assert np.all((moved >= 0) & (moved <= 1))
+
+
+# The schedule.
+
+
+def test_the_checkpoints_are_those_of_the_paper():
+  # 0.22, 0.22 + 0.19, + 0.16, + 0.13, + 0.10, + 0.07, + 0.06 (not 0.04), + 0.06; then 1.05 > 1.
+  assert checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
+  assert checkpoints(10) == (3, 5, 6, 7, 8, 9, 10)  # 9 and 10 twice
+  assert checkpoints(1) == (1,)
+  assert checkpoints(0) == ()
+
+
+@pytest.mark.parametrize("num_steps", [7, 40, 300, 1000])
+def test_the_checkpoints_obey_their_recurrence(num_steps):
+  last, now, expected = Fraction(0), Fraction(22, 100), set()
+  while now <= 1:
+    expected.add(math.ceil(now * num_steps))
+    last, now = now, now + max(now - last - Fraction(3, 100), Fraction(6, 100))
+  assert checkpoints(num_steps) == tuple(sorted(expected))
+
+
+# Algorithm 1, step by step.
+
+
+def reference(function, gradient, x, start, radius, num_steps, order):
+  """Algorithm 1 of arXiv 2003.01690 for one example [n] in [0, 1], over l_inf or l_2, in float64.
+
+  Returns x_0 ... x_{N-1}, x_k after its restart, the step sizes from each of them, and f(x_k).
+  """
+
+  def project(z):
+    if order == np.inf:
+      return np.clip(np.clip(z, x - radius, x + radius), 0, 1)
+    low, high = 0.0, 1.0  # of the multiplier of z - x, by the KKT conditions
+    for _ in range(60):
+      middle = (low + high) / 2
+      inside = np.linalg.norm(np.clip(x + middle * (z - x), 0, 1) - x) <= radius
+      low, high = (middle, high) if inside else (low, middle)
+    whole = np.clip(z, 0, 1)
+    return whole if np.linalg.norm(whole - x) <= radius else np.clip(x + low * (z - x), 0, 1)
+
+  def direction(g):
+    return np.sign(g) if order == np.inf else g / np.linalg.norm(g)
+
+  eta, points, values, etas = 2 * radius, [start], [], []
+  best, best_value, checkpoint = None, -np.inf, 0
+  for k in range(num_steps):
+    values.append(function(points[k]))
+    if values[k] > best_value:
+      best, best_value = points[k], values[k]
+    if k == 0:
+      eta_then, best_value_then = eta, best_value  # w_0 = 0
+    if k in checkpoints(num_steps):
+      rises = sum(values[i + 1] > values[i] for i in range(checkpoint, k))
+      stalls = eta == eta_then and best_value == best_value_then
+      oscillates = rises < 0.75 * (k - checkpoint)
+      checkpoint, eta_then, best_value_then = k, eta, best_value
+      if oscillates or stalls:
+        eta, points[k], values[k] = eta / 2, best, best_value
+    etas.append(eta)
+    z = project(points[k] + eta * direction(gradient(points[k])))
+    if k == 0:
+      points.append(z)
+    else:
+      momentum = 0.75 * (z - points[k]) + 0.25 * (points[k] - points[k - 1])
+      points.append(project(points[k] + momentum))
+  return np.array(points[:-1]), np.array(etas), np.array(values)
+
+
+@pytest.mark.parametrize("name", ["linf", "l2"])
+def test_agrees_with_a_reference_step_by_step(name):
+  num_steps = 20
+  with jax.enable_x64(True):
+    keys, *arrays = problem()
+    x, radius, g = (np.asarray(a, np.float64) for a in arrays)
+    radius = np.maximum(radius, 0.5)  # in small balls the ascent converges at once
+    maximizer = apgd(name, radius, num_steps, (0.0, 1.0))
+
+    run = jax.jit(
+      lambda keys, x, g: scan_states(maximizer, lambda x: wave(x, g), keys, x, num_steps)
+    )
+    (delta, memory), _ = jax.tree.map(np.asarray, run(keys, x, g))
+  compared, halvings = 0, 0
+  for i in range(BATCH):
+    flat_x, flat_g = x[i].reshape(-1), g[i].reshape(-1)
+    points, etas, values = reference(
+      lambda z, g=flat_g: np.sum(np.sin(12 * g * z) + 0.5 * np.sin(7 * z + g)),
+      lambda z, g=flat_g: 12 * g * np.cos(12 * g * z) + 3.5 * np.cos(7 * z + g),
+      *(flat_x, flat_x + delta[0, i].reshape(-1), radius[i], num_steps, ORDERS[name]),
+    )
+    # Once the ascent has converged, rounding decides which value is larger.
+    converged = np.flatnonzero(np.abs(np.diff(values)) < 1e-13)
+    until = converged[0] if len(converged) else num_steps
+    ours = memory.previous[1:, i].reshape(num_steps, -1)
+    np.testing.assert_allclose(ours[:until], points[:until] - flat_x, atol=1e-7)
+    np.testing.assert_array_equal(memory.step_size[1:, i][:until], etas[:until])
+    compared += until
+    halvings += np.sum(np.diff(etas[:until]) != 0)
+  assert compared > BATCH * num_steps / 2
+  assert halvings > BATCH  # the restarts were among what agreed
+
+
+@pytest.mark.parametrize("name", ["linf", "l2"])
+def test_step_sizes_are_halved_at_checkpoints_and_restart_from_the_best(name):
+  states, info = trajectory(name)
+  radius, memory = problem()[2], states.memory
+  eta = memory.step_size
+  np.testing.assert_array_equal(eta[0], 2 * radius)
+  halved = eta[1:] != eta[:-1]
+  np.testing.assert_array_equal(eta[1:], np.where(halved, eta[:-1] / 2, eta[:-1]))
+  at_checkpoint = np.isin(np.arange(NUM_STEPS), checkpoints(NUM_STEPS))
+  assert not halved[~at_checkpoint].any()
+  assert halved.any(axis=0).mean() > 0.5  # the others rise at nearly every step
+  for t, i in zip(*np.nonzero(halved)):  # what the step then started from
+    np.testing.assert_array_equal(memory.previous[t + 1, i], memory.best.delta[t + 1, i])
+  stayed = ~halved[:, :, None, None]
+  np.testing.assert_array_equal(
+    np.where(stayed, memory.previous[1:], 0), np.where(stayed, states.delta[:-1], 0)
+  )
+  np.testing.assert_array_equal(memory.best.value[1:], np.maximum.accumulate(info.value))
+
+
+def test_the_l1_step_adapts_its_sparsity_and_length():
+  states, info = trajectory("l1")
+  radius, (_, best, eta, sparsity) = problem()[2], states.memory
+  np.testing.assert_allclose(sparsity[0], 12 / 5, rtol=1e-6)
+  np.testing.assert_array_equal(eta[0], radius)
+  entries = np.sum(
+    np.abs(best.delta) > 1e-5 * np.abs(best.delta).max((2, 3), keepdims=True), (2, 3)
+  )
+  for t in range(NUM_STEPS):
+    if t == 0 or t % 2:  # every 4 % of 50 steps
+      np.testing.assert_array_equal(sparsity[t + 1], sparsity[t])
+      np.testing.assert_array_equal(eta[t + 1], eta[t])
+      continue
+    np.testing.assert_allclose(sparsity[t + 1], entries[t + 1] / 1.5, rtol=1e-6)
+    sparser = sparsity[t + 1] < 0.95 * sparsity[t]
+    expected = np.where(sparser, radius, np.maximum(eta[t] / 1.5, radius / 10))
+    np.testing.assert_allclose(eta[t + 1], expected, rtol=1e-6)
+  np.testing.assert_allclose(eta.min(axis=0), radius / 10, rtol=1e-6)
+  np.testing.assert_array_equal(best.value[1:], np.maximum.accumulate(info.value))
+
+
+def test_the_first_l1_step_moves_a_fifth_of_the_entries():
+  _, x, radius, g = problem()
+  maximizer = apgd("l1", radius, 10, random_start=False)
+  step = jax.jit(lambda x: maximizer.step(lambda x: linear(x, g), maximizer.init(None, x), x))
+  state, _ = step(x)
+  flat_g, delta = g.reshape(BATCH, -1), state.delta.reshape(BATCH, -1)
+  largest = np.argsort(-np.abs(flat_g))[:, :2]  # 12 / 5, rounded down
+  expected = np.zeros_like(flat_g)
+  signs = np.sign(np.take_along_axis(flat_g, largest, 1))
+  np.put_along_axis(expected, largest, signs * radius[:, None] / 2, 1)
+  np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_an_l1_step_is_not_lost_on_entries_at_the_box():
+  x, slope = jnp.full((1, 3), 0.5), jnp.array([3.0, 2.0, 1.0])
+  maximizer = apgd("l1", 1.0, 100, (0.0, 1.0), random_start=False)  # no checkpoint before step 4
+  delta, info = ro.ascend(maximizer, 4)(lambda x: x @ slope, None, x)
+  np.testing.assert_allclose(delta, [[0.5, 0.5, 0.0]], rtol=1e-6)
+  np.testing.assert_allclose(info.value[:, 0] - 3.0, [0, 1.5, 2.5, 2.5], rtol=1e-6)
+
+
+# What every maximiser owes.
+
+
+@EVERY_SET
+def test_a_linear_function_is_maximised(name, box):
+  keys, x, radius, g = problem()
+  delta, info = runner(name, box, linear)(keys, x, radius, g)
+  check_feasible(delta, name, box, x, radius)
+  chex.assert_shape(info, (NUM_STEPS, BATCH))
+  best = np.sum(g * SETS[name](radius, BOXES[box]).steepest_ascent(g, x), axis=(1, 2))
+  gained = np.sum(g * delta, axis=(1, 2))
+  np.testing.assert_allclose(gained, best, rtol=1e-4 if name != "l1" else 1e-3)
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_feasible_at_every_step_and_never_worse_than_clean(name):
+  keys, x, radius, g = problem()
+  states, info = trajectory(name)
+  chex.assert_tree_all_finite((states.delta, info))
+  assert not info.zero_gradient.any()
+  for delta in states.delta:
+    check_feasible(delta, name, "ball_with_box", x, radius)
+  kept, _ = runner(name, "ball_with_box", wave)(keys, x, radius, g)
+  check_feasible(kept, name, "ball_with_box", x, radius)
+  reached, clean = wave(x + kept, g), wave(x, g)
+  assert np.all(reached >= clean)
+  assert np.mean(reached - clean) > 0.1
+  assert np.all(reached >= states.memory.best.value[-1] - 1e-4)
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_examples_do_not_mix(name):
+  """Neither order nor size of the batch matters to any example, to the bit; radius 0 is clean."""
+  keys, x, radius, g = problem()
+  attack = runner(name, "ball_with_box", wave)
+  delta, info = attack(keys, x, radius, g)
+  order = np.random.default_rng(2).permutation(BATCH)
+  for few in (order, order[:5]):
+    part = attack(keys[few], x[few], radius[few], g[few])
+    chex.assert_trees_all_equal(part, (delta[few], jax.tree.map(lambda a, f=few: a[:, f], info)))
+
+  some = np.arange(BATCH) % 2 == 0
+  mixed, _ = attack(keys, x, np.where(some, 0, radius), g)
+  np.testing.assert_array_equal(mixed[some], 0)
+  np.testing.assert_array_equal(mixed[~some], delta[~some])
+
+
+@BOTH_ALGORITHMS
+def test_jit_changes_nothing(name):
+  three_steps = functools.partial(run_eagerly, name, "ball_with_box", wave, 3)
+  eager, compiled = (f(*problem()) for f in (three_steps, jax.jit(three_steps)))
+  chex.assert_trees_all_close(eager, compiled, rtol=1e-4, atol=1e-5)
+
+
+@BOTH_ALGORITHMS
+@pytest.mark.slow
+def test_a_sweep_over_radii_traces_once(name):
+  keys, x, _, g = problem()
+  chex.clear_trace_counter()
+
+  @jax.jit
+  @chex.assert_max_traces(1)
+  def worst_value(radius):
+    return linear(x + run_eagerly(name, "ball_with_box", linear, 20, keys, x, radius, g)[0], g)
+
+  curve = np.stack([worst_value(radius) for radius in np.linspace(0, 1, 4, dtype=np.float32)])
+  np.testing.assert_allclose(curve[0], linear(x, g), rtol=1e-6)
+  assert np.diff(curve, axis=0).min() > 0.01
+
+
+def test_one_gradient_a_step():
+  calls = []
+
+  @jax.custom_vjp
+  def value_fn(x):
+    return jnp.sum(jnp.sin(5 * x), axis=-1)
+
+  def backward(x, cotangent):
+    jax.debug.callback(lambda: calls.append(1))
+    return (5 * jnp.cos(5 * x) * cotangent[:, None],)
+
+  value_fn.defvjp(lambda x: (value_fn(x), x), backward)
+  x = jnp.linspace(0, 1, 6).reshape(2, 3)
+  for name in ("l2", "l1"):
+    calls.clear()
+    maximizer = apgd(name, 0.5, 20, random_start=False)
+    jax.block_until_ready(ro.ascend(maximizer, 20, keep_best=True)(value_fn, None, x))
+    jax.effects_barrier()
+    assert len(calls) == 20
+
+
+def test_keys_of_every_example_and_one_key_for_all():
+  keys, x, radius, _ = problem()
+  for name in SETS:
+    init = apgd(name, radius, 1).init
+    sample = SETS[name](radius).sample
+    np.testing.assert_array_equal(init(keys, x).delta, sample(keys, x))
+    np.testing.assert_array_equal(init(keys[3], x).delta, sample(keys[3], x))
+    np.testing.assert_array_equal(apgd(name, radius, 1, random_start=False).init(None, x).delta, 0)
+
+
+# Degenerate functions.
+
+
+@BOTH_ALGORITHMS
+def test_a_zero_gradient_stays_and_goes_on_from_the_best(name):
+  """A hat that is flat outside: the flat examples stay; those thrown off the hat come back."""
+  x = jnp.linspace(0, 1, 8)[:, None] * jnp.ones(4)
+
+  def hat(x):
+    return jnp.sum(jnp.maximum(0.0, 0.3 - jnp.abs(x - 0.45)), axis=-1)
+
+  flat = np.asarray(hat(x) == 0)
+  maximizer = apgd(name, 0.5, NUM_STEPS, (0.0, 1.0), random_start=False)
+  attack = jax.jit(lambda x: ro.ascend(maximizer, NUM_STEPS, keep_best=True)(hat, None, x))
+  delta, info = attack(x)
+  chex.assert_tree_all_finite((delta, info))
+  assert flat.any()
+  np.testing.assert_array_equal(delta[flat], 0)
+  assert info.zero_gradient[:, flat].all()
+  assert np.all(hat(x + delta)[~flat] > hat(x)[~flat])
+
+
+@BOTH_ALGORITHMS
+def test_nan_is_never_the_best_to_restart_from(name):
+  """Beyond a cliff the value is NaN while the gradient is not: the ascent keeps coming back."""
+  _, x, _, g = problem()
+
+  def cliff(delta):
+    gained = linear(delta, g)
+    return jnp.where(gained > 0.1, jnp.nan, 0.0) + gained
+
+  maximizer = apgd(name, 0.3, NUM_STEPS, random_start=False)
+  states, info = jax.jit(lambda x: scan_states(maximizer, cliff, None, x))(0 * x)
+  assert np.isnan(info.value).any(axis=0).all()
+  chex.assert_tree_all_finite((states.delta, states.memory.best.value[1:]))
+  assert np.all(states.memory.best.value[1:] >= 0)
+
+
+@EVERY_NORM
+@pytest.mark.parametrize("slope", [1e-30, 1e30])
+def test_the_scale_of_the_gradient_does_not_matter(name, slope):
+  keys, x, radius, g = problem()
+  one, scaled = (
+    runner(name, "ball", linear)(keys, x, radius, factor * g)[0] for factor in (1, slope)
+  )
+  np.testing.assert_allclose(np.sum(g * scaled, (1, 2)), np.sum(g * one, (1, 2)), rtol=1e-3)
+
+
+# Against plain projected ascent, and in larger balls.
+
+
+@functools.cache
+def classifier():
+  """A net of 10 classes, far from linear within the radii, on [64, 12] with its own labels."""
+  rng = np.random.default_rng(3)
+  first, second = rng.normal(size=(12, 32)), rng.normal(size=(32, 10))
+  x = rng.random((64, 12)).astype(np.float32)
+
+  def logits_fn(x):
+    return jnp.tanh((x - 0.5) @ first * 2) @ second
+
+  return logits_fn, x, np.argmax(logits_fn(x), -1)
+
+
+@functools.cache
+def mean_gain(name, method, radius, num_steps=20):
+  """By how much an attack raises the mean cross-entropy, at num_steps gradients."""
+  logits_fn, x, y = classifier()
+  u = SETS[name](radius, (0.0, 1.0))
+  attacks = {
+    "apgd": lambda: ro.ascend(apgd(name, radius, num_steps, (0.0, 1.0)), num_steps, True),
+    "pgd": lambda: ro.ascend(ro.pgd(u, step_of(name, 2.5 * radius / num_steps)), num_steps, True),
+    "shrinking": lambda: apgd_shrinking_l1(radius, num_steps, (0.0, 1.0), keep_best=True),
+  }
+  value_fn = lambda x: ro.losses.cross_entropy(logits_fn(x), y)  # noqa: E731
+  keys = jax.random.split(jax.random.key(4), len(x))
+  delta, info = jax.jit(lambda keys, x: attacks[method]()(value_fn, keys, x))(keys, x)
+  assert len(info.value) == num_steps
+  check_feasible(delta, name, "ball_with_box", x, radius)
+  gains = np.asarray(value_fn(x + delta) - value_fn(x))
+  assert gains.min() >= 0
+  return gains.mean()
+
+
+def step_of(name, length):
+  """Signs over l_inf, Euclidean steps over l_2 and l_1."""
+  return ro.linf(length) if name == "linf" else ro.l2(length)
+
+
+@pytest.mark.parametrize(("name", "radius"), [("linf", 0.2), ("l2", 0.6), ("l1", 1.0)])
+@pytest.mark.slow
+def test_beats_plain_ascent_at_as_many_gradients(name, radius):
+  """Steps of PGD as Madry et al. choose them, 2.5 radius / num_steps."""
+  assert mean_gain(name, "apgd", radius) > 1.05 * mean_gain(name, "pgd", radius)
+
+
+def test_shrinking_balls_end_in_the_last_and_are_no_worse():
+  assert mean_gain("l1", "shrinking", 1.0) > 0.98 * mean_gain("l1", "apgd", 1.0)
+
+
+@pytest.mark.slow
+def test_shrinking_balls_maximise_a_linear_function():
+  keys, x, radius, g = problem()
+
+  @jax.jit
+  def attack(keys, x, radius, g):
+    shrinking = apgd_shrinking_l1(radius, 2 * NUM_STEPS, (0.0, 1.0))
+    return shrinking(lambda x: linear(x, g), keys, x)
+
+  delta, info = attack(keys, x, radius, g)
+  check_feasible(delta, "l1", "ball_with_box", x, radius)
+  chex.assert_shape(info, (2 * NUM_STEPS, BATCH))
+  best = np.sum(g * ro.l1(radius, (0.0, 1.0)).steepest_ascent(g, x), axis=(1, 2))
+  np.testing.assert_allclose(np.sum(g * delta, axis=(1, 2)), best, rtol=1e-3)
+  gained = info.value - linear(x, g)
+  assert np.all(gained.max(0) > best)  # on the way it was outside
+  delta, info = apgd_shrinking_l1(radius, 0)(lambda x: linear(x, g), keys, x)
+  check_feasible(delta, "l1", "ball", x, radius)
+  chex.assert_shape(info, (0, BATCH))
+
+
+# What is refused.
+
+
+def test_what_is_refused():
+  x = jnp.zeros((2, 3))
+  with pytest.raises(InputError, match="one of linf, l2, l1, but was 'l0'"):
+    apgd("l0", 0.1, 10)
+  with pytest.raises(InputError, match="num_steps must be >= 0, but was -1"):
+    apgd("linf", 0.1, -1)
+  for name in SETS:
+    with pytest.raises(InputError, match="radius must be >= 0"):
+      apgd(name, -0.1, 10)
+    with pytest.raises(InputError, match="random start needs a key"):
+      apgd(name, 0.1, 10).init(None, x)
+    with pytest.raises(InputError, match="one for each of the 2 examples"):
+      apgd(name, np.ones(3), 10, random_start=False).init(None, x)
+    maximizer = apgd(name, 0.1, 10, random_start=False)
+    with pytest.raises(InputError, match="one value for each of the 2 examples"):
+      ro.ascend(maximizer, 10)(jnp.sum, None, x)
+
+
+@BOTH_ALGORITHMS
+def test_more_steps_than_were_planned_adapt_nothing(name):
+  """And fewer are the beginning of the plan."""
+  keys, x, radius, g = problem()
+  run = jax.jit(
+    lambda keys, x: scan_states(apgd(name, radius, 4), lambda x: wave(x, g), keys, x, 8)[0].memory
+  )
+  step_size = np.asarray(run(keys, x).step_size)
+  assert np.any(step_size[:6] != step_size[0])
+  np.testing.assert_array_equal(step_size[5:], np.broadcast_to(step_size[5], (4, BATCH)))
