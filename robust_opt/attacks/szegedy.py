@@ -1,0 +1,244 @@
+"""The first attack on deep nets: box-constrained L-BFGS (Szegedy et al. 2014).
+
+delta, found = szegedy()(keys, logits_fn, x, y, targets)
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from robust_opt import losses, projections
+from robust_opt.attacks.hyperplanes import (
+  Smallest,
+  bounds_within,
+  check,
+  none_found,
+  over,
+  rivals_by_rank,
+  smaller,
+)
+from robust_opt.attacks.types import Minimal
+from robust_opt.errors import InputError
+from robust_opt.types import Array, LogitsFn
+from robust_opt.uncertainty import Box
+
+
+class TargetedMinimalAttack(Protocol):
+  """A MinimalAttack that takes the classes to be mistaken for, [B], as a last argument."""
+
+  def __call__(
+    self, keys: Array, logits_fn: LogitsFn, x: Array, y: Array, targets: Array | None = None
+  ) -> Minimal:
+    """Without targets they are the largest wrong logits of the clean examples."""
+    ...
+
+
+def szegedy(
+  box: Box = (0.0, 1.0),
+  num_steps: int = 30,
+  num_constants: int = 10,
+  first_constant: float = 1.0,
+  memory_size: int = 8,
+  num_halvings: int = 12,
+) -> TargetedMinimalAttack:
+  """The first attack on deep nets: box-constrained L-BFGS towards a target class, in the l_2 norm.
+
+    minimise over delta   c |delta|_2^2 + cross_entropy(logits(x + delta), target)
+    such that   x + delta in the box
+
+  for num_constants values of c: ten times larger at a success and ten times smaller at a failure,
+  then halving the interval between the largest c that succeeded and the smallest that failed (on
+  the logarithmic scale). The smallest perturbation that made the net answer the target, at any
+  iterate, is returned. Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.1, which asks for
+  the perturbation of the extreme c that still succeeds, and writes c |r|.
+
+  The box is kept by projection (Bertsekas 1982, "Projected Newton methods"): pixels that lie at a
+  bound which the gradient pushes against are left out of the quasi-Newton direction, and the line
+  search (halving from 1, Armijo) follows the direction cut by the box. The usual change of
+  variables by a sigmoid has gradient 0 at pixels of exactly 0 or 1, which is most of a digit. The
+  two-loop recursion is written out, not optax's, since the recursion here must be applied to the
+  gradient of the free pixels but learn from the whole gradient, and skip pairs of negative
+  curvature.
+
+  Args:
+    box: (low, high) that x + delta stays in; x must lie in it.
+    num_steps: L-BFGS iterations for each c, one gradient and some forward passes each.
+    num_constants: how many values of c to try.
+    first_constant: the first c, in units of the loss per squared pixel distance.
+    memory_size: pairs that L-BFGS remembers.
+    num_halvings: of the step length, at most.
+
+  Returns:
+    attack(keys, logits_fn, x, y, targets=None) -> Minimal; targets [B] are the classes to be
+    mistaken for; None stands for the largest wrong logit of the clean example.
+
+  Raises:
+    InputError: for a box that is no finite interval, or a number out of range.
+  """
+  check("l2", box, num_steps=num_steps, num_constants=num_constants, memory_size=memory_size)
+  if not 0 < first_constant < math.inf:
+    raise InputError(f"first_constant must be positive and finite, but was {first_constant}.")
+  norms = jax.vmap(projections.l2_norm)
+
+  def attack(
+    keys: Array, logits_fn: LogitsFn, x: Array, y: Array, targets: Array | None = None
+  ) -> Minimal:
+    del keys
+    x = jax.lax.stop_gradient(x)
+    bounds = bounds_within(box, x)
+    clean = jax.lax.stop_gradient(logits_fn(x))
+    towards = rivals_by_rank(clean, y)[0] if targets is None else targets
+
+    def is_target(logits: Array) -> Array:
+      return (jnp.argmax(logits, axis=-1) == towards) & ~losses.correct(logits, y)
+
+    def minimise(constant: Array, smallest: Smallest) -> tuple[Array, Smallest]:
+      def objective(delta: Array) -> tuple[Array, Array]:
+        logits = logits_fn(x + delta)
+        squares = jnp.sum(delta**2, axis=range(1, delta.ndim))
+        return constant * squares + losses.cross_entropy(logits, towards), logits
+
+      def step(carry: tuple[_Descent, Smallest], _: None) -> tuple[tuple[_Descent, Smallest], None]:
+        descent, smallest = carry
+        descent, logits = _lbfgs_step(objective, descent, bounds, num_halvings)
+        at = descent.previous_delta  # where the logits are from
+        return (descent, smaller(smallest, at, norms(at), is_target(logits))), None
+
+      start = _start_descent(x, memory_size)
+      (descent, smallest), _ = jax.lax.scan(step, (start, smallest), length=num_steps)
+      hit = is_target(jax.lax.stop_gradient(logits_fn(x + descent.delta)))
+      return hit, smaller(smallest, descent.delta, norms(descent.delta), hit)
+
+    def try_constant(
+      carry: tuple[Array, Array, Array, Smallest], _: None
+    ) -> tuple[tuple[Array, Array, Array, Smallest], None]:
+      constant, succeeded, failed, smallest = carry
+      hit, smallest = minimise(constant, smallest)
+      succeeded = jnp.where(hit, constant, succeeded)
+      failed = jnp.where(hit, failed, constant)
+      between = jnp.sqrt(succeeded) * jnp.sqrt(failed)
+      wider = jnp.where(hit, 10.0 * constant, constant / 10.0)
+      constant = jnp.where((succeeded > 0) & (failed < jnp.inf), between, wider)
+      return (constant, succeeded, failed, smallest), None
+
+    every = jnp.ones(x.shape[:1], x.dtype)
+    start = none_found(x, ~losses.correct(clean, y))
+    carry = (first_constant * every, 0.0 * every, jnp.inf * every, start)
+    (*_, smallest), _ = jax.lax.scan(try_constant, carry, length=num_constants)
+    return Minimal(smallest.delta, smallest.norm < jnp.inf)
+
+  return attack
+
+
+class _Memory(NamedTuple):
+  """The pairs of L-BFGS, newest first; a pair that is not there has inverse_curvature 0.
+
+  Attributes:
+    steps, changes: [B, m, *S], of delta and of the gradient.
+    inverse_curvature: [B, m], 1 / <step, change>.
+  """
+
+  steps: Array
+  changes: Array
+  inverse_curvature: Array
+
+
+class _Descent(NamedTuple):
+  """Where a descent is and where it came from; all [B, *S] but the memory."""
+
+  delta: Array
+  previous_delta: Array
+  previous_grad: Array
+  memory: _Memory
+
+
+def _start_descent(x: Array, memory_size: int) -> _Descent:
+  zero = jnp.zeros_like(x)
+  pairs = jnp.zeros((x.shape[0], memory_size, *x.shape[1:]), x.dtype)
+  memory = _Memory(pairs, pairs, jnp.zeros(pairs.shape[:2], x.dtype))
+  return _Descent(zero, zero, zero, memory)
+
+
+def _lbfgs_step(
+  objective: Callable[[Array], tuple[Array, Array]],
+  descent: _Descent,
+  bounds: projections.Bounds,
+  num_halvings: int,
+) -> tuple[_Descent, Array]:
+  """One projected L-BFGS step: objective(delta [B, *S]) -> (value [B], logits [B, C]).
+
+  Returns where it has come to and the logits of where it was. An example whose line search failed
+  stays, and forgets its pairs.
+  """
+  lower, upper = bounds
+
+  def total(delta: Array) -> tuple[Array, tuple[Array, Array]]:
+    value, logits = objective(delta)
+    return jnp.sum(value), (value, logits)
+
+  delta = descent.delta
+  g, (value, logits) = jax.lax.stop_gradient(jax.grad(total, has_aux=True)(delta))
+  # In the very first step there is no step behind, and <0, change> = 0 is no pair.
+  memory = jax.vmap(_remember)(
+    descent.memory, delta - descent.previous_delta, g - descent.previous_grad
+  )
+  pinned = ((delta <= lower) & (g > 0)) | ((delta >= upper) & (g < 0))
+  free_g = jnp.where(pinned, 0.0, g)
+  direction = jnp.where(pinned, 0.0, -jax.vmap(_times_inverse_hessian)(free_g, memory))
+
+  def searching(carry: tuple[Array, Array, Array, Array]) -> Array:
+    _, accepted, _, num_done = carry
+    return jnp.any(~accepted) & (num_done <= num_halvings)
+
+  def halve(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+    length, accepted, reached, num_done = carry
+    tried = jnp.clip(delta + length * direction, lower, upper)
+    promised = jnp.sum(free_g * (tried - delta), axis=range(1, delta.ndim))
+    tried_value = jax.lax.stop_gradient(objective(tried)[0])
+    accept = ~accepted & (tried_value <= value + 1e-4 * promised)
+    reached = jnp.where(over(accept, tried), tried, reached)
+    return length / 2, accepted | accept, reached, num_done + 1
+
+  start = (jnp.ones((), delta.dtype), jnp.zeros(delta.shape[0], bool), delta, jnp.int32(0))
+  _, accepted, reached, _ = jax.lax.while_loop(searching, halve, start)
+  kept = memory._replace(
+    inverse_curvature=jnp.where(accepted[:, None], memory.inverse_curvature, 0.0)
+  )
+  return _Descent(reached, delta, g, kept), logits
+
+
+def _remember(memory: _Memory, step: Array, change: Array) -> _Memory:
+  """Adds a pair, one example; pairs without positive curvature would spoil the definiteness."""
+  curvature = jnp.sum(step * change)
+  sound = curvature > 1e-6 * projections.l2_norm(step) * projections.l2_norm(change)
+  inverse = 1.0 / jnp.where(sound, curvature, 1.0)
+  newest = _Memory(step, change, inverse)
+  return jax.tree.map(
+    lambda old, new: jnp.where(sound, jnp.roll(old, 1, axis=0).at[0].set(new), old), memory, newest
+  )
+
+
+def _times_inverse_hessian(g: Array, memory: _Memory) -> Array:
+  """The L-BFGS inverse Hessian times g, one example (Nocedal and Wright 2006, algorithm 7.4)."""
+
+  def newest_to_oldest(q: Array, pair: _Memory) -> tuple[Array, Array]:
+    a = pair.inverse_curvature * jnp.sum(pair.steps * q)
+    return q - a * pair.changes, a
+
+  def oldest_to_newest(r: Array, pair_and_a: tuple[_Memory, Array]) -> tuple[Array, None]:
+    pair, a = pair_and_a
+    b = pair.inverse_curvature * jnp.sum(pair.changes * r)
+    return r + (a - b) * pair.steps, None
+
+  q, a = jax.lax.scan(newest_to_oldest, g, memory)
+  newest = jax.tree.map(lambda pairs: pairs[0], memory)
+  there = newest.inverse_curvature > 0
+  square = newest.inverse_curvature * jnp.sum(newest.changes**2)
+  # With nothing remembered, a step of Euclidean length 1 at most.
+  first = 1.0 / jnp.maximum(1.0, projections.l2_norm(g))
+  scale = jnp.where(there, 1.0 / jnp.where(there, square, 1.0), first)
+  r, _ = jax.lax.scan(oldest_to_newest, scale * q, (memory, a), reverse=True)
+  return r

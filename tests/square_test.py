@@ -1,0 +1,443 @@
+"""Square Attack, held to what is known exactly: linear nets, and every query as the net sees it."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robust_opt as ro
+from robust_opt import losses
+from robust_opt.attacks import square as square_module
+from robust_opt.attacks.square import counting_square, square
+
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
+EVERY_NORM = pytest.mark.parametrize("norm", list(ORDERS))
+BATCH, SHAPE, NUM_QUERIES = 24, (6, 5, 2), 50
+UNIT_BOX = (0.0, 1.0)
+
+
+def size_of(v, norm):
+  return np.linalg.norm(np.asarray(v, np.float64).reshape(len(v), -1), ORDERS[norm], axis=-1)
+
+
+def keys_for(batch, seed=0):
+  return jax.random.split(jax.random.key(seed), batch)
+
+
+def images(seed=0, shape=SHAPE):
+  x = np.random.default_rng(seed).random((BATCH, *shape)).astype(np.float32)
+  x[: BATCH // 4] = np.round(x[: BATCH // 4])  # on the edge of the box
+  return x
+
+
+def weights_of(num_classes, shape=SHAPE):
+  return np.random.default_rng(1).normal(size=(np.prod(shape), num_classes)).astype(np.float32)
+
+
+def linear(x, weights):
+  """[B, *S], [n, C] -> [B, C]; a sum, no matrix product: nothing depends on the batch's size."""
+  return jnp.sum(x.reshape(len(x), -1, 1) * weights, axis=1)
+
+
+def net(x, weights, bias, waves):
+  """Linear where waves is 0."""
+  z = linear(x, weights)
+  return z + waves * (5 * jnp.sin(2 * z) + jnp.roll(z, 1, axis=-1) * jnp.cos(z)) + bias
+
+
+def margins(logits, y):
+  """max over j != y of z_j - z_y, in float64."""
+  logits = np.asarray(logits, np.float64)
+  is_label = np.arange(logits.shape[-1]) == np.asarray(y)[:, None]
+  return np.where(is_label, -np.inf, logits).max(-1) - logits[is_label]
+
+
+@functools.cache
+def runner(norm, box):
+  """(attack, traces): one compilation a batch size for every test of a norm and a box."""
+  traces = []
+
+  @jax.jit
+  def attack(keys, x, y, radius, *parameters):
+    traces.append(x.shape)
+    search = counting_square(norm, radius, box, NUM_QUERIES)
+    return search(keys, lambda x: net(x, *parameters), x, y)
+
+  return attack, traces
+
+
+SEEN = []
+
+
+@functools.cache
+def watched_runner(norm):
+  """Without a box; SEEN gets every batch that the net is asked about."""
+
+  @jax.jit
+  def attack(keys, x, y, radius, *parameters):
+    def watched(x):
+      jax.debug.callback(lambda x: SEEN.append(np.array(x)), x, ordered=True)
+      return net(x, *parameters)
+
+    return counting_square(norm, radius, None, NUM_QUERIES)(keys, watched, x, y)
+
+  return attack
+
+
+def watch(norm, *args):
+  """Searched, and what the net saw: [forward passes, B, *S]."""
+  SEEN.clear()
+  result = jax.block_until_ready(watched_runner(norm)(*args))
+  jax.effects_barrier()
+  return result, np.stack(SEEN)
+
+
+WAVY = (weights_of(3), np.zeros(3, np.float32), np.float32(1))
+LINEAR = (weights_of(3), np.zeros(3, np.float32), np.float32(0))
+
+
+def problem(norm, x):
+  """keys, x, y, radius [B] from 0 to beyond the box; a quarter of it is misclassified."""
+  y = np.array(jnp.argmax(net(x, *WAVY), -1))
+  y = np.where(np.arange(BATCH) % 4 == 1, (y + 1) % 3, y)
+  scale = {"linf": 0.005, "l2": 0.02, "l1": 0.05}[norm]
+  radius = (scale * 2.0 ** np.linspace(0, 10, BATCH)).astype(np.float32)
+  radius[[2, 3, 6]] = 0, 1e-30, 1e6
+  return keys_for(BATCH), x, y, radius
+
+
+@EVERY_NORM
+@pytest.mark.parametrize("box", [UNIT_BOX, (-0.37, 1.1)], ids=["unit_box", "odd_box"])
+@pytest.mark.slow
+def test_the_result_is_feasible_and_as_it_is_reported(norm, box):
+  low, high = np.float32(box)
+  x = np.clip(low + images() * (high - low), low, high)
+  keys, x, y, radius = problem(norm, x)
+  found, queries = runner(norm, box)[0](keys, x, y, radius, *WAVY)
+  delta = np.asarray(found.delta)
+  chex.assert_shape(delta, x.shape)
+  chex.assert_type(delta, jnp.float32)
+  chex.assert_tree_all_finite(delta)
+  assert np.all(size_of(delta, norm) <= radius.astype(np.float64) * (1 + 1e-6))
+  assert np.all((x + delta >= low) & (x + delta <= high))
+
+  clean, attacked = margins(net(x, *WAVY), y), margins(net(x + delta, *WAVY), y)
+  wrong = clean > 0
+  assert wrong.sum() == BATCH // 4
+  np.testing.assert_array_equal(found.fooled, attacked > 0)
+  assert np.all(delta[wrong] == 0)
+  moved = np.any(delta != 0, axis=(1, 2, 3))
+  assert np.all(attacked[moved] > clean[moved])
+  np.testing.assert_array_equal(np.asarray(queries) == 0, wrong)
+  assert np.all(np.asarray(queries)[~np.asarray(found.fooled)] == NUM_QUERIES)
+  # It found something, and not everything.
+  assert 0 < np.sum(found.fooled & ~wrong) < np.sum(~wrong)
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_an_examples_result_is_its_own(norm):
+  """The same again; in another order; in half the batch; another with another key."""
+  attack, traces = runner(norm, UNIT_BOX)
+  examples = problem(norm, images())
+  result = attack(*examples, *WAVY)
+  chex.assert_trees_all_equal(attack(*examples, *WAVY), result)
+
+  order = np.random.default_rng(2).permutation(BATCH)
+  shuffled = attack(*(a[order] for a in examples), *WAVY)
+  chex.assert_trees_all_equal(shuffled, jax.tree.map(lambda a: a[order], result))
+  half = attack(*(a[::2] for a in examples), *WAVY)
+  chex.assert_trees_all_equal(half, jax.tree.map(lambda a: a[::2], result))
+
+  other, _ = attack(keys_for(BATCH, seed=1), *examples[1:], *WAVY)
+  moved = np.any(np.asarray(result.found.delta) != 0, axis=(1, 2, 3)) & (examples[-1] < 10)
+  changed = np.any(np.asarray(other.delta != result.found.delta), axis=(1, 2, 3))
+  assert np.mean(changed[moved]) > 0.9
+  attack(*examples[:-1], examples[-1] / 2, *WAVY)
+  assert len(traces) == len(set(traces)) == 2  # a batch size each; radii do not count
+
+
+@EVERY_NORM
+def test_logits_that_say_nothing(norm):
+  keys, x, _, radius = problem(norm, images())
+  y = np.arange(BATCH) % 2  # of equal logits the first class wins
+  constant = (np.zeros_like(WAVY[0]), *WAVY[1:])
+  found, queries = runner(norm, UNIT_BOX)[0](keys, x, y, radius, *constant)
+  assert not np.any(found.delta)
+  np.testing.assert_array_equal(found.fooled, y == 1)
+  np.testing.assert_array_equal(queries, np.where(y == 1, 0, NUM_QUERIES))
+
+
+@EVERY_NORM
+def test_it_keeps_a_change_where_the_margin_grew_and_only_there(norm):
+  # The label cannot lose, so that every query is made.
+  weights, _, waves = WAVY
+  never = (weights, np.array([1e3, 0, 0], np.float32), waves)
+  x, y, radius = images(), np.zeros(BATCH, np.int32), np.float32(0.7)
+  result, seen = watch(norm, keys_for(BATCH), x, y, np.full(BATCH, radius), *never)
+  assert len(seen) == 1 + NUM_QUERIES
+  assert np.all(np.asarray(result.queries) == NUM_QUERIES)
+  assert not np.any(result.found.fooled)
+  np.testing.assert_array_equal(seen[0], x)
+  values = np.stack([np.asarray(losses.margin(net(s, *never), y)) for s in seen])
+  best_query = np.argmax(values, axis=0)
+  np.testing.assert_allclose(
+    x + result.found.delta, seen[best_query, np.arange(BATCH)], rtol=1e-6, atol=1e-6
+  )
+
+  least = 1 if norm == "linf" else 3
+  sides = square_module._sides(SHAPE, 0.8, least)
+  halvings = np.array(square_module.HALVINGS) * NUM_QUERIES / 10_000
+  best, value = seen[1].copy(), values[1].copy()
+  for t in range(2, len(seen)):
+    # What a query changes lies in one square (over l_2 and l_1 in two), of this query's side.
+    changed = np.any(np.abs(seen[t] - best) > 1e-5, axis=-1)  # [B, H, W]
+    num_squares = 1 if norm == "linf" else 2
+    side = sides[np.sum(t - 1 > halvings)]
+    assert norm != "linf" or np.all(changed.any((1, 2)))  # over l_inf no query is wasted
+    assert np.all(changed.any(2).sum(1) <= num_squares * side[0])
+    assert np.all(changed.any(1).sum(1) <= num_squares * side[1])
+    assert np.all(changed.sum((1, 2)) <= num_squares * np.prod(side))
+    better = values[t] > value
+    best[better], value[better] = seen[t][better], values[t][better]
+  assert np.mean(value > values[1]) > 0.9
+
+  # Without a box no query leaves the sphere: no mass is lost.
+  for queried in seen[1:]:
+    np.testing.assert_allclose(size_of(queried - x, norm), radius, rtol=3e-6)
+  if norm == "linf":
+    np.testing.assert_allclose(np.abs(seen[1:] - x), radius, rtol=1e-6)
+
+
+@EVERY_NORM
+def test_it_stops_when_all_are_fooled(norm):
+  x = images()
+  y = np.array(jnp.argmax(net(x, *LINEAR), -1))
+  y[1] = (y[1] + 1) % 3
+  radius = np.full(BATCH, {"linf": 1, "l2": 8, "l1": 60}[norm], np.float32)
+  result, seen = watch(norm, keys_for(BATCH), x, y, radius, *LINEAR)
+  queries = np.asarray(result.queries)
+  assert np.all(result.found.fooled)
+  assert queries[1] == 0
+  assert 1 < queries.max() < NUM_QUERIES
+  assert len(seen) == 1 + queries.max()
+  fooled = np.stack([~np.asarray(losses.correct(net(s, *LINEAR), y)) for s in seen])
+  np.testing.assert_array_equal(queries, np.argmax(fooled, axis=0))  # the first that fools
+
+
+@pytest.mark.parametrize(
+  ("norm", "num_classes"), [("linf", 3), ("l2", 3), ("l1", 3), ("linf", 10), ("l2", 2)]
+)
+@pytest.mark.slow
+def test_it_never_fools_what_a_linear_net_certifies(norm, num_classes):
+  """Over a ball the margin to class j grows by at most radius |w_j - w_y|_q, and by no more."""
+  x, weights = images(), weights_of(num_classes)
+  parameters = (weights, np.zeros(num_classes, np.float32), np.float32(0))
+  logits = np.asarray(net(x, *parameters), np.float64)
+  y = logits.argmax(-1)
+  gap = np.take_along_axis(logits, y[:, None], -1) - logits  # [B, C], 0 for the label
+  slope = np.linalg.norm(
+    (weights[:, None, :] - weights[:, y, None]).astype(np.float64), DUAL_ORDERS[norm], axis=0
+  )
+
+  distance = np.min(np.where(slope > 0, gap, np.inf) / np.where(slope > 0, slope, 1.0), axis=-1)
+
+  def attack(radius):
+    return watch(norm, keys_for(BATCH), x, y, radius.astype(np.float32), *parameters)[0].found
+
+  certified = attack(distance * (1 - 1e-5))
+  assert not np.any(certified.fooled)
+  assert np.all(margins(net(x + certified.delta, *parameters), y) < 1e-4)
+  assert np.any(np.asarray(certified.delta) != 0)
+  # And where the certificate is broken by far, these few queries do fool.
+  assert np.all(attack(distance * {"linf": 5, "l2": 5, "l1": 10}[norm]).fooled)
+
+
+@pytest.mark.parametrize(
+  ("shape", "box"),
+  [((12,), None), ((4, 3), UNIT_BOX), ((2, 3, 2), UNIT_BOX)],
+  ids=["vector", "grey", "colour"],
+)
+def test_over_linf_it_finds_the_maximum_of_a_linear_margin(shape, box):
+  x, weights, radius = images(shape=shape), weights_of(2, shape), np.float32(0.3)
+  y, bias = np.zeros(BATCH, np.int32), np.array([1e2, 0], np.float32)
+  attack = square("linf", radius, box, num_queries=600)
+  found = jax.jit(lambda keys, x: attack(keys, lambda x: linear(x, weights) + bias, x, y))(
+    keys_for(BATCH), x
+  )
+  limits = (
+    (-radius, radius) if box is None else (np.maximum(-radius, -x), np.minimum(radius, 1 - x))
+  )
+  slope = (weights[:, 1] - weights[:, 0]).reshape(shape)
+  furthest = np.broadcast_to(np.where(slope > 0, limits[1], limits[0]), x.shape)
+  np.testing.assert_allclose(found.delta, furthest, atol=1e-7)
+
+
+def test_a_net_without_a_gradient_falls():
+  """Its logits are rounded: their gradient is 0 wherever there is one."""
+  x, weights = images(), weights_of(3)
+
+  def logits_fn(x):
+    return jnp.round(linear(x, weights))
+
+  y = jnp.argmax(logits_fn(x), -1)
+  attack = square("linf", 0.5, num_queries=200)
+  found = jax.jit(lambda keys, x: attack(keys, logits_fn, x, y))(keys_for(BATCH), x)
+  assert np.all(found.fooled)
+
+
+def test_a_net_that_answers_nan_is_fooled():
+  x, y = images(), np.zeros(BATCH, np.int32)
+
+  def logits_fn(moved):
+    still = jnp.all(moved == x, axis=(1, 2, 3))
+    return jnp.where(still[:, None], jnp.array([1.0, 0.0]), jnp.nan)
+
+  attack = counting_square("linf", 0.5, num_queries=5)
+  found, queries = jax.jit(lambda keys, x: attack(keys, logits_fn, x, y))(keys_for(BATCH), x)
+  assert np.all(found.fooled)
+  assert np.all(np.asarray(queries) == 1)
+  assert np.all(size_of(found.delta, "linf") > 0)
+  assert np.all(size_of(found.delta, "linf") <= 0.5)
+
+
+@pytest.mark.slow
+def test_radii_can_be_mapped_over():
+  keys, x, y, _ = problem("linf", images())
+  attack, _ = runner("linf", UNIT_BOX)
+  radii = np.broadcast_to(np.array([[0.0], [0.05], [0.3]], np.float32), (3, BATCH))
+  swept = jax.vmap(lambda radius: attack(keys, x, y, radius, *WAVY))(radii)
+  for i, radius in enumerate(radii):
+    one = attack(keys, x, y, radius, *WAVY)
+    chex.assert_trees_all_equal(jax.tree.map(lambda a, i=i: a[i], swept), one)
+
+
+# --- The parts, against the paper's own formulas ---
+
+
+def test_the_sides_follow_the_halvings():
+  sides = square_module._sides((32, 32, 3), 0.8, least=1)
+  assert sides.shape == (10, 2)
+  np.testing.assert_array_equal(sides[:, 0], sides[:, 1])
+  np.testing.assert_array_equal(sides[:, 0], [29, 20, 14, 10, 7, 5, 4, 3, 2, 1])
+  # Vectors: intervals, the share of whose entries is p; narrow images: their whole breadth.
+  np.testing.assert_array_equal(
+    square_module._sides((1, 400, 1), 0.8, 1)[:3], [[1, 320], [1, 160], [1, 80]]
+  )
+  np.testing.assert_array_equal(
+    square_module._sides((40, 4, 1), 0.8, 1)[:3], [[32, 4], [16, 4], [8, 4]]
+  )
+  assert square_module._sides((28, 28, 1), 0.8, 3).min() == 3
+  np.testing.assert_array_equal(square_module._sides((2, 2, 1), 0.8, 3), np.full((10, 2), 2))
+
+
+def paper_bump(side):
+  """Equation 2, term by term, for both halves."""
+
+  def half(width):
+    n = side // 2
+    values = np.zeros((side, width))
+    for r in range(side):
+      for s in range(width):
+        m = n - max(abs(r - n), abs(s - width // 2))
+        values[r, s] = sum(1 / (n + 1 - k) ** 2 for k in range(m + 1))
+    return values
+
+  return np.concatenate([half(side // 2), -half(side - side // 2)], axis=1)
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 8])
+def test_the_bump_is_that_of_the_paper(side):
+  a, b = jnp.arange(side)[:, None], jnp.arange(side)[None]
+  bump = square_module._bump(a, b, jnp.array(side), jnp.array(side))
+  np.testing.assert_allclose(bump, paper_bump(side), rtol=1e-5)
+
+
+def by_the_paper(u, delta, sides, order):
+  """Algorithm 3 with its loop over channels; the ball has radius 1 and its norm is l_order."""
+  height, width, channels = delta.shape
+  rows, columns = sides
+  corners = np.floor(u[:4] * np.array([height - rows + 1, width - columns + 1] * 2)).astype(int)
+  first = np.s_[corners[0] : corners[0] + rows, corners[1] : corners[1] + columns]
+  second = np.s_[corners[2] : corners[2] + rows, corners[3] : corners[3] + columns]
+  bump = paper_bump(rows) if u[4] >= 0.5 else paper_bump(rows).T
+
+  def norm(v):
+    return np.sum(np.abs(v) ** order) ** (1 / order)
+
+  new, unused = delta.copy(), 1 - np.sum(np.abs(delta) ** order)
+  for i in range(channels):
+    sign = -1 if u[5 + i] < 0.5 else 1
+    temp = sign * bump / norm(bump) + delta[first][..., i] / norm(delta[first][..., i])
+    either = np.zeros((height, width), bool)
+    either[first] = either[second] = True
+    available = (np.sum(np.abs(delta[either][:, i]) ** order) + unused / channels) ** (1 / order)
+    new[..., i][second] = 0
+    new[..., i][first] = temp / norm(temp) * available
+  return new
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_move_over_l2_and_l1_is_that_of_the_paper(order):
+  rng, shape, radius = np.random.default_rng(0), (8, 7, 3), 0.25
+  free = (jnp.full(shape, -jnp.inf), jnp.full(shape, jnp.inf))
+  move = jax.jit(functools.partial(square_module._move_mass, order=order))
+  for seed in range(12):
+    key, side = jax.random.key(seed), 3 + seed % 4
+    delta = rng.normal(size=shape)
+    delta *= rng.uniform(0.3, 1) / np.linalg.norm(delta.ravel(), order)
+    moved = move(key, jnp.array([side, side]), jnp.float32(radius * delta), radius, free)
+    u = np.asarray(jax.random.uniform(key, (5 + shape[-1],)), np.float64)
+    expected = radius * by_the_paper(u, delta, (side, side), order)
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(expected.ravel(), order), radius, rtol=1e-6)
+
+
+def test_the_start_over_linf_is_vertical_stripes():
+  start = np.asarray(square_module._stripes(jax.random.key(0), (7, 64, 3)))
+  np.testing.assert_array_equal(start, np.broadcast_to(start[:1], start.shape))
+  assert set(np.unique(start)) == {-1.0, 1.0}
+  assert abs(start[0].mean()) < 0.3
+
+
+@pytest.mark.parametrize(
+  ("shape", "order"), [((17, 23, 3), 2), ((28, 28, 1), 1), ((3, 3, 2), 2), ((1, 30, 1), 1)]
+)
+def test_the_start_over_l2_and_l1_is_a_grid_of_bumps_on_the_sphere(shape, order):
+  start = jax.jit(lambda key: square_module._bump_grid(key, shape, order))(jax.random.key(0))
+  start = np.asarray(start, np.float64)
+  assert start.shape == shape
+  np.testing.assert_allclose(np.linalg.norm(start.ravel(), order), 1.0, rtol=1e-5)
+  rows, columns = (size - size % 5 if size >= 5 else size for size in shape[:2])
+  assert np.sum(np.any(start != 0, axis=-1)) == rows * columns  # every tile is filled
+  # The channels differ by signs, one a tile.
+  np.testing.assert_allclose(np.abs(start[..., 0]), np.abs(start[..., -1]), rtol=1e-6)
+
+
+def test_bad_input_is_named():
+  x, y, keys = images(), np.zeros(BATCH, np.int32), keys_for(BATCH)
+  logits_fn = functools.partial(linear, weights=weights_of(3))
+  with pytest.raises(ro.InputError, match=r"norm must be one of linf, l2, l1, but was 'l3'"):
+    square("l3", 0.1)
+  with pytest.raises(ro.InputError, match="num_queries must be at least 1, but was 0"):
+    square("linf", 0.1, num_queries=0)
+  for p_init in (0.0, 1.5, float("nan")):
+    with pytest.raises(ro.InputError, match=r"in \(0, 1\], but was"):
+      square("linf", 0.1, p_init=p_init)
+  with pytest.raises(ro.InputError, match="radius must be >= 0"):
+    square("linf", -0.1)
+  with pytest.raises(ro.InputError, match="box must be"):
+    square("linf", 0.1, (1.0, 0.0))
+  with pytest.raises(ro.InputError, match=r"vectors \[D\] or images .* is \(1, 6, 5, 2\)"):
+    square("l2", 0.1)(keys, logits_fn, jnp.asarray(x[:, None]), y)
+  with pytest.raises(ro.InputError, match="floating point"):
+    square("l2", 0.1)(keys, logits_fn, jnp.zeros((BATCH, *SHAPE), jnp.int32), y)
+  with pytest.raises(ro.InputError, match="one for each of the 24 examples"):
+    square("l2", np.ones(3))(keys, logits_fn, jnp.asarray(x), y)
+  for wrong in (keys[:3], jax.random.key(0), jnp.zeros((BATCH, 2), jnp.uint32)):
+    with pytest.raises(ro.InputError, match="a typed key for each of the 24 examples"):
+      square("l2", 0.1)(wrong, logits_fn, jnp.asarray(x), y)
