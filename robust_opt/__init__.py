@@ -5,6 +5,7 @@ robust_loss = ro.robustify(loss, ro.steepest(ro.l2(0.5)))
 """
 
 from robust_opt import losses, projections
+from robust_opt.ensemble import Verdict, autoattack
 from robust_opt.errors import InputError
 from robust_opt.evaluation import make_evaluate
 from robust_opt.maximizers import (
@@ -12,6 +13,7 @@ from robust_opt.maximizers import (
   AscentState,
   Attack,
   InnerMaximizer,
+  apgd,
   ascend,
   frank_wolfe,
   lbfgs,
@@ -50,7 +52,10 @@ __all__ = [
   "TrainMetrics",
   "TrainState",
   "UncertaintySet",
+  "Verdict",
+  "apgd",
   "ascend",
+  "autoattack",
   "frank_wolfe",
   "init_state",
   "l1",

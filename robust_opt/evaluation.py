@@ -19,7 +19,7 @@ from robust_opt import losses
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
 from robust_opt.training import ArrayData, keys_of, take
-from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
+from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params
 
 
 class Evaluation(NamedTuple):
@@ -108,3 +108,24 @@ def make_evaluate(
     return jax.tree.map(lambda a: a.reshape(-1)[:num_examples], stacked)
 
   return evaluate
+
+
+def logits_of(apply: ApplyFn, params: Params, model_state: ModelState) -> LogitsFn:
+  """The net in evaluation mode, its weights the arguments of a Partial."""
+  return jax.tree_util.Partial(_Logits(apply), params, model_state)
+
+
+class _Logits:
+  """Equal for the same apply, so that programs that are compiled for one net serve another."""
+
+  def __init__(self, apply: ApplyFn) -> None:
+    self._apply = apply
+
+  def __call__(self, params: Params, model_state: ModelState, x: Array) -> Array:
+    return self._apply(params, model_state, x, train=False, key=None)[0]
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Logits) and self._apply == other._apply
+
+  def __hash__(self) -> int:
+    return hash(self._apply)

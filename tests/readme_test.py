@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from robust_opt import ensemble
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -38,6 +40,17 @@ def test_other_adversaries_are_adversaries():
     delta, _ = attack(lambda x: (x**2).sum(-1), jax.random.key(0), x)
     assert delta.shape == x.shape
     assert np.abs(delta).max() > 0
+
+
+def test_autoattack_is_two_lines(monkeypatch):
+  few = (ensemble._apgd_ce(5), ensemble._square(5))
+  monkeypatch.setitem(ensemble.VERSIONS, "standard", few)
+  rng = np.random.default_rng(0)
+  weights, x = rng.normal(size=(6, 3)).astype(np.float32), rng.random((20, 6)).astype(np.float32)
+  names = {"x": x, "y": (x @ weights).argmax(axis=1), "logits_fn": lambda x: x @ weights}
+  exec("import robust_opt as ro\n" + BLOCKS[2], names)
+  assert 0 < names["verdict"].robust_accuracy < names["verdict"].clean_accuracy == 1
+  assert names["verdict"].images.shape == x.shape
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

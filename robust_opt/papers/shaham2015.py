@@ -84,6 +84,8 @@ class Options(NamedTuple):
     precision: of float32 products on an accelerator; "default" may be TF32 or bfloat16.
     evaluation_batch: examples that an evaluation takes at a time; it changes speed and memory, not
       the answer.
+    autoattack_examples: AutoAttack attacks the first so many test examples, of the nets of the
+      first seed; 0: none. It may be asked for when all else is done.
     override: key=value on the recipe of every net.
     robust_override: the same on the robust nets only.
   """
@@ -96,6 +98,7 @@ class Options(NamedTuple):
   vmapped: bool = False
   precision: str = "highest"
   evaluation_batch: int = 100
+  autoattack_examples: int = 0
   override: Sequence[str] = ()
   robust_override: Sequence[str] = ()
 
@@ -134,6 +137,7 @@ class Work(NamedTuple):
     share: test examples / training examples.
     radii: of a sweep.
     pgd_share: of the test examples that PGD attacks.
+    autoattack_share: of the test examples that AutoAttack attacks.
     seeds: nets of each kind.
   """
 
@@ -141,6 +145,7 @@ class Work(NamedTuple):
   share: float
   radii: int
   pgd_share: float
+  autoattack_share: float
   seeds: int
 
   def epoch(self, net: str) -> float:
@@ -156,11 +161,16 @@ class Work(NamedTuple):
     examples = self.share * (self.pgd_share if kind == "pgd" else 1.0)
     return examples * self.radii * (0.7 * ATTACK_STEPS[kind] + 0.7)
 
+  def autoattack(self) -> float:
+    """One net of one seed; of its 7,000 passes most are queries, without a gradient."""
+    return 2000 * self.share * self.autoattack_share / self.seeds
+
   def total(self) -> float:
     """Of the whole study."""
     training = self.epochs * sum(self.epoch(net) for net in NETS)
     sweeps = 3 * len(NETS) * sum(self.sweep(kind) for kind in ATTACK_STEPS)
-    return training + self.seeds * self.collection() + sweeps
+    autoattack = 3 * len(NETS) * self.autoattack()
+    return training + self.seeds * self.collection() + sweeps + autoattack
 
 
 class Nets(NamedTuple):
@@ -193,6 +203,7 @@ def run(options: Options) -> None:
     share=len(test.labels) / len(train.labels),
     radii=len(first.evaluation.sweep),
     pgd_share=(numbers.pgd_examples or len(test.labels)) / len(test.labels),
+    autoattack_share=options.autoattack_examples / len(test.labels),
     seeds=numbers.seeds,
   )
   study = Study(workdir, description, work.total())
@@ -213,6 +224,8 @@ def run(options: Options) -> None:
       study_nets = Nets(nets, train, test, seed_names, keys)
       states = train_all(study, study_nets, numbers.epochs_per_call, work)
       measured = measure(study, study_nets, states, numbers.pgd_examples, work)
+      count = options.autoattack_examples
+      measured["autoattack"] = autoattack(study, study_nets, states, count, work) if count else {}
     with study.timed("report"):
       report.write({"dataset": options.dataset} | measured, workdir / "results")
     value = manifest(options, study, study_nets, states)
@@ -295,6 +308,24 @@ def measure(
   return measured
 
 
+def autoattack(
+  study: Study, study_nets: Nets, states: dict[str, TrainState], count: int, work: Work
+) -> dict[str, dict[str, Any]]:
+  """By net and norm what AutoAttack leaves of the first test examples, for the first seed."""
+  found: dict[str, dict[str, Any]] = {name: {} for name in NETS}
+  for name, net in study_nets.nets.items():
+    weights = seeds.of_seed(states[name], 0)
+    for norm in config_lib.NORMS:
+      found[name][norm] = study.once(
+        f"{name} under {norm}, AutoAttack",
+        study.workdir / name / f"autoattack_{norm}.json",
+        sha256_of(seeds.net_digests(states[name], 1)[0], str(count)),
+        functools.partial(parts.autoattacked, net, weights, norm, study_nets.test, count),
+        work.autoattack(),
+      )
+  return found
+
+
 def manifest(
   options: Options, study: Study, nets: Nets, states: dict[str, TrainState]
 ) -> dict[str, Any]:
@@ -354,6 +385,7 @@ def main(argv: Sequence[str]) -> None:
         vmapped=not on_cpu if given.vmap_seeds is None else given.vmap_seeds,
         precision=given.matmul_precision,
         evaluation_batch=given.evaluation_batch or (100 if on_cpu else 2000),
+        autoattack_examples=given.autoattack_examples,
         override=given.override,
         robust_override=given.robust_override,
       )
@@ -379,6 +411,8 @@ def define_flags() -> None:
   flags.DEFINE_enum("matmul_precision", "highest", ["highest", "high", "default"], words)
   words = "Examples an evaluation takes at a time; by default 100 on CPU, else 2000."
   flags.DEFINE_integer("evaluation_batch", None, words, lower_bound=1)
+  words = "AutoAttack on so many test examples of the first seed's nets; 0: none."
+  flags.DEFINE_integer("autoattack_examples", 0, words, lower_bound=0)
   words = "key=value on the recipe of every net, e.g. training.shuffle=True; may be repeated."
   flags.DEFINE_multi_string("override", [], words)
   words = "The same on the robust nets only, e.g. model.input_batch_norm=True."

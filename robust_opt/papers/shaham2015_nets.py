@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_opt import build, collection, data, models, seeds
+from robust_opt import build, collection, data, ensemble, models, seeds
 from robust_opt import config as config_lib
 from robust_opt.checkpoint import digest
 from robust_opt.errors import InputError
-from robust_opt.evaluation import Evaluation, make_evaluate
+from robust_opt.evaluation import Evaluation, logits_of, make_evaluate
 from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan, make_train_step
-from robust_opt.types import Array
+from robust_opt.types import ApplyFn, Array
 
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times
 
@@ -40,6 +40,7 @@ class Net(NamedTuple):
 class Functions(NamedTuple):
   """What evaluates nets of one architecture, compiled once for all of them."""
 
+  apply: ApplyFn
   evaluate: Callable[..., Evaluation]  # all seeds
   logits_of: Callable[..., np.ndarray]  # one seed
   ascend: Callable[..., np.ndarray]  # one seed
@@ -77,6 +78,7 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
     return evaluator(params, model_state, test, radius, key)
 
   return Functions(
+    apply=apply,
     evaluate=seeds.over_seeds(
       evaluate, (0, 0, None, None, 0), vmapped=vmapped, static=("norm", "steps")
     ),
@@ -157,6 +159,23 @@ def sweep(
     "zero_gradients": zeros.tolist(),
     "total": len(test.labels),
   }
+
+
+def autoattacked(
+  net: Net, weights: tuple[Any, Any], norm: str, test: data.Dataset, count: int
+) -> dict[str, Any]:
+  """How many of the first test examples stand under AutoAttack at the radius of that norm."""
+  verdict = ensemble.autoattack(
+    logits_of(net.functions.apply, *weights),
+    collection.pixels(test.images[:count]),
+    test.labels[:count].astype(np.int32),
+    norm=norm,
+    radius=net.config.evaluation.radii[norm],
+  )
+  broken = {
+    name: int((verdict.broken_by == place).sum()) for place, name in enumerate(verdict.names)
+  }
+  return {"total": len(verdict.broken_by), "broken": broken}
 
 
 def verified_collection(

@@ -77,6 +77,8 @@ def write(measured: dict[str, Any], folder: Path) -> None:
   tables.write(accuracy_table(accuracies), folder / "accuracy")
   tables.write(sweep_table(accuracies), folder / "accuracy_against_radius")
   tables.write(claims_table(accuracies), folder / "claims")
+  if measured.get("autoattack"):
+    tables.write(autoattack_table(measured), folder / "autoattack")
   draw(accuracies, folder)
 
 
@@ -140,6 +142,28 @@ def sweep_table(accuracies: Accuracies) -> Table:
       f"Mean ± half width of the 95 % t interval over {_seeds(measured)}. Zero gradients: "
       "examples, summed over the seeds, whose input gradient at the clean example is exactly "
       "zero; the attack leaves them as they are, and they count as they are classified."
+    ],
+  )
+
+
+def autoattack_table(measured: dict[str, Any]) -> Table:
+  """What AutoAttack leaves of each net, and how far the single step had overstated it."""
+  rows = []
+  for net, name in NAMES.items():
+    for norm in ROBUST:
+      found = measured["autoattack"][net][norm]
+      total, left = found["total"], found["total"]
+      row: dict[str, Any] = {"net": name, "norm": norm, "radius": f"{measured['radii'][norm]:.4g}"}
+      for attack, broke in found["broken"].items():
+        left -= broke
+        row[f"after {attack}"] = f"{100 * left / total:.1f}"
+      rows.append(row)
+  return Table(
+    "Accuracy (%) under AutoAttack, standard version, attack after attack",
+    list(rows[0]),
+    rows,
+    [
+      f"The first {total} test examples, within the pixel box, nets of seed {measured['seeds'][0]}."
     ],
   )
 

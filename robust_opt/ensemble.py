@@ -1,0 +1,413 @@
+"""AutoAttack: four attacks one after the other, each on the examples that still stand.
+
+  verdict = ro.autoattack(logits_fn, x, y, norm="linf", radius=0.3)     # x [N, *S] in [0, 1]
+  verdict.robust_accuracy, verdict.broken_by, verdict.images
+
+APGD on the cross-entropy, APGD on the targeted DLR loss, FAB towards each target, and Square (Croce
+and Hein 2020, arXiv 2003.01690), for any number of classes. Survivors are gathered into batches of
+at most two sizes, so that nothing is compiled anew as examples fall; an example's random numbers
+come from its place in the data set. An example counts as broken only when the net, asked once more
+in the batches that `robust_opt.verify` uses, misclassifies the very image that is kept.
+
+A run with `parts` writes down every batch that is done: killed, it goes on from there, over the
+same batches, to the same bits.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import losses
+from robust_opt.attacks import white_box
+from robust_opt.attacks.fab import fab
+from robust_opt.attacks.square import square
+from robust_opt.attacks.types import Found, LogitsAttack
+from robust_opt.errors import InputError
+from robust_opt.maximizers import Attack, apgd, ascend, restarts
+from robust_opt.maximizers.apgd import apgd_shrinking_l1
+from robust_opt.training import keys_of
+from robust_opt.types import Array, LogitsFn
+
+BOX = (0.0, 1.0)
+NORMS = ("linf", "l2", "l1")
+STANDS = -1  # in Verdict.broken_by
+CLEAN = "clean"  # the first name: what is misclassified without any attack
+
+
+class Phase(NamedTuple):
+  """One attack of the ensemble.
+
+  Attributes:
+    name: as AutoAttack has it.
+    make: (norm, radius [], rank []) -> attack.
+    num_targets: how many target classes it goes through, at most all wrong ones; 0: untargeted.
+  """
+
+  name: str
+  make: Callable[[str, Array, Array], LogitsAttack]
+  num_targets: int = 0
+
+
+class Verdict(NamedTuple):
+  """What became of every example of a data set of N.
+
+  Attributes:
+    names: what may have broken an example; the first is "clean".
+    prediction: [N] int32, the class of the clean example.
+    broken_by: [N] int32, a place in `names`, or -1 where the example stands.
+    images: [N, *S] float32, the adversarial image; the clean one where there is none.
+  """
+
+  names: tuple[str, ...]
+  prediction: np.ndarray
+  broken_by: np.ndarray
+  images: np.ndarray
+
+  @property
+  def clean_accuracy(self) -> float:
+    """The share that the net classifies correctly."""
+    return float(np.mean(self.broken_by != 0))
+
+  @property
+  def robust_accuracy(self) -> float:
+    """The share that no attack broke: an upper bound of the robust accuracy."""
+    return float(np.mean(self.broken_by == STANDS))
+
+
+class Parts(NamedTuple):
+  """Where finished batches are kept, by name; nowhere by default.
+
+  Attributes:
+    load: name -> the arrays that were saved, or None.
+    save: (name, arrays).
+  """
+
+  load: Callable[[str], Mapping[str, np.ndarray] | None] = lambda name: None
+  save: Callable[[str, Mapping[str, np.ndarray]], None] = lambda name, arrays: None
+
+
+class Progress(NamedTuple):
+  """What is reported after every batch: of which attack, and how many of all examples stand."""
+
+  words: str
+  standing: int
+  total: int
+  done: float  # of the phases
+
+
+def _apgd(norm: str, radius: Array, num_steps: int) -> Attack:
+  if norm == "l1":
+    return apgd_shrinking_l1(radius, num_steps, box=BOX, keep_best=True)
+  return ascend(apgd(norm, radius, num_steps, box=BOX), num_steps, keep_best=True)
+
+
+def _apgd_ce(num_steps: int, num_restarts: int = 1) -> Phase:
+  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+    del rank
+    attack = _apgd(norm, radius, num_steps)
+    attack = attack if num_restarts == 1 else restarts(attack, num_restarts)
+    return white_box.ascent(attack, losses.cross_entropy)
+
+  return Phase("apgd-ce", make)
+
+
+def _apgd_dlr(num_steps: int) -> Phase:
+  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+    del rank
+    return white_box.ascent(_apgd(norm, radius, num_steps), losses.dlr)
+
+  return Phase("apgd-dlr", make)
+
+
+def _apgd_t(num_steps: int, num_targets: int) -> Phase:
+  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+    return white_box.targeted_ascent(_apgd(norm, radius, num_steps), losses.targeted_dlr, rank)
+
+  return Phase("apgd-t", make, num_targets)
+
+
+def _fab_t(num_steps: int, num_targets: int) -> Phase:
+  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+    return fab(norm, radius, BOX, num_steps, target_rank=rank)
+
+  return Phase("fab-t", make, num_targets)
+
+
+def _square(num_queries: int) -> Phase:
+  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+    del rank
+    return square(norm, radius, BOX, num_queries)
+
+  return Phase("square", make)
+
+
+# Built once: a phase is a compile-time constant, compared by identity.
+VERSIONS: dict[str, tuple[Phase, ...]] = {
+  "standard": (_apgd_ce(100), _apgd_t(100, 9), _fab_t(100, 9), _square(5000)),
+  "rand": (_apgd_ce(100), _apgd_dlr(100)),
+  "quick": (_apgd_ce(50), _apgd_t(50, 3)),
+}
+
+
+def autoattack(
+  logits_fn: LogitsFn,
+  x: np.ndarray | Array,
+  y: np.ndarray | Array,
+  *,
+  norm: str,
+  radius: float,
+  version: str | tuple[Phase, ...] = "standard",
+  seed: int = 0,
+  batch_size: int = 100,
+  place: Callable[[Any], Any] = jnp.asarray,
+  parts: Parts = Parts(),  # noqa: B008
+  report: Callable[[Progress], None] = lambda progress: None,
+) -> Verdict:
+  """Attacks a whole data set and says what became of every example.
+
+  Args:
+    logits_fn: x [B, *S] -> logits [B, C], every example by itself, in evaluation mode. Weights that
+      it closes over are compiled in; `jax.tree_util.Partial(apply, params)` hands them over as
+      arguments, so that one compilation serves every net of one architecture.
+    x: [N, *S], float pixels in [0, 1].
+    y: [N], integer labels in [0, C).
+    norm: "linf", "l2" or "l1".
+    radius: > 0, in pixels.
+    version: "standard"; "quick", two attacks of half the steps and a third of the targets; "rand",
+      for the averaged logits of a net that answers at random (`averaged`); or phases of your own.
+    seed: of all random numbers; the same seed gives the same answer.
+    batch_size: examples at a time; it changes speed and memory.
+    place: puts the arrays of a batch on the devices; with a mesh it splits the first axis, of which
+      batch_size / 8 must then be a multiple of the devices.
+    parts: where finished batches are kept.
+    report: told of every batch.
+
+  Raises:
+    InputError: see `checked`.
+  """
+  phases = VERSIONS[version] if isinstance(version, str) and version in VERSIONS else version
+  if isinstance(phases, str):
+    raise InputError(f"version must be one of {', '.join(VERSIONS)}, but was {version!r}.")
+  x, y = checked(logits_fn, x, y, norm, radius, batch_size)
+  net = _as_argument(logits_fn)
+  predict = functools.partial(predictions, net, batch_size=batch_size, place=place)
+  prediction, num_classes = predict(x), _num_classes(net, x)
+  names = (CLEAN, *(phase.name for phase in phases))
+  state = Verdict(
+    names, prediction, np.where(prediction == y, STANDS, 0).astype(np.int32), x.copy()
+  )
+
+  units = [
+    (place_of_phase, phase, rank)
+    for place_of_phase, phase in enumerate(phases)
+    for rank in range(max(1, min(phase.num_targets, num_classes - 1)))
+  ]
+  for number, (place_of_phase, phase, rank) in enumerate(units):
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    standing = np.flatnonzero(state.broken_by == STANDS)
+    batches = list(split(standing, batch_size))
+    for index, ids in enumerate(batches):
+      name = f"{number:02d}_{phase.name}_{index:05d}"
+      done = parts.load(name)
+      if done is None:
+        images = _attack_batch(net, phase, norm, radius, rank, key, x, y, ids, batch_size, place)
+        fooled = predict(images) != y[ids]
+        done = {"ids": ids[fooled], "images": images[fooled]}
+        parts.save(name, done)
+      state.broken_by[done["ids"]] = place_of_phase + 1
+      state.images[done["ids"]] = done["images"]
+      left = int(np.sum(state.broken_by == STANDS))
+      share = (number + (index + 1) / len(batches)) / len(units)
+      target = f", target {rank + 1}" if phase.num_targets else ""
+      report(Progress(f"{phase.name}{target}", left, len(x), share))
+  return state
+
+
+def rounding(norm: str, num_entries: int) -> float:
+  """How long the rounding error of a float32 image in [0, 1] can be: half an ulp an entry."""
+  return {"linf": 1.0, "l2": math.sqrt(num_entries), "l1": float(num_entries)}[norm] * 2.0**-25
+
+
+def split(ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+  """Into whole batches, then batches of an eighth, of which the last is padded when it is run."""
+  small = bucket(1, batch_size)
+  start = 0
+  while start < len(ids):
+    size = batch_size if len(ids) - start >= batch_size - small else small
+    yield ids[start : start + size]
+    start += size
+
+
+def bucket(count: int, batch_size: int) -> int:
+  """The size of the batch that so many examples are run in."""
+  small = max(1, batch_size // 8)
+  return small if count <= small else batch_size
+
+
+def predictions(
+  logits_fn: LogitsFn, x: np.ndarray, batch_size: int, place: Callable[[Any], Any] = jnp.asarray
+) -> np.ndarray:
+  """The class of every image, [N] int32, -1 where a logit is inf or NaN; always in one batch size.
+
+  Padding makes every batch whole, so that the same image in the same place gives the same bits.
+  """
+  net = _as_argument(logits_fn)
+  found = [
+    np.asarray(_predict(net, place(_padded(x[start : start + batch_size], batch_size))))
+    for start in range(0, len(x), batch_size)
+  ]
+  return np.concatenate([np.zeros(0, np.int32), *found])[: len(x)]
+
+
+def averaged(
+  logits_fn: Callable[[Array, Array], Array], key: Array, num_samples: int = 20
+) -> LogitsFn:
+  """The log of the mean probabilities of a net that answers at random, over fixed samples.
+
+  Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397) for the classifier that
+  averages `num_samples` answers: what the "rand" version is for.
+
+  Args:
+    logits_fn: (x [B, *S], key) -> logits [B, C].
+    key: of the samples.
+    num_samples: how many answers are averaged.
+  """
+  keys = jax.random.split(key, num_samples)
+
+  def mean_logits(x: Array) -> Array:
+    logs = jax.lax.map(lambda key: jax.nn.log_softmax(logits_fn(x, key)), keys)
+    return jax.nn.logsumexp(logs, axis=0) - jnp.log(num_samples)
+
+  return mean_logits
+
+
+def checked(
+  logits_fn: LogitsFn,
+  x: np.ndarray | Array,
+  y: np.ndarray | Array,
+  norm: str,
+  radius: float,
+  batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """x as float32 and y as int32, if they can be attacked.
+
+  Raises:
+    InputError: an empty set, images that are not floating point or leave [0, 1], labels that are
+      none of the net's classes, logits that are NaN, of one class, or of another shape than [B, C],
+      outputs that are probabilities, an unknown norm, or a radius or batch size that is none.
+  """
+  if norm not in NORMS:
+    raise InputError(f"norm must be one of {', '.join(NORMS)}, but was {norm!r}.")
+  if not 0 < radius < np.inf:
+    raise InputError(f"radius must be a finite number > 0, in pixels of [0, 1], but was {radius}.")
+  if batch_size < 1:
+    raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
+  images, labels = np.asarray(x), np.asarray(y)
+  if len(images) == 0 or labels.shape != images.shape[:1]:
+    raise InputError(
+      f"There must be at least one image and as many labels as images, but the shapes are "
+      f"{images.shape} and {labels.shape}."
+    )
+  if not np.issubdtype(images.dtype, np.floating):
+    raise InputError(f"Images must be floating point, pixels in [0, 1], but are {images.dtype}.")
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise InputError(f"Labels must be integers, but are {labels.dtype}.")
+  images, labels = images.astype(np.float32), labels.astype(np.int32)
+  if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+    raise InputError(
+      f"Images must be finite and in [0, 1], but lie in [{images.min():.4g}, {images.max():.4g}]; "
+      f"a net that takes other units must convert them itself."
+    )
+  _check_outputs(logits_fn, images, labels)
+  return images, labels
+
+
+def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) -> None:
+  sample = images[:16]
+  try:
+    logits = np.asarray(logits_fn(jnp.asarray(sample)))
+  except Exception as error:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    raise InputError(f"The net fails on images of shape {sample.shape}: {reason}") from error
+  if logits.ndim != 2 or len(logits) != len(sample) or logits.shape[1] < 2:
+    raise InputError(
+      f"The net must return logits [{len(sample)}, C] of at least 2 classes for {len(sample)} "
+      f"images, but returned the shape {logits.shape}."
+    )
+  if not np.isfinite(logits).all():
+    raise InputError("The net's logits must be finite, but some are inf or NaN on clean images.")
+  if labels.min() < 0 or labels.max() >= logits.shape[1]:
+    raise InputError(
+      f"Labels must lie in [0, {logits.shape[1]}), the classes of the net, but lie in "
+      f"[{labels.min()}, {labels.max()}]."
+    )
+  if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
+    raise InputError(
+      "The net must return logits, but its outputs are >= 0 and sum to 1, as probabilities do: "
+      "the gradient of a confident net would be lost in the softmax."
+    )
+
+
+def _attack_batch(
+  net: Any,
+  phase: Phase,
+  norm: str,
+  radius: float,
+  rank: int,
+  key: Array,
+  x: np.ndarray,
+  y: np.ndarray,
+  ids: np.ndarray,
+  batch_size: int,
+  place: Callable[[Any], Any],
+) -> np.ndarray:
+  """The images that a phase makes of some examples, [len(ids), *S]."""
+  padded = _padded(ids, bucket(len(ids), batch_size))
+  images, labels, places = place(x[padded]), place(y[padded]), place(padded.astype(np.int32))
+  found = _attack(phase, norm, net, np.float32(radius), np.int32(rank), key, places, images, labels)
+  # Added once, on the host; shortened by what the rounding of x + delta may add to its length.
+  shorter = np.float32(max(0.0, 1.0 - rounding(norm, x[0].size) / radius))
+  return x[ids] + shorter * np.asarray(found.delta)[: len(ids)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _attack(
+  phase: Phase,
+  norm: str,
+  net: LogitsFn,
+  radius: Array,
+  rank: Array,
+  key: Array,
+  ids: Array,
+  x: Array,
+  y: Array,
+) -> Found:
+  return phase.make(norm, radius, rank)(keys_of(key, ids), net, x, y)
+
+
+@jax.jit
+def _predict(net: LogitsFn, x: Array) -> Array:
+  logits = net(x)
+  finite = jnp.all(jnp.isfinite(logits), axis=-1)
+  return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
+
+
+def _num_classes(net: LogitsFn, x: np.ndarray) -> int:
+  return jax.eval_shape(net, jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)).shape[-1]
+
+
+def _as_argument(logits_fn: LogitsFn) -> Any:
+  """A pytree, so that the weights of a Partial are arguments of the compiled program."""
+  if isinstance(logits_fn, jax.tree_util.Partial):
+    return logits_fn
+  return jax.tree_util.Partial(logits_fn)
+
+
+def _padded(array: np.ndarray, count: int) -> np.ndarray:
+  """Repeats the last entry until there are so many."""
+  return array[np.minimum(np.arange(count), len(array) - 1)]

@@ -1,0 +1,256 @@
+"""Measures how robust a trained network is, by AutoAttack and by checks on the measurement itself.
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=linf --radius=0.055
+
+evaluates a run of robust_opt.main on its test set. Any function x [B, ...] -> logits [B, C] on any
+data, an .npz file with x (pixels in [0, 1]) and y (labels):
+
+  python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5
+
+Leaves verdict.npz, which `python -m robust_opt.verify` checks, and a summary in --output.
+Killed, the same command goes on from the last batch that was done. Exit code 1: a check of the
+trust report failed, and the accuracy should not be believed before it is understood.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.sharding import NamedSharding, PartitionSpec
+
+from robust_opt import commands, ensemble, sharding, subject, trust, verdict
+from robust_opt.errors import InputError, RunError
+from robust_opt.files import atomic_write, write_json
+from robust_opt.study import Study
+
+# Examples that the trust report looks at, at most.
+TRUST_EXAMPLES = 200
+# Seconds between two lines of progress where there is no terminal.
+QUIET_SECONDS = 10.0
+
+
+class Options(NamedTuple):
+  """What to evaluate, and by what.
+
+  Attributes:
+    source: as subject.load takes it.
+    norm: "linf", "l2" or "l1"; empty: what the run was trained against.
+    radius: in pixels of [0, 1]; None: what the run was trained against.
+    version: of the ensemble.
+    examples: the first so many; 0: all.
+    seed: of the attacks.
+    batch_size: examples at a time.
+    output: a folder; None: one within the run's work directory.
+    trust: whether to check the measurement.
+  """
+
+  source: dict[str, Any]
+  norm: str = ""
+  radius: float | None = None
+  version: str = "standard"
+  examples: int = 0
+  seed: int = 0
+  batch_size: int = 100
+  output: Path | None = None
+  trust: bool = True
+
+
+def run(options: Options) -> bool:
+  """Evaluates, writes, prints; returns whether the measurement passed every check."""
+  found = subject.load(options.source, options.examples)
+  norm, radius = options.norm or found.norm, options.radius or found.radius
+  if norm is None or radius is None or (options.radius is None and norm != found.norm):
+    raise InputError("State --norm and --radius, in pixels of [0, 1]: the run says neither itself.")
+  x, y = ensemble.checked(found.logits_fn, found.x, found.y, norm, radius, options.batch_size)
+  found = found._replace(x=x, y=y)
+  claim = verdict.Claim(
+    norm=norm,
+    radius=radius,
+    version=options.version,
+    seed=options.seed,
+    batch_size=options.batch_size,
+    source={**options.source, "examples": options.examples},
+    net_sha256=found.net_sha256,
+    data_sha256=verdict.data_sha256(found.x, found.y),
+    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+  )
+  folder = options.output or _folder(options, norm, radius)
+  description = {k: v for k, v in claim._asdict().items() if k not in ("source", "device")}
+  study = Study(folder, description, work=1.0)
+  began = time.monotonic()
+  try:
+    path = folder / "verdict.npz"
+    if not path.exists():
+      verdict.save(path, _attack(found, claim, study, folder), claim, found.x, found.y)
+    stored = verdict.load(path)
+    checks = _trust(found, claim, study) if options.trust else []
+  finally:
+    study.close()
+  _write(folder, stored, checks, time.monotonic() - began)
+  print((folder / "summary.md").read_text(encoding="utf-8"))
+  print(f"Everything about this evaluation is in {folder}")
+  return all(check.passed for check in checks)
+
+
+def _folder(options: Options, norm: str, radius: float) -> Path:
+  """Within the run; who evaluates a function of their own says where."""
+  if not options.source.get("workdir"):
+    raise InputError("--model and --data need --output, a folder for what is found.")
+  count = f"_{options.examples}" if options.examples else ""
+  name = f"{norm}_{radius:.6g}_{options.version}{count}"
+  return Path(options.source["workdir"]) / "evaluations" / name
+
+
+def _attack(
+  found: subject.Subject, claim: verdict.Claim, study: Study, folder: Path
+) -> ensemble.Verdict:
+  """The ensemble on all devices, every finished batch kept in the folder."""
+  devices = jax.device_count()
+  if devices > 1 and max(1, claim.batch_size // 8) % devices:
+    raise InputError(
+      f"--batch_size must be a multiple of 8 x {devices} devices, but was {claim.batch_size}."
+    )
+  mesh = sharding.data_mesh()
+  split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
+  net = found.logits_fn
+  if isinstance(net, jax.tree_util.Partial):
+    net = sharding.replicate(net, mesh)
+  return ensemble.autoattack(
+    net,
+    found.x,
+    found.y,
+    norm=claim.norm,
+    radius=claim.radius,
+    version=claim.version,
+    seed=claim.seed,
+    batch_size=claim.batch_size,
+    place=lambda array: jax.device_put(array, split),
+    parts=_parts(folder / "parts"),
+    report=_reporter(study),
+  )
+
+
+def _parts(folder: Path) -> ensemble.Parts:
+  """One file a batch: whole or absent, and one that cannot be read is made again."""
+
+  def load(name: str) -> Mapping[str, np.ndarray] | None:
+    try:
+      with (folder / f"{name}.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        return {"ids": file["ids"], "images": file["images"]}
+    except Exception:  # absent or damaged, in any way
+      return None
+
+  def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    with atomic_write(folder / f"{name}.npz") as file:
+      np.savez(file, ids=arrays["ids"], images=arrays["images"])
+
+  return ensemble.Parts(load, save)
+
+
+def _reporter(study: Study) -> Callable[[ensemble.Progress], None]:
+  """The running robust accuracy, not at every batch."""
+  last: dict[str, Any] = {"done": 0.0, "words": "", "when": -QUIET_SECONDS}
+
+  def report(progress: ensemble.Progress) -> None:
+    now = time.monotonic()
+    if progress.words == last["words"] and now - last["when"] < QUIET_SECONDS:
+      return
+    share = 100 * progress.standing / progress.total
+    words = f"{progress.words}: {share:.2f} % of {progress.total} stand"
+    study.progress(progress.done - last["done"], words)
+    last.update(done=progress.done, words=progress.words, when=now)
+
+  return report
+
+
+def _trust(found: subject.Subject, claim: verdict.Claim, study: Study) -> list[trust.Check]:
+  with study.timed("trust"):
+    count = min(TRUST_EXAMPLES, len(found.y))
+    return trust.report(
+      found.logits_fn,
+      found.x[:count],
+      found.y[:count],
+      norm=claim.norm,
+      radius=claim.radius,
+      seed=claim.seed,
+      batch_size=min(claim.batch_size, count),
+    )
+
+
+def _write(folder: Path, stored: verdict.Stored, checks: list[trust.Check], seconds: float) -> None:
+  claim, outcome = stored.claim, stored.verdict
+  total = len(outcome.broken_by)
+  left = total
+  rows: list[dict[str, Any]] = []
+  for place, name in enumerate(outcome.names):
+    broke = int(np.sum(outcome.broken_by == place))
+    left -= broke
+    rows.append({"after": name, "broke": broke, "standing": left, "accuracy": left / total})
+  summary = {
+    "claim": claim._asdict(),
+    "total": total,
+    "clean_accuracy": outcome.clean_accuracy,
+    "robust_accuracy": stored.robust_accuracy,
+    "attacks": rows,
+    "trust": [check._asdict() for check in checks],
+    "seconds": round(seconds, 1),
+  }
+  write_json(folder / "summary.json", summary)
+  lines = [
+    f"# {claim.norm}, radius {claim.radius:.6g}, {claim.version}, {total} examples",
+    "",
+    "| after | broken by it | standing | accuracy |",
+    "|---|---|---|---|",
+  ]
+  lines += [
+    f"| {row['after']} | {row['broke']} | {row['standing']} | {100 * row['accuracy']:.2f} % |"
+    for row in rows
+  ]
+  if checks:
+    lines += ["", trust.to_markdown(checks).strip()]
+  with atomic_write(folder / "summary.md") as file:
+    file.write(("\n".join(lines) + "\n").encode())
+
+
+def main(argv: list[str]) -> None:
+  """Flags to options."""
+  given = flags.FLAGS
+  commands.refuse_positional(argv)
+  names = ("workdir", "model", "data", "data_dir", "cache_dir", "checkpoint")
+  passed = run(
+    Options(
+      source={name: given[name].value for name in names},
+      norm=given.norm,
+      radius=given.radius,
+      version=given.version,
+      examples=given.examples,
+      seed=given.seed,
+      batch_size=given.batch_size,
+      output=Path(given.output) if given.output else None,
+      trust=given.trust,
+    )
+  )
+  if not passed:
+    raise RunError("A check of the trust report failed: see the table above.")
+
+
+def define_flags() -> None:
+  """Only where this file is the program, so that importing it defines none."""
+  commands.define_subject_flags()
+  flags.DEFINE_enum("norm", "", ["", *ensemble.NORMS], "Of the ball; empty: the run's own.")
+  flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; by default the run's own.")
+  flags.DEFINE_enum("version", "standard", ["standard", "quick"], "Of the ensemble.")
+  flags.DEFINE_integer("examples", 0, "Use only the first so many; 0: all.", lower_bound=0)
+  flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
+  flags.DEFINE_integer("batch_size", 100, "Examples at a time.", lower_bound=1)
+  flags.DEFINE_string("output", "", "Folder for what is found; by default within --workdir.")
+  flags.DEFINE_boolean("trust", True, "Whether to check the measurement itself.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(commands.with_sentences(main), flags_parser=commands.parse)

@@ -1,0 +1,144 @@
+"""What is evaluated: a net and the data it is judged on, of a finished run or of the user's own.
+
+subject = load({"workdir": "runs/mnist_linf"})
+subject = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
+"""
+
+import importlib
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from robust_opt import config as config_lib
+from robust_opt.assembly import assemble
+from robust_opt.checkpoint import Checkpoints, digest
+from robust_opt.collection import pixels
+from robust_opt.errors import InputError
+from robust_opt.evaluation import logits_of
+from robust_opt.types import LogitsFn
+
+
+class Subject(NamedTuple):
+  """A net in evaluation mode and its data.
+
+  Attributes:
+    logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
+    x: [N, *S] float32, pixels in [0, 1].
+    y: [N] int32.
+    net_sha256: of the weights; empty where the net is a function that holds none.
+    norm: what a run was trained against, or None.
+    radius: in that norm, or None.
+  """
+
+  logits_fn: LogitsFn
+  x: np.ndarray
+  y: np.ndarray
+  net_sha256: str
+  norm: str | None = None
+  radius: float | None = None
+
+
+def load(source: dict[str, Any], examples: int = 0) -> Subject:
+  """Finds a net and its data again.
+
+  Args:
+    source: workdir, of robust_opt.main, with data_dir, cache_dir and checkpoint ("last" or "best")
+      if they are not the config's own; or model, "module:name" of a function of images, and data,
+      an .npz file with x [N, *S] and y [N].
+    examples: use only the first so many; 0: all.
+
+  Raises:
+    InputError: it cannot be found or read.
+  """
+  if examples < 0:
+    raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
+  given = {key: value for key, value in source.items() if value}
+  if given.keys() >= {"model", "data"} and "workdir" not in given:
+    subject = _of_user(given["model"], Path(given["data"]))
+  elif "workdir" in given and not given.keys() & {"model", "data"}:
+    subject = _of_run(Path(given["workdir"]), given)
+  else:
+    named = ", ".join(f"--{key}" for key in ("workdir", "model", "data") if key in given)
+    raise InputError(
+      f"Give either --workdir of a run, or both --model and --data, but given was "
+      f"{named or 'none of them'}."
+    )
+  count = examples or len(subject.y)
+  return subject._replace(x=subject.x[:count], y=subject.y[:count])
+
+
+def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
+  config = _config(workdir / "config.json")
+  for key in ("data_dir", "cache_dir"):
+    config.dataset[key] = given.get(key) or config.dataset[key]
+  which = given.get("checkpoint") or config.evaluation.checkpoint
+  if which not in ("last", "best"):
+    raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
+  if not (workdir / "checkpoints").is_dir():
+    raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
+  experiment = assemble(config)
+  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+  state = checkpoints.restore(experiment.state, which)
+  checkpoints.close()
+  if state is None:
+    raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
+  weights = (state.params, state.model_state)
+  # On one device: who evaluates on several places the weights as the batches.
+  local = jax.tree.map(np.asarray, weights)
+  test = experiment.splits.test
+  trained_on = config.attack.num_steps > 0
+  return Subject(
+    logits_of(experiment.apply, *local),
+    pixels(test.images),
+    test.labels.astype(np.int32),
+    digest(local),
+    config.uncertainty.name if trained_on else None,
+    config.uncertainty.radius if trained_on else None,
+  )
+
+
+def _config(path: Path) -> ConfigDict:
+  """The config that a run wrote, tuples again tuples."""
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    config = ConfigDict(_with_tuples(values))
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise InputError(f"{path} is no config of a run that can be read ({error}).") from error
+  config_lib.validate(config)
+  return config
+
+
+def _with_tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _with_tuples(entry) for key, entry in value.items()}
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _of_user(model: str, path: Path) -> Subject:
+  module_name, _, name = model.partition(":")
+  if not module_name or not name:
+    raise InputError(f"--model must be module:function, but was {model!r}.")
+  sys.path.insert(0, os.getcwd())
+  try:
+    logits_fn = getattr(importlib.import_module(module_name), name)
+  except Exception as error:  # whatever the user's module raises
+    raise InputError(f"--model={model} cannot be imported ({error}).") from error
+  finally:
+    sys.path.remove(os.getcwd())
+  if not callable(logits_fn):
+    raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
+  try:
+    # Opened here: np.load leaves a damaged archive open.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+      x, y = file["x"], file["y"]
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise InputError(f"--data={path} must be an .npz file with x and y ({error}).") from error
+  arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
+  return Subject(logits_fn, x, y, digest(arrays) if arrays else "")

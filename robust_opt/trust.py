@@ -1,0 +1,493 @@
+"""Checks of an evaluation itself, so that a robust accuracy is not believed because it is high.
+
+  checks = report(logits_fn, x, y, norm="linf", radius=0.3)     # x [N, *S] in [0, 1], N some 200
+  print(to_markdown(checks))
+  all(check.passed for check in checks)
+  json.dumps([check._asdict() for check in checks])
+
+A sound evaluation has properties that can be tested without knowing the true robust accuracy: an
+unbounded adversary breaks everything, larger sets and more steps break more, gradients find more
+than noise and than a search that has none (Athalye, Carlini and Wagner 2018, arXiv 1802.00420,
+section 3.1; Carlini et al. 2019, arXiv 1902.06705, section 5). A check that fails names the
+likeliest fault. All of them passed is no proof of robustness: it says that none of these faults was
+found.
+
+|  fault of the net or its use                      |  checks that are meant for it            |
+|  other units, preprocessing, order of labels      |  clean accuracy                          |
+|  probabilities for logits                         |  logits                                  |
+|  answers at random                                |  repeatable                              |
+|  batch norm in train mode                         |  batches                                 |
+|  saturated cross-entropy, quantised input         |  gradients, unbounded radius             |
+|  gradients that point nowhere                     |  black box, noise, restarts, radii       |
+|  an attack that does not climb                    |  steps, noise, unbounded radius          |
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from robust_opt import losses
+from robust_opt.attacks import white_box
+from robust_opt.attacks.square import square
+from robust_opt.attacks.types import LogitsAttack
+from robust_opt.ensemble import BOX, checked, predictions
+from robust_opt.errors import InputError
+from robust_opt.maximizers import ascend, steepest
+from robust_opt.maximizers.apgd import SETS, apgd
+from robust_opt.maximizers.core import value_and_input_gradient
+from robust_opt.training import keys_of
+from robust_opt.types import Array, LogitsFn
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
+FEWER_STEPS = (5, 20)  # besides one and num_steps
+NUM_RESTARTS = 5
+NUM_DRAWS = 10  # of noise, at most: a control should be given more than one chance
+
+# Sums in another order differ by some 1e-6 of the largest logit; statistics of another batch by
+# 1e-2 and more.
+ROUNDING = 1e-4
+# A trained net has next to no gradient of exactly 0: float32 keeps it up to margins of some 80.
+FLAT = 0.1
+# At the diameter of the box any image is allowed, so the truth is 0 and has no sampling noise; a
+# few examples may lie where all units are dead, from which no single ascent climbs.
+UNBOUNDED = 0.01
+# How often a sound attack misses by bad luck alone: upper estimates, per example. One run that
+# fails where another, in a smaller set, with fewer steps or without gradients, succeeds; and one
+# start that fails where four others succeed (adversarially trained nets: about 1 in 100).
+MISSES = 0.01
+RESTART_MISSES = 0.02
+# Counts are held against this quantile of the binomial, so that a healthy net fails a check by
+# chance in one set of a thousand, whatever the size of the set.
+CONFIDENCE = 0.999
+
+_LOSSES = (losses.cross_entropy, losses.dlr)
+# (norm, radius [], place in _LOSSES []) -> (keys [B], logits_fn, x, y [B]) -> fooled [B]
+_Attack = Callable[[Array, LogitsFn, Array, Array], Array]
+_Maker = Callable[[str, Array, Array], _Attack]
+
+
+class Check(NamedTuple):
+  """One property that a sound evaluation has.
+
+  Attributes:
+    name: unique in a report.
+    passed: whether the property holds, up to the noise of a small set.
+    measured: what was counted.
+    meaning: one sentence, what a failure means.
+  """
+
+  name: str
+  passed: bool
+  measured: str
+  meaning: str
+
+
+def report(
+  logits_fn: LogitsFn,
+  x: np.ndarray | Array,
+  y: np.ndarray | Array,
+  *,
+  norm: str,
+  radius: float,
+  seed: int = 0,
+  batch_size: int = 100,
+  num_steps: int = 40,
+  num_queries: int = 1000,
+) -> list[Check]:
+  """Runs every check on the given examples; the same seed gives the same report.
+
+  The white-box attack is APGD on the cross-entropy, then on the DLR loss where that failed; the
+  black-box one is Square. All radii share one compilation. Where the net is right on nothing, the
+  first check fails and those of attacks have nothing to count.
+
+  A net that answers at random is seen if two calls of logits_fn differ: one that draws noise in
+  Python, or by a callback. A function that closes over a fixed key gives the same answer twice, and
+  so does one that the caller jitted while its noise was drawn in Python: their noise is part of a
+  deterministic net here, as it is in the attacks.
+
+  Args:
+    logits_fn: x [B, *S] -> logits [B, C], differentiable, in evaluation mode; a
+      `jax.tree_util.Partial` hands its weights over as arguments, so that nets of one architecture
+      share their compilations.
+    x: [N, *S], float pixels in [0, 1]; a few hundred tell enough, and some 20 are needed for an
+      accuracy to be told from chance.
+    y: [N], integer labels in [0, C).
+    norm: "linf", "l2" or "l1".
+    radius: > 0, in pixels: that of the evaluation.
+    seed: of all random numbers.
+    batch_size: examples at a time.
+    num_steps: of the white-box attack, >= 1.
+    num_queries: of the black-box attack, >= 1.
+
+  Raises:
+    InputError: as `robust_opt.ensemble.checked`, except for probabilities, which are a check that
+      fails; num_steps or num_queries below 1.
+  """
+  for name, count in (("num_steps", num_steps), ("num_queries", num_queries)):
+    if count < 1:
+      raise InputError(f"{name} must be an integer >= 1, but was {count}.")
+  # The log of a softmax takes no probabilities for what they are: here they are to be reported.
+  x, y = checked(lambda x: jax.nn.log_softmax(logits_fn(x)), x, y, norm, radius, batch_size)
+  radius, size = float(radius), min(batch_size, len(x))
+  logits = _logits(logits_fn, x, size)
+  partial = isinstance(logits_fn, jax.tree_util.Partial)
+  net = logits_fn if partial else jax.tree_util.Partial(logits_fn)
+  right = np.flatnonzero(predictions(net, x, size) == y)
+  trial = _Trial(net, x, y, norm, seed, size)
+  sweep = _sweep(trial, right, _apgd(num_steps), radius)
+  at_radius = sweep[radius]
+  after_restarts = at_radius
+  for run in range(1, NUM_RESTARTS):
+    after_restarts = _white_box(trial, after_restarts, _apgd(num_steps), radius, run)
+  return [
+    _clean_accuracy(len(right), y, logits.shape[1]),
+    _are_logits(logits),
+    _repeatable(logits, _logits(logits_fn, x, size)),
+    _batches(logits, logits_fn, x, size, seed),
+    _gradients(trial, right),
+    _unbounded(sweep, len(x)),
+    _radii(sweep, right),
+    _steps(trial, right, at_radius, radius, num_steps),
+    _restarts(right, at_radius, after_restarts),
+    _noise(trial, right, at_radius, radius),
+    _black_box(trial, right, after_restarts, radius, num_queries),
+  ]
+
+
+def to_markdown(checks: list[Check]) -> str:
+  """The report as a table; what a failure means is said where there is one."""
+  rows = ["| check | passed | measured | meaning |", "|---|---|---|---|"]
+  for check in checks:
+    passed, meaning = ("yes", "") if check.passed else ("NO", check.meaning)
+    rows.append(f"| {check.name} | {passed} | {check.measured} | {meaning} |")
+  return "\n".join(rows) + "\n"
+
+
+# --- What the net answers, without an attack ---
+
+
+def _clean_accuracy(num_right: int, y: np.ndarray, num_classes: int) -> Check:
+  # Without looking at the image one is right as often as the commonest label occurs.
+  chance = max(1 / num_classes, np.bincount(y).max() / len(y))
+  by_chance = _allowed(len(y), chance)
+  return Check(
+    "clean accuracy",
+    num_right > by_chance,
+    f"{num_right} of {len(y)} are classified correctly; up to {by_chance} could be by chance",
+    "The net does not see the images as it was trained to: other units or preprocessing, another "
+    "order of the labels, or no training.",
+  )
+
+
+def _are_logits(logits: np.ndarray) -> Check:
+  sums = np.abs(logits.sum(axis=1) - 1)
+  probabilities = bool(np.all(logits >= 0) and np.all(sums <= 1e-3))
+  return Check(
+    "logits",
+    not probabilities,
+    f"outputs in [{logits.min():.4g}, {logits.max():.4g}], whose sum is at most {sums.max():.2g} "
+    f"from 1",
+    "The outputs are probabilities: the softmax rounds away the gradient of a confident answer, "
+    "and the attacks, which expect logits, are weaker than they seem.",
+  )
+
+
+def _repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
+  same, measured = _compared(logits, again)
+  return Check(
+    "repeatable",
+    same,
+    f"the same images twice: {measured}",
+    "The net answers at random, so that an attack on one answer says little about the next: attack "
+    'the averaged answers, as the version "rand" of AutoAttack does.',
+  )
+
+
+def _batches(logits: np.ndarray, logits_fn: LogitsFn, x: np.ndarray, size: int, seed: int) -> Check:
+  order = np.random.default_rng(seed).permutation(len(x))
+  # Of another size too: if all examples are one batch, another order alone leaves it as it is.
+  other = size // 3 if size >= 3 else size + 1
+  shuffled = _logits(logits_fn, x[order], other)
+  same, measured = _compared(logits, shuffled[np.argsort(order)])
+  return Check(
+    "batches",
+    same,
+    f"in order, {size} at a time, and shuffled, {other} at a time: {measured}",
+    "An answer depends on the images beside it, as that of batch normalisation in train mode does: "
+    "what is measured belongs to the batches, not to the net.",
+  )
+
+
+def _compared(a: np.ndarray, b: np.ndarray) -> tuple[bool, str]:
+  """Whether two sets of logits [N, C] are the same up to rounding, and by how much they differ."""
+  difference, largest = np.max(np.abs(a - b)), np.max(np.abs(a))
+  changed = int(np.sum(np.argmax(a, axis=1) != np.argmax(b, axis=1)))
+  same = bool(difference <= ROUNDING * largest)  # so said, NaN is not the same
+  return same, (
+    f"{changed} of {len(a)} predictions change, and logits of up to {largest:.4g} by up to "
+    f"{difference:.2g}"
+  )
+
+
+def _logits(logits_fn: LogitsFn, x: np.ndarray, size: int) -> np.ndarray:
+  """As the caller's own call gives them, [N, C]: under a jit of ours, Python noise would freeze."""
+  # Elsewhere than on a CPU, sizes differ by whether their products are rounded to fewer bits.
+  with jax.default_matmul_precision("highest"):
+    parts = [logits_fn(jnp.asarray(x[i : i + size])) for i in range(0, len(x), size)]
+    return np.concatenate([np.asarray(part, np.float64) for part in parts])
+
+
+# --- What attacks make of it ---
+
+
+class _Trial(NamedTuple):
+  """The net, a Partial, and the examples; size is the one size of all batches."""
+
+  net: LogitsFn
+  x: np.ndarray
+  y: np.ndarray
+  norm: str
+  seed: int
+  size: int
+
+  def parts(self, ids: np.ndarray) -> list[np.ndarray]:
+    """The ids, so many at a time; the last part may be shorter."""
+    return [ids[i : i + self.size] for i in range(0, len(ids), self.size)]
+
+  @property
+  def diameter(self) -> float:
+    """Of the pixel box: within this radius lies every image."""
+    entries = self.x[0].size
+    return {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}[self.norm]
+
+
+def _gradients(trial: _Trial, right: np.ndarray) -> Check:
+  flat = sum(
+    int(np.sum(_is_flat(trial.net, trial.x[ids], trial.y[ids])[: len(part)]))
+    for part in trial.parts(right)
+    for ids in [np.resize(part, trial.size)]
+  )
+  return Check(
+    "gradients",
+    flat <= FLAT * len(right),
+    f"the gradient of the cross-entropy is exactly 0 at {flat} of the {len(right)} images that are "
+    f"classified correctly",
+    "The loss is flat, being saturated in float32 or behind a step such as rounding, so that "
+    "attacks that climb it stand still and report robustness.",
+  )
+
+
+def _unbounded(sweep: dict[float, np.ndarray], num_examples: int) -> Check:
+  diameter, standing = max(sweep.items(), key=lambda item: item[0])
+  return Check(
+    "unbounded radius",
+    len(standing) <= max(1, int(UNBOUNDED * num_examples)),
+    f"{len(standing)} of {num_examples} stand at the radius {diameter:.4g}, within which lie all "
+    f"images",
+    "An adversary who may show any image breaks every net, so what stands hides its gradient, or "
+    "the attack is broken.",
+  )
+
+
+def _radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
+  counts = [len(right), *(len(standing) for _, standing in sorted(sweep.items()))]
+  points = [f"{radius:.4g}: {count}" for radius, count in zip([0.0, *sorted(sweep)], counts)]
+  return Check(
+    "radii",
+    _rise(counts) <= _allowed(len(right), MISSES),
+    f"standing at radius {', '.join(points)}; they rise by {_rise(counts)}",
+    "A larger set holds the smaller one, so the attack in the larger one has not converged, or its "
+    "gradients lead it astray.",
+  )
+
+
+def _steps(
+  trial: _Trial, right: np.ndarray, at_radius: np.ndarray, radius: float, num_steps: int
+) -> Check:
+  fewer = [steps for steps in FEWER_STEPS if steps < num_steps]
+  counts = [len(_white_box(trial, right, _fgsm, radius))]
+  counts += [len(_white_box(trial, right, _apgd(steps), radius)) for steps in fewer]
+  counts.append(len(at_radius))
+  names = ["1 (FGSM)", *map(str, fewer), str(num_steps)]
+  points = [f"{name}: {count}" for name, count in zip(names, counts)]
+  return Check(
+    "steps",
+    _rise(counts) <= _allowed(len(right), MISSES),
+    f"standing of {len(right)} after steps {', '.join(points)}; they rise by {_rise(counts)}",
+    "The steps do not climb: gradients are good for one step at most, as those of a masked loss "
+    "are, or the attack's step sizes do not fit.",
+  )
+
+
+def _restarts(right: np.ndarray, once: np.ndarray, after_all: np.ndarray) -> Check:
+  gain = len(once) - len(after_all)
+  return Check(
+    "restarts",
+    gain <= _allowed(len(right), RESTART_MISSES),
+    f"{len(once)} of {len(right)} stand after one start and {len(after_all)} after {NUM_RESTARTS}",
+    "The loss is rugged and one start finds too little: the attack has not converged, and the "
+    "accuracy that it reports is too high.",
+  )
+
+
+def _noise(trial: _Trial, right: np.ndarray, at_radius: np.ndarray, radius: float) -> Check:
+  by_noise = len(right) - len(_standing(trial, right, _at_random, radius))
+  by_attack = len(right) - len(at_radius)
+  # Where the attack breaks everything, noise may; a few that any change breaks are no sign either.
+  few = _allowed(len(right), MISSES)
+  return Check(
+    "noise",
+    by_noise < by_attack or by_noise <= few or by_attack == len(right),
+    f"of {len(right)}, noise on the edge of the set ({_num_draws(trial.x[0].size)} draws) breaks "
+    f"{by_noise}, the attack {by_attack}",
+    "Directions drawn at random do as well as gradients, so the gradients tell the attack nothing, "
+    "or it does not follow them.",
+  )
+
+
+def _black_box(
+  trial: _Trial, right: np.ndarray, unbroken: np.ndarray, radius: float, num_queries: int
+) -> Check:
+  more = len(unbroken) - len(_standing(trial, unbroken, _square(num_queries), radius))
+  return Check(
+    "black box",
+    more <= _allowed(len(right), MISSES),
+    f"{num_queries} queries without gradients break {more} of the {len(unbroken)} that gradients "
+    f"with {NUM_RESTARTS} starts do not break, of {len(right)}",
+    "A search that sees no gradient finds what gradients miss: they are masked, and the accuracy "
+    "under white-box attacks is too high.",
+  )
+
+
+def _allowed(count: int, rate: float) -> int:
+  """How many of so many independent cases of this rate may happen before it is no chance."""
+  return int(stats.binom.ppf(CONFIDENCE, count, rate)) if count else 0
+
+
+def _rise(counts: list[int]) -> int:
+  """How far a sequence that should fall rises above an earlier value; 0 if it never does."""
+  return max(count - min(counts[: place + 1]) for place, count in enumerate(counts))
+
+
+def _sweep(
+  trial: _Trial, right: np.ndarray, make: _Maker, radius: float
+) -> dict[float, np.ndarray]:
+  """Radius -> ids that stand; every radius attacked afresh, from the same random numbers."""
+  radii = {min(factor * radius, max(radius, trial.diameter)) for factor in FACTORS}
+  radii.add(max(radius, trial.diameter))
+  return {each: _white_box(trial, right, make, each) for each in sorted(radii)}
+
+
+def _white_box(
+  trial: _Trial, ids: np.ndarray, make: _Maker, radius: float, run: int = 0
+) -> np.ndarray:
+  """The ids that stand after an ascent of each loss."""
+  for which in range(len(_LOSSES)):
+    ids = _standing(trial, ids, make, radius, run, which)
+  return ids
+
+
+def _standing(
+  trial: _Trial, ids: np.ndarray, make: _Maker, radius: float, run: int = 0, which: int = 0
+) -> np.ndarray:
+  """The ids that an attack does not break; run and which choose its random numbers."""
+  key = jax.random.fold_in(jax.random.key(trial.seed), len(_LOSSES) * run + which)
+  stands = [np.zeros(0, bool)]
+  for part in trial.parts(ids):
+    whole = np.resize(part, trial.size)
+    fooled = _fooled(
+      make,
+      trial.norm,
+      trial.net,
+      np.float32(radius),
+      np.int32(which),
+      key,
+      whole.astype(np.int32),
+      trial.x[whole],
+      trial.y[whole],
+    )
+    stands.append(~np.asarray(fooled)[: len(part)])
+  return ids[np.concatenate(stands)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fooled(
+  make: _Maker,
+  norm: str,
+  net: LogitsFn,
+  radius: Array,
+  which: Array,
+  key: Array,
+  ids: Array,
+  x: Array,
+  y: Array,
+) -> Array:
+  return make(norm, radius, which)(keys_of(key, ids), net, x, y)
+
+
+@jax.jit
+def _is_flat(net: LogitsFn, x: Array, y: Array) -> Array:
+  info, _ = value_and_input_gradient(lambda x: losses.cross_entropy(net(x), y), x)
+  return info.zero_gradient
+
+
+# The makers are compile-time constants, compared by identity: hence the caches.
+
+
+@functools.cache
+def _apgd(num_steps: int) -> _Maker:
+  def make(norm: str, radius: Array, which: Array) -> _Attack:
+    climb = ascend(apgd(norm, radius, num_steps, BOX), num_steps, keep_best=True)
+    return _of_found(white_box.ascent(climb, _loss(which)))
+
+  return make
+
+
+@functools.cache
+def _square(num_queries: int) -> _Maker:
+  def make(norm: str, radius: Array, which: Array) -> _Attack:
+    del which
+    return _of_found(square(norm, radius, BOX, num_queries))
+
+  return make
+
+
+def _fgsm(norm: str, radius: Array, which: Array) -> _Attack:
+  return _of_found(white_box.ascent(steepest(SETS[norm](radius, BOX)), _loss(which)))
+
+
+def _at_random(norm: str, radius: Array, which: Array) -> _Attack:
+  """The furthest points of the set in directions drawn at random."""
+  del which
+  ball = SETS[norm](radius, BOX)
+
+  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
+    def draw(fooled: Array, number: Array) -> tuple[Array, None]:
+      one = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), x.shape[1:]))
+      delta = ball.steepest_ascent(one(keys), x)
+      return fooled | ~losses.correct(logits_fn(x + delta), y), None
+
+    draws = jnp.arange(_num_draws(math.prod(x.shape[1:])))
+    return jax.lax.scan(draw, jnp.zeros(x.shape[:1], bool), draws)[0]
+
+  return attack
+
+
+def _num_draws(num_entries: int) -> int:
+  """Fewer in few dimensions, where noise soon hits upon the gradient's direction by itself."""
+  return max(1, min(NUM_DRAWS, num_entries // 6))
+
+
+def _of_found(attack: LogitsAttack) -> _Attack:
+  return lambda keys, logits_fn, x, y: attack(keys, logits_fn, x, y).fooled
+
+
+def _loss(which: Array) -> Callable[[Array, Array], Array]:
+  """A loss by its place, which is traced: all losses share one program."""
+  return lambda logits, y: jax.lax.switch(which, _LOSSES, logits, y)

@@ -1,0 +1,250 @@
+"""The commands that evaluate and verify: what a user types, what is left, what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from robust_opt import config, ensemble, evaluate, experiment, subject, trust, verdict, verify
+from robust_opt.errors import InputError, RunError
+
+ROOT = Path(__file__).parents[1]
+SMALL = (ensemble._apgd_ce(10), ensemble._apgd_t(10, 3), ensemble._square(20))
+
+
+def small_config():
+  c = config.digits()
+  c.model.name = "SoftmaxRegression"
+  c.dataset.train_examples, c.dataset.test_examples = 300, 120
+  c.training.epochs = 3
+  c.evaluation.sweep = (0.0, 1.0)
+  return c
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """The work directory of a finished run."""
+  workdir = tmp_path_factory.mktemp("run") / "digits"
+  experiment.run(small_config(), workdir)
+  return workdir
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+  monkeypatch.setitem(ensemble.VERSIONS, "quick", SMALL)
+
+
+def options(workdir, **changed):
+  given = {"version": "quick", "batch_size": 64, "trust": False, "norm": "linf", "radius": 0.1}
+  return evaluate.Options({"workdir": str(workdir)}, **given | changed)
+
+
+def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
+  output = tmp_path / "found"
+  assert evaluate.run(options(trained, output=output))
+  printed = capsys.readouterr().out
+  summary = json.loads((output / "summary.json").read_text())
+  assert summary["total"] == 120
+  assert 0 < summary["robust_accuracy"] < summary["clean_accuracy"]
+  assert [row["after"] for row in summary["attacks"]] == ["clean", "apgd-ce", "apgd-t", "square"]
+  assert summary["attacks"][-1]["accuracy"] == summary["robust_accuracy"]
+  assert f"{100 * summary['robust_accuracy']:.2f} %" in printed
+  verify.run(output / "verdict.npz", {})
+  assert "is true" in capsys.readouterr().out
+
+  # Its own summary of the training says the same of the clean images.
+  own = json.loads((trained / "summary.json").read_text())["results"][0]
+  assert summary["clean_accuracy"] == own["correct"] / own["total"]
+
+
+def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
+  assert evaluate.run(options(trained, norm="", radius=None, examples=16))
+  (folder,) = (trained / "evaluations").iterdir()
+  assert folder.name == "linf_0.1_quick_16"
+  assert json.loads((folder / "summary.json").read_text())["claim"]["norm"] == "linf"
+
+
+@pytest.mark.slow
+def test_a_second_call_finds_what_the_first_left(trained, tmp_path, monkeypatch):
+  evaluate.run(options(trained, output=tmp_path / "found"))
+  data = (tmp_path / "found" / "verdict.npz").read_bytes()
+  monkeypatch.setattr(ensemble, "autoattack", None)  # it would fail if it were called
+  evaluate.run(options(trained, output=tmp_path / "found"))
+  assert (tmp_path / "found" / "verdict.npz").read_bytes() == data
+
+
+def test_another_evaluation_is_refused_the_folder(trained, tmp_path):
+  evaluate.run(options(trained, output=tmp_path / "found", examples=16))
+  with pytest.raises(InputError, match=r"holds another study.*radius: 0.1 -> 0.2"):
+    evaluate.run(options(trained, output=tmp_path / "found", examples=16, radius=0.2))
+
+
+@pytest.mark.slow
+def test_a_damaged_part_is_made_again(trained, tmp_path):
+  evaluate.run(options(trained, output=tmp_path / "whole"))
+  evaluate.run(options(trained, output=tmp_path / "damaged"))
+  (tmp_path / "damaged" / "verdict.npz").unlink()
+  first = min((tmp_path / "damaged" / "parts").iterdir())
+  first.write_bytes(first.read_bytes()[:40])
+  evaluate.run(options(trained, output=tmp_path / "damaged"))
+  ours, theirs = (verdict.load(tmp_path / name / "verdict.npz") for name in ("damaged", "whole"))
+  np.testing.assert_array_equal(ours.verdict.images, theirs.verdict.images)
+
+
+def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
+  checks = [trust.Check("monotone", False, "it rose", "the gradient is masked")]
+  monkeypatch.setattr(trust, "report", lambda *_, **__: checks)
+  assert not evaluate.run(options(trained, output=tmp_path / "found", trust=True, examples=16))
+  assert "| NO | it rose | the gradient is masked |" in capsys.readouterr().out
+
+
+NET = """
+import numpy as np
+rng = np.random.default_rng(0)
+weights = rng.normal(size=(6, 3)).astype(np.float32)
+def logits_fn(x):
+  return x @ weights
+number = 3
+"""
+
+
+def own(folder, **changed):
+  """A function and data of the user's own."""
+  (folder / "my_net.py").write_text(NET)
+  rng = np.random.default_rng(1)
+  x = rng.random((30, 6)).astype(np.float32)
+  weights = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  arrays = {"x": x, "y": (x @ weights).argmax(axis=1)} | changed
+  np.savez(folder / "data.npz", **arrays)
+  return {"model": "my_net:logits_fn", "data": str(folder / "data.npz")}
+
+
+def test_any_function_on_any_data(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path)
+  found = options("")._replace(source=source, output=tmp_path / "found", radius=0.05)
+  assert evaluate.run(found)
+  verify.run(tmp_path / "found" / "verdict.npz", {})
+  with pytest.raises(InputError, match="need --output"):
+    evaluate.run(found._replace(output=None))
+
+
+def test_verify_says_what_is_untrue(trained, tmp_path):
+  evaluate.run(options(trained, output=tmp_path / "found", examples=32))
+  path = tmp_path / "found" / "verdict.npz"
+  stored = verdict.load(path)
+  with np.load(path) as file:
+    arrays = {name: file[name] for name in file.files if name != "sha256"}
+  arrays["broken_by"] = np.where(arrays["broken_by"] > 0, -1, arrays["broken_by"])
+  np.savez(path, **arrays, sha256=np.array(verdict._digest(arrays)))
+  with pytest.raises(RunError, match=f"is not true.*holds {len(stored.broken_ids)} images") as end:
+    verify.run(path, {})
+  assert end.value.exit_code == 1
+
+
+def command(name, *arguments, folder=ROOT, **options):
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  return subprocess.Popen(
+    [sys.executable, "-m", f"robust_opt.{name}", *map(str, arguments)],
+    cwd=folder,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_bytes(trained, tmp_path):
+  """SIGKILL at several moments of a real run."""
+
+  def arguments(output):
+    flags = [f"--workdir={trained}", "--norm=linf", "--radius=0.1", "--notrust", "--batch_size=16"]
+    return "evaluate", *flags, f"--output={output}"
+
+  whole = command(*arguments(tmp_path / "whole"))
+  assert whole.wait() == 0, whole.stderr.read()
+  for dies_after in (1, 9, 20):
+    process = command(*arguments(tmp_path / "killed"))
+    parts = tmp_path / "killed" / "parts"
+    while process.poll() is None and (
+      not parts.exists() or len(list(parts.glob("*.npz"))) < dies_after
+    ):
+      time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+  last = command(*arguments(tmp_path / "killed"))
+  assert last.wait() == 0, last.stderr.read()
+  for process in (whole, last):
+    process.stdout.close()
+    process.stderr.close()
+  killed, never = (verdict.load(tmp_path / name / "verdict.npz") for name in ("killed", "whole"))
+  jax.tree.map(np.testing.assert_array_equal, killed.verdict[1:], never.verdict[1:])
+
+
+def refused(*arguments, folder=ROOT):
+  """The one sentence on stderr of a command that exits with 2."""
+  process = command(*arguments, folder=folder)
+  out, error = process.communicate()
+  assert process.returncode == 2, out + error
+  lines = [line for line in error.splitlines() if line.startswith("robust_opt: ")]
+  assert len(lines) == 1, error
+  assert "Traceback" not in error
+  return lines[0]
+
+
+def test_bad_flags_are_one_sentence(tmp_path):
+  """Two real processes; the other sentences are asked for in this one."""
+  assert "either --workdir" in refused("evaluate", "--norm=linf", "--radius=0.1")
+  (tmp_path / "broken.npz").write_bytes(b"no")
+  assert "no verdict that can be read" in refused("verify", tmp_path / "broken.npz")
+
+
+def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path)
+  cases = [
+    ({"workdir": str(tmp_path / "none")}, "no config of a run that can be read"),
+    ({"workdir": str(trained), "model": "a:b"}, "either --workdir of a run, or both"),
+    ({"model": "a:b"}, "either --workdir of a run, or both"),
+    ({**source, "model": "my_net"}, "must be module:function"),
+    ({**source, "model": "no_such_net:f"}, "cannot be imported"),
+    ({**source, "model": "my_net:other"}, "cannot be imported"),
+    ({**source, "model": "my_net:number"}, "must be a function of images"),
+    ({**source, "data": str(tmp_path / "none.npz")}, "must be an .npz file with x and y"),
+    ({**source, "data": str(tmp_path / "my_net.py")}, "must be an .npz file with x and y"),
+    ({"workdir": str(trained), "checkpoint": "first"}, "must be last or best"),
+  ]
+  for given, words in cases:
+    with pytest.raises(InputError, match=words):
+      subject.load(given)
+  with pytest.raises(InputError, match="--examples must be an integer >= 0"):
+    subject.load(source, examples=-1)
+
+
+def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name, changed in {"y": np.full(30, 9), "x": np.full((30, 6), 7.0)}.items():
+    source = own(tmp_path, **{name: changed})
+    with pytest.raises(InputError):
+      evaluate.run(options("")._replace(source=source, output=tmp_path / "found"))
+  assert not (tmp_path / "found").exists()
+
+
+def test_a_run_without_checkpoints(tmp_path, trained):
+  (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+  with pytest.raises(InputError, match="holds no checkpoints"):
+    subject.load({"workdir": str(tmp_path)})
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(InputError, match="no config of a run that can be read"):
+    subject.load({"workdir": str(tmp_path)})
