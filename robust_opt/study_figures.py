@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from robust_opt.files import atomic_write
 
@@ -91,6 +91,8 @@ def convergence(curves: Mapping[str, Mapping[str, Any]], stem: Path, lowest: flo
     _banded(axis, index, net, curve["steps"], curve["mean"], curve["half_width"], marks=False)
   axis.set(xlabel="updates (logarithmic)", ylabel="clean test accuracy (%)", xscale="log")
   axis.set_ylim(bottom=100 * lowest, top=100.0)
+  axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+  axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
   axis.xaxis.set_minor_formatter(NullFormatter())
   axis.grid(alpha=0.3)
   axis.legend(frameon=False, fontsize=8, loc="lower right")

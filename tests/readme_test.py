@@ -75,3 +75,13 @@ def test_its_table_is_that_of_the_committed_runs():
     standard, robust = (f"{100 * c / sweeps[0]['total']:.2f}" for c in correct)
     assert f"| {name} | {standard} | {robust} |" in README
     assert correct[1] > correct[0]
+
+
+def test_its_table_1_is_that_of_the_committed_study():
+  table = json.loads((ROOT / "results" / "shaham2015" / "mnist" / "accuracy.json").read_text())
+  for row in table["rows"]:
+    cells = [row["clean"], row["A"], row["A, l1"], row["A, l2"], row["A, linf"]]
+    numbers = [f"{c['mean']:.2f} ± {c['half_width']:.2f}" if c["mean"] else "0" for c in cells]
+    published = [row["published clean"], row["published A"]]
+    expected = [row["net"], numbers[0], published[0], numbers[1], published[1], *numbers[2:]]
+    assert f"| {' | '.join(expected)} |" in README

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import robust_opt as ro
-from robust_opt import collection, config, data, models, seeds, tables
+from robust_opt import collection, config, data, ensemble, models, seeds, tables
 from robust_opt.errors import InputError
 from robust_opt.papers import shaham2015, shaham2015_report
 from robust_opt.papers.shaham2015 import NETS, PRESETS, Numbers, Options
@@ -122,6 +122,24 @@ def test_figures_are_there_and_small(study):
   ):
     for suffix in (".png", ".pdf"):
       assert 3_000 < (study / "results" / f"{stem}{suffix}").stat().st_size < 300_000
+
+
+def test_autoattack_is_asked_for_when_all_else_is_done(study, tmp_path, monkeypatch):
+  few = (ensemble._apgd_ce(5), ensemble._square(5))
+  monkeypatch.setitem(ensemble.VERSIONS, "standard", few)
+  workdir = tmp_path / "study"
+  shutil.copytree(study, workdir)
+  shaham2015.run(small(workdir, autoattack_examples=24))
+  rows = read(workdir / "results" / "autoattack.json")["rows"]
+  assert [(row["net"], row["norm"]) for row in rows] == [
+    (name, norm) for name in shaham2015_report.NAMES.values() for norm in ("l1", "l2", "linf")
+  ]
+  linf = rows[-1]
+  for row in rows:
+    left = [float(row[f"after {attack}"]) for attack in ("clean", "apgd-ce", "square")]
+    assert left == sorted(left, reverse=True)
+  assert 0 < float(linf["after square"]) < float(linf["after clean"]) <= 100
+  assert not (study / "results" / "autoattack.json").exists()
 
 
 def test_manifest_says_what_was_run(study):

@@ -336,10 +336,10 @@ def manifest(
   device = jax.devices()[0]
   folder = study.workdir / "collections"
   return {
-    "command": " ".join(["python -m robust_opt.papers.shaham2015", *sys.argv[1:]]),
+    "command": " ".join(["python -m robust_opt.papers.shaham2015", *_without_places(sys.argv[1:])]),
     "numbers": options.numbers._asdict(),
     "seeds": nets.seeds,
-    "configs": {name: config_lib.as_dict(net.config) for name, net in nets.nets.items()},
+    "configs": {name: _placeless(net.config) for name, net in nets.nets.items()},
     "versions": {name: metadata.version(name) for name in packages}
     | {"python": platform.python_version()},
     "device": {
@@ -360,6 +360,18 @@ def manifest(
       "collections": {path.name: file_sha256(path) for path in sorted(folder.glob("*.npz"))},
     },
   }
+
+
+def _without_places(arguments: Sequence[str]) -> list[str]:
+  """Where things lay is nobody's business: the manifest is made to be published."""
+  places = ("workdir", "data_dir", "cache_dir")
+  return [a for a in arguments if a.lstrip("-").partition("=")[0] not in places]
+
+
+def _placeless(config: ConfigDict) -> dict[str, Any]:
+  value = config_lib.as_dict(config)
+  value["dataset"] |= {"data_dir": "", "cache_dir": ""}
+  return value
 
 
 def main(argv: Sequence[str]) -> None:
