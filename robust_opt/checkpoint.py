@@ -53,9 +53,9 @@ class Checkpoints:
       ),
       enable_async_checkpointing=False,
       step_format_fixed_length=8,
-      cleanup_tmp_directories=True,
     )
     with name_in_errors(self._directory):
+      self._remove_left_overs()
       self._set_aside_unreadable()
       self._manager = ocp.CheckpointManager(self._directory, options=self._options)
 
@@ -159,6 +159,12 @@ class Checkpoints:
     if step is None:
       return "no checkpoint was saved before it"
     return f"the last good checkpoint is that of step {step}"
+
+  def _remove_left_overs(self) -> None:
+    """Of saves that were killed; Orbax' own cleaning runs on a thread that nobody waits for."""
+    if jax.process_index() == 0:
+      for left_over in self._directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
   def _set_aside_unreadable(self) -> None:
     """Orbax reads every metric when it opens the folder; one that is damaged would stop it."""

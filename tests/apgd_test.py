@@ -300,6 +300,7 @@ def test_examples_do_not_mix(name):
 
 
 @BOTH_ALGORITHMS
+@pytest.mark.slow
 def test_jit_changes_nothing(name):
   three_steps = functools.partial(run_eagerly, name, "ball_with_box", wave, 3)
   eager, compiled = (f(*problem()) for f in (three_steps, jax.jit(three_steps)))
@@ -449,6 +450,7 @@ def test_beats_plain_ascent_at_as_many_gradients(name, radius):
   assert mean_gain(name, "apgd", radius) > 1.05 * mean_gain(name, "pgd", radius)
 
 
+@pytest.mark.slow
 def test_shrinking_balls_end_in_the_last_and_are_no_worse():
   assert mean_gain("l1", "shrinking", 1.0) > 0.98 * mean_gain("l1", "apgd", 1.0)
 

@@ -25,6 +25,9 @@ from robust_opt.certify.layers import (
   from_params,
 )
 
+pytestmark = pytest.mark.slow  # they compile for minutes
+
+
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 EVERY_NORM = pytest.mark.parametrize("norm", list(SETS))
@@ -120,7 +123,6 @@ def steepest_points(layers, x, norm, radius, box):
 
 
 @EVERY_CASE
-@pytest.mark.slow
 def test_bounds_contain_what_the_net_does(net, norm, box):
   """At a thousand points; and CROWN is nowhere looser than intervals."""
   layers, x, y = problem(net)
@@ -155,7 +157,6 @@ def test_bounds_contain_what_the_net_does(net, norm, box):
   radius=st.floats(0, 2, width=32),
   gain=st.floats(0.125, 8, width=32),
 )
-@pytest.mark.slow
 def test_bounds_of_any_net_contain_what_it_does(seed, norm, box, radius, gain):
   rng = np.random.default_rng(seed)
   _, x, _ = problem("mlp")
@@ -206,7 +207,6 @@ def test_radius_0_gives_the_logits(net, norm, box, method):
 
 @EVERY_NORM
 @EVERY_BOX
-@pytest.mark.slow
 def test_two_hidden_units_against_a_dense_grid(norm, box):
   """In the plane the worst margin can be looked up; where no unit switches CROWN is exact."""
   layers = [
@@ -254,7 +254,6 @@ def attacked(net, norm, box):
 
 @EVERY_CASE
 @EVERY_METHOD
-@pytest.mark.slow
 def test_what_is_certified_withstands_pgd(net, norm, box, method):
   """At the edge of what is certified; some examples are, and some are not."""
   layers, x, y = problem(net)
@@ -444,7 +443,6 @@ def test_max_pool_is_xlas():
   ],
   ids=lambda value: type(value).__name__,
 )
-@pytest.mark.slow
 def test_from_params_is_the_net(net, shape):
   params, model_state = models.init(net, jax.random.key(0), shape)
   rng = np.random.default_rng(8)

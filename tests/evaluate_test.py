@@ -64,6 +64,7 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   assert summary["clean_accuracy"] == own["correct"] / own["total"]
 
 
+@pytest.mark.slow
 def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
   assert evaluate.run(options(trained, norm="", radius=None, examples=16))
   (folder,) = (trained / "evaluations").iterdir()
@@ -80,6 +81,7 @@ def test_a_second_call_finds_what_the_first_left(trained, tmp_path, monkeypatch)
   assert (tmp_path / "found" / "verdict.npz").read_bytes() == data
 
 
+@pytest.mark.slow
 def test_another_evaluation_is_refused_the_folder(trained, tmp_path):
   evaluate.run(options(trained, output=tmp_path / "found", examples=16))
   with pytest.raises(InputError, match=r"holds another study.*radius: 0.1 -> 0.2"):
@@ -98,6 +100,7 @@ def test_a_damaged_part_is_made_again(trained, tmp_path):
   np.testing.assert_array_equal(ours.verdict.images, theirs.verdict.images)
 
 
+@pytest.mark.slow
 def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
   checks = [trust.Check("monotone", False, "it rose", "the gradient is masked")]
   monkeypatch.setattr(trust, "report", lambda *_, **__: checks)

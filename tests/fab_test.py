@@ -161,6 +161,7 @@ def test_zero_gradients_find_nothing(rank):
   np.testing.assert_array_equal(delta, 0)
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_are_misclassified():
   x, *_ = linear_problem(3)
   bad = np.resize([np.nan, np.inf, -np.inf], (BATCH, 1)).astype(np.float32)
@@ -230,6 +231,7 @@ def test_the_final_search_shortens_what_one_step_overshoots():
 
 
 @EVERY_NORM
+@pytest.mark.slow
 def test_no_worse_than_pgd_with_its_radius(norm):
   """A net of one hidden layer: what PGD fools at a radius, FAB nearly always does at 1.05 of it."""
   rng = np.random.default_rng(11)

@@ -12,6 +12,9 @@ from scipy import optimize
 import robust_opt as ro
 from robust_opt.attacks import fab, hyperplanes, minimal, szegedy
 
+pytestmark = pytest.mark.slow  # they compile for minutes
+
+
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 WIDE = (-50.0, 50.0)  # binds nowhere
@@ -28,10 +31,7 @@ MAKERS = {
 }
 TABLE = [(a, n) for a in ("fab", "deepfool", "fast_minimum_norm") for n in ORDERS]
 TABLE += [("fab_t", "linf"), ("fab_restarts", "l1"), ("szegedy", "l2")]
-# Compiling an attack takes seconds: a row for each in the fast set, the rest in the slow one.
-FAST = {("fab", "linf"), ("deepfool", "l2"), ("fast_minimum_norm", "l1"), ("szegedy", "l2")}
-ROWS = [row if row in FAST else pytest.param(*row, marks=pytest.mark.slow) for row in TABLE]
-CONTRACT = pytest.mark.parametrize(("attack", "norm"), ROWS)
+CONTRACT = pytest.mark.parametrize(("attack", "norm"), TABLE)
 IN_L2 = pytest.mark.parametrize("attack", ["fab", "deepfool", "fast_minimum_norm", "szegedy"])
 EVERY_NORM = pytest.mark.parametrize("norm", ORDERS)
 NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 3, 10])
@@ -222,7 +222,6 @@ def test_found_points_are_misclassified_and_in_the_box(attack, norm):
 
 
 @IN_L2
-@pytest.mark.slow
 def test_and_in_a_box_whose_ends_round(attack):
   check_found(attack, "l2", (-2.1, 2.6))
 
@@ -244,7 +243,6 @@ def test_examples_do_not_mix(attack, norm):
 
 
 @IN_L2
-@pytest.mark.slow
 def test_the_size_of_the_batch_does_not_matter(attack):
   x, y = image_problem()
   delta, found = runner(attack, "l2")(keys_of(), x, y)
@@ -272,7 +270,7 @@ def test_no_gradient_flows(attack):
   chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
 
 
-@pytest.mark.parametrize(("attack", "norm"), [r for r in ROWS if r != ("szegedy", "l2")])
+@pytest.mark.parametrize(("attack", "norm"), [row for row in TABLE if row[0] != "szegedy"])
 def test_the_scale_of_the_logits_does_not_matter(attack, norm):
   """A power of two changes no digit. The loss of szegedy has a scale."""
   x, y = image_problem()
@@ -308,7 +306,6 @@ def test_a_linear_model_is_fooled_at_its_exact_distance(attack, norm, num_classe
 # Each attack on its own.
 
 
-@pytest.mark.slow
 def test_deepfool_oversteps_by_what_it_says():
   x, weights, bias = linear_problem(3)
   y = np.argmax(linear(weights, bias)(x), -1)
@@ -317,7 +314,6 @@ def test_deepfool_oversteps_by_what_it_says():
   np.testing.assert_allclose(size(delta, "l2"), 1.3 * exact, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_deepfool_looks_at_as_many_classes_as_it_is_told():
   x, weights, bias = linear_problem(10)
   y = np.argmax(linear(weights, bias)(x), -1)
@@ -331,7 +327,6 @@ def test_deepfool_looks_at_as_many_classes_as_it_is_told():
   assert np.any(norms[1] < 0.99 * norms[0])
 
 
-@pytest.mark.slow
 def test_szegedy_on_a_linear_model_of_two_classes():
   x, weights, bias = linear_problem(2)
   logits_fn = linear(weights, bias)
@@ -344,7 +339,6 @@ def test_szegedy_on_a_linear_model_of_two_classes():
   assert np.all((ratio >= 1 - 1e-5) & (ratio <= 1.05))
 
 
-@pytest.mark.slow
 def test_szegedy_reaches_its_targets():
   x, y = image_problem()
   run = jax.jit(lambda targets: szegedy.szegedy()(keys_of(), net, x, y, targets))
@@ -357,7 +351,6 @@ def test_szegedy_reaches_its_targets():
   assert not np.any(run(y).found[2:])  # the label itself is no target
 
 
-@pytest.mark.slow
 def test_szegedy_minimises_as_scipy_does():
   """One constant, so that the descent itself is seen: the minimum within the box, pixels pinned."""
   x, weights, bias = linear_problem(3, batch=6)
@@ -419,7 +412,6 @@ def plane_problem():
 
 
 @EVERY_NORM
-@pytest.mark.slow
 def test_near_the_brute_force_minimum_in_the_plane(norm):
   logits_fn, x, y, grid, labels = plane_problem()
   distances = np.linalg.norm(grid[None] - x[:, None], ORDERS[norm], axis=-1)

@@ -124,6 +124,7 @@ def test_figures_are_there_and_small(study):
       assert 3_000 < (study / "results" / f"{stem}{suffix}").stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_autoattack_is_asked_for_when_all_else_is_done(study, tmp_path, monkeypatch):
   few = (ensemble._apgd_ce(5), ensemble._square(5))
   monkeypatch.setitem(ensemble.VERSIONS, "standard", few)

@@ -12,6 +12,9 @@ from scipy import stats
 import robust_opt as ro
 from robust_opt.certify.smoothing import certify_smoothed, class_counts, lower_confidence_bound
 
+pytestmark = pytest.mark.slow  # they compile for minutes
+
+
 WEIGHTS = np.float32([3.0, -2.0, 1.0, 0.5])
 SIGMA = 0.25
 BATCH = 6

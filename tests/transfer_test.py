@@ -15,6 +15,9 @@ from robust_opt.attacks.types import Found
 BATCH, SHAPE, RADIUS = 12, (4, 3, 1), 0.2
 
 
+pytestmark = pytest.mark.slow  # they compile for minutes
+
+
 def problem(num_classes=3):
   """keys, x, and logits_of(i): x -> logits of the i-th linear net."""
   rng = np.random.default_rng(0)
@@ -77,7 +80,6 @@ def test_it_keeps_the_first_that_fools_and_else_the_highest_margin(sources):
   assert not np.any(np.asarray(found.delta)[[1, 5]])
 
 
-@pytest.mark.slow
 def test_more_sources_never_do_worse():
   keys, x, logits_of = problem()
   target = logits_of(0)
@@ -93,7 +95,6 @@ def test_more_sources_never_do_worse():
   assert np.sum(value[2] > value[0]) > 0
 
 
-@pytest.mark.slow
 def test_an_examples_result_is_its_own():
   keys, x, logits_of = problem()
   target = logits_of(0)
