@@ -87,6 +87,7 @@ def adversary(norm, box, num_classes):
 @EVERY_NORM
 @EVERY_BOX
 @pytest.mark.parametrize("num_classes", [2, 10])
+@pytest.mark.slow
 def test_margin_is_attained_and_never_exceeded(norm, box, num_classes):
   """By the steepest ascent on the best target; no sample of the set and no attack does better."""
   weights, bias, x, y, radius = problem(num_classes)
@@ -138,6 +139,7 @@ def test_one_radius_is_the_same_for_every_example(norm):
 
 @EVERY_NORM
 @EVERY_COUNT
+@pytest.mark.slow
 def test_distance_is_where_the_margin_turns(norm, num_classes):
   weights, bias, x, y, _ = problem(num_classes)
   distance = shortest(weights, bias, x, y, norm)
