@@ -15,6 +15,7 @@ Layers are pytrees of their parameters, so that they may be arguments of a jitte
 Convolutions and their transposes are never turned into matrices.
 """
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
@@ -55,18 +56,18 @@ def apply(layers: Sequence[Layer], x: Array) -> Array:
   return x
 
 
-class AffineLayer:
+class AffineLayer(abc.ABC):
   """Base of the layers z -> L z + bias; a subclass gives L and |L|."""
 
   bias: Array | float = 0.0
 
+  @abc.abstractmethod
   def linear(self, x: Array) -> Array:
     """L x, [B, *in] -> [B, *out]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def magnitude(self, x: Array) -> Array:
     """|L| x, with the absolute value of every entry of L: [B, *in] -> [B, *out]."""
-    raise NotImplementedError
 
   def __call__(self, x: Array) -> Array:
     """L x + bias."""
