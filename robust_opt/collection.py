@@ -11,9 +11,6 @@ float32: rounded to 8 bits, perturbations of a small radius would change or vani
 makes the 8-bit version on purpose).
 """
 
-import hashlib
-import math
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,18 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_opt.ensemble import NORMS
 from robust_opt.errors import InputError
 from robust_opt.evaluation import perturb
-from robust_opt.files import atomic_write
+from robust_opt.files import read_sealed, write_sealed
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
 from robust_opt.training import ApplyFn
 from robust_opt.types import Array, Batch, ModelState, Params
+from robust_opt.verdict import TOLERANCE, lengths
 
 # A logit difference that another batch size or machine may round away. Examples whose error is
 # smaller are left out: the net must be wrong on the collection wherever it is loaded.
 MARGIN = 1e-3
-TOLERANCE = 1e-6  # of a norm, relative to the radius
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]  # images [N, *S] float32 -> logits [N, C]
 Ascend = Callable[[str, float, np.ndarray, np.ndarray], np.ndarray]  # (norm, radius, x, y) -> delta
@@ -191,38 +189,26 @@ def relative_norms(collection: Collection, images: np.ndarray) -> np.ndarray:
     collection: M examples.
     images: [N, *S], the test set that they were made from.
   """
-  sources = pixels(images)[collection.source_ids]
-  delta = collection.images.astype(np.float64) - sources.astype(np.float64)
-  flat = np.abs(delta).reshape(len(delta), math.prod(delta.shape[1:]))
-  norms = {"linf": flat.max(axis=1), "l1": flat.sum(axis=1), "l2": np.sqrt((flat**2).sum(axis=1))}
-  lengths = np.select([collection.norms == n for n in norms], list(norms.values()), np.inf)
-  return lengths / collection.radii
+  delta = collection.images.astype(np.float64) - pixels(images)[collection.source_ids]
+  found = np.select(
+    [collection.norms == norm for norm in NORMS], [lengths(delta, norm) for norm in NORMS], np.inf
+  )
+  return found / collection.radii
 
 
 def save(collection: Collection, path: Path) -> None:
   """Writes an .npz that loads without pickle; the same collection gives the same bytes."""
-  fields = collection._asdict() | {"net": np.array(collection.net)}
-  with atomic_write(path) as file:
-    np.savez_compressed(file, **fields, sha256=np.array(_digest(collection)))
+  write_sealed(path, collection._asdict())
 
 
 def load(path: Path) -> Collection:
   """Reads a collection and checks that it is what was written.
 
   Raises:
-    InputError: the file is damaged, changed, or no collection.
+    InputError: the file is absent, damaged, changed, or no collection.
   """
-  try:
-    # Opened here: np.load leaves a damaged archive open.
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-    stated = str(arrays.pop("sha256"))
-    collection = Collection(**arrays | {"net": str(arrays["net"])})
-    if _digest(collection) != stated:
-      raise ValueError("its arrays do not match their SHA-256")
-  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(f"{path} is no collection that can be used ({error}).") from error
-  return collection
+  with read_sealed(path, "collection") as arrays:
+    return Collection(net=str(arrays.pop("net")), **arrays)
 
 
 def verify(
@@ -273,12 +259,3 @@ def _rounded_inwards(x: np.ndarray, delta: np.ndarray, radius: float) -> np.ndar
   beyond = np.abs(image.astype(np.float64) - x.astype(np.float64)) > radius
   image[beyond] = np.nextafter(image[beyond], x[beyond])
   return image
-
-
-def _digest(collection: Collection) -> str:
-  sha = hashlib.sha256(collection.net.encode())
-  for name, array in collection._asdict().items():
-    if name != "net":
-      sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
-      sha.update(np.ascontiguousarray(array).tobytes())
-  return sha.hexdigest()

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_opt import commands, ensemble, sharding, subject, trust, verdict
 from robust_opt.errors import InputError, RunError
-from robust_opt.files import atomic_write, write_json
+from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.study import Study
 
 # Examples that the trust report looks at, at most.
@@ -139,14 +139,13 @@ def _parts(folder: Path) -> ensemble.Parts:
 
   def load(name: str) -> Mapping[str, np.ndarray] | None:
     try:
-      with (folder / f"{name}.npz").open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        return {"ids": file["ids"], "images": file["images"]}
-    except Exception:  # absent or damaged, in any way
+      with read_sealed(folder / f"{name}.npz", "part") as arrays:
+        return arrays
+    except InputError:
       return None
 
   def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    with atomic_write(folder / f"{name}.npz") as file:
-      np.savez(file, ids=arrays["ids"], images=arrays["images"])
+    write_sealed(folder / f"{name}.npz", arrays)
 
   return ensemble.Parts(load, save)
 

@@ -1,14 +1,25 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed into it."""
+"""Files that are whole or absent: written beside their place, flushed, then renamed into it.
+
+  write_json(path, value)
+  write_sealed(path, {"images": images, "net": sha256})   # .npz: arrays and a SHA-256 of them
+  with read_sealed(path, "collection") as arrays:         # as they were written, or InputError
+    ...
+
+A write that is killed leaves what was there before, and a `.part` that `leftovers` finds.
+"""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from robust_opt.errors import WriteError
+import numpy as np
+
+from robust_opt.errors import InputError, WriteError
 
 
 @contextlib.contextmanager
@@ -52,9 +63,63 @@ def write_json(path: Path, value: Any) -> None:
     file.write(text.encode())
 
 
+def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
+  """Writes an .npz that needs no pickle and holds the SHA-256 of its arrays, atomically.
+
+  The same arrays give the same bytes.
+
+  Args:
+    path: where to, ending in .npz.
+    arrays: what numpy.asarray takes, of numbers or strings, by names other than "sha256".
+
+  Raises:
+    WriteError: it could not be written.
+    TypeError: an array would need pickle.
+  """
+  kept: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+  for name, array in kept.items():
+    if array.dtype.hasobject:
+      raise TypeError(f"{name} must be of numbers or strings, but is of {array.dtype}.")
+  with atomic_write(path) as file:
+    np.savez_compressed(file, **kept, sha256=np.array(_digest(kept)))
+
+
+@contextlib.contextmanager
+def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
+  """The arrays of a file of `write_sealed`, by name; the block takes from them what it needs.
+
+  Args:
+    path: of the file.
+    kind: what the file should be, for the sentence of the error.
+
+  Raises:
+    InputError: the file is absent, damaged or changed, or the block fails, as it does on the
+      arrays of another kind of file.
+  """
+  try:
+    # Opened here: np.load leaves a damaged archive open.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+    if str(arrays.pop("sha256", "")) != _digest(arrays):
+      raise ValueError("its arrays do not match their SHA-256")
+    yield arrays
+  except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
+    reason = str(error) or type(error).__name__
+    raise InputError(f"{path} is no {kind} that can be read ({reason}).") from error
+
+
 def leftovers(directory: Path) -> list[Path]:
   """What atomic writes that were killed have left in a directory."""
   return sorted(directory.glob(".*.part"))
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+  sha = hashlib.sha256()
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
 
 
 def _umask() -> int:

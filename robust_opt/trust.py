@@ -22,32 +22,28 @@ found.
 |  an attack that does not climb                    |  steps, noise, unbounded radius          |
 """
 
-import functools
-import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from robust_opt import losses
-from robust_opt.attacks import white_box
-from robust_opt.attacks.square import square
-from robust_opt.attacks.types import LogitsAttack
-from robust_opt.ensemble import BOX, checked, predictions
+from robust_opt.ensemble import checked
 from robust_opt.errors import InputError
-from robust_opt.maximizers import ascend, steepest
-from robust_opt.maximizers.apgd import SETS, apgd
-from robust_opt.maximizers.core import value_and_input_gradient
-from robust_opt.training import keys_of
+from robust_opt.trust_trials import (
+  Trial,
+  answers,
+  apgd_attack,
+  fgsm_attack,
+  noise_attack,
+  num_draws,
+  square_attack,
+)
 from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
 FEWER_STEPS = (5, 20)  # besides one and num_steps
 NUM_RESTARTS = 5
-NUM_DRAWS = 10  # of noise, at most: a control should be given more than one chance
 
 # Sums in another order differ by some 1e-6 of the largest logit; statistics of another batch by
 # 1e-2 and more.
@@ -65,11 +61,6 @@ RESTART_MISSES = 0.02
 # Counts are held against this quantile of the binomial, so that a healthy net fails a check by
 # chance in one set of a thousand, whatever the size of the set.
 CONFIDENCE = 0.999
-
-_LOSSES = (losses.cross_entropy, losses.dlr)
-# (norm, radius [], place in _LOSSES []) -> (keys [B], logits_fn, x, y [B]) -> fooled [B]
-_Attack = Callable[[Array, LogitsFn, Array, Array], Array]
-_Maker = Callable[[str, Array, Array], _Attack]
 
 
 class Check(NamedTuple):
@@ -134,29 +125,30 @@ def report(
       raise InputError(f"{name} must be an integer >= 1, but was {count}.")
   # The log of a softmax takes no probabilities for what they are: here they are to be reported.
   x, y = checked(lambda x: jax.nn.log_softmax(logits_fn(x)), x, y, norm, radius, batch_size)
-  radius, size = float(radius), min(batch_size, len(x))
-  logits = _logits(logits_fn, x, size)
+  size = min(batch_size, len(x))
   partial = isinstance(logits_fn, jax.tree_util.Partial)
   net = logits_fn if partial else jax.tree_util.Partial(logits_fn)
-  right = np.flatnonzero(predictions(net, x, size) == y)
-  trial = _Trial(net, x, y, norm, seed, size)
-  sweep = _sweep(trial, right, _apgd(num_steps), radius)
-  at_radius = sweep[radius]
-  after_restarts = at_radius
+  trial = Trial(net, x, y, norm, float(radius), seed, size)
+  logits = answers(logits_fn, x, size)
+  right = trial.right()
+  attack = apgd_attack(num_steps)
+  sweep = trial.sweep(right, attack, FACTORS)
+  once = sweep[trial.radius]
+  after_restarts = once
   for run in range(1, NUM_RESTARTS):
-    after_restarts = _white_box(trial, after_restarts, _apgd(num_steps), radius, run)
+    after_restarts = trial.white_box(after_restarts, attack, run)
   return [
     _clean_accuracy(len(right), y, logits.shape[1]),
     _are_logits(logits),
-    _repeatable(logits, _logits(logits_fn, x, size)),
-    _batches(logits, logits_fn, x, size, seed),
+    _repeatable(logits, answers(logits_fn, x, size)),
+    _batches(logits, logits_fn, trial),
     _gradients(trial, right),
     _unbounded(sweep, len(x)),
     _radii(sweep, right),
-    _steps(trial, right, at_radius, radius, num_steps),
-    _restarts(right, at_radius, after_restarts),
-    _noise(trial, right, at_radius, radius),
-    _black_box(trial, right, after_restarts, radius, num_queries),
+    _steps(trial, right, once, num_steps),
+    _restarts(right, once, after_restarts),
+    _noise(trial, right, once),
+    _black_box(trial, right, after_restarts, num_queries),
   ]
 
 
@@ -209,11 +201,11 @@ def _repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
   )
 
 
-def _batches(logits: np.ndarray, logits_fn: LogitsFn, x: np.ndarray, size: int, seed: int) -> Check:
-  order = np.random.default_rng(seed).permutation(len(x))
+def _batches(logits: np.ndarray, logits_fn: LogitsFn, trial: Trial) -> Check:
+  size, order = trial.size, np.random.default_rng(trial.seed).permutation(len(trial.x))
   # Of another size too: if all examples are one batch, another order alone leaves it as it is.
   other = size // 3 if size >= 3 else size + 1
-  shuffled = _logits(logits_fn, x[order], other)
+  shuffled = answers(logits_fn, trial.x[order], other)
   same, measured = _compared(logits, shuffled[np.argsort(order)])
   return Check(
     "batches",
@@ -235,44 +227,11 @@ def _compared(a: np.ndarray, b: np.ndarray) -> tuple[bool, str]:
   )
 
 
-def _logits(logits_fn: LogitsFn, x: np.ndarray, size: int) -> np.ndarray:
-  """As the caller's own call gives them, [N, C]: under a jit of ours, Python noise would freeze."""
-  # Elsewhere than on a CPU, sizes differ by whether their products are rounded to fewer bits.
-  with jax.default_matmul_precision("highest"):
-    parts = [logits_fn(jnp.asarray(x[i : i + size])) for i in range(0, len(x), size)]
-    return np.concatenate([np.asarray(part, np.float64) for part in parts])
-
-
 # --- What attacks make of it ---
 
 
-class _Trial(NamedTuple):
-  """The net, a Partial, and the examples; size is the one size of all batches."""
-
-  net: LogitsFn
-  x: np.ndarray
-  y: np.ndarray
-  norm: str
-  seed: int
-  size: int
-
-  def parts(self, ids: np.ndarray) -> list[np.ndarray]:
-    """The ids, so many at a time; the last part may be shorter."""
-    return [ids[i : i + self.size] for i in range(0, len(ids), self.size)]
-
-  @property
-  def diameter(self) -> float:
-    """Of the pixel box: within this radius lies every image."""
-    entries = self.x[0].size
-    return {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}[self.norm]
-
-
-def _gradients(trial: _Trial, right: np.ndarray) -> Check:
-  flat = sum(
-    int(np.sum(_is_flat(trial.net, trial.x[ids], trial.y[ids])[: len(part)]))
-    for part in trial.parts(right)
-    for ids in [np.resize(part, trial.size)]
-  )
+def _gradients(trial: Trial, right: np.ndarray) -> Check:
+  flat = trial.flat(right)
   return Check(
     "gradients",
     flat <= FLAT * len(right),
@@ -307,13 +266,10 @@ def _radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
   )
 
 
-def _steps(
-  trial: _Trial, right: np.ndarray, at_radius: np.ndarray, radius: float, num_steps: int
-) -> Check:
+def _steps(trial: Trial, right: np.ndarray, once: np.ndarray, num_steps: int) -> Check:
   fewer = [steps for steps in FEWER_STEPS if steps < num_steps]
-  counts = [len(_white_box(trial, right, _fgsm, radius))]
-  counts += [len(_white_box(trial, right, _apgd(steps), radius)) for steps in fewer]
-  counts.append(len(at_radius))
+  attacks = [fgsm_attack, *map(apgd_attack, fewer)]
+  counts = [*(len(trial.white_box(right, attack)) for attack in attacks), len(once)]
   names = ["1 (FGSM)", *map(str, fewer), str(num_steps)]
   points = [f"{name}: {count}" for name, count in zip(names, counts)]
   return Check(
@@ -336,25 +292,23 @@ def _restarts(right: np.ndarray, once: np.ndarray, after_all: np.ndarray) -> Che
   )
 
 
-def _noise(trial: _Trial, right: np.ndarray, at_radius: np.ndarray, radius: float) -> Check:
-  by_noise = len(right) - len(_standing(trial, right, _at_random, radius))
-  by_attack = len(right) - len(at_radius)
+def _noise(trial: Trial, right: np.ndarray, once: np.ndarray) -> Check:
+  by_noise = len(right) - len(trial.standing(right, noise_attack))
+  by_attack = len(right) - len(once)
   # Where the attack breaks everything, noise may; a few that any change breaks are no sign either.
   few = _allowed(len(right), MISSES)
   return Check(
     "noise",
     by_noise < by_attack or by_noise <= few or by_attack == len(right),
-    f"of {len(right)}, noise on the edge of the set ({_num_draws(trial.x[0].size)} draws) breaks "
+    f"of {len(right)}, noise on the edge of the set ({num_draws(trial.x[0].size)} draws) breaks "
     f"{by_noise}, the attack {by_attack}",
     "Directions drawn at random do as well as gradients, so the gradients tell the attack nothing, "
     "or it does not follow them.",
   )
 
 
-def _black_box(
-  trial: _Trial, right: np.ndarray, unbroken: np.ndarray, radius: float, num_queries: int
-) -> Check:
-  more = len(unbroken) - len(_standing(trial, unbroken, _square(num_queries), radius))
+def _black_box(trial: Trial, right: np.ndarray, unbroken: np.ndarray, num_queries: int) -> Check:
+  more = len(unbroken) - len(trial.standing(unbroken, square_attack(num_queries)))
   return Check(
     "black box",
     more <= _allowed(len(right), MISSES),
@@ -373,121 +327,3 @@ def _allowed(count: int, rate: float) -> int:
 def _rise(counts: list[int]) -> int:
   """How far a sequence that should fall rises above an earlier value; 0 if it never does."""
   return max(count - min(counts[: place + 1]) for place, count in enumerate(counts))
-
-
-def _sweep(
-  trial: _Trial, right: np.ndarray, make: _Maker, radius: float
-) -> dict[float, np.ndarray]:
-  """Radius -> ids that stand; every radius attacked afresh, from the same random numbers."""
-  radii = {min(factor * radius, max(radius, trial.diameter)) for factor in FACTORS}
-  radii.add(max(radius, trial.diameter))
-  return {each: _white_box(trial, right, make, each) for each in sorted(radii)}
-
-
-def _white_box(
-  trial: _Trial, ids: np.ndarray, make: _Maker, radius: float, run: int = 0
-) -> np.ndarray:
-  """The ids that stand after an ascent of each loss."""
-  for which in range(len(_LOSSES)):
-    ids = _standing(trial, ids, make, radius, run, which)
-  return ids
-
-
-def _standing(
-  trial: _Trial, ids: np.ndarray, make: _Maker, radius: float, run: int = 0, which: int = 0
-) -> np.ndarray:
-  """The ids that an attack does not break; run and which choose its random numbers."""
-  key = jax.random.fold_in(jax.random.key(trial.seed), len(_LOSSES) * run + which)
-  stands = [np.zeros(0, bool)]
-  for part in trial.parts(ids):
-    whole = np.resize(part, trial.size)
-    fooled = _fooled(
-      make,
-      trial.norm,
-      trial.net,
-      np.float32(radius),
-      np.int32(which),
-      key,
-      whole.astype(np.int32),
-      trial.x[whole],
-      trial.y[whole],
-    )
-    stands.append(~np.asarray(fooled)[: len(part)])
-  return ids[np.concatenate(stands)]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _fooled(
-  make: _Maker,
-  norm: str,
-  net: LogitsFn,
-  radius: Array,
-  which: Array,
-  key: Array,
-  ids: Array,
-  x: Array,
-  y: Array,
-) -> Array:
-  return make(norm, radius, which)(keys_of(key, ids), net, x, y)
-
-
-@jax.jit
-def _is_flat(net: LogitsFn, x: Array, y: Array) -> Array:
-  info, _ = value_and_input_gradient(lambda x: losses.cross_entropy(net(x), y), x)
-  return info.zero_gradient
-
-
-# The makers are compile-time constants, compared by identity: hence the caches.
-
-
-@functools.cache
-def _apgd(num_steps: int) -> _Maker:
-  def make(norm: str, radius: Array, which: Array) -> _Attack:
-    climb = ascend(apgd(norm, radius, num_steps, BOX), num_steps, keep_best=True)
-    return _of_found(white_box.ascent(climb, _loss(which)))
-
-  return make
-
-
-@functools.cache
-def _square(num_queries: int) -> _Maker:
-  def make(norm: str, radius: Array, which: Array) -> _Attack:
-    del which
-    return _of_found(square(norm, radius, BOX, num_queries))
-
-  return make
-
-
-def _fgsm(norm: str, radius: Array, which: Array) -> _Attack:
-  return _of_found(white_box.ascent(steepest(SETS[norm](radius, BOX)), _loss(which)))
-
-
-def _at_random(norm: str, radius: Array, which: Array) -> _Attack:
-  """The furthest points of the set in directions drawn at random."""
-  del which
-  ball = SETS[norm](radius, BOX)
-
-  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
-    def draw(fooled: Array, number: Array) -> tuple[Array, None]:
-      one = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), x.shape[1:]))
-      delta = ball.steepest_ascent(one(keys), x)
-      return fooled | ~losses.correct(logits_fn(x + delta), y), None
-
-    draws = jnp.arange(_num_draws(math.prod(x.shape[1:])))
-    return jax.lax.scan(draw, jnp.zeros(x.shape[:1], bool), draws)[0]
-
-  return attack
-
-
-def _num_draws(num_entries: int) -> int:
-  """Fewer in few dimensions, where noise soon hits upon the gradient's direction by itself."""
-  return max(1, min(NUM_DRAWS, num_entries // 6))
-
-
-def _of_found(attack: LogitsAttack) -> _Attack:
-  return lambda keys, logits_fn, x, y: attack(keys, logits_fn, x, y).fooled
-
-
-def _loss(which: Array) -> Callable[[Array, Array], Array]:
-  """A loss by its place, which is traced: all losses share one program."""
-  return lambda logits, y: jax.lax.switch(which, _LOSSES, logits, y)

@@ -10,15 +10,13 @@ images in float32: whoever has the net and the data can ask the net again. It lo
 import hashlib
 import json
 import math
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_opt.ensemble import CLEAN, STANDS, Verdict, predictions
-from robust_opt.errors import InputError
-from robust_opt.files import atomic_write
+from robust_opt.files import read_sealed, write_sealed
 from robust_opt.types import LogitsFn
 
 TOLERANCE = 1e-6  # of the radius
@@ -98,19 +96,18 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
   """
   broken = np.flatnonzero(verdict.broken_by > 0)
   images = verdict.images[broken]
-  arrays: dict[str, Any] = {
-    "names": np.array(verdict.names),
+  arrays = {
+    "names": verdict.names,
     "prediction": verdict.prediction,
     "broken_by": verdict.broken_by,
     "labels": np.asarray(y, np.int32),
     "broken_ids": broken.astype(np.int32),
     "images": images,
     "norms": lengths(images.astype(np.float64) - x[broken], claim.norm),
-    "robust_accuracy": np.array(verdict.robust_accuracy),
-    "claim": np.array(json.dumps(claim._asdict(), sort_keys=True)),
+    "robust_accuracy": verdict.robust_accuracy,
+    "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
-  with atomic_write(path) as file:
-    np.savez_compressed(file, **arrays, sha256=np.array(_digest(arrays)))
+  write_sealed(path, arrays)
 
 
 def load(path: Path) -> Stored:
@@ -119,13 +116,7 @@ def load(path: Path) -> Stored:
   Raises:
     InputError: the file is absent, damaged, or no verdict.
   """
-  try:
-    # Opened here: np.load leaves a damaged archive open.
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-    stated = str(arrays.pop("sha256"))
-    if _digest(arrays) != stated:
-      raise ValueError("its arrays do not match their SHA-256")
+  with read_sealed(path, "verdict") as arrays:
     return Stored(
       Claim(**json.loads(str(arrays["claim"]))),
       Verdict(
@@ -139,8 +130,6 @@ def load(path: Path) -> Stored:
       arrays["norms"],
       float(arrays["robust_accuracy"]),
     )
-  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(f"{path} is no verdict that can be read ({error}).") from error
 
 
 def verify(
@@ -226,12 +215,3 @@ def _answers(stored: Stored, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray) 
       f"{share:.6f}."
     )
   return problems
-
-
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-  sha = hashlib.sha256()
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
-    sha.update(array.tobytes())
-  return sha.hexdigest()

@@ -14,6 +14,7 @@ import pytest
 
 from robust_opt import config, ensemble, evaluate, experiment, subject, trust, verdict, verify
 from robust_opt.errors import InputError, RunError
+from robust_opt.files import write_sealed
 
 ROOT = Path(__file__).parents[1]
 SMALL = (ensemble._apgd_ce(10), ensemble._apgd_t(10, 3), ensemble._square(20))
@@ -143,10 +144,14 @@ def test_verify_says_what_is_untrue(trained, tmp_path):
   evaluate.run(options(trained, output=tmp_path / "found", examples=32))
   path = tmp_path / "found" / "verdict.npz"
   stored = verdict.load(path)
+  # A part of the test set is called one, wherever its accuracy is stated.
+  assert (tmp_path / "found" / "summary.md").read_text().splitlines()[0].endswith(", 32 examples")
+  assert json.loads((tmp_path / "found" / "summary.json").read_text())["total"] == 32
+  assert stored.claim.source["examples"] == len(stored.verdict.broken_by) == 32
   with np.load(path) as file:
     arrays = {name: file[name] for name in file.files if name != "sha256"}
   arrays["broken_by"] = np.where(arrays["broken_by"] > 0, -1, arrays["broken_by"])
-  np.savez(path, **arrays, sha256=np.array(verdict._digest(arrays)))
+  write_sealed(path, arrays)
   with pytest.raises(RunError, match=f"is not true.*holds {len(stored.broken_ids)} images") as end:
     verify.run(path, {})
   assert end.value.exit_code == 1

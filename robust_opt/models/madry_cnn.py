@@ -1,0 +1,34 @@
+"""The MNIST network of Madry et al. 2018 (https://arxiv.org/abs/1706.06083)."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from robust_opt.models.layers import ConvPool, Standardise
+from robust_opt.types import Array
+
+
+class MadryCNN(nn.Module):
+  """Two 5x5 convolutions with 2x2 pools, one hidden layer: [B, H, W, C] -> [B, num_classes].
+
+  Attributes:
+    num_classes: number of classes.
+    mean: of the pixels, a number or one a channel; the authors take pixels as they are.
+    std: likewise.
+    width: multiplies the 32 and 64 features of the convolutions and the 1024 of the hidden layer.
+  """
+
+  num_classes: int = 10
+  mean: float | Sequence[float] = 0.0
+  std: float | Sequence[float] = 1.0
+  width: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """`train` changes nothing here."""
+    del train
+    x = Standardise(self.mean, self.std)(x)
+    for features in (32, 64):
+      x = nn.relu(ConvPool(int(features * self.width), (5, 5), pool_size=2)(x))
+    x = nn.relu(nn.Dense(int(1024 * self.width))(x.reshape(x.shape[0], -1)))
+    return nn.Dense(self.num_classes)(x)
