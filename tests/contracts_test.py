@@ -25,17 +25,23 @@ MAXIMIZERS = {
   "lbfgs": lambda make, radius, box: ro.lbfgs(make(radius, box)),
   "apgd": lambda make, radius, box: ro.apgd(make.__name__, radius, NUM_STEPS, box, False),
 }
-TABLE = [(s, b, m) for s in SETS for b in BOXES for m in MAXIMIZERS]
 ONE_SET = ("l2", "ball_with_box")
 # Each row compiles: the fast set has all of the basic three, and of the others one set.
 BASIC = ("frank_wolfe", "pgd", "pgd_random")
-CONTRACT = pytest.mark.parametrize(
-  ("name", "box", "maximizer"),
-  [
-    pytest.param(*row, marks=[] if row[2] in BASIC or row[:2] == ONE_SET else pytest.mark.slow)
-    for row in TABLE
-  ],
-)
+
+
+def contract(maximizers):
+  """Runs a test for each of them over every set."""
+  rows = [
+    pytest.param(s, b, m, marks=[] if m in BASIC or (s, b) == ONE_SET else pytest.mark.slow)
+    for s in SETS
+    for b in BOXES
+    for m in maximizers
+  ]
+  return pytest.mark.parametrize(("name", "box", "maximizer"), rows)
+
+
+CONTRACT = contract(MAXIMIZERS)
 BATCH, NUM_ENTRIES, NUM_STEPS = 32, 6, 8
 
 
@@ -165,6 +171,17 @@ def test_a_linear_function_is_maximised(name, box, maximizer):
     assert np.diff(info.value, axis=0).min() > -2e-5  # it never falls on the way
 
 
+@contract([m for m in MAXIMIZERS if m != "projected"])  # whose optimiser has a rate, in pixels
+def test_the_scale_of_the_gradient_does_not_matter(name, box, maximizer):
+  """Gradients of 1e-30, whose squares are 0: sums over large batches, or means, change no step."""
+  keys, x, radius, weights, _ = problem()
+  linear, attack = -np.ones_like(radius), runner(name, box, maximizer)
+  expected, _ = attack(keys, x, radius, weights, linear)
+  delta, info = attack(keys, x, radius, np.ldexp(weights, -100), linear)
+  assert not info.zero_gradient.any()
+  np.testing.assert_allclose(delta, expected, rtol=1e-5, atol=1e-6)
+
+
 @CONTRACT
 def test_no_steps_give_the_start(name, box, maximizer):
   arguments = keys, x, radius, *_ = problem()
@@ -210,6 +227,16 @@ def test_jit_changes_nothing(maximizer):
   two_steps = functools.partial(run_eagerly, "l2", "ball_with_box", maximizer, num_steps=2)
   eager, compiled = (f(*problem()) for f in (two_steps, jax.jit(two_steps)))
   chex.assert_trees_all_close(eager, compiled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
+def test_no_tracer_leaks(maximizer):
+  with jax.checking_leaks():
+    delta, info = jax.eval_shape(
+      functools.partial(run_eagerly, *ONE_SET, maximizer, num_steps=2), *problem()
+    )
+  assert delta.shape == (BATCH, NUM_ENTRIES)
+  assert info.value.shape == (2, BATCH)
 
 
 @pytest.mark.parametrize("name", list(SETS))

@@ -87,6 +87,23 @@ def test_it_finds_what_the_closed_form_says(norm, num_classes):
   assert verdict.clean_accuracy == np.mean(clean <= 0)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_its_ascents_keep_the_best_iterate_not_the_last(norm):
+  """By the margin: an iterate that fools is not lost to one of a higher loss."""
+  x = problem()[1][:12].reshape(12, -1)
+  slope = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+
+  def value_fn(x):  # the loss climbs on where the margin falls again
+    return ro.Scored(x @ slope[:, 0], jnp.sin(8 * x @ slope).sum(-1))
+
+  attack = ensemble._apgd(norm, jnp.float32(RADII[norm]), 10)
+  delta, info = jax.jit(lambda x: attack(value_fn, jax.random.key(0), x))(x)
+  ours, last_ball = value_fn(x + delta).score, info.score[-4:]  # of l_1, 40 % of the steps
+  passed = np.maximum(last_ball.max(axis=0), value_fn(x).score)
+  assert np.all(ours >= passed - 1e-4)
+  assert np.mean(ours > info.score[-1] + 0.1) > 0.3
+
+
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_answer_and_another_another():
   weights, x, y = problem()
@@ -142,14 +159,15 @@ def test_nothing_is_compiled_anew_as_examples_fall():
     traces.append(x.shape[0])
     return linear_net(weights, bias, x)
 
-  def run(count, scale):
+  def run(count, scale, radius=0.3):
     net = jax.tree_util.Partial(counted, *jax.tree.map(lambda w: scale * w, weights))
-    ro.autoattack(net, x[:count], y[:count], norm="l2", radius=0.3, version=SMALL, batch_size=16)
+    options = {"norm": "l2", "radius": radius, "version": SMALL, "batch_size": 16}
+    ro.autoattack(net, x[:count], y[:count], **options)
 
   run(70, 1.0)
   assert set(traces) <= {1, 2, 16}  # a look at the shape, and two sizes of batches
   traces.clear()
-  run(70, 0.7)  # another net of the same architecture
+  run(70, 0.7, radius=0.301)  # another net of the same architecture, another radius
   run(53, 1.3)  # another number of examples
   assert set(traces) <= {1, 16}  # eagerly, to look at the outputs
   assert len(traces) <= 4

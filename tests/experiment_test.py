@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from robust_opt import assembly, build, experiment, models, sharding
+import robust_opt as ro
+from robust_opt import assembly, build, evaluation, experiment, models, sharding
 from robust_opt import config as config_lib
-from robust_opt.training import init_state
+from robust_opt.checkpoint import Checkpoints
+from robust_opt.training import TrainMetrics, init_state
 
 RADIUS = 0.15
 SEEDS = (0, 1, 2)
@@ -86,6 +88,111 @@ def test_robust_training_makes_nets_robust_over_several_seeds():
 )
 def test_scan_length(per_epoch, most, expected):
   assert assembly.scan_length(per_epoch, most) == expected
+
+
+# A run whose scan and evaluation only say what they are told to: what is made of it.
+
+
+def outcome(data, clean, robust, zeros=0):
+  """An Evaluation with so many of the data correct, and so many without a gradient."""
+  place = np.arange(len(data.labels))
+  return evaluation.Evaluation(place < clean, place < robust, place < zeros)
+
+
+@pytest.fixture(scope="module")
+def parts():
+  return assembly.assemble(small_config(epochs=3))
+
+
+def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
+  """Not by clean accuracy, which rises on, and without a look at the test set."""
+  config, asked = small_config(epochs=3), []
+  config.checkpoint.every_epochs = 3
+  config.evaluation.checkpoint = "best"
+
+  def scan(num_steps):
+    return lambda state: (
+      state.replace(step=state.step + num_steps),
+      TrainMetrics(np.ones(num_steps), np.zeros(num_steps, np.int32)),
+    )
+
+  def evaluate(state, norm, data, radius):
+    asked.append(data)
+    epoch = int(state.step) // parts.steps_per_epoch
+    return outcome(data, clean=50 + 10 * epoch, robust={1: 20, 2: 40, 3: 30}[epoch])
+
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+  stub = parts._replace(scan=scan, evaluate=evaluate)
+  experiment.train(config, tmp_path, stub, parts.state, checkpoints)
+  assert checkpoints.best_step() == 2 * parts.steps_per_epoch
+  assert int(checkpoints.restore(parts.state, "best").step) == 2 * parts.steps_per_epoch
+  checkpoints.close()
+  assert len(asked) == 3
+  assert all(data is parts.heldout for data in asked)
+  images = parts.splits.train.images, parts.splits.heldout.images
+  original = build.data.load("digits", "train").images[:1000]
+  pixels = [{image.tobytes() for image in part} for part in (*images, original)]
+  assert pixels[1] <= pixels[2]  # what is held out comes from the training set
+  assert len(images[0]) + len(images[1]) == 1000
+
+
+def test_zero_gradients_are_reported(parts):
+  """In the log of training and of the held-out examples, and beside every accuracy."""
+  config = small_config()
+
+  def scan(num_steps):
+    zeros = np.arange(num_steps, dtype=np.int32)
+    return lambda state: (state, TrainMetrics(np.ones(num_steps), zeros))
+
+  def evaluate(state, norm, data, radius):
+    return outcome(data, clean=90, robust=60, zeros=7 if data is parts.heldout else 11)
+
+  stub = parts._replace(scan=scan, evaluate=evaluate)
+  _, logged = experiment._scan(config, stub, parts.state, 0, 4, None)
+  assert logged["train/zero_gradients"] == 0 + 1 + 2 + 3
+  assert experiment._heldout(config, stub, parts.state)["heldout/zero_gradients"] == 7
+  _, *attacked = experiment.evaluate_and_describe(config, stub, parts.state)["results"]
+  assert [(row["correct"], row["total"], row["zero_gradients"]) for row in attacked] == 3 * [
+    (60, 150, 11)
+  ]
+
+
+def test_a_sweep_over_radii_traces_once(parts, monkeypatch):
+  traced, genuine = [], build.evaluation_attack
+  monkeypatch.setattr(
+    build, "evaluation_attack", lambda *args: traced.append(args) or genuine(*args)
+  )
+  results = [parts.evaluate(parts.state, "l2", parts.heldout, r) for r in (0.0, 0.3, 2.0)]
+  assert len(traced) == 1
+  assert np.any(results[0].robust_correct != results[2].robust_correct)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_measuring_attacks_reach_the_maximum_in_the_box(norm):
+  """Over l_1 too, where most of an attack's steps would be lost on pixels that are saturated."""
+  config = small_config()
+  config.uncertainty.box, config.attack.relative_step = True, 0.25
+  rng = np.random.default_rng(0)
+  x, slope = rng.random((8, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+  radius = {"linf": 0.3, "l2": 1.0, "l1": 2.0}[norm]
+  attack = build.evaluation_attack(config, norm, radius, 100)
+  delta, _ = attack(lambda x: x @ slope, None, x)
+  best = build.uncertainty_set(config, norm, radius).steepest_ascent(0 * x + slope, x)
+  np.testing.assert_allclose(delta @ slope, best @ slope, rtol=1e-5)
+
+
+def test_measuring_attacks_keep_the_best_iterate_not_the_last():
+  config = small_config()
+  config.attack.relative_step = 1.0  # to and fro
+  x = np.random.default_rng(0).random((20, 6)).astype(np.float32)
+
+  def value_fn(x):
+    return ro.Scored(x.sum(-1), np.sin(20 * np.arange(1, 7)) @ jax.numpy.cos(9 * x).T)
+
+  delta, info = build.evaluation_attack(config, "linf", 0.3, 6)(value_fn, None, x)
+  ours, last = value_fn(x + delta).score, info.score[-1]
+  assert np.all(ours >= info.score.max(axis=0) - 1e-4)
+  assert np.mean(ours > last + 0.1) > 0.3
 
 
 @pytest.fixture(scope="module")

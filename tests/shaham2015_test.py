@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -16,7 +17,7 @@ import pytest
 import robust_opt as ro
 from robust_opt import collection, config, data, ensemble, models, seeds, tables
 from robust_opt.errors import InputError
-from robust_opt.papers import shaham2015, shaham2015_report
+from robust_opt.papers import shaham2015, shaham2015_nets, shaham2015_report
 from robust_opt.papers.shaham2015 import NETS, PRESETS, Numbers, Options
 from robust_opt.papers.shaham2015_report import updates_to_reach
 from robust_opt.study import Study
@@ -111,6 +112,29 @@ def test_the_sweep_at_the_radius_is_what_the_collection_says(study):
       score = read(study / "collections" / f"seed{seed}.json")["value"]
       left = score["nets"]["baseline"]["clean"] - score["totals"][norm]
       assert abs(left - sweep["correct"][index][1]) <= 1  # errors below collection.MARGIN
+
+
+def test_accuracy_is_counted_after_rounding_to_8_bits_too():
+  """A net that is wrong off the grid of 8-bit images alone, where rounding undoes everything."""
+
+  def logits_of(images):
+    off_grid = np.abs(images - collection.rounded(images)).reshape(len(images), -1).max(1) > 1e-4
+    return np.stack([1 - off_grid, off_grid], axis=1).astype(np.float32)
+
+  images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32)
+  ascend = lambda norm, radius, x, y: np.full_like(x, radius)  # noqa: E731
+  examples = collection.collect(logits_of, ascend, images, labels, {"linf": 0.001}, "net")
+  assert len(examples.labels) == 4
+  net = SimpleNamespace(functions=SimpleNamespace(logits_of=logits_of))
+  test = data.Dataset(images, labels, 2, "black", "test")
+  counted = shaham2015_nets.scores(examples, {"baseline": net}, {"baseline": ()}, test)["nets"]
+  assert counted["baseline"]["collection"]["linf"] == 0
+  assert counted["baseline"]["rounded"]["linf"] == 4
+  measured = made_up(9950, lambda s: [800, 100])
+  for score in measured["scores"]:
+    score["nets"]["baseline"]["rounded"] = dict.fromkeys(NORMS, 25)
+  row = shaham2015_report.accuracy_table(shaham2015_report.Accuracies(measured)).rows[0]
+  assert (row["A"].mean, row["A, 8 bits"].mean) == (0, 0.25)
 
 
 def test_figures_are_there_and_small(study):

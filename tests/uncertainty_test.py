@@ -11,6 +11,7 @@ import pytest
 from scipy import optimize, stats
 
 import robust_opt as ro
+from robust_opt import projections
 from robust_opt.errors import InputError
 
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
@@ -232,6 +233,19 @@ def test_entries_that_just_meet_their_bound(name, operation):
   g = g.astype(np.float32) * (100 if operation == "project" else 1)
   delta = jitted(name, (0.0, 1.0), operation)(g, x, radius)
   assert np.all((x + delta >= 0) & (x + delta <= 1))
+
+
+@EVERY_SET
+def test_project_is_onto_ball_and_box_together(name):
+  """Not onto one after the other, which is another point."""
+  delta, x, radius = random_cases()
+  delta *= 3
+  ours = jitted(name, (0.0, 1.0), "project")(delta, x, radius)
+  together = jax.vmap(lambda d, x, r: getattr(projections, name)(d, r, (-x, 1 - x)))
+  np.testing.assert_allclose(ours, together(delta, x, radius), rtol=1e-6, atol=1e-7)
+  in_turn = np.clip(jitted(name, None, "project")(delta, x, radius), -x, 1 - x)
+  other = np.mean(np.abs(ours - in_turn).max(-1) > 1e-3)
+  assert (other > 0.2) == (name != "linf")
 
 
 # Samples.

@@ -1,0 +1,176 @@
+"""Faults that other systems have in many places, looked for in every place of this one."""
+
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+import robust_opt as ro
+from robust_opt import (
+  build,
+  collection,
+  commands,
+  config,
+  ensemble,
+  evaluate,
+  evaluation,
+  metrics,
+  trust,
+)
+from robust_opt.attacks import fab
+from robust_opt.certify import bounds, exact
+
+PACKAGE = Path(ro.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+# The units of a radius are said where it is typed, and where an accuracy is read.
+
+FUNCTIONS = (
+  ro.linf,
+  ro.apgd,
+  ro.autoattack,
+  ensemble.checked,
+  trust.report,
+  fab.fab,
+  bounds.certified,
+  exact.linear_margin,
+  collection.collect,
+  config.standardised,
+  ro.Batch,
+)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_docstrings_say_pixels(function):
+  if function is ensemble.checked:  # whose documentation is its sentences
+    with pytest.raises(ro.InputError, match=r"radius must be .* in pixels of \[0, 1\]"):
+      function(lambda x: x, np.zeros((1, 2)), np.zeros(1, int), "linf", -1.0, 1)
+  else:
+    assert "pixels" in function.__doc__
+
+
+def test_configs_flags_and_tables_say_pixels(monkeypatch):
+  lines = inspect.getsource(config).splitlines()
+  typed = [
+    line for line in lines if re.search(r"uncertainty\.radius = \d|evaluation\.radii = ", line)
+  ]
+  assert len(typed) == 2
+  assert all("pixels" in line for line in typed)
+  helped = {}
+  for kind in ("float", "string", "integer", "boolean", "enum"):
+    define = lambda name, *words, **_: helped.update({name: words[-1]})  # noqa: E731
+    monkeypatch.setattr(flags, f"DEFINE_{kind}", define)
+  monkeypatch.setattr(commands, "define_subject_flags", lambda: None)
+  evaluate.define_flags()
+  assert "in pixels of [0, 1]" in helped["radius"]
+  assert "pixels of [0, 1]" in metrics.result_table({"title": "", "results": []}).caption
+
+
+# Whatever is measured, is measured of a net in evaluation mode, dropout and all.
+
+X, Y = np.random.default_rng(0).random((6, 4)).astype(np.float32), np.arange(6) % 3
+
+
+def by_evaluate(apply):
+  run = ro.make_evaluate(apply, ro.robust(), lambda r: ro.steepest(ro.l2(r)), 4)
+  run({}, {}, ro.ArrayData(X, Y), jnp.float32(0.1), jax.random.key(0))
+
+
+def by_collection(apply):
+  make_attack = lambda norm, r: ro.steepest(ro.l2(r))  # noqa: E731
+  ascend = collection.make_ascend(apply, ro.robust(), make_attack, 4)
+  ascend({}, {}, "l2", 0.1, X, Y)
+
+
+MEASURED = {
+  "evaluation": by_evaluate,
+  "a net for AutoAttack and the trust report": lambda apply: evaluation.logits_of(apply, {}, {})(X),
+  "a collection's examples": by_collection,
+  "a collection's answers": lambda apply: collection.make_logits_of(apply, 4)({}, {}, X),
+}
+
+
+@pytest.mark.parametrize("what", MEASURED)
+def test_what_is_measured_is_in_evaluation_mode(what):
+  modes = set()
+
+  def apply(params, model_state, x, *, train, key):
+    modes.add((train, key))
+    return x[:, :3], model_state
+
+  MEASURED[what](apply)
+  assert modes == {(False, None)}
+
+
+# Numbers are random by keys that are handed down, never by a clock or a generator for all.
+
+GLOBAL_RANDOMNESS = re.compile(
+  r"^\s*(import random|from random import)"
+  r"|np\.random\.(?!default_rng\(\w|PCG64\(\w|Generator\b)"
+  r"|(key|PRNGKey|default_rng|PCG64)\([^()]*(time|urandom|getpid|uuid)"
+  r"|os\.urandom|secrets\.|time_ns\(\)|^\w+ = jax\.random\.(key|PRNGKey)\(",
+  re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_global_generator_and_no_seed_from_the_clock(path):
+  found = GLOBAL_RANDOMNESS.search(path.read_text(encoding="utf-8"))
+  assert found is None, found
+
+
+@pytest.mark.parametrize(
+  "fault",
+  [
+    "import random\n",
+    "x = np.random.normal(3)",
+    "rng = np.random.default_rng()",
+    "key = jax.random.key(int(time.time()))",
+    "KEY = jax.random.key(0)\n",
+  ],
+)
+def test_such_a_generator_would_be_seen(fault):
+  assert GLOBAL_RANDOMNESS.search(fault)
+
+
+# A number of classes other than ten.
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 100])
+def test_training_measuring_and_collecting_take_any_number_of_classes(num_classes):
+  """A linear net of weights that are its own examples, whose accuracies are known."""
+  rng = np.random.default_rng(num_classes)
+  weights = rng.normal(size=(12, num_classes)).astype(np.float32)
+  x = rng.random((40, 12)).astype(np.float32)
+  y = np.argmax(x @ weights, -1).astype(np.int32)
+  y[0] = (y[0] + 1) % num_classes
+
+  def apply(params, model_state, x, *, train, key):
+    return x @ params, model_state
+
+  steepest = lambda norm, r: ro.steepest(getattr(ro, norm)(r))  # noqa: E731
+  run = jax.jit(ro.make_evaluate(apply, ro.robust(), lambda r: steepest("l2", r), 16))
+  key = jax.random.key(0)
+  found = run(weights, {}, ro.ArrayData(x, y), jnp.float32(0.2), key)
+  assert int(found.clean_correct.sum()) == 39
+  lost = exact.linear_margin(weights, np.zeros(num_classes, np.float32), x, y, "l2", 0.2) > 0
+  assert np.all(lost[~np.asarray(found.robust_correct)])
+
+  optimizer = build.optimizer(config.digits(), steps_per_epoch=1)
+  step = ro.make_train_step(apply, optimizer, ro.robust(), steepest("l2", 0.2))
+  state = ro.init_state(jnp.zeros_like(weights), {}, optimizer)
+  _, metrics_ = jax.jit(step)(state, ro.Batch(x, y, np.arange(40)), key)
+  np.testing.assert_allclose(metrics_.loss, np.log(num_classes), rtol=1e-5)
+
+  logits_of = lambda images: collection.make_logits_of(apply, 16)(weights, {}, images)  # noqa: E731
+  make_ascend = collection.make_ascend(apply, ro.robust(), steepest, 16)
+  ascend = lambda *args: make_ascend(weights, {}, *args)  # noqa: E731
+  examples = collection.collect(logits_of, ascend, x, y, {"l2": 0.2}, "net")
+  fooled = np.asarray(found.clean_correct & ~found.robust_correct)
+  np.testing.assert_array_equal(examples.source_ids, np.flatnonzero(fooled))
