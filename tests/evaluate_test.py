@@ -140,6 +140,21 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
     evaluate.run(found._replace(output=None))
 
 
+def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):
+  """A radius below half a step of 8 bits: rounding undoes every perturbation of an 8-bit image."""
+  monkeypatch.chdir(tmp_path)
+  x = np.rint(np.random.default_rng(1).random((500, 6)) * 255).astype(np.float32) / np.float32(255)
+  weights = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  source = own(tmp_path, x=x, y=(x @ weights).argmax(axis=1))
+  found = options("")._replace(source=source, output=tmp_path / "found", radius=0.45 / 255)
+  evaluate.run(found)
+  summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+  assert summary["robust_accuracy"] < summary["clean_accuracy"]
+  assert summary["accuracy_after_rounding"] == pytest.approx(summary["clean_accuracy"])
+  line = f"rounded to 8 bits, leave {100 * summary['clean_accuracy']:.2f} %"
+  assert line in (tmp_path / "found" / "summary.md").read_text()
+
+
 def test_verify_says_what_is_untrue(trained, tmp_path):
   evaluate.run(options(trained, output=tmp_path / "found", examples=32))
   path = tmp_path / "found" / "verdict.npz"
