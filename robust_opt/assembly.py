@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from robust_opt import build, models, sharding
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, make_evaluate
+from robust_opt.objectives import robust
 from robust_opt.training import (
   ArrayData,
   EpochPlan,
@@ -85,12 +86,11 @@ def assemble(config: ConfigDict) -> Experiment:
   )
   train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
 
-  norm, radius, steps = config.uncertainty.name, config.uncertainty.radius, config.attack.num_steps
   step = make_train_step(
     apply,
     optimizer,
     objective,
-    build.attack(config, norm, radius, steps),
+    build.training_attack(config, plan.num_steps),
     ascent_in_train_mode=config.attack.train_mode,
   )
   scans = jax.jit(
@@ -109,11 +109,13 @@ def assemble(config: ConfigDict) -> Experiment:
   def evaluate(
     params: Any, model_state: Any, data: ArrayData, norm: str, radius: Array, batch_size: int
   ) -> Evaluation:
-    # A standard net is attacked by one step, as the robust nets of the paper are.
+    # A standard net is attacked by one step, as the robust nets of the paper are. Whatever a net
+    # was trained by, what is measured is its cross-entropy's worst case.
+    steps = max(1, config.attack.num_steps)
     evaluator = make_evaluate(
       apply,
-      objective,
-      lambda radius: build.evaluation_attack(config, norm, radius, max(1, steps)),
+      robust(),
+      lambda radius: build.evaluation_attack(config, norm, radius, steps),
       batch_size,
       place_batch=sharding.batch_placer(mesh),
     )

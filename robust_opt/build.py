@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from robust_opt import (
   uncertainty,
 )
 from robust_opt.errors import InputError
-from robust_opt.maximizers import Attack
+from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
 from robust_opt.types import Array
 
@@ -103,16 +104,39 @@ def uncertainty_set(
 def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int) -> Attack:
   """The config's attack over the ball of that norm and radius, to train by.
 
-  One step is Algorithm 1's, to the full radius; more are those of the maximiser that the config
-  names, of which the last point counts.
+  One step is Algorithm 1's, to the full radius, or one of power iteration; more are those of the
+  maximiser that the config names, of which the last point counts.
   """
+  if config.attack.name == "power_iteration":
+    ball = uncertainty_set(config, norm, radius)
+    return maximizers.ascend(maximizers.power_iteration(ball), num_steps)
   return maximizers.ascend(_maximizer(config, norm, radius, num_steps), num_steps)
+
+
+def training_attack(config: ConfigDict, steps_per_epoch: int) -> Attack | ScheduledAttack:
+  """`attack` as it is trained by: over the config's set, whose radius may grow at first."""
+  norm, radius, num_steps = (
+    config.uncertainty.name,
+    config.uncertainty.radius,
+    config.attack.num_steps,
+  )
+  warmup = config.uncertainty.warmup_epochs * steps_per_epoch
+  if not warmup:
+    return attack(config, norm, radius, num_steps)
+
+  def at(step: Array) -> Attack:
+    return attack(config, norm, radius * jnp.minimum(step / warmup, 1.0), num_steps)
+
+  return ScheduledAttack(at)
 
 
 def evaluation_attack(
   config: ConfigDict, norm: str, radius: float | Array, num_steps: int
 ) -> Attack:
-  """`attack`, to measure by: of more than one step every example's best point counts."""
+  """`attack`, to measure by: of more than one step every example's best point counts.
+
+  It ascends the cross-entropy, which is not flat where power iteration starts: that is PGD here.
+  """
   maximizer = _maximizer(config, norm, radius, num_steps)
   return maximizers.ascend(maximizer, num_steps, keep_best=num_steps > 1)
 
@@ -123,7 +147,7 @@ def _maximizer(
   ball = uncertainty_set(config, norm, radius)
   if num_steps <= 1:
     return maximizers.frank_wolfe(ball)
-  if config.attack.name != "pgd":
+  if config.attack.name in ("frank_wolfe", "lbfgs"):
     return getattr(maximizers, config.attack.name)(ball)
   # Over l_2 and l_1 the projection knows of the box, and gradient steps (l_2) climb to the maximum.
   step_ball = uncertainty.linf if norm == "linf" else uncertainty.l2
@@ -132,12 +156,28 @@ def _maximizer(
 
 
 def objective(config: ConfigDict) -> RobustObjective:
-  """The config's objective over cross-entropy."""
-  name = config.objective.name
+  """The config's objective over cross-entropy, to train by."""
+  given = config.objective.to_dict()
+  name = given.pop("name")
   if name not in objectives.__all__:
     allowed = ", ".join(objectives.__all__)
     raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
-  return getattr(objectives, name)()
+  attack = config.attack
+  random = attack.name == "pgd" and attack.random_start and attack.num_steps > 1
+  if name in ("trades", "virtual") and attack.name != "power_iteration" and not random:
+    raise InputError(
+      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: it "
+      f"needs --config.attack.name=power_iteration, or pgd of more than one step with "
+      f"--config.attack.random_start."
+    )
+  if name == "gradient_penalty":
+    given["uncertainty"] = uncertainty_set(
+      config, config.uncertainty.name, config.uncertainty.radius
+    )
+  try:
+    return getattr(objectives, name)(**given)
+  except TypeError as error:
+    raise InputError(f"--config.objective does not fit {name}: {error}.") from error
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
-MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs")
+MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs", "power_iteration")
 
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
 # code, over images padded to 32x32.
@@ -51,16 +51,17 @@ def base() -> ConfigDict:
   config.uncertainty = ConfigDict()
   config.uncertainty.name = "linf"  # linf, l2 or l1; state the radius with it
   config.uncertainty.radius = 0.1  # in pixels of [0, 1]; 0 is the clean example, exactly
+  config.uncertainty.warmup_epochs = 0.0  # of training, in which the radius grows linearly from 0
   config.uncertainty.box = False  # whether perturbed images must stay within [0, 1]
 
   config.attack = ConfigDict()
-  config.attack.name = "pgd"  # of more than one step: pgd, frank_wolfe or lbfgs
+  config.attack.name = "pgd"  # of more than one step: pgd, frank_wolfe, lbfgs; or power_iteration
   config.attack.num_steps = 1  # 0: standard training; 1: Algorithm 1; more: the ascent of that name
   config.attack.relative_step = 0.25  # of the radius, for pgd of more than one step
   config.attack.random_start = False  # from a sample of the set, for pgd of more than one step
   config.attack.train_mode = False  # the authors' choice: dropout and batch statistics on
 
-  config.objective = ConfigDict({"name": "robust"})
+  config.objective = ConfigDict({"name": "robust"})  # a function of objectives; the rest: its own
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "sgd"  # any of optax that takes a learning rate, or dampened_sgd
@@ -88,7 +89,11 @@ def base() -> ConfigDict:
   config.checkpoint.keep = 2  # the last so many, and the best beside them
   config.checkpoint.every_epochs = 1
   config.lock()
-  for part in (config.model, config.optimizer.kwargs):  # what is there depends on the name
+  for part in (
+    config.model,
+    config.objective,
+    config.optimizer.kwargs,
+  ):  # what is there depends on the name
     part.unlock()
   return config
 
@@ -166,6 +171,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: 0 <= v < math.inf,
     "a finite number >= 0, in pixels of [0, 1] (0: the clean example)",
   ),
+  "uncertainty.warmup_epochs": (lambda v: 0 <= v < math.inf, "a finite number of epochs >= 0"),
   "attack.name": (lambda v: v in MAXIMIZERS, f"one of {', '.join(MAXIMIZERS)}"),
   "attack.num_steps": (lambda v: v >= 0, "an integer >= 0 (0: standard training)"),
   "attack.relative_step": (lambda v: 0 < v <= 2, "a fraction of the radius, 0 < step <= 2"),
@@ -197,7 +203,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 # What lies below these is the business of the class that is named there.
-_OPEN = ("optimizer.kwargs.",)
+_OPEN = ("optimizer.kwargs.", "objective.")
 
 
 def validate(config: ConfigDict) -> None:

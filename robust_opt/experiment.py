@@ -33,6 +33,7 @@ from robust_opt.errors import DivergedError, PreemptedError
 from robust_opt.evaluation import perturb
 from robust_opt.files import write_json
 from robust_opt.metrics import NORMS, MetricWriter, ProgressDisplay, read_metrics
+from robust_opt.objectives import robust
 from robust_opt.training import TrainState, take
 
 
@@ -263,7 +264,7 @@ def _draw_examples(
   attack = build.evaluation_attack(
     config, config.uncertainty.name, config.uncertainty.radius, max(1, config.attack.num_steps)
   )
-  objective, key = build.objective(config), jax.random.key(config.seed)
+  objective, key = robust(), jax.random.key(config.seed)
   out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
     params, model_state, batch
   )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robust_opt.maximizers import Attack
+from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
 from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params
 
@@ -70,7 +70,7 @@ def make_train_step(
   apply: ApplyFn,
   optimizer: optax.GradientTransformation,
   objective: RobustObjective,
-  attack: Attack,
+  attack: Attack | ScheduledAttack,
   *,
   ascent_in_train_mode: bool = False,
   axis_name: str | None = None,
@@ -87,7 +87,7 @@ def make_train_step(
     apply: the model.
     optimizer: what descends.
     objective: what the adversary ascends and the learner descends.
-    attack: how the adversary ascends.
+    attack: how the adversary ascends, always or at each step.
     ascent_in_train_mode: see above.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
       then drawn per device.
@@ -109,7 +109,8 @@ def make_train_step(
 
     frozen = forward(jax.lax.stop_gradient(state.params), ascent_in_train_mode, ascent_key)
     value_fn = objective.inner(frozen, batch.x, batch.y)
-    delta, info = attack(value_fn, keys_of(start_key, batch.ids), batch.x)
+    perturb = attack.at(state.step) if isinstance(attack, ScheduledAttack) else attack
+    delta, info = perturb(value_fn, keys_of(start_key, batch.ids), batch.x)
     x_adv = batch.x + delta
 
     def mean_loss(params: Params) -> tuple[Array, ModelState]:

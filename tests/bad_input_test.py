@@ -81,6 +81,7 @@ TABLE = [
   (["--config.evaluation.radii.l2=nan"], ["--config.evaluation.radii.l2", ">= 0", "nan"]),
   (["--config.uncertainty.name=l3"], ["--config.uncertainty.name", "linf, l2, l1", "'l3'"]),
   (["--config.objective.name=kind"], ["--config.objective.name", "robust", "'kind'"]),
+  (["--config.objective.name=trades"], ["--config.objective.name=trades", "random_start"]),
   (["--config.model.name=ResNet"], ["--config.model.name", "MnistCNN", "'ResNet'"]),
   (["--config.model.mean=(0.1, 0.2)"], ["--config.model.mean", "1 channels", "(0.1, 0.2)"]),
   (["--config.optimizer.name=sgdd"], ["--config.optimizer.name", "optax", "'sgdd'"]),

@@ -1,18 +1,21 @@
-"""The twelve configs, the papers' values in them, and the sentences that refuse the rest."""
+"""The configs, the papers' values in them, and the sentences that refuse the rest."""
 
 import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from robust_opt import build, config, models
 from robust_opt.errors import InputError
+from robust_opt.objectives import RobustObjective
 
 FOLDER = Path(__file__).parents[1] / "configs"
-# Variants of a config have a name of their own and are no row of the table.
-FILES = sorted(p for p in FOLDER.glob("*.py") if not p.stem.endswith("_variant"))
+# The nets of Shaham et al.; other methods and variants have names of their own.
 NAMES = [f"{d}_{u}" for d in ("cifar", "digits", "mnist") for u in ("l1", "l2", "linf", "standard")]
+FILES = [FOLDER / f"{name}.py" for name in NAMES]
+METHODS = sorted(set(FOLDER.glob("*.py")) - set(FILES) - set(FOLDER.glob("*_variant.py")))
 
 
 def module(path):
@@ -26,8 +29,52 @@ def load(name):
   return module(FOLDER / f"{name}.py").get_config()
 
 
-def test_there_are_twelve():
-  assert [path.stem for path in FILES] == NAMES
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_other_methods_are_valid_and_say_how_to_run_them(path):
+  loaded = module(path)
+  config_ = loaded.get_config()
+  config.validate(config_)
+  assert f"python -m robust_opt.main --config=configs/{path.name} " in loaded.__doc__
+  assert isinstance(build.objective(config_), RobustObjective)
+  build.optimizer(config_, steps_per_epoch=10)
+  build.training_attack(config_, steps_per_epoch=10)
+
+
+def test_the_recipe_of_madry_et_al():
+  c = module(FOLDER / "mnist_madry.py").get_config()
+  assert c.uncertainty.name == "linf"
+  assert c.uncertainty.radius == 0.3
+  assert c.attack.num_steps == 40
+  assert c.attack.relative_step * c.uncertainty.radius == pytest.approx(0.01)
+  assert c.attack.random_start
+  assert c.uncertainty.box
+  steps = c.training.epochs * (55_000 // c.training.batch_size)
+  assert 99_000 < steps < 101_000
+  assert (c.optimizer.name, c.optimizer.learning_rate, c.training.batch_size) == ("adam", 1e-4, 50)
+
+
+@pytest.mark.parametrize(
+  ("given", "words"),
+  [
+    ({"name": "robust", "beta": 2.0}, "does not fit robust.*beta"),
+    ({"name": "mart", "beta": -1.0}, "beta .* was -1.0"),
+    ({"name": "virtual"}, "flat at the clean example.*power_iteration"),
+    ({"name": "losses"}, "one of gradient_penalty, mart, .* was 'losses'"),
+  ],
+)
+def test_objectives_that_cannot_be_built(given, words):
+  config_ = config.digits()
+  config_.objective = ConfigDict(given)
+  with pytest.raises(InputError, match=words):
+    build.objective(config_)
+
+
+@pytest.mark.parametrize("name", ["mixture", "trades", "virtual", "mart", "gradient_penalty"])
+def test_objectives_are_built_by_name(name):
+  config_ = config.digits()
+  config_.objective = ConfigDict({"name": name})
+  config_.attack.name, config_.attack.num_steps = "power_iteration", 1
+  assert isinstance(build.objective(config_), RobustObjective)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -142,7 +189,8 @@ BAD = [
   ("dataset.test_examples", (-1,), ">= 0 (0: all)"),
   ("uncertainty.name", ("l3", ""), "one of linf, l2, l1"),
   ("uncertainty.radius", (-0.1, NAN, INF), "finite number >= 0, in pixels of [0, 1]"),
-  ("attack.name", ("fgsm", "", "core"), "one of pgd, frank_wolfe, lbfgs"),
+  ("uncertainty.warmup_epochs", (-1.0, NAN, INF), "a finite number of epochs >= 0"),
+  ("attack.name", ("fgsm", "", "core"), "one of pgd, frank_wolfe, lbfgs, power_iteration"),
   ("attack.num_steps", (-1,), "an integer >= 0 (0: standard training)"),
   ("attack.relative_step", (0.0, -1.0, 2.5, NAN), "0 < step <= 2"),
   ("optimizer.learning_rate", (0.0, -1.0, NAN, INF), "a finite number > 0"),

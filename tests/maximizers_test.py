@@ -356,3 +356,51 @@ def _on_one_device(name):
   params, x, y = mlp_problem()
   keys = jax.random.split(jax.random.key(3), BATCH)
   return jax.device_get(jax.jit(robust_gradient(name))(params, x, y, keys))
+
+
+def divergence_problem(classes):
+  rng = np.random.default_rng(classes)
+  w = rng.normal(size=(6, classes)).astype(np.float32)
+  x = rng.random((4, 6)).astype(np.float32)
+  return w, x, lambda z: ro.losses.kl_divergence(z @ w, x @ w)
+
+
+def test_power_iteration_finds_the_direction_of_two_classes_in_one_step():
+  """Of two classes the Hessian of the divergence has rank one: along w_0 - w_1."""
+  w, x, divergence = divergence_problem(2)
+  attack = ro.ascend(ro.power_iteration(ro.l2(0.3)), 1)
+  delta, info = attack(divergence, jax.random.key(0), x)
+  direction = (w[:, 0] - w[:, 1]) / np.linalg.norm(w[:, 0] - w[:, 1])
+  np.testing.assert_allclose(np.abs(delta @ direction), 0.3, rtol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(delta, axis=1), 0.3, rtol=1e-5)
+  assert not info.zero_gradient.any()
+
+
+def test_power_iteration_converges_to_the_first_eigenvector():
+  w, x, divergence = divergence_problem(5)
+  delta, _ = ro.ascend(ro.power_iteration(ro.l2(1.0)), 60)(divergence, jax.random.key(1), x)
+  p = np.asarray(jax.nn.softmax(x @ w), np.float64)
+  for i in range(4):
+    hessian = w @ (np.diag(p[i]) - np.outer(p[i], p[i])) @ w.T
+    first = np.linalg.eigh(hessian)[1][:, -1]
+    assert abs(first @ delta[i]) > 0.999
+
+
+def test_power_iteration_stays_where_nothing_curves():
+  _, x, _ = divergence_problem(2)
+  attack = ro.ascend(ro.power_iteration(ro.l2(1.0)), 2)
+  delta, info = attack(lambda z: z.sum(-1), jax.random.key(0), x)
+  np.testing.assert_array_equal(delta, 0)
+  assert info.zero_gradient.all()
+  with pytest.raises(ro.InputError, match="needs a key"):
+    attack(lambda z: z.sum(-1), None, x)
+
+
+def test_power_iteration_depends_on_each_key_alone():
+  _, x, divergence = divergence_problem(3)
+  keys = jax.random.split(jax.random.key(3), 4)
+  attack = ro.ascend(ro.power_iteration(ro.l2(0.1)), 1)
+  delta, _ = attack(divergence, keys, x)
+  other, _ = attack(divergence, keys.at[0].set(jax.random.key(9)), x)
+  np.testing.assert_array_equal(delta[1:], other[1:])
+  assert np.abs(delta[0] - other[0]).max() > 1e-4

@@ -62,3 +62,155 @@ def test_the_two_halves_make_robustify():
   robust = ro.robustify(loss, attack)
   expected = jax.value_and_grad(robust)(w, x, y)
   chex.assert_trees_all_close(jax.value_and_grad(two_halves)(w), expected, rtol=1e-5, atol=1e-7)
+
+
+ALL = {
+  "mixture": ro.mixture(0.3),
+  "virtual": ro.virtual(2.0),
+  "trades": ro.trades(3.0),
+  "mart": ro.mart(4.0),
+  "gradient_penalty": ro.gradient_penalty(ro.l2(0.2)),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_example_has_a_loss_of_its_own(name):
+  w, x, moved, y = problem()
+  outer = jax.jit(lambda x, moved, y: ALL[name].outer(forward_of(w), x, moved, y)[0])
+  losses = outer(x, moved, y)
+  chex.assert_shape(losses, (8,))
+  chex.assert_tree_all_finite(losses)
+  alone = jnp.concatenate([outer(x[i : i + 1], moved[i : i + 1], y[i : i + 1]) for i in range(8)])
+  np.testing.assert_allclose(alone, losses, rtol=1e-5)
+  assert ALL[name].outer(forward_of(w), x, moved, y)[1] == {"count": 8}
+
+
+@pytest.mark.parametrize(
+  ("objective", "same_as"),
+  [
+    (ro.mixture(0.0), lambda clean, moved, y: ro.losses.cross_entropy(moved, y)),
+    (ro.mixture(1.0), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
+    (ro.trades(0.0), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
+    (ro.virtual(0.0), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
+    (ro.gradient_penalty(ro.l2(0.0)), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
+  ],
+  ids=["mixture 0", "mixture 1", "trades 0", "virtual 0", "no penalty"],
+)
+def test_weights_of_nothing_leave_the_plain_losses(objective, same_as):
+  w, x, moved, y = problem()
+  found = objective.outer(forward_of(w), x, moved, y)[0]
+  np.testing.assert_allclose(found, same_as(x @ w, moved @ w, y), rtol=1e-6)
+
+
+def kl(p, q):
+  return (p * (np.log(p) - np.log(q))).sum(-1)
+
+
+def test_trades_and_virtual_in_closed_form():
+  w, x, moved, y = problem()
+  p, q = (np.asarray(jax.nn.softmax(z @ w), np.float64) for z in (x, moved))
+  clean = -np.log(p[np.arange(8), y])
+  for objective, weight in ((ro.trades(3.0), 3.0), (ro.virtual(2.0), 2.0)):
+    found = objective.outer(forward_of(w), x, moved, y)[0]
+    np.testing.assert_allclose(found, clean + weight * kl(p, q), rtol=1e-4)
+    climbed = objective.inner(forward_of(w), x, y)
+    np.testing.assert_allclose(climbed(moved), kl(p, q), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(climbed(x), 0.0, atol=1e-6)
+
+
+def test_of_trades_both_predictions_learn_and_of_virtual_one():
+  """In logits z, z': dKL(p || p')/dz' = p' - p; through p too, dKL/dz = p (log p - log p' - KL)."""
+  w, x, moved, y = problem()
+  p, q = (np.asarray(jax.nn.softmax(z @ w), np.float64) for z in (x, moved))
+  by_moved = moved.T @ (q - p)
+  by_clean = x.T @ (p * (np.log(p) - np.log(q) - kl(p, q)[:, None]))
+
+  def gradient(objective):
+    plain = ro.robust()  # the clean loss, that both have
+    return jax.grad(
+      lambda w: (
+        objective.outer(forward_of(w), x, moved, y)[0] - plain.outer(forward_of(w), x, x, y)[0]
+      ).sum()
+    )(w)
+
+  np.testing.assert_allclose(gradient(ro.virtual(1.0)), by_moved, atol=1e-4)
+  np.testing.assert_allclose(gradient(ro.trades(1.0)), by_moved + by_clean, atol=1e-4)
+  assert np.abs(by_clean).max() > 0.01
+
+
+def test_virtual_needs_no_label():
+  w, x, moved, y = problem()
+  some = np.where(np.arange(8) < 3, y, -1)
+  found = ro.virtual(2.0).outer(forward_of(w), x, moved, some)[0]
+  smooth = 2.0 * ro.losses.kl_divergence(moved @ w, x @ w)
+  np.testing.assert_allclose(found[3:], smooth[3:], rtol=1e-5)
+  labelled = ro.losses.cross_entropy(x[:3] @ w, y[:3]).mean()
+  np.testing.assert_allclose(found.mean(), smooth.mean() + labelled, rtol=1e-5)
+  none = ro.virtual(2.0).outer(forward_of(w), x, moved, np.full(8, -1))[0]
+  np.testing.assert_allclose(none, smooth, rtol=1e-5)
+
+
+def test_mart_in_closed_form():
+  w, x, moved, y = problem()
+  p, q = (np.asarray(jax.nn.softmax(z @ w), np.float64) for z in (x, moved))
+  rows = np.arange(8)
+  others = np.where(np.arange(3) == y[:, None], 0, q)
+  boosted = -np.log(q[rows, y]) - np.log(1 - others.max(-1))
+  expected = boosted + 4.0 * (1 - p[rows, y]) * kl(p, q)
+  np.testing.assert_allclose(ro.mart(4.0).outer(forward_of(w), x, moved, y)[0], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_mart_of_a_confident_net_is_finite(classes):
+  """1 - p of a p that rounds to 1 would be log(0)."""
+  logits = jnp.zeros((2, classes)).at[:, 0].set(60.0)
+  y = np.array([0, 1])
+
+  def loss(logits):
+    return ro.mart().outer(lambda x: (logits, {}), jnp.zeros((2, 1)), jnp.zeros((2, 1)), y)[0].sum()
+
+  value, gradient = jax.value_and_grad(loss)(logits)
+  chex.assert_tree_all_finite((value, gradient))
+  assert value > 100  # both terms see that the second is wrong
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_gradient_penalty_is_robust_optimisation_to_first_order(norm):
+  """Exactly so for a loss that is linear in x; otherwise loss plus radius times the dual norm."""
+  w, x, _, y = problem()
+  uncertainty = getattr(ro, norm)(0.3)
+
+  def linear(logits, y):
+    return logits[:, 0] - 2 * logits[:, 1]
+
+  delta, _ = ro.steepest(uncertainty)(lambda x: linear(x @ w, y), None, x)
+  penalised = ro.gradient_penalty(uncertainty, linear).outer(forward_of(w), x, x, y)[0]
+  robust = ro.robust(linear).outer(forward_of(w), x, x + delta, y)[0]
+  np.testing.assert_allclose(penalised, robust, rtol=1e-5, atol=1e-6)
+
+  order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+
+  def explicit(w):
+    gradient = jax.grad(lambda x: ro.losses.cross_entropy(x @ w, y).sum())(x)
+    dual = jnp.linalg.norm(gradient, order, axis=-1)
+    return (ro.losses.cross_entropy(x @ w, y) + 0.3 * dual).sum()
+
+  def found(w):
+    return ro.gradient_penalty(uncertainty).outer(forward_of(w), x, x, y)[0].sum()
+
+  expected = jax.value_and_grad(explicit)(w)
+  chex.assert_trees_all_close(jax.value_and_grad(found)(w), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("make", "words"),
+  [
+    (lambda: ro.mixture(1.5), r"alpha .* in \[0, 1\], but was 1.5"),
+    (lambda: ro.trades(-1.0), "beta .* >= 0, but was -1.0"),
+    (lambda: ro.virtual(float("nan")), "alpha .* but was nan"),
+    (lambda: ro.mart(float("inf")), "beta .* but was inf"),
+  ],
+)
+def test_weights_that_are_none_are_refused(make, words):
+  with pytest.raises(ro.InputError, match=words):
+    make()

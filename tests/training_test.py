@@ -165,6 +165,37 @@ def test_no_steps_or_no_radius_is_standard_training(attack):
   chex.assert_trees_all_close(state.params, params, rtol=1e-6, atol=1e-7)
 
 
+def test_a_curriculum_is_the_attack_of_each_step():
+  """The radius at step t of 4 is t / 4 of the last: step by step the same as with that radius."""
+  optimizer, radius, batch = optax.sgd(LR), 0.4, digits_batch()
+  apply, state = setup(models.SoftmaxRegression(), optimizer)
+
+  def step_of(attack):
+    return jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
+
+  scheduled = step_of(
+    ro.ScheduledAttack(lambda step: ro.steepest(ro.linf(radius * jnp.minimum(step / 4, 1.0))))
+  )
+  for i, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0, 1.0)):
+    key = jax.random.key(i)
+    expected, _ = step_of(ro.steepest(ro.linf(radius * share)))(state, batch, key)
+    state, _ = scheduled(state, batch, key)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6, atol=1e-7)
+  assert scheduled._cache_size() == 1
+
+
+def test_a_config_may_let_its_radius_grow():
+  config_ = config.digits()
+  config_.uncertainty.warmup_epochs = 2.0
+  attack = build.training_attack(config_, steps_per_epoch=5)
+  x = jnp.full((2, 4), 0.5)
+  for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
+    delta, _ = attack.at(jnp.int32(step))(lambda x: x.sum(-1), jax.random.key(0), x)
+    np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=1e-6)
+  config_.uncertainty.warmup_epochs = 0.0
+  assert not isinstance(build.training_attack(config_, 5), ro.ScheduledAttack)
+
+
 # What the ascent may not compute
 
 

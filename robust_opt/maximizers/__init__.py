@@ -13,11 +13,12 @@ from robust_opt.maximizers.core import (
   AscentState,
   Attack,
   InnerMaximizer,
+  ScheduledAttack,
   ascend,
   restarts,
   robustify,
 )
-from robust_opt.maximizers.first_order import frank_wolfe, pgd, projected, steepest
+from robust_opt.maximizers.first_order import frank_wolfe, pgd, power_iteration, projected, steepest
 from robust_opt.maximizers.lbfgs import lbfgs
 
 __all__ = [
@@ -25,11 +26,13 @@ __all__ = [
   "AscentState",
   "Attack",
   "InnerMaximizer",
+  "ScheduledAttack",
   "apgd",
   "ascend",
   "frank_wolfe",
   "lbfgs",
   "pgd",
+  "power_iteration",
   "projected",
   "restarts",
   "robustify",

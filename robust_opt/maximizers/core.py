@@ -54,6 +54,19 @@ class InnerMaximizer(NamedTuple):
 # (value_fn, key or None, x [B, *S]) -> (delta [B, *S], AscentInfo stacked over the steps)
 Attack = Callable[[ValueFn, Array | None, Array], tuple[Array, AscentInfo]]
 
+
+class ScheduledAttack(NamedTuple):
+  """An attack that changes as training goes on: a curriculum, of which a training step makes use.
+
+    ScheduledAttack(lambda step: ro.steepest(ro.linf(0.3 * jnp.minimum(step / 1000, 1.0))))
+
+  Attributes:
+    at: (step [], int32, traced) -> the attack of that update.
+  """
+
+  at: Callable[[Array], Attack]
+
+
 Candidates = tuple[Array, Array]  # (delta [B, *S], score [B])
 
 

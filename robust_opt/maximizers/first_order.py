@@ -16,7 +16,7 @@ from robust_opt.maximizers.core import (
   value_and_input_gradient,
 )
 from robust_opt.types import Array, ValueFn
-from robust_opt.uncertainty import UncertaintySet
+from robust_opt.uncertainty import UncertaintySet, l2
 
 # t [] -> the set of the t-th step, t = 0, 1, ...
 StepSchedule = Callable[[Array], UncertaintySet]
@@ -123,12 +123,56 @@ def projected(
   return InnerMaximizer(init, step)
 
 
+def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
+  """Ascends what is flat at the clean example: delta along the dominant direction of its Hessian H.
+
+    d_{t+1} = H d_t / |H d_t|_2,   delta = argmax over delta in U(x) of <H d_t, delta>
+
+  For a divergence from the prediction at x, whose gradient there is zero and whose H is positive
+  semidefinite. H d is a forward-over-reverse product: no finite difference, one forward and one
+  backward pass a step. Over an l_2 ball it is the adversary of virtual adversarial training (Miyato
+  et al. 2015, arXiv 1507.00677, section 3), which takes one step. It starts from a random direction
+  (needs a key); an example whose H d is zero stays where it is.
+
+  Args:
+    uncertainty: the set to stay in.
+  """
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    if key is None:
+      raise InputError("Power iteration starts at random and needs a key, but it was None.")
+    keys = key if key.ndim else jax.random.split(key, x.shape[0])
+    direction = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    return AscentState(jnp.zeros_like(x), direction)
+
+  def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
+    delta, direction = state
+
+    def gradient(x: Array) -> tuple[Array, AscentInfo]:
+      info, grad = value_and_input_gradient(value_fn, x)
+      return grad, info
+
+    _, curved, info = jax.jvp(gradient, (x,), (_of_unit_l2(direction),), has_aux=True)
+    zero = jnp.all(curved == 0, axis=range(1, x.ndim))
+    moved = uncertainty.steepest_ascent(curved, x)
+    stays = zero.reshape(-1, *(1,) * (x.ndim - 1))
+    state = AscentState(jnp.where(stays, delta, moved), jnp.where(stays, direction, curved))
+    return state, info._replace(zero_gradient=zero)
+
+  return InnerMaximizer(init, step)
+
+
 def steepest(uncertainty: UncertaintySet) -> Attack:
   """The ascent of Algorithm 1: one step from the clean example to the edge of the set.
 
   With `linf` it is the fast gradient sign method (Goodfellow et al. 2015).
   """
   return ascend(frank_wolfe(uncertainty), num_steps=1)
+
+
+def _of_unit_l2(v: Array) -> Array:
+  """Every example's vector at unit length, [B, *S]; 0 where it is 0, whatever its scale."""
+  return l2(1.0).steepest_ascent(v, v)
 
 
 def _of_unit_l1(grad: Array) -> Array:

@@ -102,12 +102,11 @@ def assemble(
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   module, optimizer = build.model(config, train), build.optimizer(config, plan.num_steps)
   apply, objective = models.from_linen(module), build.objective(config)
-  uncertainty, steps = config.uncertainty, config.attack.num_steps
   step = make_train_step(
     apply,
     optimizer,
     objective,
-    build.attack(config, uncertainty.name, uncertainty.radius, steps),
+    build.training_attack(config, plan.num_steps),
     ascent_in_train_mode=config.attack.train_mode,
   )
   run = make_scan(step, plan, augment=build.augment(config))
