@@ -10,13 +10,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from robust_opt.figures import NORM_NAMES, new_figure
 from robust_opt.files import atomic_write
 
-NORM_NAMES = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
 _COLOURS = ("#000000", "#cc79a7", "#009e73", "#0072b2", "#d55e00")  # for colour-blind readers too
 _MARKERS = ("s", "v", "^", "o", "D")
 
@@ -34,7 +33,7 @@ def adversarial_rows(
     columns: examples shown of each row, at most.
   """
   count = max(1, min(columns, max(len(row["images"]) for row in rows)))
-  figure = _figure(0.85 * count + 0.7, 1.12 * len(rows) + 0.5)
+  figure = new_figure(0.85 * count + 0.7, 1.12 * len(rows) + 0.5)
   axes = np.asarray(figure.subplots(len(rows), count, squeeze=False))
   for line, row in zip(axes, rows):
     line[0].set_ylabel(NORM_NAMES.get(row["name"], row["name"]), fontsize=11)
@@ -60,7 +59,7 @@ def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], stem:
     stem: path without suffix.
   """
   columns = max(len(row) for row in panels)
-  figure = _figure(3.1 * columns, 2.7 * len(panels) + 0.3)
+  figure = new_figure(3.1 * columns, 2.7 * len(panels) + 0.3)
   axes = np.asarray(figure.subplots(len(panels), columns, squeeze=False, sharey=True))
   for line, row in zip(axes, panels):
     for axis, panel in zip(line, row):
@@ -85,7 +84,7 @@ def convergence(curves: Mapping[str, Mapping[str, Any]], stem: Path, lowest: flo
     stem: path without suffix.
     lowest: accuracy at which the vertical axis begins, in [0, 1].
   """
-  figure = _figure(6.0, 3.6)
+  figure = new_figure(6.0, 3.6)
   axis = figure.subplots()
   for index, (net, curve) in enumerate(curves.items()):
     _banded(axis, index, net, curve["steps"], curve["mean"], curve["half_width"], marks=False)
@@ -111,12 +110,6 @@ def _banded(
   if np.isfinite(half_width).all():
     band = (np.clip(mean - half_width, 0, 100), np.clip(mean + half_width, 0, 100))
     axis.fill_between(x, *band, color=colour, alpha=0.2, lw=0)
-
-
-def _figure(width: float, height: float) -> Figure:
-  figure = Figure(figsize=(width, height), layout="constrained")
-  FigureCanvasAgg(figure)  # no global state, no display
-  return figure
 
 
 def _save(figure: Figure, stem: Path) -> None:
