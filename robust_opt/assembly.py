@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from robust_opt import build, models, sharding
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, make_evaluate
+from robust_opt.maximizers import Attack
 from robust_opt.objectives import robust
 from robust_opt.training import (
   ArrayData,
@@ -29,6 +30,7 @@ from robust_opt.training import (
 )
 from robust_opt.types import ApplyFn, Array, ModelState, Params
 
+MakeAttack = Callable[[str, Array], Attack]  # (norm, radius [])
 # (state, norm, data, radius) -> what became of every example
 Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
 
@@ -44,6 +46,9 @@ class Experiment(NamedTuple):
     state: before the first update; scan takes its buffers, so start from it once.
     scan: num_steps -> a compiled function, state -> (state, metrics of every step).
     evaluate: accuracy under the attack of a norm.
+    watch: state -> [n] bool, which of the first held-out examples stand the attack that is not the
+      run's own: PGD where it trains against one step, one step where it trains against more. None
+      where nothing is watched.
     apply: the model.
     steps_per_epoch: updates an epoch.
     steps_per_scan: updates a call of scan.
@@ -56,6 +61,7 @@ class Experiment(NamedTuple):
   state: TrainState
   scan: Callable[[int], Callable[[TrainState], tuple[TrainState, TrainMetrics]]]
   evaluate: Evaluate
+  watch: Callable[[TrainState], np.ndarray] | None
   apply: ApplyFn
   steps_per_epoch: int
   steps_per_scan: int
@@ -105,28 +111,52 @@ def assemble(config: ConfigDict) -> Experiment:
     compiled = scans.lower(state, train, train_key, num_steps).compile()
     return lambda state: compiled(state, train, train_key)
 
-  @jax.jit(static_argnums=(3, 5), out_shardings=sharding.replicated(mesh))
+  # A standard net is attacked by one step, as the robust nets of the paper are.
+  steps = max(1, config.attack.num_steps)
+
+  def own(norm: str, radius: Array) -> Attack:
+    return build.evaluation_attack(config, norm, radius, steps)
+
+  def other(norm: str, radius: Array) -> Attack:
+    return build.watching_attack(config, norm, radius)
+
+  @jax.jit(static_argnums=(3, 5, 6), out_shardings=sharding.replicated(mesh))
   def evaluate(
-    params: Any, model_state: Any, data: ArrayData, norm: str, radius: Array, batch_size: int
+    params: Any,
+    model_state: Any,
+    data: ArrayData,
+    norm: str,
+    radius: Array,
+    batch_size: int,
+    make_attack: MakeAttack,
   ) -> Evaluation:
-    # A standard net is attacked by one step, as the robust nets of the paper are. Whatever a net
-    # was trained by, what is measured is its cross-entropy's worst case.
-    steps = max(1, config.attack.num_steps)
+    # Whatever a net was trained by, what is measured is its cross-entropy's worst case.
     evaluator = make_evaluate(
       apply,
       robust(),
-      lambda radius: build.evaluation_attack(config, norm, radius, steps),
+      lambda radius: make_attack(norm, radius),
       batch_size,
       place_batch=sharding.batch_placer(mesh),
     )
     return evaluator(params, model_state, data, radius, evaluation_key)
 
-  def evaluate_norm(state: TrainState, norm: str, data: ArrayData, radius: float) -> Evaluation:
+  def evaluate_norm(
+    state: TrainState, norm: str, data: ArrayData, radius: float, make_attack: MakeAttack = own
+  ) -> Evaluation:
     size = min(config.evaluation.batch_size, len(data.labels))
     size = -(-size // jax.device_count()) * jax.device_count()
     traced = sharding.replicate(np.float32(radius), mesh)
-    out = evaluate(state.params, state.model_state, data, norm, traced, size)
+    out = evaluate(state.params, state.model_state, data, norm, traced, size, make_attack)
     return jax.tree.map(np.asarray, out)
+
+  count = min(config.training.watch_examples, len(splits.heldout.labels))
+  watched = sharding.replicate(
+    ArrayData(splits.heldout.images[:count], splits.heldout.labels[:count]), mesh
+  )
+
+  def watch(state: TrainState) -> np.ndarray:
+    norm, radius = config.uncertainty.name, config.uncertainty.radius
+    return np.asarray(evaluate_norm(state, norm, watched, radius, other).robust_correct)
 
   return Experiment(
     splits=splits,
@@ -136,6 +166,7 @@ def assemble(config: ConfigDict) -> Experiment:
     state=state,
     scan=scan,
     evaluate=evaluate_norm,
+    watch=watch if count and config.attack.num_steps else None,
     apply=apply,
     steps_per_epoch=plan.num_steps,
     steps_per_scan=scan_length(plan.num_steps, config.training.steps_per_scan),

@@ -141,6 +141,15 @@ def evaluation_attack(
   return maximizers.ascend(maximizer, num_steps, keep_best=num_steps > 1)
 
 
+def watching_attack(config: ConfigDict, norm: str, radius: float | Array) -> Attack:
+  """What a training does not train against: PGD-10 beside one step, one step beside more."""
+  if config.attack.num_steps > 1:
+    return evaluation_attack(config, norm, radius, 1)
+  pgd = ConfigDict(config).copy_and_resolve_references()
+  pgd.attack.update(name="pgd", num_steps=10, relative_step=0.25, random_start=True)
+  return evaluation_attack(pgd, norm, radius, 10)
+
+
 def _maximizer(
   config: ConfigDict, norm: str, radius: float | Array, num_steps: int
 ) -> maximizers.InnerMaximizer:

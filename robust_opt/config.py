@@ -77,6 +77,8 @@ def base() -> ConfigDict:
   config.training.batch_size = 32
   config.training.shuffle = True
   config.training.augment = ()  # of "flip", "crop"
+  config.training.watch_examples = 500  # held out, on which overfitting is looked for; 0: it is not
+  config.training.on_overfitting = "say"  # or "stop", and report on the best checkpoint
   config.training.steps_per_scan = 100  # at most so many updates between looks at the clock
 
   config.evaluation = ConfigDict()
@@ -185,6 +187,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "optimizer.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
   "training.epochs": (lambda v: v >= 1, "an integer >= 1"),
   "training.batch_size": (lambda v: v >= 1, "an integer >= 1"),
+  "training.watch_examples": (lambda v: v >= 0, "an integer >= 0 (0: none)"),
+  "training.on_overfitting": (lambda v: v in ("say", "stop"), "say or stop"),
   "training.steps_per_scan": (lambda v: v >= 1, "an integer >= 1"),
   "training.augment": (lambda v: set(v) <= {"flip", "crop"}, "a tuple of 'flip', 'crop'"),
   "evaluation.batch_size": (lambda v: v >= 1, "an integer >= 1"),

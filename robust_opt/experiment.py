@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from robust_opt import build, data, figures, workdirs
+from robust_opt import build, data, figures, overfitting, workdirs
 from robust_opt import config as config_lib
 from robust_opt.assembly import Experiment, assemble
 from robust_opt.checkpoint import Checkpoints, digest
@@ -72,14 +72,15 @@ def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   state = experiment.state if restored is None else restored
   if restored is not None:
     logging.info("Resuming from the checkpoint of step %d.", int(state.step))
-  state = train(config, workdir, experiment, state, checkpoints)
-  if config.evaluation.checkpoint == "best":
+  state, history = train(config, workdir, experiment, state, checkpoints)
+  if config.evaluation.checkpoint == "best" or _stops(config, history):
     state = checkpoints.restore(experiment.state, "best") or state
   best = {"step": checkpoints.best_step(), "heldout_robust": checkpoints.best_accuracy()}
   checkpoints.close()
 
   summary = evaluate_and_describe(config, experiment, state)
   summary["best_checkpoint"] = best
+  summary["overfitting"] = overfitting.found(history, config.training.watch_examples)
   summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
   if jax.process_index() == 0:
     draw(config, workdir, experiment, state, summary)
@@ -93,17 +94,22 @@ def train(
   experiment: Experiment,
   state: TrainState,
   checkpoints: Checkpoints,
-) -> TrainState:
-  """Updates the state to the last epoch, logging, evaluating and saving on the way."""
+) -> tuple[TrainState, list[overfitting.Epoch]]:
+  """Updates the state to the last epoch, logging, evaluating and saving on the way.
+
+  Returns:
+    The state, and what was watched after every epoch.
+  """
   per_epoch, epochs = experiment.steps_per_epoch, config.training.epochs
   total, step = epochs * per_epoch, int(state.step)
   leader = jax.process_index() == 0
+  history = _history(workdir, step)
   with (
     _sigterm_flag() as stop_requested,
     MetricWriter(workdir, step) if leader else nullcontext() as writer,
     ProgressDisplay(total, step, epochs, enabled=leader and step < total) as display,
   ):
-    while step < total:
+    while step < total and not _stops(config, history):
       epoch, position = divmod(step, per_epoch)
       num_steps = min(experiment.steps_per_scan, per_epoch - position)
       state, values = _scan(config, experiment, state, step, num_steps, checkpoints)
@@ -113,8 +119,13 @@ def train(
       robust = None
       if step % per_epoch == 0:
         values |= _heldout(config, experiment, state)
-        robust = values["heldout/robust_accuracy"]
+        # Whoever trains against one step may stand that step alone: PGD chooses the best.
+        own = values["heldout/robust_accuracy"]
+        robust = values.get("heldout/pgd_accuracy", own) if config.attack.num_steps == 1 else own
         display.epoch(epoch + 1, values)
+        history += _watched([values])
+        for sentence in overfitting.found(history, config.training.watch_examples):
+          logging.warning("%s", sentence)
       if writer is not None:
         writer.write(step, values)
       stop = stop_requested() and step < total
@@ -130,7 +141,7 @@ def train(
           f"SIGTERM: stopped at step {step} of {total} and saved; "
           f"the same command goes on from there."
         )
-  return state
+  return state, history
 
 
 def _scan(
@@ -162,11 +173,40 @@ def _heldout(
   heldout = experiment.evaluate(
     state, config.uncertainty.name, experiment.heldout, config.uncertainty.radius
   )
-  return {
+  values = {
     "heldout/clean_accuracy": float(heldout.clean_correct.mean()),
     "heldout/robust_accuracy": float(heldout.robust_correct.mean()),
     "heldout/zero_gradients": int(heldout.zero_gradient.sum()),
   }
+  if experiment.watch is not None:
+    other = experiment.watch(state)
+    both = [float(other.mean()), float(heldout.robust_correct[: len(other)].mean())]
+    names = ("heldout/pgd_accuracy", "heldout/single_step_accuracy")
+    values |= dict(zip(names, both if config.attack.num_steps == 1 else both[::-1]))
+  return values
+
+
+def _watched(records: Sequence[Mapping[str, Any]]) -> list[overfitting.Epoch]:
+  """The epochs among the records of a log."""
+  names = ("train/loss", "heldout/single_step_accuracy", "heldout/pgd_accuracy")
+  return [
+    overfitting.Epoch(*(record[name] for name in names))
+    for record in records
+    if all(name in record for name in names)
+  ]
+
+
+def _history(workdir: Path, step: int) -> list[overfitting.Epoch]:
+  """What the log says of the epochs before a step."""
+  path = workdir / "metrics.jsonl"
+  records = read_metrics(path) if path.exists() else []
+  return _watched([record for record in records if record["step"] <= step])
+
+
+def _stops(config: ConfigDict, history: list[overfitting.Epoch]) -> bool:
+  """Whether the config wants no more of a training that overfits."""
+  found = overfitting.found(history, config.training.watch_examples)
+  return bool(found) and config.training.on_overfitting == "stop"
 
 
 def evaluate_and_describe(

@@ -5,13 +5,14 @@ import math
 import struct
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import robust_opt as ro
-from robust_opt import assembly, build, evaluation, experiment, models, sharding
+from robust_opt import assembly, build, evaluation, experiment, losses, metrics, models, sharding
 from robust_opt import config as config_lib
 from robust_opt.checkpoint import Checkpoints
 from robust_opt.training import TrainMetrics, init_state
@@ -105,7 +106,7 @@ def parts():
 
 
 def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
-  """Not by clean accuracy, which rises on, and without a look at the test set."""
+  """By PGD: clean accuracy, and that under the training's one step, rise on. The test set is unseen."""
   config, asked = small_config(epochs=3), []
   config.checkpoint.every_epochs = 3
   config.evaluation.checkpoint = "best"
@@ -119,10 +120,13 @@ def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
   def evaluate(state, norm, data, radius):
     asked.append(data)
     epoch = int(state.step) // parts.steps_per_epoch
-    return outcome(data, clean=50 + 10 * epoch, robust={1: 20, 2: 40, 3: 30}[epoch])
+    return outcome(data, clean=50 + 10 * epoch, robust=40 + 10 * epoch)
+
+  def watch(state):
+    return np.arange(100) < {1: 20, 2: 40, 3: 30}[int(state.step) // parts.steps_per_epoch]
 
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-  stub = parts._replace(scan=scan, evaluate=evaluate)
+  stub = parts._replace(scan=scan, evaluate=evaluate, watch=watch)
   experiment.train(config, tmp_path, stub, parts.state, checkpoints)
   assert checkpoints.best_step() == 2 * parts.steps_per_epoch
   assert int(checkpoints.restore(parts.state, "best").step) == 2 * parts.steps_per_epoch
@@ -293,3 +297,67 @@ def test_counts_of_the_summary_add_up(finished):
   assert summary["config"] == config_lib.as_dict(config)
   assert summary["seconds_since_last_start"] > 0
   assert summary["peak_memory_mb"] > 50
+
+
+# Overfitting, which is watched on held-out data.
+
+
+def collapsing(parts):
+  """A run whose net stands one step ever better, and PGD no more from the third epoch on."""
+
+  def scan(num_steps):
+    return lambda state: (
+      state.replace(step=state.step + num_steps),
+      TrainMetrics(np.full(num_steps, 1.0), np.zeros(num_steps, np.int32)),
+    )
+
+  def evaluate(state, norm, data, radius):
+    return outcome(data, clean=90, robust=60 + 5 * (int(state.step) // parts.steps_per_epoch))
+
+  def watch(state):
+    return np.arange(100) < {1: 30, 2: 50, 3: 2, 4: 1}[int(state.step) // parts.steps_per_epoch]
+
+  return parts._replace(scan=scan, evaluate=evaluate, watch=watch)
+
+
+@pytest.mark.parametrize("what", ["say", "stop"])
+def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, monkeypatch, what):
+  config, said = small_config(epochs=4), []
+  config.training.on_overfitting = what
+  monkeypatch.setattr(experiment.logging, "warning", lambda text, *args: said.append(text % args))
+  monkeypatch.setattr(experiment, "assemble", lambda config: collapsing(parts))
+  monkeypatch.setattr(experiment, "draw", lambda *args: None)
+  summary = experiment.run(config, tmp_path / "run")
+  assert len(said) == {"say": 2, "stop": 1}[what]
+  assert all(sentence.startswith("Catastrophic overfitting: ") for sentence in said)
+  assert summary["overfitting"] == said[-1:]
+  epoch = {"say": 4, "stop": 2}[what]  # where it stops, the best checkpoint is reported on
+  assert summary["step"] == epoch * parts.steps_per_epoch
+  assert summary["best_checkpoint"]["step"] == 2 * parts.steps_per_epoch
+  records = metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")
+  last = {"say": 4, "stop": 3}[what] * parts.steps_per_epoch
+  assert records[-1]["step"] == last
+  assert records[-1]["heldout/pgd_accuracy"] < 0.03 < records[-1]["heldout/single_step_accuracy"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_what_is_watched_is_the_other_attack(num_steps):
+  config = small_config()
+  config.attack.num_steps = num_steps
+  x, y = jnp.full((4, 6), 0.5), jnp.arange(4) % 3
+  w = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+  def value(z):
+    return losses.cross_entropy(jnp.sin(9 * z @ w), y)
+
+  attack = build.watching_attack(config, "linf", 0.2)
+  _, info = attack(value, jax.random.key(0), x)
+  assert len(info.value) == {1: 10, 3: 1}[num_steps]
+
+
+def test_standard_training_is_not_watched():
+  config = small_config()
+  config.attack.num_steps = 0
+  assert assembly.assemble(config).watch is None
+  config.attack.num_steps, config.training.watch_examples = 1, 0
+  assert assembly.assemble(config).watch is None

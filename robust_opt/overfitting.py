@@ -1,0 +1,79 @@
+"""Two ways in which robust training goes wrong late, told from held-out accuracies.
+
+  history = [Epoch(train_loss=0.9, single_step=0.71, pgd=0.55), ...]
+  found(history, num_examples=500)     # sentences, none while all is well
+
+Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994): a net that trains against
+one step learns to answer that step alone; its accuracy under PGD collapses within an epoch while
+that under one step stays or rises. Robust overfitting (Rice, Wong and Kolter 2020, arXiv
+2002.11569): the accuracy under PGD on data that the net has not seen sinks slowly while the loss on
+the training set still falls.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+# What a collapse leaves of the best accuracy under PGD, at most.
+COLLAPSE = 0.5
+# Robust overfitting is said beyond so many standard errors of a difference, and so many points.
+STANDARD_ERRORS, POINTS = 2.0, 0.02
+
+
+class Epoch(NamedTuple):
+  """What is known after an epoch.
+
+  Attributes:
+    train_loss: the mean loss at the perturbed training batches.
+    single_step: accuracy on held-out examples under one step.
+    pgd: under PGD, of the same radius.
+  """
+
+  train_loss: float
+  single_step: float
+  pgd: float
+
+
+def catastrophic(history: Sequence[Epoch]) -> bool:
+  """Whether the last epoch has lost half of the best PGD accuracy, but nothing under one step."""
+  last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
+  return last.pgd < COLLAPSE * best.pgd and last.single_step >= best.single_step - POINTS
+
+
+def robust(history: Sequence[Epoch], num_examples: int) -> bool:
+  """Whether PGD accuracy has sunk from its best, beyond noise, while the training loss fell."""
+  last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
+  noise = math.sqrt((_variance(last.pgd) + _variance(best.pgd)) / num_examples)
+  sunk = best.pgd - last.pgd > max(POINTS, STANDARD_ERRORS * noise)
+  return sunk and last.train_loss < best.train_loss
+
+
+def found(history: Sequence[Epoch], num_examples: int) -> list[str]:
+  """What is wrong, a sentence each.
+
+  Args:
+    history: of all epochs so far, in order.
+    num_examples: held-out examples that the accuracies are means over.
+  """
+  if not history:
+    return []
+  last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
+  drop = (
+    f"held-out accuracy under PGD fell from {100 * best.pgd:.1f} % after epoch "
+    f"{history.index(best) + 1} to {100 * last.pgd:.1f} % after epoch {len(history)}"
+  )
+  if catastrophic(history):
+    return [
+      f"Catastrophic overfitting: {drop}, while {100 * last.single_step:.1f} % stand one step; "
+      f"train with a random start and more steps, or a smaller radius."
+    ]
+  if robust(history, num_examples):
+    return [
+      f"Robust overfitting: {drop}, while the training loss went on falling; "
+      f"use the best checkpoint (--config.evaluation.checkpoint=best) or fewer epochs."
+    ]
+  return []
+
+
+def _variance(accuracy: float) -> float:
+  return accuracy * (1 - accuracy)

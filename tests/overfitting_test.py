@@ -1,0 +1,44 @@
+"""Catastrophic and robust overfitting, told from healthy training and from noise."""
+
+import pytest
+
+from robust_opt import overfitting
+from robust_opt.overfitting import Epoch
+
+HEALTHY = [Epoch(2.0, 0.4, 0.3), Epoch(1.5, 0.6, 0.5), Epoch(1.2, 0.7, 0.58)]
+COLLAPSED = [*HEALTHY, Epoch(0.4, 0.95, 0.02)]
+SINKING = [*HEALTHY, Epoch(0.9, 0.69, 0.5)]
+
+
+def test_healthy_training_is_left_in_peace():
+  for epochs in range(4):
+    assert overfitting.found(HEALTHY[:epochs], 500) == []
+
+
+def test_a_collapse_under_pgd_alone_is_catastrophic():
+  (sentence,) = overfitting.found(COLLAPSED, 500)
+  assert sentence.startswith("Catastrophic overfitting: ")
+  assert "from 58.0 % after epoch 3 to 2.0 % after epoch 4" in sentence
+  assert "95.0 % stand one step" in sentence
+
+
+def test_a_net_that_loses_everything_has_not_overfitted():
+  """It forgot or diverged: both accuracies fall, or the training loss rises."""
+  assert not overfitting.catastrophic([*HEALTHY, Epoch(2.3, 0.1, 0.1)])
+  assert overfitting.found([*HEALTHY, Epoch(2.3, 0.1, 0.1)], 500) == []
+
+
+def test_slow_sinking_is_robust_overfitting():
+  (sentence,) = overfitting.found(SINKING, 500)
+  assert sentence.startswith("Robust overfitting: ")
+  assert "from 58.0 % after epoch 3 to 50.0 % after epoch 4" in sentence
+  assert "checkpoint=best" in sentence
+
+
+@pytest.mark.parametrize(("num_examples", "said"), [(50, False), (500, True)])
+def test_a_difference_within_noise_is_none(num_examples, said):
+  assert overfitting.robust(SINKING, num_examples) == said
+
+
+def test_it_is_over_when_the_accuracy_recovers():
+  assert overfitting.found([*COLLAPSED, Epoch(0.9, 0.7, 0.6)], 500) == []
