@@ -4,7 +4,7 @@ import robust_opt as ro
 robust_loss = ro.robustify(loss, ro.steepest(ro.l2(0.5)))
 """
 
-from robust_opt import losses, projections
+from robust_opt import losses, projections, spatial, structured
 from robust_opt.ensemble import Verdict, autoattack
 from robust_opt.errors import InputError
 from robust_opt.evaluation import make_evaluate
@@ -87,7 +87,9 @@ __all__ = [
   "restarts",
   "robust",
   "robustify",
+  "spatial",
   "steepest",
+  "structured",
   "trades",
   "virtual",
 ]

@@ -130,6 +130,19 @@ def mnist() -> ConfigDict:
   return config
 
 
+def mnist_methods() -> ConfigDict:
+  """MNIST over the l_inf ball of radius 0.2 in the pixel box, where methods are compared."""
+  config = mnist()
+  config.uncertainty.name, config.uncertainty.radius, config.uncertainty.box = "linf", 0.2, True
+  config.evaluation.radii.linf = 0.2
+  config.evaluation.sweep = (0.0, 0.5, 1.0, 1.5)
+  config.optimizer.learning_rate, config.optimizer.schedule = 0.02, "cosine"
+  config.optimizer.weight_decay = 0.0
+  config.training.shuffle = True
+  config.training.epochs = 12
+  return config
+
+
 def cifar() -> ConfigDict:
   """CIFAR-10 as in the authors' code, but on standardised RGB rather than contrast-normalised YUV.
 

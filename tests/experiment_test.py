@@ -106,7 +106,7 @@ def parts():
 
 
 def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
-  """By PGD: clean accuracy, and that under the training's one step, rise on. The test set is unseen."""
+  """By PGD: clean and one-step accuracy rise on. The test set is never looked at."""
   config, asked = small_config(epochs=3), []
   config.checkpoint.every_epochs = 3
   config.evaluation.checkpoint = "best"

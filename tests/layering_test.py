@@ -15,11 +15,13 @@ ORDER = [
   "losses",
   "projections",
   "uncertainty",
+  "structured",
   "maximizers.core",
   "maximizers.first_order",
   "maximizers.lbfgs",
   "maximizers.apgd",
   "maximizers",
+  "spatial",
   "objectives",
   "attacks.types",
   "attacks.hyperplanes",
@@ -62,11 +64,17 @@ ORDER = [
   "tables",
   "figures",
   "study_figures",
+  "linear.counterparts",
+  "linear.solve",
+  "linear.comparisons",
+  "linear.figures",
+  "linear",
   "config",
   "study",
   "build",
   "assembly",
   "workdirs",
+  "overfitting",
   "experiment",
   "overrides",
   "main",
@@ -99,6 +107,7 @@ ALLOWED = {
   "tensorflow_datasets": {"prepare"},
   "tensorflow": set(),
   "sklearn": {"data"},
+  "cvxpy": {"linear.solve"},
 }
 
 
@@ -177,7 +186,11 @@ def test_outside_libraries_have_their_places(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["figures", "study_figures", "tables", "statistics", "data", "prepare", "files", "errors"]
+  "name",
+  [
+    *("figures", "study_figures", "linear.figures"),
+    *("tables", "statistics", "data", "prepare", "files", "errors"),
+  ],
 )
 def test_no_jax(name):
   for module in closure(name):

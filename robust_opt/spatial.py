@@ -1,0 +1,115 @@
+"""Small rotations and translations of images, searched on a grid.
+
+  attack = spatial.grid_search(30.0, 3.0, num_rotations=31, num_translations=5)
+  delta, info = attack(value_fn, None, x)      # x [B, H, W, C]
+
+The set is not a ball, and its loss has many local maxima that gradients do not leave: a grid of a
+few hundred transforms is the stronger attack (Engstrom et al. 2019, arXiv 1712.02779, section 5).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy import ndimage
+
+from robust_opt.errors import InputError
+from robust_opt.maximizers.core import AscentInfo, Attack, Candidates, better, per_example
+from robust_opt.types import Array, Scored, ValueFn
+
+
+def transform(x: Array, degrees: float | Array, shift: tuple[float, float] | Array) -> Array:
+  """Rotates images about their centre, then moves them: [B, H, W, C] -> [B, H, W, C].
+
+  Bilinear; what comes from beyond the border is 0. No value leaves the range of its image with 0.
+
+  Args:
+    x: images [B, H, W, C].
+    degrees: [], counter-clockwise as the image is seen (rows downwards).
+    shift: by how many pixels, down and to the right, [2].
+
+  Raises:
+    InputError: x is not floating point [B, H, W, C].
+  """
+  if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise InputError(
+      f"x must be floating point images [B, H, W, C], but is {x.dtype} of the shape {x.shape}."
+    )
+  height, width = x.shape[1:3]
+  angle = jnp.deg2rad(jnp.asarray(degrees, x.dtype))
+  shift = jnp.asarray(shift, x.dtype)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+  row = jnp.arange(height, dtype=x.dtype)[:, None] - middle_row - shift[0]
+  column = jnp.arange(width, dtype=x.dtype)[None, :] - middle_column - shift[1]
+  # Where each pixel of the result comes from: the inverse of the rotation.
+  source = [cos * row + sin * column + middle_row, cos * column - sin * row + middle_column]
+
+  def plane(image: Array) -> Array:
+    return ndimage.map_coordinates(image, source, order=1, mode="constant", cval=0.0)
+
+  moved = jax.vmap(jax.vmap(plane, in_axes=-1, out_axes=-1))(x)
+  # Weights that sum to 1 but for rounding.
+  low = jnp.minimum(jnp.min(x, axis=(1, 2), keepdims=True), 0.0)
+  return jnp.clip(moved, low, jnp.maximum(jnp.max(x, axis=(1, 2), keepdims=True), 0.0))
+
+
+def grid_search(
+  max_rotation: float, max_translation: float, num_rotations: int, num_translations: int
+) -> Attack:
+  """The worst of a grid of rotations and translations, for every example by itself.
+
+  The candidates are the clean example, first, and the num_rotations x num_translations^2 transforms
+  at even distances from minus to plus the maximum (one of a kind is 0). They are run one after the
+  other, a forward pass each, so that memory does not grow with the grid. delta [B, H, W, C] is
+  transform(x) - x; its score is never below the clean one, and a score of NaN is the highest.
+  AscentInfo lies candidate after candidate, value [1 + num_rotations * num_translations^2, B] (one
+  less if the grid holds the identity); zero_gradient is False, since no gradient is taken.
+
+  The field's grid has 31 rotations and 5 translations an axis, up to 30 degrees and a tenth of the
+  width (Engstrom et al. 2019, arXiv 1712.02779, section 5). The key is not used.
+
+  Args:
+    max_rotation: in degrees, >= 0.
+    max_translation: in pixels of either axis, >= 0.
+    num_rotations: how many angles, >= 1.
+    num_translations: how many shifts along each axis, >= 1.
+
+  Raises:
+    InputError: a maximum is negative or not finite, or a number is < 1; from the attack: x is not
+      images [B, H, W, C], or the loss has one value for the whole batch.
+  """
+  angles = _evenly("max_rotation", max_rotation, "num_rotations", num_rotations)
+  shifts = _evenly("max_translation", max_translation, "num_translations", num_translations)
+  grid = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
+  grid = grid[np.any(grid != 0, axis=1)]  # the clean example stands for the identity
+
+  def attack(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    del key
+
+    def judge(delta: Array) -> AscentInfo:
+      out = value_fn(x + delta)
+      scored = out if isinstance(out, Scored) else Scored(out, out)
+      per_example(scored.score, x)
+      return AscentInfo(scored.value, jnp.zeros(x.shape[:1], bool), scored.score)
+
+    def body(best: Candidates, candidate: Array) -> tuple[Candidates, AscentInfo]:
+      delta = transform(x, candidate[0], candidate[1:]) - x
+      info = judge(delta)
+      return better(best, (delta, info.score)), info
+
+    clean = judge(jnp.zeros_like(x))
+    start = (jnp.zeros_like(x), clean.score)
+    (delta, _), info = jax.lax.scan(body, start, jnp.asarray(grid, x.dtype))
+    stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), clean, info)
+    return jax.lax.stop_gradient(delta), stacked
+
+  return attack
+
+
+def _evenly(limit_name: str, limit: float, num_name: str, num: int) -> np.ndarray:
+  if not 0 <= limit < np.inf:
+    raise InputError(f"{limit_name} must be >= 0 and finite, but was {limit}.")
+  if num < 1:
+    raise InputError(f"{num_name} must be at least 1, but was {num}.")
+  # Symmetric to the bit, so that the middle of an odd number is 0.
+  return limit * (2 * np.arange(num) - (num - 1)) / max(num - 1, 1)

@@ -1,0 +1,527 @@
+"""Structured sets: closed forms, variational inequalities, and what every set promises."""
+
+import functools
+import itertools
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+import robust_opt as ro
+from robust_opt import structured
+from robust_opt.errors import InputError
+
+BATCH, NUM_ENTRIES = 200, 6
+BOX = (0.0, 1.0)
+LABELS = np.array([7, 2, 7, 4, 2, 7])  # three groups, of 2, 1 and 3 entries, not in order
+SCALE = np.array([0.01, 0.1, 0.5, 1.0, 2.0, 30.0], np.float32)
+_ROWS = np.random.default_rng(11).normal(size=(3, NUM_ENTRIES))
+# Of rank 2: the third row follows from the first two, with a copy between them and a row of 0.
+BASIS = np.stack([_ROWS[0], 2 * _ROWS[0], _ROWS[1], 0 * _ROWS[0], _ROWS[0] - _ROWS[1]])
+BASIS = BASIS.astype(np.float32)
+SETS = {
+  "group_l21": lambda radius: structured.group_l21(radius, LABELS),
+  "group_linf2": lambda radius: structured.group_linf2(radius, LABELS),
+  "ellipsoid": lambda radius: structured.ellipsoid(radius, SCALE),
+  "l0": lambda radius: structured.l0(2, radius),
+  "l0_with_box": lambda radius: structured.l0(2, radius, BOX),
+  "tangent": lambda radius: structured.tangent(radius, BASIS),
+  "linf_l2": lambda radius: structured.linf_l2(0.6 * radius, radius),
+  "linf_l2_with_box": lambda radius: structured.linf_l2(0.6 * radius, radius, BOX),
+  "intersection": lambda radius: structured.intersection(ro.l1(1.5 * radius), ro.l2(radius, BOX)),
+}
+EXACT = [name for name in SETS if name != "intersection"]
+CONVEX = [name for name in SETS if not name.startswith("l0")]
+EVERY_SET = pytest.mark.parametrize("name", list(SETS))
+
+
+@functools.cache
+def jitted(name, operation):
+  """(delta or g or keys, x, radius) -> the operation's value; compiled once a shape."""
+  function = jax.jit(lambda first, x, radius: getattr(SETS[name](radius), operation)(first, x))
+  return lambda first, x, radius: np.asarray(function(first, x, radius))
+
+
+def random_cases(seed=0, batch=BATCH):
+  rng = np.random.default_rng(seed)
+  g, x = rng.normal(size=(batch, NUM_ENTRIES)), rng.random((batch, NUM_ENTRIES))
+  x[: batch // 4] = np.round(x[: batch // 4] * 2) / 2
+  radius = 10 ** rng.uniform(-2, 0.5, batch)
+  return tuple(a.astype(np.float32) for a in (g, x, radius))
+
+
+def run(u, operation, first, x):
+  return np.asarray(jax.jit(getattr(u, operation))(first, x))
+
+
+def inner(g, delta):
+  return np.sum(np.asarray(g, np.float64) * delta, axis=-1)
+
+
+def length(v):
+  return np.linalg.norm(np.asarray(v, np.float64), axis=-1)
+
+
+def group_norms(delta):
+  return np.stack([length(delta[..., label == LABELS]) for label in np.unique(LABELS)], -1)
+
+
+# What every set promises.
+
+
+@EVERY_SET
+def test_points_of_the_set(name):
+  g, x, radius = random_cases()
+  keys = jax.random.split(jax.random.key(0), BATCH)
+  gauge = jitted(name, "gauge")
+  points = {
+    "steepest_ascent": jitted(name, "steepest_ascent")(g, x, radius),
+    "project": jitted(name, "project")(3 * g, x, radius),
+    "sample": jitted(name, "sample")(keys, x, radius),
+  }
+  for operation, delta in points.items():
+    chex.assert_shape(delta, g.shape)
+    chex.assert_type(delta, jnp.float32)
+    size = gauge(delta, x, radius)
+    assert np.all(size <= 1 + 1e-6), operation
+    if "box" in name or name == "intersection":
+      assert np.all((x + delta >= 0) & (x + delta <= 1)), operation
+    if operation != "sample" and "box" not in name and name != "intersection":
+      np.testing.assert_allclose(size[radius < 0.03], 1, rtol=2e-6)
+    if operation == "steepest_ascent" and name in EXACT and "box" not in name:
+      np.testing.assert_allclose(size, 1, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_steepest_ascent_beats_random_points(name):
+  g, x, radius = random_cases()
+  best = inner(g, jitted(name, "steepest_ascent")(g, x, radius))
+  rng = np.random.default_rng(1)
+  for scale in (0.1, 0.3, 1.0, 3.0, 10.0, 1000.0):
+    noise = scale * rng.normal(size=g.shape) if scale < 1000 else 0
+    point = jitted(name, "project")((noise + scale * g).astype(np.float32), x, radius)
+    reach = radius * (SCALE.max() if name == "ellipsoid" else NUM_ENTRIES)
+    assert np.all(inner(g, point) <= best + 2e-6 * reach * length(g))
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_nearest_point_by_the_variational_inequality(name):
+  # P(v) is the projection onto a convex set iff <v - P(v), z - P(v)> <= 0 for every z in the set.
+  delta, x, radius = random_cases(3)
+  if name == "intersection":  # Dykstra's algorithm is slow for points far away
+    delta = (2 * radius / length(delta))[:, None].astype(np.float32) * delta
+  nearest = jitted(name, "project")(delta, x, radius)
+  away = delta.astype(np.float64) - nearest
+  # The z of the largest <away, z> of all, and random ones.
+  zs = [jitted(name, "steepest_ascent")(away.astype(np.float32), x, radius)]
+  for seed in range(5):
+    keys = jax.random.split(jax.random.key(seed), BATCH)
+    zs.append(jitted(name, "sample")(keys, x, radius))
+  tolerance = 3e-3 if name == "intersection" else 4e-6
+  for z in zs:
+    scale = length(away) * (length(z) + length(nearest) + length(delta) * 1e-1)
+    assert np.max(inner(away, z - nearest) - tolerance * scale) <= 1e-9
+  assert np.mean(length(away) > 1e-3) > 0.3
+
+
+def float32s(shape, low, high):
+  return hnp.arrays(np.float32, shape, elements=st.floats(low, high, width=32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONVEX if name != "intersection"])
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(
+  float32s((2, 20, NUM_ENTRIES), -8, 8), float32s(20, 0, 4), float32s((20, NUM_ENTRIES), 0, 1)
+)
+def test_idempotent_and_nonexpansive(name, pair, radius, x):
+  project = jitted(name, "project")
+  first, second = (project(delta, x, radius) for delta in pair)
+  size = np.abs(pair).max((0, 2))
+  assert np.all(np.isfinite(first))
+  twice = project(first, x, radius)
+  assert np.all(np.abs(twice - first).max(-1) <= 2e-6 * size + 1e-30)
+  apart, now_apart = length(pair[0].astype(np.float64) - pair[1]), length(first - second)
+  assert np.all(now_apart <= apart * (1 + 1e-6) + 1e-5 * size)
+
+
+@EVERY_SET
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+def test_step_does_not_depend_on_the_scale_of_the_gradient(name, scale):
+  g, x, radius = random_cases()
+  ascent = jitted(name, "steepest_ascent")
+  step, scaled = ascent(g, x, radius), ascent(g * np.float32(scale), x, radius)
+  np.testing.assert_allclose(scaled, step, rtol=2e-4, atol=2e-5 * np.abs(step).max())
+  np.testing.assert_allclose(length(scaled), length(step), rtol=1e-4)
+
+
+@EVERY_SET
+def test_zero_and_nan_gradients(name):
+  g, x, radius = random_cases()
+  g[:100] = 0
+  step = jitted(name, "steepest_ascent")(g, x, radius)
+  assert np.all(np.isfinite(step))
+  np.testing.assert_array_equal(step[:100], 0)
+  g[::2, 3] = np.nan
+  for operation in ("steepest_ascent", "project", "gauge"):
+    value = jitted(name, operation)(g, x, radius).reshape(BATCH, -1)
+    assert np.all(np.isnan(value[::2]).any(-1)), operation
+    assert not np.any(np.isnan(value[1::2])), operation
+
+
+@EVERY_SET
+def test_projection_leaves_inner_points_alone(name):
+  _, x, radius = random_cases()
+  inside = jitted(name, "sample")(jax.random.split(jax.random.key(5), BATCH), x, radius)
+  inside = (0.9 * inside).astype(np.float32)
+  again = jitted(name, "project")(inside, x, radius)
+  if name == "tangent":  # only to rounding: the plane is not a set of float32 numbers
+    np.testing.assert_allclose(again, inside, atol=1e-6 * radius.max())
+  else:
+    np.testing.assert_array_equal(again, inside)
+
+
+@EVERY_SET
+def test_gauge_is_homogeneous(name):
+  _, x, radius = random_cases()
+  delta = jitted(name, "sample")(jax.random.split(jax.random.key(5), BATCH), x, radius)
+  gauge = jitted(name, "gauge")
+  value = gauge(delta, x, radius)
+  np.testing.assert_allclose(gauge(4 * delta, x, radius), 4 * value, rtol=1e-6)
+  np.testing.assert_array_equal(gauge(0 * delta, x, 0 * radius), 0)
+  moved = np.abs(delta).max(-1) > 0
+  assert np.all(np.isinf(gauge(delta, x, 0 * radius)[moved]))
+
+
+@pytest.mark.slow
+@EVERY_SET
+@pytest.mark.parametrize("operation", ["steepest_ascent", "project", "gauge"])
+def test_a_radius_for_every_example(name, operation):
+  g, x, radius = random_cases()
+  together = jitted(name, operation)(g, x, radius)
+  for i in (0, BATCH // 2, BATCH - 1):
+    alone = np.asarray(jitted(name, operation)(g, x, radius[i]))
+    np.testing.assert_allclose(alone[i], together[i], rtol=1e-5, atol=1e-6)
+  nothing = jitted(name, operation)(g, x, 0 * radius)
+  if operation != "gauge":
+    np.testing.assert_array_equal(nothing, 0 * g)
+
+
+@EVERY_SET
+def test_samples_depend_on_their_own_key(name):
+  _, x, radius = random_cases()
+  keys = jax.random.split(jax.random.key(2), BATCH)
+  together = jitted(name, "sample")(keys, x, radius)
+  np.testing.assert_array_equal(
+    jitted(name, "sample")(keys[::-1], x[::-1], radius[::-1]), together[::-1]
+  )
+  one_key = run(SETS[name](radius), "sample", jax.random.key(2), x)
+  np.testing.assert_allclose(one_key, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@EVERY_SET
+def test_jit_vmap_and_attacks(name):
+  """A sweep over radii by vmap is the loop over them, within an attack of several steps."""
+  g, x, _ = random_cases(batch=3)
+
+  def worst(radius):
+    u = SETS[name](radius)
+    attack = ro.ascend(ro.pgd(u, u, random_start=False), 2)
+    return attack(lambda z: jnp.sum(g * jnp.sin(z), -1), None, x)[0]
+
+  radii = np.float32([0.0, 0.1, 1.0])
+  swept = jax.jit(jax.vmap(worst))(radii)
+  chex.assert_tree_all_finite(swept)
+  looped = np.stack([jax.jit(worst)(radius) for radius in radii])
+  np.testing.assert_allclose(swept, looped, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(swept[0], 0)
+
+
+@pytest.mark.parametrize("name", ["group_l21", "group_linf2", "ellipsoid", "tangent"])
+def test_samples_are_uniform(name):
+  x, ones = np.zeros((2000, NUM_ENTRIES), np.float32), np.ones(2000, np.float32)
+  keys = jax.random.split(jax.random.key(4), 2000)
+  gauge = jitted(name, "gauge")(jitted(name, "sample")(keys, x, ones), x, ones)
+  dimensions = 2 if name == "tangent" else NUM_ENTRIES
+  # In n dimensions a uniform point of the set has a uniform gauge^n.
+  assert stats.kstest(gauge.astype(np.float64) ** dimensions, "uniform").pvalue > 0.01
+
+
+# Groups.
+
+
+def test_groups_in_closed_form():
+  g, x, radius = random_cases()
+  norms = group_norms(g)
+  own = np.searchsorted(np.unique(LABELS), LABELS)
+  unit = g / norms[:, own]
+  step = jitted("group_linf2", "steepest_ascent")(g, x, radius)
+  np.testing.assert_allclose(step, radius[:, None] * unit, rtol=2e-6)
+  step = jitted("group_l21", "steepest_ascent")(g, x, radius)
+  largest = norms.argmax(-1)[:, None] == own
+  np.testing.assert_allclose(step, radius[:, None] * unit * largest, rtol=2e-6)
+  np.testing.assert_allclose(inner(g, step), radius * norms.max(-1), rtol=2e-6)
+  projected = jitted("group_linf2", "project")(g, x, radius)
+  shrunk = g * np.minimum(1, radius[:, None] / norms[:, own])
+  np.testing.assert_allclose(projected, shrunk, rtol=2e-6)
+
+
+def test_groups_of_one_and_of_all_are_the_balls():
+  g, x, radius = random_cases()
+  single, whole = np.arange(NUM_ENTRIES), np.zeros(NUM_ENTRIES, int)
+  pairs = [
+    (structured.group_l21(radius, single), ro.l1(radius)),
+    (structured.group_l21(radius, whole), ro.l2(radius)),
+    (structured.group_linf2(radius, single), ro.linf(radius)),
+    (structured.group_linf2(radius, whole), ro.l2(radius)),
+  ]
+  for ours, ball in pairs:
+    for operation in ("steepest_ascent", "project", "gauge"):
+      value, expected = (run(u, operation, g, x) for u in (ours, ball))
+      np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_channels_and_patches():
+  np.testing.assert_array_equal(structured.channels((1, 2, 3)), [[[0, 1, 2], [0, 1, 2]]])
+  np.testing.assert_array_equal(structured.patches(2)((3, 4)), [[0, 0, 1, 1]] * 2 + [[2, 2, 3, 3]])
+  labels = structured.patches(2)((4, 4, 3))
+  chex.assert_shape(labels, (4, 4, 3))
+  np.testing.assert_array_equal(np.unique(labels, return_counts=True)[1], [12] * 4)
+  x = np.zeros((2, 4, 4, 3), np.float32)
+  g = np.ones_like(x)
+  g[0, 2:, :2] = g[1, :, :, 1] = -3
+  of_patch = run(structured.group_l21(1.0, structured.patches(2)), "steepest_ascent", g, x)
+  np.testing.assert_allclose(of_patch[0, 2:, :2], -1 / np.sqrt(12), rtol=1e-6)
+  np.testing.assert_allclose(np.sum(np.abs(of_patch[0])), np.sqrt(12), rtol=1e-6)
+  of_channel = run(structured.group_l21(1.0, structured.channels), "steepest_ascent", g, x)
+  np.testing.assert_allclose(of_channel[1, :, :, 1], -0.25, rtol=1e-6)
+  np.testing.assert_array_equal(of_channel[1, :, :, ::2], 0)
+
+
+# Ellipsoid.
+
+
+def test_ellipsoid_in_closed_form():
+  g, x, radius = random_cases()
+  scale, r = SCALE.astype(np.float64), radius[:, None]
+  step = jitted("ellipsoid", "steepest_ascent")(g, x, radius)
+  expected = r * scale**2 * g / length(scale * g)[:, None]
+  np.testing.assert_allclose(step, expected, rtol=4e-6)
+  ball = structured.ellipsoid(radius, np.full(NUM_ENTRIES, 2, np.float32))
+  np.testing.assert_allclose(
+    run(ball, "project", g, x), run(ro.l2(2 * radius), "project", g, x), rtol=4e-6
+  )
+
+
+def test_ellipsoid_projection_by_a_float64_root():
+  delta, x, radius = random_cases(2, batch=40)
+  delta *= np.float32(10) ** np.linspace(-1, 4, 40, dtype=np.float32)[:, None]
+  ours = np.asarray(jitted("ellipsoid", "project")(delta, x, radius))
+  square = SCALE.astype(np.float64) ** 2
+  for d, r, nearest in zip(delta.astype(np.float64), radius.astype(np.float64), ours):
+
+    def excess(log_m, d=d, r=r):
+      return np.log(length(d * np.sqrt(square) / (square + np.exp(log_m))) / r)
+
+    if length(d / SCALE) <= r:
+      expected = d
+    else:
+      m = np.exp(optimize.brentq(excess, -60, 60, xtol=1e-12))
+      expected = d * square / (square + m)
+    np.testing.assert_allclose(nearest, expected, rtol=3e-6)
+
+
+# Few entries.
+
+
+def test_l0_by_all_supports():
+  """Both operations are exact, with a box as without; the largest |delta| would not be."""
+  v, x, radius = random_cases()
+  supports = np.array([s for s in itertools.product((0, 1), repeat=NUM_ENTRIES) if sum(s) == 2])
+  for name, boxed in (("l0", False), ("l0_with_box", True)):
+    low, high = -radius[:, None], radius[:, None]
+    if boxed:
+      low, high = np.maximum(low, -x), np.minimum(high, 1 - x)
+    furthest = np.where(v > 0, high, low)[:, None] * supports
+    best = np.max(np.sum(v[:, None] * furthest, -1), -1)
+    ours = jitted(name, "steepest_ascent")(v, x, radius)
+    np.testing.assert_allclose(inner(v, ours), best, rtol=1e-5)
+    assert np.all(np.count_nonzero(ours, axis=-1) <= 2)
+    clipped = np.clip(v, low, high)
+    distance = np.sum((v[:, None].astype(np.float64) - clipped[:, None] * supports) ** 2, -1).min(
+      -1
+    )
+    ours = jitted(name, "project")(v, x, radius)
+    assert np.all(np.count_nonzero(ours, axis=-1) <= 2)
+    np.testing.assert_allclose(np.sum((v - ours.astype(np.float64)) ** 2, -1), distance, rtol=1e-5)
+    order = np.argsort(-np.abs(v), axis=-1)[:, :2]
+    naive = np.zeros_like(v)
+    np.put_along_axis(naive, order, np.take_along_axis(clipped, order, -1), -1)
+    worse = np.sum((v - naive.astype(np.float64)) ** 2, -1) > distance * (1 + 1e-4)
+    assert np.mean(worse) > 0.1 if boxed else not np.any(worse)
+
+
+def test_l0_counts():
+  g, x, _ = random_cases(batch=5)
+  for k in (0, 4, 100):
+    step = run(structured.l0(k, 0.25), "steepest_ascent", g, x)
+    np.testing.assert_array_equal(np.count_nonzero(step, axis=-1), min(k, NUM_ENTRIES))
+    np.testing.assert_array_equal(step[step != 0], 0.25 * np.sign(g)[step != 0])
+  np.testing.assert_array_equal(run(structured.l0(2, 0.25), "gauge", np.sign(g), x), np.inf)
+  ties = np.float32([[0.0, 2.0, -2.0, 2.0]])
+  step = run(structured.l0(2, 0.5), "steepest_ascent", ties, 0 * ties)
+  np.testing.assert_array_equal(step, np.float32([[0, 0.5, -0.5, 0]]))
+  tiny = np.float32([[0.0, 1e-30, 1e30, 0.0]])
+  step = run(structured.l0(2, 0.5), "steepest_ascent", tiny, 0 * tiny)
+  np.testing.assert_array_equal(step, np.float32([[0, 0.5, 0.5, 0]]))
+
+
+# Tangents.
+
+
+def onto_span(v, rows):
+  coefficients = np.linalg.lstsq(rows.T.astype(np.float64), v.T.astype(np.float64), rcond=1e-6)[0]
+  return (rows.T @ coefficients).T
+
+
+def test_tangent_in_closed_form():
+  g, x, radius = random_cases()
+  along, r = onto_span(g, BASIS), radius[:, None]
+  step = jitted("tangent", "steepest_ascent")(g, x, radius)
+  np.testing.assert_allclose(step, r * along / length(along)[:, None], atol=1e-5 * radius.max())
+  np.testing.assert_allclose(length(step), radius, rtol=1e-6)
+  nearest = jitted("tangent", "project")(g, x, radius)
+  expected = along * np.minimum(1, r / length(along)[:, None])
+  np.testing.assert_allclose(nearest, expected, atol=1e-5)
+  assert np.all(np.isinf(jitted("tangent", "gauge")(g, x, radius)))
+
+
+def test_tangent_gives_no_direction_for_a_gradient_off_the_span():
+  g, x, radius = random_cases()
+  normal = (g - onto_span(g, BASIS)).astype(np.float32)
+  axes = structured.tangent(radius, np.eye(NUM_ENTRIES, dtype=np.float32)[:2])
+  off = g * (np.arange(NUM_ENTRIES) >= 2)
+  np.testing.assert_array_equal(run(axes, "steepest_ascent", off, x), 0)
+  np.testing.assert_array_equal(jitted("tangent", "steepest_ascent")(normal, x, radius), 0)
+  nothing = structured.tangent(radius, 0 * BASIS)
+  np.testing.assert_array_equal(run(nothing, "steepest_ascent", g, x), 0)
+
+
+def test_tangent_with_a_basis_for_every_example():
+  rng = np.random.default_rng(0)
+  g, x, radius = random_cases(batch=4)
+  g, x = g.reshape(4, 2, 3), x.reshape(4, 2, 3)
+  basis = (rng.normal(size=(4, 2, 2, 3)) * 1e-3).astype(np.float32)
+  together = structured.tangent(radius, basis, per_example=True)
+  for i in (0, 3):
+    alone = structured.tangent(radius[i], basis[i])
+    for operation in ("steepest_ascent", "project", "gauge"):
+      expected = run(alone, operation, g[i : i + 1], x[i : i + 1])[0]
+      np.testing.assert_allclose(run(together, operation, g, x)[i], expected, atol=1e-5)
+  everything = structured.tangent(radius, rng.normal(size=(9, 2, 3)).astype(np.float32))
+  step, expected = (run(u, "steepest_ascent", g, x) for u in (everything, ro.l2(radius)))
+  np.testing.assert_allclose(step, expected, atol=1e-5)
+
+
+# Intersections.
+
+
+def test_linf_l2_by_duality():
+  # <g, delta> <= m r^2 / 2 + sum of max over |z| <= q of g z - m z^2 / 2, for every m > 0.
+  g, x, radius = random_cases()
+  q = (0.6 * radius)[:, None]
+  ours = inner(g, jitted("linf_l2", "steepest_ascent")(g, x, radius))
+  bound = np.full(BATCH, np.inf)
+  for m in (10 ** np.linspace(-4, 4, 1500))[:, None]:
+    z = np.clip(g / m, -q, q)
+    bound = np.minimum(bound, m[0] * radius**2 / 2 + np.sum(g * z - m * z**2 / 2, -1))
+  assert np.all(ours <= bound * (1 + 1e-5))
+  np.testing.assert_allclose(ours, bound, rtol=1e-4)
+
+
+def test_linf_l2_has_the_two_balls_as_limits():
+  g, x, radius = random_cases()
+  for operation in ("steepest_ascent", "project", "gauge"):
+    for ours, ball in (
+      (structured.linf_l2(radius, 10 * radius, BOX), ro.linf(radius, BOX)),
+      (structured.linf_l2(10 * radius, radius, BOX), ro.l2(radius, BOX)),
+    ):
+      value, expected = (run(u, operation, g, x) for u in (ours, ball))
+      np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_intersection_against_the_exact_set():
+  """Dykstra nears the projection, and the ascent the maximum, which it never exceeds."""
+  g, x, radius = random_cases()
+  exact = structured.linf_l2(0.6 * radius, radius)
+  ours = structured.intersection(ro.linf(0.6 * radius), ro.l2(radius))
+  for distance, tolerance in ((1.2, 1e-6), (2.0, 1e-3)):
+    delta = distance * (radius / length(g)).astype(np.float32)[:, None] * g
+    error = np.abs(run(ours, "project", delta, x) - run(exact, "project", delta, x)).max(-1)
+    assert np.all(error <= tolerance * radius)
+  np.testing.assert_allclose(run(ours, "gauge", g, x), run(exact, "gauge", g, x), rtol=1e-6)
+  best = inner(g, run(exact, "steepest_ascent", g, x))
+  reached = inner(g, run(ours, "steepest_ascent", g, x)) / best
+  assert np.all(reached <= 1 + 1e-5)
+  assert np.all(reached >= 0.95)
+
+
+def test_intersection_of_a_set_with_a_larger_one_is_the_set():
+  g, x, radius = random_cases()
+  ours = structured.intersection(ro.l2(radius), ro.linf(1.01 * radius), num_iterations=5)
+  for operation in ("steepest_ascent", "project", "gauge"):
+    value, expected = (run(u, operation, g, x) for u in (ours, ro.l2(radius)))
+    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_intersection_with_a_plane():
+  g, x, radius = random_cases()
+  ours = structured.intersection(ro.linf(radius), structured.tangent(2 * radius, BASIS))
+  step = run(ours, "steepest_ascent", g, x)
+  assert np.all(run(ours, "gauge", step, x) <= 1 + 1e-6)
+  assert np.all(inner(g, step) > 0)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+  ("build", "message"),
+  [
+    (lambda: structured.group_l21(-1.0, LABELS), "radius must be >= 0"),
+    (lambda: structured.linf_l2(0.1, float("nan")), "radius_2 must be >= 0"),
+    (lambda: structured.linf_l2(-0.1, 1.0), "radius_inf must be >= 0"),
+    (lambda: structured.ellipsoid(1.0, 0 * SCALE), "Every entry of scale must be > 0"),
+    (lambda: structured.l0(-1, 0.1), "k must be an integer >= 0"),
+    (lambda: structured.l0(1, 0.1, (1.0, 0.0)), "box must be"),
+    (lambda: structured.patches(0), "side must be at least 1"),
+    (lambda: structured.tangent(1.0, SCALE), "basis must be floating point"),
+    (lambda: structured.intersection(ro.l2(1.0), ro.l1(1.0), 0), "num_iterations must be"),
+  ],
+)
+def test_bad_sets(build, message):
+  with pytest.raises(InputError, match=f"^{message}"):
+    build()
+
+
+@pytest.mark.parametrize(
+  ("u", "message"),
+  [
+    (structured.group_l21(1.0, LABELS), "groups must be integer labels"),
+    (structured.group_linf2(1.0, 0.5 * np.ones((2, 3))), "groups must be integer labels"),
+    (structured.ellipsoid(1.0, SCALE), "scale must have the shape"),
+    (structured.tangent(1.0, BASIS), "basis has the shape"),
+    (structured.l0(1, np.ones(5)), "magnitude must be one number"),
+  ],
+)
+def test_bad_shapes(u, message):
+  x = jnp.zeros((4, 2, 3))
+  with pytest.raises(InputError, match=f"^{message}"):
+    u.project(x, x)
