@@ -1,18 +1,19 @@
-"""MNIST, MART: what is misclassified when clean weighs more.
+"""MNIST, mart: what is misclassified when clean weighs more.
 
-Wang et al. 2020 (ICLR, "Improving adversarial robustness requires revisiting misclassified
-examples"), with beta = 5 and seven steps.
+Wang et al. 2020 (ICLR).
 
   python -m robust_opt.main --config=configs/mnist_mart.py --workdir=RUN
+
+Among all methods, at equal cost: python -m robust_opt.papers.family.
 """
 
 from ml_collections import ConfigDict
 
+from robust_opt import methods
 from robust_opt.config import mnist_methods
 
 
 def get_config() -> ConfigDict:
   config = mnist_methods()
-  config.objective = ConfigDict({"name": "mart", "beta": 5.0})
-  config.attack.num_steps, config.attack.random_start = 7, True
+  methods.mart(config)
   return config

@@ -24,9 +24,9 @@ from robust_opt.training import (
   EpochPlan,
   TrainMetrics,
   TrainState,
+  evaluated_params,
   init_state,
   make_scan,
-  make_train_step,
 )
 from robust_opt.types import ApplyFn, Array, ModelState, Params
 
@@ -81,24 +81,18 @@ def assemble(config: ConfigDict) -> Experiment:
   net = build.model(config, splits.train)
   apply = models.from_linen(net)
   optimizer = build.optimizer(config, plan.num_steps)
-  objective = build.objective(config)
 
   mesh = sharding.data_mesh()
   init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
   params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
-  state = sharding.replicate(init_state(params, model_state, optimizer), mesh)
+  memory = build.memory(config, splits.train.images.shape[1:])
+  state = sharding.replicate(init_state(params, model_state, optimizer, memory), mesh)
   train, heldout, test = (
     sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
   )
   train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
 
-  step = make_train_step(
-    apply,
-    optimizer,
-    objective,
-    build.training_attack(config, plan.num_steps),
-    ascent_in_train_mode=config.attack.train_mode,
-  )
+  step = build.train_step(config, apply, optimizer, plan.num_steps)
   scans = jax.jit(
     make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
     static_argnums=3,
@@ -146,7 +140,8 @@ def assemble(config: ConfigDict) -> Experiment:
     size = min(config.evaluation.batch_size, len(data.labels))
     size = -(-size // jax.device_count()) * jax.device_count()
     traced = sharding.replicate(np.float32(radius), mesh)
-    out = evaluate(state.params, state.model_state, data, norm, traced, size, make_attack)
+    params = evaluated_params(state)
+    out = evaluate(params, state.model_state, data, norm, traced, size, make_attack)
     return jax.tree.map(np.asarray, out)
 
   count = min(config.training.watch_examples, len(splits.heldout.labels))

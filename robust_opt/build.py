@@ -1,6 +1,6 @@
 """From a config to objects, by name: getattr(module, name)(**kwargs), no registry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +22,8 @@ from robust_opt import (
 from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
-from robust_opt.types import Array
+from robust_opt.training import TrainStep, make_free_train_step, make_train_step
+from robust_opt.types import ApplyFn, Array
 
 PIXEL_BOX = (0.0, 1.0)
 
@@ -104,13 +105,20 @@ def uncertainty_set(
 def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int) -> Attack:
   """The config's attack over the ball of that norm and radius, to train by.
 
-  One step is Algorithm 1's, to the full radius, or one of power iteration; more are those of the
+  One step is Algorithm 1's, to the full radius, unless it starts at random; more are those of the
   maximiser that the config names, of which the last point counts.
   """
-  if config.attack.name == "power_iteration":
-    ball = uncertainty_set(config, norm, radius)
-    return maximizers.ascend(maximizers.power_iteration(ball), num_steps)
-  return maximizers.ascend(_maximizer(config, norm, radius, num_steps), num_steps)
+  ball = uncertainty_set(config, norm, radius)
+  match config.attack.name if num_steps else "none":
+    case "power_iteration":
+      maximizer = maximizers.power_iteration(ball)
+    case "n_fgsm":
+      maximizer = maximizers.noisy_step(uncertainty_set(config, norm, 2 * radius), ball)
+    case "pgd" if config.attack.random_start:
+      maximizer = _pgd(config, norm, radius)
+    case _:
+      maximizer = _maximizer(config, norm, radius, num_steps)
+  return maximizers.ascend(maximizer, num_steps)
 
 
 def training_attack(config: ConfigDict, steps_per_epoch: int) -> Attack | ScheduledAttack:
@@ -128,6 +136,45 @@ def training_attack(config: ConfigDict, steps_per_epoch: int) -> Attack | Schedu
     return attack(config, norm, radius * jnp.minimum(step / warmup, 1.0), num_steps)
 
   return ScheduledAttack(at)
+
+
+def train_step(
+  config: ConfigDict,
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  steps_per_epoch: int,
+) -> TrainStep:
+  """The config's update: of free training, or of its objective under its attack."""
+  if config.attack.name == "free" and config.attack.num_steps:
+    if config.objective.name != "robust":
+      raise InputError(
+        f"--config.attack.name=free trains on the perturbed batch alone: --config.objective.name "
+        f"must be robust, but was {config.objective.name!r}."
+      )
+    norm, radius = config.uncertainty.name, config.uncertainty.radius
+    return make_free_train_step(
+      apply,
+      optimizer,
+      uncertainty_set(config, norm, radius),
+      getattr(uncertainty, norm)(radius),
+      config.attack.num_steps,
+    )
+  gamma = config.training.weight_perturbation
+  return make_train_step(
+    apply,
+    optimizer,
+    objective(config),
+    training_attack(config, steps_per_epoch),
+    ascent_in_train_mode=config.attack.train_mode,
+    perturb_weights=optimizers.adversarial_weights(gamma) if gamma else None,
+  )
+
+
+def memory(config: ConfigDict, image_shape: Sequence[int]) -> Any:
+  """What the first update finds in TrainState.memory."""
+  if config.attack.name == "free" and config.attack.num_steps:
+    return np.zeros((config.training.batch_size, *image_shape), np.float32)
+  return ()
 
 
 def evaluation_attack(
@@ -158,9 +205,14 @@ def _maximizer(
     return maximizers.frank_wolfe(ball)
   if config.attack.name in ("frank_wolfe", "lbfgs"):
     return getattr(maximizers, config.attack.name)(ball)
+  return _pgd(config, norm, radius)
+
+
+def _pgd(config: ConfigDict, norm: str, radius: float | Array) -> maximizers.InnerMaximizer:
   # Over l_2 and l_1 the projection knows of the box, and gradient steps (l_2) climb to the maximum.
   step_ball = uncertainty.linf if norm == "linf" else uncertainty.l2
   step = step_ball(config.attack.relative_step * radius)
+  ball = uncertainty_set(config, norm, radius)
   return maximizers.pgd(ball, step, random_start=config.attack.random_start)
 
 
@@ -172,11 +224,15 @@ def objective(config: ConfigDict) -> RobustObjective:
     allowed = ", ".join(objectives.__all__)
     raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
   attack = config.attack
-  random = attack.name == "pgd" and attack.random_start and attack.num_steps > 1
-  if name in ("trades", "virtual") and attack.name != "power_iteration" and not random:
+  random = attack.name == "pgd" and attack.random_start
+  if (
+    name in ("trades", "virtual")
+    and attack.name not in ("power_iteration", "n_fgsm")
+    and not random
+  ):
     raise InputError(
       f"--config.objective.name={name} ascends a divergence that is flat at the clean example: it "
-      f"needs --config.attack.name=power_iteration, or pgd of more than one step with "
+      f"needs --config.attack.name=power_iteration or n_fgsm, or pgd with "
       f"--config.attack.random_start."
     )
   if name == "gradient_penalty":
@@ -210,7 +266,10 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 
 
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
-  """What descends: an l_2 penalty on every parameter, then the optimiser of that name."""
+  """What descends: an l_2 penalty on every parameter, then the optimiser of that name.
+
+  It averages the weights beside, if the config asks for it.
+  """
   name = config.optimizer.name
   factory = getattr(optimizers if name in optimizers.__all__ else optax, name, None)
   refusal = (
@@ -224,7 +283,10 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
     raise InputError(f"--config.optimizer.kwargs does not fit {name}: {error}.") from error
   if not isinstance(descent, optax.GradientTransformation):
     raise InputError(refusal)
-  return optax.chain(optax.add_decayed_weights(config.optimizer.weight_decay), descent)
+  parts = [optax.add_decayed_weights(config.optimizer.weight_decay), descent]
+  if config.optimizer.average:
+    parts.append(optimizers.weight_average(config.optimizer.average))
+  return optax.chain(*parts)
 
 
 def augment(config: ConfigDict) -> Callable[[Array, Array], Array] | None:

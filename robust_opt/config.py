@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
-MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs", "power_iteration")
+MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs", "power_iteration", "n_fgsm", "free")
 
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
 # code, over images padded to 32x32.
@@ -55,10 +55,14 @@ def base() -> ConfigDict:
   config.uncertainty.box = False  # whether perturbed images must stay within [0, 1]
 
   config.attack = ConfigDict()
-  config.attack.name = "pgd"  # of more than one step: pgd, frank_wolfe, lbfgs; or power_iteration
+  # Of more than one step: pgd, frank_wolfe, lbfgs; of any number: power_iteration; n_fgsm, from
+  # noise in twice the ball; free, which replays a batch so often.
+  config.attack.name = "pgd"
   config.attack.num_steps = 1  # 0: standard training; 1: Algorithm 1; more: the ascent of that name
-  config.attack.relative_step = 0.25  # of the radius, for pgd of more than one step
-  config.attack.random_start = False  # from a sample of the set, for pgd of more than one step
+  config.attack.relative_step = (
+    0.25  # of the radius, for pgd of more than one step or from a sample
+  )
+  config.attack.random_start = False  # from a sample of the set, for pgd
   config.attack.train_mode = False  # the authors' choice: dropout and batch statistics on
 
   config.objective = ConfigDict({"name": "robust"})  # a function of objectives; the rest: its own
@@ -70,6 +74,7 @@ def base() -> ConfigDict:
   config.optimizer.schedule = "constant"  # constant, inverse_time, halving, cosine, triangular
   config.optimizer.inverse_time_rate = 5e-6  # a of 1 / (1 + a step), for inverse_time
   config.optimizer.halving_epochs = 25.0  # how often, for halving
+  config.optimizer.average = 0.0  # decay of an average of the weights, which is then what is judged
   config.optimizer.weight_decay = 0.0  # l_2 penalty on all parameters, added to the gradient
 
   config.training = ConfigDict()
@@ -77,6 +82,7 @@ def base() -> ConfigDict:
   config.training.batch_size = 32
   config.training.shuffle = True
   config.training.augment = ()  # of "flip", "crop"
+  config.training.weight_perturbation = 0.0  # gamma of adversarial weight perturbation; 0: none
   config.training.watch_examples = 500  # held out, on which overfitting is looked for; 0: it is not
   config.training.on_overfitting = "say"  # or "stop", and report on the best checkpoint
   config.training.steps_per_scan = 100  # at most so many updates between looks at the clock
@@ -197,9 +203,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   ),
   "optimizer.inverse_time_rate": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
   "optimizer.halving_epochs": (lambda v: 0 < v < math.inf, "a finite number of epochs > 0"),
+  "optimizer.average": (lambda v: 0 <= v < 1, "a decay, 0 <= average < 1 (0: none)"),
   "optimizer.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
   "training.epochs": (lambda v: v >= 1, "an integer >= 1"),
   "training.batch_size": (lambda v: v >= 1, "an integer >= 1"),
+  "training.weight_perturbation": (lambda v: 0 <= v < math.inf, "a finite number >= 0 (0: none)"),
   "training.watch_examples": (lambda v: v >= 0, "an integer >= 0 (0: none)"),
   "training.on_overfitting": (lambda v: v in ("say", "stop"), "say or stop"),
   "training.steps_per_scan": (lambda v: v >= 1, "an integer >= 1"),

@@ -34,7 +34,7 @@ from robust_opt.evaluation import perturb
 from robust_opt.files import write_json
 from robust_opt.metrics import NORMS, MetricWriter, ProgressDisplay, read_metrics
 from robust_opt.objectives import robust
-from robust_opt.training import TrainState, take
+from robust_opt.training import TrainState, evaluated_params, take
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def _draw_examples(
   labels = experiment.splits.test.labels
   present = np.unique(labels)[:count]
   index = np.array([np.flatnonzero(labels == label)[0] for label in present], np.int32)
-  local = jax.tree.map(np.asarray, (experiment.test, state.params, state.model_state))
+  local = jax.tree.map(np.asarray, (experiment.test, evaluated_params(state), state.model_state))
   test, params, model_state = local
   batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(index))
   attack = build.evaluation_attack(

@@ -1,14 +1,18 @@
-"""Descent that optax lacks: SGD as Torch has it, to reproduce what was trained by it.
+"""Descent that optax lacks.
 
-optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)
+optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)   # as Torch has it
+optimizer = optax.chain(optax.adam(1e-3), weight_average(0.999))            # beside the weights
+step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AWP
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from robust_opt.projections import furthest_l2, l2_norm
 from robust_opt.types import Array, PyTree
 
 __all__ = ["dampened_sgd"]  # what a config may name, beside all of optax
@@ -54,3 +58,62 @@ def dampened_sgd(
 
   rate = optax.scale_by_learning_rate(learning_rate)
   return optax.chain(optax.GradientTransformation(init, update), rate)
+
+
+class AverageState(NamedTuple):
+  """How many updates have been made, and the average of the weights after each."""
+
+  step: Array
+  average: PyTree
+
+
+def weight_average(decay: float) -> optax.GradientTransformation:
+  """Keeps an exponential moving average of the weights, and changes no update; the last of a chain.
+
+    average_t = d_t average_{t-1} + (1 - d_t) theta_t,   d_t = min(decay, t / (t + 9)),  t >= 1
+
+  Early weights are forgotten faster, so that a short run is not judged by its start.
+  `training.evaluated_params` finds the average. Source: Polyak and Juditsky (1992); against robust
+  overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be mitigated by properly learned
+  smoothening").
+
+  Args:
+    decay: in [0, 1).
+  """
+
+  def init(params: PyTree) -> AverageState:
+    return AverageState(jnp.zeros((), jnp.int32), params)
+
+  def update(
+    updates: PyTree, state: AverageState, params: PyTree | None = None
+  ) -> tuple[PyTree, AverageState]:
+    assert params is not None, "an average of weights needs the weights"
+    step = state.step + 1
+    keep = jnp.minimum(decay, step / (step + 9))
+    moved = optax.apply_updates(params, updates)
+    average = jax.tree.map(lambda a, w: keep * a + (1 - keep) * w, state.average, moved)
+    return updates, AverageState(step, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
+  """What adversarial weight perturbation adds to the weights: (params, gradient) -> perturbation.
+
+    v_l = gamma |w_l| g_l / |g_l|   for every layer's kernel; biases and scales stay
+
+  Source: Wu, Xia and Wang 2020 (arXiv 2004.05884), equations 7 to 9 with one step.
+
+  Args:
+    gamma: >= 0, the length of a kernel's perturbation relative to the kernel's own.
+  """
+
+  def perturbation(params: PyTree, gradient: PyTree) -> PyTree:
+    def of_kernel(w: Array, g: Array) -> Array:
+      if w.ndim < 2:
+        return jnp.zeros_like(w)
+      return gamma * l2_norm(w) * furthest_l2(g, jnp.ones((), g.dtype), None)
+
+    return jax.tree.map(of_kernel, params, gradient)
+
+  return perturbation

@@ -31,7 +31,7 @@ from robust_opt.training import ArrayData, TrainMetrics, TrainState, init_state
 from robust_opt.types import Array, PyTree
 
 # Where the axis of seeds lies in a stacked TrainState (None: shared).
-AXES: Any = TrainState(step=None, params=0, model_state=0, opt_state=0)  # type: ignore[arg-type]
+AXES: Any = TrainState(step=None, params=0, model_state=0, opt_state=0, memory=0)  # type: ignore[arg-type]
 
 
 class Curve(NamedTuple):

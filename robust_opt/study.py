@@ -12,7 +12,7 @@ On a terminal there is a bar over the whole study; elsewhere plain lines, one fo
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,13 @@ class Study:
       write_json(path, {"made_from": made_from, "value": value})
     self.progress(work, part)
     return json.loads(path.read_text(encoding="utf-8"))["value"]
+
+
+def command(module: str, arguments: Sequence[str]) -> str:
+  """What a user would type to get the same results; where things lay is nobody's business."""
+  places = ("workdir", "data_dir", "cache_dir")
+  kept = [a for a in arguments if a.lstrip("-").partition("=")[0] not in places]
+  return " ".join([f"python -m {module}", *kept])
 
 
 def sha256_of(*parts: str) -> str:

@@ -22,6 +22,7 @@ from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.collection import pixels
 from robust_opt.errors import InputError
 from robust_opt.evaluation import logits_of
+from robust_opt.training import evaluated_params
 from robust_opt.types import LogitsFn
 
 
@@ -89,7 +90,7 @@ def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
   checkpoints.close()
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
-  weights = (state.params, state.model_state)
+  weights = (evaluated_params(state), state.model_state)
   # On one device: who evaluates on several places the weights as the batches.
   local = jax.tree.map(np.asarray, weights)
   test = experiment.splits.test

@@ -11,6 +11,7 @@ Randomness is a function of (key, step) and of each example's id, its place in t
 of state that is carried, so that a run can be stopped and resumed to the same bits.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from robust_opt import losses
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
-from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params
+from robust_opt.types import ApplyFn, Array, Batch, Forward, LossFn, ModelState, Params, PyTree
+from robust_opt.uncertainty import UncertaintySet
 
 
 @flax.struct.dataclass
@@ -35,12 +38,14 @@ class TrainState:
     params: what is learnt.
     model_state: what the model keeps beside it (batch statistics), or {}.
     opt_state: the optimiser's.
+    memory: what a step hands to the next beside (the perturbation of free training), or ().
   """
 
   step: Array
   params: Params
   model_state: ModelState
   opt_state: optax.OptState
+  memory: PyTree = ()
 
 
 class TrainMetrics(NamedTuple):
@@ -60,10 +65,19 @@ TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, TrainMetrics]
 
 
 def init_state(
-  params: Params, model_state: ModelState, optimizer: optax.GradientTransformation
+  params: Params,
+  model_state: ModelState,
+  optimizer: optax.GradientTransformation,
+  memory: PyTree = (),
 ) -> TrainState:
   """The state before the first update."""
-  return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params))
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, model_state, optimizer.init(params), memory)
+
+
+def evaluated_params(state: TrainState) -> Params:
+  """What a net is judged by: the average of its weights where the optimiser keeps one."""
+  return optax.tree_utils.tree_get(state.opt_state, "average", default=state.params)
 
 
 def make_train_step(
@@ -73,6 +87,7 @@ def make_train_step(
   attack: Attack | ScheduledAttack,
   *,
   ascent_in_train_mode: bool = False,
+  perturb_weights: Callable[[Params, Params], Params] | None = None,
   axis_name: str | None = None,
 ) -> TrainStep:
   """One update of Algorithm 1 (Shaham et al. 2015): ascend in x, then descend in theta there.
@@ -89,6 +104,9 @@ def make_train_step(
     objective: what the adversary ascends and the learner descends.
     attack: how the adversary ascends, always or at each step.
     ascent_in_train_mode: see above.
+    perturb_weights: (params, gradient) -> what is added to the params before the gradient of the
+      descent is taken, and taken away again after it: `optimizers.adversarial_weights`. One forward
+      and one backward pass more.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
       then drawn per device.
 
@@ -119,15 +137,79 @@ def make_train_step(
       chex.assert_rank(loss, 1)
       return jnp.mean(loss), model_state
 
-    own_params = _varying(state.params, axis_name)
-    (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(own_params)
+    def averaged(tree: PyTree) -> PyTree:
+      return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    at = state.params
+    if perturb_weights is not None:
+      ascent, _ = jax.grad(mean_loss, has_aux=True)(_varying(at, axis_name))
+      at = optax.apply_updates(at, perturb_weights(at, averaged(ascent)))
+    (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+      _varying(at, axis_name)
+    )
     zeros = jnp.sum(jnp.any(info.zero_gradient[:1], axis=0), dtype=jnp.int32)
+    loss, grads, model_state = averaged((loss, grads, model_state))
     if axis_name is not None:
-      loss, grads, model_state = jax.lax.pmean((loss, grads, model_state), axis_name)
       zeros = jax.lax.psum(zeros, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, model_state, opt_state), TrainMetrics(loss, zeros)
+    after = TrainState(state.step + 1, params, model_state, opt_state, state.memory)
+    return after, TrainMetrics(loss, zeros)
+
+  return step
+
+
+def make_free_train_step(
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  uncertainty: UncertaintySet,
+  ascent: UncertaintySet,
+  num_replays: int,
+  loss: LossFn = losses.cross_entropy,
+) -> TrainStep:
+  """ "Free" adversarial training: one backward pass gives both gradients, of theta and of delta.
+
+  Every batch is trained on num_replays times in a row, and each time delta takes a step too; it
+  goes on from batch to batch in state.memory, [B, *S], which `init_state` must be given (zeros).
+  Source: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of
+  the model in train mode.
+
+  Args:
+    apply: the model.
+    optimizer: what descends, num_replays times a step.
+    uncertainty: the set that delta stays in.
+    ascent: the set of one step of delta; the authors' is as large as the set.
+    num_replays: m of the paper, >= 1.
+    loss: J.
+
+  Returns:
+    step(state, batch, key) -> (state, metrics): one batch; the loss is the mean over its replays.
+  """
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
+    chex.assert_equal_shape((state.memory, batch.x))
+
+    def replay(state: TrainState, key: Array) -> tuple[TrainState, tuple[Array, Array]]:
+      def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
+        logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
+        return jnp.mean(loss(logits, batch.y)), model_state
+
+      delta = state.memory
+      both = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
+      (value, model_state), (grads, g) = both(state.params, delta)
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+      delta = uncertainty.project(delta + ascent.steepest_ascent(g, batch.x + delta), batch.x)
+      zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
+      return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
+
+    # What the last batch left may lie outside of the set around this one.
+    inside = uncertainty.project(state.memory, batch.x)
+    state, (values, zeros) = jax.lax.scan(
+      replay, dataclasses.replace(state, memory=inside), jax.random.split(key, num_replays)
+    )
+    after = dataclasses.replace(state, step=state.step + 1)
+    return after, TrainMetrics(jnp.mean(values), zeros[0])
 
   return step
 

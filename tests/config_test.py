@@ -203,6 +203,8 @@ BAD = [
   ("optimizer.weight_decay", (-1e-4, NAN, INF), "a finite number >= 0"),
   ("training.epochs", (0, -3), "an integer >= 1"),
   ("training.batch_size", (0, -3), "an integer >= 1"),
+  ("optimizer.average", (-0.1, 1.0, NAN), "0 <= average < 1"),
+  ("training.weight_perturbation", (-1.0, NAN, INF), "a finite number >= 0 (0: none)"),
   ("training.watch_examples", (-1,), "an integer >= 0 (0: none)"),
   ("training.on_overfitting", ("restore", ""), "say or stop"),
   ("training.steps_per_scan", (0,), "an integer >= 1"),

@@ -70,6 +70,7 @@ ORDER = [
   "linear.figures",
   "linear",
   "config",
+  "methods",
   "study",
   "build",
   "assembly",
@@ -93,6 +94,7 @@ ALLOWED = {
   "absl.app": {"main", "evaluate", "verify"},
   "ml_collections": {
     "config",
+    "methods",
     "build",
     "assembly",
     "workdirs",

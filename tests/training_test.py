@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import robust_opt as ro
-from robust_opt import augmentation, build, config, models, training
+from robust_opt import augmentation, build, config, models, optimizers, training
 from robust_opt.data import load
 
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
@@ -194,6 +194,119 @@ def test_a_config_may_let_its_radius_grow():
     np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=1e-6)
   config_.uncertainty.warmup_epochs = 0.0
   assert not isinstance(build.training_attack(config_, 5), ro.ScheduledAttack)
+
+
+# Free training, adversarial weights, averages of weights
+
+
+def free_setup(num_replays, radius=0.3, norm="linf", size=12):
+  """(step, state before the first update, batch) of softmax regression."""
+  optimizer, batch = optax.sgd(LR), digits_batch(size)
+  params, model_state = models.init(models.SoftmaxRegression(), jax.random.key(0), (8, 8, 1))
+  apply = models.from_linen(models.SoftmaxRegression())
+  uncertainty = SETS[norm](radius)
+  step = training.make_free_train_step(apply, optimizer, uncertainty, uncertainty, num_replays)
+  state = ro.init_state(params, model_state, optimizer, jnp.zeros_like(batch.x))
+  return jax.jit(step), state, batch
+
+
+def test_free_training_in_closed_form():
+  """Softmax regression in float64: both gradients of the first pass come from the clean batch."""
+  step, state, batch = free_setup(num_replays=2)
+  x = np.asarray(batch.x, np.float64).reshape(12, -1)
+  w, b = (np.asarray(a, np.float64) for a in jax.tree.leaves(state.params)[::-1])
+  one_hot, delta = np.eye(10)[np.asarray(batch.y)], 0.0
+  for _ in range(2):
+    z = (x + delta) @ w + b
+    p = np.exp(z - z.max(1, keepdims=True))
+    error = p / p.sum(1, keepdims=True) - one_hot
+    g = error @ w.T
+    w, b = w - LR * (x + delta).T @ error / 12, b - LR * error.mean(0)
+    delta = np.clip(delta + 0.3 * np.sign(g), -0.3, 0.3)
+  after, metrics = step(state, batch, jax.random.key(0))
+  found = jax.tree.leaves(after.params)
+  np.testing.assert_allclose(found[1], w, atol=1e-5)
+  np.testing.assert_allclose(found[0], b, atol=1e-5)
+  np.testing.assert_allclose(after.memory.reshape(12, -1), delta, atol=1e-6)
+  assert int(after.step) == 1
+  assert int(metrics.zero_gradients) == 0
+
+
+def test_one_replay_of_free_training_is_a_standard_step_at_what_it_remembers():
+  step, state, batch = free_setup(num_replays=1)
+  remembered = 0.2 * jnp.sign(jnp.sin(jnp.arange(batch.x.size, dtype=jnp.float32)))
+  state = state.replace(memory=remembered.reshape(batch.x.shape))
+  after, _ = step(state, batch, jax.random.key(0))
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
+  plain = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
+  expected, _ = plain(state, batch._replace(x=batch.x + state.memory), jax.random.key(0))
+  chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5, atol=1e-6)
+  assert np.abs(after.memory - state.memory).max() > 0.1  # and delta goes on
+
+
+def test_what_free_training_remembers_fits_the_next_batch():
+  """delta of one batch, around another: back into the box first."""
+  uncertainty = ro.linf(0.5, (0.0, 1.0))
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
+  step, seen = training.make_free_train_step(apply, optimizer, uncertainty, uncertainty, 3), []
+  _, state, batch = free_setup(1)
+  state = state.replace(memory=jnp.full_like(batch.x, 0.5))
+  for i in range(3):
+    x = jnp.roll(batch.x, i, axis=0)
+    state, _ = jax.jit(step)(state, batch._replace(x=x), jax.random.key(i))
+    seen.append(uncertainty.gauge(state.memory, x))
+  assert np.max(seen) <= 1 + 1e-6
+
+
+def test_a_free_update_costs_one_pass_forward_and_back():
+  """Two matrix products more than a standard update would be a pass for each gradient."""
+  step, state, batch = free_setup(1)
+  free = dot_products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
+  plain = ro.make_train_step(apply, optimizer, ro.robust(), no_attack())
+  standard = dot_products(jax.make_jaxpr(plain)(state, batch, jax.random.key(0)).jaxpr)
+  assert free[0] == standard[0] + 1  # the gradient of delta
+
+
+def test_adversarial_weights_are_as_long_as_told_and_taken_away_again():
+  """The update is the gradient at the perturbed weights, from the unperturbed ones."""
+  gamma, batch, optimizer = 0.1, digits_batch(), optax.sgd(LR)
+  net = models.MLP(widths=(16,))
+  apply, state = setup(net, optimizer)
+
+  def mean_loss(params):
+    logits, _ = apply(params, {}, batch.x, train=True, key=None)
+    return jnp.mean(ro.losses.cross_entropy(logits, batch.y))
+
+  gradient = jax.grad(mean_loss)(state.params)
+  perturb = optimizers.adversarial_weights(gamma)
+  v = perturb(state.params, gradient)
+  for w, g, added in zip(*map(jax.tree.leaves, (state.params, gradient, v))):
+    if w.ndim < 2:
+      np.testing.assert_array_equal(added, 0)
+    else:
+      length = gamma * np.linalg.norm(w)
+      np.testing.assert_allclose(added, length * g / np.linalg.norm(g), rtol=1e-4, atol=1e-7)
+  shifted = jax.grad(mean_loss)(jax.tree.map(jnp.add, state.params, v))
+  expected = jax.tree.map(lambda w, g: w - LR * g, state.params, shifted)
+  step = ro.make_train_step(apply, optimizer, ro.robust(), no_attack(), perturb_weights=perturb)
+  after, _ = jax.jit(step)(state, batch, jax.random.key(0))
+  chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_average_of_weights_is_kept_and_found():
+  optimizer = optax.chain(optax.sgd(LR), optimizers.weight_average(0.5))
+  apply, state = setup(models.SoftmaxRegression(), optimizer)
+  step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
+  average = state.params
+  chex.assert_trees_all_equal(training.evaluated_params(state), state.params)
+  for t in range(1, 13):
+    state, _ = step(state, digits_batch(), jax.random.key(t))
+    keep = min(0.5, t / (t + 9))
+    average = jax.tree.map(lambda a, w, k=keep: k * a + (1 - k) * w, average, state.params)
+  chex.assert_trees_all_close(training.evaluated_params(state), average, rtol=1e-5, atol=1e-6)
+  _, plain = setup(models.SoftmaxRegression(), optax.sgd(LR))
+  assert training.evaluated_params(plain) is plain.params
 
 
 # What the ascent may not compute

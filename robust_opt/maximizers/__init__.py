@@ -18,7 +18,14 @@ from robust_opt.maximizers.core import (
   restarts,
   robustify,
 )
-from robust_opt.maximizers.first_order import frank_wolfe, pgd, power_iteration, projected, steepest
+from robust_opt.maximizers.first_order import (
+  frank_wolfe,
+  noisy_step,
+  pgd,
+  power_iteration,
+  projected,
+  steepest,
+)
 from robust_opt.maximizers.lbfgs import lbfgs
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
   "ascend",
   "frank_wolfe",
   "lbfgs",
+  "noisy_step",
   "pgd",
   "power_iteration",
   "projected",

@@ -95,6 +95,33 @@ def pgd(
   return InnerMaximizer(init, ascend_once)
 
 
+def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
+  """Steps from random noise without ever projecting: N-FGSM over l_inf.
+
+    delta_0 ~ noise,   delta_{t+1} = delta_t + steepest ascent in step(x + delta_t)
+
+  One step of it, with noise in twice the ball, trains without catastrophic overfitting where FGSM
+  does not; delta may lie outside of the ball. Source: de Jorge et al. 2022 (arXiv 2202.01181).
+
+  Args:
+    noise: the set to start in; needs a key.
+    step: the set of one step. Where both have a box, x + delta stays in it.
+  """
+
+  def init(key: Array | None, x: Array) -> AscentState:
+    if key is None:
+      raise InputError("A noisy step starts at random and needs a key, but it was None.")
+    return AscentState(noise.sample(key, x))
+
+  def ascend_once(
+    value_fn: ValueFn, state: AscentState, x: Array
+  ) -> tuple[AscentState, AscentInfo]:
+    info, grad = value_and_input_gradient(value_fn, x + state.delta)
+    return AscentState(state.delta + step.steepest_ascent(grad, x + state.delta)), info
+
+  return InnerMaximizer(init, ascend_once)
+
+
 def projected(
   uncertainty: UncertaintySet, optimizer: optax.GradientTransformation, random_start: bool = False
 ) -> InnerMaximizer:

@@ -34,7 +34,7 @@ from robust_opt.files import write_json
 from robust_opt.models import layers
 from robust_opt.papers import shaham2015_nets as parts
 from robust_opt.papers import shaham2015_report as report
-from robust_opt.study import Study, file_sha256, sha256_of
+from robust_opt.study import Study, command, file_sha256, sha256_of
 from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import Array
 
@@ -336,7 +336,7 @@ def manifest(
   device = jax.devices()[0]
   folder = study.workdir / "collections"
   return {
-    "command": " ".join(["python -m robust_opt.papers.shaham2015", *_without_places(sys.argv[1:])]),
+    "command": command("robust_opt.papers.shaham2015", sys.argv[1:]),
     "numbers": options.numbers._asdict(),
     "seeds": nets.seeds,
     "configs": {name: _placeless(net.config) for name, net in nets.nets.items()},
@@ -360,12 +360,6 @@ def manifest(
       "collections": {path.name: file_sha256(path) for path in sorted(folder.glob("*.npz"))},
     },
   }
-
-
-def _without_places(arguments: Sequence[str]) -> list[str]:
-  """Where things lay is nobody's business: the manifest is made to be published."""
-  places = ("workdir", "data_dir", "cache_dir")
-  return [a for a in arguments if a.lstrip("-").partition("=")[0] not in places]
 
 
 def _placeless(config: ConfigDict) -> dict[str, Any]:

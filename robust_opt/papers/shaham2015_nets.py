@@ -20,7 +20,8 @@ from robust_opt import config as config_lib
 from robust_opt.checkpoint import digest
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, logits_of, make_evaluate
-from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan, make_train_step
+from robust_opt.objectives import robust
+from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan
 from robust_opt.types import ApplyFn, Array
 
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times
@@ -68,7 +69,7 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
   """Attacks of one step and of PGD-50 from the clean example, and the parts of a collection."""
   config = config_lib.base()
   config.uncertainty.box, config.attack.relative_step = box, PGD_RELATIVE_STEP
-  apply, objective = models.from_linen(net), build.objective(config)
+  apply, objective = models.from_linen(net), robust()
 
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
@@ -101,17 +102,13 @@ def assemble(
   """One kind of net: data and keys are arguments of its program, so that all seeds share it."""
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   module, optimizer = build.model(config, train), build.optimizer(config, plan.num_steps)
-  apply, objective = models.from_linen(module), build.objective(config)
-  step = make_train_step(
-    apply,
-    optimizer,
-    objective,
-    build.training_attack(config, plan.num_steps),
-    ascent_in_train_mode=config.attack.train_mode,
-  )
+  if config.attack.name == "free":
+    raise InputError("The study trains by Algorithm 1 and its variants, not by attack.name=free.")
+  apply = models.from_linen(module)
+  step = build.train_step(config, apply, optimizer, plan.num_steps)
   run = make_scan(step, plan, augment=build.augment(config))
   no_attack = build.attack(config, "linf", 0.0, 0)
-  clean = make_evaluate(apply, objective, lambda _: no_attack, evaluation_batch)
+  clean = make_evaluate(apply, robust(), lambda _: no_attack, evaluation_batch)
   points = max(n for n in range(1, points + 1) if plan.num_steps % n == 0)
   epochs = seeds.make_epochs(
     run,

@@ -1,0 +1,19 @@
+"""MNIST, average: pGD training, judged by an average of the weights.
+
+Chen et al. 2021 (ICLR), Polyak and Juditsky 1992.
+
+  python -m robust_opt.main --config=configs/mnist_average.py --workdir=RUN
+
+Among all methods, at equal cost: python -m robust_opt.papers.family.
+"""
+
+from ml_collections import ConfigDict
+
+from robust_opt import methods
+from robust_opt.config import mnist_methods
+
+
+def get_config() -> ConfigDict:
+  config = mnist_methods()
+  methods.average(config)
+  return config

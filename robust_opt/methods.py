@@ -1,0 +1,151 @@
+"""Robust training by name: each method is a set, a maximiser and an objective, put into a config.
+
+  config = config_lib.mnist_methods()
+  methods.ALL["trades"].apply(config)
+
+`passes` are the backward passes of an update over its batch, each with its forward pass, whether
+they give a gradient in theta, in x or in both: standard training makes one. An equal budget of them
+is what makes methods comparable.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+PGD_STEPS, REPLAYS, LBFGS_STEPS = 7, 4, 5
+# An l_2 ball of about the same damage as the l_inf ball of radius 0.2, for methods that are of l_2.
+L2_PER_LINF = 10.0
+
+
+class Method(NamedTuple):
+  """One way of robust training.
+
+  Attributes:
+    source: paper.
+    passes: of an update.
+    apply: changes a config of `standard` training into one of the method.
+  """
+
+  source: str
+  passes: int
+  apply: Callable[[ConfigDict], None]
+
+
+def standard(config: ConfigDict) -> None:
+  """No adversary."""
+  config.attack.num_steps = 0
+
+
+def robust(config: ConfigDict) -> None:
+  """One steepest-ascent step, and the perturbed batch alone."""
+  config.attack.num_steps = 1
+
+
+def strong_adversary(config: ConfigDict) -> None:
+  """The same over an l_2 ball, the learning with a strong adversary of Huang et al."""
+  robust(config)
+  _in_l2(config)
+
+
+def goodfellow(config: ConfigDict) -> None:
+  """Half of the loss is clean."""
+  robust(config)
+  config.objective = ConfigDict({"name": "mixture", "alpha": 0.5})
+
+
+def szegedy(config: ConfigDict) -> None:
+  """Examples found by L-BFGS within an l_2 ball, fed back beside the clean ones."""
+  goodfellow(config)
+  _in_l2(config)
+  config.attack.name, config.attack.num_steps = "lbfgs", LBFGS_STEPS
+
+
+def virtual(config: ConfigDict) -> None:
+  """A prediction that is smooth in an l_2 ball, by power iteration and without labels."""
+  _in_l2(config)
+  config.objective = ConfigDict({"name": "virtual", "alpha": 1.0})
+  config.attack.name, config.attack.num_steps = "power_iteration", 1
+
+
+def gradient_penalty(config: ConfigDict) -> None:
+  """Robust to first order: the dual norm of the input gradient, by double backpropagation."""
+  config.objective = ConfigDict({"name": "gradient_penalty"})
+  config.attack.num_steps = 0
+
+
+def fast(config: ConfigDict) -> None:
+  """A random start and one step, a little longer than the radius, cut back."""
+  config.attack.num_steps, config.attack.random_start = 1, True
+  config.attack.relative_step = 1.25
+
+
+def n_fgsm(config: ConfigDict) -> None:
+  """One step from noise in twice the ball, never cut back."""
+  config.attack.name, config.attack.num_steps = "n_fgsm", 1
+
+
+def free(config: ConfigDict) -> None:
+  """Every backward pass moves theta and delta, on a batch that is replayed."""
+  config.attack.name, config.attack.num_steps = "free", REPLAYS
+
+
+def pgd(config: ConfigDict) -> None:
+  """Seven steps from a random start."""
+  config.attack.num_steps, config.attack.random_start = PGD_STEPS, True
+
+
+def trades(config: ConfigDict) -> None:
+  """Accuracy on the clean example, the same prediction in the whole ball."""
+  pgd(config)
+  config.objective = ConfigDict({"name": "trades", "beta": 6.0})
+
+
+def mart(config: ConfigDict) -> None:
+  """What is misclassified when clean weighs more."""
+  pgd(config)
+  config.objective = ConfigDict({"name": "mart", "beta": 5.0})
+
+
+def awp(config: ConfigDict) -> None:
+  """PGD training at weights that are perturbed adversarially too."""
+  pgd(config)
+  config.training.weight_perturbation = 0.005
+
+
+def average(config: ConfigDict) -> None:
+  """PGD training, judged by an average of the weights."""
+  pgd(config)
+  config.optimizer.average = 0.995
+
+
+def curriculum(config: ConfigDict) -> None:
+  """PGD training over a ball that grows in the first third of the epochs."""
+  pgd(config)
+  config.uncertainty.warmup_epochs = config.training.epochs / 3
+
+
+def _in_l2(config: ConfigDict) -> None:
+  radius = L2_PER_LINF * config.uncertainty.radius
+  config.uncertainty.name, config.uncertainty.radius = "l2", radius
+  config.evaluation.radii.l2 = radius
+
+
+ALL: dict[str, Method] = {
+  "standard": Method("", 1, standard),
+  "robust": Method("Shaham et al. 2015", 2, robust),
+  "strong_adversary": Method("Huang et al. 2015", 2, strong_adversary),
+  "goodfellow": Method("Goodfellow et al. 2015", 3, goodfellow),
+  "szegedy": Method("Szegedy et al. 2014", LBFGS_STEPS + 2, szegedy),
+  "virtual": Method("Miyato et al. 2015", 5, virtual),
+  "gradient_penalty": Method("Drucker and LeCun 1992", 2, gradient_penalty),
+  "fast": Method("Wong et al. 2020", 2, fast),
+  "n_fgsm": Method("de Jorge et al. 2022", 2, n_fgsm),
+  "free": Method("Shafahi et al. 2019", REPLAYS, free),
+  "pgd": Method("Madry et al. 2018", PGD_STEPS + 1, pgd),
+  "trades": Method("Zhang et al. 2019", PGD_STEPS + 3, trades),
+  "mart": Method("Wang et al. 2020", PGD_STEPS + 2, mart),
+  "awp": Method("Wu et al. 2020", PGD_STEPS + 2, awp),
+  "average": Method("Chen et al. 2021", PGD_STEPS + 1, average),
+  "curriculum": Method("Cai et al. 2018", PGD_STEPS + 1, curriculum),
+}

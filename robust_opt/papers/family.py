@@ -1,0 +1,278 @@
+"""Every method of robust training on one ground, for one budget: the table of the family.
+
+  python -m robust_opt.papers.family --dataset=digits --preset=quick --workdir=runs/family_digits
+  python -m robust_opt.papers.family --dataset=mnist --preset=paper --workdir=runs/family \
+      --data_dir=/path/to/tensorflow_datasets
+
+Each method of robust_opt.methods trains on the same data with the same net, optimiser and number of
+forward and backward passes over the training set; the cheap ones take more epochs. Every net is
+then judged over the same l_inf ball: PGD of 50 steps and AutoAttack. The runs lie in --workdir, as
+robust_opt.main leaves them, and the table in --workdir/results. The same command goes on where it
+was stopped.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+import robust_opt as ro
+from robust_opt import commands, ensemble, experiment, losses, methods, subject, tables
+from robust_opt import config as config_lib
+from robust_opt.attacks import white_box
+from robust_opt.attacks.types import LogitsAttack
+from robust_opt.errors import InputError
+from robust_opt.files import write_json
+from robust_opt.metrics import read_metrics
+from robust_opt.study import Study, command, sha256_of
+from robust_opt.types import Array
+
+PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
+
+
+def _pgd(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+  del rank
+  ball = getattr(ro, norm)(radius, ensemble.BOX)
+  step = ro.linf if norm == "linf" else ro.l2
+  maximizer = ro.pgd(ball, step(PGD_RELATIVE_STEP * radius))
+  return white_box.ascent(ro.ascend(maximizer, PGD_STEPS, keep_best=True), losses.cross_entropy)
+
+
+PGD = (ensemble.Phase(f"pgd-{PGD_STEPS}", _pgd),)
+
+
+class Numbers(NamedTuple):
+  """What a preset sets; a flag of the same name goes before it.
+
+  Attributes:
+    seeds: nets of every method.
+    passes: over the training set, forward and backward, that each method may make.
+    examples: the first so many test examples are attacked; 0: all.
+    version: of the ensemble.
+  """
+
+  seeds: int
+  passes: int
+  examples: int
+  version: str
+
+
+PRESETS = {
+  ("quick", "digits"): Numbers(seeds=2, passes=36, examples=100, version="quick"),
+  ("quick", "mnist"): Numbers(seeds=1, passes=10, examples=100, version="quick"),
+  ("paper", "digits"): Numbers(seeds=5, passes=120, examples=0, version="standard"),
+  ("paper", "mnist"): Numbers(seeds=3, passes=40, examples=500, version="standard"),
+}
+
+
+class Options(NamedTuple):
+  """What to run and where.
+
+  Attributes:
+    dataset: digits or mnist.
+    workdir: new, or that of the same study.
+    numbers: of a preset, or other ones.
+    chosen: names of robust_opt.methods.
+    data_dir: where prepared sets lie; empty: TFDS' default.
+    cache_dir: where arrays are cached; empty: the user's cache directory.
+  """
+
+  dataset: str
+  workdir: Path
+  numbers: Numbers
+  chosen: Sequence[str] = tuple(methods.ALL)
+  data_dir: str = ""
+  cache_dir: str = ""
+
+
+def ground(dataset: str) -> ConfigDict:
+  """What all methods share."""
+  if dataset == "mnist":
+    return config_lib.mnist_methods()
+  config = config_lib.digits()
+  config.uncertainty.radius, config.uncertainty.box = 0.15, True
+  config.evaluation.radii.linf = config.uncertainty.radius
+  config.evaluation.sweep = (0.0, 1.0)
+  config.optimizer.schedule = "cosine"
+  return config
+
+
+def config_of(options: Options, name: str, seed: int) -> ConfigDict:
+  """The config of a method's run: as many epochs as the budget pays for, at least one."""
+  config, method = ground(options.dataset), methods.ALL[name]
+  config.seed = seed
+  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
+  config.training.epochs = max(1, round(options.numbers.passes / method.passes))
+  method.apply(config)
+  return config
+
+
+def run(options: Options) -> tables.Table:
+  """Trains, attacks and writes what is not done yet; returns the table."""
+  unknown = sorted(set(options.chosen) - set(methods.ALL))
+  if unknown:
+    raise InputError(
+      f"--methods must be of {', '.join(methods.ALL)}, but {', '.join(unknown)} is none of them."
+    )
+  numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
+  description = {"dataset": options.dataset, **numbers._asdict()}
+  study = Study(options.workdir, description, work=float(len(options.chosen) * len(seeds)))
+  measured: dict[str, list[dict[str, Any]]] = {name: [] for name in options.chosen}
+  try:
+    for seed in seeds:  # so that a study that is stopped has seen every method
+      for name in options.chosen:
+        workdir = options.workdir / name / str(seed)
+        with study.timed(f"train {name}"):
+          summary = experiment.run(config_of(options, name, seed), workdir)
+        attacked = study.once(
+          f"{name}, seed {seed}",
+          workdir / "attacked.json",
+          sha256_of(summary["params_sha256"], json.dumps(numbers._asdict())),
+          functools.partial(attack, options, workdir),
+          work=1.0,
+        )
+        measured[name].append(attacked | _of_run(summary, workdir))
+  finally:
+    study.close()
+  table = table_of(options, measured)
+  results = options.workdir / "results"
+  tables.write(table, results / "family")
+  write_json(results / "manifest.json", manifest(options, study, measured))
+  print(tables.markdown(table))
+  print(f"Everything about this study is in {options.workdir}")
+  return table
+
+
+def attack(options: Options, workdir: Path) -> dict[str, Any]:
+  """Accuracies over the l_inf ball of the ground, whatever the net was trained over."""
+  places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+  found = subject.load({"workdir": str(workdir), **places}, options.numbers.examples)
+  radius = ground(options.dataset).uncertainty.radius
+  given: dict[str, Any] = {"norm": "linf", "radius": radius, "batch_size": min(100, len(found.y))}
+  pgd = ro.autoattack(found.logits_fn, found.x, found.y, version=PGD, **given)
+  verdict = ro.autoattack(
+    found.logits_fn, found.x, found.y, version=options.numbers.version, **given
+  )
+  return {
+    "examples": len(found.y),
+    "pgd": pgd.robust_accuracy,
+    "autoattack": verdict.robust_accuracy,
+  }
+
+
+def _of_run(summary: dict[str, Any], workdir: Path) -> dict[str, Any]:
+  """What training left: clean accuracy on the whole test set, speed, and what went wrong."""
+  clean = summary["results"][0]
+  records = read_metrics(workdir / "metrics.jsonl")
+  speeds = [r["train/examples_per_second"] for r in records if "train/examples_per_second" in r]
+  config = summary["config"]
+  replays = config["attack"]["num_steps"] if config["attack"]["name"] == "free" else 1
+  return {
+    "clean": clean["correct"] / clean["total"],
+    "seconds_per_update": config["training"]["batch_size"] / float(np.median(speeds)) / replays,
+    "epochs": config["training"]["epochs"],
+    "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
+    "params_sha256": summary["params_sha256"],
+  }
+
+
+def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tables.Table:
+  """A row for each method, mean and 95 % interval over the seeds."""
+  ensemble_name = "AutoAttack" if options.numbers.version == "standard" else "AutoAttack (quick)"
+  columns = [
+    "method", "source", "passes an update", "epochs", "clean", f"PGD-{PGD_STEPS}", ensemble_name,
+    "time of an update", "overfitting",
+  ]  # fmt: skip
+  standard = measured.get("standard")
+  rows = []
+  for name, runs in measured.items():
+    method = methods.ALL[name]
+    row: dict[str, Any] = {
+      "method": name,
+      "source": method.source,
+      "passes an update": 1 if name == "free" else method.passes,
+      "epochs": runs[0]["epochs"],
+      "clean": tables.Percent.of([r["clean"] for r in runs]),
+      f"PGD-{PGD_STEPS}": tables.Percent.of([r["pgd"] for r in runs]),
+      ensemble_name: tables.Percent.of([r["autoattack"] for r in runs]),
+    }
+    if standard:
+      ratios = [r["seconds_per_update"] / s["seconds_per_update"] for r, s in zip(runs, standard)]
+      row["time of an update"] = f"{np.median(ratios):.2f}"
+    said = sorted({sentence for r in runs for sentence in r["overfitting"]})
+    counts = [f"{s} ({sum(s in r['overfitting'] for r in runs)} of {len(runs)})" for s in said]
+    row["overfitting"] = ", ".join(counts)
+    rows.append(row)
+  config, count = ground(options.dataset), next(iter(measured.values()))[0]["examples"]
+  return tables.Table(
+    f"Robust training on {options.dataset}: accuracy (%) over l_inf, radius "
+    f"{config.uncertainty.radius:g}",
+    columns,
+    rows,
+    [
+      f"Mean ± half width of the 95 % t interval over {options.numbers.seeds} seeds (none for "
+      f"one). Every method: {options.numbers.passes} forward and backward passes over the training "
+      f"set. Clean: the whole test set; attacked: its first {count} examples. Time of an update: "
+      f"beside standard training's, on this machine; of free training each replay is an update.",
+    ],
+  )
+
+
+def manifest(
+  options: Options, study: Study, measured: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+  """What the table was made of."""
+  return {
+    "command": command("robust_opt.papers.family", sys.argv[1:]),
+    "numbers": options.numbers._asdict(),
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+    "wall_seconds": study.seconds(),
+    "measured": measured,
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Flags to options."""
+  given = flags.FLAGS
+  commands.refuse_positional(argv)
+  numbers = {name: given[name].value for name in Numbers._fields}
+  run(
+    Options(
+      dataset=given.dataset,
+      workdir=Path(given.workdir),
+      numbers=PRESETS[given.preset, given.dataset]._replace(
+        **{name: value for name, value in numbers.items() if value is not None}
+      ),
+      chosen=tuple(given.methods) or tuple(methods.ALL),
+      data_dir=given.data_dir,
+      cache_dir=given.cache_dir,
+    )
+  )
+
+
+def define_flags() -> None:
+  """Only where this file is the program, so that importing it defines none."""
+  flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "What the nets learn.")
+  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
+  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
+  flags.DEFINE_list("methods", [], f"By default all of {', '.join(methods.ALL)}.")
+  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: TFDS' default.")
+  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
+  flags.DEFINE_integer("seeds", None, "Nets of every method.", lower_bound=1)
+  flags.DEFINE_integer("passes", None, "Over the training set, for every method.", lower_bound=1)
+  flags.DEFINE_integer("examples", None, "Attack the first so many; 0: all.", lower_bound=0)
+  flags.DEFINE_enum("version", None, ["standard", "quick"], "Of the ensemble.")
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(commands.with_sentences(main), flags_parser=commands.parse)

@@ -1,0 +1,129 @@
+"""Every method by name: its config, its update, and what it costs."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robust_opt as ro
+from robust_opt import build, config, methods, models
+from robust_opt.training import init_state, take
+
+ALL = pytest.mark.parametrize("name", methods.ALL)
+
+
+def configured(name):
+  c = config.digits()
+  c.uncertainty.box = True
+  c.training.epochs = 6
+  methods.ALL[name].apply(c)
+  config.validate(c)
+  return c
+
+
+def parts(name):
+  """(step, state, batch) of a net of two layers on twelve digits."""
+  c = configured(name)
+  c.training.batch_size = 12
+  data = build.data.load("digits", "train")
+  batch = take(ro.ArrayData(data.images, data.labels), jnp.arange(12, dtype=jnp.int32))
+  net = models.MLP(widths=(16,))
+  params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
+  optimizer = build.optimizer(c, 5)
+  step = build.train_step(c, models.from_linen(net), optimizer, 5)
+  return step, init_state(params, model_state, optimizer, build.memory(c, (8, 8, 1))), batch
+
+
+@ALL
+def test_an_update_of_every_method(name):
+  """It is traced, and keeps every shape and type of the state, as a scan needs it."""
+  step, state, batch = parts(name)
+  after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+  before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))
+  same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), after, before)
+  assert all(jax.tree.leaves(same))
+  assert metrics.loss.shape == ()
+
+
+def passes(name):
+  """Forward and backward passes of an update, by its matrix products; standard training's is 1."""
+  step, state, batch = parts(name)
+
+  def products(jaxpr, times=1):
+    count = 0
+    for eqn in jaxpr.eqns:
+      length = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+      count += times * (eqn.primitive.name == "dot_general")
+      for inside in jax.extend.core.jaxprs_in_params(eqn.params):
+        count += products(inside, times * length)
+    return count
+
+  standard = 2 + 3  # forward through two layers; gradients of both weights, and through the second
+  return products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr) / standard
+
+
+# The line search of L-BFGS is a loop of unknown length.
+@pytest.mark.parametrize("name", [name for name in methods.ALL if name not in ("szegedy", "free")])
+def test_the_budget_counts_what_an_update_does(name):
+  """`passes` is what the table calls equal; without a gradient of theta a pass is 4/5 of a whole."""
+  assert passes(name) - 0.5 <= methods.ALL[name].passes <= 5 / 4 * passes(name) + 0.5
+
+
+def test_a_replay_of_free_training_costs_hardly_more_than_a_standard_update():
+  assert 1 < passes("free") / methods.REPLAYS <= 1.25
+
+
+# Standard training and Algorithm 1 are mnist_standard.py and mnist_linf.py, as in the paper.
+@pytest.mark.parametrize(
+  "name", [name for name in methods.ALL if name not in ("standard", "robust")]
+)
+def test_every_method_has_its_config(name):
+  path = Path(__file__).parents[1] / "configs" / f"mnist_{name}.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  expected = config.mnist_methods()
+  methods.ALL[name].apply(expected)
+  assert config.differences(config.as_dict(expected), config.as_dict(module.get_config())) == []
+
+
+def test_names_are_functions():
+  assert all(getattr(methods, name) is method.apply for name, method in methods.ALL.items())
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("robust", "edge"),
+    ("fast", "inside"),
+    ("n_fgsm", "beyond"),
+    ("pgd", "inside"),
+    ("standard", "nowhere"),
+  ],
+)
+def test_where_an_adversary_goes(name, expected):
+  """Of a linear function: to the edge, from a random start not all the way, beyond by noise."""
+  c = configured(name)
+  c.uncertainty.box = False
+  g = np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)
+  delta, _ = build.attack(c, "linf", 0.1, c.attack.num_steps)(
+    lambda x: (x * g).sum(-1), jax.random.key(0), jnp.zeros((4, 30))
+  )
+  farthest, size = np.abs(delta).max(), np.abs(delta)
+  if expected == "nowhere":
+    np.testing.assert_array_equal(delta, 0)
+  elif expected == "edge":
+    np.testing.assert_allclose(delta, 0.1 * np.sign(g), rtol=1e-6)
+  elif expected == "inside":
+    assert farthest <= 0.1 * (1 + 1e-6)
+    assert ((delta * g) > 0).mean() > 0.6
+  else:
+    noise = delta - 0.1 * np.sign(g)
+    assert 0.1 < farthest <= 0.3 * (1 + 1e-6)
+    assert np.abs(noise).max() <= 0.2 * (1 + 1e-6)
+    assert np.abs(noise).std() > 0.03
+    assert size.min() < 0.1
