@@ -69,7 +69,7 @@ def passes(name):
 # The line search of L-BFGS is a loop of unknown length.
 @pytest.mark.parametrize("name", [name for name in methods.ALL if name not in ("szegedy", "free")])
 def test_the_budget_counts_what_an_update_does(name):
-  """`passes` is what the table calls equal; without a gradient of theta a pass is 4/5 of a whole."""
+  """`passes` is what the table calls equal; a pass without a gradient of theta is 4/5 of one."""
   assert passes(name) - 0.5 <= methods.ALL[name].passes <= 5 / 4 * passes(name) + 0.5
 
 
