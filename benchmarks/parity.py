@@ -1,0 +1,274 @@
+"""Our attacks beside torchattacks' and adv_lib's: the same weights, the same images.
+
+  python -m benchmarks.parity --data_dir=DIR --workdir=runs/parity [--datasets mnist cifar10]
+      [--norms linf l2 l1] [--kinds standard fgsm pgd masked] [--examples 200]
+
+For every net, norm and attack: the share of images on which both sides agree, and ours with itself
+under another seed, which says how much of that is chance (--controls); both robust accuracies;
+seconds an image on this machine (ours without compiling, which is stated apart); and how many
+images each side showed to the net forwards and backwards. An image counts as broken only if what
+came back is misclassified, in the box, and in the ball to a relative 1e-4. Every comparison is a
+file in --workdir: the command goes on where it was stopped, and prints the tables at the end.
+`--phases ensemble` and `--phases apgd-ce apgd-t fab-t square` choose what is compared.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torchattacks
+from adv_lib.attacks import auto_pgd
+
+import robust_opt as ro
+from benchmarks import nets
+from robust_opt import ensemble
+from robust_opt.types import Array, LogitsFn
+
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+PHASES = {phase.name: phase for phase in ensemble.VERSIONS["standard"]}
+EVERYTHING = "ensemble"
+BATCH, COUNTED = 100, 16
+COMPILING = (
+  "/jax/core/compile/jaxpr_to_mlir_module_duration",
+  "/jax/core/compile/backend_compile_duration",
+)
+
+# (images [B, C, H, W], labels [B]) -> images
+TorchAttack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Counter:
+  """How many images went through a net, forwards and backwards."""
+
+  def __init__(self) -> None:
+    self.forward = self.backward = 0
+
+  def per_image(self, examples: int) -> dict[str, float]:
+    """Both, divided by the images that were attacked."""
+    return {"forward": self.forward / examples, "backward": self.backward / examples}
+
+
+class Counted(torch.nn.Module):
+  """A module that counts."""
+
+  def __init__(self, module: torch.nn.Module, counter: Counter) -> None:
+    super().__init__()
+    self.module, self.counter = module, counter
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    """[B, C, H, W] -> [B, K]."""
+    self.counter.forward += len(x)
+    if x.requires_grad:
+      x = x.view_as(x)
+      x.register_hook(self._went_back)
+    return self.module(x)
+
+  def _went_back(self, gradient: torch.Tensor) -> None:
+    self.counter.backward += len(gradient)
+
+
+def counted(logits_fn: LogitsFn, counter: Counter) -> LogitsFn:
+  """A function that counts; slower, so that it is not what is timed."""
+
+  def add(forward: int, backward: int) -> None:
+    counter.forward += forward
+    counter.backward += backward
+
+  @jax.custom_vjp
+  def seen(x: Array) -> Array:
+    jax.debug.callback(functools.partial(add, len(x), 0))
+    return x
+
+  def forwards(x: Array) -> tuple[Array, None]:
+    return seen(x), None
+
+  def backwards(residual: None, gradient: Array) -> tuple[Array]:
+    del residual
+    jax.debug.callback(functools.partial(add, 0, len(gradient)))
+    return (gradient,)
+
+  seen.defvjp(forwards, backwards)
+  return lambda x: logits_fn(seen(x))
+
+
+def torch_attack(
+  name: str, norm: str, radius: float, module: torch.nn.Module
+) -> TorchAttack | None:
+  """The attack of the same name at the standard settings; None where nobody we know has it."""
+  if norm == "l1":
+    if name == "apgd-ce":
+      return lambda x, y: auto_pgd.apgd(
+        module, x, y, radius, 1, n_iter=100, n_restarts=5, loss_function="ce", use_large_reps=True
+      )
+    if name == "apgd-t":
+      return lambda x, y: auto_pgd.apgd_targeted(
+        module, x, y, radius, 1, n_iter=100, num_targets=9, use_large_reps=True
+      )
+    if name != "fab-t":
+      return None
+  shared: dict[str, Any] = {"norm": NORMS[norm], "eps": radius, "n_restarts": 1, "seed": 0}
+  make: dict[str, Callable[[], Any]] = {
+    "apgd-ce": lambda: torchattacks.APGD(module, steps=100, loss="ce", **shared),
+    "apgd-t": lambda: torchattacks.APGDT(module, steps=100, n_classes=10, **shared),
+    "fab-t": lambda: torchattacks.FAB(
+      module, steps=100, multi_targeted=True, n_classes=10, **shared
+    ),
+    "square": lambda: torchattacks.Square(module, n_queries=5000, **shared),
+  }
+  if name == EVERYTHING:
+    # Its own class AutoAttack leaves APGD and FAB at 10 steps; these have the standard's 100.
+    return torchattacks.MultiAttack([make[phase]() for phase in PHASES])
+  return make[name]()
+
+
+def our_attack(name: str) -> str | tuple[ensemble.Phase, ...]:
+  """What `version` of ro.autoattack it is."""
+  return "standard" if name == EVERYTHING else (PHASES[name],)
+
+
+def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) -> dict[str, Any]:
+  """One line of the table, and the verdict on every image."""
+  x, y, radius = net.x[:examples], net.y[:examples], net.radii[norm]
+  arguments: dict[str, Any] = {"norm": norm, "radius": radius, "version": our_attack(name)}
+  with compiling() as seconds_compiling:
+    began = time.perf_counter()
+    verdict = ro.autoattack(net.logits_fn, x, y, batch_size=BATCH, **arguments)
+    seconds = time.perf_counter() - began - seconds_compiling[0]
+  ours = broken(net, x, y, verdict.images, norm, radius)
+  line: dict[str, Any] = {
+    "radius": radius,
+    "examples": examples,
+    "clean": float(np.mean(verdict.broken_by != 0)),
+    "ours": {
+      "robust": float(np.mean(~ours)),
+      "claimed": verdict.robust_accuracy,
+      "seconds": seconds / examples,
+      "compile_seconds": seconds_compiling[0],
+    },
+    "broken": ours.tolist(),
+  }
+  if controls:
+    again = ro.autoattack(net.logits_fn, x, y, batch_size=BATCH, seed=1, **arguments)
+    line["agreement_with_itself"] = float(np.mean(ours == (again.broken_by >= 0)))
+    counter = Counter()
+    few = slice(0, COUNTED)  # one whole batch, so that no padding is counted
+    ro.autoattack(counted(net.logits_fn, counter), x[few], y[few], batch_size=COUNTED, **arguments)
+    jax.effects_barrier()
+    line["ours"]["evaluations"] = counter.per_image(COUNTED)
+  counter = Counter()
+  attack = torch_attack(name, norm, radius, Counted(net.module, counter))
+  if attack is None:
+    return line
+  began = time.perf_counter()
+  images = []
+  for start in range(0, examples, BATCH):
+    batch = nets.channels_first(x[start : start + BATCH])
+    labels = torch.from_numpy(y[start : start + BATCH]).long()
+    images.append(nets.channels_last(attack(batch, labels)))
+  seconds = time.perf_counter() - began
+  theirs = broken(net, x, y, np.concatenate(images), norm, radius)
+  line["theirs"] = {
+    "robust": float(np.mean(~theirs)),
+    "seconds": seconds / examples,
+    "evaluations": counter.per_image(examples),
+  }
+  line["agreement"] = float(np.mean(ours == theirs))
+  line["their_broken"] = theirs.tolist()
+  return line
+
+
+def broken(
+  net: nets.Net, x: np.ndarray, y: np.ndarray, images: np.ndarray, norm: str, radius: float
+) -> np.ndarray:
+  """Whether an image is misclassified and within ball and box, [N]; judged by PyTorch's net."""
+  logits = net.module(nets.channels_first(images)).numpy()
+  delta = (images - x).reshape(len(x), -1).astype(np.float64)
+  order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+  inside = np.linalg.norm(delta, order, axis=1) <= radius * (1 + 1e-4)
+  boxed = ((images >= 0) & (images <= 1)).reshape(len(x), -1).all(axis=1)
+  return (logits.argmax(axis=1) != y) & inside & boxed
+
+
+@contextmanager
+def compiling() -> Iterator[list[float]]:
+  """The seconds that XLA compiles while this is open."""
+  total = [0.0]
+
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del kwargs
+    total[0] += duration_secs * (event in COMPILING)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  yield total
+  jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def markdown(lines: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
+  """All comparisons as one table."""
+  head = (
+    "| net | norm, radius | attack | clean | ours | theirs | same verdict | ours twice "
+    "| s/image ours | theirs | ratio | forward, backward ours | theirs | compile |"
+  )
+  rows = [head, "|" + "---|" * (head.count("|") - 1)]
+  for (dataset, kind, norm, name), line in lines.items():
+    ours, theirs = line["ours"], line.get("theirs")
+    cells = [
+      f"{dataset} {kind}", f"{norm} {line['radius']:.4g}", name, f"{100 * line['clean']:.1f}",
+      f"{100 * ours['robust']:.1f}",
+      f"{100 * theirs['robust']:.1f}" if theirs else "",
+      f"{100 * line['agreement']:.1f}" if theirs else "",
+      f"{100 * line['agreement_with_itself']:.1f}" if "agreement_with_itself" in line else "",
+      f"{ours['seconds']:.3f}",
+      f"{theirs['seconds']:.3f}" if theirs else "",
+      f"{ours['seconds'] / theirs['seconds']:.2f}" if theirs else "",
+      *(
+        "{forward:.0f}, {backward:.0f}".format(**side["evaluations"])
+        if side and "evaluations" in side
+        else ""
+        for side in (ours, theirs)
+      ),
+      f"{ours['compile_seconds']:.1f}",
+    ]  # fmt: skip
+    rows.append("| " + " | ".join(cells) + " |")
+  return "\n".join(rows)
+
+
+def main() -> None:
+  """Compares what is not compared yet, and prints everything."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--data_dir", required=True, help="folder of prepared TFDS sets")
+  parser.add_argument("--workdir", type=Path, required=True)
+  parser.add_argument("--datasets", nargs="+", default=nets.DATASETS, choices=nets.DATASETS)
+  parser.add_argument("--kinds", nargs="+", default=nets.KINDS, choices=nets.KINDS)
+  parser.add_argument("--norms", nargs="+", default=tuple(NORMS), choices=NORMS)
+  parser.add_argument("--phases", nargs="+", default=(*PHASES, EVERYTHING))
+  parser.add_argument("--examples", type=int, default=200, help="the first so many test images")
+  parser.add_argument(
+    "--controls", action="store_true", help="also ours twice, and its evaluations"
+  )
+  args = parser.parse_args()
+  lines = {}
+  for entry in itertools.product(args.datasets, args.kinds, args.norms, args.phases):
+    dataset, kind, norm, name = entry
+    path = args.workdir / f"{'_'.join(entry)}_{args.examples}.json"
+    if not path.exists():
+      net = nets.load(dataset, kind, args.workdir / "nets", args.data_dir)
+      line = compare(net, name, norm, args.examples, args.controls)
+      path.write_text(json.dumps(line), encoding="utf-8")
+    lines[entry] = json.loads(path.read_text(encoding="utf-8"))
+    print(markdown({entry: lines[entry]}).splitlines()[-1], flush=True)
+  print("\n" + markdown(lines))
+
+
+if __name__ == "__main__":
+  main()
