@@ -89,3 +89,13 @@ def test_its_tables_are_those_of_the_committed_studies(study):
     expected = [row["net"], numbers[0], published[0], numbers[1], published[1], *numbers[2:]]
     assert f"| {' | '.join(expected)} |" in README
     assert row["net"] == "baseline" or 1 < 100 * row["A"]["mean"] < 100  # percentages
+
+
+def test_its_table_of_the_net_of_madry_et_al_is_that_of_the_committed_evaluation():
+  path = ROOT / "results" / "madry_mnist" / "autoattack_first_500.json"
+  found = json.loads(path.read_text())
+  names = {"clean": "clean", "apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T"}
+  for row in found["attacks"]:
+    name = names.get(row["after"], "Square")
+    assert f"| {name} | {100 * row['accuracy']:.2f} %" in README
+  assert found["total"] == 500
