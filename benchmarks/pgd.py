@@ -73,7 +73,7 @@ def foolbox_jax_entry(net: nets.Net, radius: float, jit: bool) -> Entry:
   return lambda: np.asarray(attack(model, x, y, epsilons=radius)[2])
 
 
-ENTRIES = {
+ENTRIES: dict[str, Callable[[nets.Net, float], Entry]] = {
   "robust_opt": robust_opt_entry,
   "torchattacks": torchattacks_entry,
   "Foolbox, PyTorch mode": foolbox_torch_entry,

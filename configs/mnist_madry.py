@@ -12,9 +12,9 @@ under PGD-100, 88.50 % under AutoAttack. A quarter of the features and ten steps
       --config.training.epochs=16 --config.optimizer.learning_rate=1e-3
       --config.optimizer.schedule=triangular
 
-take half an hour on two CPU cores; the best checkpoint stands AutoAttack on 83.6 % of the first 500
-test images (results/madry_mnist; seed 1, jax 0.10.2). At a constant rate of 1e-3 the net dies in the
-first hundred updates: its gradients become zero, which the log counts.
+take half an hour on two CPU cores; the best checkpoint stands AutoAttack on 83.6 % of the first
+500 test images (results/madry_mnist; seed 1, jax 0.10.2). At a constant rate of 1e-3 the net dies
+in the first hundred updates: its gradients become zero, which the log counts.
 """
 
 from ml_collections import ConfigDict

@@ -80,7 +80,7 @@ def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   summary = evaluate_and_describe(config, experiment, state)
   summary["best_checkpoint"] = best
-  summary["overfitting"] = overfitting.found(history, config.training.watch_examples)
+  summary["overfitting"] = overfitting.found(history)
   summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
   if jax.process_index() == 0:
     draw(config, workdir, experiment, state, summary)
@@ -124,8 +124,8 @@ def train(
         robust = values.get("heldout/pgd_accuracy", own) if config.attack.num_steps == 1 else own
         display.epoch(epoch + 1, values)
         history += _watched([values])
-        for sentence in overfitting.found(history, config.training.watch_examples):
-          logging.warning("%s", sentence)
+        for sentence in overfitting.new(history):
+          display.say(sentence)
       if writer is not None:
         writer.write(step, values)
       stop = stop_requested() and step < total
@@ -183,12 +183,18 @@ def _heldout(
     both = [float(other.mean()), float(heldout.robust_correct[: len(other)].mean())]
     names = ("heldout/pgd_accuracy", "heldout/single_step_accuracy")
     values |= dict(zip(names, both if config.attack.num_steps == 1 else both[::-1]))
+    values["heldout/watched"] = len(other)
   return values
 
 
 def _watched(records: Sequence[Mapping[str, Any]]) -> list[overfitting.Epoch]:
   """The epochs among the records of a log."""
-  names = ("train/loss", "heldout/single_step_accuracy", "heldout/pgd_accuracy")
+  names = (
+    "train/loss",
+    "heldout/single_step_accuracy",
+    "heldout/pgd_accuracy",
+    "heldout/watched",
+  )
   return [
     overfitting.Epoch(*(record[name] for name in names))
     for record in records
@@ -205,7 +211,7 @@ def _history(workdir: Path, step: int) -> list[overfitting.Epoch]:
 
 def _stops(config: ConfigDict, history: list[overfitting.Epoch]) -> bool:
   """Whether the config wants no more of a training that overfits."""
-  found = overfitting.found(history, config.training.watch_examples)
+  found = overfitting.found(history)
   return bool(found) and config.training.on_overfitting == "stop"
 
 

@@ -164,6 +164,13 @@ class ProgressDisplay:
         f"{values['train/examples_per_second']:,.0f}",
       )
 
+  def say(self, sentence: str) -> None:
+    """A warning: above the bar, or in the log."""
+    if self._live:
+      self._bar.console.print(sentence, style="yellow", highlight=False)
+    elif self._log:
+      logging.warning("%s", sentence)
+
   def _name(self, epoch: int) -> str:
     return f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"
 

@@ -1,7 +1,7 @@
 """Two ways in which robust training goes wrong late, told from held-out accuracies.
 
-  history = [Epoch(train_loss=0.9, single_step=0.71, pgd=0.55), ...]
-  found(history, num_examples=500)     # sentences, none while all is well
+  history = [Epoch(train_loss=0.9, single_step=0.71, pgd=0.55, num_examples=500), ...]
+  found(history)     # sentences, none while all is well
 
 Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994): a net that trains against
 one step learns to answer that step alone; its accuracy under PGD collapses within an epoch while
@@ -27,11 +27,13 @@ class Epoch(NamedTuple):
     train_loss: the mean loss at the perturbed training batches.
     single_step: accuracy on held-out examples under one step.
     pgd: under PGD, of the same radius.
+    num_examples: that these accuracies are means over.
   """
 
   train_loss: float
   single_step: float
   pgd: float
+  num_examples: int
 
 
 def catastrophic(history: Sequence[Epoch]) -> bool:
@@ -40,20 +42,19 @@ def catastrophic(history: Sequence[Epoch]) -> bool:
   return last.pgd < COLLAPSE * best.pgd and last.single_step >= best.single_step - POINTS
 
 
-def robust(history: Sequence[Epoch], num_examples: int) -> bool:
+def robust(history: Sequence[Epoch]) -> bool:
   """Whether PGD accuracy has sunk from its best, beyond noise, while the training loss fell."""
   last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
-  noise = math.sqrt((_variance(last.pgd) + _variance(best.pgd)) / num_examples)
+  noise = math.sqrt((_variance(last.pgd) + _variance(best.pgd)) / last.num_examples)
   sunk = best.pgd - last.pgd > max(POINTS, STANDARD_ERRORS * noise)
   return sunk and last.train_loss < best.train_loss
 
 
-def found(history: Sequence[Epoch], num_examples: int) -> list[str]:
+def found(history: Sequence[Epoch]) -> list[str]:
   """What is wrong, a sentence each.
 
   Args:
     history: of all epochs so far, in order.
-    num_examples: held-out examples that the accuracies are means over.
   """
   if not history:
     return []
@@ -67,7 +68,7 @@ def found(history: Sequence[Epoch], num_examples: int) -> list[str]:
       f"Catastrophic overfitting: {drop}, while {100 * last.single_step:.1f} % stand one step; "
       f"train with a random start and more steps, or a smaller radius."
     ]
-  if robust(history, num_examples):
+  if robust(history):
     return [
       f"Robust overfitting: {drop}, while the training loss went on falling; "
       f"use the best checkpoint (--config.evaluation.checkpoint=best) or fewer epochs."
@@ -77,3 +78,13 @@ def found(history: Sequence[Epoch], num_examples: int) -> list[str]:
 
 def _variance(accuracy: float) -> float:
   return accuracy * (1 - accuracy)
+
+
+def new(history: Sequence[Epoch]) -> list[str]:
+  """What is wrong since the last epoch and was not before, a sentence each."""
+  before = {_kind(sentence) for sentence in found(history[:-1])}
+  return [sentence for sentence in found(history) if _kind(sentence) not in before]
+
+
+def _kind(sentence: str) -> str:
+  return sentence.split(":")[0]

@@ -126,6 +126,7 @@ def kinds_of_files(directory):
   return sorted(path.relative_to(directory) for path in newest.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_damage_to_any_file_is_survived(saved, tmp_path, caplog):
   paths, rng = kinds_of_files(saved), random.Random(0)
   assert {path.parts[1] for path in paths} >= {"state", "metrics", "note", "_CHECKPOINT_METADATA"}

@@ -254,6 +254,7 @@ def test_ball_then_box_is_not_the_projection(ball):
   assert np.mean(ours_away < in_turn_away - 1e-3) > 0.1
 
 
+@pytest.mark.slow
 @EVERY_BALL
 @BOXED
 def test_derivatives(ball, boxed):

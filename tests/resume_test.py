@@ -316,6 +316,7 @@ def can_mount():
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="this machine does not let us mount a small disk")
 def test_a_disk_that_is_really_full(environment, tmp_path):
   disk, kept = tmp_path / "disk", tmp_path / "kept"

@@ -273,6 +273,7 @@ def test_groups_in_closed_form():
   np.testing.assert_allclose(projected, shrunk, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_groups_of_one_and_of_all_are_the_balls():
   g, x, radius = random_cases()
   single, whole = np.arange(NUM_ENTRIES), np.zeros(NUM_ENTRIES, int)
@@ -414,6 +415,7 @@ def test_tangent_gives_no_direction_for_a_gradient_off_the_span():
   np.testing.assert_array_equal(run(nothing, "steepest_ascent", g, x), 0)
 
 
+@pytest.mark.slow
 def test_tangent_with_a_basis_for_every_example():
   rng = np.random.default_rng(0)
   g, x, radius = random_cases(batch=4)
@@ -446,6 +448,7 @@ def test_linf_l2_by_duality():
   np.testing.assert_allclose(ours, bound, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_linf_l2_has_the_two_balls_as_limits():
   g, x, radius = random_cases()
   for operation in ("steepest_ascent", "project", "gauge"):

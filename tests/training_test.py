@@ -259,13 +259,10 @@ def test_what_free_training_remembers_fits_the_next_batch():
 
 
 def test_a_free_update_costs_one_pass_forward_and_back():
-  """Two matrix products more than a standard update would be a pass for each gradient."""
+  """Three matrix products: forward, and the gradients of theta and of delta; no pass of its own."""
   step, state, batch = free_setup(1)
-  free = dot_products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
-  plain = ro.make_train_step(apply, optimizer, ro.robust(), no_attack())
-  standard = dot_products(jax.make_jaxpr(plain)(state, batch, jax.random.key(0)).jaxpr)
-  assert free[0] == standard[0] + 1  # the gradient of delta
+  count, _ = dot_products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
+  assert count == 3
 
 
 def test_adversarial_weights_are_as_long_as_told_and_taken_away_again():

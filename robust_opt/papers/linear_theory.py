@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from sklearn import datasets, linear_model
@@ -28,6 +29,7 @@ from robust_opt.study import command
 NORMS = ("linf", "l2", "l1")
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 1.0}  # of the classification, in standard deviations
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 1000, 32, 1.0
+BUDGET = 5.0  # of the noise on all patients together, for the support vector machine
 EQUAL = 1e-6
 
 
@@ -104,19 +106,20 @@ def regressions(found: comparisons.Paths) -> list[dict[str, Any]]:
 
 def classifications(runs: dict[str, comparisons.Algorithm1Run]) -> list[dict[str, Any]]:
   """The exact worst case, the support vector machine, and Algorithm 1."""
-  x, y = classification()
+  inputs, labels = classification()
+  x, y = jnp.asarray(inputs), jnp.asarray(labels)
   rows = []
   for norm, one in runs.items():
-    w, b = one.optimum.w, one.optimum.b
+    w, b = jnp.asarray(one.optimum.w), jnp.asarray(one.optimum.b)
     closed = counterparts.margin_loss(w, b, x, y, norm, RADII[norm])
     delta = counterparts.margin_perturbation(w, x, y, norm, RADII[norm])
     attained = counterparts.logistic(y * ((x + delta) @ w + b))
     name = f"softplus(r |w|_q - y (w'x + b)) is attained, {norm}"
     rows.append(_row(name, "breast cancer", np.asarray(closed - attained)))
   for norm in NORMS:
-    budget = 5.0
-    svm = solve.svm(x, y, norm, budget)
-    worst = float(counterparts.total_hinge_loss(svm.w, svm.b, x, y, norm, budget))
+    svm = solve.svm(inputs, labels, norm, BUDGET)
+    w, b, budget = (jnp.asarray(value) for value in (svm.w, svm.b, BUDGET))
+    worst = float(counterparts.total_hinge_loss(w, b, x, y, norm, budget))
     name = f"robust SVM = regularised SVM, {norm}"
     rows.append(_row(name, "breast cancer", np.array((worst - svm.value) / svm.value)))
   for norm, one in runs.items():
