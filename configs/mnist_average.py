@@ -1,4 +1,4 @@
-"""MNIST, average: pGD training, judged by an average of the weights.
+"""MNIST, average: PGD training, judged by an average of the weights.
 
 Chen et al. 2021 (ICLR), Polyak and Juditsky 1992.
 

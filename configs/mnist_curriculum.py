@@ -1,4 +1,4 @@
-"""MNIST, curriculum: pGD training over a ball that grows in the first third of the epochs.
+"""MNIST, curriculum: PGD training over a ball that grows in the first third of the epochs.
 
 Cai et al. 2018 (arXiv 1805.04807).
 

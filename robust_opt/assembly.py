@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from robust_opt import build, models, sharding
+from robust_opt import config as config_lib
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, make_evaluate
 from robust_opt.maximizers import Attack
@@ -85,6 +86,15 @@ def assemble(config: ConfigDict) -> Experiment:
   mesh = sharding.data_mesh()
   init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
   params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
+  if config.optimizer.average and model_state:
+    raise InputError(
+      f"--config.optimizer.average={config.optimizer.average} averages weights alone, but "
+      f"{config.model.name} keeps batch statistics, which would be those of other weights."
+    )
+  if config.training.on_overfitting == "stop" and not config.training.watch_examples:
+    raise InputError(
+      "--config.training.on_overfitting=stop needs --config.training.watch_examples > 0."
+    )
   memory = build.memory(config, splits.train.images.shape[1:])
   state = sharding.replicate(init_state(params, model_state, optimizer, memory), mesh)
   train, heldout, test = (
@@ -161,7 +171,7 @@ def assemble(config: ConfigDict) -> Experiment:
     state=state,
     scan=scan,
     evaluate=evaluate_norm,
-    watch=watch if count and config.attack.num_steps else None,
+    watch=watch if count and config_lib.trains_robustly(config) else None,
     apply=apply,
     steps_per_epoch=plan.num_steps,
     steps_per_scan=scan_length(plan.num_steps, config.training.steps_per_scan),

@@ -128,7 +128,7 @@ def training_attack(config: ConfigDict, steps_per_epoch: int) -> Attack | Schedu
     config.uncertainty.radius,
     config.attack.num_steps,
   )
-  warmup = config.uncertainty.warmup_epochs * steps_per_epoch
+  warmup = config.uncertainty.warmup * config.training.epochs * steps_per_epoch
   if not warmup:
     return attack(config, norm, radius, num_steps)
 
@@ -146,17 +146,14 @@ def train_step(
 ) -> TrainStep:
   """The config's update: of free training, or of its objective under its attack."""
   if config.attack.name == "free" and config.attack.num_steps:
-    if config.objective.name != "robust":
-      raise InputError(
-        f"--config.attack.name=free trains on the perturbed batch alone: --config.objective.name "
-        f"must be robust, but was {config.objective.name!r}."
-      )
+    _only_free(config)
     norm, radius = config.uncertainty.name, config.uncertainty.radius
     return make_free_train_step(
       apply,
       optimizer,
       uncertainty_set(config, norm, radius),
-      getattr(uncertainty, norm)(radius),
+      # A step of l_1 would be lost on a saturated pixel.
+      uncertainty.linf(radius) if norm == "linf" else uncertainty.l2(radius),
       config.attack.num_steps,
     )
   gamma = config.training.weight_perturbation
@@ -168,6 +165,21 @@ def train_step(
     ascent_in_train_mode=config.attack.train_mode,
     perturb_weights=optimizers.adversarial_weights(gamma) if gamma else None,
   )
+
+
+def _only_free(config: ConfigDict) -> None:
+  """Refuses what free training would not do."""
+  others = {
+    "objective.name": (config.objective.name, "robust"),
+    "uncertainty.warmup": (config.uncertainty.warmup, 0.0),
+    "training.weight_perturbation": (config.training.weight_perturbation, 0.0),
+  }
+  for key, (value, allowed) in others.items():
+    if value != allowed:
+      raise InputError(
+        f"--config.attack.name=free trains on the perturbed batch alone: --config.{key} must be "
+        f"{allowed}, but was {value!r}."
+      )
 
 
 def memory(config: ConfigDict, image_shape: Sequence[int]) -> Any:
@@ -223,18 +235,7 @@ def objective(config: ConfigDict) -> RobustObjective:
   if name not in objectives.__all__:
     allowed = ", ".join(objectives.__all__)
     raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
-  attack = config.attack
-  random = attack.name == "pgd" and attack.random_start
-  if (
-    name in ("trades", "virtual")
-    and attack.name not in ("power_iteration", "n_fgsm")
-    and not random
-  ):
-    raise InputError(
-      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: it "
-      f"needs --config.attack.name=power_iteration or n_fgsm, or pgd with "
-      f"--config.attack.random_start."
-    )
+  _fits(config, name)
   if name == "gradient_penalty":
     given["uncertainty"] = uncertainty_set(
       config, config.uncertainty.name, config.uncertainty.radius
@@ -243,6 +244,37 @@ def objective(config: ConfigDict) -> RobustObjective:
     return getattr(objectives, name)(**given)
   except TypeError as error:
     raise InputError(f"--config.objective does not fit {name}: {error}.") from error
+
+
+def _fits(config: ConfigDict, name: str) -> None:
+  """Refuses an objective and an attack that together would silently be something else."""
+  attack = config.attack
+  flat = name in ("trades", "virtual")  # the divergence, at the clean example
+  random = attack.name in ("power_iteration", "n_fgsm") or (
+    attack.name == "pgd" and attack.random_start
+  )
+  if flat and not (random and attack.num_steps):
+    raise InputError(
+      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: it "
+      f"needs one step or more of --config.attack.name=power_iteration or n_fgsm, or of pgd with "
+      f"--config.attack.random_start."
+    )
+  if attack.name == "power_iteration" and attack.num_steps and not flat:
+    raise InputError(
+      f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
+      f"--config.objective.name must be trades or virtual, but was {name!r}."
+    )
+  if attack.name == "n_fgsm" and attack.num_steps > 1:
+    raise InputError(
+      f"--config.attack.name=n_fgsm is one step: --config.attack.num_steps must be 1, but was "
+      f"{attack.num_steps}."
+    )
+  if name == "gradient_penalty" and (attack.num_steps or config.uncertainty.warmup):
+    raise InputError(
+      f"--config.objective.name=gradient_penalty has no attack, over a fixed radius: "
+      f"--config.attack.num_steps and --config.uncertainty.warmup must be 0, but were "
+      f"{attack.num_steps} and {config.uncertainty.warmup}."
+    )
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -265,6 +297,11 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
       return optax.constant_schedule(peak)
 
 
+def _updates_of_a_batch(config: ConfigDict) -> int:
+  """Free training updates at every replay; its schedules count those."""
+  return max(1, config.attack.num_steps) if config.attack.name == "free" else 1
+
+
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
   """What descends: an l_2 penalty on every parameter, then the optimiser of that name.
 
@@ -278,7 +315,8 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
   if not callable(factory):
     raise InputError(refusal)
   try:
-    descent = factory(schedule(config, steps_per_epoch), **config.optimizer.kwargs.to_dict())
+    rate = schedule(config, steps_per_epoch * _updates_of_a_batch(config))
+    descent = factory(rate, **config.optimizer.kwargs.to_dict())
   except TypeError as error:
     raise InputError(f"--config.optimizer.kwargs does not fit {name}: {error}.") from error
   if not isinstance(descent, optax.GradientTransformation):

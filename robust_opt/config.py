@@ -51,7 +51,7 @@ def base() -> ConfigDict:
   config.uncertainty = ConfigDict()
   config.uncertainty.name = "linf"  # linf, l2 or l1; state the radius with it
   config.uncertainty.radius = 0.1  # in pixels of [0, 1]; 0 is the clean example, exactly
-  config.uncertainty.warmup_epochs = 0.0  # of training, in which the radius grows linearly from 0
+  config.uncertainty.warmup = 0.0  # share of the training in which the radius grows from 0
   config.uncertainty.box = False  # whether perturbed images must stay within [0, 1]
 
   config.attack = ConfigDict()
@@ -140,7 +140,7 @@ def mnist_methods() -> ConfigDict:
   """MNIST over the l_inf ball of radius 0.2 in the pixel box, where methods are compared."""
   config = mnist()
   config.uncertainty.name, config.uncertainty.radius, config.uncertainty.box = "linf", 0.2, True
-  config.evaluation.radii.linf = 0.2
+  config.evaluation.radii.linf, config.evaluation.radii.l2 = 0.2, 2.0
   config.evaluation.sweep = (0.0, 0.5, 1.0, 1.5)
   config.optimizer.learning_rate, config.optimizer.schedule = 0.02, "cosine"
   config.optimizer.weight_decay = 0.0
@@ -192,7 +192,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda v: 0 <= v < math.inf,
     "a finite number >= 0, in pixels of [0, 1] (0: the clean example)",
   ),
-  "uncertainty.warmup_epochs": (lambda v: 0 <= v < math.inf, "a finite number of epochs >= 0"),
+  "uncertainty.warmup": (lambda v: 0 <= v <= 1, "a share of the training, 0 <= warmup <= 1"),
   "attack.name": (lambda v: v in MAXIMIZERS, f"one of {', '.join(MAXIMIZERS)}"),
   "attack.num_steps": (lambda v: v >= 0, "an integer >= 0 (0: standard training)"),
   "attack.relative_step": (lambda v: 0 < v <= 2, "a fraction of the radius, 0 < step <= 2"),
@@ -249,6 +249,11 @@ def validate(config: ConfigDict) -> None:
       fine = False
     if not fine:
       raise InputError(f"--config.{key} must be {words}, but was {value!r}.")
+
+
+def trains_robustly(config: ConfigDict) -> bool:
+  """Whether there is an adversary, one that attacks or that of a gradient penalty."""
+  return config.attack.num_steps > 0 or config.objective.name == "gradient_penalty"
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:

@@ -73,13 +73,15 @@ def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   if restored is not None:
     logging.info("Resuming from the checkpoint of step %d.", int(state.step))
   state, history = train(config, workdir, experiment, state, checkpoints)
-  if config.evaluation.checkpoint == "best" or _stops(config, history):
+  reported = "best" if _stops(config, history) else config.evaluation.checkpoint
+  if reported == "best":
     state = checkpoints.restore(experiment.state, "best") or state
   best = {"step": checkpoints.best_step(), "heldout_robust": checkpoints.best_accuracy()}
   checkpoints.close()
 
   summary = evaluate_and_describe(config, experiment, state)
   summary["best_checkpoint"] = best
+  summary["checkpoint"] = reported
   summary["overfitting"] = overfitting.found(history)
   summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
   if jax.process_index() == 0:
@@ -103,13 +105,13 @@ def train(
   per_epoch, epochs = experiment.steps_per_epoch, config.training.epochs
   total, step = epochs * per_epoch, int(state.step)
   leader = jax.process_index() == 0
-  history = _history(workdir, step)
+  log = _log(workdir, step)
   with (
     _sigterm_flag() as stop_requested,
     MetricWriter(workdir, step) if leader else nullcontext() as writer,
     ProgressDisplay(total, step, epochs, enabled=leader and step < total) as display,
   ):
-    while step < total and not _stops(config, history):
+    while step < total and not _stops(config, _watched(log)):
       epoch, position = divmod(step, per_epoch)
       num_steps = min(experiment.steps_per_scan, per_epoch - position)
       state, values = _scan(config, experiment, state, step, num_steps, checkpoints)
@@ -121,10 +123,11 @@ def train(
         values |= _heldout(config, experiment, state)
         # Whoever trains against one step may stand that step alone: PGD chooses the best.
         own = values["heldout/robust_accuracy"]
-        robust = values.get("heldout/pgd_accuracy", own) if config.attack.num_steps == 1 else own
+        robust = values.get("heldout/pgd_accuracy", own) if config.attack.num_steps <= 1 else own
         display.epoch(epoch + 1, values)
-        history += _watched([values])
-        for sentence in overfitting.new(history):
+      log.append(values)
+      if robust is not None:
+        for sentence in overfitting.new(_watched(log)):
           display.say(sentence)
       if writer is not None:
         writer.write(step, values)
@@ -141,7 +144,7 @@ def train(
           f"SIGTERM: stopped at step {step} of {total} and saved; "
           f"the same command goes on from there."
         )
-  return state, history
+  return state, _watched(log)
 
 
 def _scan(
@@ -182,31 +185,31 @@ def _heldout(
     other = experiment.watch(state)
     both = [float(other.mean()), float(heldout.robust_correct[: len(other)].mean())]
     names = ("heldout/pgd_accuracy", "heldout/single_step_accuracy")
-    values |= dict(zip(names, both if config.attack.num_steps == 1 else both[::-1]))
+    values |= dict(zip(names, both if config.attack.num_steps <= 1 else both[::-1]))
     values["heldout/watched"] = len(other)
   return values
 
 
 def _watched(records: Sequence[Mapping[str, Any]]) -> list[overfitting.Epoch]:
-  """The epochs among the records of a log."""
-  names = (
-    "train/loss",
-    "heldout/single_step_accuracy",
-    "heldout/pgd_accuracy",
-    "heldout/watched",
-  )
-  return [
-    overfitting.Epoch(*(record[name] for name in names))
-    for record in records
-    if all(name in record for name in names)
-  ]
+  """The epochs among the records of a log, the loss of each the mean over its records."""
+  epochs, losses = [], []
+  for record in records:
+    losses.append(record["train/loss"])
+    if "heldout/watched" in record:
+      single, pgd, count = (
+        record[f"heldout/{name}"] for name in ("single_step_accuracy", "pgd_accuracy", "watched")
+      )
+      epochs.append(overfitting.Epoch(float(np.mean(losses)), single, pgd, count))
+    if "heldout/clean_accuracy" in record:
+      losses = []
+  return epochs
 
 
-def _history(workdir: Path, step: int) -> list[overfitting.Epoch]:
-  """What the log says of the epochs before a step."""
+def _log(workdir: Path, step: int) -> list[Mapping[str, Any]]:
+  """The records of the updates before a step."""
   path = workdir / "metrics.jsonl"
   records = read_metrics(path) if path.exists() else []
-  return _watched([record for record in records if record["step"] <= step])
+  return [record for record in records if record["step"] <= step and "train/loss" in record]
 
 
 def _stops(config: ConfigDict, history: list[overfitting.Epoch]) -> bool:
@@ -220,7 +223,7 @@ def evaluate_and_describe(
 ) -> dict[str, Any]:
   """Accuracies on the test set, with their counts, and where they come from."""
   own, own_radius = config.uncertainty.name, config.uncertainty.radius
-  trained_on = config.attack.num_steps > 0
+  trained_on = config_lib.trains_robustly(config)
   steps = max(1, config.attack.num_steps)
   radii = {**config.evaluation.radii.to_dict(), **({own: own_radius} if trained_on else {})}
   results: list[dict[str, Any]] = []
@@ -257,7 +260,7 @@ def evaluate_and_describe(
     "results": results,
     "sweeps": sweeps,
     "step": int(state.step),
-    "params_sha256": digest(state.params),
+    "params_sha256": digest(evaluated_params(state)),
     "train_examples": len(experiment.splits.train.labels),
     "heldout_examples": len(experiment.splits.heldout.labels),
     "data_sha256": {

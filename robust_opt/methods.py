@@ -5,7 +5,8 @@
 
 `passes` are the backward passes of an update over its batch, each with its forward pass, whether
 they give a gradient in theta, in x or in both: standard training makes one. An equal budget of them
-is what makes methods comparable.
+is what makes methods comparable. A step of L-BFGS, with the forward passes of its line search,
+counts as four.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,6 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 PGD_STEPS, REPLAYS, LBFGS_STEPS = 7, 4, 5
-# An l_2 ball of about the same damage as the l_inf ball of radius 0.2, for methods that are of l_2.
-L2_PER_LINF = 10.0
 
 
 class Method(NamedTuple):
@@ -120,15 +119,14 @@ def average(config: ConfigDict) -> None:
 
 
 def curriculum(config: ConfigDict) -> None:
-  """PGD training over a ball that grows in the first third of the epochs."""
+  """PGD training over a ball that grows in the first third; Cai et al. let the steps grow."""
   pgd(config)
-  config.uncertainty.warmup_epochs = config.training.epochs / 3
+  config.uncertainty.warmup = 1 / 3
 
 
 def _in_l2(config: ConfigDict) -> None:
-  radius = L2_PER_LINF * config.uncertainty.radius
-  config.uncertainty.name, config.uncertainty.radius = "l2", radius
-  config.evaluation.radii.l2 = radius
+  """Over the l_2 ball that the config measures at."""
+  config.uncertainty.name, config.uncertainty.radius = "l2", config.evaluation.radii.l2
 
 
 ALL: dict[str, Method] = {
@@ -136,16 +134,16 @@ ALL: dict[str, Method] = {
   "robust": Method("Shaham et al. 2015", 2, robust),
   "strong_adversary": Method("Huang et al. 2015", 2, strong_adversary),
   "goodfellow": Method("Goodfellow et al. 2015", 3, goodfellow),
-  "szegedy": Method("Szegedy et al. 2014", LBFGS_STEPS + 2, szegedy),
-  "virtual": Method("Miyato et al. 2015", 5, virtual),
+  "szegedy": Method("Szegedy et al. 2014", 4 * LBFGS_STEPS + 2, szegedy),
+  "virtual": Method("Miyato et al. 2015", 4, virtual),
   "gradient_penalty": Method("Drucker and LeCun 1992", 2, gradient_penalty),
   "fast": Method("Wong et al. 2020", 2, fast),
   "n_fgsm": Method("de Jorge et al. 2022", 2, n_fgsm),
   "free": Method("Shafahi et al. 2019", REPLAYS, free),
   "pgd": Method("Madry et al. 2018", PGD_STEPS + 1, pgd),
-  "trades": Method("Zhang et al. 2019", PGD_STEPS + 3, trades),
+  "trades": Method("Zhang et al. 2019", PGD_STEPS + 2, trades),
   "mart": Method("Wang et al. 2020", PGD_STEPS + 2, mart),
   "awp": Method("Wu et al. 2020", PGD_STEPS + 2, awp),
   "average": Method("Chen et al. 2021", PGD_STEPS + 1, average),
-  "curriculum": Method("Cai et al. 2018", PGD_STEPS + 1, curriculum),
+  "curriculum": Method("after Cai et al. 2018", PGD_STEPS + 1, curriculum),
 }

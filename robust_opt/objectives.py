@@ -36,8 +36,8 @@ class RobustObjective(NamedTuple):
   """min over theta of outer, at the x_adv that attacks inner.
 
   Attributes:
-    inner: (forward, x [B, *S], y [B]) -> value_fn, what the adversary ascends; its score is the
-      margin, > 0 where the net is fooled.
+    inner: (forward, x [B, *S], y [B]) -> value_fn, what the adversary ascends; of a loss its
+      score is the margin, > 0 where the net is fooled.
     outer: (forward, x [B, *S], x_adv [B, *S], y [B]) -> (loss [B], model_state), what the learner
       descends. x_adv carries no gradient.
   """
@@ -85,8 +85,8 @@ def virtual(alpha: float = 1.0) -> RobustObjective:
 
   Miyato et al. 2015 (arXiv 1507.00677), equations 1 to 4; p(x) in the second term is a constant.
   That term needs no label: an example of label -1 has it alone, and the first is a mean over those
-  that have one. Its gradient at delta = 0 is zero: ascend by `ro.power_iteration`, or from a random
-  start.
+  that have one (under pmap and shard_map, over those on the device). Its gradient at delta = 0 is
+  zero: ascend by `ro.power_iteration`, or from a random start.
 
   Args:
     alpha: >= 0, the weight of the smoothness.

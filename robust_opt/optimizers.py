@@ -82,7 +82,8 @@ def weight_average(decay: float) -> optax.GradientTransformation:
   """
 
   def init(params: PyTree) -> AverageState:
-    return AverageState(jnp.zeros((), jnp.int32), params)
+    # A copy: the same buffer twice in a state could not be donated.
+    return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
   def update(
     updates: PyTree, state: AverageState, params: PyTree | None = None
@@ -91,7 +92,9 @@ def weight_average(decay: float) -> optax.GradientTransformation:
     step = state.step + 1
     keep = jnp.minimum(decay, step / (step + 9))
     moved = optax.apply_updates(params, updates)
-    average = jax.tree.map(lambda a, w: keep * a + (1 - keep) * w, state.average, moved)
+    average = jax.tree.map(
+      lambda a, w: (keep * a + (1 - keep) * w).astype(a.dtype), state.average, moved
+    )
     return updates, AverageState(step, average)
 
   return optax.GradientTransformation(init, update)

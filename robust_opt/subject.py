@@ -79,7 +79,7 @@ def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
   config = _config(workdir / "config.json")
   for key in ("data_dir", "cache_dir"):
     config.dataset[key] = given.get(key) or config.dataset[key]
-  which = given.get("checkpoint") or config.evaluation.checkpoint
+  which = given.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
   if which not in ("last", "best"):
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
@@ -94,7 +94,7 @@ def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
   # On one device: who evaluates on several places the weights as the batches.
   local = jax.tree.map(np.asarray, weights)
   test = experiment.splits.test
-  trained_on = config.attack.num_steps > 0
+  trained_on = config_lib.trains_robustly(config)
   return Subject(
     logits_of(experiment.apply, *local),
     pixels(test.images),
@@ -103,6 +103,14 @@ def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
     config.uncertainty.name if trained_on else None,
     config.uncertainty.radius if trained_on else None,
   )
+
+
+def _reported(workdir: Path) -> str | None:
+  """Which checkpoint a finished run reports on: the best, where it was stopped for overfitting."""
+  try:
+    return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["checkpoint"]
+  except (OSError, ValueError, KeyError):
+    return None
 
 
 def _config(path: Path) -> ConfigDict:

@@ -174,9 +174,11 @@ def make_free_train_step(
   Source: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of
   the model in train mode.
 
+  It runs under jit, on one device or over a mesh.
+
   Args:
     apply: the model.
-    optimizer: what descends, num_replays times a step.
+    optimizer: what descends, num_replays times a step: a schedule counts replays.
     uncertainty: the set that delta stays in.
     ascent: the set of one step of delta; the authors' is as large as the set.
     num_replays: m of the paper, >= 1.

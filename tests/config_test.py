@@ -4,10 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from robust_opt import build, config, models
+from robust_opt import assembly, build, config, models
 from robust_opt.errors import InputError
 from robust_opt.objectives import RobustObjective
 
@@ -59,6 +60,7 @@ def test_the_recipe_of_madry_et_al():
     ({"name": "robust", "beta": 2.0}, "does not fit robust.*beta"),
     ({"name": "mart", "beta": -1.0}, "beta .* was -1.0"),
     ({"name": "virtual"}, "flat at the clean example.*power_iteration"),
+    ({"name": "mixture", "alpha": 2.0}, "alpha .* was 2.0"),
     ({"name": "losses"}, "one of gradient_penalty, mart, .* was 'losses'"),
   ],
 )
@@ -69,12 +71,60 @@ def test_objectives_that_cannot_be_built(given, words):
     build.objective(config_)
 
 
-@pytest.mark.parametrize("name", ["mixture", "trades", "virtual", "mart", "gradient_penalty"])
-def test_objectives_are_built_by_name(name):
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"attack.name": "power_iteration"}, "must be trades or virtual, but was 'robust'"),
+    ({"attack.name": "n_fgsm", "attack.num_steps": 2}, "num_steps must be 1, but was 2"),
+    ({"objective.name": "gradient_penalty"}, "must be 0, but were 1 and 0.0"),
+    (
+      {"objective.name": "gradient_penalty", "attack.num_steps": 0, "uncertainty.warmup": 0.5},
+      "must be 0, but were 0 and 0.5",
+    ),
+    (
+      {"objective.name": "trades", "attack.num_steps": 0, "attack.random_start": True},
+      "one step or more",
+    ),
+    ({"attack.name": "free", "uncertainty.warmup": 0.5}, "uncertainty.warmup must be 0.0"),
+    ({"attack.name": "free", "training.weight_perturbation": 0.1}, "must be 0.0, but was 0.1"),
+    ({"attack.name": "free", "objective.name": "mart"}, "must be robust, but was 'mart'"),
+  ],
+)
+def test_what_does_not_fit_together_is_refused(changes, words):
   config_ = config.digits()
-  config_.objective = ConfigDict({"name": name})
-  config_.attack.name, config_.attack.num_steps = "power_iteration", 1
-  assert isinstance(build.objective(config_), RobustObjective)
+  config_.update_from_flattened_dict(changes)
+  config.validate(config_)
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), build.optimizer(config_, 5)
+  with pytest.raises(InputError, match=words):
+    build.train_step(config_, apply, optimizer, 5)
+
+
+def test_schedules_of_free_training_count_its_replays():
+  """Or a cosine would be at its end after a fourth of the training."""
+  config_ = config.digits()
+  config_.attack.name, config_.attack.num_steps = "free", 4
+  config_.optimizer.schedule, config_.optimizer.learning_rate = "cosine", 1.0
+  config_.optimizer.kwargs = ConfigDict({"momentum": 0.0})
+  config_.training.epochs = 2
+  optimizer, params = build.optimizer(config_, 5), {"w": jnp.ones(())}
+  state, rates = optimizer.init(params), []
+  for _ in range(2 * 5 * 4):
+    updates, state = optimizer.update({"w": jnp.ones(())}, state, params)
+    rates.append(-float(updates["w"]))
+  assert rates[0] == 1.0
+  assert rates[20] == pytest.approx(0.5)
+  assert 0 < rates[-1] < 0.01
+
+
+def test_averages_and_stops_that_could_not_be_are_refused():
+  config_ = config.mnist()
+  config_.dataset.name = "digits"
+  config_.update_from_flattened_dict(
+    {"training.on_overfitting": "stop", "training.watch_examples": 0, "training.batch_size": 96}
+  )
+  config_.model = ConfigDict({"name": "SoftmaxRegression", "mean": (0.0,), "std": (1.0,)})
+  with pytest.raises(InputError, match="on_overfitting=stop needs"):
+    assembly.assemble(config_)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -189,7 +239,7 @@ BAD = [
   ("dataset.test_examples", (-1,), ">= 0 (0: all)"),
   ("uncertainty.name", ("l3", ""), "one of linf, l2, l1"),
   ("uncertainty.radius", (-0.1, NAN, INF), "finite number >= 0, in pixels of [0, 1]"),
-  ("uncertainty.warmup_epochs", (-1.0, NAN, INF), "a finite number of epochs >= 0"),
+  ("uncertainty.warmup", (-0.1, 1.1, NAN), "0 <= warmup <= 1"),
   ("attack.name", ("fgsm", "", "core"), "one of pgd, frank_wolfe, lbfgs, power_iteration"),
   ("attack.num_steps", (-1,), "an integer >= 0 (0: standard training)"),
   ("attack.relative_step", (0.0, -1.0, 2.5, NAN), "0 < step <= 2"),

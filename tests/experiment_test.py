@@ -12,7 +12,17 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 import robust_opt as ro
-from robust_opt import assembly, build, evaluation, experiment, losses, metrics, models, sharding
+from robust_opt import (
+  assembly,
+  build,
+  evaluation,
+  experiment,
+  losses,
+  metrics,
+  models,
+  sharding,
+  subject,
+)
 from robust_opt import config as config_lib
 from robust_opt.checkpoint import Checkpoints
 from robust_opt.training import TrainMetrics, init_state
@@ -335,6 +345,8 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
   epoch = {"say": 4, "stop": 2}[what]  # where it stops, the best checkpoint is reported on
   assert summary["step"] == epoch * parts.steps_per_epoch
   assert summary["best_checkpoint"]["step"] == 2 * parts.steps_per_epoch
+  assert summary["checkpoint"] == {"say": "last", "stop": "best"}[what]
+  assert subject._reported(tmp_path / "run") == summary["checkpoint"]
   records = metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")
   last = {"say": 4, "stop": 3}[what] * parts.steps_per_epoch
   assert records[-1]["step"] == last

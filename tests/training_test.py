@@ -186,13 +186,13 @@ def test_a_curriculum_is_the_attack_of_each_step():
 
 def test_a_config_may_let_its_radius_grow():
   config_ = config.digits()
-  config_.uncertainty.warmup_epochs = 2.0
+  config_.training.epochs, config_.uncertainty.warmup = 8, 0.25
   attack = build.training_attack(config_, steps_per_epoch=5)
   x = jnp.full((2, 4), 0.5)
   for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
     delta, _ = attack.at(jnp.int32(step))(lambda x: x.sum(-1), jax.random.key(0), x)
     np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=1e-6)
-  config_.uncertainty.warmup_epochs = 0.0
+  config_.uncertainty.warmup = 0.0
   assert not isinstance(build.training_attack(config_, 5), ro.ScheduledAttack)
 
 
@@ -302,6 +302,8 @@ def test_an_average_of_weights_is_kept_and_found():
     keep = min(0.5, t / (t + 9))
     average = jax.tree.map(lambda a, w, k=keep: k * a + (1 - k) * w, average, state.params)
   chex.assert_trees_all_close(training.evaluated_params(state), average, rtol=1e-5, atol=1e-6)
+  _, fresh = setup(models.SoftmaxRegression(), optimizer)
+  jax.jit(lambda state: state, donate_argnums=0)(fresh)  # no buffer of it is there twice
   _, plain = setup(models.SoftmaxRegression(), optax.sgd(LR))
   assert training.evaluated_params(plain) is plain.params
 

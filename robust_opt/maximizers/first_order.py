@@ -156,10 +156,10 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
     d_{t+1} = H d_t / |H d_t|_2,   delta = argmax over delta in U(x) of <H d_t, delta>
 
   For a divergence from the prediction at x, whose gradient there is zero and whose H is positive
-  semidefinite. H d is a forward-over-reverse product: no finite difference, one forward and one
-  backward pass a step. Over an l_2 ball it is the adversary of virtual adversarial training (Miyato
-  et al. 2015, arXiv 1507.00677, section 3), which takes one step. It starts from a random direction
-  (needs a key); an example whose H d is zero stays where it is.
+  semidefinite. H d is a forward-over-reverse product, which costs some two forward and backward
+  passes: no finite difference. Over an l_2 ball it is the adversary of virtual adversarial training
+  (Miyato et al. 2015, arXiv 1507.00677, section 3), which takes one step. It starts from a random
+  direction (needs a key); an example whose H d is zero stays where it is.
 
   Args:
     uncertainty: the set to stay in.
@@ -168,6 +168,8 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
   def init(key: Array | None, x: Array) -> AscentState:
     if key is None:
       raise InputError("Power iteration starts at random and needs a key, but it was None.")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+      key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
     keys = key if key.ndim else jax.random.split(key, x.shape[0])
     direction = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
     return AscentState(jnp.zeros_like(x), direction)

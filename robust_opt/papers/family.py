@@ -219,9 +219,10 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     rows,
     [
       f"Mean ± half width of the 95 % t interval over {options.numbers.seeds} seeds (none for "
-      f"one). Every method: {options.numbers.passes} forward and backward passes over the training "
-      f"set. Clean: the whole test set; attacked: its first {count} examples. Time of an update: "
-      f"beside standard training's, on this machine; of free training each replay is an update.",
+      f"one). Every method: some {options.numbers.passes} forward and backward passes over the "
+      f"training set, in whole epochs. Clean: the whole test set; attacked: its first {count} "
+      f"examples. Time of an update: beside standard training's, on this machine; of free "
+      f"training each replay is an update.",
     ],
   )
 
