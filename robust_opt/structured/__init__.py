@@ -1,0 +1,38 @@
+"""Uncertainty sets with structure: groups, ellipsoids, few entries, tangents, intersections.
+
+  u = structured.group_l21(0.5, structured.patches(4))  # few 4 x 4 patches carry the change
+  u = structured.ellipsoid(1.0, scale)                  # scale [*S]: how far each pixel may go
+  u = structured.l0(10, 1.0, box=(0.0, 1.0))            # at most ten entries change
+  u = structured.tangent(0.5, basis)                    # along the rows of basis [d, *S] only
+  u = structured.linf_l2(8 / 255, 0.5)                  # both at once, exact
+  u = structured.intersection(first, second)            # any two convex sets, approximate
+
+Every function returns an UncertaintySet as those of uncertainty.py do, with the same promises for
+zero, tiny, huge and NaN gradients, and a radius [] or [B] that may be traced.
+
+|  set           |  convex  |  steepest ascent  |  projection                              |
+|  group_l21     |  yes     |  exact            |  exact                                   |
+|  group_linf2   |  yes     |  exact            |  exact                                   |
+|  ellipsoid     |  yes     |  exact            |  exact, by a root search                 |
+|  l0            |  no      |  exact            |  exact (a nearest point, of maybe many)  |
+|  tangent       |  yes     |  exact            |  exact                                   |
+|  linf_l2       |  yes     |  exact            |  exact                                   |
+|  intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
+"""
+
+from robust_opt.structured.groups import Groups, channels, group_l21, group_linf2, patches
+from robust_opt.structured.intersections import intersection, linf_l2
+from robust_opt.structured.shapes import ellipsoid, l0, tangent
+
+__all__ = [
+  "Groups",
+  "channels",
+  "ellipsoid",
+  "group_l21",
+  "group_linf2",
+  "intersection",
+  "l0",
+  "linf_l2",
+  "patches",
+  "tangent",
+]
