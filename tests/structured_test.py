@@ -25,6 +25,13 @@ _ROWS = np.random.default_rng(11).normal(size=(3, NUM_ENTRIES))
 # Of rank 2: the third row follows from the first two, with a copy between them and a row of 0.
 BASIS = np.stack([_ROWS[0], 2 * _ROWS[0], _ROWS[1], 0 * _ROWS[0], _ROWS[0] - _ROWS[1]])
 BASIS = BASIS.astype(np.float32)
+
+
+def basis_of(x):
+  """Another plane at every x, of rank 2."""
+  return BASIS * (0.5 + x)[:, None]
+
+
 SETS = {
   "group_l21": lambda radius: structured.group_l21(radius, LABELS),
   "group_linf2": lambda radius: structured.group_linf2(radius, LABELS),
@@ -32,9 +39,16 @@ SETS = {
   "l0": lambda radius: structured.l0(2, radius),
   "l0_with_box": lambda radius: structured.l0(2, radius, BOX),
   "tangent": lambda radius: structured.tangent(radius, BASIS),
+  "tangent_at": lambda radius: structured.tangent_at(radius, basis_of),
   "linf_l2": lambda radius: structured.linf_l2(0.6 * radius, radius),
   "linf_l2_with_box": lambda radius: structured.linf_l2(0.6 * radius, radius, BOX),
   "intersection": lambda radius: structured.intersection(ro.l1(1.5 * radius), ro.l2(radius, BOX)),
+  "product": lambda radius: structured.product(
+    (ro.l2(radius), (1, 3)), (ro.l1(0.5 * radius), (2,)), (ro.linf(2 * radius), (1,))
+  ),
+  "product_with_box": lambda radius: structured.product(
+    (ro.linf(radius, BOX), (2, 2)), (ro.l2(0.5 * radius, BOX), (2,))
+  ),
 }
 EXACT = [name for name in SETS if name != "intersection"]
 CONVEX = [name for name in SETS if not name.startswith("l0")]
@@ -181,7 +195,7 @@ def test_projection_leaves_inner_points_alone(name):
   inside = jitted(name, "sample")(jax.random.split(jax.random.key(5), BATCH), x, radius)
   inside = (0.9 * inside).astype(np.float32)
   again = jitted(name, "project")(inside, x, radius)
-  if name == "tangent":  # only to rounding: the plane is not a set of float32 numbers
+  if name.startswith("tangent"):  # only to rounding: the plane is not a set of float32 numbers
     np.testing.assert_allclose(again, inside, atol=1e-6 * radius.max())
   else:
     np.testing.assert_array_equal(again, inside)
@@ -244,7 +258,7 @@ def test_jit_vmap_and_attacks(name):
   np.testing.assert_array_equal(swept[0], 0)
 
 
-@pytest.mark.parametrize("name", ["group_l21", "group_linf2", "ellipsoid", "tangent"])
+@pytest.mark.parametrize("name", ["group_l21", "group_linf2", "ellipsoid", "tangent", "product"])
 def test_samples_are_uniform(name):
   x, ones = np.zeros((2000, NUM_ENTRIES), np.float32), np.ones(2000, np.float32)
   keys = jax.random.split(jax.random.key(4), 2000)
@@ -432,6 +446,28 @@ def test_tangent_with_a_basis_for_every_example():
   np.testing.assert_allclose(step, expected, atol=1e-5)
 
 
+def test_tangent_at_is_tangent_with_the_basis_of_every_x():
+  g, x, radius = random_cases(batch=8)
+  expected = structured.tangent(radius, basis_of(x), per_example=True)
+  inside = run(expected, "steepest_ascent", g, x)
+  keys = jax.random.split(jax.random.key(0), 8)
+  for operation, first in (
+    *(("steepest_ascent", g), ("project", g), ("sample", keys)),
+    *(("gauge", g), ("gauge", inside)),
+  ):
+    ours = jitted("tangent_at", operation)(first, x, radius)  # the radius is traced
+    np.testing.assert_allclose(ours, run(expected, operation, first, x), atol=1e-6)
+
+
+def test_no_derivative_flows_into_the_basis():
+  """Not even one of NaN, as of singular vectors where two singular values are equal."""
+  g, x, radius = random_cases(batch=4)
+  bad = structured.tangent_at(radius, lambda x: BASIS * (1 + jnp.sqrt(0 * x))[:, None])
+  for operation in ("steepest_ascent", "project", "gauge"):
+    of_x = jax.grad(lambda x, u=bad, op=operation: jnp.sum(getattr(u, op)(0.1 * g, x)))(x)
+    np.testing.assert_array_equal(of_x, 0)
+
+
 # Intersections.
 
 
@@ -492,6 +528,67 @@ def test_intersection_with_a_plane():
   assert np.all(inner(g, step) > 0)
 
 
+# Products.
+
+
+def test_product_is_every_block_by_itself():
+  """Each set sees its own block of g and of x in the block's shape: one has a box, another not."""
+  g, x, radius = random_cases()
+  labels = np.array([[0, 1], [1, 0]])
+  image, vector = structured.group_l21(radius, labels), ro.linf(2 * radius, BOX)
+  u = structured.product((image, (2, 2)), (vector, (2,)))
+  blocks = [(image, slice(0, 4), (2, 2)), (vector, slice(4, 6), (2,))]
+
+  def each(operation):
+    for of_block, place, shape in blocks:
+      first, at = (v[:, place].reshape(-1, *shape) for v in (g, x))
+      yield run(of_block, operation, first, at).reshape(BATCH, -1)
+
+  for operation in ("steepest_ascent", "project"):
+    np.testing.assert_array_equal(run(u, operation, g, x), np.concatenate([*each(operation)], 1))
+  gauges = np.concatenate([*each("gauge")], 1)
+  assert np.any(gauges[:, 0] > gauges[:, 1])
+  assert np.any(gauges[:, 0] < gauges[:, 1])
+  np.testing.assert_array_equal(run(u, "gauge", g, x), gauges.max(1))
+
+
+def test_products_that_are_other_sets():
+  """Cubes make a cube, l_2 balls the set of group_linf2, and one block is the set itself."""
+  g, x, radius = random_cases()
+  cube, ball = ro.linf(radius, BOX), ro.l2(radius)
+  groups = structured.group_linf2(radius, np.array([0, 0, 1, 1, 1, 2]))
+  pairs = [
+    (structured.product((cube, (2, 1)), (cube, (4,))), cube),
+    (structured.product((ro.l1(radius), (NUM_ENTRIES,))), ro.l1(radius)),
+    (structured.product((ball, (2,)), (ball, (3, 1)), (ball, (1,))), groups),
+  ]
+  for ours, same in pairs:
+    for operation in ("steepest_ascent", "project", "gauge"):
+      value, expected = (run(u, operation, g, x) for u in (ours, same))
+      np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_a_block_of_radius_0_stays():
+  g, x, radius = random_cases()
+  u = structured.product((ro.l2(0.0), (4,)), (ro.l2(radius), (2,)))
+  for operation in ("steepest_ascent", "project"):
+    moved = run(u, operation, g, x)
+    np.testing.assert_array_equal(moved[:, :4], 0)
+    assert np.all(np.abs(moved[:, 4:]).max(1) > 0)
+    assert np.all(run(u, "gauge", moved, x) <= 1 + 1e-6)  # 0 / 0 is inside
+  np.testing.assert_array_equal(run(u, "gauge", g, x), np.inf)
+
+
+def test_blocks_are_sampled_independently():
+  x = np.zeros((2000, NUM_ENTRIES), np.float32)
+  half = (ro.linf(1.0), (3,))
+  drawn = run(structured.product(half, half), "sample", jax.random.key(0), x)
+  correlations = np.corrcoef(drawn.T) - np.eye(NUM_ENTRIES)
+  assert np.abs(correlations).max() < 4.5 / np.sqrt(2000)
+  old_keys = jax.random.PRNGKey(0)
+  np.testing.assert_array_equal(run(structured.product(half, half), "sample", old_keys, x), drawn)
+
+
 # What is refused.
 
 
@@ -506,7 +603,10 @@ def test_intersection_with_a_plane():
     (lambda: structured.l0(1, 0.1, (1.0, 0.0)), "box must be"),
     (lambda: structured.patches(0), "side must be at least 1"),
     (lambda: structured.tangent(1.0, SCALE), "basis must be floating point"),
+    (lambda: structured.tangent_at(-1.0, basis_of), "radius must be >= 0"),
     (lambda: structured.intersection(ro.l2(1.0), ro.l1(1.0), 0), "num_iterations must be"),
+    (lambda: structured.product(), "A product needs at least one block"),
+    (lambda: structured.product((ro.l2(1.0), (3, 0))), "Every entry of a block's shape must be"),
   ],
 )
 def test_bad_sets(build, message):
@@ -521,7 +621,9 @@ def test_bad_sets(build, message):
     (structured.group_linf2(1.0, 0.5 * np.ones((2, 3))), "groups must be integer labels"),
     (structured.ellipsoid(1.0, SCALE), "scale must have the shape"),
     (structured.tangent(1.0, BASIS), "basis has the shape"),
+    (structured.tangent_at(1.0, lambda x: x[:, None, 0]), "basis has the shape"),
     (structured.l0(1, np.ones(5)), "magnitude must be one number"),
+    (structured.product((ro.l2(1.0), (2, 3))), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
   ],
 )
 def test_bad_shapes(u, message):

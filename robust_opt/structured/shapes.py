@@ -1,5 +1,7 @@
 """Ellipsoids, few entries, and directions: one shape a function."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,9 @@ from robust_opt import projections
 from robust_opt.errors import InputError
 from robust_opt.structured.per_example import check_box, cube, make_set, ratio, uniform_l2
 from robust_opt.types import Array
-from robust_opt.uncertainty import Box, Radius, UncertaintySet
+from robust_opt.uncertainty import Box, Radius, UncertaintySet, l2
+
+BasisOf = Callable[[Array], Array]  # x [B, *S] -> the basis [B, d, *S] of a plane at every x
 
 
 def ellipsoid(radius: Radius, scale: np.ndarray | Array) -> UncertaintySet:
@@ -214,6 +218,34 @@ def tangent(radius: Radius, basis: np.ndarray | Array, per_example: bool = False
     return jnp.where(outside, jnp.inf, coordinates.gauge(c, c))
 
   return UncertaintySet(steepest_ascent, project, sample, gauge)
+
+
+def tangent_at(radius: Radius, basis_of: BasisOf) -> UncertaintySet:
+  """`tangent` with the basis that basis_of gives at every x: the tangent planes of a manifold.
+
+    {|delta|_2 <= radius, delta in the span of basis_of(x)}
+
+  Every function of the set asks for the basis at its x and makes it orthonormal anew: one step pays
+  for that once, an attack of k steps k times or more. No derivative flows into the basis.
+
+  Args:
+    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
+    basis_of: x [B, *S] -> [B, d, *S], of any scale, such as `tangents.fit` gives.
+
+  Raises:
+    InputError: the radius is negative or NaN; from the set's functions: as for `tangent`.
+  """
+  l2(radius)  # refuses a bad radius now, before there is an x
+
+  def at(x: Array) -> UncertaintySet:
+    return tangent(radius, jax.lax.stop_gradient(basis_of(x)), per_example=True)
+
+  return UncertaintySet(
+    steepest_ascent=lambda g, x: at(x).steepest_ascent(g, x),
+    project=lambda delta, x: at(x).project(delta, x),
+    sample=lambda key, x: at(x).sample(key, x),
+    gauge=lambda delta, x: at(x).gauge(delta, x),
+  )
 
 
 def _ellipsoid_multiplier(delta: Array, radius: Array, w: Array) -> Array:
