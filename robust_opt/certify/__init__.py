@@ -22,6 +22,7 @@ from robust_opt.certify.layers import (
   ReLU,
   apply,
   from_params,
+  stages,
 )
 from robust_opt.certify.smoothing import SmoothedCertificate, certify_smoothed, class_counts
 
@@ -44,4 +45,5 @@ __all__ = [
   "linear_distance",
   "linear_margin",
   "logit_bounds",
+  "stages",
 ]

@@ -290,6 +290,22 @@ def from_params(net: nn.Module, params: Params) -> list[Layer]:
   )
 
 
+def stages(layers: Sequence[Layer]) -> list[list[Layer]]:
+  """The layers in groups, each but the first from a dense or convolutional layer on.
+
+  What comes before the first weights (padding, standardisation) belongs to the first group.
+  """
+  groups: list[list[Layer]] = [[]]
+  seen = False
+  for layer in layers:
+    weighs = isinstance(layer, Dense | Conv)
+    if weighs and seen:
+      groups.append([])
+    seen |= weighs
+    groups[-1].append(layer)
+  return groups
+
+
 def _standardise(net: SoftmaxRegression | MLP | DigitsCNN | MnistCNN) -> Affine:
   mean, std = jnp.asarray(net.mean), jnp.asarray(net.std)
   return Affine(1 / std, -mean / std)
