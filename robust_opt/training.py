@@ -11,7 +11,6 @@ Randomness is a function of (key, step) and of each example's id, its place in t
 of state that is carried, so that a run can be stopped and resumed to the same bits.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robust_opt import losses
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
-from robust_opt.types import ApplyFn, Array, Batch, Forward, LossFn, ModelState, Params, PyTree
-from robust_opt.uncertainty import UncertaintySet
+from robust_opt.penalties import Penalty
+from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params, PyTree
 
 
 @flax.struct.dataclass
@@ -38,7 +36,7 @@ class TrainState:
     params: what is learnt.
     model_state: what the model keeps beside it (batch statistics), or {}.
     opt_state: the optimiser's.
-    memory: what a step hands to the next beside (the perturbation of free training), or ().
+    memory: what a step hands to the next beside (one_pass.py), or ().
   """
 
   step: Array
@@ -86,8 +84,10 @@ def make_train_step(
   objective: RobustObjective,
   attack: Attack | ScheduledAttack,
   *,
+  ascent_apply: ApplyFn | None = None,
   ascent_in_train_mode: bool = False,
   perturb_weights: Callable[[Params, Params], Params] | None = None,
+  penalty: Penalty | None = None,
   axis_name: str | None = None,
 ) -> TrainStep:
   """One update of Algorithm 1 (Shaham et al. 2015): ascend in x, then descend in theta there.
@@ -103,10 +103,14 @@ def make_train_step(
     optimizer: what descends.
     objective: what the adversary ascends and the learner descends.
     attack: how the adversary ascends, always or at each step.
+    ascent_apply: the model as the ascent sees it, with the same parameters: in an arithmetic of
+      fewer bits, say. None: as it is.
     ascent_in_train_mode: see above.
     perturb_weights: (params, gradient) -> what is added to the params before the gradient of the
       descent is taken, and taken away again after it: `optimizers.adversarial_weights`. One forward
       and one backward pass more.
+    penalty: what the learner pays beside the objective, at the clean batch; the loss that is
+      reported contains it.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
       then drawn per device.
 
@@ -118,23 +122,31 @@ def make_train_step(
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
     chex.assert_rank([batch.y, batch.ids], 1)
     start_key, ascent_key, descent_key = jax.random.split(key, 3)
+    penalty_key = jax.random.fold_in(key, 3)
     if axis_name is not None:
       place = jax.lax.axis_index(axis_name)
       ascent_key, descent_key = (jax.random.fold_in(k, place) for k in (ascent_key, descent_key))
 
-    def forward(params: Params, train: bool, key: Array) -> Forward:
-      return lambda x: apply(params, state.model_state, x, train=train, key=key)
+    def forward(model: ApplyFn, params: Params, train: bool, key: Array) -> Forward:
+      return lambda x: model(params, state.model_state, x, train=train, key=key)
 
-    frozen = forward(jax.lax.stop_gradient(state.params), ascent_in_train_mode, ascent_key)
+    frozen = forward(
+      ascent_apply or apply,
+      jax.lax.stop_gradient(state.params),
+      ascent_in_train_mode,
+      ascent_key,
+    )
     value_fn = objective.inner(frozen, batch.x, batch.y)
     perturb = attack.at(state.step) if isinstance(attack, ScheduledAttack) else attack
     delta, info = perturb(value_fn, keys_of(start_key, batch.ids), batch.x)
     x_adv = batch.x + delta
 
     def mean_loss(params: Params) -> tuple[Array, ModelState]:
-      trained = forward(params, True, descent_key)
+      trained = forward(apply, params, True, descent_key)
       loss, model_state = objective.outer(trained, batch.x, x_adv, batch.y)
       chex.assert_rank(loss, 1)
+      if penalty is not None:
+        loss += penalty(params, state.model_state, batch, keys_of(penalty_key, batch.ids))
       return jnp.mean(loss), model_state
 
     def averaged(tree: PyTree) -> PyTree:
@@ -155,63 +167,6 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     after = TrainState(state.step + 1, params, model_state, opt_state, state.memory)
     return after, TrainMetrics(loss, zeros)
-
-  return step
-
-
-def make_free_train_step(
-  apply: ApplyFn,
-  optimizer: optax.GradientTransformation,
-  uncertainty: UncertaintySet,
-  ascent: UncertaintySet,
-  num_replays: int,
-  loss: LossFn = losses.cross_entropy,
-) -> TrainStep:
-  """ "Free" adversarial training: one backward pass gives both gradients, of theta and of delta.
-
-  Every batch is trained on num_replays times in a row, and each time delta takes a step too; it
-  goes on from batch to batch in state.memory, [B, *S], which `init_state` must be given (zeros).
-  Source: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of
-  the model in train mode.
-
-  It runs under jit, on one device or over a mesh.
-
-  Args:
-    apply: the model.
-    optimizer: what descends, num_replays times a step: a schedule counts replays.
-    uncertainty: the set that delta stays in.
-    ascent: the set of one step of delta; the authors' is as large as the set.
-    num_replays: m of the paper, >= 1.
-    loss: J.
-
-  Returns:
-    step(state, batch, key) -> (state, metrics): one batch; the loss is the mean over its replays.
-  """
-
-  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
-    chex.assert_equal_shape((state.memory, batch.x))
-
-    def replay(state: TrainState, key: Array) -> tuple[TrainState, tuple[Array, Array]]:
-      def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
-        logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
-        return jnp.mean(loss(logits, batch.y)), model_state
-
-      delta = state.memory
-      both = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
-      (value, model_state), (grads, g) = both(state.params, delta)
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
-      delta = uncertainty.project(delta + ascent.steepest_ascent(g, batch.x + delta), batch.x)
-      zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
-      return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
-
-    # What the last batch left may lie outside of the set around this one.
-    inside = uncertainty.project(state.memory, batch.x)
-    state, (values, zeros) = jax.lax.scan(
-      replay, dataclasses.replace(state, memory=inside), jax.random.split(key, num_replays)
-    )
-    after = dataclasses.replace(state, step=state.step + 1)
-    return after, TrainMetrics(jnp.mean(values), zeros[0])
 
   return step
 

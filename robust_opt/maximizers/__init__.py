@@ -15,6 +15,7 @@ from robust_opt.maximizers.core import (
   InnerMaximizer,
   ScheduledAttack,
   ascend,
+  only_if,
   restarts,
   robustify,
 )
@@ -39,6 +40,7 @@ __all__ = [
   "frank_wolfe",
   "lbfgs",
   "noisy_step",
+  "only_if",
   "pgd",
   "power_iteration",
   "projected",

@@ -108,6 +108,19 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
   return best if keep_best else last
 
 
+def only_if(wanted: Array, attack: Attack) -> Attack:
+  """The attack where `wanted` [], a traced bool, and the clean example at no cost where not."""
+
+  def maybe(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    def run() -> tuple[Array, AscentInfo]:
+      return attack(value_fn, key, x)
+
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
+    return jax.lax.cond(wanted, run, lambda: nothing)
+
+  return maybe
+
+
 def restarts(attack: Attack, num_restarts: int) -> Attack:
   """Runs an attack several times, each with a key of its own, and keeps the best PER EXAMPLE.
 

@@ -1,19 +1,25 @@
 """A small ConvNet for the 8x8 digits that scikit-learn bundles."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from robust_opt.models.layers import ConvPool, Standardise
 from robust_opt.types import Array
 
 
 class DigitsCNN(nn.Module):
-  """Two 3x3 convolutions with 2x2 pools, one hidden layer: [B, 8, 8, 1] -> [B, num_classes]."""
+  """Two 3x3 convolutions with 2x2 pools, one hidden layer: [B, 8, 8, 1] -> [B, num_classes].
+
+  `dtype` is that of the arithmetic; parameters and logits stay float32.
+  """
 
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -21,6 +27,6 @@ class DigitsCNN(nn.Module):
     del train
     x = Standardise(self.mean, self.std)(x)
     for features in (32, 64):
-      x = nn.relu(ConvPool(features, (3, 3), pool_size=2, padding="SAME")(x))
-    x = nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1)))
-    return nn.Dense(self.num_classes)(x)
+      x = nn.relu(ConvPool(features, (3, 3), pool_size=2, padding="SAME", dtype=self.dtype)(x))
+    x = nn.relu(nn.Dense(128, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

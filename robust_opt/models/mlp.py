@@ -1,20 +1,26 @@
 """A multilayer perceptron with ReLU units."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from robust_opt.models.layers import Standardise
 from robust_opt.types import Array
 
 
 class MLP(nn.Module):
-  """Dense layers of the given widths: images [B, *S] in [0, 1] -> logits [B, num_classes]."""
+  """Dense layers of the given widths: images [B, *S] in [0, 1] -> logits [B, num_classes].
+
+  `dtype` is that of the arithmetic; parameters and logits stay float32.
+  """
 
   num_classes: int = 10
   widths: Sequence[int] = (200, 200)
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -23,5 +29,5 @@ class MLP(nn.Module):
     x = Standardise(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)
     for width in self.widths:
-      x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(self.num_classes)(x)
+      x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
+    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

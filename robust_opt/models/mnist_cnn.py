@@ -1,6 +1,7 @@
 """The MNIST network of Shaham, Yamada and Negahban (https://arxiv.org/abs/1511.05432)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ class MnistCNN(nn.Module):
     input_batch_norm: also normalise the input by batch statistics, without scale and offset; the
       running ones (collection 'batch_stats') serve when not train.
     axis_name: under pmap and shard_map, the axis to share batch statistics over.
+    dtype: of the arithmetic; parameters and logits stay float32.
   """
 
   num_classes: int = 10
@@ -29,6 +31,7 @@ class MnistCNN(nn.Module):
   std: float | Sequence[float] = 0.2752
   input_batch_norm: bool = False
   axis_name: str | None = None
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:  # noqa: D102
@@ -39,8 +42,8 @@ class MnistCNN(nn.Module):
         use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False,
         axis_name=self.axis_name if train else None,
       )(x)  # fmt: skip
-    x = nn.relu(ConvPool(32, (5, 5), 3, padding="VALID", name="conv1")(x))
-    x = nn.relu(ConvPool(64, (5, 5), 2, padding="VALID", name="conv2")(x))
+    x = nn.relu(ConvPool(32, (5, 5), 3, "VALID", dtype=self.dtype, name="conv1")(x))
+    x = nn.relu(ConvPool(64, (5, 5), 2, "VALID", dtype=self.dtype, name="conv2")(x))
     x = x.reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(200, name="dense1")(x))
-    return nn.Dense(self.num_classes, name="dense2")(x)
+    x = nn.relu(nn.Dense(200, dtype=self.dtype, name="dense1")(x))
+    return nn.Dense(self.num_classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
