@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_opt import build, models, sharding
+from robust_opt import build, models, sharding, updates
 from robust_opt import config as config_lib
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, make_evaluate
@@ -95,16 +95,17 @@ def assemble(config: ConfigDict) -> Experiment:
     raise InputError(
       "--config.training.on_overfitting=stop needs --config.training.watch_examples > 0."
     )
-  memory = build.memory(config, splits.train.images.shape[1:])
-  state = sharding.replicate(init_state(params, model_state, optimizer, memory), mesh)
+  update = updates.make(config, net, optimizer, splits.train.images, plan.num_steps)
+  state = sharding.replicate(init_state(params, model_state, optimizer, update.memory), mesh)
   train, heldout, test = (
     sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
   )
   train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
 
-  step = build.train_step(config, apply, optimizer, plan.num_steps)
   scans = jax.jit(
-    make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
+    make_scan(
+      update.step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)
+    ),
     static_argnums=3,
     donate_argnums=0,
     out_shardings=sharding.replicated(mesh),

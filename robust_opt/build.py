@@ -1,11 +1,10 @@
 """From a config to objects, by name: getattr(module, name)(**kwargs), no registry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -15,15 +14,12 @@ from robust_opt import (
   data,
   maximizers,
   models,
-  objectives,
   optimizers,
   uncertainty,
 )
 from robust_opt.errors import InputError
-from robust_opt.maximizers import Attack, ScheduledAttack
-from robust_opt.objectives import RobustObjective
-from robust_opt.training import TrainStep, make_free_train_step, make_train_step
-from robust_opt.types import ApplyFn, Array
+from robust_opt.maximizers import Attack
+from robust_opt.types import Array
 
 PIXEL_BOX = (0.0, 1.0)
 
@@ -47,10 +43,14 @@ def splits(config: ConfigDict) -> Splits:
       f"--config.dataset.holdout={config.dataset.holdout} does not fit {len(train.labels)} "
       f"training examples: at least one must be held out, and one remain."
     ) from error
+  if config.dataset.labels:
+    # What needs no labels also learns from those who have none.
+    keep_others = config.objective.name == "virtual"
+    rest = data.few_labels(rest, config.dataset.labels, config.seed, keep_others)
   if config.training.batch_size > len(rest.labels):
     raise InputError(
       f"--config.training.batch_size must be at most the {len(rest.labels)} training examples "
-      f"that remain after the holdout, but was {config.training.batch_size}."
+      f"that remain, but was {config.training.batch_size}."
     )
   return Splits(rest, heldout, test)
 
@@ -121,74 +121,6 @@ def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int)
   return maximizers.ascend(maximizer, num_steps)
 
 
-def training_attack(config: ConfigDict, steps_per_epoch: int) -> Attack | ScheduledAttack:
-  """`attack` as it is trained by: over the config's set, whose radius may grow at first."""
-  norm, radius, num_steps = (
-    config.uncertainty.name,
-    config.uncertainty.radius,
-    config.attack.num_steps,
-  )
-  warmup = config.uncertainty.warmup * config.training.epochs * steps_per_epoch
-  if not warmup:
-    return attack(config, norm, radius, num_steps)
-
-  def at(step: Array) -> Attack:
-    return attack(config, norm, radius * jnp.minimum(step / warmup, 1.0), num_steps)
-
-  return ScheduledAttack(at)
-
-
-def train_step(
-  config: ConfigDict,
-  apply: ApplyFn,
-  optimizer: optax.GradientTransformation,
-  steps_per_epoch: int,
-) -> TrainStep:
-  """The config's update: of free training, or of its objective under its attack."""
-  if config.attack.name == "free" and config.attack.num_steps:
-    _only_free(config)
-    norm, radius = config.uncertainty.name, config.uncertainty.radius
-    return make_free_train_step(
-      apply,
-      optimizer,
-      uncertainty_set(config, norm, radius),
-      # A step of l_1 would be lost on a saturated pixel.
-      uncertainty.linf(radius) if norm == "linf" else uncertainty.l2(radius),
-      config.attack.num_steps,
-    )
-  gamma = config.training.weight_perturbation
-  return make_train_step(
-    apply,
-    optimizer,
-    objective(config),
-    training_attack(config, steps_per_epoch),
-    ascent_in_train_mode=config.attack.train_mode,
-    perturb_weights=optimizers.adversarial_weights(gamma) if gamma else None,
-  )
-
-
-def _only_free(config: ConfigDict) -> None:
-  """Refuses what free training would not do."""
-  others = {
-    "objective.name": (config.objective.name, "robust"),
-    "uncertainty.warmup": (config.uncertainty.warmup, 0.0),
-    "training.weight_perturbation": (config.training.weight_perturbation, 0.0),
-  }
-  for key, (value, allowed) in others.items():
-    if value != allowed:
-      raise InputError(
-        f"--config.attack.name=free trains on the perturbed batch alone: --config.{key} must be "
-        f"{allowed}, but was {value!r}."
-      )
-
-
-def memory(config: ConfigDict, image_shape: Sequence[int]) -> Any:
-  """What the first update finds in TrainState.memory."""
-  if config.attack.name == "free" and config.attack.num_steps:
-    return np.zeros((config.training.batch_size, *image_shape), np.float32)
-  return ()
-
-
 def evaluation_attack(
   config: ConfigDict, norm: str, radius: float | Array, num_steps: int
 ) -> Attack:
@@ -226,55 +158,6 @@ def _pgd(config: ConfigDict, norm: str, radius: float | Array) -> maximizers.Inn
   step = step_ball(config.attack.relative_step * radius)
   ball = uncertainty_set(config, norm, radius)
   return maximizers.pgd(ball, step, random_start=config.attack.random_start)
-
-
-def objective(config: ConfigDict) -> RobustObjective:
-  """The config's objective over cross-entropy, to train by."""
-  given = config.objective.to_dict()
-  name = given.pop("name")
-  if name not in objectives.__all__:
-    allowed = ", ".join(objectives.__all__)
-    raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
-  _fits(config, name)
-  if name == "gradient_penalty":
-    given["uncertainty"] = uncertainty_set(
-      config, config.uncertainty.name, config.uncertainty.radius
-    )
-  try:
-    return getattr(objectives, name)(**given)
-  except TypeError as error:
-    raise InputError(f"--config.objective does not fit {name}: {error}.") from error
-
-
-def _fits(config: ConfigDict, name: str) -> None:
-  """Refuses an objective and an attack that together would silently be something else."""
-  attack = config.attack
-  flat = name in ("trades", "virtual")  # the divergence, at the clean example
-  random = attack.name in ("power_iteration", "n_fgsm") or (
-    attack.name == "pgd" and attack.random_start
-  )
-  if flat and not (random and attack.num_steps):
-    raise InputError(
-      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: it "
-      f"needs one step or more of --config.attack.name=power_iteration or n_fgsm, or of pgd with "
-      f"--config.attack.random_start."
-    )
-  if attack.name == "power_iteration" and attack.num_steps and not flat:
-    raise InputError(
-      f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
-      f"--config.objective.name must be trades or virtual, but was {name!r}."
-    )
-  if attack.name == "n_fgsm" and attack.num_steps > 1:
-    raise InputError(
-      f"--config.attack.name=n_fgsm is one step: --config.attack.num_steps must be 1, but was "
-      f"{attack.num_steps}."
-    )
-  if name == "gradient_penalty" and (attack.num_steps or config.uncertainty.warmup):
-    raise InputError(
-      f"--config.objective.name=gradient_penalty has no attack, over a fixed radius: "
-      f"--config.attack.num_steps and --config.uncertainty.warmup must be 0, but were "
-      f"{attack.num_steps} and {config.uncertainty.warmup}."
-    )
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

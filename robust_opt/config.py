@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
-MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs", "power_iteration", "n_fgsm", "free")
+MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs", "power_iteration", "n_fgsm", "free", "recall")
 
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
 # code, over images padded to 32x32.
@@ -41,6 +41,9 @@ def base() -> ConfigDict:
   config.dataset.cache_dir = ""  # where arrays are cached; empty: the user's cache directory
   config.dataset.holdout = 0.1  # fraction of the training set kept back to choose a checkpoint
   config.dataset.train_examples = 0  # use only the first so many of them; 0: all
+  config.dataset.labels = (
+    0  # only so many training examples have labels, equally many a class; 0: all
+  )
   config.dataset.test_examples = 0  # likewise; every result states the number it counts
 
   config.model = ConfigDict()  # name: a class of robust_opt.models; the rest: its attributes
@@ -53,19 +56,32 @@ def base() -> ConfigDict:
   config.uncertainty.radius = 0.1  # in pixels of [0, 1]; 0 is the clean example, exactly
   config.uncertainty.warmup = 0.0  # share of the training in which the radius grows from 0
   config.uncertainty.box = False  # whether perturbed images must stay within [0, 1]
+  # The l_2 ball within the tangent plane of the data: autoencoder or local_pca. To train by only.
+  config.uncertainty.tangents = "none"
+  config.uncertainty.tangent_rank = 10  # dimensions of that plane
+  config.uncertainty.hidden_radius = (
+    0.0  # l_inf, of the inputs of all later layers besides; 0: none
+  )
 
   config.attack = ConfigDict()
   # Of more than one step: pgd, frank_wolfe, lbfgs; of any number: power_iteration; n_fgsm, from
-  # noise in twice the ball; free, which replays a batch so often.
+  # noise in twice the ball; free, which replays a batch so often; recall, in the directions that
+  # the example's last visit left.
   config.attack.name = "pgd"
   config.attack.num_steps = 1  # 0: standard training; 1: Algorithm 1; more: the ascent of that name
   config.attack.relative_step = (
     0.25  # of the radius, for pgd of more than one step or from a sample
   )
   config.attack.random_start = False  # from a sample of the set, for pgd
+  config.attack.every = 1  # every so-manieth update has an adversary, the others the clean batch
+  config.attack.dtype = "float32"  # of the net while the adversary ascends; or bfloat16, float16
   config.attack.train_mode = False  # the authors' choice: dropout and batch statistics on
 
   config.objective = ConfigDict({"name": "robust"})  # a function of objectives; the rest: its own
+
+  config.penalty = ConfigDict()  # what the learner pays beside
+  config.penalty.name = "operator_norm"  # or layer_jacobian, gradient_alignment
+  config.penalty.weight = 0.0  # 0: none
 
   config.optimizer = ConfigDict()
   config.optimizer.name = "sgd"  # any of optax that takes a learning rate, or dampened_sgd
@@ -186,6 +202,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "model.std": (lambda v: all(0 < s < math.inf for s in v), "a tuple of finite numbers > 0"),
   "dataset.holdout": (lambda v: 0 < v < 1, "a fraction, 0 < holdout < 1"),
   "dataset.train_examples": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
+  "dataset.labels": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
   "dataset.test_examples": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
   "uncertainty.name": (lambda v: v in NORMS, f"one of {', '.join(NORMS)}"),
   "uncertainty.radius": (
@@ -193,6 +210,22 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "a finite number >= 0, in pixels of [0, 1] (0: the clean example)",
   ),
   "uncertainty.warmup": (lambda v: 0 <= v <= 1, "a share of the training, 0 <= warmup <= 1"),
+  "uncertainty.tangents": (
+    lambda v: v in ("none", "autoencoder", "local_pca"),
+    "one of none, autoencoder, local_pca",
+  ),
+  "uncertainty.tangent_rank": (lambda v: v >= 1, "an integer >= 1"),
+  "uncertainty.hidden_radius": (lambda v: 0 <= v < math.inf, "a finite number >= 0 (0: none)"),
+  "attack.every": (lambda v: v >= 1, "an integer >= 1"),
+  "attack.dtype": (
+    lambda v: v in ("float32", "bfloat16", "float16"),
+    "one of float32, bfloat16, float16",
+  ),
+  "penalty.name": (
+    lambda v: v in ("operator_norm", "layer_jacobian", "gradient_alignment"),
+    "one of operator_norm, layer_jacobian, gradient_alignment",
+  ),
+  "penalty.weight": (lambda v: 0 <= v < math.inf, "a finite number >= 0 (0: none)"),
   "attack.name": (lambda v: v in MAXIMIZERS, f"one of {', '.join(MAXIMIZERS)}"),
   "attack.num_steps": (lambda v: v >= 0, "an integer >= 0 (0: standard training)"),
   "attack.relative_step": (lambda v: 0 < v <= 2, "a fraction of the radius, 0 < step <= 2"),

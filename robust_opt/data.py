@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
 
   Attributes:
     images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats.
-    labels: [N], int32 in [0, num_classes).
+    labels: [N], int32 in [0, num_classes); -1 where `few_labels` took one away.
     num_classes: the number of classes.
     name: the set's name.
     split: the split's name.
@@ -176,6 +176,42 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
   held = np.zeros(num_examples, bool)
   held[_random_order(num_examples, seed)[:count]] = True
   return _select(dataset, ~held, dataset.split), _select(dataset, held, "holdout")
+
+
+def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Dataset:
+  """The same set with only so many labels, equally many of every class.
+
+  Args:
+    dataset: all labelled.
+    count: labels in all, a multiple of the classes.
+    seed: 0, 1, ...; the same seed chooses the same examples.
+    keep_others: whether the others stay, with the label -1. The labelled are then repeated until
+      they are at least a quarter of the set, so that no batch is without them.
+
+  Raises:
+    InputError: count is no multiple of the classes, or a class has not as many examples.
+  """
+  each, rest = divmod(count, dataset.num_classes)
+  rarest = int(np.bincount(dataset.labels, minlength=dataset.num_classes).min())
+  if each < 1 or rest or each > rarest:
+    raise InputError(
+      f"labels={count} is not allowed: a multiple of the {dataset.num_classes} classes is, up to "
+      f"{rarest} of each"
+    )
+  order = _random_order(len(dataset.labels), seed)
+  chosen = np.zeros(len(order), bool)
+  for label in range(dataset.num_classes):
+    chosen[order[dataset.labels[order] == label][:each]] = True
+  labelled = _select(dataset, chosen, dataset.split)
+  if not keep_others:
+    return labelled
+  others = dataset.images[~chosen]
+  times = max(1, -(-len(others) // (3 * count)))
+  unknown = np.full(len(others), -1, np.int32)
+  return dataset._replace(
+    images=np.concatenate([np.tile(labelled.images, (times, 1, 1, 1)), others]),
+    labels=np.concatenate([np.tile(labelled.labels, times), unknown]),
+  )
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -254,6 +254,8 @@ def evaluate_and_describe(
   kind = (
     f"robust training over {NORMS[own]} {own_radius:.4g}" if trained_on else "standard training"
   )
+  if config.penalty.weight:
+    kind += f" with {config.penalty.weight:g} {config.penalty.name}"
   return {
     "title": f"{config.model.name} on {config.dataset.name}, {kind}, "
     f"{config.training.epochs} epochs",

@@ -22,13 +22,15 @@ class Method(NamedTuple):
 
   Attributes:
     source: paper.
-    passes: of an update.
+    passes: of a batch.
     apply: changes a config of `standard` training into one of the method.
+    updates: of theta that a batch gives.
   """
 
   source: str
-  passes: int
+  passes: float
   apply: Callable[[ConfigDict], None]
+  updates: int = 1
 
 
 def standard(config: ConfigDict) -> None:
@@ -73,10 +75,59 @@ def gradient_penalty(config: ConfigDict) -> None:
   config.attack.num_steps = 0
 
 
+def operator_norm(config: ConfigDict) -> None:
+  """No adversary, but layers that cannot lengthen a perturbation much."""
+  standard(config)
+  config.penalty.name, config.penalty.weight = "operator_norm", 1e-3
+
+
+def layer_jacobian(config: ConfigDict) -> None:
+  """No adversary, but layers that contract."""
+  standard(config)
+  config.penalty.name, config.penalty.weight = "layer_jacobian", 1e-4
+
+
+def manifold_tangent(config: ConfigDict) -> None:
+  """One step along the manifold of the data, whose planes an auto-encoder has learnt."""
+  robust(config)
+  _in_l2(config)
+  config.uncertainty.box = False  # a plane and the box meet in no closed form
+  config.uncertainty.tangents = "autoencoder"
+
+
+def layerwise(config: ConfigDict) -> None:
+  """One step that moves the input of every layer."""
+  robust(config)
+  config.uncertainty.hidden_radius = 0.1
+
+
+def recall(config: ConfigDict) -> None:
+  """Algorithm 1 in directions an epoch old, at the price of standard training."""
+  config.attack.name, config.attack.num_steps = "recall", 1
+
+
+def alternate(config: ConfigDict) -> None:
+  """Algorithm 1 at every second update, the clean batch at the others."""
+  robust(config)
+  config.attack.every = 2
+
+
+def half_precision(config: ConfigDict) -> None:
+  """Algorithm 1 whose ascent computes in bfloat16: a direction needs few bits."""
+  robust(config)
+  config.attack.dtype = "bfloat16"
+
+
 def fast(config: ConfigDict) -> None:
   """A random start and one step, a little longer than the radius, cut back."""
   config.attack.num_steps, config.attack.random_start = 1, True
   config.attack.relative_step = 1.25
+
+
+def grad_align(config: ConfigDict) -> None:
+  """One step, and a gradient that points the same way within the ball."""
+  robust(config)
+  config.penalty.name, config.penalty.weight = "gradient_alignment", 0.2
 
 
 def n_fgsm(config: ConfigDict) -> None:
@@ -137,9 +188,17 @@ ALL: dict[str, Method] = {
   "szegedy": Method("Szegedy et al. 2014", 4 * LBFGS_STEPS + 2, szegedy),
   "virtual": Method("Miyato et al. 2015", 4, virtual),
   "gradient_penalty": Method("Drucker and LeCun 1992", 2, gradient_penalty),
+  "operator_norm": Method("Szegedy et al. 2014", 1, operator_norm),
+  "layer_jacobian": Method("Gu and Rigazio 2015", 2, layer_jacobian),
+  "manifold_tangent": Method("Rifai et al. 2011", 2, manifold_tangent),
+  "layerwise": Method("after Nokland 2015", 2, layerwise),
+  "recall": Method("ours", 1, recall),
+  "alternate": Method("ours", 1.5, alternate),
+  "half_precision": Method("ours", 2, half_precision),
   "fast": Method("Wong et al. 2020", 2, fast),
+  "grad_align": Method("Andriushchenko and Flammarion 2020", 7, grad_align),
   "n_fgsm": Method("de Jorge et al. 2022", 2, n_fgsm),
-  "free": Method("Shafahi et al. 2019", REPLAYS, free),
+  "free": Method("Shafahi et al. 2019", REPLAYS, free, updates=REPLAYS),
   "pgd": Method("Madry et al. 2018", PGD_STEPS + 1, pgd),
   "trades": Method("Zhang et al. 2019", PGD_STEPS + 2, trades),
   "mart": Method("Wang et al. 2020", PGD_STEPS + 2, mart),

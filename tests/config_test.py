@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from robust_opt import assembly, build, config, models
+from robust_opt import assembly, build, config, models, updates
 from robust_opt.errors import InputError
 from robust_opt.objectives import RobustObjective
 
@@ -17,6 +18,9 @@ FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = [f"{d}_{u}" for d in ("cifar", "digits", "mnist") for u in ("l1", "l2", "linf", "standard")]
 FILES = [FOLDER / f"{name}.py" for name in NAMES]
 METHODS = sorted(set(FOLDER.glob("*.py")) - set(FILES) - set(FOLDER.glob("*_variant.py")))
+
+
+IMAGES = np.zeros((30, 8, 8, 1), np.uint8)
 
 
 def module(path):
@@ -36,9 +40,9 @@ def test_other_methods_are_valid_and_say_how_to_run_them(path):
   config_ = loaded.get_config()
   config.validate(config_)
   assert f"python -m robust_opt.main --config=configs/{path.name} " in loaded.__doc__
-  assert isinstance(build.objective(config_), RobustObjective)
+  assert isinstance(updates.objective(config_), RobustObjective)
   build.optimizer(config_, steps_per_epoch=10)
-  build.training_attack(config_, steps_per_epoch=10)
+  updates.training_attack(config_, models.MLP(), IMAGES, steps_per_epoch=10)
 
 
 def test_the_recipe_of_madry_et_al():
@@ -68,7 +72,7 @@ def test_objectives_that_cannot_be_built(given, words):
   config_ = config.digits()
   config_.objective = ConfigDict(given)
   with pytest.raises(InputError, match=words):
-    build.objective(config_)
+    updates.objective(config_)
 
 
 @pytest.mark.parametrize(
@@ -88,15 +92,26 @@ def test_objectives_that_cannot_be_built(given, words):
     ({"attack.name": "free", "uncertainty.warmup": 0.5}, "uncertainty.warmup must be 0.0"),
     ({"attack.name": "free", "training.weight_perturbation": 0.1}, "must be 0.0, but was 0.1"),
     ({"attack.name": "free", "objective.name": "mart"}, "must be robust, but was 'mart'"),
+    ({"attack.name": "recall", "attack.num_steps": 2}, "attack.num_steps must be 1, but was 2"),
+    ({"attack.name": "recall", "training.augment": ("flip",)}, "training.augment must be ()"),
+    ({"attack.name": "recall", "penalty.weight": 1.0}, "penalty.weight must be 0.0, but was 1.0"),
+    ({"attack.name": "free", "attack.every": 2}, "attack.every must be 1, but was 2"),
+    ({"uncertainty.tangents": "local_pca"}, "uncertainty.name must be l2, but was 'linf'"),
+    (
+      {"uncertainty.tangents": "local_pca", "uncertainty.name": "l2", "attack.num_steps": 7},
+      "attack.num_steps must be 1, but was 7",
+    ),
+    ({"uncertainty.hidden_radius": 0.1, "attack.num_steps": 3}, "num_steps must be 1, but was 3"),
+    ({"attack.dtype": "bfloat16"}, "attribute dtype, which SoftmaxRegression has not"),
   ],
 )
 def test_what_does_not_fit_together_is_refused(changes, words):
   config_ = config.digits()
   config_.update_from_flattened_dict(changes)
   config.validate(config_)
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), build.optimizer(config_, 5)
+  net, optimizer = models.SoftmaxRegression(), build.optimizer(config_, 5)
   with pytest.raises(InputError, match=words):
-    build.train_step(config_, apply, optimizer, 5)
+    updates.make(config_, net, optimizer, IMAGES, 5)
 
 
 def test_schedules_of_free_training_count_its_replays():
@@ -143,7 +158,7 @@ def test_config_is_valid_and_says_how_to_run_it(path):
     # The run's own radius is the one that the other nets of the table are measured at.
     assert config_.uncertainty.radius == config_.evaluation.radii[kind]
   assert config_.model.name in models.__all__
-  assert build.objective(config_) is not None
+  assert updates.objective(config_) is not None
   build.optimizer(config_, steps_per_epoch=10)
 
 
@@ -237,6 +252,14 @@ BAD = [
   ("dataset.holdout", (0.0, 1.0, -0.1, NAN), "0 < holdout < 1"),
   ("dataset.train_examples", (-1,), ">= 0 (0: all)"),
   ("dataset.test_examples", (-1,), ">= 0 (0: all)"),
+  ("dataset.labels", (-10,), ">= 0 (0: all)"),
+  ("uncertainty.tangents", ("cae", ""), "one of none, autoencoder, local_pca"),
+  ("uncertainty.tangent_rank", (0,), "an integer >= 1"),
+  ("uncertainty.hidden_radius", (-0.1, NAN, INF), "a finite number >= 0 (0: none)"),
+  ("attack.every", (0,), "an integer >= 1"),
+  ("attack.dtype", ("float8", ""), "one of float32, bfloat16, float16"),
+  ("penalty.name", ("l2", ""), "one of operator_norm, layer_jacobian, gradient_alignment"),
+  ("penalty.weight", (-1.0, NAN, INF), "a finite number >= 0 (0: none)"),
   ("uncertainty.name", ("l3", ""), "one of linf, l2, l1"),
   ("uncertainty.radius", (-0.1, NAN, INF), "finite number >= 0, in pixels of [0, 1]"),
   ("uncertainty.warmup", (-0.1, 1.1, NAN), "0 <= warmup <= 1"),

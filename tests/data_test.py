@@ -138,6 +138,34 @@ def test_holdout_depends_on_the_seed_alone():
   assert draws[0][:5] == [1, 2, 3, 11, 13]
 
 
+@pytest.mark.parametrize("count", [10, 50])
+def test_few_labels_are_equally_many_a_class_and_never_made_up(count):
+  dataset = data.load("digits", "train")
+  alone = data.few_labels(dataset, count, 0, keep_others=False)
+  np.testing.assert_array_equal(np.bincount(alone.labels), count // 10)
+  label_of = {image.tobytes(): label for image, label in zip(dataset.images, dataset.labels)}
+  assert all(label_of[i.tobytes()] == y for i, y in zip(alone.images, alone.labels))
+  both = data.few_labels(dataset, count, 0, keep_others=True)
+  known = both.labels >= 0
+  assert 0.25 <= known.mean() < 0.3
+  np.testing.assert_array_equal(both.labels[~known], -1)
+  unique = np.unique(both.images[known].reshape(known.sum(), -1), axis=0)
+  assert len(unique) == len(np.unique(alone.images.reshape(count, -1), axis=0))
+  assert (~known).sum() == len(dataset.labels) - count
+
+
+def test_few_labels_depend_on_the_seed_alone():
+  dataset = data.load("digits", "train")
+  draws = [data.few_labels(dataset, 20, seed, False).images.tobytes() for seed in (0, 0, 1)]
+  assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("count", [5, 15, 100_000])
+def test_few_labels_refuses(count):
+  with pytest.raises(InputError, match=f"labels={count} is not allowed: a multiple of the 10"):
+    data.few_labels(data.load("digits", "train"), count, 0, False)
+
+
 def test_holdout_of_nothing_is_empty():
   rest, held = data.holdout(numbered(10), 0, seed=0)
   assert rest.labels.tolist() == list(range(10))

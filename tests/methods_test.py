@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import build, config, methods, models
+from robust_opt import build, config, methods, models, updates
 from robust_opt.training import init_state, take
 
 ALL = pytest.mark.parametrize("name", methods.ALL)
@@ -26,16 +26,16 @@ def configured(name):
 
 
 def parts(name):
-  """(step, state, batch) of a net of two layers on twelve digits."""
+  """(step, state, batch) of a net of two layers on a hundred digits."""
   c = configured(name)
-  c.training.batch_size = 12
+  c.training.batch_size = 100
   data = build.data.load("digits", "train")
-  batch = take(ro.ArrayData(data.images, data.labels), jnp.arange(12, dtype=jnp.int32))
+  batch = take(ro.ArrayData(data.images, data.labels), jnp.arange(100, dtype=jnp.int32))
   net = models.MLP(widths=(16,))
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   optimizer = build.optimizer(c, 5)
-  step = build.train_step(c, models.from_linen(net), optimizer, 5)
-  return step, init_state(params, model_state, optimizer, build.memory(c, (8, 8, 1))), batch
+  update = updates.make(c, net, optimizer, data.images[:200], 5)
+  return update.step, init_state(params, model_state, optimizer, update.memory), batch
 
 
 @ALL
@@ -49,32 +49,46 @@ def test_an_update_of_every_method(name):
   assert metrics.loss.shape == ()
 
 
-def passes(name):
-  """Forward and backward passes of an update, by its matrix products; standard training's is 1."""
+def multiply_adds(name):
+  """Of the matrix products of an update, as it is traced."""
   step, state, batch = parts(name)
 
-  def products(jaxpr, times=1):
-    count = 0
+  def count(jaxpr, times=1):
+    total = 0
     for eqn in jaxpr.eqns:
       length = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-      count += times * (eqn.primitive.name == "dot_general")
+      if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        summed = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+        total += times * summed * np.prod(eqn.outvars[0].aval.shape)
       for inside in jax.extend.core.jaxprs_in_params(eqn.params):
-        count += products(inside, times * length)
-    return count
+        total += count(inside, times * length)
+    return total
 
-  standard = 2 + 3  # forward through two layers; gradients of both weights, and through the second
-  return products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr) / standard
+  return count(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
 
 
-# The line search of L-BFGS is a loop of unknown length.
-@pytest.mark.parametrize("name", [name for name in methods.ALL if name not in ("szegedy", "free")])
+def passes(name):
+  """Forward and backward passes of an update; standard training's is 1."""
+  return multiply_adds(name) / multiply_adds("standard")
+
+
+# The line search of L-BFGS is a loop of unknown length. Tangent planes are computed beside the net.
+UNCOUNTED = ("szegedy", "free", "manifold_tangent")
+
+
+@pytest.mark.parametrize("name", [name for name in methods.ALL if name not in UNCOUNTED])
 def test_the_budget_counts_what_an_update_does(name):
-  """`passes` is what the table calls equal; a pass without a gradient of theta is 4/5 of one."""
-  assert passes(name) - 0.5 <= methods.ALL[name].passes <= 5 / 4 * passes(name) + 0.5
+  """`passes` is what the table calls equal.
+
+  A pass with a gradient of x and none of theta has as many products as one of theta alone; one with
+  both has half as many again.
+  """
+  assert passes(name) - 0.6 <= methods.ALL[name].passes <= passes(name) + 0.6
 
 
 def test_a_replay_of_free_training_costs_hardly_more_than_a_standard_update():
-  assert 1 < passes("free") / methods.REPLAYS <= 1.25
+  assert 1 < passes("free") / methods.REPLAYS <= 1.5
 
 
 # Standard training and Algorithm 1 are mnist_standard.py and mnist_linf.py, as in the paper.

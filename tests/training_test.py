@@ -10,11 +10,12 @@ import optax
 import pytest
 
 import robust_opt as ro
-from robust_opt import augmentation, build, config, models, optimizers, training
+from robust_opt import augmentation, build, config, models, optimizers, training, updates
 from robust_opt.data import load
 
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
 LR = 0.5
+NET, IMAGES = models.SoftmaxRegression(), np.zeros((30, 8, 8, 1), np.uint8)
 
 
 class BatchNormNet(nn.Module):
@@ -184,85 +185,68 @@ def test_a_curriculum_is_the_attack_of_each_step():
   assert scheduled._cache_size() == 1
 
 
+def test_every_so_manieth_update_has_an_adversary():
+  """The others are standard updates, at no cost of an ascent, within one program."""
+  config_ = config.digits()
+  config_.attack.every = 3
+  optimizer, batch = optax.sgd(LR), digits_batch()
+  _, state = setup(NET, optimizer)
+  sometimes = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5).step)
+  config_.attack.every = 1
+  always = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5).step)
+  config_.attack.num_steps = 0
+  never = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5).step)
+  for i in range(5):
+    key = jax.random.key(i)
+    expected, reported = (always if i % 3 == 0 else never)(state, batch, key)
+    state, metrics = sometimes(state, batch, key)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(metrics.loss, reported.loss, rtol=1e-6)
+  assert sometimes._cache_size() == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_ascent_may_compute_in_fewer_bits(dtype):
+  """Only the direction is coarser: most signs stay, and the descent is in float32."""
+  seen = {}
+
+  def recording(name):
+    def objective():
+      def outer(forward, x, x_adv, y):
+        seen[name] = x_adv - x
+        logits, model_state = forward(x_adv)
+        assert logits.dtype == jnp.float32
+        return ro.losses.cross_entropy(logits, y), model_state
+
+      return ro.robust()._replace(outer=outer)
+
+    return objective()
+
+  net, optimizer, batch = models.DigitsCNN(), optax.sgd(LR), digits_batch()
+  apply, state = setup(net, optimizer)
+  few = models.from_linen(net.clone(dtype=jnp.dtype(dtype)))
+  for name, ascent_apply in (("full", None), ("few", few)):
+    step = ro.make_train_step(
+      apply, optimizer, recording(name), ro.steepest(ro.linf(0.1)), ascent_apply=ascent_apply
+    )
+    step(state, batch, jax.random.key(0))
+  same = np.mean(np.sign(seen["few"]) == np.sign(seen["full"]))
+  assert 0.9 < same < 1.0
+
+
 def test_a_config_may_let_its_radius_grow():
   config_ = config.digits()
   config_.training.epochs, config_.uncertainty.warmup = 8, 0.25
-  attack = build.training_attack(config_, steps_per_epoch=5)
+  attack = updates.training_attack(config_, NET, IMAGES, steps_per_epoch=5)
   x = jnp.full((2, 4), 0.5)
   for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
     delta, _ = attack.at(jnp.int32(step))(lambda x: x.sum(-1), jax.random.key(0), x)
     np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=1e-6)
   config_.uncertainty.warmup = 0.0
-  assert not isinstance(build.training_attack(config_, 5), ro.ScheduledAttack)
+  assert not isinstance(updates.training_attack(config_, NET, IMAGES, 5), ro.ScheduledAttack)
 
 
-# Free training, adversarial weights, averages of weights
-
-
-def free_setup(num_replays, radius=0.3, norm="linf", size=12):
-  """(step, state before the first update, batch) of softmax regression."""
-  optimizer, batch = optax.sgd(LR), digits_batch(size)
-  params, model_state = models.init(models.SoftmaxRegression(), jax.random.key(0), (8, 8, 1))
-  apply = models.from_linen(models.SoftmaxRegression())
-  uncertainty = SETS[norm](radius)
-  step = training.make_free_train_step(apply, optimizer, uncertainty, uncertainty, num_replays)
-  state = ro.init_state(params, model_state, optimizer, jnp.zeros_like(batch.x))
-  return jax.jit(step), state, batch
-
-
-def test_free_training_in_closed_form():
-  """Softmax regression in float64: both gradients of the first pass come from the clean batch."""
-  step, state, batch = free_setup(num_replays=2)
-  x = np.asarray(batch.x, np.float64).reshape(12, -1)
-  w, b = (np.asarray(a, np.float64) for a in jax.tree.leaves(state.params)[::-1])
-  one_hot, delta = np.eye(10)[np.asarray(batch.y)], 0.0
-  for _ in range(2):
-    z = (x + delta) @ w + b
-    p = np.exp(z - z.max(1, keepdims=True))
-    error = p / p.sum(1, keepdims=True) - one_hot
-    g = error @ w.T
-    w, b = w - LR * (x + delta).T @ error / 12, b - LR * error.mean(0)
-    delta = np.clip(delta + 0.3 * np.sign(g), -0.3, 0.3)
-  after, metrics = step(state, batch, jax.random.key(0))
-  found = jax.tree.leaves(after.params)
-  np.testing.assert_allclose(found[1], w, atol=1e-5)
-  np.testing.assert_allclose(found[0], b, atol=1e-5)
-  np.testing.assert_allclose(after.memory.reshape(12, -1), delta, atol=1e-6)
-  assert int(after.step) == 1
-  assert int(metrics.zero_gradients) == 0
-
-
-def test_one_replay_of_free_training_is_a_standard_step_at_what_it_remembers():
-  step, state, batch = free_setup(num_replays=1)
-  remembered = 0.2 * jnp.sign(jnp.sin(jnp.arange(batch.x.size, dtype=jnp.float32)))
-  state = state.replace(memory=remembered.reshape(batch.x.shape))
-  after, _ = step(state, batch, jax.random.key(0))
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
-  plain = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
-  expected, _ = plain(state, batch._replace(x=batch.x + state.memory), jax.random.key(0))
-  chex.assert_trees_all_close(after.params, expected.params, rtol=1e-5, atol=1e-6)
-  assert np.abs(after.memory - state.memory).max() > 0.1  # and delta goes on
-
-
-def test_what_free_training_remembers_fits_the_next_batch():
-  """delta of one batch, around another: back into the box first."""
-  uncertainty = ro.linf(0.5, (0.0, 1.0))
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
-  step, seen = training.make_free_train_step(apply, optimizer, uncertainty, uncertainty, 3), []
-  _, state, batch = free_setup(1)
-  state = state.replace(memory=jnp.full_like(batch.x, 0.5))
-  for i in range(3):
-    x = jnp.roll(batch.x, i, axis=0)
-    state, _ = jax.jit(step)(state, batch._replace(x=x), jax.random.key(i))
-    seen.append(uncertainty.gauge(state.memory, x))
-  assert np.max(seen) <= 1 + 1e-6
-
-
-def test_a_free_update_costs_one_pass_forward_and_back():
-  """Three matrix products: forward, and the gradients of theta and of delta; no pass of its own."""
-  step, state, batch = free_setup(1)
-  count, _ = dot_products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
-  assert count == 3
+# Adversarial weights, averages of weights
 
 
 def test_adversarial_weights_are_as_long_as_told_and_taken_away_again():

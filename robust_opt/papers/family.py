@@ -5,10 +5,11 @@
       --data_dir=/path/to/tensorflow_datasets
 
 Each method of robust_opt.methods trains on the same data with the same net, optimiser and number of
-forward and backward passes over the training set; the cheap ones take more epochs. Every net is
-then judged over the same l_inf ball: PGD of 50 steps and AutoAttack. The runs lie in --workdir, as
-robust_opt.main leaves them, and the table in --workdir/results. The same command goes on where it
-was stopped.
+forward and backward passes over the training set; the cheap ones take more epochs. With
+--budget=updates all take the same number of updates instead, and the question is what a cheaper
+update costs in robustness. Every net is then judged over the same l_inf ball: PGD of 50 steps and
+AutoAttack. The runs lie in --workdir, as robust_opt.main leaves them, and the table in
+--workdir/results. The same command goes on where it was stopped.
 """
 
 import functools
@@ -54,15 +55,18 @@ class Numbers(NamedTuple):
 
   Attributes:
     seeds: nets of every method.
-    passes: over the training set, forward and backward, that each method may make.
+    passes: over the training set, forward and backward, that each method may make; with the budget
+      `updates`, epochs.
     examples: the first so many test examples are attacked; 0: all.
     version: of the ensemble.
+    budget: what is the same for all, `passes` or `updates`.
   """
 
   seeds: int
   passes: int
   examples: int
   version: str
+  budget: str = "passes"
 
 
 PRESETS = {
@@ -110,7 +114,9 @@ def config_of(options: Options, name: str, seed: int) -> ConfigDict:
   config, method = ground(options.dataset), methods.ALL[name]
   config.seed = seed
   config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
-  config.training.epochs = max(1, round(options.numbers.passes / method.passes))
+  numbers = options.numbers
+  cost = method.passes if numbers.budget == "passes" else method.updates
+  config.training.epochs = max(1, round(numbers.passes / cost))
   method.apply(config)
   return config
 
@@ -191,19 +197,25 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     "method", "source", "passes an update", "epochs", "clean", f"PGD-{PGD_STEPS}", ensemble_name,
     "time of an update", "overfitting",
   ]  # fmt: skip
-  standard = measured.get("standard")
+  standard, robust = measured.get("standard"), measured.get("robust")
+  beside = f"PGD-{PGD_STEPS} beside robust"
+  if robust:
+    columns.insert(columns.index(ensemble_name), beside)
   rows = []
   for name, runs in measured.items():
     method = methods.ALL[name]
     row: dict[str, Any] = {
       "method": name,
       "source": method.source,
-      "passes an update": 1 if name == "free" else method.passes,
+      "passes an update": f"{method.passes / method.updates:g}",
       "epochs": runs[0]["epochs"],
       "clean": tables.Percent.of([r["clean"] for r in runs]),
       f"PGD-{PGD_STEPS}": tables.Percent.of([r["pgd"] for r in runs]),
       ensemble_name: tables.Percent.of([r["autoattack"] for r in runs]),
     }
+    if robust:
+      pairs = zip(runs, robust, strict=True)
+      row[beside] = tables.Percent.of([mine["pgd"] - its["pgd"] for mine, its in pairs])
     if standard:
       ratios = [r["seconds_per_update"] / s["seconds_per_update"] for r, s in zip(runs, standard)]
       row["time of an update"] = f"{np.median(ratios):.2f}"
@@ -219,11 +231,19 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     rows,
     [
       f"Mean ± half width of the 95 % t interval over {options.numbers.seeds} seeds (none for "
-      f"one). Every method: some {options.numbers.passes} forward and backward passes over the "
-      f"training set, in whole epochs. Clean: the whole test set; attacked: its first {count} "
+      f"one). {_budget(options.numbers)} Clean: the whole test set; attacked: its first {count} "
       f"examples. Time of an update: beside standard training's, on this machine; of free "
       f"training each replay is an update.",
     ],
+  )
+
+
+def _budget(numbers: Numbers) -> str:
+  if numbers.budget == "updates":
+    return f"Every method: as many updates as {numbers.passes} epochs have."
+  return (
+    f"Every method: some {numbers.passes} forward and backward passes over the training set, in "
+    f"whole epochs."
   )
 
 
@@ -271,6 +291,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("seeds", None, "Nets of every method.", lower_bound=1)
   flags.DEFINE_integer("passes", None, "Over the training set, for every method.", lower_bound=1)
   flags.DEFINE_integer("examples", None, "Attack the first so many; 0: all.", lower_bound=0)
+  flags.DEFINE_enum("budget", None, ["passes", "updates"], "What is the same for all.")
   flags.DEFINE_enum("version", None, ["standard", "quick"], "Of the ensemble.")
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_opt import build, collection, data, ensemble, models, seeds
+from robust_opt import build, collection, data, ensemble, models, seeds, updates
 from robust_opt import config as config_lib
 from robust_opt.checkpoint import digest
 from robust_opt.errors import InputError
@@ -102,11 +102,13 @@ def assemble(
   """One kind of net: data and keys are arguments of its program, so that all seeds share it."""
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   module, optimizer = build.model(config, train), build.optimizer(config, plan.num_steps)
-  if config.attack.name == "free":
-    raise InputError("The study trains by Algorithm 1 and its variants, not by attack.name=free.")
+  if config.attack.name in updates.ONE_PASS:
+    raise InputError(
+      f"The study trains by Algorithm 1 and its variants, not by attack.name={config.attack.name}."
+    )
   apply = models.from_linen(module)
-  step = build.train_step(config, apply, optimizer, plan.num_steps)
-  run = make_scan(step, plan, augment=build.augment(config))
+  update = updates.make(config, module, optimizer, train.images, plan.num_steps)
+  run = make_scan(update.step, plan, augment=build.augment(config))
   no_attack = build.attack(config, "linf", 0.0, 0)
   clean = make_evaluate(apply, robust(), lambda _: no_attack, evaluation_batch)
   points = max(n for n in range(1, points + 1) if plan.num_steps % n == 0)
