@@ -1,7 +1,9 @@
 """What is wrong with every example, (logits [B, C], labels [B]) -> [B]; never averaged.
 
 Logits are unnormalised: the outputs of a softmax are no logits. Every loss grows as the label
-loses, so that an adversary climbs it; any number of classes from 2 on.
+loses, so that an adversary climbs it; any number of classes from 2 on. `one_vs_all` and
+`independent` are for nets whose classes are present or absent each by itself; `probabilities` are
+what a net of any kind believes.
 
 |  input                               |  cross_entropy  |  margin, dlr      |
 |  a label outside [0, C)              |  NaN            |  NaN              |
@@ -29,6 +31,60 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   chex.assert_rank([logits, labels], [2, 1])
   labels = jnp.where(labels < 0, logits.shape[-1], labels)  # else -1 would be the last class
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def one_vs_all(logits: Array, labels: Array) -> Array:
+  """The cross-entropy of C independent sigmoids, the label's class present and the others absent.
+
+    softplus(-z_y) + sum over k != y of softplus(z_k)
+
+  Source: the top layer of independent sigmoids of Goodfellow, Shlens and Szegedy 2015 (arXiv
+  1412.6572), section on rubbish class examples.
+
+  Args:
+    logits: [B, C]; p(class k is present) = sigmoid(z_k).
+    labels: [B], integers. One outside [0, C) gives NaN.
+  """
+  is_label = _is_label(logits, labels)
+  losses = jnp.sum(jax.nn.softplus(jnp.where(is_label, -logits, logits)), axis=-1)
+  return jnp.where(jnp.any(is_label, axis=-1), losses, jnp.nan)
+
+
+def independent(log_p: Array, labels: Array) -> Array:
+  """The same of C independent probabilities, given by their logarithms: what RBF nets return.
+
+    -log p_y - sum over k != y of log(1 - p_k)
+
+  Within 1e-6 of log p_k = 0 the second term goes on along its tangent: an example that lies on
+  another class's template has a finite loss and gradient. For `one_vs_all` of the same
+  probabilities log p_k = log_sigmoid(z_k).
+
+  Args:
+    log_p: [B, C], <= 0; an entry above 0, which is no probability, gives NaN.
+    labels: [B], integers. One outside [0, C) gives NaN.
+  """
+  is_label = _is_label(log_p, labels)
+  absent = jnp.where(is_label, 0.0, -_log_of_rest(jnp.where(is_label, -1.0, log_p)))
+  present = jnp.where(is_label, -log_p, 0.0)
+  valid = jnp.any(is_label, axis=-1) & jnp.all(log_p <= 0, axis=-1)
+  return jnp.where(valid, jnp.sum(present + absent, axis=-1), jnp.nan)
+
+
+def probabilities(logits: Array, kind: str) -> Array:
+  """What a net believes of every class; the largest is its confidence: [B, C] -> [B, C].
+
+  Args:
+    logits: [B, C]; of a net trained by independent: log p.
+    kind: 'softmax' (of cross_entropy, they sum to 1), 'sigmoid' (of one_vs_all, each by itself) or
+      'rbf' (of independent, each by itself).
+
+  Raises:
+    InputError: of another kind.
+  """
+  functions = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "rbf": jnp.exp}
+  if kind not in functions:
+    raise InputError(f"kind must be 'softmax', 'sigmoid' or 'rbf', but was {kind!r}.")
+  return functions[kind](logits)
 
 
 def margin(logits: Array, labels: Array) -> Array:
@@ -118,6 +174,19 @@ def _entry(logits: Array, labels: Array) -> Array:
   exists = (labels >= 0) & (labels < logits.shape[-1])
   entry = jnp.take_along_axis(logits, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
   return jnp.where(exists, entry, jnp.nan)
+
+
+def _is_label(logits: Array, labels: Array) -> Array:
+  """[B, C] bool; a label that does not exist is nowhere."""
+  chex.assert_rank([logits, labels], [2, 1])
+  return jnp.arange(logits.shape[-1]) == labels[:, None]
+
+
+def _log_of_rest(log_p: Array) -> Array:
+  """log(1 - p) for log p <= 0, and where log p > -1e-6 its tangent there."""
+  nearest = -1e-6
+  curved = jax.nn.log1mexp(-jnp.minimum(log_p, nearest))
+  return curved + jnp.maximum(log_p - nearest, 0.0) / -jnp.expm1(-nearest)
 
 
 def _best_other(logits: Array, labels: Array) -> Array:

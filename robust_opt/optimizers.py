@@ -2,6 +2,7 @@
 
 optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)   # as Torch has it
 optimizer = optax.chain(optax.adam(1e-3), weight_average(0.999))            # beside the weights
+optimizer = optax.chain(optax.sgd(0.1, 0.5), max_column_norm(1.9365))       # within a ball
 step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AWP
 """
 
@@ -98,6 +99,43 @@ def weight_average(decay: float) -> optax.GradientTransformation:
     return updates, AverageState(step, average)
 
   return optax.GradientTransformation(init, update)
+
+
+def max_column_norm(limit: float) -> optax.GradientTransformation:
+  """Keeps the incoming weights of every unit within an l_2 ball; after the rest of the descent.
+
+    w <- w min(1, limit / |w|_2)   after the update, for the weights w that lead to one unit
+
+  That is the Euclidean projection, so that with it descent is projected descent. Kernels are the
+  parameters of rank >= 2, [..., units] as Flax has them: [n, m] has m columns of n weights, a
+  convolution's [h, w, C, D] has D of h w C. What has a lower rank (biases, scales) is left alone,
+  and so is, to the bit, the update of a column that stays within. Before weight_average, which
+  averages what it sees. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm and max-norm"),
+  with dropout Hinton et al. 2012 (arXiv 1207.0580).
+
+  Args:
+    limit: > 0, the largest norm; 1.9365 (its square is 15/4) in the maxout nets of Goodfellow et
+      al. 2013 (arXiv 1302.4389).
+  """
+
+  def update(
+    updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
+  ) -> tuple[PyTree, optax.EmptyState]:
+    assert params is not None, "a bound on the weights needs the weights"
+
+    def bounded(update: Array, before: Array, after: Array) -> Array:
+      if before.ndim < 2:
+        return update
+      columns = after.reshape(-1, after.shape[-1])
+      norm = jax.vmap(l2_norm, in_axes=1)(columns)
+      inside = norm <= limit
+      scale = limit / jnp.where(inside, 1.0, norm)
+      return jnp.where(inside, update, (after * scale - before).astype(update.dtype))
+
+    moved = optax.apply_updates(params, updates)
+    return jax.tree.map(bounded, updates, params, moved), state
+
+  return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:

@@ -38,6 +38,7 @@ ORDER = [
   "attacks.square",
   "attacks.transfer",
   "attacks",
+  "explanations",
   "augmentation",
   "models.layers",
   "models.linear",
@@ -46,6 +47,8 @@ ORDER = [
   "models.mnist_cnn",
   "models.digits_cnn",
   "models.vgg",
+  "models.maxout",
+  "models.rbf",
   "models",
   "certify.exact",
   "certify.layers",
@@ -73,6 +76,7 @@ ORDER = [
   "tables",
   "figures",
   "study_figures",
+  "explanation_figures",
   "linear.counterparts",
   "linear.solve",
   "linear.comparisons",
@@ -114,7 +118,7 @@ ALLOWED = {
     "main",
     "subject",
   },
-  "matplotlib": {"figures", "study_figures"},
+  "matplotlib": {"figures", "study_figures", "explanation_figures"},
   "orbax": {"checkpoint"},
   "tensorboardX": {"metrics"},
   "tensorflow_datasets": {"prepare"},
@@ -201,7 +205,7 @@ def test_outside_libraries_have_their_places(name):
 @pytest.mark.parametrize(
   "name",
   [
-    *("figures", "study_figures", "linear.figures"),
+    *("figures", "study_figures", "explanation_figures", "linear.figures"),
     *("tables", "statistics", "data", "prepare", "files", "errors"),
   ],
 )

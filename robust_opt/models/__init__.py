@@ -17,17 +17,22 @@ import jax.numpy as jnp
 from robust_opt.models.digits_cnn import DigitsCNN
 from robust_opt.models.linear import SoftmaxRegression
 from robust_opt.models.madry_cnn import MadryCNN
+from robust_opt.models.maxout import Maxout
 from robust_opt.models.mlp import MLP
 from robust_opt.models.mnist_cnn import MnistCNN
+from robust_opt.models.rbf import DeepRBF, ShallowRBF
 from robust_opt.models.vgg import VGG
 from robust_opt.types import ApplyFn, Array, ModelState, Params
 
 __all__ = [
   "MLP",
   "VGG",
+  "DeepRBF",
   "DigitsCNN",
   "MadryCNN",
+  "Maxout",
   "MnistCNN",
+  "ShallowRBF",
   "SoftmaxRegression",
   "from_linen",
   "init",

@@ -1,0 +1,84 @@
+"""The maxout network of Goodfellow, Shlens and Szegedy 2015 (https://arxiv.org/abs/1412.6572).
+
+  net = models.Maxout(num_classes=10)                  # 2 x 240 units of 5 pieces, with dropout
+  optimizer = optax.chain(optax.sgd(rate, momentum), optimizers.max_column_norm(1.9365))
+
+Its logits serve a softmax (losses.cross_entropy) as well as independent sigmoids
+(losses.one_vs_all), the two top layers that the paper compares.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from robust_opt.models.layers import Initializer, Standardise
+from robust_opt.types import Array
+
+
+def max_of_pieces(z: Array, pieces: int) -> Array:
+  """The maximum over each unit's pieces; pieces that tie share the gradient in equal parts.
+
+  Source: Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
+
+  Args:
+    z: [B, pieces * width]; piece p of unit u is entry p * width + u.
+    pieces: affine maps of a unit.
+
+  Returns:
+    [B, width].
+  """
+  # Pieces before units: a maximum over a short last axis is several times slower on CPU.
+  return jnp.max(z.reshape(z.shape[0], pieces, -1), axis=1)
+
+
+class Maxout(nn.Module):
+  """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes].
+
+  Weights start uniform in +-init_scale, biases at 0. Dropout scales what it keeps, so that
+  evaluation needs no correction.
+
+  Attributes:
+    num_classes: number of classes.
+    widths: units of every hidden layer.
+    pieces: affine maps that a unit takes the maximum of.
+    input_dropout: rate at which standardised pixels are dropped.
+    hidden_dropout: rate at which hidden units are dropped.
+    init_scale: largest absolute value of a fresh weight.
+    mean: of the pixels, one number or one a channel.
+    std: likewise.
+  """
+
+  num_classes: int = 10
+  widths: Sequence[int] = (240, 240)
+  pieces: int = 5
+  input_dropout: float = 0.2
+  hidden_dropout: float = 0.5
+  init_scale: float = 0.005
+  mean: float | Sequence[float] = 0.0
+  std: float | Sequence[float] = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """`train`: dropout by the rng stream 'dropout', or none."""
+
+    def drop(x: Array, rate: float) -> Array:
+      return nn.Dropout(rate, deterministic=not train)(x)
+
+    kernel_init = _uniform(self.init_scale)
+    x = Standardise(self.mean, self.std)(x)
+    x = drop(x.reshape(x.shape[0], -1), self.input_dropout)
+    for width in self.widths:
+      z = nn.Dense(self.pieces * width, kernel_init=kernel_init)(x)
+      x = drop(max_of_pieces(z, self.pieces), self.hidden_dropout)
+    return nn.Dense(self.num_classes, kernel_init=kernel_init)(x)
+
+
+def _uniform(scale: float) -> Initializer:
+  """Uniform in [-scale, scale)."""
+
+  def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+    return jax.random.uniform(key, shape, dtype, -scale, scale)
+
+  return init

@@ -1,0 +1,139 @@
+"""From a config to its update: each key does what it says."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robust_opt as ro
+from robust_opt import build, config, experiment, models, penalties, tangents, updates
+from robust_opt.data import load
+from robust_opt.errors import InputError
+from robust_opt.training import init_state, take
+
+NET = models.MLP(widths=(16,))
+
+
+def digits(count=40):
+  data = load("digits", "train")
+  ids = jnp.arange(count, dtype=jnp.int32)
+  return data.images, take(ro.ArrayData(data.images, data.labels), ids)
+
+
+def after(changes, steps=1):
+  """The state after some updates of the digits' config, so changed, and the loss of the last."""
+  c = config.digits()
+  c.update_from_flattened_dict(changes)
+  config.validate(c)
+  images, batch = digits()
+  params, model_state = models.init(NET, jax.random.key(0), (8, 8, 1))
+  optimizer = build.optimizer(c, 5)
+  update = updates.make(c, NET, optimizer, images, 5)
+  state, step = init_state(params, model_state, optimizer, update.memory), jax.jit(update.step)
+  for i in range(steps):
+    state, metrics = step(state, batch, jax.random.key(i))
+  return state, float(metrics.loss)
+
+
+def test_the_adversary_keeps_to_the_tangent_planes():
+  c = config.digits()
+  c.uncertainty.name, c.uncertainty.radius = "l2", 0.5
+  c.uncertainty.tangents, c.uncertainty.tangent_rank = "local_pca", 3
+  images, batch = digits()
+  g = np.random.default_rng(0).normal(size=batch.x.shape).astype(np.float32)
+  attack = updates.training_attack(c, NET, images, 5)
+  delta, _ = attack(lambda x: (x * g).sum((1, 2, 3)), jax.random.key(0), batch.x)
+  basis = tangents.fit("local_pca", images, 3, c.seed)(batch.x).reshape(len(g), 3, -1)
+  flat = np.asarray(delta).reshape(len(g), -1)
+  within = np.einsum("bd,bdn->bn", np.einsum("bn,bdn->bd", flat, basis), basis)
+  np.testing.assert_allclose(flat, within, atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(flat, axis=1), 0.5, rtol=1e-5)
+
+
+def test_a_hidden_adversary_is_worse_than_one_of_the_input():
+  _, input_alone = after({"uncertainty.radius": 0.05})
+  _, every_layer = after({"uncertainty.radius": 0.05, "uncertainty.hidden_radius": 0.1})
+  assert every_layer > input_alone + 0.05
+
+
+@pytest.mark.parametrize("name", penalties.__all__)
+def test_a_penalty_by_name_is_paid_by_weight(name):
+  """The loss grows by the weight times a number, and the learner brings that number down."""
+  c = {"attack.num_steps": 0, "penalty.name": name}
+  _, free = after(c)
+  _, once = after(c | {"penalty.weight": 0.5})
+  _, twice = after(c | {"penalty.weight": 1.0})
+  assert once > free
+  np.testing.assert_allclose(twice - free, 2 * (once - free), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["operator_norm", "layer_jacobian"])
+def test_a_penalty_makes_layers_shorter(name):
+  quiet = {"attack.num_steps": 0, "penalty.name": name}
+  lengths = []
+  for weight in (0.0, 0.02):
+    state, _ = after(quiet | {"penalty.weight": weight}, steps=100)
+    lengths.append(sum(float(jnp.sum(w**2)) for w in jax.tree.leaves(state.params)))
+  assert lengths[1] < 0.9 * lengths[0]
+
+
+def test_no_penalty_of_a_net_whose_layers_are_unknown():
+  c = config.digits()
+  c.penalty.weight = 1.0
+  net = models.MadryCNN()
+  params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
+  images, batch = digits(4)
+  optimizer = build.optimizer(c, 5)
+  update = updates.make(c, net, optimizer, images, 5)
+  state = init_state(params, model_state, optimizer, update.memory)
+  with pytest.raises(InputError, match="but was given MadryCNN"):
+    jax.eval_shape(update.step, state, batch, jax.random.key(0))
+
+
+def test_what_is_recalled_is_remembered_for_every_training_image():
+  state, _ = after({"attack.name": "recall"})
+  images, _ = digits()
+  chex.assert_shape(state.memory, (len(images), 8))
+
+
+@pytest.mark.slow
+def test_a_recalled_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+  """What was remembered is part of the checkpoint: the same bits as a run that never stopped."""
+
+  def configured(epochs):
+    c = config.digits()
+    c.attack.name, c.training.epochs, c.training.watch_examples = "recall", epochs, 0
+    c.dataset.train_examples, c.evaluation.sweep = 400, (0.0,)
+    c.checkpoint.every_epochs = 1
+    return c
+
+  whole = experiment.run(configured(3), tmp_path / "whole")
+  heldout, calls = experiment._heldout, []
+
+  def stopped(*args):
+    calls.append(args)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return heldout(*args)
+
+  monkeypatch.setattr(experiment, "_heldout", stopped)
+  with pytest.raises(KeyboardInterrupt):
+    experiment.run(configured(3), tmp_path / "parts")
+  monkeypatch.setattr(experiment, "_heldout", heldout)
+  assert (
+    experiment.run(configured(3), tmp_path / "parts")["params_sha256"] == (whole["params_sha256"])
+  )
+
+
+@pytest.mark.slow
+def test_few_labels_and_many_images(tmp_path):
+  """Virtual adversarial training sees all images, and says of how many it had a label."""
+  c = config.digits()
+  c.dataset.labels, c.training.epochs, c.training.watch_examples = 50, 4, 0
+  c.objective = config.ConfigDict({"name": "virtual", "alpha": 1.0})
+  c.attack.name, c.uncertainty.name, c.uncertainty.radius = "power_iteration", "l2", 1.0
+  c.evaluation.sweep = (0.0,)
+  summary = experiment.run(c, tmp_path / "run")
+  assert summary["results"][0]["correct"] / summary["results"][0]["total"] > 0.7
+  assert summary["train_examples"] > 1000
