@@ -1,6 +1,7 @@
 """From a config to objects, by name: getattr(module, name)(**kwargs), no registry."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from robust_opt import (
   augmentation,
+  constructed,
   data,
   maximizers,
   models,
@@ -43,6 +45,8 @@ def splits(config: ConfigDict) -> Splits:
       f"--config.dataset.holdout={config.dataset.holdout} does not fit {len(train.labels)} "
       f"training examples: at least one must be held out, and one remain."
     ) from error
+  if config.dataset.train_files:
+    rest = _constructed(config, rest)
   if config.dataset.labels:
     # What needs no labels also learns from those who have none.
     keep_others = config.objective.name == "virtual"
@@ -53,6 +57,18 @@ def splits(config: ConfigDict) -> Splits:
       f"that remain, but was {config.training.batch_size}."
     )
   return Splits(rest, heldout, test)
+
+
+def _constructed(config: ConfigDict, original: data.Dataset) -> data.Dataset:
+  """What was made of the training set, in its place; what is held out stays real."""
+  made = constructed.load(Path(config.dataset.train_files))
+  if made.images.shape[1:] != original.images.shape[1:]:
+    raise InputError(
+      f"--config.dataset.train_files={config.dataset.train_files} holds images "
+      f"{list(made.images.shape[1:])}, but those of {config.dataset.name} are "
+      f"{list(original.images.shape[1:])}."
+    )
+  return made._replace(num_classes=original.num_classes)
 
 
 def _load(config: ConfigDict, split: str, count: int) -> data.Dataset:

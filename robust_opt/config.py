@@ -41,9 +41,8 @@ def base() -> ConfigDict:
   config.dataset.cache_dir = ""  # where arrays are cached; empty: the user's cache directory
   config.dataset.holdout = 0.1  # fraction of the training set kept back to choose a checkpoint
   config.dataset.train_examples = 0  # use only the first so many of them; 0: all
-  config.dataset.labels = (
-    0  # only so many training examples have labels, equally many a class; 0: all
-  )
+  config.dataset.train_files = ""  # to learn from instead: a folder of robust_opt.construct
+  config.dataset.labels = 0  # so many training examples have one, equally many a class; 0: all
   config.dataset.test_examples = 0  # likewise; every result states the number it counts
 
   config.model = ConfigDict()  # name: a class of robust_opt.models; the rest: its attributes

@@ -16,10 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from robust_opt import build, models
 from robust_opt import config as config_lib
 from robust_opt.assembly import assemble
 from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.collection import pixels
+from robust_opt.data import Dataset
 from robust_opt.errors import InputError
 from robust_opt.evaluation import logits_of
 from robust_opt.training import evaluated_params
@@ -76,6 +78,48 @@ def load(source: dict[str, Any], examples: int = 0) -> Subject:
 
 
 def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
+  net = _net_of_run(workdir, given)
+  labels = net.test.labels.astype(np.int32)
+  return Subject(net.logits_fn, pixels(net.test.images), labels, net.sha256, net.norm, net.radius)
+
+
+class Net(NamedTuple):
+  """The net of a run in evaluation mode, and its data.
+
+  Attributes:
+    logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
+    features_fn: x [B, *S] -> what its last dense layer reads, [B, F]; likewise.
+    train: what it learnt from.
+    test: what it is judged on.
+    sha256: of the weights.
+    title: the run's, in words.
+    norm: what it was trained against, or None.
+    radius: in that norm, or None.
+  """
+
+  logits_fn: LogitsFn
+  features_fn: LogitsFn
+  train: Dataset
+  test: Dataset
+  sha256: str
+  title: str
+  norm: str | None
+  radius: float | None
+
+
+def load_net(source: dict[str, Any]) -> Net:
+  """The net of a run: source as for `load`, of a work directory.
+
+  Raises:
+    InputError: it cannot be found or read.
+  """
+  given = {key: value for key, value in source.items() if value}
+  if "workdir" not in given:
+    raise InputError("Give --workdir, of a finished run of robust_opt.main.")
+  return _net_of_run(Path(given["workdir"]), given)
+
+
+def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   config = _config(workdir / "config.json")
   for key in ("data_dir", "cache_dir"):
     config.dataset[key] = given.get(key) or config.dataset[key]
@@ -93,15 +137,19 @@ def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
   weights = (evaluated_params(state), state.model_state)
   # On one device: who evaluates on several places the weights as the batches.
   local = jax.tree.map(np.asarray, weights)
-  test = experiment.splits.test
   trained_on = config_lib.trains_robustly(config)
-  return Subject(
+  norm, radius = config.uncertainty.name, config.uncertainty.radius
+  against = f"over {norm} {radius:.4g}" if trained_on else "standard"
+  net = build.model(config, experiment.splits.train)
+  return Net(
     logits_of(experiment.apply, *local),
-    pixels(test.images),
-    test.labels.astype(np.int32),
+    logits_of(models.representation(net), *local),
+    experiment.splits.train,
+    experiment.splits.test,
     digest(local),
-    config.uncertainty.name if trained_on else None,
-    config.uncertainty.radius if trained_on else None,
+    f"{config.model.name} on {config.dataset.name}, {against}",
+    norm if trained_on else None,
+    radius if trained_on else None,
   )
 
 

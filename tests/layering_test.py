@@ -69,6 +69,7 @@ ORDER = [
   "sharding",
   "prepare",
   "data",
+  "constructed",
   "checkpoint",
   "metrics",
   "seeds",
@@ -97,6 +98,7 @@ ORDER = [
   "commands",
   "evaluate",
   "verify",
+  "construct",
 ]
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
 PAPERS = "papers"
@@ -104,8 +106,8 @@ PAPERS = "papers"
 METHOD = ORDER[ORDER.index("types") : ORDER.index("objectives") + 1]
 # Who may import what; everyone may import what is not named here.
 ALLOWED = {
-  "absl.flags": {"main", "overrides", "commands", "evaluate", "verify"},
-  "absl.app": {"main", "evaluate", "verify"},
+  "absl.flags": {"main", "overrides", "commands", "evaluate", "verify", "construct"},
+  "absl.app": {"main", "evaluate", "verify", "construct"},
   "ml_collections": {
     "config",
     "methods",

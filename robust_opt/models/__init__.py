@@ -9,11 +9,13 @@ radius means the same wherever it is written.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from robust_opt.errors import InputError
 from robust_opt.models.digits_cnn import DigitsCNN
 from robust_opt.models.linear import SoftmaxRegression
 from robust_opt.models.madry_cnn import MadryCNN
@@ -36,6 +38,7 @@ __all__ = [
   "SoftmaxRegression",
   "from_linen",
   "init",
+  "representation",
 ]
 
 
@@ -57,5 +60,33 @@ def from_linen(module: nn.Module) -> ApplyFn:
     mutable = list(model_state) if train else []
     logits, updated = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return logits, {**model_state, **updated}
+
+  return apply
+
+
+def representation(module: nn.Module) -> ApplyFn:
+  """What the module's last dense layer reads, as a pure function: x [B, *S] -> [B, F].
+
+  It is an ApplyFn but for what it returns first.
+
+  Raises:
+    InputError: from the function: the module has no nn.Dense.
+  """
+
+  def apply(
+    params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
+  ) -> tuple[Array, ModelState]:
+    seen: list[Array] = []
+
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+      if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+        seen.append(args[0])
+      return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+      _, model_state = from_linen(module)(params, model_state, x, train=train, key=key)
+    if not seen:
+      raise InputError(f"{type(module).__name__} has no nn.Dense whose input could represent x.")
+    return seen[-1].reshape(x.shape[0], -1), model_state
 
   return apply
