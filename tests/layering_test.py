@@ -78,6 +78,7 @@ ORDER = [
   "figures",
   "study_figures",
   "explanation_figures",
+  "gaussian",
   "linear.counterparts",
   "linear.solve",
   "linear.comparisons",
