@@ -327,3 +327,67 @@ def _tiled(images: np.ndarray) -> np.ndarray:
     top, left = row * (height + 1), column * (width + 1)
     sheet[top : top + height, left : left + width] = image
   return sheet
+
+
+def labelled_rows(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+  """Images of several data sets under each other, the label of each above it.
+
+  Args:
+    rows: name of the set -> (images [P, H, W, C] in [0, 1], labels [P]).
+    path: PNG to write.
+  """
+  count = max(len(labels) for _, labels in rows.values())
+  figure = new_figure(1.1 + 0.8 * count, 0.95 * len(rows))
+  axes = figure.subplots(len(rows), count, squeeze=False)
+  for line, (name, (images, labels)) in zip(axes, rows.items(), strict=True):
+    for axis in line:
+      axis.set_axis_off()
+    for axis, image, label in zip(line, images, labels):
+      axis.imshow(np.squeeze(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
+      axis.set_title(str(label), fontsize=8, pad=2)
+    line[0].text(-0.35, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+  save(figure, path)
+
+
+def gaussian_model(
+  mean: np.ndarray,
+  covariances: Sequence[np.ndarray],
+  labels: Sequence[str],
+  budgets: np.ndarray,
+  cosines: np.ndarray,
+  path: Path,
+) -> None:
+  """Left: learnt covariances and the gradients that follow; right: how they turn to the mean.
+
+  Args:
+    mean: [2].
+    covariances: K matrices [2, 2], learnt at growing budgets.
+    labels: K budgets, in words.
+    budgets: [M], the first 0.
+    cosines: [M], of the angle between gradient and mean.
+    path: PNG to write.
+  """
+  figure = new_figure(7.6, 3.4)
+  left, right = figure.subplots(1, 2)
+  turn = np.linspace(0, 2 * np.pi, 200)
+  circle = np.stack([np.cos(turn), np.sin(turn)])
+  for covariance, label, colour in zip(covariances, labels, COLOURS):
+    variances, axes = np.linalg.eigh(covariance)
+    x, y = (axes * np.sqrt(variances)) @ circle
+    # The ellipse of one standard deviation grows with the budget; its shape is what matters.
+    size = np.sqrt(np.max(variances))
+    left.plot(x / size, y / size, color=colour, lw=1.2, label=label)
+    gradient = np.linalg.solve(covariance, mean)
+    gradient = 1.3 * gradient / np.linalg.norm(gradient)
+    left.annotate("", gradient, (0, 0), arrowprops={"arrowstyle": "->", "color": colour})
+  towards = 1.3 * mean / np.linalg.norm(mean)
+  left.plot([0, towards[0]], [0, towards[1]], color="black", ls=":", lw=1, label="mean")
+  left.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal", xticks=[], yticks=[])
+  left.legend(frameon=False, fontsize=7, title="budget", title_fontsize=7, loc="lower left")
+  right.plot(budgets[1:], cosines[1:], color=COLOURS[0], lw=1.2)
+  right.axhline(cosines[0], color="black", ls=":", lw=1, label="no adversary")
+  right.set_xscale("log")
+  right.set(xlabel="budget of the adversary", ylabel="cosine of gradient and mean")
+  right.grid(alpha=0.3)
+  right.legend(frameon=False)
+  save(figure, path)

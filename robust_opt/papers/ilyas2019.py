@@ -1,0 +1,380 @@
+"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arXiv 1905.02175).
+
+  python -m robust_opt.papers.ilyas2019 --dataset=digits --preset=quick --workdir=runs/ilyas2019
+  python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \
+      --data_dir=/path/to/tensorflow_datasets
+
+Trains a standard and a robust net, makes four data sets of them (robust_opt.construct), trains
+fresh nets on each by standard training and judges them on the true test set. Beside it the Gaussian
+model of the paper, in closed form. --workdir/results gets the table, what it says of every claim,
+and two figures. The same command goes on where it was stopped.
+"""
+
+import functools
+import json
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+import robust_opt as ro
+from robust_opt import (
+  commands,
+  construct,
+  constructed,
+  experiment,
+  explanation_figures,
+  gaussian,
+  methods,
+  statistics,
+  subject,
+  tables,
+)
+from robust_opt import config as config_lib
+from robust_opt.constructed import Settings
+from robust_opt.files import write_json
+from robust_opt.papers.family import PGD
+from robust_opt.study import Study, command, sha256_of
+
+
+class Set(NamedTuple):
+  """One data set of the paper.
+
+  Attributes:
+    kind: of constructed.KINDS; empty: the original.
+    net: which net it is made of.
+    published: clean and robust accuracy on CIFAR-10, [readme] of the authors; None: not stated.
+    words: what it holds.
+  """
+
+  kind: str
+  net: str
+  published: tuple[float, float] | None
+  words: str
+
+
+SETS = {
+  "original": Set("", "", None, "the training set as it is"),
+  "D_R": Set("inverted", "robust", (84, 48), "robust features only"),
+  "D_NR": Set("inverted", "standard", (88, 0), "inverted from a standard net"),
+  "D_rand": Set("random", "standard", (63, 0), "non-robust features of a random class"),
+  "D_det": Set("deterministic", "standard", (44, 0), "non-robust features of the next class"),
+}
+
+
+class Numbers(NamedTuple):
+  """What a preset sets; a flag of the same name goes before it.
+
+  Attributes:
+    seeds: nets that learn from every set.
+    epochs: of every training.
+    examples: of every set; 0: as many as the training set has.
+    tested: the first so many test examples are attacked; 0: all.
+    radius: l_2, in pixels of [0, 1], that the robust net is trained over and sets are made within.
+    tested_radius: l_2, that the learners are attacked within.
+    inversion_steps: gradients an image of D_R and D_NR.
+  """
+
+  seeds: int
+  epochs: int
+  examples: int
+  tested: int
+  radius: float
+  tested_radius: float
+  inversion_steps: int
+
+
+PRESETS = {
+  ("quick", "digits"): Numbers(2, 20, 0, 100, 1.5, 0.4, 200),
+  ("quick", "mnist"): Numbers(1, 3, 2000, 100, 2.0, 0.75, 100),
+  ("paper", "digits"): Numbers(5, 40, 0, 0, 1.5, 0.4, 1000),
+  ("paper", "mnist"): Numbers(3, 8, 0, 500, 2.0, 0.75, 200),
+}
+
+
+class Options(NamedTuple):
+  """What to run and where.
+
+  Attributes:
+    dataset: digits or mnist.
+    workdir: new, or that of the same study.
+    numbers: of a preset, or other ones.
+    data_dir: where prepared sets lie; empty: TFDS' default.
+    cache_dir: where arrays are cached; empty: the user's cache directory.
+  """
+
+  dataset: str
+  workdir: Path
+  numbers: Numbers
+  data_dir: str = ""
+  cache_dir: str = ""
+
+
+def config_of(options: Options, seed: int) -> ConfigDict:
+  """Standard training on the original set."""
+  config = config_lib.mnist_methods() if options.dataset == "mnist" else config_lib.digits()
+  config.seed = seed
+  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
+  config.uncertainty.name, config.uncertainty.radius = "l2", options.numbers.radius
+  config.uncertainty.box = True
+  config.optimizer.schedule = "cosine"
+  config.training.epochs = options.numbers.epochs
+  config.evaluation.sweep = (0.0, 1.0)
+  methods.standard(config)
+  return config
+
+
+def run(options: Options) -> tables.Table:
+  """Trains, makes and judges what is not done yet; returns the table."""
+  numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
+  description = {"dataset": options.dataset, **numbers._asdict()}
+  work = 2.0 + len(SETS) + len(SETS) * len(seeds)
+  study = Study(options.workdir, description, work=work)
+  learnt: dict[str, list[dict[str, Any]]] = {}
+  try:
+    for name, method in (("standard", methods.standard), ("robust", methods.pgd)):
+      config = config_of(options, 0)
+      method(config)
+      with study.timed(f"train the {name} net"):
+        experiment.run(config, _net(options, name))
+      study.progress(1.0, f"the {name} net")
+    for name, what in SETS.items():
+      if what.kind:
+        with study.timed(f"make {name}"):
+          construct.run(_construction(options, name))
+      study.progress(1.0, name)
+    for name in SETS:
+      learnt[name] = [_learn(options, study, name, seed) for seed in seeds]
+  finally:
+    study.close()
+  table = table_of(options, learnt)
+  results = options.workdir / "results"
+  tables.write(table, results / "sets")
+  said = claims(learnt, 1.0 / 10)
+  tables.write(said, results / "claims")
+  figures(options, results)
+  write_json(results / "manifest.json", manifest(options, study, learnt))
+  for shown in (table, said):
+    print(tables.markdown(shown))
+  print(f"Everything about this study is in {options.workdir}")
+  return table
+
+
+def _net(options: Options, name: str) -> Path:
+  return options.workdir / "nets" / name
+
+
+def _made(options: Options, name: str) -> Path:
+  return options.workdir / "sets" / name
+
+
+def _construction(options: Options, name: str) -> construct.Options:
+  what, numbers = SETS[name], options.numbers
+  if what.kind == "inverted":
+    # A path of the same length in fewer, longer steps.
+    usual = constructed.INVERSION
+    step = usual.step * usual.num_steps / numbers.inversion_steps
+    settings = Settings(0.0, numbers.inversion_steps, step)
+  else:
+    settings = Settings(numbers.radius, 100, numbers.radius / 5)
+  source = {
+    "workdir": str(_net(options, what.net)),
+    "data_dir": options.data_dir,
+    "cache_dir": options.cache_dir,
+  }
+  return construct.Options(source, what.kind, _made(options, name), settings, numbers.examples)
+
+
+def _learn(options: Options, study: Study, name: str, seed: int) -> dict[str, Any]:
+  """A fresh net, taught by standard training, and what it is worth on the true test set."""
+  config, workdir = config_of(options, seed), options.workdir / "learners" / name / str(seed)
+  if SETS[name].kind:
+    config.dataset.train_files = str(_made(options, name))
+  with study.timed(f"learn from {name}"):
+    summary = experiment.run(config, workdir)
+  return study.once(
+    f"{name}, seed {seed}",
+    workdir / "judged.json",
+    sha256_of(summary["params_sha256"], json.dumps(options.numbers._asdict())),
+    functools.partial(_judge, options, workdir, summary),
+    work=1.0,
+  )
+
+
+def _judge(options: Options, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+  """Clean accuracy on the whole test set, and under PGD-50 on its first examples."""
+  places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+  found = subject.load({"workdir": str(workdir), **places}, options.numbers.tested)
+  attacked = ro.autoattack(
+    found.logits_fn,
+    found.x,
+    found.y,
+    version=PGD,
+    norm="l2",
+    radius=options.numbers.tested_radius,
+    batch_size=min(100, len(found.y)),
+  )
+  clean = summary["results"][0]
+  return {
+    "clean": clean["correct"] / clean["total"],
+    "robust": attacked.robust_accuracy,
+    "examples": len(found.y),
+    "params_sha256": summary["params_sha256"],
+  }
+
+
+def table_of(options: Options, learnt: dict[str, list[dict[str, Any]]]) -> tables.Table:
+  """A row for each set, the published figures beside ours."""
+  columns = ["learnt from", "what it holds", "clean", "robust", "published clean / robust"]
+  rows = [
+    {
+      "learnt from": name,
+      "what it holds": SETS[name].words,
+      "clean": tables.Percent.of([run["clean"] for run in runs]),
+      "robust": tables.Percent.of([run["robust"] for run in runs]),
+      "published clean / robust": "{} / {}".format(*(SETS[name].published or ("", ""))).strip(" /"),
+    }
+    for name, runs in learnt.items()
+  ]
+  numbers, count = options.numbers, learnt["original"][0]["examples"]
+  return tables.Table(
+    f"Learnt from constructed sets of {options.dataset}: accuracy (%) on the true test set",
+    columns,
+    rows,
+    [
+      f"Mean ± half width of the 95 % t interval over {numbers.seeds} seeds (none for one) of the "
+      f"learners; the sets are made once, of one standard and one PGD-trained net (l_2 "
+      f"{numbers.radius:g}). Robust: PGD-50 over l_2 {numbers.tested_radius:g}, first {count} test "
+      f"examples. Published: CIFAR-10, l_2 0.25 (authors' repository).",
+    ],
+  )
+
+
+def claims(learnt: dict[str, list[dict[str, Any]]], chance: float) -> tables.Table:
+  """What the paper says, what was measured, and whether it holds here."""
+
+  def values(name: str, what: str) -> list[float]:
+    return [run[what] for run in learnt[name]]
+
+  count = len(learnt["original"])
+  tests = [
+    (
+      "Standard training on robust features gives a robust net: D_R against the original",
+      statistics.paired_t(values("D_R", "robust"), values("original", "robust")),
+    ),
+    (
+      "It is the robust net that they come from: D_R against D_NR, robust",
+      statistics.paired_t(values("D_R", "robust"), values("D_NR", "robust")),
+    ),
+    (
+      "Non-robust features of a random class are enough for the true test set: D_rand, clean, "
+      "against chance",
+      statistics.paired_t(values("D_rand", "clean"), [chance] * count),
+    ),
+    (
+      "And where every label is wrong to a person: D_det, clean, against chance",
+      statistics.paired_t(values("D_det", "clean"), [chance] * count),
+    ),
+  ]
+  rows = [
+    {
+      "claim": words,
+      "difference (points)": f"{100 * test.difference:+.2f}",
+      "holds here": statistics.verdict(test),
+    }
+    for words, test in tests
+  ]
+  return tables.Table(
+    "What the paper says of them",
+    ["claim", "difference (points)", "holds here"],
+    rows,
+    ["Paired t tests over the seeds of the learners, at 5 %."],
+  )
+
+
+def figures(options: Options, results: Path) -> None:
+  """Images of every set beside what they were made of, and the Gaussian model."""
+  shards = {
+    name: constructed.read_shard(_made(options, name) / "shard-00000.npz")
+    for name, what in SETS.items()
+    if what.kind
+  }
+  source = {"workdir": str(_net(options, "standard")), "data_dir": options.data_dir}
+  train = subject.load_net(source | {"cache_dir": options.cache_dir}).train
+  chosen = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
+  chosen = chosen[chosen < min(len(shard.labels) for shard in shards.values())]
+  rows = {"original": (construct.pixels(train.images[chosen]), train.labels[chosen])}
+  rows |= {name: (shard.images[chosen], shard.labels[chosen]) for name, shard in shards.items()}
+  explanation_figures.labelled_rows(rows, results / "sets.png")
+
+  budgets = np.concatenate([[0.0], np.geomspace(0.01, 30.0, 60)])
+  covariance, mean = np.diag([1.0, 0.05]), np.array([1.0, 0.4])
+  fits = [gaussian.robust_fit(covariance, budget) for budget in budgets]
+  cosines = np.array([gaussian.alignment(fit.covariance, mean) for fit in fits])
+  shown = [gaussian.robust_fit(covariance, budget).covariance for budget in (0.0, 0.3, 1.0, 10.0)]
+  explanation_figures.gaussian_model(
+    mean, shown, ["none", "0.3", "1", "10"], budgets, cosines, results / "gaussian.png"
+  )
+
+
+def manifest(
+  options: Options, study: Study, learnt: dict[str, list[dict[str, Any]]]
+) -> dict[str, Any]:
+  """What the tables were made of."""
+  return {
+    "command": command("robust_opt.papers.ilyas2019", sys.argv[1:]),
+    "numbers": options.numbers._asdict(),
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+    "wall_seconds": study.seconds(),
+    "cards": {
+      name: {k: v for k, v in constructed.read_card(_made(options, name)).items() if k != "files"}
+      for name, what in SETS.items()
+      if what.kind
+    },
+    "learnt": learnt,
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Flags to options."""
+  given = flags.FLAGS
+  commands.refuse_positional(argv)
+  numbers = {name: given[name].value for name in Numbers._fields}
+  run(
+    Options(
+      dataset=given.dataset,
+      workdir=Path(given.workdir),
+      numbers=PRESETS[given.preset, given.dataset]._replace(
+        **{name: value for name, value in numbers.items() if value is not None}
+      ),
+      data_dir=given.data_dir,
+      cache_dir=given.cache_dir,
+    )
+  )
+
+
+def define_flags() -> None:
+  """Only where this file is the program, so that importing it defines none."""
+  flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "What the nets learn.")
+  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
+  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
+  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: TFDS' default.")
+  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
+  flags.DEFINE_integer("seeds", None, "Nets that learn from every set.", lower_bound=1)
+  flags.DEFINE_integer("epochs", None, "Of every training.", lower_bound=1)
+  flags.DEFINE_integer("examples", None, "Of every set; 0: all.", lower_bound=0)
+  flags.DEFINE_integer("tested", None, "Attack the first so many; 0: all.", lower_bound=0)
+  flags.DEFINE_float("radius", None, "l_2, of training and making.", lower_bound=0.0)
+  flags.DEFINE_float("tested_radius", None, "l_2, of the attack on learners.", lower_bound=0.0)
+  flags.DEFINE_integer("inversion_steps", None, "Of D_R and D_NR.", lower_bound=1)
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(commands.with_sentences(main), flags_parser=commands.parse)
