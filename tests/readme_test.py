@@ -91,6 +91,17 @@ def test_its_tables_are_those_of_the_committed_studies(study):
     assert row["net"] == "baseline" or 1 < 100 * row["A"]["mean"] < 100  # percentages
 
 
+def test_its_table_of_autoattack_on_the_papers_nets_is_that_of_the_committed_study():
+  path = ROOT / "results" / "shaham2015" / "mnist" / "autoattack.json"
+  found = {(row["net"], row["norm"]): row for row in json.loads(path.read_text())["rows"]}
+  for net in {net for net, _ in found}:
+    clean = found[net, "linf"]["after clean"]
+    standing = [found[net, norm]["after square"] for norm in ("linf", "l2", "l1")]
+    assert f"| {net} | {clean} | {' | '.join(standing)} |" in README
+    assert all(50 < float(accuracy) <= float(clean) for accuracy in standing)
+  assert len(found) == 12
+
+
 def test_its_table_of_the_net_of_madry_et_al_is_that_of_the_committed_evaluation():
   path = ROOT / "results" / "madry_mnist" / "autoattack_first_500.json"
   found = json.loads(path.read_text())
