@@ -64,6 +64,9 @@ class Counted(torch.nn.Module):
   def __init__(self, module: torch.nn.Module, counter: Counter) -> None:
     super().__init__()
     self.module, self.counter = module, counter
+    # torchattacks puts a model back into the mode that it found it in, and with it all within it:
+    # a wrapper in training mode, as modules are born, would have batch norm learn from the attacks.
+    self.eval()
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] -> [B, K]."""
@@ -176,6 +179,8 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
     labels = torch.from_numpy(y[start : start + BATCH]).long()
     images.append(nets.channels_last(attack(batch, labels)))
   seconds = time.perf_counter() - began
+  if net.module.training:
+    raise RuntimeError("The attack has left the net in training mode.")
   theirs = broken(net, x, y, np.concatenate(images), norm, radius)
   line["theirs"] = {
     "robust": float(np.mean(~theirs)),
