@@ -6,7 +6,7 @@
 `passes` are the backward passes of an update over its batch, each with its forward pass, whether
 they give a gradient in theta, in x or in both: standard training makes one. An equal budget of them
 is what makes methods comparable. A step of L-BFGS, with the forward passes of its line search,
-counts as four.
+counts as four. What it takes to find tangent planes is no pass of the net and is not counted.
 """
 
 from collections.abc import Callable
