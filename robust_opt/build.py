@@ -36,8 +36,14 @@ class Splits(NamedTuple):
 
 def splits(config: ConfigDict) -> Splits:
   """Loads the data; the held-out part comes from the training set, never from the test set."""
-  train = _load(config, "train", config.dataset.train_examples)
-  test = _load(config, "test", config.dataset.test_examples)
+  start = config.dataset.train_start
+  train = _load(config, "train", start, config.dataset.train_examples)
+  test = _load(config, "test", 0, config.dataset.test_examples)
+  if not len(train.labels):
+    raise InputError(
+      f"--config.dataset.train_start={start} leaves none of the training examples of "
+      f"{config.dataset.name}."
+    )
   try:
     rest, heldout = data.holdout(train, config.dataset.holdout, config.seed)
   except InputError as error:
@@ -71,13 +77,14 @@ def _constructed(config: ConfigDict, original: data.Dataset) -> data.Dataset:
   return made._replace(num_classes=original.num_classes)
 
 
-def _load(config: ConfigDict, split: str, count: int) -> data.Dataset:
-  """The first `count` examples of a split; 0: all."""
+def _load(config: ConfigDict, split: str, start: int, count: int) -> data.Dataset:
+  """`count` examples of a split from `start` on; 0: all."""
   data_dir, cache_dir = config.dataset.data_dir or None, config.dataset.cache_dir or None
   dataset = data.load(config.dataset.name, split, data_dir=data_dir, cache_dir=cache_dir)
-  if count == 0:
+  if start == count == 0:
     return dataset
-  return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
+  part = slice(start, start + count if count else None)
+  return dataset._replace(images=dataset.images[part], labels=dataset.labels[part])
 
 
 def model(config: ConfigDict, train: data.Dataset) -> nn.Module:
@@ -126,6 +133,10 @@ def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int)
   """
   ball = uncertainty_set(config, norm, radius)
   match config.attack.name if num_steps else "none":
+    case "uniform_noise":
+      return maximizers.noise(ball)
+    case "random_signs":
+      return maximizers.noise(ball, extreme=True)
     case "power_iteration":
       maximizer = maximizers.power_iteration(ball)
     case "n_fgsm":
@@ -204,7 +215,7 @@ def _updates_of_a_batch(config: ConfigDict) -> int:
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
   """What descends: an l_2 penalty on every parameter, then the optimiser of that name.
 
-  It averages the weights beside, if the config asks for it.
+  It bounds the weights of every unit and averages the weights, if the config asks for it.
   """
   name = config.optimizer.name
   factory = getattr(optimizers if name in optimizers.__all__ else optax, name, None)
@@ -221,6 +232,8 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
   if not isinstance(descent, optax.GradientTransformation):
     raise InputError(refusal)
   parts = [optax.add_decayed_weights(config.optimizer.weight_decay), descent]
+  if config.optimizer.max_column_norm:
+    parts.append(optimizers.max_column_norm(config.optimizer.max_column_norm))
   if config.optimizer.average:
     parts.append(optimizers.weight_average(config.optimizer.average))
   return optax.chain(*parts)

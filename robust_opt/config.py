@@ -17,6 +17,8 @@ from robust_opt.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
 MAXIMIZERS = ("pgd", "frank_wolfe", "lbfgs", "power_iteration", "n_fgsm", "free", "recall")
+NOISES = ("uniform_noise", "random_signs")  # what is no adversary: its control
+LOSSES = ("cross_entropy", "one_vs_all", "independent")
 
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
 # code, over images padded to 32x32.
@@ -40,6 +42,7 @@ def base() -> ConfigDict:
   config.dataset.data_dir = ""  # where prepared sets lie; empty: TFDS' own default
   config.dataset.cache_dir = ""  # where arrays are cached; empty: the user's cache directory
   config.dataset.holdout = 0.1  # fraction of the training set kept back to choose a checkpoint
+  config.dataset.train_start = 0  # leave out so many training examples at the beginning
   config.dataset.train_examples = 0  # use only the first so many of them; 0: all
   config.dataset.train_files = ""  # to learn from instead: a folder of robust_opt.construct
   config.dataset.labels = 0  # so many training examples have one, equally many a class; 0: all
@@ -65,7 +68,7 @@ def base() -> ConfigDict:
   config.attack = ConfigDict()
   # Of more than one step: pgd, frank_wolfe, lbfgs; of any number: power_iteration; n_fgsm, from
   # noise in twice the ball; free, which replays a batch so often; recall, in the directions that
-  # the example's last visit left.
+  # the example's last visit left. Of one step, blind: uniform_noise and random_signs.
   config.attack.name = "pgd"
   config.attack.num_steps = 1  # 0: standard training; 1: Algorithm 1; more: the ascent of that name
   config.attack.relative_step = (
@@ -76,7 +79,9 @@ def base() -> ConfigDict:
   config.attack.dtype = "float32"  # of the net while the adversary ascends; or bfloat16, float16
   config.attack.train_mode = False  # the authors' choice: dropout and batch statistics on
 
-  config.objective = ConfigDict({"name": "robust"})  # a function of objectives; the rest: its own
+  # A function of objectives; the rest: its own. Of robust and mixture loss= cross_entropy, or
+  # one_vs_all (sigmoids) or independent (RBF nets).
+  config.objective = ConfigDict({"name": "robust"})
 
   config.penalty = ConfigDict()  # what the learner pays beside
   config.penalty.name = "operator_norm"  # or layer_jacobian, gradient_alignment
@@ -91,6 +96,7 @@ def base() -> ConfigDict:
   config.optimizer.halving_epochs = 25.0  # how often, for halving
   config.optimizer.average = 0.0  # decay of an average of the weights, which is then what is judged
   config.optimizer.weight_decay = 0.0  # l_2 penalty on all parameters, added to the gradient
+  config.optimizer.max_column_norm = 0.0  # l_2 bound on the weights that lead to a unit; 0: none
 
   config.training = ConfigDict()
   config.training.epochs = 30
@@ -200,6 +206,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "model.mean": (lambda v: all(map(math.isfinite, v)), "a tuple of finite numbers, in pixels"),
   "model.std": (lambda v: all(0 < s < math.inf for s in v), "a tuple of finite numbers > 0"),
   "dataset.holdout": (lambda v: 0 < v < 1, "a fraction, 0 < holdout < 1"),
+  "dataset.train_start": (lambda v: v >= 0, "an integer >= 0"),
   "dataset.train_examples": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
   "dataset.labels": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
   "dataset.test_examples": (lambda v: v >= 0, "an integer >= 0 (0: all)"),
@@ -225,7 +232,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "one of operator_norm, layer_jacobian, gradient_alignment",
   ),
   "penalty.weight": (lambda v: 0 <= v < math.inf, "a finite number >= 0 (0: none)"),
-  "attack.name": (lambda v: v in MAXIMIZERS, f"one of {', '.join(MAXIMIZERS)}"),
+  "attack.name": (
+    lambda v: v in MAXIMIZERS + NOISES,
+    f"one of {', '.join(MAXIMIZERS + NOISES)}",
+  ),
   "attack.num_steps": (lambda v: v >= 0, "an integer >= 0 (0: standard training)"),
   "attack.relative_step": (lambda v: 0 < v <= 2, "a fraction of the radius, 0 < step <= 2"),
   "optimizer.learning_rate": (lambda v: 0 < v < math.inf, "a finite number > 0"),
@@ -237,6 +247,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "optimizer.halving_epochs": (lambda v: 0 < v < math.inf, "a finite number of epochs > 0"),
   "optimizer.average": (lambda v: 0 <= v < 1, "a decay, 0 <= average < 1 (0: none)"),
   "optimizer.weight_decay": (lambda v: 0 <= v < math.inf, "a finite number >= 0"),
+  "optimizer.max_column_norm": (lambda v: 0 <= v < math.inf, "a finite number >= 0 (0: none)"),
   "training.epochs": (lambda v: v >= 1, "an integer >= 1"),
   "training.batch_size": (lambda v: v >= 1, "an integer >= 1"),
   "training.weight_perturbation": (lambda v: 0 <= v < math.inf, "a finite number >= 0 (0: none)"),
@@ -285,7 +296,8 @@ def validate(config: ConfigDict) -> None:
 
 def trains_robustly(config: ConfigDict) -> bool:
   """Whether there is an adversary, one that attacks or that of a gradient penalty."""
-  return config.attack.num_steps > 0 or config.objective.name == "gradient_penalty"
+  attacked = config.attack.num_steps > 0 and config.attack.name not in NOISES
+  return attacked or config.objective.name == "gradient_penalty"
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:

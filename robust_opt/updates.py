@@ -22,6 +22,7 @@ from robust_opt import (
   build,
   certify,
   hidden,
+  losses,
   maximizers,
   models,
   objectives,
@@ -32,6 +33,7 @@ from robust_opt import (
   tangents,
   uncertainty,
 )
+from robust_opt import config as config_lib
 from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
@@ -222,13 +224,20 @@ def _demand(config: ConfigDict, why: str, wanted: dict[str, Any]) -> None:
 
 
 def objective(config: ConfigDict) -> RobustObjective:
-  """The config's objective over cross-entropy, to train by."""
+  """The config's objective over its loss, to train by."""
   given = config.objective.to_dict()
   name = given.pop("name")
   if name not in objectives.__all__:
     allowed = ", ".join(objectives.__all__)
     raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
   _fits(config, name)
+  if "loss" in given:
+    if given["loss"] not in config_lib.LOSSES:
+      raise InputError(
+        f"--config.objective.loss must be one of {', '.join(config_lib.LOSSES)}, but was "
+        f"{given['loss']!r}."
+      )
+    given["loss"] = getattr(losses, given["loss"])
   if name == "gradient_penalty":
     given["uncertainty"] = build.uncertainty_set(
       config, config.uncertainty.name, config.uncertainty.radius
@@ -257,10 +266,10 @@ def _fits(config: ConfigDict, name: str) -> None:
       f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
       f"--config.objective.name must be trades or virtual, but was {name!r}."
     )
-  if attack.name == "n_fgsm" and attack.num_steps > 1:
+  if attack.name in ("n_fgsm", *config_lib.NOISES) and attack.num_steps > 1:
     raise InputError(
-      f"--config.attack.name=n_fgsm is one step: --config.attack.num_steps must be 1, but was "
-      f"{attack.num_steps}."
+      f"--config.attack.name={attack.name} is one step: --config.attack.num_steps must be 1, but "
+      f"was {attack.num_steps}."
     )
   if name == "gradient_penalty" and (attack.num_steps or config.uncertainty.warmup):
     raise InputError(

@@ -65,6 +65,8 @@ def test_the_recipe_of_madry_et_al():
     ({"name": "mart", "beta": -1.0}, "beta .* was -1.0"),
     ({"name": "virtual"}, "flat at the clean example.*power_iteration"),
     ({"name": "mixture", "alpha": 2.0}, "alpha .* was 2.0"),
+    ({"name": "robust", "loss": "correct"}, "one of cross_entropy, one_vs_all, .* was 'correct'"),
+    ({"name": "mart", "loss": "one_vs_all"}, "does not fit mart.*loss"),
     ({"name": "losses"}, "one of gradient_penalty, mart, .* was 'losses'"),
   ],
 )
@@ -80,6 +82,7 @@ def test_objectives_that_cannot_be_built(given, words):
   [
     ({"attack.name": "power_iteration"}, "must be trades or virtual, but was 'robust'"),
     ({"attack.name": "n_fgsm", "attack.num_steps": 2}, "num_steps must be 1, but was 2"),
+    ({"attack.name": "random_signs", "attack.num_steps": 2}, "num_steps must be 1, but was 2"),
     ({"objective.name": "gradient_penalty"}, "must be 0, but were 1 and 0.0"),
     (
       {"objective.name": "gradient_penalty", "attack.num_steps": 0, "uncertainty.warmup": 0.5},
@@ -250,6 +253,7 @@ def test_differences_name_what_changed_and_ignore_places():
 NAN, INF = float("nan"), float("inf")
 BAD = [
   ("dataset.holdout", (0.0, 1.0, -0.1, NAN), "0 < holdout < 1"),
+  ("dataset.train_start", (-1,), "an integer >= 0"),
   ("dataset.train_examples", (-1,), ">= 0 (0: all)"),
   ("dataset.test_examples", (-1,), ">= 0 (0: all)"),
   ("dataset.labels", (-10,), ">= 0 (0: all)"),
@@ -274,6 +278,7 @@ BAD = [
   ("model.mean", ((NAN,), (INF, 0.0, 0.0)), "a tuple of finite numbers"),
   ("model.std", ((0.0,), (-1.0,), (NAN,)), "a tuple of finite numbers > 0"),
   ("optimizer.weight_decay", (-1e-4, NAN, INF), "a finite number >= 0"),
+  ("optimizer.max_column_norm", (-1.0, NAN, INF), "a finite number >= 0 (0: none)"),
   ("training.epochs", (0, -3), "an integer >= 1"),
   ("training.batch_size", (0, -3), "an integer >= 1"),
   ("optimizer.average", (-0.1, 1.0, NAN), "0 <= average < 1"),

@@ -4,10 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from ml_collections import ConfigDict
 
 import robust_opt as ro
-from robust_opt import build, config, experiment, models, penalties, tangents, updates
+from robust_opt import build, config, experiment, losses, models, penalties, tangents, updates
 from robust_opt.data import load
 from robust_opt.errors import InputError
 from robust_opt.training import init_state, take
@@ -137,3 +139,58 @@ def test_few_labels_and_many_images(tmp_path):
   summary = experiment.run(c, tmp_path / "run")
   assert summary["results"][0]["correct"] / summary["results"][0]["total"] > 0.7
   assert summary["train_examples"] > 1000
+
+
+@pytest.mark.parametrize("name", ["uniform_noise", "random_signs"])
+def test_noise_is_blind_and_no_robust_training(name):
+  c = config.digits()
+  c.attack.name, c.uncertainty.radius = name, 0.25
+  attack = build.attack(c, "linf", 0.25, 1)
+  x = jnp.full((3, 4, 4, 1), 0.5)
+  delta, info = attack(lambda x: x.sum(axis=(1, 2, 3)), jax.random.split(jax.random.key(0), 3), x)
+  assert info.value.shape == (0, 3)
+  corners = jnp.abs(delta) == 0.25
+  assert bool(corners.all()) if name == "random_signs" else not bool(corners.any())
+  assert 0 < int((delta > 0).sum()) < delta.size
+  assert not config.trains_robustly(c)
+
+
+def test_the_loss_of_an_objective_goes_by_its_name():
+  c = config.digits()
+  logits, y = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([1])
+  for loss in config.LOSSES:
+    c.objective = ConfigDict({"name": "robust", "loss": loss})
+    out, _ = updates.objective(c).outer(lambda x: (x, {}), logits, logits, y)
+    chex.assert_trees_all_close(out, getattr(losses, loss)(logits, y))
+
+
+def test_a_bound_on_columns_holds_after_every_update():
+  c = config.digits()
+  c.optimizer.max_column_norm, c.optimizer.learning_rate = 0.5, 1.0
+  optimizer = build.optimizer(c, 5)
+  params = {"kernel": jnp.ones((4, 3)) * 0.1, "bias": jnp.zeros(3)}
+  state = optimizer.init(params)
+  for _ in range(3):
+    grads = {"kernel": -jnp.ones((4, 3)), "bias": -jnp.ones(3)}
+    changes, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, changes)
+  norms = jnp.linalg.norm(params["kernel"], axis=0)
+  chex.assert_trees_all_close(norms, jnp.full(3, 0.5), rtol=1e-6)
+  assert float(params["bias"].min()) > 1.0
+
+
+def test_a_part_of_the_training_set():
+  c = config.digits()
+  c.dataset.holdout = 0.01
+  images = {}
+  for start, count in ((0, 700), (700, 0), (0, 0)):
+    c.dataset.train_start, c.dataset.train_examples = start, count
+    splits = build.splits(c)
+    both = (splits.train.images, splits.heldout.images)
+    images[start, count] = {image.tobytes() for part in both for image in part}
+  assert len(images[0, 700]) == 700
+  assert images[0, 700] | images[700, 0] == images[0, 0]
+  assert len(images[0, 700] & images[700, 0]) <= 1  # digits holds an image twice, perhaps
+  c.dataset.train_start = 10**6
+  with pytest.raises(InputError, match="train_start=1000000 leaves none"):
+    build.splits(c)

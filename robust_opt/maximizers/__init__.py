@@ -21,6 +21,7 @@ from robust_opt.maximizers.core import (
 )
 from robust_opt.maximizers.first_order import (
   frank_wolfe,
+  noise,
   noisy_step,
   pgd,
   power_iteration,
@@ -39,6 +40,7 @@ __all__ = [
   "ascend",
   "frank_wolfe",
   "lbfgs",
+  "noise",
   "noisy_step",
   "only_if",
   "pgd",

@@ -199,6 +199,36 @@ def steepest(uncertainty: UncertaintySet) -> Attack:
   return ascend(frank_wolfe(uncertainty), num_steps=1)
 
 
+def noise(uncertainty: UncertaintySet, extreme: bool = False) -> Attack:
+  """A random point of the set, blind to the loss: the control of adversarial training.
+
+  Source: Goodfellow et al. 2015 (arXiv 1412.6572), section 6, which trains on uniform noise in the
+  l_inf ball and on random signs times its radius.
+
+  Args:
+    uncertainty: where the noise lies.
+    extreme: rather than a sample of the set, its furthest point in the direction of random signs;
+      in the l_inf ball a corner.
+
+  Returns:
+    An attack that must have a key and reports no step.
+  """
+
+  def blind(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    del value_fn
+    if key is None:
+      raise InputError("Noise needs a key, but it was None; pass one to the attack.")
+    nothing = jnp.zeros((0, x.shape[0]), x.dtype)
+    info = AscentInfo(nothing, nothing.astype(bool), nothing)
+    if not extreme:
+      return uncertainty.sample(key, x), info
+    keys = key if key.ndim else jax.random.split(key, x.shape[0])
+    signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(keys)
+    return uncertainty.steepest_ascent(signs, x), info
+
+  return blind
+
+
 def _of_unit_l2(v: Array) -> Array:
   """Every example's vector at unit length, [B, *S]; 0 where it is 0, whatever its scale."""
   return l2(1.0).steepest_ascent(v, v)
