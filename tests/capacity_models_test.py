@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import signal
 
 import robust_opt as ro
 from robust_opt import models, optimizers, training
@@ -68,6 +69,30 @@ def test_maxout_by_hand():
     h = np.stack(units, axis=1)
   expected = h @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
   np.testing.assert_allclose(logits_of(net, params, X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolutional_maxout_layer_by_scipy():
+  """Correlate, take the maximum over pieces, pool: in that order, in float64."""
+  net = models.ConvMaxout(num_classes=2, widths=(3,), pieces=2, mean=0.3, std=0.4)
+  x = np.random.default_rng(1).uniform(0, 1, (2, 4, 6, 2)).astype(np.float32)
+  fresh, _ = models.init(net, jax.random.key(0), x.shape[1:])
+  params = jax.tree.map(lambda w: normal(*w.shape), fresh)
+  kernel, bias = params["ConvPool_0"]["kernel"], params["ConvPool_0"]["bias"]
+  z = np.stack(
+    [
+      sum(
+        signal.correlate2d((image[..., c] - 0.3) / 0.4, kernel[..., c, feature], mode="same")
+        for c in range(2)
+      )
+      + bias[feature]
+      for image in x.astype(np.float64)
+      for feature in range(6)
+    ]
+  ).reshape(2, 2, 3, 4, 6)  # image, piece, unit, row, column
+  h = z.max(axis=1).reshape(2, 3, 2, 2, 3, 2).max(axis=(3, 5)).transpose(0, 2, 3, 1)
+  top = params["Dense_0"]
+  expected = h.reshape(2, -1) @ top["kernel"] + top["bias"]
+  np.testing.assert_allclose(logits_of(net, params, x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_maxout_starts_as_the_paper_does():

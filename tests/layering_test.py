@@ -82,6 +82,7 @@ ORDER = [
   "linear.counterparts",
   "linear.solve",
   "linear.comparisons",
+  "linear.decay",
   "linear.figures",
   "linear",
   "config",

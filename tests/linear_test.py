@@ -6,11 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.linear_model import Lasso, Ridge
+from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.linear import algorithm1_gap, comparisons, counterparts, figures, paths, solve
+from robust_opt.linear import (
+  algorithm1_gap,
+  comparisons,
+  counterparts,
+  decay,
+  figures,
+  paths,
+  solve,
+)
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -311,3 +319,64 @@ def test_without_cvxpy(monkeypatch):
   monkeypatch.setattr(solve.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(InputError, match="pip install"):
     solve.lasso(np.eye(2), np.ones(2), 1.0)
+
+
+def test_the_adversarys_path_is_certified():
+  _, _, x, y, _ = linear_problem()
+  radii = np.array([0.02, 0.1, 0.3])
+  found = decay.logistic_path(x, y, radii, "adversary", num_steps=3000)
+  for value, radius in zip(found.value, radii):
+    assert float(value) == pytest.approx(solve.margin(x, y, "linf", radius).value, abs=2e-4)
+
+
+def test_the_path_of_weight_decay_is_sklearns():
+  _, _, x, y, _ = linear_problem()
+  strengths = np.array([0.02, 0.1])
+  found = decay.logistic_path(x, y, strengths, "decay", num_steps=3000)
+  for w, strength in zip(found.w, strengths):
+    # liblinear would penalise the intercept too.
+    reference = LogisticRegression(
+      l1_ratio=1.0, C=1 / (len(y) * strength), solver="saga", tol=1e-9, max_iter=100_000
+    ).fit(x, y)
+    np.testing.assert_allclose(w, reference.coef_[0], atol=2e-3)
+
+
+def test_the_pull_is_the_derivative_in_the_norm():
+  """As |w|_1 enters softplus(eps |w|_1 - margin): decay never lets go, a won margin does."""
+  x = jnp.array([[1.0], [-1.0]])
+  y = jnp.array([1.0, -1.0])
+  strengths = jnp.array([0.1, 0.5])
+  lasting = decay.logistic_path(x, y, strengths, "decay", num_steps=200)
+  np.testing.assert_allclose(lasting.pull, strengths)
+  letting_go = decay.logistic_path(x, y, strengths, "adversary", num_steps=200)
+  for place, strength in enumerate(strengths):
+    w, b = letting_go.w[place, 0], letting_go.b[place]
+    slope = strength * jnp.mean(jax.nn.sigmoid(strength * jnp.abs(w) - y * (x[:, 0] * w + b)))
+    assert float(letting_go.pull[place]) == pytest.approx(float(slope), rel=1e-5)
+  assert np.all(letting_go.pull < 0.2 * strengths)  # separable: every margin is won
+
+
+def test_errors_of_a_path_are_exact():
+  path = decay.LogisticPath(jnp.array([[1.0, -1.0]]), jnp.zeros(1), jnp.zeros(1), jnp.zeros(1))
+  x, y = jnp.array([[0.3, 0.0], [0.0, 0.3], [-0.1, 0.0]]), jnp.array([1.0, -1.0, 1.0])
+  assert float(decay.errors(path, x, y, 0.0)[0]) == pytest.approx(1 / 3)
+  assert float(decay.errors(path, x, y, 0.14)[0]) == pytest.approx(1 / 3)
+  assert float(decay.errors(path, x, y, 0.16)[0]) == 1.0
+
+
+@pytest.mark.parametrize(
+  ("kind", "strength", "words"),
+  [("ridge", 0.1, "one of adversary, decay, but was 'ridge'"), ("adversary", -1.0, "radius")],
+)
+def test_what_decay_refuses(kind, strength, words):
+  x, y = jnp.ones((2, 1)), jnp.array([1.0, -1.0])
+  with pytest.raises(InputError, match=words):
+    decay.objective(jnp.ones(1), jnp.zeros(()), x, y, strength, kind)
+
+
+def test_the_picture_of_adversary_and_decay(tmp_path):
+  strengths = np.array([0.0, 0.01, 0.1])
+  errors = dict.fromkeys(decay.KINDS, (strengths, strengths * 2))
+  pulls = dict.fromkeys(decay.KINDS, strengths)
+  figures.adversary_and_decay(strengths, errors, pulls, tmp_path / "decay.png")
+  assert (tmp_path / "decay.png").stat().st_size > 5000

@@ -4,11 +4,12 @@
   solve.margin(x, y, "linf", 0.1)                     # its certified minimum (needs cvxpy)
   paths(x, y, radii)                                  # robust least squares is the lasso
   algorithm1_gap(x, y, "linf", 0.1, key)              # Algorithm 1 reaches the minimum
+  decay.logistic_path(x, y, strengths, "adversary")   # and l_1 weight decay beside it
 
-`figures` draws the last two.
+`figures` draws the last three.
 """
 
-from robust_opt.linear import counterparts, solve
+from robust_opt.linear import counterparts, decay, solve
 from robust_opt.linear.comparisons import Algorithm1Run, Paths, algorithm1_gap, paths
 from robust_opt.linear.solve import Solution
 
@@ -18,6 +19,7 @@ __all__ = [
   "Solution",
   "algorithm1_gap",
   "counterparts",
+  "decay",
   "paths",
   "solve",
 ]

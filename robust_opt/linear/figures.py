@@ -65,3 +65,34 @@ def optimality_gap(gaps: Mapping[str, np.ndarray], path: Path) -> None:
   axis.grid(alpha=0.3)
   axis.legend(frameon=False)
   save(figure, path)
+
+
+def adversary_and_decay(
+  strengths: np.ndarray,
+  errors: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  pulls: Mapping[str, np.ndarray],
+  path: Path,
+) -> None:
+  """Left: test errors against the strength; right: how hard |w|_1 is still pulled down.
+
+  Args:
+    strengths: [R], ascending; the first may be 0.
+    errors: label -> (clean [R], adversarial [R]), in [0, 1].
+    pulls: the same labels -> [R].
+    path: PNG to write.
+  """
+  figure = new_figure(8.6, 3.5)
+  left, right = figure.subplots(1, 2)
+  for (label, (clean, adversarial)), colour, marker in zip(errors.items(), COLOURS, "os"):
+    shared = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2}
+    left.plot(strengths, 100 * clean, label=f"{label}: clean", **shared)
+    left.plot(strengths, 100 * adversarial, ls="--", mfc="none", label="adversarial", **shared)
+    right.plot(strengths, pulls[label], label=label, **shared)
+  for axis in (left, right):
+    axis.set_xscale("symlog", linthresh=strengths[strengths > 0].min())
+    axis.set_xlabel(r"strength, $\epsilon$ or $\lambda$")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+  left.set(ylabel="error on the test set (%)", ylim=(-3, 103))
+  right.set_ylabel(r"pull on $|w|_1$")
+  save(figure, path)

@@ -19,7 +19,7 @@ from robust_opt.errors import InputError
 from robust_opt.models.digits_cnn import DigitsCNN
 from robust_opt.models.linear import SoftmaxRegression
 from robust_opt.models.madry_cnn import MadryCNN
-from robust_opt.models.maxout import Maxout
+from robust_opt.models.maxout import ConvMaxout, Maxout
 from robust_opt.models.mlp import MLP
 from robust_opt.models.mnist_cnn import MnistCNN
 from robust_opt.models.rbf import DeepRBF, ShallowRBF
@@ -29,6 +29,7 @@ from robust_opt.types import ApplyFn, Array, ModelState, Params
 __all__ = [
   "MLP",
   "VGG",
+  "ConvMaxout",
   "DeepRBF",
   "DigitsCNN",
   "MadryCNN",

@@ -1,4 +1,4 @@
-"""The maxout network of Goodfellow, Shlens and Szegedy 2015 (https://arxiv.org/abs/1412.6572).
+"""The maxout networks of Goodfellow, Shlens and Szegedy 2015 (https://arxiv.org/abs/1412.6572).
 
   net = models.Maxout(num_classes=10)                  # 2 x 240 units of 5 pieces, with dropout
   optimizer = optax.chain(optax.sgd(rate, momentum), optimizers.max_column_norm(1.9365))
@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_opt.models.layers import Initializer, Standardise
+from robust_opt.models.layers import ConvPool, Initializer, Standardise
 from robust_opt.types import Array
 
 
@@ -23,14 +23,14 @@ def max_of_pieces(z: Array, pieces: int) -> Array:
   Source: Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
 
   Args:
-    z: [B, pieces * width]; piece p of unit u is entry p * width + u.
+    z: [*R, pieces * width]; piece p of unit u is entry p * width + u.
     pieces: affine maps of a unit.
 
   Returns:
-    [B, width].
+    [*R, width].
   """
   # Pieces before units: a maximum over a short last axis is several times slower on CPU.
-  return jnp.max(z.reshape(z.shape[0], pieces, -1), axis=1)
+  return jnp.max(z.reshape(*z.shape[:-1], pieces, -1), axis=-2)
 
 
 class Maxout(nn.Module):
@@ -73,6 +73,40 @@ class Maxout(nn.Module):
       z = nn.Dense(self.pieces * width, kernel_init=kernel_init)(x)
       x = drop(max_of_pieces(z, self.pieces), self.hidden_dropout)
     return nn.Dense(self.num_classes, kernel_init=kernel_init)(x)
+
+
+class ConvMaxout(nn.Module):
+  """Convolutional maxout layers and a dense one: images [B, H, W, C] -> logits [B, num_classes].
+
+  Every layer is a 3 x 3 convolution, the maximum over pieces, a 2 x 2 maximum pool and dropout. The
+  paper's net for CIFAR-10 (Goodfellow et al. 2013, arXiv 1302.4389) is of this kind and larger.
+
+  Attributes:
+    num_classes: number of classes.
+    widths: units of every convolution.
+    pieces: affine maps that a unit takes the maximum of.
+    hidden_dropout: rate at which the last layer's units are dropped.
+    mean: of the pixels, one number or one a channel.
+    std: likewise.
+  """
+
+  num_classes: int = 10
+  widths: Sequence[int] = (24, 48, 48)
+  pieces: int = 2
+  hidden_dropout: float = 0.2
+  mean: float | Sequence[float] = 0.0
+  std: float | Sequence[float] = 1.0
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """`train`: dropout by the rng stream 'dropout', or none."""
+    x = Standardise(self.mean, self.std)(x)
+    for width in self.widths:
+      # A maximum over pieces and one over a window may be taken in either order.
+      z = ConvPool(self.pieces * width, (3, 3), pool_size=2, padding="SAME")(x)
+      x = max_of_pieces(z, self.pieces)
+    x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
+    return nn.Dense(self.num_classes)(x)
 
 
 def _uniform(scale: float) -> Initializer:
