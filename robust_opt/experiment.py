@@ -226,6 +226,7 @@ def evaluate_and_describe(
   trained_on = config_lib.trains_robustly(config)
   steps = max(1, config.attack.num_steps)
   radii = {**config.evaluation.radii.to_dict(), **({own: own_radius} if trained_on else {})}
+  radii = {norm: radius for norm, radius in radii.items() if radius or norm == own}
   results: list[dict[str, Any]] = []
   sweeps = []
   for norm in sorted(radii, key=lambda n: (n != own, list(NORMS).index(n))):
@@ -247,8 +248,12 @@ def evaluate_and_describe(
       }
     )
     swept = [multiple * radii[norm] for multiple in config.evaluation.sweep]
+    known = {0.0: results[0]["correct"], radii[norm]: results[-1]["correct"]}
     correct = [
-      int(experiment.evaluate(state, norm, experiment.test, r).robust_correct.sum()) for r in swept
+      known[r]
+      if r in known
+      else int(experiment.evaluate(state, norm, experiment.test, r).robust_correct.sum())
+      for r in swept
     ]
     sweeps.append({"norm": norm, "radii": swept, "correct": correct, "total": total})
   kind = (

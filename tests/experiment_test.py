@@ -172,6 +172,24 @@ def test_zero_gradients_are_reported(parts):
   ]
 
 
+def test_a_norm_of_radius_0_is_left_out(parts):
+  """But never the norm that is trained over, whose clean half is the clean accuracy."""
+  config = small_config()
+  config.evaluation.radii.l1 = config.evaluation.radii.linf = config.uncertainty.radius = 0.0
+  asked = []
+
+  def evaluate(state, norm, data, radius):
+    asked.append((norm, radius))
+    return outcome(data, clean=90, robust=60, zeros=0)
+
+  stub = parts._replace(evaluate=evaluate)
+  found = experiment.evaluate_and_describe(config, stub, parts.state)
+  assert [row.get("norm") for row in found["results"]] == [None, "linf", "l2"]
+  # Multiples 0 and 1 of a radius are known already.
+  assert asked == [("linf", 0.0), ("l2", 0.5), ("l2", 1.5)]
+  assert found["sweeps"][1]["correct"] == [90, 60, 60]
+
+
 def test_a_sweep_over_radii_traces_once(parts, monkeypatch):
   traced, genuine = [], build.evaluation_attack
   monkeypatch.setattr(

@@ -100,12 +100,14 @@ class Options(NamedTuple):
 def ground(dataset: str) -> ConfigDict:
   """What all methods share."""
   if dataset == "mnist":
-    return config_lib.mnist_methods()
-  config = config_lib.digits()
-  config.uncertainty.radius, config.uncertainty.box = 0.15, True
-  config.evaluation.radii.linf = config.uncertainty.radius
-  config.evaluation.sweep = (0.0, 1.0)
-  config.optimizer.schedule = "cosine"
+    config = config_lib.mnist_methods()
+  else:
+    config = config_lib.digits()
+    config.uncertainty.radius, config.uncertainty.box = 0.15, True
+    config.evaluation.radii.linf = config.uncertainty.radius
+    config.optimizer.schedule = "cosine"
+  # What the table needs of a run is its clean accuracy; the rest is attacked afterwards.
+  config.evaluation.sweep, config.evaluation.radii.l1 = (0.0, 1.0), 0.0
   return config
 
 
