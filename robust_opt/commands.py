@@ -1,12 +1,15 @@
-"""What the commands that evaluate have in common: their flags, and a sentence for an error."""
+"""What commands have in common: the flags of evaluations and of studies, a sentence for errors."""
 
 import logging as python_logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from absl import flags, logging
 
 from robust_opt.errors import InputError, RunError
+
+Numbers = TypeVar("Numbers", bound=Any)  # a NamedTuple of a study
 
 
 def define_subject_flags() -> None:
@@ -17,6 +20,23 @@ def define_subject_flags() -> None:
   flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: the run's own.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
   flags.DEFINE_enum("checkpoint", "", ["", "last", "best"], "Of the run; empty: its config's.")
+
+
+def define_study_flags(datasets: Iterable[str]) -> None:
+  """The flags that every study of a paper has; those of its numbers are its own."""
+  flags.DEFINE_enum("dataset", "digits", sorted(datasets), "What the nets learn.")
+  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
+  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
+  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: TFDS' default.")
+  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
+
+
+def numbers_of(presets: Mapping[tuple[str, str], Numbers]) -> Numbers:
+  """The numbers of the preset for the data set, but those that have a flag of their name."""
+  given = flags.FLAGS
+  numbers = presets[given.preset, given.dataset]
+  values = {name: given[name].value for name in numbers._fields}
+  return numbers._replace(**{name: value for name, value in values.items() if value is not None})
 
 
 def refuse_positional(argv: Sequence[str]) -> None:

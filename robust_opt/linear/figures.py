@@ -85,14 +85,16 @@ def adversary_and_decay(
   left, right = figure.subplots(1, 2)
   for (label, (clean, adversarial)), colour, marker in zip(errors.items(), COLOURS, "os"):
     shared = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2}
-    left.plot(strengths, 100 * clean, label=f"{label}: clean", **shared)
-    left.plot(strengths, 100 * adversarial, ls="--", mfc="none", label="adversarial", **shared)
-    right.plot(strengths, pulls[label], label=label, **shared)
+    left.plot(strengths, 100 * clean, label=f"{label}, clean", **shared)
+    left.plot(
+      strengths, 100 * adversarial, ls="--", mfc="none", label=f"{label}, adversarial", **shared
+    )
+    right.plot(strengths, pulls[label], **shared)
   for axis in (left, right):
     axis.set_xscale("symlog", linthresh=strengths[strengths > 0].min())
     axis.set_xlabel(r"strength, $\epsilon$ or $\lambda$")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+  figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
   left.set(ylabel="error on the test set (%)", ylim=(-3, 103))
   right.set_ylabel(r"pull on $|w|_1$")
   save(figure, path)

@@ -346,14 +346,11 @@ def main(argv: list[str]) -> None:
   """Flags to options."""
   given = flags.FLAGS
   commands.refuse_positional(argv)
-  numbers = {name: given[name].value for name in Numbers._fields}
   run(
     Options(
       dataset=given.dataset,
       workdir=Path(given.workdir),
-      numbers=PRESETS[given.preset, given.dataset]._replace(
-        **{name: value for name, value in numbers.items() if value is not None}
-      ),
+      numbers=commands.numbers_of(PRESETS),
       data_dir=given.data_dir,
       cache_dir=given.cache_dir,
     )
@@ -362,11 +359,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
-  flags.DEFINE_enum("dataset", "digits", ["digits", "mnist"], "What the nets learn.")
-  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
-  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
-  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: TFDS' default.")
-  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
+  commands.define_study_flags(["digits", "mnist"])
   flags.DEFINE_integer("seeds", None, "Nets that learn from every set.", lower_bound=1)
   flags.DEFINE_integer("epochs", None, "Of every training.", lower_bound=1)
   flags.DEFINE_integer("examples", None, "Of every set; 0: all.", lower_bound=0)

@@ -13,7 +13,6 @@ no validation split, and nothing is selected on the test set. Radii are in pixel
 """
 
 import functools
-import logging as python_logging
 import platform
 import sys
 from collections.abc import Sequence
@@ -23,13 +22,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 
+from robust_opt import commands, data, seeds
 from robust_opt import config as config_lib
-from robust_opt import data, seeds
 from robust_opt.checkpoint import digest
-from robust_opt.errors import InputError, RunError
 from robust_opt.files import write_json
 from robust_opt.models import layers
 from robust_opt.papers import shaham2015_nets as parts
@@ -368,46 +366,32 @@ def _placeless(config: ConfigDict) -> dict[str, Any]:
   return value
 
 
-def main(argv: Sequence[str]) -> None:
-  """Flags to options, and one sentence for what the user can mend."""
+def main(argv: list[str]) -> None:
+  """Flags to options."""
   given = flags.FLAGS
-  # Orbax and JAX tell of every file that they touch and every backend that is absent.
-  logging.get_absl_handler().addFilter(lambda record: record.levelno >= python_logging.WARNING)
-  try:
-    if len(argv) > 1:
-      raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
-    layers.formulation = None if given.formulation == "auto" else given.formulation
-    numbers = {name: given[name].value for name in Numbers._fields}
-    on_cpu = jax.default_backend() == "cpu"
-    run(
-      Options(
-        dataset=given.dataset,
-        workdir=Path(given.workdir),
-        numbers=PRESETS[given.preset, given.dataset]._replace(
-          **{name: value for name, value in numbers.items() if value is not None}
-        ),
-        data_dir=given.data_dir,
-        cache_dir=given.cache_dir,
-        vmapped=not on_cpu if given.vmap_seeds is None else given.vmap_seeds,
-        precision=given.matmul_precision,
-        evaluation_batch=given.evaluation_batch or (100 if on_cpu else 2000),
-        autoattack_examples=given.autoattack_examples,
-        override=given.override,
-        robust_override=given.robust_override,
-      )
+  commands.refuse_positional(argv)
+  layers.formulation = None if given.formulation == "auto" else given.formulation
+  on_cpu = jax.default_backend() == "cpu"
+  run(
+    Options(
+      dataset=given.dataset,
+      workdir=Path(given.workdir),
+      numbers=commands.numbers_of(PRESETS),
+      data_dir=given.data_dir,
+      cache_dir=given.cache_dir,
+      vmapped=not on_cpu if given.vmap_seeds is None else given.vmap_seeds,
+      precision=given.matmul_precision,
+      evaluation_batch=given.evaluation_batch or (100 if on_cpu else 2000),
+      autoattack_examples=given.autoattack_examples,
+      override=given.override,
+      robust_override=given.robust_override,
     )
-  except RunError as error:
-    print(f"robust_opt: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+  )
 
 
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
-  flags.DEFINE_enum("dataset", "digits", sorted(RECIPES), "What the nets learn.")
-  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or as in the paper.")
-  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
-  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: TFDS' default.")
-  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
+  commands.define_study_flags(RECIPES)
   for name, low in zip(Numbers._fields, (1, 0, 0, 1, 1)):
     flags.DEFINE_integer(name, None, f"The preset's {name}, or this.", lower_bound=low)
   flags.DEFINE_boolean("vmap_seeds", None, "Seeds in one program; by default not on CPU.")
@@ -427,4 +411,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  app.run(commands.with_sentences(main), flags_parser=commands.parse)
