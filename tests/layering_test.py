@@ -101,6 +101,11 @@ ORDER = [
   "evaluate",
   "verify",
   "construct",
+  "report_data",
+  "report_examples",
+  "report_plots",
+  "report_words",
+  "report",
 ]
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
 PAPERS = "papers"
@@ -108,8 +113,8 @@ PAPERS = "papers"
 METHOD = ORDER[ORDER.index("types") : ORDER.index("objectives") + 1]
 # Who may import what; everyone may import what is not named here.
 ALLOWED = {
-  "absl.flags": {"main", "overrides", "commands", "evaluate", "verify", "construct"},
-  "absl.app": {"main", "evaluate", "verify", "construct"},
+  "absl.flags": {"main", "overrides", "commands", "evaluate", "verify", "construct", "report"},
+  "absl.app": {"main", "evaluate", "verify", "construct", "report"},
   "ml_collections": {
     "config",
     "methods",
@@ -129,6 +134,8 @@ ALLOWED = {
   "tensorflow": set(),
   "sklearn": {"data"},
   "cvxpy": {"linear.solve"},
+  "plotly": {"report_plots"},
+  "jinja2": {"report"},
 }
 
 
