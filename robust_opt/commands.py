@@ -62,6 +62,9 @@ def with_sentences(main: Callable[[list[str]], None]) -> Callable[[list[str]], N
 
 def parse(argv: Sequence[str]) -> list[str]:
   """absl's flags, an unknown one or a value that does not fit as one sentence."""
+  # absl's help lists what the program's own file defines; these are its flags as well.
+  for flag in flags.FLAGS.flags_by_module_dict().get(__name__, ()):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   try:
     return flags.FLAGS(list(argv))
   except flags.Error as error:

@@ -1,4 +1,4 @@
-"""Makes a data set of robust or of non-robust features, from a trained net and its training set.
+r"""Makes a data set of robust or of non-robust features, from a trained net and its training set.
 
   python -m robust_opt.construct --workdir=runs/mnist_l2 --kind=inverted --output=runs/d_robust
   python -m robust_opt.construct --workdir=runs/mnist_standard --kind=random --radius=1.5 \

@@ -1,10 +1,10 @@
-"""Trains a robust network, measures how robust it is, and leaves a work directory.
+r"""Trains a robust network, measures how robust it is, and leaves a work directory.
 
   python -m robust_opt.main
 
 trains on the digits that scikit-learn bundles, in half a minute. Any config, any key of it:
 
-  python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf
+  python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf \
     --config.training.epochs=5 --config.uncertainty.radius=0.1
 
 The keys, with their meanings and defaults, are in robust_opt/config.py; radii are in pixels of

@@ -1,4 +1,4 @@
-"""Every method of robust training on one ground, for one budget: the table of the family.
+r"""Every method of robust training on one ground, for one budget: the table of the family.
 
   python -m robust_opt.papers.family --dataset=digits --preset=quick --workdir=runs/family_digits
   python -m robust_opt.papers.family --dataset=mnist --preset=paper --workdir=runs/family \

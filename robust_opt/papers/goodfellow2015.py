@@ -1,4 +1,4 @@
-"""Goodfellow, Shlens and Szegedy 2015: explaining and harnessing adversarial examples.
+r"""Goodfellow, Shlens and Szegedy 2015: explaining and harnessing adversarial examples.
 
   python -m robust_opt.papers.goodfellow2015 --dataset=digits --preset=quick --workdir=runs/gss
   python -m robust_opt.papers.goodfellow2015 --dataset=mnist --preset=paper --workdir=runs/gss2 \

@@ -1,4 +1,4 @@
-"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arXiv 1905.02175).
+r"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arXiv 1905.02175).
 
   python -m robust_opt.papers.ilyas2019 --dataset=digits --preset=quick --workdir=runs/ilyas2019
   python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \

@@ -1,0 +1,281 @@
+"""The documentation: it builds without a warning, what it shows runs, and what it names exists."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+import robust_opt as ro
+from robust_opt import config, structured
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text("utf-8") for path in DOCS.rglob("*.md")}
+WRITTEN = {name: text for name, text in PAGES.items() if "/" not in name}
+
+
+def blocks(text, language):
+  return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run_blocks(page):
+  """Every Python block of a page, one after the other; the names that they define."""
+  names = {}
+  for number, block in enumerate(blocks(PAGES[page], "python")):
+    exec(compile(block, f"docs/{page}, block {number + 1}", "exec"), names)
+  return names
+
+
+# What the pages show runs.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [name for name, text in WRITTEN.items() if "```python" in text])
+def test_what_a_page_shows_runs(page):
+  assert len(run_blocks(page)) > 2
+
+
+def test_every_asserted_fact_is_checked():
+  """The pages that state facts in code assert them, so that running them is a test."""
+  for page in ("concepts.md", "units.md", "evaluation.md", "scale.md", "troubleshooting.md"):
+    assert any("assert " in block for block in blocks(PAGES[page], "python")), page
+
+
+def rows(file):
+  """Name -> the value that the diffs of concepts.md add to a table of that file."""
+  diffs = re.findall(rf"`{re.escape(file)}`:\n\n```diff\n(.*?)```", PAGES["concepts.md"], re.DOTALL)
+  added = [line[1:].strip() for diff in diffs for line in diff.split("\n") if line[:1] == "+"]
+  return dict(re.fullmatch(r'"(\w+)": (.*),', line).groups() for line in added if line[0] == '"')
+
+
+@pytest.mark.slow
+def test_the_set_of_the_concepts_keeps_what_every_set_promises(monkeypatch):
+  table = importlib.import_module("structured_test")
+  monkeypatch.setattr(structured, "ink", run_blocks("concepts.md")["ink"], raising=False)
+  ((name, row),) = rows("tests/structured_test.py").items()
+  monkeypatch.setitem(table.SETS, name, eval(row, vars(table)))
+  monkeypatch.setattr(table, "EXACT", [*table.EXACT, name])
+  table.test_points_of_the_set(name)
+  table.test_steepest_ascent_beats_random_points(name)
+  table.test_nearest_point_by_the_variational_inequality(name)
+  for scale in (1e-30, 1e30):
+    table.test_step_does_not_depend_on_the_scale_of_the_gradient(name, scale)
+  table.test_zero_and_nan_gradients(name)
+  table.test_projection_leaves_inner_points_alone(name)
+  table.test_gauge_is_homogeneous(name)
+  table.test_samples_depend_on_their_own_key(name)
+
+
+@pytest.mark.slow
+def test_the_maximiser_of_the_concepts_keeps_the_contracts(monkeypatch):
+  table = importlib.import_module("contracts_test")
+  made = run_blocks("concepts.md")["smoothed_frank_wolfe"]
+  monkeypatch.setattr(ro, "smoothed_frank_wolfe", made, raising=False)
+  ((name, row),) = rows("tests/contracts_test.py").items()
+  monkeypatch.setitem(table.MAXIMIZERS, name, eval(row, vars(table)))
+  for ball, box in (("linf", "ball"), ("l2", "ball_with_box"), ("l1", "ball_with_box")):
+    table.test_feasible_reported_and_repeatable(ball, box, name)
+    table.test_examples_do_not_mix(ball, box, name)
+    table.test_radius_0_is_the_clean_example(ball, box, name)
+    table.test_a_linear_function_is_maximised(ball, box, name)
+    table.test_the_scale_of_the_gradient_does_not_matter(ball, box, name)
+    table.test_no_steps_give_the_start(ball, box, name)
+  table.test_no_gradient_flows_through_delta(name)
+  table.test_jit_changes_nothing(name)
+  table.test_no_tracer_leaks(name)
+
+
+@pytest.mark.slow
+def test_the_objective_of_the_concepts_has_a_loss_for_every_example(monkeypatch):
+  table = importlib.import_module("objectives_test")
+  made = run_blocks("concepts.md")["logit_pairing"]
+  monkeypatch.setattr(ro, "logit_pairing", made, raising=False)
+  ((name, row),) = rows("tests/objectives_test.py").items()
+  monkeypatch.setitem(table.ALL, name, eval(row, vars(table)))
+  table.test_every_example_has_a_loss_of_its_own(name)
+
+
+def test_the_diffs_name_tables_that_exist():
+  for file, table in re.findall(r"`([\w/]+\.py)`:\n\n```diff\n@@ (\w+) @@", PAGES["concepts.md"]):
+    source = (ROOT / file).read_text("utf-8")
+    assert table == "functions" or re.search(rf"^{table}\b.*= {{$", source, re.MULTILINE), file
+
+
+# What the pages name exists.
+
+
+def test_every_public_name_is_in_the_reference():
+  listed = set(re.findall(r"`ro\.(\w+)", PAGES["api/index.md"]))
+  assert listed == set(ro.__all__)
+
+
+def test_every_check_of_the_trust_report_is_explained():
+  tree = ast.parse((ROOT / "robust_opt" / "trust.py").read_text("utf-8"))
+  names = [
+    node.args[0].value
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Check"
+  ]
+  titles = re.findall(r"^### (.+)$", PAGES["evaluation.md"], re.MULTILINE)
+  assert len(names) == 11
+  assert [title for title in titles if title in names] == names
+
+
+def test_every_study_is_described():
+  for path in sorted((ROOT / "robust_opt" / "papers").glob("*.py")):
+    if "app.run(" in path.read_text("utf-8"):
+      assert f"python -m robust_opt.papers.{path.stem} " in PAGES["studies.md"], path.stem
+
+
+def flat(tree, prefix=""):
+  """The dotted keys of a config, those of sections among them."""
+  for key, value in tree.items():
+    yield prefix + key
+    if isinstance(value, dict):
+      yield from flat(value, f"{prefix}{key}.")
+
+
+KEYS = {key for make in (config.base, config.cifar) for key in flat(make().to_dict())}
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_commands_flags_keys_and_configs_exist(page):
+  text = re.sub(r"\s*\\\n\s*", " ", PAGES[page])
+  for path in re.findall(r"(?<![\w/.-])((?:configs|tests|robust_opt|benchmarks)/\w+\.py)", text):
+    assert (ROOT / path).is_file() or "logit_pairing" in path, path
+  assert set(re.findall(r"--config\.([\w.]+\w)", text)) <= KEYS
+  for module, given in re.findall(r"python -m ((?:robust_opt|benchmarks)[\w.]*)([^\n`]*)", text):
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    source = path.read_text("utf-8") + (ROOT / "robust_opt" / "commands.py").read_text("utf-8")
+    for flag in re.findall(r" --(\w+)", given):
+      known = flag == "notrust" or f'"{flag}"' in source or f"  {flag}: " in source
+      assert known, f"{module} --{flag}"
+
+
+# It builds, and stands alone.
+
+
+class Page(HTMLParser):
+  """What a page would fetch, where it links to, what can be linked to, and what it says."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.fetched, self.links, self.anchors = [], [], set()
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    given = dict(attrs)
+    self.anchors.add(given.get("id"))
+    if tag in ("script", "img", "iframe", "source"):
+      self.fetched.append(given.get("src") or "")
+    if tag == "link":
+      self.fetched.append(given.get("href") or "")
+    if tag == "a":
+      self.links.append(given.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """The folder of a site that was built without a warning."""
+  folder = tmp_path_factory.mktemp("docs")
+  command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E"]
+  command += ["-d", str(folder / "trees"), str(DOCS), str(folder / "site")]
+  built = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+  assert built.returncode == 0, built.stderr
+  assert built.stderr == ""
+  return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+  return {path: Page(path.read_text("utf-8")) for path in site.rglob("*.html")}
+
+
+@pytest.mark.slow
+def test_no_page_fetches_anything_from_the_network(site, pages):
+  assert len(pages) > 20
+  for path, page in pages.items():
+    assert not [source for source in page.fetched if re.match(r"(https?:)?//", source)], path
+  for path in site.rglob("*.css"):
+    assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", path.read_text("utf-8")), path
+
+
+@pytest.mark.slow
+def test_every_link_within_the_site_leads_somewhere(site, pages):
+  for path, page in pages.items():
+    for link in page.links:
+      target, _, anchor = link.partition("#")
+      if re.match(r"\w+:", link) or not link:
+        continue
+      aim = (path.parent / target).resolve() if target else path
+      assert aim.is_file(), f"{path.name}: {link}"
+      if anchor and aim.suffix == ".html":
+        assert anchor in pages[aim].anchors, f"{path.name}: {link}"
+
+
+@pytest.mark.slow
+def test_the_reference_holds_every_public_name(site, pages):
+  anchors = set().union(*(page.anchors for page in pages.values()))
+  index = (site / "api" / "index.html").read_text("utf-8")
+  assert set(re.findall(r"ro\.(\w+)</span></code>(?:</span>)?</a>", index)) == set(ro.__all__)
+  for name in ro.__all__:
+    value = getattr(ro, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+      assert f"{value.__module__}.{name}" in anchors, name
+    elif inspect.ismodule(value):
+      assert f"module-{value.__name__}" in anchors, name
+
+
+@pytest.mark.slow
+def test_formulas_and_tables_are_rendered(site):
+  index = (site / "index.html").read_text("utf-8")
+  assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block"' in index
+  assert "$$" not in index
+  sets = (site / "api" / "sets.html").read_text("utf-8")
+  assert re.search(r"<p>NaN in g</p></td>\s*<td><p>NaN: the caller must see it</p>", sets)
+  assert "[B, *S]" in sets
+  assert "\\*" not in sets
+  assert "--output gets shards" in (site / "api" / "experiments.html").read_text("utf-8")
+
+
+# What lies beside it.
+
+
+def read_yaml(name):
+  return yaml.safe_load((ROOT / name).read_text("utf-8"))
+
+
+def test_the_citation_is_whole():
+  citation = read_yaml("CITATION.cff")
+  assert citation["cff-version"] == "1.2.0"
+  assert {"message", "title", "type", "abstract", "keywords", "references"} <= citation.keys()
+  assert citation["authors"] == [{"name": "The robust_opt authors"}]
+  assert citation["version"] == ro.__version__
+  assert citation["license"] == "Apache-2.0"
+  assert len(citation["references"]) == 3
+  for reference in citation["references"]:
+    assert {"type", "title", "authors", "year", "identifiers"} <= reference.keys()
+    assert all({"family-names", "given-names"} == author.keys() for author in reference["authors"])
+
+
+def test_the_hooks_before_a_commit_need_no_network():
+  given = read_yaml(".pre-commit-config.yaml")
+  assert [repository["repo"] for repository in given["repos"]] == ["local"]
+  hooks = {hook["id"]: hook for hook in given["repos"][0]["hooks"]}
+  assert set(hooks) == {"ruff", "ruff-format", "mypy"}
+  assert all(hook["language"] == "system" for hook in hooks.values())
+
+
+def test_what_contributing_names_exists():
+  text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+  for path in re.findall(r"`((?:robust_opt|tests|docs|configs)/[\w/]+\.(?:py|md))`", text):
+    assert (ROOT / path).is_file(), path
+  for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    assert (ROOT / link).exists(), link
