@@ -38,6 +38,8 @@ ORDER = [
   "attacks.square",
   "attacks.transfer",
   "attacks",
+  "explanations.geometry",
+  "explanations.mistakes",
   "explanations",
   "augmentation",
   "models.layers",

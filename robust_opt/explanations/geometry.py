@@ -1,23 +1,9 @@
-"""Measurements that explain adversarial examples, of any net; no attack among them.
+"""Along lines, planes and circles through an example: how a net's answer changes.
 
-  epsilons = jnp.linspace(-1, 1, 201)
-  logits = epsilon_sweep(logits_fn, x, jnp.sign(gradient), epsilons)     # [E, B, C]
-  wrong = ~jax.vmap(losses.correct, (0, None))(logits, y)                # [E, B]
-  linearity(epsilons, logits).knee                  # near 1: lines that meet at x
-  intervals(wrong).runs                             # few: regions, not pockets
+  logits = epsilon_sweep(logits_fn, x, direction, epsilons)      # [E, B, C]
+  smallest_angle(logits_fn, x, y, gradient, angles)              # [B], in radians
 
-|  claim                                              |  measured by                           |
-|  small changes add up over many pixels              |  activation_growth                     |
-|  nets are locally linear along a perturbation       |  epsilon_sweep, linearity              |
-|  adversarial examples lie in contiguous regions     |  intervals, plane, components          |
-|  a turn towards the gradient is enough              |  rotate_toward, smallest_angle         |
-|  nets err alike, as linear classifiers do           |  agreement_on_mistakes,                |
-|                                                     |  transfer_matrix, effective_weights    |
-|  nets are sure of their mistakes, and of rubbish    |  confidence_on_mistakes, rubbish_rate  |
-
-Every function is pure and all but `components` may be compiled; a share of nothing is NaN. The
-perturbed points are not cut to the pixel box. Source: Goodfellow, Shlens and Szegedy 2015,
-"Explaining and harnessing adversarial examples" (arXiv 1412.6572), whose sections are named below.
+Sections are those of Goodfellow et al. 2015 (arXiv 1412.6572).
 """
 
 import math
@@ -71,36 +57,6 @@ class Intervals(NamedTuple):
   longest: Array
 
 
-class Agreement(NamedTuple):
-  """How often b predicts the class that a does, each [].
-
-  Attributes:
-    mistakes: share of the examples that a gets wrong; NaN if there are none.
-    both: share of the examples that both get wrong; NaN if there are none.
-    num_mistakes: int32, examples that a gets wrong.
-    num_both: int32, examples that both get wrong.
-  """
-
-  mistakes: Array
-  both: Array
-  num_mistakes: Array
-  num_both: Array
-
-
-class Confidence(NamedTuple):
-  """The largest probability, averaged, each [].
-
-  Attributes:
-    mistakes: over the examples that are misclassified; NaN if there are none.
-    correct: over the others; NaN if there are none.
-    error: share of the examples that are misclassified.
-  """
-
-  mistakes: Array
-  correct: Array
-  error: Array
-
-
 def activation_growth(
   key: Array, dimensions: Sequence[int], eps: Array | float, trials: int
 ) -> Growth:
@@ -148,7 +104,7 @@ def epsilon_sweep(logits_fn: LogitsFn, x: Array, direction: Array, epsilons: Arr
   Raises:
     InputError: direction has another shape than x.
   """
-  _same_shape(x, direction=direction)
+  same_shape(x, direction=direction)
   return jax.lax.map(lambda eps: logits_fn(x + eps * direction), jnp.asarray(epsilons, x.dtype))
 
 
@@ -218,7 +174,7 @@ def plane(
   Raises:
     InputError: u or v has another shape than x, or R is less than 2.
   """
-  _same_shape(x, u=u, v=v)
+  same_shape(x, u=u, v=v)
   if resolution < 2:
     raise InputError(f"resolution must be at least 2, but was {resolution}.")
   grid = (jnp.linspace(-1.0, 1.0, resolution) * extent).astype(x.dtype)
@@ -269,7 +225,7 @@ def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
   Raises:
     InputError: g has another shape than x.
   """
-  _same_shape(x, g=g)
+  same_shape(x, g=g)
 
   def rotate(x: Array, g: Array, angle: Array) -> Array:
     one = jnp.ones((), x.dtype)
@@ -310,127 +266,6 @@ def smallest_angle(logits_fn: LogitsFn, x: Array, y: Array, g: Array, angles: Ar
   return jnp.min(jax.lax.map(misclassified_at, jnp.asarray(angles, x.dtype)), axis=0)
 
 
-def agreement_on_mistakes(predicted_a: Array, predicted_b: Array, y: Array) -> Agreement:
-  """How often b makes the mistakes of a. Source: section 8, the paragraphs before the last.
-
-  Args:
-    predicted_a: [B] classes, of the net that the examples are made against.
-    predicted_b: [B] classes.
-    y: [B], labels.
-  """
-  wrong = predicted_a != y
-  both = wrong & (predicted_b != y)
-  same = (predicted_a == predicted_b).astype(jnp.float32)
-  return Agreement(
-    _mean_where(same, wrong),
-    _mean_where(same, both),
-    jnp.sum(wrong, dtype=jnp.int32),
-    jnp.sum(both, dtype=jnp.int32),
-  )
-
-
-def transfer_matrix(
-  logits_fns: Sequence[LogitsFn], adversarial: Sequence[Array] | Array, y: Array
-) -> Array:
-  """Accuracy of every net on every set of adversarial examples, [M, N]; a row a set.
-
-  Args:
-    logits_fns: N nets.
-    adversarial: M sets [B, *S], made against one net each, of the same examples.
-    y: [B], labels.
-
-  Raises:
-    InputError: there is no net, or no set.
-  """
-  if not len(logits_fns) or not len(adversarial):
-    raise InputError(
-      "transfer_matrix needs at least one net and one set of examples, "
-      f"but has {len(logits_fns)} and {len(adversarial)}."
-    )
-  sets = jnp.stack(list(adversarial))
-
-  def accuracies(logits_fn: LogitsFn) -> Array:
-    return jax.lax.map(lambda x: jnp.mean(losses.correct(logits_fn(x), y)), sets)
-
-  return jnp.stack([accuracies(logits_fn) for logits_fn in logits_fns], axis=1)
-
-
-def effective_weights(logits_fn: LogitsFn, x: Array) -> Array:
-  """What the net would weigh the pixels with if it were linear, [C, *S].
-
-  The mean over x of the gradient of every logit, less that of the mean logit: only differences of
-  logits decide. For logits W x + b it is W less the mean of its rows, whatever x. Source: the
-  hypothesis of section 8, that all these nets resemble one linear classifier.
-
-  Args:
-    logits_fn: every example by itself.
-    x: [B, *S], B >= 1.
-  """
-  logits, pull_back = jax.vjp(logits_fn, x)
-  num_classes = logits.shape[-1]
-
-  def mean_gradient(one_hot: Array) -> Array:
-    (gradient,) = pull_back(jnp.broadcast_to(one_hot, logits.shape))
-    return jnp.mean(gradient, axis=0)
-
-  weights = jax.lax.map(mean_gradient, jnp.eye(num_classes, dtype=logits.dtype))
-  return weights - jnp.mean(weights, axis=0)
-
-
-def cosine_similarity(a: Array, b: Array) -> Array:
-  """Cosine of the angle between a and b, class by class, [C]; NaN where either is 0.
-
-  Args:
-    a: [C, *S], `effective_weights` of one net, say.
-    b: [C, *S], those of another.
-
-  Raises:
-    InputError: b has another shape than a.
-  """
-  _same_shape(a, b=b)
-
-  def cosine(a: Array, b: Array) -> Array:
-    one = jnp.ones((), a.dtype)
-    inner = jnp.sum(projections.furthest_l2(a, one) * projections.furthest_l2(b, one))
-    nothing = (projections.linf_norm(a) == 0) | (projections.linf_norm(b) == 0)
-    return jnp.where(nothing, jnp.nan, jnp.clip(inner, -1.0, 1.0))
-
-  return jax.vmap(cosine)(a, b)
-
-
-def confidence_on_mistakes(probabilities: Array, y: Array) -> Confidence:
-  """How sure the net is where it errs, and where it does not. Source: section 4.
-
-  Args:
-    probabilities: [B, C]. An example whose are not finite counts as a mistake.
-    y: [B], labels.
-  """
-  right = losses.correct(probabilities, y)
-  largest = jnp.max(probabilities, axis=-1)
-  return Confidence(_mean_where(largest, ~right), _mean_where(largest, right), 1 - jnp.mean(right))
-
-
-def rubbish_rate(probabilities: Array, threshold: float = 0.5) -> Array:
-  """Share of inputs that are taken for some class, though they are of none; [].
-
-  Source: appendix A, "rubbish class examples", on Gaussian noise.
-
-  Args:
-    probabilities: [B, C] at such inputs, NaN giving NaN. The rows of a net with a sigmoid for every
-      class need not sum to one.
-    threshold: a class whose probability is larger is taken to be present.
-  """
-  largest = jnp.max(probabilities, axis=-1)
-  return jnp.mean(jnp.where(jnp.isnan(largest), jnp.nan, largest > threshold))
-
-
-def _mean_where(values: Array, where: Array) -> Array:
-  """Mean of the values [B] at the places [B]; NaN if there are none."""
-  count = jnp.sum(where)
-  total = jnp.sum(jnp.where(where, values, 0.0))
-  return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
-
-
 def _r_squared(design: Array, z: Array) -> Array:
   """1 - residual / total sum of squares of the fits of z [E, *R] by the columns of design: [*R]."""
   flat = z.reshape(len(z), -1)
@@ -446,7 +281,8 @@ def _r_squared(design: Array, z: Array) -> Array:
   return fit.reshape(z.shape[1:])
 
 
-def _same_shape(x: Array, **others: Array) -> None:
+def same_shape(x: Array, **others: Array) -> None:
+  """Refuses what should have the shape of x and has another, by its name."""
   for name, other in others.items():
     if other.shape != x.shape:
       raise InputError(f"{name} must have the shape {x.shape}, but has {other.shape}.")
