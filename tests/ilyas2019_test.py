@@ -9,7 +9,14 @@ from PIL import Image
 from robust_opt.papers import ilyas2019
 
 NUMBERS = ilyas2019.Numbers(
-  seeds=2, epochs=2, examples=200, tested=24, radius=1.5, tested_radius=0.4, inversion_steps=10
+  seeds=2,
+  epochs=2,
+  examples=200,
+  tested=24,
+  trained_radius=0.5,
+  radius=1.5,
+  tested_radius=0.4,
+  inversion_steps=10,
 )
 
 
