@@ -53,7 +53,7 @@ class Numbers(NamedTuple):
 
 
 PRESETS = {
-  ("quick", "digits"): Numbers(1, 12, 0, 3, 0, 20),
+  ("quick", "digits"): Numbers(1, 6, 0, 3, 0, 20),
   ("quick", "mnist"): Numbers(1, 1, 0, 3, 500, 10),
   ("quick", "cifar10"): Numbers(1, 1, 0, 0, 500, 0),
   ("paper", "digits"): Numbers(5, 60, 0, 12, 0, 100),

@@ -92,7 +92,7 @@ class Numbers(NamedTuple):
 
 
 PRESETS = {
-  ("quick", "digits"): Numbers(1, 20, 0, 100, 0.8, 1.5, 0.4, 200),
+  ("quick", "digits"): Numbers(1, 8, 0, 100, 0.8, 1.5, 0.4, 200),
   ("quick", "mnist"): Numbers(1, 3, 2000, 100, 2.0, 2.0, 0.75, 100),
   ("paper", "digits"): Numbers(5, 40, 0, 0, 0.8, 1.5, 0.4, 1000),
   ("paper", "mnist"): Numbers(3, 8, 0, 500, 2.0, 2.0, 0.75, 200),
