@@ -209,8 +209,12 @@ def _both(forward: Forward, x: Array, x_adv: Array) -> tuple[Array, Array, Model
   """Logits at x and at x_adv, [B, C]; running statistics go on by the mean of both batches."""
   clean, clean_state = forward(x)
   adversarial, adversarial_state = forward(x_adv)
-  model_state = jax.tree.map(lambda a, b: (a + b) / 2, clean_state, adversarial_state)
-  return clean, adversarial, model_state
+  return clean, adversarial, jax.tree.map(_mean, clean_state, adversarial_state)
+
+
+def _mean(a: Array, b: Array) -> Array:
+  """Of running statistics; a counter or a key, which has no mean, goes on from the second pass."""
+  return (a + b) / 2 if jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact) else b
 
 
 def _check_weight(name: str, weight: float) -> None:

@@ -214,3 +214,18 @@ def test_a_gradient_penalty_is_robust_optimisation_to_first_order(norm):
 def test_weights_that_are_none_are_refused(make, words):
   with pytest.raises(ro.InputError, match=words):
     make()
+
+
+@pytest.mark.parametrize("make", [ro.mixture, ro.virtual, ro.trades, ro.mart])
+def test_statistics_are_averaged_and_counters_are_not(make):
+  """Haiku's batch norm counts its passes in an integer, and NNX keeps the keys of dropout."""
+  w, x, moved, y = problem()
+
+  def forward(x):
+    return x @ w, {"mean": x.mean(), "count": jnp.int32(x.sum()), "key": jax.random.key(3)}
+
+  _, state = make().outer(forward, jnp.asarray(x), jnp.asarray(moved), y)
+  chex.assert_trees_all_close(state["mean"], (x.mean() + moved.mean()) / 2, rtol=1e-6)
+  assert state["count"].dtype == jnp.int32
+  assert int(state["count"]) == int(moved.sum())
+  assert jax.random.key_data(state["key"]).tolist() == [0, 3]
