@@ -237,6 +237,12 @@ def _write(
     file.write(("\n".join(lines) + "\n").encode())
 
 
+def usual_batch_size(devices: int) -> int:
+  """100, or the next number whose eighth, too, can be split over the devices."""
+  unit = 8 * devices if devices > 1 else 1
+  return -(-100 // unit) * unit
+
+
 def main(argv: list[str]) -> None:
   """Flags to options."""
   given = flags.FLAGS
@@ -250,7 +256,7 @@ def main(argv: list[str]) -> None:
       version=given.version,
       examples=given.examples,
       seed=given.seed,
-      batch_size=given.batch_size,
+      batch_size=given.batch_size or usual_batch_size(jax.device_count()),
       output=Path(given.output) if given.output else None,
       trust=given.trust,
     )
@@ -267,7 +273,8 @@ def define_flags() -> None:
   flags.DEFINE_enum("version", "standard", ["standard", "quick"], "Of the ensemble.")
   flags.DEFINE_integer("examples", 0, "Use only the first so many; 0: all.", lower_bound=0)
   flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
-  flags.DEFINE_integer("batch_size", 100, "Examples at a time.", lower_bound=1)
+  words = "Examples at a time; by default 100, or a little more where devices divide them."
+  flags.DEFINE_integer("batch_size", None, words, lower_bound=1)
   flags.DEFINE_string("output", "", "Folder for what is found; by default within --workdir.")
   flags.DEFINE_boolean("trust", True, "Whether to check the measurement itself.")
 

@@ -271,3 +271,8 @@ def test_a_run_without_checkpoints(tmp_path, trained):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(InputError, match="no config of a run that can be read"):
     subject.load({"workdir": str(tmp_path)})
+
+
+def test_the_usual_batch_fits_any_number_of_devices():
+  assert [evaluate.usual_batch_size(n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]
+  assert all(evaluate.usual_batch_size(n) // 8 % n == 0 for n in (2, 3, 4, 8, 32))
