@@ -110,8 +110,8 @@ def base() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 100  # changes speed and memory, not the answer
-  # In pixels; a norm of radius 0 is left out, unless it is the one that is trained over.
-  config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})
+  # A norm of radius 0 is left out, unless it is the one that is trained over.
+  config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})  # pixels
   config.evaluation.sweep = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # multiples of the radii
   config.evaluation.checkpoint = "last"  # or "best", by held-out robust accuracy
 
