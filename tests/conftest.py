@@ -1,7 +1,8 @@
-"""Eight devices on one CPU, and properties that fail the same way twice."""
+"""Eight devices on one CPU, properties that fail the same way twice, and room for programs."""
 
 import os
 import sys
+from pathlib import Path
 
 assert "jax" not in sys.modules, "jax read its environment before the tests could set it"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,6 +13,23 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("robust_opt", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("robust_opt")
+
+_MAPS = Path("/proc/self/maps")
+_MANY = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+  """Drops compiled programs between modules, once there are thousands of them.
+
+  Each takes three memory maps, and Linux allows a process 65,530 by default: the compiler then
+  dies of a segmentation fault.
+  """
+  yield
+  if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
+    jax.clear_caches()
