@@ -118,7 +118,7 @@ class Study:
 
 def command(module: str, arguments: Sequence[str]) -> str:
   """What a user would type to get the same results; where things lay is nobody's business."""
-  places = ("workdir", "output", "data_dir", "cache_dir")
+  places = ("workdir", "output", "data_dir", "cache_dir", "known")
   kept = [a for a in arguments if a.lstrip("-").partition("=")[0] not in places]
   return " ".join([f"python -m {module}", *kept])
 

@@ -11,9 +11,8 @@ from robust_opt.papers import family
 
 def options(workdir, **changed):
   numbers = family.Numbers(seeds=2, passes=4, examples=24, version="quick")
-  return family.Options(
-    "digits", workdir, numbers, **{"chosen": ("standard", "free", "trades")} | changed
-  )
+  usual = {"numbers": numbers, "chosen": ("standard", "free", "trades")}
+  return family.Options("digits", workdir, **usual | changed)
 
 
 @pytest.mark.parametrize("name", methods.ALL)
@@ -42,6 +41,11 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   manifest = json.loads((results / "manifest.json").read_text())
   assert manifest["numbers"]["passes"] == 4
   assert str(tmp_path) not in json.dumps(manifest)
+  measured = json.loads((results / "measured.json").read_text())
+  assert len(measured) == 6  # three methods, two seeds
+  assert {(m["method"], m["seed"]) for m in measured.values()} == {
+    (name, seed) for name in ("standard", "free", "trades") for seed in (1, 2)
+  }
 
   # Again: nothing is trained or attacked anew, and the table is the same.
   def never(*_):
@@ -51,6 +55,44 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(family.experiment, "train", never)
   again = family.run(options(tmp_path / "study"))
   assert again.rows == table.rows
+
+  # Nor elsewhere, where the file is known: of some methods and seeds, or from two files.
+  known = {"known": [results / "measured.json"]}
+  numbers = options(tmp_path).numbers._replace(seeds=1)
+  fewer = options(tmp_path / "one", chosen=("trades", "standard"), numbers=numbers, **known)
+  assert [row["method"] for row in family.run(fewer).rows] == ["trades", "standard"]
+  kept = json.loads((tmp_path / "one" / "results" / "measured.json").read_text())
+  assert len(kept) == 2
+  assert kept.items() <= measured.items()
+  # But a net that is attacked otherwise, or trained otherwise, is another.
+  for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 5}):
+    other = fewer._replace(
+      workdir=tmp_path / next(iter(changed)), numbers=numbers._replace(**changed)
+    )
+    with pytest.raises(AssertionError, match="it was done before"):
+      family.run(other)
+
+
+def test_where_data_lies_does_not_make_another_net(tmp_path):
+  given = options(tmp_path)
+  keys = {
+    family.identity(given, "trades", 1),
+    family.identity(given._replace(data_dir="elsewhere", cache_dir="there"), "trades", 1),
+  }
+  assert len(keys) == 1
+  others = {family.identity(given, name, seed) for name in methods.ALL for seed in (1, 2)}
+  assert len(others) == 2 * len(methods.ALL)
+  assert keys < others
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"a": {"method": "pgd"}}'])
+def test_a_file_that_is_no_measurement_is_refused(content, tmp_path):
+  path = tmp_path / "measured.json"
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(InputError, match=r"--known must name files .*measured\.json"):
+    family.run(options(tmp_path / "study", known=[path]))
+  assert not (tmp_path / "study").exists()
 
 
 def test_what_is_refused(tmp_path):

@@ -9,10 +9,12 @@ forward and backward passes over the training set; the cheap ones take more epoc
 --budget=updates all take the same number of updates instead, and the question is what a cheaper
 update costs in robustness. Every net is then judged over the same l_inf ball: PGD of 50 steps and
 AutoAttack. The runs lie in --workdir, as robust_opt.main leaves them, and the table in
---workdir/results. The same command goes on where it was stopped.
+--workdir/results. The same command goes on where it was stopped. There measured.json stands for the
+nets: a table grows by a seed or a method, on any machine, with
+
+  ... --seeds=4 --known=results/family/mnist/measured.json
 """
 
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -85,6 +87,7 @@ class Options(NamedTuple):
     workdir: new, or that of the same study.
     numbers: of a preset, or other ones.
     chosen: names of robust_opt.methods.
+    known: files of earlier studies, results/measured.json; nets in them are not trained again.
     data_dir: where prepared sets lie; empty: TFDS' default.
     cache_dir: where arrays are cached; empty: the user's cache directory.
   """
@@ -93,6 +96,7 @@ class Options(NamedTuple):
   workdir: Path
   numbers: Numbers
   chosen: Sequence[str] = tuple(methods.ALL)
+  known: Sequence[Path] = ()
   data_dir: str = ""
   cache_dir: str = ""
 
@@ -120,7 +124,18 @@ def config_of(options: Options, name: str, seed: int) -> ConfigDict:
   cost = method.passes if numbers.budget == "passes" else method.updates
   config.training.epochs = max(1, round(numbers.passes / cost))
   method.apply(config)
+  if config.uncertainty.name != "l2":
+    config.evaluation.radii.l2 = 0.0  # set until now for the methods that train over it
   return config
+
+
+def identity(options: Options, name: str, seed: int) -> str:
+  """A hash of all that what is measured of a net depends on, but versions and the device."""
+  numbers = options.numbers
+  config = config_lib.as_dict(config_of(options, name, seed))
+  del config["dataset"]["data_dir"], config["dataset"]["cache_dir"]
+  judged = {"examples": numbers.examples, "version": numbers.version}
+  return sha256_of(json.dumps(config, sort_keys=True), json.dumps(judged, sort_keys=True))
 
 
 def run(options: Options) -> tables.Table:
@@ -131,32 +146,66 @@ def run(options: Options) -> tables.Table:
       f"--methods must be of {', '.join(methods.ALL)}, but {', '.join(unknown)} is none of them."
     )
   numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
+  results = options.workdir / "results"
+  known = _known(options.known)
   description = {"dataset": options.dataset, **numbers._asdict()}
   study = Study(options.workdir, description, work=float(len(options.chosen) * len(seeds)))
-  measured: dict[str, list[dict[str, Any]]] = {name: [] for name in options.chosen}
+  if (results / "measured.json").exists():
+    known |= _known([results / "measured.json"])
+  kept: dict[str, dict[str, Any]] = {}
   try:
     for seed in seeds:  # so that a study that is stopped has seen every method
       for name in options.chosen:
-        workdir = options.workdir / name / str(seed)
-        with study.timed(f"train {name}"):
-          summary = experiment.run(config_of(options, name, seed), workdir)
-        attacked = study.once(
-          f"{name}, seed {seed}",
-          workdir / "attacked.json",
-          sha256_of(summary["params_sha256"], json.dumps(numbers._asdict())),
-          functools.partial(attack, options, workdir),
-          work=1.0,
-        )
-        measured[name].append(attacked | _of_run(summary, workdir))
+        key = identity(options, name, seed)
+        kept[key] = known[key] if key in known else _measure(options, study, name, seed)
+        study.progress(1.0, f"{name}, seed {seed}", skipped=key in known)
+        write_json(results / "measured.json", known | kept)
   finally:
     study.close()
+  measured = {
+    name: [kept[identity(options, name, seed)] for seed in seeds] for name in options.chosen
+  }
   table = table_of(options, measured)
-  results = options.workdir / "results"
   tables.write(table, results / "family")
-  write_json(results / "manifest.json", manifest(options, study, measured))
+  write_json(results / "measured.json", kept)
+  write_json(results / "manifest.json", manifest(options, study))
   print(tables.markdown(table))
   print(f"Everything about this study is in {options.workdir}")
   return table
+
+
+def _known(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+  """What files of earlier studies hold, by `identity`."""
+  known: dict[str, dict[str, Any]] = {}
+  for path in paths:
+    try:
+      found = json.loads(path.read_text(encoding="utf-8"))
+      known |= {key: {name: value[name] for name in MEASURED} for key, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise InputError(
+        f"--known must name files results/measured.json of this command, but {path} is none "
+        f"({error!r})."
+      ) from error
+  return known
+
+
+def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, Any]:
+  """Trains and attacks one net: the values of MEASURED by name."""
+  workdir = options.workdir / name / str(seed)
+  with study.timed(f"train {name}"):
+    summary = experiment.run(config_of(options, name, seed), workdir)
+  with study.timed(f"attack {name}"):
+    attacked = attack(options, workdir)
+  device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {metadata.version('jax')}"
+  made = {"method": name, "seed": seed, "device": device}
+  return made | attacked | _of_run(summary, workdir)
+
+
+# What is kept of a net.
+MEASURED = (
+  "method", "seed", "device", "examples", "pgd", "autoattack", "clean", "seconds_per_update",
+  "epochs", "overfitting", "params_sha256",
+)  # fmt: skip
 
 
 def attack(options: Options, workdir: Path) -> dict[str, Any]:
@@ -249,17 +298,14 @@ def _budget(numbers: Numbers) -> str:
   )
 
 
-def manifest(
-  options: Options, study: Study, measured: dict[str, list[dict[str, Any]]]
-) -> dict[str, Any]:
-  """What the table was made of."""
+def manifest(options: Options, study: Study) -> dict[str, Any]:
+  """What the table was made of, beside measured.json."""
   return {
     "command": command("robust_opt.papers.family", sys.argv[1:]),
     "numbers": options.numbers._asdict(),
     "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
     "wall_seconds": study.seconds(),
-    "measured": measured,
   }
 
 
@@ -273,6 +319,7 @@ def main(argv: list[str]) -> None:
       workdir=Path(given.workdir),
       numbers=commands.numbers_of(PRESETS),
       chosen=tuple(given.methods) or tuple(methods.ALL),
+      known=tuple(map(Path, given.known)),
       data_dir=given.data_dir,
       cache_dir=given.cache_dir,
     )
@@ -283,6 +330,7 @@ def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
   commands.define_study_flags(["digits", "mnist"])
   flags.DEFINE_list("methods", [], f"By default all of {', '.join(methods.ALL)}.")
+  flags.DEFINE_list("known", [], "Files results/measured.json whose nets are not trained again.")
   flags.DEFINE_integer("seeds", None, "Nets of every method.", lower_bound=1)
   flags.DEFINE_integer("passes", None, "Over the training set, for every method.", lower_bound=1)
   flags.DEFINE_integer("examples", None, "Attack the first so many; 0: all.", lower_bound=0)
