@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import ensemble
+from robust_opt import ensemble, methods
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +56,15 @@ def test_autoattack_is_two_lines(monkeypatch):
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_somewhere(link):
   assert (ROOT / link).exists()
+
+
+def test_links_to_lines_lead_to_what_they_name():
+  found = re.findall(r'\]\(([^)#\s]+)#L(\d+) "(\w+)"\)', README)
+  for path, number, name in found:
+    line = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+    assert re.match(rf"(def|class) {name}\b", line), f"{path}#L{number} is {line!r}, not {name}"
+  linked = {name for path, _, name in found if path == "robust_opt/methods.py"}
+  assert linked == methods.ALL.keys() - {"standard"}
 
 
 def test_configs_that_it_names_exist():
