@@ -119,3 +119,16 @@ def test_its_table_of_the_net_of_madry_et_al_is_that_of_the_committed_evaluation
     name = names.get(row["after"], "Square")
     assert f"| {name} | {100 * row['accuracy']:.2f} %" in README
   assert found["total"] == 500
+
+
+def test_its_table_of_constructed_sets_is_that_of_the_committed_study():
+  path = ROOT / "results" / "ilyas2019" / "mnist" / "sets.json"
+  rows = json.loads(path.read_text())["rows"]
+  assert len(rows) == 5
+  for row in rows:
+    clean, robust = (
+      f"{100 * row[c]['mean']:.2f} ± {100 * row[c]['half_width']:.2f}" for c in ("clean", "robust")
+    )
+    published = row["published clean / robust"]
+    pattern = rf"^\| {row['learnt from']}[^|]*\| {clean} \| {robust} \| {published} \|$"
+    assert re.search(pattern, README, re.MULTILINE), pattern
