@@ -274,12 +274,17 @@ def _ellipsoid_multiplier(delta: Array, radius: Array, w: Array) -> Array:
 def _orthonormal(rows: Array) -> Array:
   """An orthonormal basis of the span of rows [d, n]: [min(d, n), n], rows of 0 past its rank.
 
-  One decomposition, not the QR of the rows and the SVD of its small factor: XLA's CPU client would
-  run the latter beside the assembly of Q, and two batched LAPACK calls that each wait for a pool of
-  two threads wait for ever (jaxlib 0.10).
+  QR alone does not tell the span of dependent rows: the direction that it makes up for a dependent
+  row takes a part of the rows after it. The singular vectors of its small factor do.
   """
   largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
   scaled = rows / jnp.where(largest > 0, largest, 1.0)
-  _, size, vectors = jnp.linalg.svd(scaled, full_matrices=False)
+  exact = jax.lax.Precision.HIGHEST
+  q, _ = jnp.linalg.qr(scaled.T)
+  # The small factor again, from Q: that of the QR itself would be decomposed while Q is assembled,
+  # and two batched LAPACK calls that each wait for XLA's two threads wait for ever (jaxlib 0.10).
+  small = jnp.matmul(q.T, scaled.T, precision=exact)
+  u, size, _ = jnp.linalg.svd(small, full_matrices=False)
   least = max(rows.shape) * jnp.finfo(rows.dtype).eps * jnp.max(size)
-  return jnp.where((size <= least)[:, None], 0.0, vectors)  # a NaN is not <=, and stays
+  rotated = jnp.matmul(q, u, precision=exact)
+  return jnp.where(size <= least, 0.0, rotated).T  # a NaN is not <=, and stays
