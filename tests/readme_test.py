@@ -132,3 +132,17 @@ def test_its_table_of_constructed_sets_is_that_of_the_committed_study():
     published = row["published clean / robust"]
     pattern = rf"^\| {row['learnt from']}[^|]*\| {clean} \| {robust} \| {published} \|$"
     assert re.search(pattern, README, re.MULTILINE), pattern
+
+
+def test_its_table_of_goodfellow_et_al_is_that_of_the_committed_study():
+  path = ROOT / "results" / "goodfellow2015" / "mnist" / "numbers.json"
+  found = [
+    f"| {row['published']} | {100 * ours['mean']:.2f} ± {100 * ours['half_width']:.2f} |"
+    for row in json.loads(path.read_text())["rows"]
+    if (ours := row["ours"])["half_width"] is not None
+  ]
+  table = README.split("| what | published | ours |")[1].split("\n\n")[0]
+  rows = table.strip().splitlines()[1:]
+  assert len(rows) == 6
+  for row in rows:
+    assert any(row.endswith(cells) for cells in found), row

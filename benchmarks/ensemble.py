@@ -1,0 +1,54 @@
+"""What 12 maxout nets cost beside one, one after the other and under vmap, on 10,000 MNIST images.
+
+  python -m benchmarks.ensemble --data_dir=DIR
+
+The training is that of the ensemble of robust_opt.papers.goodfellow2015: one epoch, after one that
+compiles.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from robust_opt import seeds
+from robust_opt.papers import goodfellow2015 as study
+from robust_opt.papers import goodfellow2015_nets as nets
+from robust_opt.papers.shaham2015_nets import assemble
+
+MEMBERS, NUM_IMAGES = 12, 10_000
+
+
+def seconds(members: int, vmapped: bool, data_dir: str) -> float:
+  """Of one epoch of so many nets."""
+  options = study.Options("mnist", Path(), study.PRESETS["paper", "mnist"], data_dir=data_dir)
+  config = study._config(options, "maxout", 0)
+  config.dataset.train_examples = NUM_IMAGES
+  train = nets.data_of(config)
+  keys = jax.vmap(jax.random.key)(np.arange(members))
+  net = assemble(config, train, keys, points=1, vmapped=vmapped, evaluation_batch=100)
+  arrays = seeds.ArrayData(train.images, train.labels)
+  few = seeds.ArrayData(train.images[:100], train.labels[:100])
+  state, _ = net.train(net.state, arrays, few, keys, num_epochs=1)
+  jax.block_until_ready(state)
+  start = time.perf_counter()
+  jax.block_until_ready(net.train(state, arrays, few, keys, num_epochs=1))
+  return time.perf_counter() - start
+
+
+def main() -> None:
+  """Prints the three times and two ratios."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--data_dir", default="", help="where MNIST lies prepared")
+  args = parser.parse_args()
+  one = seconds(1, False, args.data_dir)
+  print(f"one: {one:.2f} s")
+  for vmapped in (False, True):
+    several = seconds(MEMBERS, vmapped, args.data_dir)
+    print(f"{MEMBERS}, {'vmap' if vmapped else 'in a row'}: {several:.2f} s, {several / one:.1f} x")
+
+
+if __name__ == "__main__":
+  main()
