@@ -63,7 +63,8 @@ class Options(NamedTuple):
 def run(options: Options) -> bool:
   """Evaluates, writes, prints; returns whether the measurement passed every check."""
   found = subject.load(options.source, options.examples)
-  norm, radius = options.norm or found.norm, options.radius or found.radius
+  norm = options.norm or found.norm
+  radius = found.radius if options.radius is None else options.radius
   if norm is None or radius is None or (options.radius is None and norm != found.norm):
     raise InputError("State --norm and --radius, in pixels of [0, 1]: the run says neither itself.")
   x, y = ensemble.checked(found.logits_fn, found.x, found.y, norm, radius, options.batch_size)

@@ -131,7 +131,7 @@ def train(
           display.say(sentence)
       if writer is not None:
         writer.write(step, values)
-      stop = stop_requested() and step < total
+      stop = stop_requested()
       due = robust is not None and (
         (epoch + 1) % config.checkpoint.every_epochs == 0
         or step == total
@@ -139,7 +139,8 @@ def train(
       )
       if due or stop:
         checkpoints.save(state, robust)
-      if stop:
+      # At the end the flag is asked once more: nobody would hear of what came while it was saved.
+      if stop or (step == total and stop_requested()):
         raise PreemptedError(
           f"SIGTERM: stopped at step {step} of {total} and saved; "
           f"the same command goes on from there."

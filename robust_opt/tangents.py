@@ -20,6 +20,7 @@ arguments, the same at every call; images are [N, *S], uint8 in [0, 255] or floa
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 _LEAST = 1e-3
 _NUM_STEPS = 10_000  # of the auto-encoder that `fit` trains, so that small sets are learnt too
 _IMAGES_AT_A_TIME = 4096  # the distances of so many to all anchors are held, [4096, M]
-_ANCHORS_AT_A_TIME = 16  # the distances of so many to all images are held, [16, N]
+_ANCHORS_AT_A_TIME = 16  # the distances of at most so many to all images are held, [16, N]
 
 
 def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
@@ -357,7 +358,10 @@ def _fit_charts(
     vectors = _leading(jnp.matmul(around, around.T, precision=_EXACT), rank)
     return _orthonormal(jnp.matmul(vectors.T, around, precision=_EXACT))
 
-  return anchors, jax.lax.map(plane, anchors, batch_size=_ANCHORS_AT_A_TIME)
+  # Without a remainder, which XLA would decompose beside the rest: two batched LAPACK calls that
+  # each wait for its two threads wait for ever (jaxlib 0.10).
+  at_a_time = math.gcd(num_charts, _ANCHORS_AT_A_TIME)
+  return anchors, jax.lax.map(plane, anchors, batch_size=at_a_time)
 
 
 def _leading(gram: Array, rank: int) -> Array:

@@ -82,6 +82,12 @@ def test_a_second_call_finds_what_the_first_left(trained, tmp_path, monkeypatch)
   assert (tmp_path / "found" / "verdict.npz").read_bytes() == data
 
 
+def test_a_radius_of_zero_is_not_the_run_s_own(trained, tmp_path):
+  with pytest.raises(InputError, match="radius must be"):
+    evaluate.run(options(trained, output=tmp_path / "found", radius=0.0))
+  assert not (tmp_path / "found").exists()
+
+
 @pytest.mark.slow
 def test_another_evaluation_is_refused_the_folder(trained, tmp_path):
   evaluate.run(options(trained, output=tmp_path / "found", examples=16))

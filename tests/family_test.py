@@ -64,6 +64,9 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   kept = json.loads((tmp_path / "one" / "results" / "measured.json").read_text())
   assert len(kept) == 2
   assert kept.items() <= measured.items()
+  # Fewer methods in the same directory throw nothing away.
+  family.run(options(tmp_path / "study", chosen=("free",)))
+  assert json.loads((results / "measured.json").read_text()) == measured
   # But a net that is attacked otherwise, or trained otherwise, is another.
   for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 5}):
     other = fewer._replace(

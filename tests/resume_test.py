@@ -211,12 +211,13 @@ def small(tmp_path_factory):
 MIDWAY = ["--config.training.steps_per_scan=2", "--config.checkpoint.every_epochs=1"]
 
 
-def test_sigterm_within_an_epoch_saves_there(small, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("last", [7, 10])  # the second epoch's first scan, and the last of all
+def test_sigterm_saves_where_it_comes(last, small, tmp_path, monkeypatch, capfd):
   genuine = metrics.MetricWriter.write
 
   def write(self, step, values):
     genuine(self, step, values)
-    if step == 7:  # the second epoch's first scan
+    if step == last:
       os.kill(os.getpid(), signal.SIGTERM)
 
   workdir = tmp_path / "run"
@@ -225,9 +226,10 @@ def test_sigterm_within_an_epoch_saves_there(small, tmp_path, monkeypatch, capfd
     patch.setattr(metrics.MetricWriter, "write", write)
     assert run_main(patch, *arguments) == 143
   assert capfd.readouterr().err.splitlines()[-1] == (
-    "robust_opt: SIGTERM: stopped at step 7 of 10 and saved; the same command goes on from there."
+    f"robust_opt: SIGTERM: stopped at step {last} of 10 and saved; "
+    f"the same command goes on from there."
   )
-  assert sorted(path.name for path in (workdir / "checkpoints").iterdir())[-1] == "00000007"
+  assert sorted(path.name for path in (workdir / "checkpoints").iterdir())[-1] == f"{last:08d}"
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   assert run_main(monkeypatch, *arguments) == 0
   assert comparable(workdir) == comparable(small)

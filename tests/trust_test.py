@@ -13,7 +13,7 @@ import pytest
 from jax.experimental import io_callback
 
 import robust_opt as ro
-from robust_opt import data, trust
+from robust_opt import data, trust, trust_trials
 
 RADIUS = 0.2
 NUM_EXAMPLES = 100
@@ -257,6 +257,12 @@ def test_what_cannot_be_attacked_is_refused(changed, words):
   arguments = {"logits_fn": linear, "x": x, "y": y, "norm": "l2", "radius": LINEAR_RADIUS}
   with pytest.raises(ro.InputError, match=words):
     trust.report(**{**arguments, **changed})
+
+
+def test_a_net_that_is_asked_of_no_examples_answers_none():
+  x, _ = linear_examples("l2")
+  assert trust_trials.answers(linear, x[:0], 10).shape == (0, 2)
+  np.testing.assert_array_equal(trust_trials.answers(linear, x, 7), linear(x))
 
 
 def test_written_down():

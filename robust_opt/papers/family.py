@@ -150,16 +150,16 @@ def run(options: Options) -> tables.Table:
   known = _known(options.known)
   description = {"dataset": options.dataset, **numbers._asdict()}
   study = Study(options.workdir, description, work=float(len(options.chosen) * len(seeds)))
-  if (results / "measured.json").exists():
-    known |= _known([results / "measured.json"])
-  kept: dict[str, dict[str, Any]] = {}
+  # What this directory holds of other methods stays.
+  kept = _known([results / "measured.json"]) if (results / "measured.json").exists() else {}
+  known |= kept
   try:
     for seed in seeds:  # so that a study that is stopped has seen every method
       for name in options.chosen:
         key = identity(options, name, seed)
         kept[key] = known[key] if key in known else _measure(options, study, name, seed)
         study.progress(1.0, f"{name}, seed {seed}", skipped=key in known)
-        write_json(results / "measured.json", known | kept)
+        write_json(results / "measured.json", kept)
   finally:
     study.close()
   measured = {
@@ -167,7 +167,6 @@ def run(options: Options) -> tables.Table:
   }
   table = table_of(options, measured)
   tables.write(table, results / "family")
-  write_json(results / "measured.json", kept)
   write_json(results / "manifest.json", manifest(options, study))
   print(tables.markdown(table))
   print(f"Everything about this study is in {options.workdir}")
@@ -268,8 +267,12 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
       pairs = zip(runs, robust, strict=True)
       row[beside] = tables.Percent.of([mine["pgd"] - its["pgd"] for mine, its in pairs])
     if standard:
-      ratios = [r["seconds_per_update"] / s["seconds_per_update"] for r, s in zip(runs, standard)]
-      row["time of an update"] = f"{np.median(ratios):.2f}"
+      ratios = [
+        r["seconds_per_update"] / s["seconds_per_update"]
+        for r, s in zip(runs, standard)
+        if r["device"] == s["device"]
+      ]
+      row["time of an update"] = f"{np.median(ratios):.2f}" if ratios else ""
     said = sorted({sentence for r in runs for sentence in r["overfitting"]})
     counts = [f"{s} ({sum(s in r['overfitting'] for r in runs)} of {len(runs)})" for s in said]
     row["overfitting"] = ", ".join(counts)
@@ -283,7 +286,7 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     [
       f"Mean ± half width of the 95 % t interval over {options.numbers.seeds} seeds (none for "
       f"one). {_budget(options.numbers)} Clean: the whole test set; attacked: its first {count} "
-      f"examples. Time of an update: beside standard training's, on this machine; of free "
+      f"examples. Time of an update: beside standard training's on a like device; of free "
       f"training each replay is an update.",
     ],
   )
