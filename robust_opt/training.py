@@ -121,8 +121,7 @@ def make_train_step(
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
     chex.assert_rank([batch.y, batch.ids], 1)
-    start_key, ascent_key, descent_key = jax.random.split(key, 3)
-    penalty_key = jax.random.fold_in(key, 3)
+    start_key, ascent_key, descent_key, penalty_key = jax.random.split(key, 4)
     if axis_name is not None:
       place = jax.lax.axis_index(axis_name)
       ascent_key, descent_key = (jax.random.fold_in(k, place) for k in (ascent_key, descent_key))

@@ -149,7 +149,8 @@ def _one_pass(
   ball = build.uncertainty_set(config, norm, radius)
   if config.attack.name == "recall":
     step = one_pass.make_recall_train_step(apply, optimizer, ball)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    # The seed's streams 0 to 2 are the net's, the training's and the evaluation's.
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
     return Update(step, one_pass.unknown_directions(key, len(images), images.shape[1:]))
   # A step of l_1 would be lost on a saturated pixel.
   ascent = uncertainty.linf(radius) if norm == "linf" else uncertainty.l2(radius)
