@@ -3,6 +3,7 @@
 import logging as python_logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags, logging
@@ -37,6 +38,18 @@ def numbers_of(presets: Mapping[tuple[str, str], Numbers]) -> Numbers:
   numbers = presets[given.preset, given.dataset]
   values = {name: given[name].value for name in numbers._fields}
   return numbers._replace(**{name: value for name, value in values.items() if value is not None})
+
+
+def study_of(presets: Mapping[tuple[str, str], Numbers]) -> dict[str, Any]:
+  """What the flags of every study say, by the names of its Options."""
+  given = flags.FLAGS
+  return {
+    "dataset": given.dataset,
+    "workdir": Path(given.workdir),
+    "numbers": numbers_of(presets),
+    "data_dir": given.data_dir,
+    "cache_dir": given.cache_dir,
+  }
 
 
 def refuse_positional(argv: Sequence[str]) -> None:

@@ -109,6 +109,11 @@ def run(options: Options) -> data.Dataset:
   return constructed.load(options.output)
 
 
+def is_finished(output: Path) -> bool:
+  """Whether the folder holds a whole data set."""
+  return (output / "card.json").exists()
+
+
 def _make(
   options: Options, original: data.Dataset, net: subject.Net, x: Array, y: Array, ids: Array
 ) -> tuple[Array, Array]:

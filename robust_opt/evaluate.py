@@ -112,11 +112,7 @@ def _attack(
   found: subject.Subject, claim: verdict.Claim, study: Study, folder: Path
 ) -> ensemble.Verdict:
   """The ensemble on all devices, every finished batch kept in the folder."""
-  devices = jax.device_count()
-  if devices > 1 and max(1, claim.batch_size // 8) % devices:
-    raise InputError(
-      f"--batch_size must be a multiple of 8 x {devices} devices, but was {claim.batch_size}."
-    )
+  refuse_batch_size(claim.batch_size, jax.device_count())
   mesh = sharding.data_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
   net = found.logits_fn
@@ -236,6 +232,14 @@ def _write(
     lines += ["", trust.to_markdown(checks).strip()]
   with atomic_write(folder / "summary.md") as file:
     file.write(("\n".join(lines) + "\n").encode())
+
+
+def refuse_batch_size(batch_size: int, devices: int) -> None:
+  """Refuses what cannot be split over the devices, since its eighth, too, must be."""
+  if devices > 1 and batch_size % (8 * devices):
+    raise InputError(
+      f"--batch_size must be a multiple of 8 x {devices} devices, but was {batch_size}."
+    )
 
 
 def usual_batch_size(devices: int) -> int:

@@ -25,7 +25,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from robust_opt import build, data, figures, overfitting, workdirs
+from robust_opt import build, data, figures, overfitting, tables, workdirs
 from robust_opt import config as config_lib
 from robust_opt.assembly import Experiment, assemble
 from robust_opt.checkpoint import Checkpoints, digest
@@ -55,11 +55,16 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   config_lib.validate(config)
   workdirs.check(workdir, config)
-  if (workdir / "summary.json").exists():
+  if is_finished(workdir):
     logging.info("%s holds this run, finished: here is what it found.", workdir)
     return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
   with _sigterm_ends_the_run():
     return _run(config, workdir)
+
+
+def is_finished(workdir: Path) -> bool:
+  """Whether the directory holds a run that has come to its end."""
+  return (workdir / "summary.json").exists()
 
 
 def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -264,7 +269,7 @@ def evaluate_and_describe(
     kind += f" with {config.penalty.weight:g} {config.penalty.name}"
   return {
     "title": f"{config.model.name} on {config.dataset.name}, {kind}, "
-    f"{config.training.epochs} epochs",
+    + tables.counted(config.training.epochs, "epoch"),
     "results": results,
     "sweeps": sweeps,
     "step": int(state.step),

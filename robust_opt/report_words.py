@@ -167,7 +167,7 @@ def strongest(run: Run) -> Evaluation | None:
 def evaluate_command(run: Run) -> str:
   """What makes an evaluation where there is none."""
   own = run.results[1]
-  flags = [f"--workdir={run.workdir}", f"--norm={own.norm}", f"--radius={own.radius:.6g}"]
+  flags = [f"--workdir={run.workdir}", f"--norm={own.norm}", f"--radius={own.radius!r}"]
   return command("robust_opt.evaluate", flags)
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robust_opt import models
+from robust_opt import models, tables
 from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.errors import DivergedError
 from robust_opt.evaluation import Evaluation
@@ -175,7 +175,7 @@ def train(
   state = state if restored is None else restored
   epoch = int(state.step) // steps_per_epoch
   if epoch:
-    progress(epoch, f"{epoch} of {epochs} epochs done before", skipped=True)
+    progress(epoch, f"{epoch} of {tables.counted(epochs, 'epoch')} done before", skipped=True)
   if epoch < epochs:
     with MetricWriter(folder, int(state.step)) as writer:
       while epoch < epochs:

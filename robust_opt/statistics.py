@@ -2,7 +2,7 @@
 
   accuracy = mean_interval([0.991, 0.992, 0.990])        # mean, half width of the 95 % interval
   test = paired_t(robust, baseline)                      # by seed: the same seed on both sides
-  verdict(test)                                          # 'yes', 'no' or 'within noise'
+  verdict(test)                                          # 'yes', 'no', 'within noise' or 'one seed'
 
 Everything is Student's t over n seeds: n is small, so normal quantiles would be too narrow.
 
@@ -22,6 +22,7 @@ from scipy import stats
 
 from robust_opt.errors import InputError
 
+ONE_SEED = "one seed"  # in place of a verdict
 ALPHA = 0.05  # two-sided level of every verdict; the intervals are of 1 - ALPHA
 
 
@@ -86,7 +87,12 @@ def paired_t(a: ArrayLike, b: ArrayLike) -> PairedTest:
 
 
 def verdict(test: PairedTest, alpha: float = ALPHA) -> str:
-  """'yes' if a > b beyond noise, 'no' if a < b beyond noise, else 'within noise'."""
+  """'yes' if a > b beyond noise, 'no' if a < b beyond noise, else 'within noise'.
+
+  Of one seed nothing can be said of noise: 'one seed'.
+  """
+  if test.n == 1:
+    return ONE_SEED
   if not test.p < alpha:
     return "within noise"
   return "yes" if test.difference > 0 else "no"
@@ -98,6 +104,8 @@ def verdict_of_all(tests: list[PairedTest], alpha: float = ALPHA) -> str:
   The claim is an intersection, which needs no correction for the number of tests to be affirmed
   (Berger 1982); one counterexample among many would be found by luck, so that 'no' is Bonferroni's.
   """
+  if tests and all(test.n == 1 for test in tests):
+    return ONE_SEED
   if all(verdict(test, alpha) == "yes" for test in tests):
     return "yes"
   if any(verdict(test, alpha / len(tests)) == "no" for test in tests):

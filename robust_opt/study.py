@@ -11,18 +11,27 @@ On a terminal there is a bar over the whole study; elsewhere plain lines, one fo
 
 import hashlib
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robust_opt import config as config_lib
 from robust_opt.errors import InputError
 from robust_opt.files import write_json
+
+# Flags that say where things lie, not what they are.
+PLACES = ("workdir", "output", "data_dir", "cache_dir", "known")
+# Of a study, that must be done before what is left of it is told.
+SMALLEST_SHARE = 0.05
 
 
 class Study:
@@ -71,7 +80,9 @@ class Study:
       seconds = time.monotonic() - self._began
       fresh = self._done - self._skipped
       rest = max(0.0, self._work - self._done)
-      left = f", about {seconds * rest / fresh:.0f} s left" if fresh else ""
+      # The first part is seldom like the others: it compiles.
+      told = fresh >= SMALLEST_SHARE * self._work
+      left = f", about {seconds * rest / fresh:.0f} s left" if told else ""
       share = min(1.0, self._done / self._work)
       print(f"[{100 * share:5.1f} %] {words} ({seconds:.0f} s{left})", flush=True)
 
@@ -89,6 +100,21 @@ class Study:
   def seconds(self) -> dict[str, float]:
     """Wall seconds by part, over all runs of this study."""
     return json.loads(self._times.read_text()) if self._times.exists() else {}
+
+  def made_by(self, module: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """How the results came about, for their manifest: JSON values.
+
+    Args:
+      module: of the command that is running.
+      numbers: what it was told, or its preset's.
+    """
+    return {
+      "command": command(module, sys.argv[1:]),
+      "numbers": numbers,
+      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+      "wall_seconds": self.seconds(),
+    }
 
   def once(
     self, part: str, path: Path, made_from: str, compute: Callable[[], Any], work: float
@@ -118,9 +144,15 @@ class Study:
 
 def command(module: str, arguments: Sequence[str]) -> str:
   """What a user would type to get the same results; where things lay is nobody's business."""
-  places = ("workdir", "output", "data_dir", "cache_dir", "known")
-  kept = [a for a in arguments if a.lstrip("-").partition("=")[0] not in places]
-  return " ".join([f"python -m {module}", *kept])
+  kept = []
+  left = iter(arguments)
+  for argument in left:
+    name, equals, _ = argument.lstrip("-").partition("=")
+    if name not in PLACES:
+      kept.append(argument)
+    elif not equals:
+      next(left, None)  # --workdir DIR, in two arguments
+  return " ".join([f"python -m {module}", *map(shlex.quote, kept)])
 
 
 def sha256_of(*parts: str) -> str:

@@ -45,6 +45,18 @@ class Percent(NamedTuple):
     return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
 
 
+def counted(number: int, noun: str) -> str:
+  """'1 seed', '3 seeds', '10,000 examples'."""
+  return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def interval_note(seeds: int) -> str:
+  """How the Percents of a table are to be read, as the beginning of a note."""
+  if seeds == 1:
+    return "One seed, so no interval."
+  return f"Mean ± half width of the 95 % t interval over {counted(seeds, 'seed')}."
+
+
 class Table(NamedTuple):
   """Rows by column name; a missing or None cell is empty. Notes stand below the table."""
 

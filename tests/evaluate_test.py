@@ -281,4 +281,13 @@ def test_a_run_without_checkpoints(tmp_path, trained):
 
 def test_the_usual_batch_fits_any_number_of_devices():
   assert [evaluate.usual_batch_size(n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]
-  assert all(evaluate.usual_batch_size(n) // 8 % n == 0 for n in (2, 3, 4, 8, 32))
+  for devices in (1, 2, 3, 4, 8, 32):
+    evaluate.refuse_batch_size(evaluate.usual_batch_size(devices), devices)
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+  evaluate.refuse_batch_size(33, 1)
+  evaluate.refuse_batch_size(32, 2)
+  for batch_size in (8, 24, 33):
+    with pytest.raises(InputError, match=f"multiple of 8 x 2 devices, but was {batch_size}"):
+      evaluate.refuse_batch_size(batch_size, 2)

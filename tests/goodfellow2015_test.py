@@ -44,6 +44,14 @@ def test_fgsm_of_a_linear_net_is_its_exact_worst_case():
   assert 0.1 < found["adversarial"]["error"] < 0.9
 
 
+def test_gradients_of_parts_are_those_of_the_whole():
+  net = linear(W)
+  whole = nets_lib.gradient(net, X, Y)
+  parted = nets_lib.gradient(net, X, Y, batch_size=7)
+  np.testing.assert_allclose(parted, whole, rtol=1e-5, atol=1e-6)
+  assert len(X) % 7
+
+
 def test_fgsm_is_not_cut_to_the_box():
   moved = nets_lib.fgsm(linear(W), X, Y, 2.0)
   np.testing.assert_allclose(jnp.abs(moved - X), 2.0, rtol=1e-6)
@@ -215,6 +223,31 @@ def test_claims_that_fail_are_said_to_fail():
     "The change of an activation grows as n^1",
     "An ensemble resists little",
   }
+
+
+def test_a_control_that_has_not_learnt_is_no_evidence():
+  found = found_of()
+  for seed in found["seeds"]:
+    seed["judged"]["mlp_hidden"]["clean"]["error"] = 0.89
+  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["claims"].rows
+  row = next(row for row in rows if "hidden layers" in row["claim"])
+  assert not row["ours"]
+  assert row["holds here"] == "not judged: the control has not learnt (89 % clean error)"
+
+
+def test_no_minimal_example_is_no_evidence():
+  found = found_of()
+  found["seeds"][0]["minimal"]["maxout"]["error"]["mlp"] = None
+  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["claims"].rows
+  (row,) = (row for row in rows if "L-BFGS" in row["claim"])
+  assert row["holds here"] == "not measured: no example was found"
+
+
+def test_one_seed_is_said_to_be_one():
+  tables = report.tables_of(found_of(seeds=1), "mnist", NUMBERS._asdict())
+  rows = {row["claim"].split(":")[0]: row["holds here"] for row in tables["claims"].rows}
+  assert rows["Adversarial training lowers the clean error"] == "one seed"
+  assert "One seed, so no interval." in tables["numbers"].notes[0]
 
 
 def test_numbers_stand_beside_the_published_ones():

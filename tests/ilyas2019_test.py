@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from robust_opt import build
 from robust_opt.papers import ilyas2019
+from robust_opt.study import Study
 
 NUMBERS = ilyas2019.Numbers(
   seeds=2,
@@ -40,6 +42,22 @@ def test_sets_are_made_of_the_right_nets(tmp_path):
       assert settings.num_steps * settings.step == pytest.approx(100)
     else:
       assert settings.radius == 1.5
+
+
+def test_the_original_is_as_large_as_what_is_made_of_it(tmp_path):
+  seen = []
+
+  def run(config, workdir):
+    seen.append(len(build.splits(config).train.labels))
+    raise StopIteration
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ilyas2019.experiment, "run", run)
+    given = options(tmp_path)
+    study = Study(tmp_path, {}, work=1.0)
+    with pytest.raises(StopIteration):
+      ilyas2019._learn(given, study, "original", 1)
+  assert seen == [NUMBERS.examples]
 
 
 def test_claims_are_judged_by_paired_differences():

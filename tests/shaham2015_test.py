@@ -67,7 +67,7 @@ def test_tables_hold_every_row_in_every_form(study):
     assert sum(line.startswith("| ") for line in lines) == count + 1
   assert list(rows_of(results / "accuracy.json")) == list(shaham2015_report.NAMES.values())
   claims = read(results / "claims.json")["rows"]
-  assert {row["answer"] for row in claims} <= {"yes", "no", "within noise"}
+  assert {row["answer"] for row in claims} <= {"yes", "no", "within noise"}  # two seeds
   assert all(row["statistic"] for row in claims)
 
 

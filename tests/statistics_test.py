@@ -61,7 +61,7 @@ def test_one_seed_has_no_interval_and_is_never_significant():
   assert np.isnan(mean_interval([0.5]).half_width)
   test = paired_t([0.9], [0.1])
   assert np.isnan([test.half_width, test.t, test.p]).all()
-  assert verdict(test) == "within noise"
+  assert verdict(test) == verdict_of_all([test, test]) == "one seed"
 
 
 @pytest.mark.parametrize(

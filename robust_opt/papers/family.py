@@ -16,7 +16,6 @@ nets: a table grows by a seed or a method, on any machine, with
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +34,7 @@ from robust_opt.attacks.types import LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.files import write_json
 from robust_opt.metrics import read_metrics
-from robust_opt.study import Study, command, sha256_of
+from robust_opt.study import Study, sha256_of
 from robust_opt.types import Array
 
 PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
@@ -167,7 +166,8 @@ def run(options: Options) -> tables.Table:
   }
   table = table_of(options, measured)
   tables.write(table, results / "family")
-  write_json(results / "manifest.json", manifest(options, study))
+  made = study.made_by("robust_opt.papers.family", options.numbers._asdict())
+  write_json(results / "manifest.json", made)
   print(tables.markdown(table))
   print(f"Everything about this study is in {options.workdir}")
   return table
@@ -284,10 +284,9 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     columns,
     rows,
     [
-      f"Mean ± half width of the 95 % t interval over {options.numbers.seeds} seeds (none for "
-      f"one). {_budget(options.numbers)} Clean: the whole test set; attacked: its first {count} "
-      f"examples. Time of an update: beside standard training's on a like device; of free "
-      f"training each replay is an update.",
+      f"{tables.interval_note(options.numbers.seeds)} {_budget(options.numbers)} Clean: the whole "
+      f"test set; attacked: its first {count} examples. Time of an update: beside standard "
+      "training's on a like device; of free training each replay is an update.",
     ],
   )
 
@@ -301,30 +300,15 @@ def _budget(numbers: Numbers) -> str:
   )
 
 
-def manifest(options: Options, study: Study) -> dict[str, Any]:
-  """What the table was made of, beside measured.json."""
-  return {
-    "command": command("robust_opt.papers.family", sys.argv[1:]),
-    "numbers": options.numbers._asdict(),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-    "wall_seconds": study.seconds(),
-  }
-
-
 def main(argv: list[str]) -> None:
   """Flags to options."""
   given = flags.FLAGS
   commands.refuse_positional(argv)
   run(
     Options(
-      dataset=given.dataset,
-      workdir=Path(given.workdir),
-      numbers=commands.numbers_of(PRESETS),
+      **commands.study_of(PRESETS),
       chosen=tuple(given.methods) or tuple(methods.ALL),
       known=tuple(map(Path, given.known)),
-      data_dir=given.data_dir,
-      cache_dir=given.cache_dir,
     )
   )
 

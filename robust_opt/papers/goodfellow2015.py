@@ -13,8 +13,6 @@ same command goes on where it was stopped.
 
 import functools
 import json
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +27,7 @@ from robust_opt.papers import goodfellow2015_nets as nets_lib
 from robust_opt.papers import goodfellow2015_parts as parts
 from robust_opt.papers import goodfellow2015_report as report
 from robust_opt.papers.shaham2015_nets import assemble
-from robust_opt.study import Study, command, sha256_of
+from robust_opt.study import Study, sha256_of
 
 
 class Numbers(NamedTuple):
@@ -128,10 +126,12 @@ def _found(options: Options, study: Study, chosen: dict[str, nets_lib.Kind]) -> 
   for seed in range(1, options.numbers.seeds + 1):  # so that a study that is stopped has all kinds
     digests = []
     for name, kind in chosen.items():
+      workdir = _workdir(options, name, seed)
+      skipped = experiment.is_finished(workdir)
       with study.timed(f"train {name}"):
-        summary = experiment.run(_config(options, name, seed), _workdir(options, name, seed))
+        summary = experiment.run(_config(options, name, seed), workdir)
       digests.append(summary["params_sha256"])
-      study.progress(_work(options, name, kind), f"{name}, seed {seed}")
+      study.progress(_work(options, name, kind), f"{name}, seed {seed}", skipped)
     found["seeds"].append(
       study.once(
         f"measure seed {seed}",
@@ -210,6 +210,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   config = _config(options, "maxout", 0)
   train = nets_lib.data_of(config)
   keys = jax.vmap(jax.random.key)(np.array(names))
+  train_keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(keys)  # as of a single net
   net = assemble(
     config,
     train,
@@ -226,7 +227,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     state = seeds.train(
       folder,
       net.state,
-      lambda state, count: net.train(state, arrays, few, keys, num_epochs=count),
+      lambda state, count: net.train(state, arrays, few, train_keys, num_epochs=count),
       epochs=numbers.epochs,
       epochs_per_call=1,
       steps_per_epoch=net.steps_per_epoch,
@@ -266,12 +267,8 @@ def _figures(options: Options, found: dict[str, Any], results: Path) -> None:
 
 def _manifest(options: Options, study: Study) -> dict[str, Any]:
   """What the tables were made of."""
-  return {
-    "command": command("robust_opt.papers.goodfellow2015", sys.argv[1:]),
-    "numbers": options.numbers._asdict(),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-    "wall_seconds": study.seconds(),
+  made = study.made_by("robust_opt.papers.goodfellow2015", options.numbers._asdict())
+  return made | {
     "params_sha256": {
       name: [
         json.loads((_workdir(options, name, seed) / "summary.json").read_text())["params_sha256"]
@@ -284,17 +281,8 @@ def _manifest(options: Options, study: Study) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   """Flags to options."""
-  given = flags.FLAGS
   commands.refuse_positional(argv)
-  run(
-    Options(
-      dataset=given.dataset,
-      workdir=Path(given.workdir),
-      numbers=commands.numbers_of(PRESETS),
-      data_dir=given.data_dir,
-      cache_dir=given.cache_dir,
-    )
-  )
+  run(Options(**commands.study_of(PRESETS)))
 
 
 def define_flags() -> None:

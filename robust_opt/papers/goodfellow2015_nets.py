@@ -203,9 +203,10 @@ def loss_of(top: str) -> LossFn:
   return getattr(losses, named[top])
 
 
-def gradient(net: Net, x: Array, y: Array) -> Array:
-  """Of the loss in every image, [B, *S]."""
-  return _gradient(net.logits_fn, x, y, net.loss)
+def gradient(net: Net, x: Array, y: Array, batch_size: int = 1000) -> Array:
+  """Of the loss in every image, [B, *S], some images at a time."""
+  parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
+  return jnp.concatenate([_gradient(net.logits_fn, x[p], y[p], net.loss) for p in parts])
 
 
 @functools.partial(jax.jit, static_argnames="loss")

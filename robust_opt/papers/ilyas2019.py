@@ -12,12 +12,9 @@ and two figures. The same command goes on where it was stopped.
 
 import functools
 import json
-import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -39,7 +36,7 @@ from robust_opt import config as config_lib
 from robust_opt.constructed import Settings
 from robust_opt.files import write_json
 from robust_opt.papers.family import PGD
-from robust_opt.study import Study, command, sha256_of
+from robust_opt.study import Study, sha256_of
 
 
 class Set(NamedTuple):
@@ -144,14 +141,16 @@ def run(options: Options) -> tables.Table:
     for name, method in (("standard", methods.standard), ("robust", methods.curriculum)):
       config = config_of(options, 0)
       method(config)
+      skipped = experiment.is_finished(_net(options, name))
       with study.timed(f"train the {name} net"):
         experiment.run(config, _net(options, name))
-      study.progress(1.0, f"the {name} net")
+      study.progress(1.0, f"the {name} net", skipped)
     for name, what in SETS.items():
+      skipped = not what.kind or construct.is_finished(_made(options, name))
       if what.kind:
         with study.timed(f"make {name}"):
           construct.run(_construction(options, name))
-      study.progress(1.0, name)
+      study.progress(1.0, name, skipped)
     for name in SETS:
       learnt[name] = [_learn(options, study, name, seed) for seed in seeds]
   finally:
@@ -199,6 +198,9 @@ def _learn(options: Options, study: Study, name: str, seed: int) -> dict[str, An
   config, workdir = config_of(options, seed), options.workdir / "learners" / name / str(seed)
   if SETS[name].kind:
     config.dataset.train_files = str(_made(options, name))
+  elif options.numbers.examples:  # as many as the others have, beside what is held out
+    held = config.dataset.holdout
+    config.dataset.train_examples = round(options.numbers.examples / (1 - held))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
   return study.once(
@@ -251,10 +253,10 @@ def table_of(options: Options, learnt: dict[str, list[dict[str, Any]]]) -> table
     columns,
     rows,
     [
-      f"Mean ± half width of the 95 % t interval over {numbers.seeds} seeds (none for one) of the "
-      f"learners; the sets are made once: of a standard net, {_accuracy(options, 'standard')} "
-      f"right, and of one trained by PGD over l_2 {numbers.trained_radius:g}, "
-      f"{_accuracy(options, 'robust')} right; D_rand and D_det within l_2 {numbers.radius:g}. "
+      f"{tables.interval_note(numbers.seeds)} Seeds are of the learners; the sets are made once: "
+      f"of a standard net, {_accuracy(options, 'standard')} right, and of one trained by PGD over "
+      f"l_2 {numbers.trained_radius:g}, {_accuracy(options, 'robust')} right; D_rand and D_det "
+      f"within l_2 {numbers.radius:g}. "
       f"Robust: PGD-50 over l_2 {numbers.tested_radius:g}, first {count} test examples. "
       f"Published: CIFAR-10, l_2 0.25 (authors' repository).",
     ],
@@ -297,7 +299,7 @@ def claims(learnt: dict[str, list[dict[str, Any]]], chance: float) -> tables.Tab
   rows = [
     {
       "claim": words,
-      "difference (points)": f"{100 * test.difference:+.2f}",
+      "difference (points)": f"{100 * test.difference:+z.2f}",
       "holds here": statistics.verdict(test),
     }
     for words, test in tests
@@ -339,12 +341,8 @@ def manifest(
   options: Options, study: Study, learnt: dict[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
   """What the tables were made of."""
-  return {
-    "command": command("robust_opt.papers.ilyas2019", sys.argv[1:]),
-    "numbers": options.numbers._asdict(),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-    "wall_seconds": study.seconds(),
+  made = study.made_by("robust_opt.papers.ilyas2019", options.numbers._asdict())
+  return made | {
     "cards": {
       name: {k: v for k, v in constructed.read_card(_made(options, name)).items() if k != "files"}
       for name, what in SETS.items()
@@ -356,17 +354,8 @@ def manifest(
 
 def main(argv: list[str]) -> None:
   """Flags to options."""
-  given = flags.FLAGS
   commands.refuse_positional(argv)
-  run(
-    Options(
-      dataset=given.dataset,
-      workdir=Path(given.workdir),
-      numbers=commands.numbers_of(PRESETS),
-      data_dir=given.data_dir,
-      cache_dir=given.cache_dir,
-    )
-  )
+  run(Options(**commands.study_of(PRESETS)))
 
 
 def define_flags() -> None:

@@ -374,11 +374,7 @@ def main(argv: list[str]) -> None:
   on_cpu = jax.default_backend() == "cpu"
   run(
     Options(
-      dataset=given.dataset,
-      workdir=Path(given.workdir),
-      numbers=commands.numbers_of(PRESETS),
-      data_dir=given.data_dir,
-      cache_dir=given.cache_dir,
+      **commands.study_of(PRESETS),
       vmapped=not on_cpu if given.vmap_seeds is None else given.vmap_seeds,
       precision=given.matmul_precision,
       evaluation_batch=given.evaluation_batch or (100 if on_cpu else 2000),

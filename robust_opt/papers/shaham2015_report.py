@@ -105,8 +105,8 @@ def accuracy_table(accuracies: Accuracies) -> Table:
     list(rows[0]),
     rows,
     [
-      f"Mean ± half width of the 95 % t interval over {_seeds(measured)}; "
-      f"{measured['test_total']:,} test examples, {measured['epochs']} epochs on "
+      f"{tables.interval_note(len(measured['seeds']))} "
+      f"{measured['test_total']:,} test examples, {tables.counted(measured['epochs'], 'epoch')} on "
       f"{measured['train_total']:,} training examples, none kept back; the last epoch counts. "
       "Every seed has a collection of its own baseline: "
       f"{min(totals):,} to {max(totals):,} examples ({sizes} on average), all norms pooled in A. "
@@ -134,14 +134,16 @@ def sweep_table(accuracies: Accuracies) -> Table:
         zeros = measured["sweeps"][net][attack][norm]["zero_gradients"]
         row[f"{name}: zero gradients"] = int(np.sum(zeros, axis=0)[index])
       rows.append(row)
+  columns = [c for c in rows[0] if "zero gradients" not in c or any(row[c] for row in rows)]
   return Table(
     "Accuracy (%) against the radius, each net attacked by its own gradient",
-    list(rows[0]),
+    columns,
     rows,
     [
-      f"Mean ± half width of the 95 % t interval over {_seeds(measured)}. Zero gradients: "
+      f"{tables.interval_note(len(measured['seeds']))} Zero gradients: "
       "examples, summed over the seeds, whose input gradient at the clean example is exactly "
-      "zero; the attack leaves them as they are, and they count as they are classified."
+      "zero; the attack leaves them as they are, and they count as they are classified. Nets of "
+      "which there are none have no column of them."
     ],
   )
 
@@ -177,10 +179,10 @@ def claims_table(accuracies: Accuracies) -> Table:
     ["claim", "net", "answer", "statistic", "published"],
     rows,
     [
-      f"Paired t tests over {_seeds(accuracies.measured)}, two-sided at 5 %; differences in "
-      "percentage points with their 95 % interval. 'yes' and 'no' are differences beyond noise. A "
-      "claim about every radius is a yes if it holds at each of them, a no if it fails at one "
-      "beyond noise after Bonferroni's correction."
+      f"Paired t tests over {tables.counted(len(accuracies.measured['seeds']), 'seed')}, two-sided "
+      "at 5 %; differences in percentage points with their 95 % interval. 'yes' and 'no' are "
+      "differences beyond noise. A claim about every radius is a yes if it holds at each of them, "
+      "a no if it fails at one beyond noise after Bonferroni's correction."
     ],
   )
 
@@ -239,7 +241,7 @@ def _convergence_claims(accuracies: Accuracies) -> Iterator[dict[str, Any]]:
       f"updates to {CONVERGED:.1%} of the baseline's last accuracy: {updates.mean():,.0f} against "
       f"{baseline.mean():,.0f}, fewer by {_signed(test, 1.0, ',.0f')}"
     )
-    words += f"; {late} seeds never reach it" if late else ""
+    words += f"; {tables.counted(late, 'seed')} never reached it" if late else ""
     yield _row("no more updates to converge", net, verdict(test), words, "yes")
 
 
@@ -328,16 +330,11 @@ def _points(test: PairedTest) -> str:
 
 def _signed(test: PairedTest, scale: float, form: str) -> str:
   """'+0.12 ± 0.05 (t = 5.1, p = 0.007)'."""
-  difference = f"{scale * test.difference:+{form}}"
+  difference = f"{scale * test.difference:+z{form}}"
   if test.n == 1:
     return f"{difference} (one seed: no test)"
   width = f"{scale * test.half_width:{form}}"
   return f"{difference} ± {width} (t = {test.t:.2f}, p = {test.p:.2g})"
-
-
-def _seeds(measured: dict[str, Any]) -> str:
-  count = len(measured["seeds"])
-  return f"{count} seed{'s' if count > 1 else ''}"
 
 
 def _radii(measured: dict[str, Any]) -> str:
