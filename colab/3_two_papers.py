@@ -446,9 +446,8 @@ plt.show()
 
 
 # %%
-def above(share, other):
-  """Whether one share of the test images is above another, beyond the noise of both."""
-  count = len(y)
+def above(share, other, count=len(y)):
+  """Whether one share of `count` test images is above another, beyond the noise of both."""
   table = [[round(v * count), count - round(v * count)] for v in (share, other)]
   return "yes" if stats.fisher_exact(table, alternative="greater").pvalue < 0.01 else "no"
 
@@ -480,7 +479,7 @@ rows = [
     "Ilyas et al. 2019": "no prediction",
     "we saw": f"{mean_regions:.1f} regions a slice; misclassified {along_gradient:.0%} along the "
     f"signs, {along_noise:.0%} along noise",
-    "as predicted": above(along_gradient, along_noise),
+    "as predicted": above(along_gradient, along_noise, num_slices),
   },
   {
     "question": "Do they fool other architectures?",

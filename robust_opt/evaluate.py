@@ -1,11 +1,12 @@
-"""Measures how robust a trained network is, by AutoAttack and by checks on the measurement itself.
+r"""Measures how robust a trained network is, by AutoAttack and by checks on the measurement itself.
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=linf --radius=0.055
 
 evaluates a run of robust_opt.main on its test set. Any function x [B, ...] -> logits [B, C] on any
 data, an .npz file with x (pixels in [0, 1]) and y (labels):
 
-  python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5
+  python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5 \
+      --output=runs/mine
 
 Leaves verdict.npz, which `python -m robust_opt.verify` checks, and a summary in --output.
 Killed, the same command goes on from the last batch that was done. Exit code 1: a check of the
@@ -82,7 +83,8 @@ def run(options: Options) -> bool:
   )
   folder = options.output or _folder(options, norm, radius)
   description = {k: v for k, v in claim._asdict().items() if k not in ("source", "device")}
-  study = Study(folder, description, work=1.0)
+  # On the first examples alone the trust report is a quarter of the work or so.
+  study = Study(folder, description, work=1.25 if options.trust else 1.0)
   began = time.monotonic()
   try:
     path = folder / "verdict.npz"
@@ -176,6 +178,7 @@ def _trust(found: subject.Subject, claim: verdict.Claim, study: Study) -> list[t
       radius=claim.radius,
       seed=claim.seed,
       batch_size=min(claim.batch_size, count),
+      progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
     )
 
 

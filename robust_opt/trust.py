@@ -22,6 +22,7 @@ found.
 |  an attack that does not climb                    |  steps, noise, unbounded radius          |
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -79,6 +80,10 @@ class Check(NamedTuple):
   meaning: str
 
 
+# What a report looks at, one after the other.
+PARTS = ("the net", "attacks at other radii", "restarts, steps and noise", "black box")
+
+
 def report(
   logits_fn: LogitsFn,
   x: np.ndarray | Array,
@@ -90,6 +95,7 @@ def report(
   batch_size: int = 100,
   num_steps: int = 40,
   num_queries: int = 1000,
+  progress: Callable[[str], None] = lambda words: None,
 ) -> list[Check]:
   """Runs every check on the given examples; the same seed gives the same report.
 
@@ -115,6 +121,7 @@ def report(
     batch_size: examples at a time.
     num_steps: of the white-box attack, >= 1.
     num_queries: of the black-box attack, >= 1.
+    progress: is told what is looked at next, one of PARTS, each once.
 
   Raises:
     InputError: as `robust_opt.ensemble.checked`, except for probabilities, which are a check that
@@ -129,36 +136,44 @@ def report(
   partial = isinstance(logits_fn, jax.tree_util.Partial)
   net = logits_fn if partial else jax.tree_util.Partial(logits_fn)
   trial = Trial(net, x, y, norm, float(radius), seed, size)
+  part = iter(PARTS)
+  progress(next(part))
   logits = answers(logits_fn, x, size)
   right = trial.right()
-  attack = apgd_attack(num_steps)
-  sweep = trial.sweep(right, attack, FACTORS)
-  once = sweep[trial.radius]
-  after_restarts = once
-  for run in range(1, NUM_RESTARTS):
-    after_restarts = trial.white_box(after_restarts, attack, run)
-  return [
+  of_net = [
     _clean_accuracy(len(right), y, logits.shape[1]),
     _are_logits(logits),
     _repeatable(logits, answers(logits_fn, x, size)),
     _batches(logits, logits_fn, trial),
     _gradients(trial, right),
+  ]
+  progress(next(part))
+  attack = apgd_attack(num_steps)
+  sweep = trial.sweep(right, attack, FACTORS)
+  once = sweep[trial.radius]
+  progress(next(part))
+  after_restarts = once
+  for run in range(1, NUM_RESTARTS):
+    after_restarts = trial.white_box(after_restarts, attack, run)
+  of_attacks = [
     _unbounded(sweep, len(x)),
     _radii(sweep, right),
     _steps(trial, right, once, num_steps),
     _restarts(right, once, after_restarts),
     _noise(trial, right, once),
-    _black_box(trial, right, after_restarts, num_queries),
   ]
+  progress(next(part))
+  return [*of_net, *of_attacks, _black_box(trial, right, after_restarts, num_queries)]
 
 
 def to_markdown(checks: list[Check]) -> str:
   """The report as a table; what a failure means is said where there is one."""
-  rows = ["| check | passed | measured | meaning |", "|---|---|---|---|"]
+  failed = not all(check.passed for check in checks)
+  rows = [["check", "passed", "measured", *["meaning"] * failed], ["---"] * (3 + failed)]
   for check in checks:
-    passed, meaning = ("yes", "") if check.passed else ("NO", check.meaning)
-    rows.append(f"| {check.name} | {passed} | {check.measured} | {meaning} |")
-  return "\n".join(rows) + "\n"
+    meaning = ["" if check.passed else check.meaning] * failed
+    rows.append([check.name, "yes" if check.passed else "NO", check.measured, *meaning])
+  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 # --- What the net answers, without an attack ---

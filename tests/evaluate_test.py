@@ -110,9 +110,16 @@ def test_a_damaged_part_is_made_again(trained, tmp_path):
 @pytest.mark.slow
 def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
   checks = [trust.Check("monotone", False, "it rose", "the gradient is masked")]
-  monkeypatch.setattr(trust, "report", lambda *_, **__: checks)
+
+  def report(*_, progress, **__):
+    progress("the net")
+    return checks
+
+  monkeypatch.setattr(trust, "report", report)
   assert not evaluate.run(options(trained, output=tmp_path / "found", trust=True, examples=16))
-  assert "| NO | it rose | the gradient is masked |" in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert "| NO | it rose | the gradient is masked |" in printed
+  assert "trust report: the net" in printed
 
 
 NET = """

@@ -200,7 +200,18 @@ def linear_examples(norm):
 @pytest.mark.slow
 def test_the_counts_of_a_linear_net_are_exact(norm):
   x, y = linear_examples(norm)
-  checks = trust.report(linear, x, y, norm=norm, radius=LINEAR_RADIUS, num_steps=4, num_queries=20)
+  parts = []
+  checks = trust.report(
+    linear,
+    x,
+    y,
+    norm=norm,
+    radius=LINEAR_RADIUS,
+    num_steps=4,
+    num_queries=20,
+    progress=parts.append,
+  )
+  assert parts == list(trust.PARTS)
   assert failures(checks) == {}
   measured = {check.name: check.measured for check in checks}
   standing = [40, *(4 * np.sum(DISTANCES[:, None] > trust.FACTORS, axis=0))]
@@ -272,9 +283,12 @@ def test_written_down():
   ]
   assert trust.to_markdown(checks) == (
     "| check | passed | measured | meaning |\n"
-    "|---|---|---|---|\n"
+    "| --- | --- | --- | --- |\n"
     "| a | yes | 3 of 4 |  |\n"
     "| b | NO | 4 of 4 | It is masked. |\n"
+  )
+  assert trust.to_markdown(checks[:1]) == (
+    "| check | passed | measured |\n| --- | --- | --- |\n| a | yes | 3 of 4 |\n"
   )
 
 
