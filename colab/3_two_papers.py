@@ -446,7 +446,7 @@ plt.show()
 
 
 # %%
-def above(share, other, count=len(y)):
+def above(share, other, count):
   """Whether one share of `count` test images is above another, beyond the noise of both."""
   table = [[round(v * count), count - round(v * count)] for v in (share, other)]
   return "yes" if stats.fisher_exact(table, alternative="greater").pvalue < 0.01 else "no"
@@ -486,21 +486,21 @@ rows = [
     "Goodfellow et al. 2015": "yes: all resemble one linear classifier",
     "Ilyas et al. 2019": "yes: all learn the same non-robust features",
     "we saw": f"error {transferred:.0%}, on noise {by_noise:.0%}",
-    "as predicted": above(transferred, by_noise),
+    "as predicted": above(transferred, by_noise, len(y)),
   },
   {
     "question": "Can one learn the true task from the changes alone?",
     "Goodfellow et al. 2015": "no prediction",
     "Ilyas et al. 2019": "yes: D_rand teaches it",
     "we saw": f"accuracy {rand:.0%}, control {control:.0%}",
-    "as predicted": above(rand, control),
+    "as predicted": above(rand, control, len(y)),
   },
   {
     "question": "And where the strokes contradict them?",
     "Goodfellow et al. 2015": "no prediction",
     "Ilyas et al. 2019": "D_det teaches it, too, but less well",
     "we saw": f"accuracy {det:.0%}, chance 10%, by the strokes {np.mean(by_strokes):.0%}",
-    "as predicted": above(det, 0.1),
+    "as predicted": above(det, 0.1, len(y)),
   },
 ]
 display(Markdown(tables.markdown(tables.Table("Two explanations", list(rows[0]), rows))))
