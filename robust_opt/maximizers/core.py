@@ -163,9 +163,14 @@ def robustify(
   Args:
     loss: returns the loss of every example [B] or any sum or mean of it (a steepest ascent does not
       depend on the scale). The examples are its argument number `argnum`, [B, *S].
-    attack: from `steepest` or `ascend`.
+    attack: from `steepest`, `ascend` or `restarts`. One that compares losses (`lbfgs`, `apgd`,
+      keep_best, `restarts`) wants them of every example; take the mean outside.
     argnum: which positional argument holds the examples.
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
+
+  Raises:
+    InputError: when called, for an attack that starts at random without attack_key=, or one that
+      compares losses with a loss of the whole batch.
   """
 
   @functools.wraps(loss)

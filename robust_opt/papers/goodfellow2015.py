@@ -4,11 +4,11 @@ r"""Goodfellow, Shlens and Szegedy 2015: explaining and harnessing adversarial e
   python -m robust_opt.papers.goodfellow2015 --dataset=mnist --preset=paper --workdir=runs/gss2 \
       --data_dir=/path/to/tensorflow_datasets
 
-Trains every net of the paper (arXiv 1412.6572) over several seeds and measures every claim: the
-linear explanation, FGSM, adversarial training and its controls, rotation, capacity, rubbish,
-transfer, ensembles. With --dataset=cifar10, the one number that the paper has there. The runs lie
-in --workdir, as robust_opt.main leaves them; --workdir/results gets the tables and the figures. The
-same command goes on where it was stopped.
+Trains the nets of the paper (arXiv 1412.6572) but the MP-DBM over several seeds and measures its
+claims: the linear explanation, FGSM, adversarial training and its controls, rotation, capacity,
+rubbish, transfer, ensembles. With --dataset=cifar10, the one number that the paper has there. The
+runs lie in --workdir, as robust_opt.main leaves them; --workdir/results gets the tables and the
+figures. The same command goes on where it was stopped.
 """
 
 import functools

@@ -263,8 +263,8 @@ def _claims_of_decay(logistic: dict[str, Any]) -> list[dict[str, Any]]:
   share = logistic["adversary"]["pull"][at] / strengths[at]
   return [
     {
-      "claim": "l_1 weight decay of the adversary's strength is too strong: the largest strength "
-      "with a training error below 5 %, adversary against decay",
+      "claim": "l_1 weight decay of the adversary's strength is too strong (logistic regression): "
+      "the largest strength with a training error below 5 %, adversary against decay",
       "ours": f"{last['adversary']:g} against {last['decay']:g}",
       "holds here": "yes" if last["adversary"] > last["decay"] else "no",
     },
