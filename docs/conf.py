@@ -10,7 +10,10 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / "extensions"), str(Path(__file__).parents[1])]
+sys.path[:0] = [
+  str(Path(__file__).parent / "extensions"),
+  str(Path(__file__).parents[1]),
+]
 
 project = "robust_opt"
 author = "The robust_opt authors"
@@ -23,6 +26,7 @@ extensions = [
   "sphinx.ext.napoleon",
   "docstrings",
   "mathml",
+  "typography",
 ]
 source_suffix = {".md": "markdown"}
 smartquotes = False  # --flag stays what one types
@@ -33,6 +37,7 @@ myst_heading_anchors = 3
 
 html_math_renderer = "mathml"
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "robust_opt"
 html_static_path = ["assets"]
 html_css_files = ["extra.css"]

@@ -30,11 +30,15 @@ def setup(app: Sphinx) -> dict[str, Any]:
   return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def _process(
+  app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
   lines[:] = [*to_rst("\n".join(lines).strip("\n")).split("\n"), ""]
 
 
-def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+def _skip(
+  app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
   """What is not ours: the fields of a NamedTuple, which its docstring has in words, and Flax's."""
   foreign = str(getattr(obj, "__module__", "")).startswith("flax.")
   return True if foreign or type(obj).__name__ == "_tuplegetter" else None
@@ -42,7 +46,9 @@ def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any)
 
 def to_rst(text: str) -> str:
   """A docstring as reStructuredText; its sections stay, for napoleon."""
-  return "\n\n".join(_block(lines, section) for lines, section in _blocks(text.split("\n")))
+  return "\n\n".join(
+    _block(lines, section) for lines, section in _blocks(text.split("\n"))
+  )
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
@@ -59,7 +65,9 @@ def _blocks(lines: list[str]) -> Iterator[tuple[list[str], bool]]:
       block = []
     elif line.strip():
       starts = bool(_SECTION.fullmatch(line))
-      if block and (starts or (section and not indented) or (not section and indented != code)):
+      if block and (
+        starts or (section and not indented) or (not section and indented != code)
+      ):
         yield block, section
         block = []
       if not block:
@@ -89,7 +97,9 @@ def _code(code: str) -> str:
     code = re.sub(r"\s*\\?\n\s+|(?<=\S) {2,}", " ", code)
     long = [line for line in code.split("\n") if len(line) > 90]
     for line in long:
-      code = code.replace(line, re.sub(r" (--(?:config\.|data_dir|output))", r" \\\n    \1", line))
+      code = code.replace(
+        line, re.sub(r" (--(?:config\.|data_dir|output))", r" \\\n    \1", line)
+      )
     language = "sh"
   else:
     language = "python" if _is_python(code) else "text"
@@ -119,17 +129,23 @@ def _table(lines: list[str]) -> str:
   shown = [".. list-table::", "   :header-rows: 1", ""]
   for row in rows:
     cells = [_prose(cell) for cell in row] + [""] * (width - len(row))
-    shown += [f"   {'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(cells)]
+    shown += [
+      f"   {'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(cells)
+    ]
   return "\n".join(shown)
 
 
 def _prose(text: str) -> str:
   """Text whose stars, bars and underscores are no markup; what is in backticks is code."""
   parts = re.split(r"`+([^`]+)`+", text)
-  return "".join(f"``{part}``" if place % 2 else _plain(part) for place, part in enumerate(parts))
+  return "".join(
+    f"``{part}``" if place % 2 else _plain(part) for place, part in enumerate(parts)
+  )
 
 
 def _plain(text: str) -> str:
   text = re.sub(r"([\\*|])", r"\\\1", text)
-  text = re.sub(r"(?m)(^\s*|: )([A-Za-z]|\d+)\.(?=\s|$)", r"\1\2\\.", text)  # no list begins
+  text = re.sub(
+    r"(?m)(^\s*|: )([A-Za-z]|\d+)\.(?=\s|$)", r"\1\2\\.", text
+  )  # no list begins
   return re.sub(r"(?<=\w)_(?!\w)", r"\\_", text)

@@ -26,5 +26,7 @@ def _inline(translator: HTML5Translator, node: nodes.math) -> None:
 
 
 def _block(translator: HTML5Translator, node: nodes.math_block) -> None:
-  translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+  translator.body.append(
+    f'<div class="math">{convert(node.astext(), display="block")}</div>'
+  )
   raise nodes.SkipNode
