@@ -71,7 +71,7 @@ class Numbers(NamedTuple):
 
 
 PRESETS = {
-  ("quick", "digits"): Numbers(seeds=2, passes=36, examples=100, version="quick"),
+  ("quick", "digits"): Numbers(seeds=1, passes=24, examples=100, version="quick"),
   ("quick", "mnist"): Numbers(seeds=1, passes=10, examples=100, version="quick"),
   ("paper", "digits"): Numbers(seeds=5, passes=120, examples=0, version="standard"),
   ("paper", "mnist"): Numbers(seeds=3, passes=40, examples=500, version="standard"),

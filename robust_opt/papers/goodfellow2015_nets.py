@@ -131,10 +131,16 @@ def _mlp_adversarial(config: ConfigDict) -> None:
   config.evaluation.checkpoint = "best"
 
 
+# Of the input's radius, that every hidden layer is perturbed by. On MNIST a net learns at 0.2, 0.4
+# (of 0.25) and, at the input's own radius or 0.8 of it, not at all.
+HIDDEN_SHARE = 0.4
+
+
 def _mlp_hidden(config: ConfigDict) -> None:
+  """Hidden layers in place of the input; the paper does not say by how much."""
   _mlp(config)
   methods.robust(config)
-  config.uncertainty.hidden_radius = config.uncertainty.radius
+  config.uncertainty.hidden_radius = HIDDEN_SHARE * config.uncertainty.radius
   config.uncertainty.radius = 0.0
 
 
