@@ -90,14 +90,16 @@ def _radius_plot(runs: Sequence[Run], norm: str) -> Plot:
       trace.update(marker={"symbol": marker, "size": 15, "line": {"width": 2.5}})
       figure.add_trace(trace)
   figure.update_yaxes(range=[0, 100], title_text="test accuracy (%)")
-  figure.update_xaxes(rangemode="tozero")
+  # Room on the left, or a marker at 0 lies on the axis' words.
+  furthest = max(max(trace.x) for trace in figure.data) or 1.0
+  figure.update_xaxes(range=[-0.03 * furthest, 1.03 * furthest])
   alt = f"Line plot of test accuracy against the radius of the attack in {SIGNS[norm]}. "
   return Plot(f"Over {SIGNS[norm]}", alt + "; ".join(words) + ".", _json(figure))
 
 
 # key of metrics.jsonl -> (title, factor of its values, title of the axis)
 _CURVES = {
-  "train/loss": ("Training loss", 1.0, "loss at the perturbed batch"),
+  "train/loss": ("Training loss", 1.0, "loss"),
   "heldout/clean_accuracy": ("Held-out accuracy, clean", 100.0, "accuracy (%)"),
   "heldout/robust_accuracy": ("Held-out accuracy, own attack", 100.0, "accuracy (%)"),
   "heldout/pgd_accuracy": ("Held-out accuracy, PGD", 100.0, "accuracy (%)"),
