@@ -84,7 +84,8 @@ def test_weights_of_zero_have_no_norm_and_no_gradient():
 
 
 @pytest.mark.parametrize(
-  "net", [models.MLP(widths=(7, 5)), models.DigitsCNN()], ids=lambda n: n.name
+  "net",
+  [models.MLP(widths=(7, 5)), pytest.param(models.DigitsCNN(), marks=pytest.mark.slow)],
 )
 def test_operator_norms_of_a_net(net):
   """Nothing but weights counts: neither the examples nor the standardisation."""
@@ -121,7 +122,8 @@ def jacobian_norms(net, params, x):
 
 
 @pytest.mark.parametrize(
-  "net", [models.MLP(widths=(7, 5)), models.DigitsCNN()], ids=lambda n: n.name
+  "net",
+  [models.MLP(widths=(7, 5)), pytest.param(models.DigitsCNN(), marks=pytest.mark.slow)],
 )
 def test_layer_jacobians_are_estimated_without_bias(net):
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))

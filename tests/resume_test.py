@@ -119,6 +119,7 @@ def campaign(arguments, env, workdir, signals, seed):
   return [*told, err]
 
 
+@pytest.mark.slow
 def test_killed_and_terminated_runs_end_bit_identical(unbroken, environment, tmp_path):
   signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
   told = campaign(TINY, environment, tmp_path / "run", signals, seed=0)

@@ -56,6 +56,7 @@ def rows_of(table):
 # What the study leaves
 
 
+@pytest.mark.slow
 def test_tables_hold_every_row_in_every_form(study):
   results = study / "results"
   for name, count in (("accuracy", 4), ("claims", 29), ("accuracy_against_radius", 18)):
@@ -71,6 +72,7 @@ def test_tables_hold_every_row_in_every_form(study):
   assert all(row["statistic"] for row in claims)
 
 
+@pytest.mark.slow
 def test_the_baseline_scores_exactly_zero_on_its_collections(study):
   row = rows_of(study / "results" / "accuracy.json")["baseline"]
   for column in ("A", "A, l1", "A, l2", "A, linf"):
@@ -79,6 +81,7 @@ def test_the_baseline_scores_exactly_zero_on_its_collections(study):
   assert all(min(other["A"]["seeds"]) > 0 for other in others)
 
 
+@pytest.mark.slow
 def test_perturbations_of_every_seed_are_within_their_radius(study):
   test = data.load("digits", "test")
   for seed in (0, 1):
@@ -91,6 +94,7 @@ def test_perturbations_of_every_seed_are_within_their_radius(study):
   assert first != second
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_same_wherever_it_is_counted(study):
   """At radius 0, on the clean test set, and at the end of the curve."""
   clean = rows_of(study / "results" / "accuracy.json")
@@ -104,6 +108,7 @@ def test_accuracy_is_the_same_wherever_it_is_counted(study):
       np.testing.assert_allclose(np.array(sweep["correct"])[:, 0] / 360, expected)
 
 
+@pytest.mark.slow
 def test_the_sweep_at_the_radius_is_what_the_collection_says(study):
   """The baseline is right where it was right and is not in the collection."""
   for norm in NORMS:
@@ -137,6 +142,7 @@ def test_accuracy_is_counted_after_rounding_to_8_bits_too():
   assert (row["A"].mean, row["A, 8 bits"].mean) == (0, 0.25)
 
 
+@pytest.mark.slow
 def test_figures_are_there_and_small(study):
   for stem in (
     "figure1_examples",
@@ -167,6 +173,7 @@ def test_autoattack_is_asked_for_when_all_else_is_done(study, tmp_path, monkeypa
   assert not (study / "results" / "autoattack.json").exists()
 
 
+@pytest.mark.slow
 def test_manifest_says_what_was_run(study):
   manifest = read(study / "results" / "manifest.json")
   assert manifest["seeds"] == [0, 1]
@@ -231,6 +238,7 @@ def test_stopped_and_damaged_a_study_goes_on_to_the_same_numbers(study, tmp_path
   assert kept.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_tampered_collection_is_refused(study, tmp_path):
   workdir = tmp_path / "tampered"
   shutil.copytree(study, workdir)
@@ -251,6 +259,7 @@ def test_a_tampered_collection_is_refused(study, tmp_path):
     ({"robust_override": ("training.shuffle=False",)}, "nets.l1.training.shuffle: True -> False"),
   ],
 )
+@pytest.mark.slow
 def test_another_study_is_refused(study, changes, words):
   with pytest.raises(InputError, match=words):
     shaham2015.run(small(study, **changes))
