@@ -98,8 +98,8 @@ def manifold_tangent(config: ConfigDict) -> None:
 def layerwise(config: ConfigDict) -> None:
   """One step that moves the input of every layer.
 
-  On MNIST over l_inf 0.2 the net does not begin to learn with hidden layers moved by 0.1 or more, and
-  is worse at 0.05 than at 0.02.
+  On MNIST over l_inf 0.2 the net does not begin to learn with hidden layers moved by 0.1 or more,
+  and is worse at 0.05 than at 0.02.
   """
   robust(config)
   config.uncertainty.hidden_radius = 0.02
