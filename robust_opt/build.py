@@ -207,7 +207,7 @@ def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
       return optax.constant_schedule(peak)
 
 
-def _updates_of_a_batch(config: ConfigDict) -> int:
+def updates_of_a_batch(config: ConfigDict) -> int:
   """Free training updates at every replay; its schedules count those."""
   return max(1, config.attack.num_steps) if config.attack.name == "free" else 1
 
@@ -225,7 +225,7 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
   if not callable(factory):
     raise InputError(refusal)
   try:
-    rate = schedule(config, steps_per_epoch * _updates_of_a_batch(config))
+    rate = schedule(config, steps_per_epoch * updates_of_a_batch(config))
     descent = factory(rate, **config.optimizer.kwargs.to_dict())
   except TypeError as error:
     raise InputError(f"--config.optimizer.kwargs does not fit {name}: {error}.") from error

@@ -8,9 +8,10 @@ Each method of robust_opt.methods trains on the same data with the same net, opt
 forward and backward passes over the training set; the cheap ones take more epochs. With
 --budget=updates all take the same number of updates instead, and the question is what a cheaper
 update costs in robustness. Every net is then judged over the same l_inf ball: PGD of 50 steps and
-AutoAttack. The runs lie in --workdir, as robust_opt.main leaves them, and the table in
---workdir/results. The same command goes on where it was stopped. There measured.json stands for the
-nets: a table grows by a seed or a method, on any machine, with
+AutoAttack; and what an update of each method takes is timed side by side. The runs lie in
+--workdir, as robust_opt.main leaves them, and the table in --workdir/results. The same command goes
+on where it was stopped. There measured.json stands for the nets: a table grows by a seed or a
+method, on any machine, with
 
   ... --seeds=4 --known=results/family/mnist/measured.json
 """
@@ -22,22 +23,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
 import robust_opt as ro
-from robust_opt import commands, ensemble, experiment, losses, methods, subject, tables
+from robust_opt import (
+  build,
+  commands,
+  costs,
+  ensemble,
+  experiment,
+  losses,
+  methods,
+  subject,
+  tables,
+)
 from robust_opt import config as config_lib
 from robust_opt.attacks import white_box
 from robust_opt.attacks.types import LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.files import write_json
-from robust_opt.metrics import read_metrics
 from robust_opt.study import Study, sha256_of
 from robust_opt.types import Array
 
 PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
+# Updates are timed on the first so many training examples, so many in a call, so many calls.
+TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
 
 
 def _pgd(norm: str, radius: Array, rank: Array) -> LogitsAttack:
@@ -148,7 +159,8 @@ def run(options: Options) -> tables.Table:
   results = options.workdir / "results"
   known = _known(options.known)
   description = {"dataset": options.dataset, **numbers._asdict()}
-  study = Study(options.workdir, description, work=float(len(options.chosen) * len(seeds)))
+  timing = 0.2 * len(options.chosen)
+  study = Study(options.workdir, description, work=len(options.chosen) * len(seeds) + timing)
   # What this directory holds of other methods stays.
   kept = _known([results / "measured.json"]) if (results / "measured.json").exists() else {}
   known |= kept
@@ -159,18 +171,41 @@ def run(options: Options) -> tables.Table:
         kept[key] = known[key] if key in known else _measure(options, study, name, seed)
         study.progress(1.0, f"{name}, seed {seed}", skipped=key in known)
         write_json(results / "measured.json", kept)
+    times = _times(options, study, timing)
   finally:
     study.close()
   measured = {
     name: [kept[identity(options, name, seed)] for seed in seeds] for name in options.chosen
   }
-  table = table_of(options, measured)
+  table = table_of(options, measured, times)
   tables.write(table, results / "family")
   made = study.made_by("robust_opt.papers.family", options.numbers._asdict())
   write_json(results / "manifest.json", made)
   print(tables.markdown(table))
   print(f"Everything about this study is in {options.workdir}")
   return table
+
+
+def _times(options: Options, study: Study, work: float) -> dict[str, float]:
+  """Time of an update beside standard training's, of every chosen method."""
+  names = dict.fromkeys(["standard", *options.chosen])
+  configs = {name: config_of(options, name, 1) for name in names}
+
+  def compute() -> dict[str, float]:
+    train = build.splits(configs["standard"]).train
+    part = slice(TIMED_EXAMPLES)
+    train = train._replace(images=train.images[part], labels=train.labels[part])
+    found = costs.side_by_side(configs, train, TIMED_UPDATES, TIMED_CALLS)
+    return {name: costs.beside(found[name], found["standard"]) for name in options.chosen}
+
+  identities = [identity(options, name, 1) for name in names]
+  path = options.workdir / "times.json"
+  return study.once("time of an update", path, sha256_of(_device(), *identities), compute, work)
+
+
+def _device() -> str:
+  kind = jax.devices()[0].device_kind
+  return f"{jax.device_count()} x {kind}, jax {metadata.version('jax')}"
 
 
 def _known(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -195,15 +230,14 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
     summary = experiment.run(config_of(options, name, seed), workdir)
   with study.timed(f"attack {name}"):
     attacked = attack(options, workdir)
-  device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {metadata.version('jax')}"
-  made = {"method": name, "seed": seed, "device": device}
-  return made | attacked | _of_run(summary, workdir)
+  made = {"method": name, "seed": seed, "device": _device()}
+  return made | attacked | _of_run(summary)
 
 
 # What is kept of a net.
 MEASURED = (
-  "method", "seed", "device", "examples", "pgd", "autoattack", "clean", "seconds_per_update",
-  "epochs", "overfitting", "params_sha256",
+  "method", "seed", "device", "examples", "pgd", "autoattack", "clean", "epochs", "overfitting",
+  "params_sha256",
 )  # fmt: skip
 
 
@@ -224,30 +258,33 @@ def attack(options: Options, workdir: Path) -> dict[str, Any]:
   }
 
 
-def _of_run(summary: dict[str, Any], workdir: Path) -> dict[str, Any]:
-  """What training left: clean accuracy on the whole test set, speed, and what went wrong."""
+def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
+  """What training left: clean accuracy on the whole test set, and what went wrong."""
   clean = summary["results"][0]
-  records = read_metrics(workdir / "metrics.jsonl")
-  speeds = [r["train/examples_per_second"] for r in records if "train/examples_per_second" in r]
-  config = summary["config"]
-  replays = config["attack"]["num_steps"] if config["attack"]["name"] == "free" else 1
   return {
     "clean": clean["correct"] / clean["total"],
-    "seconds_per_update": config["training"]["batch_size"] / float(np.median(speeds)) / replays,
-    "epochs": config["training"]["epochs"],
+    "epochs": summary["config"]["training"]["epochs"],
     "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
     "params_sha256": summary["params_sha256"],
   }
 
 
-def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tables.Table:
-  """A row for each method, mean and 95 % interval over the seeds."""
+def table_of(
+  options: Options, measured: dict[str, list[dict[str, Any]]], times: dict[str, float]
+) -> tables.Table:
+  """A row for each method, mean and 95 % interval over the seeds.
+
+  Args:
+    options: what was run.
+    measured: by method, what is kept of the net of every seed.
+    times: by method, of an update, beside standard training's.
+  """
   ensemble_name = "AutoAttack" if options.numbers.version == "standard" else "AutoAttack (quick)"
   columns = [
     "method", "source", "passes an update", "epochs", "clean", f"PGD-{PGD_STEPS}", ensemble_name,
     "time of an update", "overfitting",
   ]  # fmt: skip
-  standard, robust = measured.get("standard"), measured.get("robust")
+  robust = measured.get("robust")
   beside = f"PGD-{PGD_STEPS} beside robust"
   if robust:
     columns.insert(columns.index(ensemble_name), beside)
@@ -266,13 +303,7 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     if robust:
       pairs = zip(runs, robust, strict=True)
       row[beside] = tables.Percent.of([mine["pgd"] - its["pgd"] for mine, its in pairs])
-    if standard:
-      ratios = [
-        r["seconds_per_update"] / s["seconds_per_update"]
-        for r, s in zip(runs, standard)
-        if r["device"] == s["device"]
-      ]
-      row["time of an update"] = f"{np.median(ratios):.2f}" if ratios else ""
+    row["time of an update"] = f"{times[name]:.2f}"
     said = sorted({sentence for r in runs for sentence in r["overfitting"]})
     counts = [f"{s} ({sum(s in r['overfitting'] for r in runs)} of {len(runs)})" for s in said]
     row["overfitting"] = ", ".join(counts)
@@ -286,7 +317,8 @@ def table_of(options: Options, measured: dict[str, list[dict[str, Any]]]) -> tab
     [
       f"{tables.interval_note(options.numbers.seeds)} {_budget(options.numbers)} Clean: the whole "
       f"test set; attacked: its first {count} examples. Time of an update: beside standard "
-      "training's on a like device; of free training each replay is an update.",
+      f"training's, the two in turns in one process ({_device()}); of free training each replay is "
+      "an update.",
     ],
   )
 
