@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from robust_opt import build, models, sharding, updates
@@ -68,35 +69,71 @@ class Experiment(NamedTuple):
   steps_per_scan: int
 
 
-def assemble(config: ConfigDict) -> Experiment:
-  """Builds every part and places the data on the devices."""
-  if config.training.batch_size % jax.device_count():
-    raise InputError(
-      f"--config.training.batch_size must be a multiple of the {jax.device_count()} devices, "
-      f"but was {config.training.batch_size}."
-    )
+class Beginning(NamedTuple):
+  """A run before its first update: its data, its net, and what its checkpoints are restored into.
+
+  Attributes:
+    splits: the data on the host.
+    plan: the batches of an epoch.
+    net: the network.
+    optimizer: what descends.
+    state: before the first update.
+  """
+
+  splits: build.Splits
+  plan: EpochPlan
+  net: nn.Module
+  optimizer: optax.GradientTransformation
+  state: TrainState
+
+
+def begin(config: ConfigDict) -> Beginning:
+  """Loads the data and makes the net, but nothing that trains it."""
   splits = build.splits(config)
   plan = EpochPlan(
     len(splits.train.labels), config.training.batch_size, shuffle=config.training.shuffle
   )
   net = build.model(config, splits.train)
-  apply = models.from_linen(net)
   optimizer = build.optimizer(config, plan.num_steps)
-
-  mesh = sharding.data_mesh()
-  init_key, train_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
+  init_key = _keys(config)[0]
   params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
   if config.optimizer.average and model_state:
     raise InputError(
       f"--config.optimizer.average={config.optimizer.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
-  if config.training.on_overfitting == "stop" and not config.training.watch_examples:
+  memory = updates.memory(config, splits.train.images)
+  return Beginning(splits, plan, net, optimizer, init_state(params, model_state, optimizer, memory))
+
+
+def _keys(config: ConfigDict) -> Array:
+  """The seed's streams [3]: of the net, of the training and of the evaluation."""
+  return jax.random.split(jax.random.key(config.seed), 3)
+
+
+def assemble(config: ConfigDict) -> Experiment:
+  """Builds every part and places the data on the devices.
+
+  Raises:
+    InputError: parts of the config do not fit together, its data or the devices.
+  """
+  if config.training.batch_size % jax.device_count():
     raise InputError(
-      "--config.training.on_overfitting=stop needs --config.training.watch_examples > 0."
+      f"--config.training.batch_size must be a multiple of the {jax.device_count()} devices, "
+      f"but was {config.training.batch_size}."
     )
+  watched = config.training.watch_examples and config_lib.trains_robustly(config)
+  if config.training.on_overfitting == "stop" and not watched:
+    raise InputError(
+      "--config.training.on_overfitting=stop needs --config.training.watch_examples > 0 and an "
+      "adversary."
+    )
+  splits, plan, net, optimizer, first = begin(config)
+  apply = models.from_linen(net)
   update = updates.make(config, net, optimizer, splits.train.images, plan.num_steps)
-  state = sharding.replicate(init_state(params, model_state, optimizer, update.memory), mesh)
+  mesh = sharding.data_mesh()
+  _, train_key, evaluation_key = _keys(config)
+  state = sharding.replicate(first, mesh)
   train, heldout, test = (
     sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
   )

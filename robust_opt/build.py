@@ -74,7 +74,12 @@ def _constructed(config: ConfigDict, original: data.Dataset) -> data.Dataset:
       f"{list(made.images.shape[1:])}, but those of {config.dataset.name} are "
       f"{list(original.images.shape[1:])}."
     )
-  return made._replace(num_classes=original.num_classes)
+  if made.num_classes != original.num_classes:
+    raise InputError(
+      f"--config.dataset.train_files={config.dataset.train_files} holds {made.num_classes} "
+      f"classes, but {config.dataset.name} has {original.num_classes}."
+    )
+  return made
 
 
 def _load(config: ConfigDict, split: str, start: int, count: int) -> data.Dataset:

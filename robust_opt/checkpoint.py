@@ -39,7 +39,14 @@ _OVERHEAD_BYTES = 2**18
 class Checkpoints:
   """The checkpoints of one run, by step. In several processes every one calls every method."""
 
-  def __init__(self, directory: Path, keep: int) -> None:
+  def __init__(self, directory: Path, keep: int, read_only: bool = False) -> None:
+    """Opens the folder of a run.
+
+    Args:
+      directory: its checkpoints.
+      keep: the newest so many, beside the best.
+      read_only: for who saves nothing: a save that another process has under way is left alone.
+    """
     self._directory = directory.absolute()
     self._damaged = False
     self._options = ocp.CheckpointManagerOptions(
@@ -53,9 +60,11 @@ class Checkpoints:
       ),
       enable_async_checkpointing=False,
       step_format_fixed_length=8,
+      read_only=read_only,
     )
     with name_in_errors(self._directory):
-      self._remove_left_overs()
+      if not read_only:
+        self._remove_left_overs()
       self._set_aside_unreadable()
       self._manager = ocp.CheckpointManager(self._directory, options=self._options)
 

@@ -13,6 +13,15 @@ from robust_opt.errors import InputError, RunError
 Numbers = TypeVar("Numbers", bound=Any)  # a NamedTuple of a study
 
 
+# The flags of subject.load.
+SUBJECT = ("workdir", "model", "data", "data_dir", "cache_dir", "train_files", "checkpoint")
+
+
+def source() -> dict[str, Any]:
+  """What the flags of define_subject_flags say, as subject.load takes it."""
+  return {name: flags.FLAGS[name].value for name in SUBJECT}
+
+
 def define_subject_flags() -> None:
   """The flags of subject.load."""
   flags.DEFINE_string("workdir", "", "Of a finished run of robust_opt.main; or --model and --data.")
@@ -20,6 +29,8 @@ def define_subject_flags() -> None:
   flags.DEFINE_string("data", "", "An .npz file with x [N, ...] in [0, 1] and y [N].")
   flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: the run's own.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
+  words = "Where the constructed data that a run learnt from lie; empty: the run's own."
+  flags.DEFINE_string("train_files", "", words)
   flags.DEFINE_enum("checkpoint", "", ["", "last", "best"], "Of the run; empty: its config's.")
 
 

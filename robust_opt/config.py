@@ -8,7 +8,7 @@ written, by `standardised`, which names the standard deviation.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -281,8 +281,8 @@ def validate(config: ConfigDict) -> None:
   Raises:
     InputError: names the key, the value and what is allowed.
   """
-  flat = _flatten(config.to_dict())
-  for key in sorted(_flatten(base().to_dict()).keys() - flat.keys()):
+  flat = flattened(config.to_dict())
+  for key in sorted(flattened(base().to_dict()).keys() - flat.keys()):
     if not key.startswith(_OPEN):
       raise InputError(f"The config must hold every key of robust_opt.config, but lacks {key}.")
   for key, (allowed, words) in _RULES.items():
@@ -301,29 +301,42 @@ def trains_robustly(config: ConfigDict) -> bool:
   return attacked or config.objective.name == "gradient_penalty"
 
 
+def adversary(config: ConfigDict) -> str:
+  """The set that a config trains over, in words; empty where there is no adversary."""
+  given = config.uncertainty
+  if not trains_robustly(config):
+    return ""
+  words = f"l_{given.name.removeprefix('l')} {given.radius:.4g}"
+  if given.hidden_radius:
+    words += f" and hidden layers by {given.hidden_radius:.4g}"
+  if given.tangents != "none":
+    words += " along tangent planes"
+  return words
+
+
 def as_dict(config: ConfigDict) -> dict[str, Any]:
   """The resolved config as plain JSON values (tuples become lists)."""
   return json.loads(json.dumps(config.to_dict()))
 
 
 # Where things lie is no part of what is computed: these may differ between a run and its resume.
-_PLACES = ("dataset.data_dir", "dataset.cache_dir")
+# (What lies in train_files is compared by workdirs.)
+PLACES = ("dataset.data_dir", "dataset.cache_dir", "dataset.train_files")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """Keys that make two resolved configs different experiments, as 'key: old -> new'."""
-  flat_old, flat_new = _flatten(old), _flatten(new)
-  keys = sorted((flat_old.keys() | flat_new.keys()) - set(_PLACES))
+  flat_old, flat_new = flattened(old), flattened(new)
+  keys = sorted((flat_old.keys() | flat_new.keys()) - set(PLACES))
   missing = "(absent)"
   pairs = ((key, flat_old.get(key, missing), flat_new.get(key, missing)) for key in keys)
   return [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The leaves of a resolved config by their dotted keys."""
+  leaves: dict[str, Any] = {}
   for key, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
+    inner = isinstance(value, Mapping)
+    leaves |= flattened(value, f"{prefix}{key}.") if inner else {prefix + key: value}
+  return leaves

@@ -66,6 +66,11 @@ def run(options: Options) -> data.Dataset:
     )
   net = subject.load_net(options.source)
   original = net.train
+  if np.any(original.labels < 0):
+    raise InputError(
+      f"--workdir={options.source['workdir']} learnt from examples without a label; a data set can "
+      f"be made of a run alone whose --config.dataset.labels is 0."
+    )
   count = min(options.examples or len(original.labels), len(original.labels))
   description = {
     "kind": options.kind,
@@ -76,7 +81,7 @@ def run(options: Options) -> data.Dataset:
     "net_sha256": net.sha256,
     "data_sha256": data.fingerprint(original),
   }
-  study = Study(options.output, description, work=float(count))
+  study = Study(options.output, description, work=float(count), flag="--output")
   make = jax.jit(functools.partial(_make, options, original, net))
   files = []
   try:

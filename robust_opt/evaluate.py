@@ -27,9 +27,9 @@ from robust_opt import commands, ensemble, sharding, subject, trust, verdict
 from robust_opt.collection import rounded
 from robust_opt.errors import InputError, RunError
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
-from robust_opt.study import Study
+from robust_opt.study import Study, sha256_of
 
-# Examples that the trust report looks at, at most.
+# Examples that the trust report looks at, at most, drawn by the seed.
 TRUST_EXAMPLES = 200
 # Seconds between two lines of progress where there is no terminal.
 QUIET_SECONDS = 10.0
@@ -84,14 +84,15 @@ def run(options: Options) -> bool:
   folder = options.output or _folder(options, norm, radius)
   description = {k: v for k, v in claim._asdict().items() if k not in ("source", "device")}
   # On the first examples alone the trust report is a quarter of the work or so.
-  study = Study(folder, description, work=1.25 if options.trust else 1.0)
+  work, flag = 1.25 if options.trust else 1.0, "--output" if options.output else "--workdir"
+  study = Study(folder, description, work, flag)
   began = time.monotonic()
   try:
     path = folder / "verdict.npz"
     if not path.exists():
       verdict.save(path, _attack(found, claim, study, folder), claim, found.x, found.y)
     stored = verdict.load(path)
-    checks = _trust(found, claim, study) if options.trust else []
+    checks = _trust(found, claim, study, options.trust)
   finally:
     study.close()
   in_8_bits = _accuracy_after_rounding(found, stored, options.batch_size)
@@ -167,19 +168,33 @@ def _reporter(study: Study) -> Callable[[ensemble.Progress], None]:
   return report
 
 
-def _trust(found: subject.Subject, claim: verdict.Claim, study: Study) -> list[trust.Check]:
-  with study.timed("trust"):
-    count = min(TRUST_EXAMPLES, len(found.y))
-    return trust.report(
+def _trust(
+  found: subject.Subject, claim: verdict.Claim, study: Study, wanted: bool
+) -> list[trust.Check]:
+  """The checks, made once; where they are not wanted, those that were made before, or none."""
+  path = study.workdir / "trust.json"
+  if not (wanted or path.exists()):
+    return []
+  count = min(TRUST_EXAMPLES, len(found.y))
+  # Not the first: a set may be sorted by class.
+  chosen = np.sort(np.random.default_rng(claim.seed).permutation(len(found.y))[:count])
+
+  def compute() -> list[dict[str, Any]]:
+    checks = trust.report(
       found.logits_fn,
-      found.x[:count],
-      found.y[:count],
+      found.x[chosen],
+      found.y[chosen],
       norm=claim.norm,
       radius=claim.radius,
       seed=claim.seed,
       batch_size=min(claim.batch_size, count),
       progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
     )
+    return [check._asdict() for check in checks]
+
+  made_from = sha256_of(claim.net_sha256, claim.data_sha256)
+  made = study.once("trust report", path, made_from, compute, work=0.0)
+  return [trust.Check(**values) for values in made]
 
 
 def _accuracy_after_rounding(
@@ -214,7 +229,7 @@ def _write(
     "accuracy_after_rounding": accuracy_after_rounding,
     "attacks": rows,
     "trust": [check._asdict() for check in checks],
-    "seconds": round(seconds, 1),
+    "seconds_since_last_start": round(seconds, 1),
   }
   write_json(folder / "summary.json", summary)
   lines = [
@@ -255,10 +270,9 @@ def main(argv: list[str]) -> None:
   """Flags to options."""
   given = flags.FLAGS
   commands.refuse_positional(argv)
-  names = ("workdir", "model", "data", "data_dir", "cache_dir", "checkpoint")
   passed = run(
     Options(
-      source={name: given[name].value for name in names},
+      source=commands.source(),
       norm=given.norm,
       radius=given.radius,
       version=given.version,

@@ -262,9 +262,8 @@ def evaluate_and_describe(
       for r in swept
     ]
     sweeps.append({"norm": norm, "radii": swept, "correct": correct, "total": total})
-  kind = (
-    f"robust training over {NORMS[own]} {own_radius:.4g}" if trained_on else "standard training"
-  )
+  against = config_lib.adversary(config)
+  kind = f"robust training over {against}" if against else "standard training"
   if config.penalty.weight:
     kind += f" with {config.penalty.weight:g} {config.penalty.name}"
   return {

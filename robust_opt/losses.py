@@ -70,6 +70,10 @@ def independent(log_p: Array, labels: Array) -> Array:
   return jnp.where(valid, jnp.sum(present + absent, axis=-1), jnp.nan)
 
 
+# What the outputs of a net mean that was trained by a loss: the kind that `probabilities` takes.
+KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rbf"}
+
+
 def probabilities(logits: Array, kind: str) -> Array:
   """What a net believes of every class; the largest is its confidence: [B, C] -> [B, C].
 

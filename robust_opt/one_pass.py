@@ -20,7 +20,7 @@ import optax
 
 from robust_opt import losses
 from robust_opt.training import TrainMetrics, TrainState, TrainStep
-from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params
+from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
 from robust_opt.uncertainty import UncertaintySet
 
 
@@ -57,15 +57,9 @@ def make_free_train_step(
     chex.assert_equal_shape((state.memory, batch.x))
 
     def replay(state: TrainState, key: Array) -> tuple[TrainState, tuple[Array, Array]]:
-      def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
-        logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
-        return jnp.mean(loss(logits, batch.y)), model_state
-
       delta = state.memory
-      both = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
-      (value, model_state), (grads, g) = both(state.params, delta)
-      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-      params = optax.apply_updates(state.params, updates)
+      (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
+      params, opt_state = _descend(optimizer, state, grads)
       delta = uncertainty.project(delta + ascent.steepest_ascent(g, batch.x + delta), batch.x)
       zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
       return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
@@ -96,7 +90,8 @@ def make_recall_train_step(
     delta = argmax over U of <s, delta>,  s = sign of grad_x J at the last visit's theta, x + delta
 
   So an update costs one forward and one backward pass. What is given up is that the direction is
-  as old as an epoch, and for sets other than l_inf that it is that of the signs alone.
+  as old as an epoch, and for sets other than l_inf that it is that of the signs alone; a pixel
+  whose gradient is 0 counts as negative. Over l_1 signs name no largest pixel: not for that set.
 
   Args:
     apply: the model, differentiated in train mode.
@@ -116,14 +111,8 @@ def make_recall_train_step(
     signs = 2.0 * bits.reshape(shape).astype(batch.x.dtype) - 1.0
     delta = uncertainty.steepest_ascent(signs, batch.x)
 
-    def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
-      logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
-      return jnp.mean(loss(logits, batch.y)), model_state
-
-    both = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
-    (value, model_state), (grads, g) = both(state.params, delta)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
+    params, opt_state = _descend(optimizer, state, grads)
     g = g.reshape(len(g), -1)
     zero = jnp.all(g == 0, axis=-1)
     seen = jnp.where(zero[:, None], remembered, jnp.packbits(g > 0, axis=-1))
@@ -138,3 +127,23 @@ def unknown_directions(key: Array, num_examples: int, image_shape: Sequence[int]
   """Random signs, [N, ceil(n / 8)] uint8, for examples that were not seen yet."""
   size = -(-int(np.prod(image_shape)) // 8)
   return jax.random.bits(key, (num_examples, size), jnp.uint8)
+
+
+def _both_gradients(
+  apply: ApplyFn, loss: LossFn, state: TrainState, batch: Batch, delta: Array, key: Array
+) -> tuple[tuple[Array, ModelState], tuple[Params, Array]]:
+  """((mean loss at x + delta, model_state), its gradients in theta and in delta)."""
+
+  def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
+    logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
+    return jnp.mean(loss(logits, batch.y)), model_state
+
+  return jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(state.params, delta)
+
+
+def _descend(
+  optimizer: optax.GradientTransformation, state: TrainState, grads: Params
+) -> tuple[Params, PyTree]:
+  """Parameters and the optimiser's state after one update."""
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return optax.apply_updates(state.params, updates), opt_state

@@ -14,8 +14,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# What a collapse leaves of the best accuracy under PGD, at most.
-COLLAPSE = 0.5
+# What a collapse leaves of the best accuracy under PGD, at most; and how much it takes at least.
+# A net that has not begun to learn gives one answer, and so stands PGD as often as chance has it.
+COLLAPSE, COLLAPSED_POINTS = 0.5, 0.1
+# Who has gained more than this under one step was only beginning to learn.
+LEARNT_POINTS = 0.1
 # Robust overfitting is said beyond so many standard errors of a difference, and so many points.
 STANDARD_ERRORS, POINTS = 2.0, 0.02
 
@@ -39,7 +42,8 @@ class Epoch(NamedTuple):
 def catastrophic(history: Sequence[Epoch]) -> bool:
   """Whether the last epoch has lost half of the best PGD accuracy, but nothing under one step."""
   last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
-  return last.pgd < COLLAPSE * best.pgd and last.single_step >= best.single_step - POINTS
+  collapsed = last.pgd < min(COLLAPSE * best.pgd, best.pgd - COLLAPSED_POINTS)
+  return collapsed and last.single_step >= best.single_step - POINTS
 
 
 def robust(history: Sequence[Epoch]) -> bool:
@@ -47,7 +51,8 @@ def robust(history: Sequence[Epoch]) -> bool:
   last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
   noise = math.sqrt((_variance(last.pgd) + _variance(best.pgd)) / last.num_examples)
   sunk = best.pgd - last.pgd > max(POINTS, STANDARD_ERRORS * noise)
-  return sunk and last.train_loss < best.train_loss
+  begins = last.single_step > best.single_step + LEARNT_POINTS
+  return sunk and not begins and last.train_loss < best.train_loss
 
 
 def found(history: Sequence[Epoch]) -> list[str]:

@@ -213,7 +213,7 @@ def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
     "title": str(value["title"]),
     "results": results,
     "sweeps": sweeps,
-    "config": flat(value["config"]),
+    "config": config_lib.flattened(value["config"]),
     "summary": value,
   }
 
@@ -254,15 +254,6 @@ def _parsed(path: Path, kind: str, convert: Callable[[Mapping[str, Any]], Parsed
     raise InputError(f"{path} is no {kind} that can be read ({reason}).") from error
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """The leaves of a config by their dotted keys."""
-  leaves: dict[str, Any] = {}
-  for key, value in tree.items():
-    inner = isinstance(value, Mapping)
-    leaves |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
-  return leaves
-
-
 def command(module: str, flags: Sequence[str]) -> str:
   """For a shell, a flag on each line."""
   return " \\\n  ".join([f"python -m {module}", *map(shlex.quote, flags)])
@@ -270,7 +261,7 @@ def command(module: str, flags: Sequence[str]) -> str:
 
 def training_command(run: Run) -> str | None:
   """What trains the same net again; None if the run's config has other keys than ours."""
-  usual = flat(config_lib.as_dict(config_lib.get_config()))
+  usual = config_lib.flattened(config_lib.as_dict(config_lib.get_config()))
   if usual.keys() != run.config.keys():
     return None
   flags = [

@@ -16,11 +16,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from scipy.special import softmax
 
-from robust_opt import subject, verdict
+from robust_opt import losses, subject, verdict
 from robust_opt.errors import RunError
 from robust_opt.report_data import Evaluation, Run
 from robust_opt.trust_trials import answers
@@ -103,8 +103,11 @@ def ask(run: Run, evaluation: Evaluation, limit: int, places: Mapping[str, str])
   except RunError as error:
     return Attacked(tuple(known), len(stored.broken_ids), None, str(error))
   x, size = found.x[:count], min(stored.claim.batch_size, count)
-  attacked = softmax(answers(found.logits_fn, outcome.images, size), axis=1)
-  clean = softmax(answers(found.logits_fn, x[stored.broken_ids], size), axis=1)
+  kind = losses.KINDS[run.config.get("objective.loss", "cross_entropy")]
+  attacked, clean = (
+    np.asarray(losses.probabilities(jnp.asarray(answers(found.logits_fn, images, size)), kind))
+    for images in (outcome.images, x[stored.broken_ids])
+  )
   after = np.array(outcome.prediction)
   after[stored.broken_ids] = np.argmax(attacked, axis=1)
   confusion = np.zeros((attacked.shape[1],) * 2, int)

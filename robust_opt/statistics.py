@@ -77,9 +77,11 @@ def paired_t(a: ArrayLike, b: ArrayLike) -> PairedTest:
   mean, n = float(interval.mean), interval.n
   if n == 1:
     return PairedTest(mean, np.nan, np.nan, np.nan, n)
-  # Means of equal floats differ from them by rounding: that is no spread.
-  if np.ptp(differences) <= 1e-12 * max(1.0, abs(mean)):
-    t, p = (0.0, 1.0) if mean == 0 else (float(np.copysign(np.inf, mean)), 2.0 ** (1 - n))
+  # Equal floats may differ by rounding: that is neither spread nor a difference.
+  rounding = 1e-12 * max(1.0, abs(mean))
+  if np.ptp(differences) <= rounding:
+    equal = abs(mean) <= rounding
+    t, p = (0.0, 1.0) if equal else (float(np.copysign(np.inf, mean)), 2.0 ** (1 - n))
     return PairedTest(mean, 0.0, t, p, n)
   result = stats.ttest_1samp(differences, 0.0)
   half_width = float(interval.half_width)
@@ -103,8 +105,13 @@ def verdict_of_all(tests: list[PairedTest], alpha: float = ALPHA) -> str:
 
   The claim is an intersection, which needs no correction for the number of tests to be affirmed
   (Berger 1982); one counterexample among many would be found by luck, so that 'no' is Bonferroni's.
+
+  Raises:
+    InputError: there is no test.
   """
-  if tests and all(test.n == 1 for test in tests):
+  if not tests:
+    raise InputError("tests must hold at least one, but were none.")
+  if all(test.n == 1 for test in tests):
     return ONE_SEED
   if all(verdict(test, alpha) == "yes" for test in tests):
     return "yes"

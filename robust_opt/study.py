@@ -26,7 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from robust_opt import config as config_lib
 from robust_opt.errors import InputError
-from robust_opt.files import write_json
+from robust_opt.files import leftovers, write_json
 
 # Flags that say where things lie, not what they are.
 PLACES = ("workdir", "output", "data_dir", "cache_dir", "known")
@@ -37,19 +37,22 @@ SMALLEST_SHARE = 0.05
 class Study:
   """A work directory, what it is about, how long its parts took, and how far it is."""
 
-  def __init__(self, workdir: Path, description: dict[str, Any], work: float) -> None:
+  def __init__(
+    self, workdir: Path, description: dict[str, Any], work: float, flag: str = "--workdir"
+  ) -> None:
     """Claims a new or empty directory, or goes on with one of the same description.
 
     Args:
       workdir: the directory.
       description: JSON values: all that the results depend on.
       work: the whole study's, in units of the caller; reports add up to it.
+      flag: by which the user named the directory.
 
     Raises:
       InputError: the directory holds something else.
     """
     self.workdir = workdir
-    _claim(workdir, description)
+    _claim(workdir, description, flag)
     self._times = workdir / "seconds.json"
     self._work, self._done, self._skipped = work, 0.0, 0.0
     self._began = time.monotonic()
@@ -166,23 +169,27 @@ def file_sha256(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _claim(workdir: Path, description: dict[str, Any]) -> None:
+def _claim(workdir: Path, description: dict[str, Any], flag: str) -> None:
   path = workdir / "study.json"
   description = json.loads(json.dumps(description))
   if path.exists():
     try:
       old = json.loads(path.read_text(encoding="utf-8"))
+      if not isinstance(old, dict):
+        raise ValueError("it describes no study")
     except ValueError as error:
-      raise InputError(f"--workdir={workdir}: its study.json cannot be read ({error}).") from error
+      raise InputError(f"{flag}={workdir}: its study.json cannot be read ({error}).") from error
     changed = config_lib.differences(old, description)
     if changed:
       raise InputError(
-        f"--workdir={workdir} holds another study; choose a new directory, or the same flags. "
+        f"{flag}={workdir} holds another study; choose a new directory, or the same flags. "
         f"What differs: {'; '.join(changed)}."
       )
-  elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+  elif workdir.exists() and (
+    not workdir.is_dir() or set(workdir.iterdir()) - {*leftovers(workdir)}
+  ):
     raise InputError(
-      f"--workdir={workdir} must be a new or empty directory, or one of an earlier study, "
+      f"{flag}={workdir} must be a new or empty directory, or one of an earlier study, "
       f"but it holds something else."
     )
   else:

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_opt import build, models
 from robust_opt import config as config_lib
-from robust_opt.assembly import assemble
+from robust_opt import models
+from robust_opt.assembly import begin
 from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.collection import pixels
 from robust_opt.data import Dataset
@@ -52,9 +52,9 @@ def load(source: dict[str, Any], examples: int = 0) -> Subject:
   """Finds a net and its data again.
 
   Args:
-    source: workdir, of robust_opt.main, with data_dir, cache_dir and checkpoint ("last" or "best")
-      if they are not the config's own; or model, "module:name" of a function of images, and data,
-      an .npz file with x [N, *S] and y [N].
+    source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
+      ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
+      images, and data, an .npz file with x [N, *S] and y [N].
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -121,16 +121,16 @@ def load_net(source: dict[str, Any]) -> Net:
 
 def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   config = _config(workdir / "config.json")
-  for key in ("data_dir", "cache_dir"):
+  for key in ("data_dir", "cache_dir", "train_files"):
     config.dataset[key] = given.get(key) or config.dataset[key]
   which = given.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
   if which not in ("last", "best"):
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
-  experiment = assemble(config)
-  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-  state = checkpoints.restore(experiment.state, which)
+  beginning = begin(config)
+  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)
+  state = checkpoints.restore(beginning.state, which)
   checkpoints.close()
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
@@ -139,13 +139,12 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   local = jax.tree.map(np.asarray, weights)
   trained_on = config_lib.trains_robustly(config)
   norm, radius = config.uncertainty.name, config.uncertainty.radius
-  against = f"over {norm} {radius:.4g}" if trained_on else "standard"
-  net = build.model(config, experiment.splits.train)
+  against = f"over {config_lib.adversary(config)}" if trained_on else "standard"
   return Net(
-    logits_of(experiment.apply, *local),
-    logits_of(models.representation(net), *local),
-    experiment.splits.train,
-    experiment.splits.test,
+    logits_of(models.from_linen(beginning.net), *local),
+    logits_of(models.representation(beginning.net), *local),
+    beginning.splits.train,
+    beginning.splits.test,
     digest(local),
     f"{config.model.name} on {config.dataset.name}, {against}",
     norm if trained_on else None,

@@ -39,7 +39,7 @@ from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
 from robust_opt.structured import BasisOf
 from robust_opt.training import TrainStep, make_train_step
-from robust_opt.types import ApplyFn, Array, PyTree
+from robust_opt.types import ApplyFn, Array, LossFn, PyTree
 
 # Attacks whose ascent is the descent's own backward pass.
 ONE_PASS = ("free", "recall")
@@ -77,8 +77,9 @@ def make(
     InputError: parts of the config do not fit together.
   """
   _refuse(config)
-  if config.attack.name in ONE_PASS and config.attack.num_steps:
-    return _one_pass(config, models.from_linen(net), optimizer, images)
+  if _is_one_pass(config):
+    step = _one_pass(config, models.from_linen(net), optimizer)
+    return Update(step, memory(config, images))
   radius, shape = config.uncertainty.hidden_radius, images.shape[1:]
   gamma = config.training.weight_perturbation
   step = make_train_step(
@@ -94,6 +95,22 @@ def make(
   if radius:
     step = hidden.lifted_step(step, hidden.shapes(net, shape))
   return Update(step, ())
+
+
+def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
+  """What the first update finds in TrainState.memory; () for all but those of one backward pass.
+
+  Args:
+    config: checked by config.validate.
+    images: [N, *S], of the training set.
+  """
+  if not _is_one_pass(config):
+    return ()
+  if config.attack.name == "free":
+    return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
+  # The seed's streams 0 to 2 are the net's, the training's and the evaluation's.
+  key = jax.random.fold_in(jax.random.key(config.seed), 3)
+  return one_pass.unknown_directions(key, len(images), images.shape[1:])
 
 
 def training_attack(
@@ -132,30 +149,35 @@ def penalty(config: ConfigDict, net: nn.Module) -> penalties.Penalty | None:
   if not weight:
     return None
   if name == "gradient_alignment":
+    if config.dataset.labels and config.objective.name == "virtual":
+      raise InputError(
+        "--config.penalty.name=gradient_alignment needs the labels of all examples, but "
+        f"--config.dataset.labels={config.dataset.labels} keeps so many."
+      )
     ball = build.uncertainty_set(config, config.uncertainty.name, config.uncertainty.radius)
     return penalties.weighted(weight, penalties.gradient_alignment(models.from_linen(net), ball))
   layers_of = functools.partial(certify.from_params, net)
   return penalties.weighted(weight, getattr(penalties, name)(layers_of))
 
 
+def _is_one_pass(config: ConfigDict) -> bool:
+  return config.attack.name in ONE_PASS and config.attack.num_steps > 0
+
+
 def _one_pass(
-  config: ConfigDict,
-  apply: ApplyFn,
-  optimizer: optax.GradientTransformation,
-  images: np.ndarray,
-) -> Update:
+  config: ConfigDict, apply: ApplyFn, optimizer: optax.GradientTransformation
+) -> TrainStep:
   """Free training, and Algorithm 1 at directions of the last visit."""
+  objective(config)  # which refuses keys that it does not have
+  loss = _loss(config)
   norm, radius = config.uncertainty.name, config.uncertainty.radius
   ball = build.uncertainty_set(config, norm, radius)
   if config.attack.name == "recall":
-    step = one_pass.make_recall_train_step(apply, optimizer, ball)
-    # The seed's streams 0 to 2 are the net's, the training's and the evaluation's.
-    key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    return Update(step, one_pass.unknown_directions(key, len(images), images.shape[1:]))
+    return one_pass.make_recall_train_step(apply, optimizer, ball, loss)
   # A step of l_1 would be lost on a saturated pixel.
   ascent = uncertainty.linf(radius) if norm == "linf" else uncertainty.l2(radius)
-  step = one_pass.make_free_train_step(apply, optimizer, ball, ascent, config.attack.num_steps)
-  return Update(step, np.zeros((config.training.batch_size, *images.shape[1:]), np.float32))
+  steps = config.attack.num_steps
+  return one_pass.make_free_train_step(apply, optimizer, ball, ascent, steps, loss)
 
 
 def _basis_of(config: ConfigDict, images: np.ndarray) -> BasisOf | None:
@@ -182,6 +204,11 @@ def _refuse(config: ConfigDict) -> None:
   """Refuses keys that would not do what they say beside the others."""
   attack, given = config.attack, config.uncertainty
   steps = attack.num_steps
+  if attack.name in ("recall", "random_signs") and steps and given.name == "l1":
+    raise InputError(
+      f"--config.attack.name={attack.name} has signs alone, and over l_1 signs name no largest "
+      f"pixel: --config.uncertainty.name must be linf or l2, but was l1."
+    )
   if attack.name in ONE_PASS and steps:
     _demand(config, f"attack.name={attack.name}", {"objective.name": "robust", **_WITHOUT})
   if attack.name == "recall" and steps:
@@ -233,12 +260,7 @@ def objective(config: ConfigDict) -> RobustObjective:
     raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
   _fits(config, name)
   if "loss" in given:
-    if given["loss"] not in config_lib.LOSSES:
-      raise InputError(
-        f"--config.objective.loss must be one of {', '.join(config_lib.LOSSES)}, but was "
-        f"{given['loss']!r}."
-      )
-    given["loss"] = getattr(losses, given["loss"])
+    given["loss"] = _loss(config)
   if name == "gradient_penalty":
     given["uncertainty"] = build.uncertainty_set(
       config, config.uncertainty.name, config.uncertainty.radius
@@ -247,6 +269,16 @@ def objective(config: ConfigDict) -> RobustObjective:
     return getattr(objectives, name)(**given)
   except TypeError as error:
     raise InputError(f"--config.objective does not fit {name}: {error}.") from error
+
+
+def _loss(config: ConfigDict) -> LossFn:
+  """The config's loss; the cross-entropy where it names none."""
+  name = config.objective.get("loss", "cross_entropy")
+  if name not in config_lib.LOSSES:
+    raise InputError(
+      f"--config.objective.loss must be one of {', '.join(config_lib.LOSSES)}, but was {name!r}."
+    )
+  return getattr(losses, name)
 
 
 def _fits(config: ConfigDict, name: str) -> None:

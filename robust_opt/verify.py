@@ -11,7 +11,7 @@ the examples give. Net and data are found where the evaluation found them, or wh
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app
 
 from robust_opt import commands, ensemble, subject, verdict
 from robust_opt.errors import InputError, RunError
@@ -54,8 +54,7 @@ def main(argv: list[str]) -> None:
   """One file, and flags."""
   if len(argv) != 2:
     raise InputError(f"Name one verdict.npz, but given were {len(argv) - 1} arguments.")
-  names = ("workdir", "model", "data", "data_dir", "cache_dir", "checkpoint")
-  run(Path(argv[1]), {name: flags.FLAGS[name].value for name in names})
+  run(Path(argv[1]), commands.source())
 
 
 if __name__ == "__main__":

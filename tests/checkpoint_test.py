@@ -189,6 +189,17 @@ def test_left_overs_of_a_killed_save_are_ignored_and_removed(copy):
   assert {int(path.name) for path in copy.iterdir()} == WHOLE
 
 
+def test_who_only_reads_leaves_a_save_that_is_under_way(copy):
+  unfinished = copy / "00000050.orbax-checkpoint-tmp"
+  shutil.copytree(copy / "00000040", unfinished)
+  checkpoints = Checkpoints(copy, keep=2, read_only=True)
+  assert int(checkpoints.restore(state(0)).step) == 40
+  assert int(checkpoints.restore(state(0), "best").step) in WHOLE
+  checkpoints.close()
+  assert unfinished.is_dir()
+  assert {int(path.name) for path in copy.iterdir() if path != unfinished} == WHOLE
+
+
 def test_restores_to_another_number_of_devices(copy):
   meshes = [Mesh(np.array(jax.devices()[:n]), (sharding.AXIS,)) for n in (1, 2, jax.device_count())]
   for mesh in meshes:

@@ -98,6 +98,23 @@ def test_objectives_that_cannot_be_built(given, words):
     ({"attack.name": "recall", "attack.num_steps": 2}, "attack.num_steps must be 1, but was 2"),
     ({"attack.name": "recall", "training.augment": ("flip",)}, "training.augment must be ()"),
     ({"attack.name": "recall", "penalty.weight": 1.0}, "penalty.weight must be 0.0, but was 1.0"),
+    ({"attack.name": "recall", "uncertainty.name": "l1"}, "must be linf or l2, but was l1"),
+    ({"attack.name": "random_signs", "uncertainty.name": "l1"}, "must be linf or l2, but was l1"),
+    (
+      {"attack.name": "recall", "objective.loss": "hinge"},
+      "one of cross_entropy, .*'hinge'",
+    ),
+    ({"attack.name": "free", "objective.alpha": 0.5}, "config.objective does not fit robust"),
+    (
+      {
+        "penalty.name": "gradient_alignment",
+        "penalty.weight": 1.0,
+        "dataset.labels": 100,
+        "objective.name": "virtual",
+        "attack.name": "power_iteration",
+      },
+      "needs the labels of all examples, but --config.dataset.labels=100",
+    ),
     ({"attack.name": "free", "attack.every": 2}, "attack.every must be 1, but was 2"),
     ({"uncertainty.tangents": "local_pca"}, "uncertainty.name must be l2, but was 'linf'"),
     (
@@ -110,7 +127,8 @@ def test_objectives_that_cannot_be_built(given, words):
 )
 def test_what_does_not_fit_together_is_refused(changes, words):
   config_ = config.digits()
-  config_.update_from_flattened_dict(changes)
+  with config_.unlocked():
+    config_.update_from_flattened_dict(changes)
   config.validate(config_)
   net, optimizer = models.SoftmaxRegression(), build.optimizer(config_, 5)
   with pytest.raises(InputError, match=words):
@@ -143,6 +161,44 @@ def test_averages_and_stops_that_could_not_be_are_refused():
   config_.model = ConfigDict({"name": "SoftmaxRegression", "mean": (0.0,), "std": (1.0,)})
   with pytest.raises(InputError, match="on_overfitting=stop needs"):
     assembly.assemble(config_)
+  config_.training.watch_examples, config_.attack.num_steps = 100, 0
+  with pytest.raises(InputError, match=r"on_overfitting=stop needs .* an adversary"):
+    assembly.assemble(config_)
+
+
+def test_a_net_begins_on_any_number_of_devices_but_trains_on_a_divisor(monkeypatch):
+  """Who only loads a net splits no training batch."""
+  config_ = config.digits()
+  config_.training.batch_size = 100
+  monkeypatch.setattr(assembly.jax, "device_count", lambda: 8)
+  assert int(assembly.begin(config_).state.step) == 0
+  with pytest.raises(InputError, match="must be a multiple of the 8 devices, but was 100"):
+    assembly.assemble(config_)
+
+
+def test_no_tangent_planes_are_learnt_for_who_only_loads_a_net(monkeypatch):
+  config_ = config.digits()
+  config_.uncertainty.name, config_.uncertainty.tangents = "l2", "autoencoder"
+
+  def fit(*_):
+    raise AssertionError("it takes minutes")
+
+  monkeypatch.setattr(updates.tangents, "fit", fit)
+  assembly.begin(config_)
+  with pytest.raises(AssertionError, match="minutes"):
+    assembly.assemble(config_)
+
+
+def test_the_adversary_in_words():
+  config_ = config.digits()
+  assert config.adversary(config_) == "l_inf 0.1"
+  config_.uncertainty.hidden_radius = 0.02
+  assert config.adversary(config_) == "l_inf 0.1 and hidden layers by 0.02"
+  config_.uncertainty.hidden_radius = 0.0
+  config_.uncertainty.name, config_.uncertainty.tangents = "l2", "local_pca"
+  assert config.adversary(config_) == "l_2 0.1 along tangent planes"
+  config_.attack.num_steps = 0
+  assert config.adversary(config_) == ""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -237,6 +293,7 @@ def test_configs_of_a_data_set_differ_in_the_attack_alone():
 def test_differences_name_what_changed_and_ignore_places():
   old, new = config.as_dict(config.digits()), config.digits()
   new.dataset.data_dir, new.dataset.cache_dir = "/elsewhere", "/tmp/cache"
+  new.dataset.train_files = "/elsewhere/set"
   assert config.differences(old, config.as_dict(new)) == []
   new.uncertainty.radius, new.seed = 0.2, 3
   new.evaluation.sweep = (0.0, 1.0)
@@ -340,8 +397,8 @@ def test_values_on_the_edge_are_allowed(key, value):
 @pytest.mark.parametrize("name", NAMES)
 def test_config_invents_no_key(name):
   """A key that is misspelt in a file would be set beside the real one, and change nothing."""
-  flat = set(config._flatten(config.as_dict(load(name))))
-  known = set(config._flatten(config.as_dict(config.base())))
+  flat = set(config.flattened(config.as_dict(load(name))))
+  known = set(config.flattened(config.as_dict(config.base())))
   assert {key for key in flat ^ known if not key.startswith("model.")} == set()
   model = load(name).model.to_dict()
   getattr(models, model.pop("name"))(**model)  # every attribute is the class's own

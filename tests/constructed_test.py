@@ -2,6 +2,7 @@
 
 import functools
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import config, construct, constructed, data, experiment, models
+from robust_opt import build, config, construct, constructed, data, experiment, models, workdirs
 from robust_opt.constructed import Settings
 from robust_opt.errors import InputError
 
@@ -149,6 +150,65 @@ def test_the_net_takes_what_is_made_for_what_it_is_labelled(kind, tmp_path):
     np.testing.assert_array_equal(shards.labels, shards.original_labels)
   if kind == "deterministic":
     np.testing.assert_array_equal(shards.labels, (shards.original_labels + 1) % 10)
+
+
+def write_set(folder, num_classes=10, label=3):
+  """A whole data set, by hand."""
+  rng = np.random.default_rng(0)
+  labels = np.full(64, label, np.int32)
+  shard = constructed.Shard(
+    rng.random((64, 8, 8, 1)).astype(np.float32), labels, np.arange(64, dtype=np.int32), labels
+  )
+  folder.mkdir()
+  constructed.write_shard(folder / "shard-00000.npz", shard)
+  card = {"name": "by hand", "num_classes": num_classes, "files": ["shard-00000.npz"]}
+  (folder / "card.json").write_text(json.dumps(card))
+  return folder
+
+
+def test_classes_of_another_set_are_refused(tmp_path):
+  c = config.digits()
+  c.training.batch_size = 32
+  c.dataset.train_files = str(write_set(tmp_path / "ten"))
+  assert len(build.splits(c).train.labels) == 64
+  c.dataset.train_files = str(write_set(tmp_path / "twenty", num_classes=20, label=15))
+  with pytest.raises(InputError, match="holds 20 classes, but digits has 10"):
+    build.splits(c)
+
+
+def test_a_run_knows_its_data_set_wherever_that_lies(tmp_path):
+  c = config.digits()
+  c.dataset.train_files = str(write_set(tmp_path / "set"))
+  run = tmp_path / "run"
+  workdirs.check(run, c)
+  workdirs.claim(run, c)
+  (tmp_path / "set").rename(tmp_path / "moved")
+  c.dataset.train_files = str(tmp_path / "moved")
+  workdirs.check(run, c)
+  c.dataset.train_files = str(write_set(tmp_path / "other", num_classes=4))
+  with pytest.raises(InputError, match=r"another experiment.*what lies in dataset\.train_files"):
+    workdirs.check(run, c)
+  c.dataset.train_files = ""
+  with pytest.raises(InputError, match=r"what lies in dataset\.train_files"):
+    workdirs.check(run, c)
+  (run / workdirs.TRAIN_FILES).write_text("{")
+  with pytest.raises(InputError, match=r"train_files\.json cannot be read"):
+    workdirs.check(run, c)
+  # A kill between the two files leaves a directory that is ours.
+  (run / "config.json").unlink()
+  workdirs.check(run, c)
+
+
+def test_examples_without_a_label_cannot_be_made_into_others(tmp_path, monkeypatch):
+  class Net(NamedTuple):
+    train: data.Dataset
+
+  digits = data.load("digits", "train")
+  few = data.few_labels(digits, 100, 0, keep_others=True)
+  monkeypatch.setattr(construct.subject, "load_net", lambda source: Net(few))
+  with pytest.raises(InputError, match="learnt from examples without a label"):
+    construct.run(options(tmp_path / "run", tmp_path / "set"))
+  assert not (tmp_path / "set").exists()
 
 
 def test_what_cannot_be_made(tmp_path):

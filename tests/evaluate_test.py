@@ -122,6 +122,32 @@ def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
   assert "trust report: the net" in printed
 
 
+@pytest.mark.slow
+def test_checks_are_made_once_on_examples_of_the_whole_set(trained, tmp_path, monkeypatch, capsys):
+  seen = []
+
+  def report(logits_fn, x, y, *, progress, **_):
+    seen.append((x, y))
+    return [trust.Check("monotone", True, "it fell", "it rose")]
+
+  monkeypatch.setattr(trust, "report", report)
+  monkeypatch.setattr(evaluate, "TRUST_EXAMPLES", 30)
+  given = options(trained, output=tmp_path / "found", trust=True)
+  assert evaluate.run(given)
+  assert evaluate.run(given)
+  assert evaluate.run(given._replace(trust=False))  # which throws nothing away
+  ((x, y),) = seen
+  assert len(x) == len(y) == 30
+  found = subject.load({"workdir": str(trained)})
+  assert not np.array_equal(x, found.x[:30])
+  places = [np.flatnonzero((found.x == image).all((1, 2, 3))) for image in x]
+  assert all(found.y[place[0]] == label for place, label in zip(places, y, strict=True))
+  assert max(place[0] for place in places) > 60  # of 120
+  summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+  assert [check["name"] for check in summary["trust"]] == ["monotone"]
+  assert "| monotone | yes | it fell |" in capsys.readouterr().out
+
+
 NET = """
 import numpy as np
 rng = np.random.default_rng(0)

@@ -99,6 +99,12 @@ def test_slices_of_a_linear_net_are_halves():
   assert regions == 1.0
 
 
+def test_no_wrong_region_is_no_number():
+  constant = linear(jnp.zeros((4, 2)))
+  _, regions = parts.sliced(constant, X[:3], jnp.zeros(3, int), 0.1, jax.random.key(0))
+  assert regions is None
+
+
 def test_rubbish_of_a_confident_net_and_of_one_that_knows_nothing():
   nets = {"sure": linear(100.0 * W), "unsure": linear(jnp.zeros((4, 2)), "sigmoid")}
   found = parts.rubbish(nets, X, jax.random.key(0))

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from robust_opt import build
+from robust_opt.errors import InputError
 from robust_opt.papers import ilyas2019
 from robust_opt.study import Study
 
@@ -42,6 +43,13 @@ def test_sets_are_made_of_the_right_nets(tmp_path):
       assert settings.num_steps * settings.step == pytest.approx(100)
     else:
       assert settings.radius == 1.5
+
+
+@pytest.mark.parametrize("name", ["trained_radius", "radius", "tested_radius"])
+def test_a_radius_of_nothing_is_refused_before_anything_is_made(name, tmp_path):
+  with pytest.raises(InputError, match=f"--{name} must be > 0, in pixels, but was 0"):
+    ilyas2019.run(options(tmp_path / "study", **{name: 0.0}))
+  assert not (tmp_path / "study").exists()
 
 
 def test_the_original_is_as_large_as_what_is_made_of_it(tmp_path):

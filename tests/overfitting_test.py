@@ -28,6 +28,14 @@ def test_a_net_that_loses_everything_has_not_overfitted():
   assert overfitting.found([*HEALTHY, Epoch(2.3, 0.1, 0.1, 500)]) == []
 
 
+def test_a_net_that_begins_to_learn_has_not_overfitted():
+  """At first it gives one answer, which stands every attack on a class; so it does by chance."""
+  constant = Epoch(2.3, 0.114, 0.114, 500)
+  assert overfitting.found([constant, Epoch(1.0, 0.4, 0.05, 500)]) == []
+  assert overfitting.found([Epoch(2.3, 0.02, 0.02, 500), Epoch(2.2, 0.03, 0.008, 500)]) == []
+  assert len(overfitting.found([constant, *COLLAPSED])) == 1
+
+
 def test_slow_sinking_is_robust_overfitting():
   (sentence,) = overfitting.found(SINKING)
   assert sentence.startswith("Robust overfitting: ")

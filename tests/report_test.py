@@ -204,6 +204,20 @@ def test_what_the_net_says_of_its_examples(trained):
     assert np.abs(decoded(example.perturbed) - decoded(example.clean)).max() < 0.1 + 4e-3
 
 
+def test_confidence_is_that_of_what_the_net_was_trained_by(trained):
+  (run,) = report_data.read_all([trained])
+  (evaluation,) = run.evaluations
+  sigmoid = run._replace(config=run.config | {"objective.loss": "one_vs_all"})
+  usual, other = (report_examples.ask(r, evaluation, 5, PLACES) for r in (run, sigmoid))
+  found = subject.load({"workdir": str(trained)}, 60)
+  for a, b in zip(usual.examples, other.examples, strict=True):
+    z = np.asarray(found.logits_fn(found.x[[a.place]]))[0]
+    softmax = np.exp(z - np.logaddexp.reduce(z))
+    assert a.confidence == pytest.approx(softmax[a.taken_for], rel=1e-3)
+    assert b.confidence == pytest.approx(1 / (1 + np.exp(-z[b.taken_for])), rel=1e-3)
+    assert a.fooled_into == b.fooled_into
+
+
 def decoded(address):
   raw = base64.b64decode(address.removeprefix("data:image/png;base64,"))
   return np.asarray(Image.open(io.BytesIO(raw))) / 255

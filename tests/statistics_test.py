@@ -85,6 +85,18 @@ def test_five_seeds_that_agree_by_one_example_prove_nothing():
   assert verdict(paired_t(A + 1e-4, A)) == "within noise"
 
 
+def test_rounding_is_no_difference():
+  test = paired_t([0.1 + 0.2] * 6, [0.3] * 6)
+  assert test.difference != 0
+  assert (test.t, test.p) == (0.0, 1.0)
+  assert verdict(test) == "within noise"
+
+
+def test_a_claim_about_nothing_is_refused():
+  with pytest.raises(InputError, match="at least one"):
+    verdict_of_all([])
+
+
 @pytest.mark.parametrize("values", [[], [0.5, np.nan], 0.5])
 def test_missing_values_are_refused(values):
   with pytest.raises(InputError, match="seed"):

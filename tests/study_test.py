@@ -76,6 +76,17 @@ def test_another_study_is_refused(tmp_path):
   Study(tmp_path / "study", {"seeds": 1}, work=1.0).close()
   with pytest.raises(InputError, match="holds another study"):
     Study(tmp_path / "study", {"seeds": 2}, work=1.0)
-  (tmp_path / "study" / "study.json").write_text("{")
-  with pytest.raises(InputError, match=r"study\.json cannot be read"):
-    Study(tmp_path / "study", {"seeds": 1}, work=1.0)
+  for content in ("{", "[]"):
+    (tmp_path / "study" / "study.json").write_text(content)
+    with pytest.raises(InputError, match=r"--output=.*study\.json cannot be read"):
+      Study(tmp_path / "study", {"seeds": 1}, work=1.0, flag="--output")
+
+
+def test_a_directory_is_claimed_again_after_a_kill_while_it_was(tmp_path):
+  (tmp_path / ".study.json.1a.part").write_text("{")
+  Study(tmp_path, {"seeds": 1}, work=1.0).close()
+  assert json.loads((tmp_path / "study.json").read_text()) == {"seeds": 1}
+  (tmp_path / "foreign").mkdir()
+  (tmp_path / "foreign" / "a.txt").write_text("a")
+  with pytest.raises(InputError, match="it holds something else"):
+    Study(tmp_path / "foreign", {"seeds": 1}, work=1.0)

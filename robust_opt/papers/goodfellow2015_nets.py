@@ -205,8 +205,8 @@ def load(kind: str, workdir: Path, places: dict[str, Any]) -> Net:
 
 def loss_of(top: str) -> LossFn:
   """What nets of that top are trained by."""
-  named = {"softmax": "cross_entropy", "sigmoid": "one_vs_all", "rbf": "independent"}
-  return getattr(losses, named[top])
+  (name,) = (name for name, kind in losses.KINDS.items() if kind == top)
+  return getattr(losses, name)
 
 
 def gradient(net: Net, x: Array, y: Array, batch_size: int = 1000) -> Array:

@@ -128,9 +128,9 @@ def swept(net: Net, x: Array, y: Array, radius: float) -> dict[str, Any]:
   runs = explanations.intervals(wrong)
   step = float(EPSILONS[1] - EPSILONS[0])
   return {
-    "knee": float(jnp.nanmean(fits.knee)),
-    "line": float(jnp.nanmean(fits.line)),
-    "knee_within_1": float(jnp.nanmean(within.knee)),
+    "knee": _number(jnp.nanmean(fits.knee)),
+    "line": _number(jnp.nanmean(fits.line)),
+    "knee_within_1": _number(jnp.nanmean(within.knee)),
     "runs": float(jnp.mean(runs.runs)),
     "longest": float(jnp.mean(runs.longest)) * step,
     "wrong_beyond_radius": float(jnp.mean(wrong[beyond])),
@@ -141,10 +141,13 @@ def swept(net: Net, x: Array, y: Array, radius: float) -> dict[str, Any]:
 _sweep = jax.jit(explanations.epsilon_sweep)
 
 
-def sliced(net: Net, x: Array, y: Array, extent: float, key: Array) -> tuple[np.ndarray, float]:
+def sliced(
+  net: Net, x: Array, y: Array, extent: float, key: Array
+) -> tuple[np.ndarray, float | None]:
   """Classes on slices spanned by the sign of the gradient and by random signs, [B, R, R].
 
-  Also the mean number of connected parts that the wrong classes of a slice make, each by itself.
+  Also the mean number of connected parts that the wrong classes of a slice make, each by itself;
+  None where no slice has any.
   """
   u = jnp.sign(gradient(net, x, y))
   v = jax.random.rademacher(key, x.shape, x.dtype)
@@ -153,7 +156,7 @@ def sliced(net: Net, x: Array, y: Array, extent: float, key: Array) -> tuple[np.
   for picture, label in zip(classes, np.asarray(y)):
     wrong = [k for k in np.unique(picture) if k not in (-1, label)]
     parts += [int(explanations.components(picture == k)) for k in wrong]
-  return classes, float(np.mean(parts)) if parts else math.nan
+  return classes, float(np.mean(parts)) if parts else None
 
 
 _plane = jax.jit(explanations.plane, static_argnums=5)

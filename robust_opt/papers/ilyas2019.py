@@ -34,6 +34,7 @@ from robust_opt import (
 )
 from robust_opt import config as config_lib
 from robust_opt.constructed import Settings
+from robust_opt.errors import InputError
 from robust_opt.files import write_json
 from robust_opt.papers.family import PGD
 from robust_opt.study import Study, sha256_of
@@ -132,6 +133,9 @@ def config_of(options: Options, seed: int) -> ConfigDict:
 def run(options: Options) -> tables.Table:
   """Trains, makes and judges what is not done yet; returns the table."""
   numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
+  for name in ("trained_radius", "radius", "tested_radius"):
+    if not getattr(numbers, name) > 0:
+      raise InputError(f"--{name} must be > 0, in pixels, but was {getattr(numbers, name)}.")
   description = {"dataset": options.dataset, **numbers._asdict()}
   work = 2.0 + len(SETS) + len(SETS) * len(seeds)
   study = Study(options.workdir, description, work=work)
@@ -207,14 +211,16 @@ def _learn(options: Options, study: Study, name: str, seed: int) -> dict[str, An
     f"{name}, seed {seed}",
     workdir / "judged.json",
     sha256_of(summary["params_sha256"], json.dumps(options.numbers._asdict())),
-    functools.partial(_judge, options, workdir, summary),
+    functools.partial(_judge, options, name, workdir, summary),
     work=1.0,
   )
 
 
-def _judge(options: Options, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def _judge(options: Options, name: str, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
   """Clean accuracy on the whole test set, and under PGD-50 on its first examples."""
   places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+  if SETS[name].kind:
+    places["train_files"] = str(_made(options, name))
   found = subject.load({"workdir": str(workdir), **places}, options.numbers.tested)
   attacked = ro.autoattack(
     found.logits_fn,
