@@ -21,6 +21,7 @@ def test_the_ten_lines_train_a_net():
   rng = np.random.default_rng(0)
   y = rng.integers(0, 10, 64)
   x = np.clip(np.eye(10)[y] + 0.1 * rng.normal(size=(64, 10)), 0, 1).astype(np.float32)
+  x = x.reshape(64, 5, 2, 1)  # images
   params = names["model"].init(jax.random.key(0), x)
   opt_state = names["optimizer"].init(params)
   values = []
