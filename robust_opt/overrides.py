@@ -3,7 +3,9 @@
 ml_collections answers a misspelt override with a long traceback; this asks the config first.
 """
 
+import ast
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +38,27 @@ def parse(argv: Sequence[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     raise InputError(_sentence(error, config)) from error
+
+
+def override(config: ConfigDict, item: str) -> None:
+  """Sets one key=value, of --override; the value is a Python literal, or else a string.
+
+  Raises:
+    InputError: there is no such key, or the value is of another type.
+  """
+  key, _, text = item.partition("=")
+  *path, name = key.split(".")
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    value = text
+  try:
+    node = functools.reduce(ConfigDict.__getitem__, path, config)
+    if name not in node:
+      raise KeyError(f"there is no key {key!r}")
+    node[name] = value
+  except (KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"--override={item} does not fit the recipe: {error}.") from error
 
 
 def _load(argv: Sequence[str]) -> ConfigDict:

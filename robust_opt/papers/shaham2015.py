@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from robust_opt import commands, data, seeds
+from robust_opt import commands, data, overrides, seeds
 from robust_opt import config as config_lib
 from robust_opt.checkpoint import digest
 from robust_opt.files import write_json
@@ -112,7 +112,7 @@ def net_config(options: Options, net: str) -> ConfigDict:
   else:
     config.uncertainty.name = net
   for item in chosen:
-    parts.override(config, item)
+    overrides.override(config, item)
   if net != "baseline":
     config.uncertainty.radius = config.evaluation.radii[net]
   config_lib.validate(config)

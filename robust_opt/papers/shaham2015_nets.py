@@ -3,7 +3,6 @@
 A Net is one row of the paper's tables: how it is trained, and what evaluates it, for all seeds.
 """
 
-import ast
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -45,23 +44,6 @@ class Functions(NamedTuple):
   evaluate: Callable[..., Evaluation]  # all seeds
   logits_of: Callable[..., np.ndarray]  # one seed
   ascend: Callable[..., np.ndarray]  # one seed
-
-
-def override(config: ConfigDict, item: str) -> None:
-  """Sets one key=value; the value is a Python literal, or else a string."""
-  key, _, text = item.partition("=")
-  *path, name = key.split(".")
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = text
-  try:
-    node = functools.reduce(ConfigDict.__getitem__, path, config)
-    if name not in node:
-      raise KeyError(f"there is no key {key!r}")
-    node[name] = value
-  except (KeyError, TypeError, AttributeError) as error:
-    raise InputError(f"--override={item} does not fit the recipe: {error}.") from error
 
 
 @functools.cache
