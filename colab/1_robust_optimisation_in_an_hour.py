@@ -107,7 +107,7 @@ print(f"Batches are split over a mesh of {dict(mesh.shape)}. JAX {jax.__version_
 # |---|---|---|
 # | $\ell_\infty$ | $r\,\mathrm{sign}(g)$ | $r\,\lVert g \rVert_1$ |
 # | $\ell_2$ | $r\, g / \lVert g \rVert_2$ | $r\,\lVert g \rVert_2$ |
-# | $\ell_1$ | $r\,\mathrm{sign}(g)$ at the largest $g$, else 0 | $r\,\lVert g \rVert_\infty$ |
+# | $\ell_1$ | $r\,\mathrm{sign}(g)$ where $g$ is largest in size | $r\,\lVert g \rVert_\infty$ |
 #
 # In the library a set is a small object, `ro.linf(r)`, `ro.l2(r)` or `ro.l1(r)`, and this answer
 # is its `steepest_ascent`. Let us see it in two dimensions.
@@ -308,9 +308,9 @@ def algorithm_1(params, opt_state, x, y):
 
 
 # %% [markdown]
-# That is the whole method. Every image is replaced by its worst neighbour before the network
-# learns from it, and the neighbour is computed anew each time, for the network as it is at that
-# moment.
+# That is the whole method. Every image is replaced by the neighbour that would be its worst if the
+# loss were linear, before the network learns from it, and the neighbour is computed anew each
+# time, for the network as it is at that moment.
 
 # %% [markdown]
 # ## 5. The same by the library
@@ -343,13 +343,16 @@ start = fresh_state(SEED)
 by_hand = by_robustify = (start.params, start.opt_state)
 by_step = start
 rng = np.random.default_rng(SEED)
-for number in range(20):
-  ids = rng.choice(len(train_set.labels), SETTINGS["batch"], replace=False)
-  x = jnp.asarray(train_set.images[ids] / 255, jnp.float32)
-  y = jnp.asarray(train_set.labels[ids])
-  by_hand = algorithm_1(*by_hand, x, y)
-  by_robustify = robustified(*by_robustify, x, y)
-  by_step, metrics = train_step(by_step, ro.Batch(x, y, jnp.asarray(ids)), jax.random.key(number))
+# An accelerator's usual products are coarser, and a sign of the gradient may turn on that.
+with jax.default_matmul_precision("highest"):
+  for number in range(20):
+    ids = rng.choice(len(train_set.labels), SETTINGS["batch"], replace=False)
+    x = jnp.asarray(train_set.images[ids] / 255, jnp.float32)
+    y = jnp.asarray(train_set.labels[ids])
+    by_hand = algorithm_1(*by_hand, x, y)
+    by_robustify = robustified(*by_robustify, x, y)
+    batch = ro.Batch(x, y, jnp.asarray(ids))
+    by_step, metrics = train_step(by_step, batch, jax.random.key(number))
 
 
 def distance(a, b):
@@ -401,26 +404,28 @@ figure.legend(frameon=False, loc="outside right upper")
 plt.show()
 
 # %% [markdown]
-# Under the same attack the robust network's curve lies far above the standard one's, and at
-# radius 0 the two begin together or nearly so. Robustness reaches beyond the radius of the
-# training, and then ends. The lower of two curves of one network is the one to believe, and even
-# that is an upper bound: a better attack may find more. Notebook 2 is about that.
+# At the radius of the training the robust network's curve lies far above the standard one's under
+# the same attack, and at radius 0 the two begin together or nearly so. Robustness reaches beyond
+# the radius of the training, and then ends. The lower of two curves of one network is the one to
+# believe, and even that is an upper bound: a better attack may find more. Notebook 2 is about
+# that.
 
 # %%
 show(figures.example_grid, *attacked_examples(robust, RADIUS), title="the robust network")
 
 # %% [markdown]
 # The same digits and the same attack, now against the robust network: fewer words are orange. The
-# change is dark along the strokes and light around them. Against this network the adversary has
-# little better to do than to wipe the digit out.
+# change looks much as it did before, dark along the strokes and light around them. It is the
+# network that no longer follows it.
 
 # %% [markdown]
 # ## 7. Other shapes of the change
 #
-# A network is robust against what it was trained for. One word chooses the ball; the radii below
-# are such that the three are of comparable strength. Images are kept in $[0, 1]$: over the
-# $\ell_1$ ball, what does not fit into one pixel goes to the next. Each cell of the table is the
-# accuracy under one step, and under twenty.
+# One word chooses the ball. The attacks here keep images in $[0, 1]$: over the $\ell_1$ ball, what
+# does not fit into one pixel goes to the next. The networks of the $\ell_2$ and the $\ell_1$ ball
+# are trained so, too; that of the $\ell_\infty$ ball is the one of section 6, which was not. The
+# three radii are a choice, and not equal in strength. Each cell of the table is the accuracy under
+# one step, and under twenty.
 
 # %%
 BALLS = {"linf": RADIUS, "l2": 5 * RADIUS, "l1": 20 * RADIUS}
@@ -456,10 +461,11 @@ display(Markdown(tables.markdown(tables.Table(title, ["net", "clean", *columns],
 # %% [markdown]
 # Under one step of its own ball each robust network beats the standard one. Read the second
 # number, too. The networks of the $\ell_\infty$ and the $\ell_2$ ball keep much of their accuracy
-# under twenty steps, in both of these balls. A network whose first number is high and whose
-# second is not, as can happen with one-step training over the $\ell_1$ ball, has learnt to
-# mislead the one step that it was trained by. It is called catastrophic overfitting, and one more
-# reason to evaluate by stronger attacks than those of the training.
+# under twenty steps, in both of these balls. That of the $\ell_1$ ball is another matter: nearly
+# all of its images stand the one step that it was trained by, hardly any stand twenty, and over
+# its own ball the network of the $\ell_2$ ball may do better. It has learnt to mislead that one
+# step, which is called catastrophic overfitting, and is one more reason to evaluate by stronger
+# attacks than those of the training.
 
 # %% [markdown]
 # ## To go on

@@ -490,11 +490,13 @@ for name in answers:
 print(f"logits x 1000, broken by: {who_broke_it('logits x 1000')}")
 
 # %% [markdown]
-# By FGSM and by forty steps of PGD the louder network keeps most of its accuracy. By AutoAttack
-# it keeps next to nothing, like the network that it was made from. Which is true? The images of
-# the verdict settle it: they are there, and they are misclassified. What the trap does is to the
-# attacks alone. With margins of thousands the softmax is exactly 1 in float32, the cross-entropy
-# exactly 0, and so is its gradient:
+# By FGSM and by forty steps of PGD the louder network keeps most of its accuracy, and by forty
+# steps more than by one: a sign in itself that something is wrong, for where the gradient is
+# exactly 0 an image stays where it is, and the few that move at all may be carried by a first
+# short step to where it is 0. By AutoAttack it keeps next to nothing, like the network that it
+# was made from. Which is true? The images of the verdict settle it: they are there, and they are
+# misclassified. What the trap does is to the attacks alone. With margins of thousands the softmax
+# is exactly 1 in float32, the cross-entropy exactly 0, and so is its gradient:
 
 # %%
 failed = {}
@@ -558,7 +560,8 @@ bars(answers, f"Three answers, l_inf {RADIUS}")
 # ones while AutoAttack's stays low: a gap like this is the mark of masked gradients. The last
 # group is the remedy for the staircase, *adapt the attack to the defence*: the same network,
 # answering the same, but with a gradient that ignores the rounding. Then gradients find the way
-# again.
+# again. (Its AutoAttack, like those of the standard networks in section 3, is the quick version,
+# whose number can only be too high.)
 #
 # For the rounded network it is Square that brings AutoAttack's bar down, the one attack of the
 # four that uses no gradient; the trust report names several checks at once, the black-box one
@@ -567,7 +570,7 @@ bars(answers, f"Three answers, l_inf {RADIUS}")
 # %% [markdown]
 # ## To go on
 #
-# - Put your own function in place of `nets["Linen"]`. Without Python, on a file: `python -m
+# - Put your own function in place of `nets["Linen"]`. By a command, on a file: `python -m
 #   robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5
 #   --output=runs/mine`, which keeps what it has done, and `python -m robust_opt.verify` for
 #   others who want to recompute the claim.

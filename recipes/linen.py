@@ -41,7 +41,8 @@ def train(num_steps: int, epochs: int = 15) -> ro.TrainState:
   optimizer = optax.adam(2e-3)
   params, batch_stats = models.init(Net(), jax.random.key(0), image_shape=(8, 8, 1))
   state = ro.init_state(params, batch_stats, optimizer)
-  attack = ro.ascend(ro.pgd(ro.linf(RADIUS), step=ro.linf(RADIUS / 2)), num_steps)
+  pgd = ro.pgd(ro.linf(RADIUS), step=ro.linf(RADIUS / 2), random_start=num_steps > 0)
+  attack = ro.ascend(pgd, num_steps)
   # The adversary sees the running statistics, so that every example has one of its own; the learner
   # those of the batch, and it alone updates them. (`robustify` has one loss for both.)
   step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))

@@ -413,6 +413,7 @@ from pathlib import Path
 from robust_opt import data
 dataset = data.from_arrays(np.full((50, 32, 32, 3), int(sys.argv[2]), np.uint8), np.zeros(50, int))
 print("ready", flush=True)
+sys.stdin.readline()
 for _ in range(40):
   data._write_cache(Path(sys.argv[1]), dataset)
 """
@@ -421,13 +422,20 @@ for _ in range(40):
 def test_processes_that_write_at_once_never_leave_a_mixture(tmp_path, warned):
   path = tmp_path / "set.npz"
   writers = [
-    subprocess.Popen([sys.executable, "-c", WRITER, path, str(value)], stdout=subprocess.PIPE)
+    subprocess.Popen(
+      [sys.executable, "-c", WRITER, path, str(value)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+    )
     for value in (1, 2)
   ]
   for writer in writers:
     writer.stdout.readline()
+  for writer in writers:  # both are there: now
+    writer.stdin.write(b"go\n")
+    writer.stdin.flush()
   seen = []
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 600
   while any(writer.poll() is None for writer in writers) and time.monotonic() < deadline:
     dataset = data._read_cache(path, "set", "train")
     if dataset is not None:

@@ -42,7 +42,7 @@ def start(workdir, devices, *flags):
   return subprocess.Popen(command, env=environment, **pipe)
 
 
-def finish(processes, seconds=120):
+def finish(processes, seconds=600):
   """(stdout, stderr, code) of every process; none outlives this call."""
   try:
     return [(*process.communicate(timeout=seconds), process.returncode) for process in processes]

@@ -242,7 +242,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(trained, tmp_path)
     ):
       time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL  # before it was done
     process.stdout.close()
     process.stderr.close()
   last = command(*arguments(tmp_path / "killed"))

@@ -209,7 +209,6 @@ def test_claims_follow_from_the_numbers():
   shown = report.tables_of(found_of(), "mnist", NUMBERS._asdict())
   verdicts = {row["claim"].split(":")[0]: row["holds here"] for row in shown["claims"].rows}
   assert verdicts["Adversarial training lowers the clean error"] == "yes"
-  assert verdicts["Adversarial training lowers the clean error"] == "yes"
   assert verdicts["The wrong class is stable"] == "no"
   assert verdicts["More than perturbing hidden layers does (perceptron)"] == "yes"
   assert [v for v in verdicts.values() if v == "no"] == ["no"]
@@ -217,9 +216,9 @@ def test_claims_follow_from_the_numbers():
 
 
 def test_claims_that_fail_are_said_to_fail():
-  found = copy.deepcopy(found_of())
+  found, rng = copy.deepcopy(found_of()), np.random.default_rng(1)
   for seed in found["seeds"]:
-    seed["judged"]["maxout_signs"]["adversarial"]["error"] = 0.01 * np.random.rand()
+    seed["judged"]["maxout_signs"]["adversarial"]["error"] = 0.01 * rng.random()
   found["once"]["growth"]["noise"] = found["once"]["growth"]["worst"]
   found["ensemble"]["ensemble"] = 0.1
   rows = report.tables_of(found, "mnist", NUMBERS._asdict())["claims"].rows

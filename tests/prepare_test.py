@@ -209,7 +209,7 @@ def fails_then_works(host, places, message, mend, name="mnist"):
   start = time.monotonic()
   with pytest.raises(InputError, match=message) as caught:
     data.load(name, "test", **places)
-  assert time.monotonic() - start < 10
+  assert time.monotonic() - start < 100  # it does not wait for what will not come
   text = str(caught.value)
   assert text.startswith(f"dataset.name='{name}'")
   assert "dataset.data_dir" in text
@@ -319,7 +319,7 @@ def test_killed_in_the_middle_of_a_download(host, places):
   infos = {url: (int(i.size), i.checksum, i.filename) for url, i in host.registered.items()}
   code = f"REGISTERED, PLACES = {infos!r}, {places!r}\n" + CHILD
   child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-  assert host.server.half_sent.wait(30)
+  assert host.server.half_sent.wait(300)
   child.send_signal(signal.SIGKILL)
   child.wait()
   host.server.hang_up.set()

@@ -87,6 +87,26 @@ def test_links_to_lines_lead_to_what_they_name():
   assert linked == methods.ALL.keys() - {"standard"}
 
 
+def test_passes_of_the_methods_are_those_of_the_library():
+  rows = [line for line in README.splitlines() if "robust_opt/methods.py#L" in line]
+  assert len(rows) > 20
+  for row in rows:
+    cells = row.split(" | ")
+    names = re.findall(r'methods\.py#L\d+ "(\w+)"', row)
+    expected = [methods.ALL[name].passes / methods.ALL[name].updates for name in names]
+    assert list(map(float, re.findall(r"[\d.]+", cells[3]))) == expected, row
+
+
+def test_the_run_command_is_one_that_runs():
+  """It names a config that exists and flags that are there; tests of main run the command."""
+  (block,) = re.findall(r"<!-- run command -->\n```sh\n(.*?)```", README, re.DOTALL)
+  joined = re.sub(r"&&\s+", "&& ", block).strip()
+  assert joined == (
+    "python -m pip install . && "
+    "python -m robust_opt.main --config=configs/digits_linf.py --workdir=runs/digits"
+  )
+
+
 def test_configs_that_it_names_exist():
   for config in re.findall(r"--config=(\S+\.py)", README):
     assert (ROOT / config).is_file()

@@ -192,7 +192,10 @@ def test_many_kills(seed, tmp_path, environment):
     time.sleep(rng.uniform(0.5, 9))
     process.kill()
     process.wait()
-  shutil.rmtree(broken, ignore_errors=True)
+  last, err = run_and_stop([*arguments, f"--workdir={broken}"], environment, [], rng)
+  assert last == 0, err
+  assert comparable(broken) == comparable(reference)
+  shutil.rmtree(broken)
   signals = [rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]) for _ in range(5)]
   campaign(arguments, environment, broken, signals, seed)
   assert comparable(broken) == comparable(reference)

@@ -130,7 +130,7 @@ def test_a_recalled_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_few_labels_and_many_images(tmp_path):
-  """Virtual adversarial training sees all images, and says of how many it had a label."""
+  """Virtual adversarial training sees all images."""
   c = config.digits()
   c.dataset.labels, c.training.epochs, c.training.watch_examples = 50, 4, 0
   c.objective = config.ConfigDict({"name": "virtual", "alpha": 1.0})
