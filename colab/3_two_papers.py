@@ -467,7 +467,7 @@ def share_of(name):
 rand, det, control = map(share_of, ("D_rand", "D_det", "control"))
 rows = [
   {
-    "question": "How does the effect of a small change grow with the pixels? (arithmetic: section 1)",
+    "question": "How does the effect of a small change grow with the pixels? (arithmetic)",
     "Goodfellow et al. 2015": "as n, for noise as sqrt(n)",
     "Ilyas et al. 2019": "no prediction",
     "we saw": f"exponents {exponents[0]:.2f} and {exponents[1]:.2f}",
