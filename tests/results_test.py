@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from robust_opt import methods
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -101,3 +103,16 @@ def test_goodfellow_et_al():
   claims = json.loads((path.parent / "claims.json").read_text())["rows"]
   held = [row["holds here"] for row in claims if not row["holds here"].startswith("not tried")]
   assert f"{held.count('yes')} of {len(held)} claims hold" in README
+
+
+def test_the_family_of_methods():
+  rows = json.loads((ROOT / "results" / "family" / "mnist" / "family.json").read_text())["rows"]
+  stand = {row["method"]: 100 * row["AutoAttack"]["mean"] for row in rows}
+  clean = {row["method"]: 100 * row["clean"]["mean"] for row in rows}
+  assert set(stand) == set(methods.ALL)
+  assert all(len(row["AutoAttack"]["seeds"]) == 3 for row in rows)
+  assert (
+    f"stand AutoAttack on {stand['free']:.1f} and {stand['curriculum']:.1f} %, Algorithm 1 on "
+    f"{stand['robust']:.1f} %" in README
+  )
+  assert max(clean["awp"], clean["mart"]) < 15  # chance
