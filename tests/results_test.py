@@ -116,3 +116,14 @@ def test_the_family_of_methods():
     f"{stand['robust']:.1f} %" in README
   )
   assert max(clean["awp"], clean["mart"]) < 15  # chance
+
+
+def test_cheaper_ascents():
+  folder = ROOT / "results" / "family" / "mnist"
+  for file in ("measured.json", "updates_measured.json"):
+    for net in json.loads((folder / file).read_text()).values():
+      if net["epochs"] == 8 and net["method"] in ("robust", "recall", "alternate"):
+        (row,) = re.findall(rf"^\| {net['method']}\b.*\|$", page("family_mnist"), re.MULTILINE)
+        cells = row.split(" | ")
+        for cell, what in ((cells[2], "pgd"), (cells[3], "autoattack")):
+          assert cell.split(",")[net["seed"] - 1].strip(" |") == f"{100 * net[what]:.1f}"
