@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_opt import build, data
+from robust_opt import build
 from robust_opt.errors import InputError
 from robust_opt.papers import ilyas2019
 from robust_opt.study import Study
@@ -78,27 +78,6 @@ def test_every_ground_is_valid_and_keeps_what_is_overridden(tmp_path):
     assert (config.uncertainty.name, config.uncertainty.box) == ("l2", True)
   with pytest.raises(InputError, match=r"--override=model\.depth=3 does not fit"):
     ilyas2019.config_of(given._replace(override=["model.depth=3"]), 1)
-
-
-@pytest.mark.slow
-def test_cifar10_much_reduced(tmp_path, monkeypatch):
-  """All of it, on what has CIFAR-10's shape."""
-  rng = np.random.default_rng(0)
-
-  def load(name, split, **places):
-    labels = np.arange(200) % 10
-    pixels = rng.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
-    return data.from_arrays(pixels, labels, name=name, split=split)
-
-  monkeypatch.setattr("robust_opt.data.load", load)
-  numbers = ilyas2019.PRESETS["quick", "cifar10"]._replace(
-    epochs=1, examples=0, tested=10, inversion_steps=2
-  )
-  override = ("model.width=0.125", "model.dropout=False", "training.batch_size=30")
-  given = ilyas2019.Options("cifar10", tmp_path / "study", numbers, override=override)
-  assert len(ilyas2019.run(given).rows) == 5
-  description = json.loads((tmp_path / "study" / "study.json").read_text())
-  assert description["override"] == list(override)
 
 
 def test_claims_are_judged_by_paired_differences():
