@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import build, models, sharding, updates
+from robust_opt import build, data, models, sharding, updates
 from robust_opt import config as config_lib
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, make_evaluate
@@ -29,6 +29,7 @@ from robust_opt.training import (
   evaluated_params,
   init_state,
   make_scan,
+  streams,
 )
 from robust_opt.types import ApplyFn, Array, ModelState, Params
 
@@ -70,45 +71,35 @@ class Experiment(NamedTuple):
 
 
 class Beginning(NamedTuple):
-  """A run before its first update: its data, its net, and what its checkpoints are restored into.
+  """A run before its first update: its net, and what its checkpoints are restored into.
 
   Attributes:
-    splits: the data on the host.
     plan: the batches of an epoch.
     net: the network.
     optimizer: what descends.
     state: before the first update.
   """
 
-  splits: build.Splits
   plan: EpochPlan
   net: nn.Module
   optimizer: optax.GradientTransformation
   state: TrainState
 
 
-def begin(config: ConfigDict) -> Beginning:
-  """Loads the data and makes the net, but nothing that trains it."""
-  splits = build.splits(config)
-  plan = EpochPlan(
-    len(splits.train.labels), config.training.batch_size, shuffle=config.training.shuffle
-  )
-  net = build.model(config, splits.train)
+def begin(config: ConfigDict, train: data.Dataset) -> Beginning:
+  """The net that learns from this data, but nothing that trains it."""
+  plan = EpochPlan(len(train.labels), config.training.batch_size, shuffle=config.training.shuffle)
+  net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)
-  init_key = _keys(config)[0]
-  params, model_state = _init(config, net, init_key, splits.train.images.shape[1:])
+  key = streams(jax.random.key(config.seed)).net
+  params, model_state = _init(config, net, key, train.images.shape[1:])
   if config.optimizer.average and model_state:
     raise InputError(
       f"--config.optimizer.average={config.optimizer.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
-  memory = updates.memory(config, splits.train.images)
-  return Beginning(splits, plan, net, optimizer, init_state(params, model_state, optimizer, memory))
-
-
-def _keys(config: ConfigDict) -> Array:
-  """The seed's streams [3]: of the net, of the training and of the evaluation."""
-  return jax.random.split(jax.random.key(config.seed), 3)
+  memory = updates.memory(config, train.images)
+  return Beginning(plan, net, optimizer, init_state(params, model_state, optimizer, memory))
 
 
 def assemble(config: ConfigDict) -> Experiment:
@@ -128,21 +119,20 @@ def assemble(config: ConfigDict) -> Experiment:
       "--config.training.on_overfitting=stop needs --config.training.watch_examples > 0 and an "
       "adversary."
     )
-  splits, plan, net, optimizer, first = begin(config)
+  splits = build.splits(config)
+  plan, net, optimizer, first = begin(config, splits.train)
   apply = models.from_linen(net)
-  update = updates.make(config, net, optimizer, splits.train.images, plan.num_steps)
+  step = updates.make(config, net, optimizer, splits.train.images, plan.num_steps)
   mesh = sharding.data_mesh()
-  _, train_key, evaluation_key = _keys(config)
+  keys = streams(jax.random.key(config.seed))
   state = sharding.replicate(first, mesh)
   train, heldout, test = (
     sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
   )
-  train_key, evaluation_key = sharding.replicate((train_key, evaluation_key), mesh)
+  train_key, evaluation_key = sharding.replicate((keys.training, keys.evaluation), mesh)
 
   scans = jax.jit(
-    make_scan(
-      update.step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)
-    ),
+    make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
     static_argnums=3,
     donate_argnums=0,
     out_shardings=sharding.replicated(mesh),

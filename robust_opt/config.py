@@ -321,13 +321,13 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 # Where things lie is no part of what is computed: these may differ between a run and its resume.
 # (What lies in train_files is compared by workdirs.)
-PLACES = ("dataset.data_dir", "dataset.cache_dir", "dataset.train_files")
+_PLACES = ("dataset.data_dir", "dataset.cache_dir", "dataset.train_files")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """Keys that make two resolved configs different experiments, as 'key: old -> new'."""
   flat_old, flat_new = flattened(old), flattened(new)
-  keys = sorted((flat_old.keys() | flat_new.keys()) - set(PLACES))
+  keys = sorted((flat_old.keys() | flat_new.keys()) - set(_PLACES))
   missing = "(absent)"
   pairs = ((key, flat_old.get(key, missing), flat_new.get(key, missing)) for key in keys)
   return [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from robust_opt import build, models, updates
+from robust_opt import build, updates
+from robust_opt.assembly import begin
 from robust_opt.data import Dataset
-from robust_opt.training import ArrayData, EpochPlan, init_state, make_scan
+from robust_opt.training import ArrayData, make_scan
 
 Run = Callable[[], object]
 
@@ -58,13 +59,9 @@ def beside(cost: Cost, other: Cost) -> float:
 
 def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
   """So many batches, as `assembly` would train them on one device."""
-  plan = EpochPlan(len(train.labels), config.training.batch_size, shuffle=config.training.shuffle)
-  net = build.model(config, train)
-  optimizer = build.optimizer(config, plan.num_steps)
-  update = updates.make(config, net, optimizer, train.images, plan.num_steps)
-  params, model_state = models.init(net, jax.random.key(0), train.images.shape[1:])
-  state = init_state(params, model_state, optimizer, update.memory)
-  scan = jax.jit(make_scan(update.step, plan), static_argnums=3)
+  plan, net, optimizer, state = begin(config, train)
+  step = updates.make(config, net, optimizer, train.images, plan.num_steps)
+  scan = jax.jit(make_scan(step, plan), static_argnums=3)
   data = jax.device_put(ArrayData(train.images, train.labels))
   return lambda: jax.block_until_ready(scan(state, data, jax.random.key(1), steps))
 

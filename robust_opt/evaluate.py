@@ -79,11 +79,11 @@ def run(options: Options) -> bool:
     source={**options.source, "examples": options.examples},
     net_sha256=found.net_sha256,
     data_sha256=verdict.data_sha256(found.x, found.y),
-    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}",
+    device=f"{sharding.devices_in_words()}, jax {jax.__version__}",
   )
   folder = options.output or _folder(options, norm, radius)
   description = {k: v for k, v in claim._asdict().items() if k not in ("source", "device")}
-  # On the first examples alone the trust report is a quarter of the work or so.
+  # The trust report is on few examples: a quarter of the work or so.
   work, flag = 1.25 if options.trust else 1.0, "--output" if options.output else "--workdir"
   study = Study(folder, description, work, flag)
   began = time.monotonic()

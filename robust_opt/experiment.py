@@ -25,7 +25,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from robust_opt import build, data, figures, overfitting, tables, workdirs
+from robust_opt import build, data, figures, overfitting, sharding, tables, workdirs
 from robust_opt import config as config_lib
 from robust_opt.assembly import Experiment, assemble
 from robust_opt.checkpoint import Checkpoints, digest
@@ -279,7 +279,7 @@ def evaluate_and_describe(
       split.split: data.fingerprint(split)
       for split in (experiment.splits.train, experiment.splits.test)
     },
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": sharding.devices_in_words(),
     "versions": {
       "python": platform.python_version(),
       **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},

@@ -18,6 +18,11 @@ from robust_opt.types import Batch, PyTree
 AXIS = "data"
 
 
+def devices_in_words() -> str:
+  """How many of which kind, '4 x NVIDIA H100': where numbers were made."""
+  return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def data_mesh() -> Mesh:
   """All devices of all processes in one axis, over which batches are split."""
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))

@@ -20,11 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from robust_opt import config as config_lib
+from robust_opt import sharding
 from robust_opt.errors import InputError
 from robust_opt.files import leftovers, write_json
 
@@ -114,7 +114,7 @@ class Study:
     return {
       "command": command(module, sys.argv[1:]),
       "numbers": numbers,
-      "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+      "device": sharding.devices_in_words(),
       "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
       "wall_seconds": self.seconds(),
     }

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from robust_opt import build, models
 from robust_opt import config as config_lib
-from robust_opt import models
 from robust_opt.assembly import begin
 from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.collection import pixels
@@ -128,7 +128,8 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
-  beginning = begin(config)
+  splits = build.splits(config)
+  beginning = begin(config, splits.train)
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)
   state = checkpoints.restore(beginning.state, which)
   checkpoints.close()
@@ -143,8 +144,8 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   return Net(
     logits_of(models.from_linen(beginning.net), *local),
     logits_of(models.representation(beginning.net), *local),
-    beginning.splits.train,
-    beginning.splits.test,
+    splits.train,
+    splits.test,
     digest(local),
     f"{config.model.name} on {config.dataset.name}, {against}",
     norm if trained_on else None,

@@ -73,6 +73,27 @@ def init_state(
   return TrainState(step, params, model_state, optimizer.init(params), memory)
 
 
+class Streams(NamedTuple):
+  """The keys of a run, one for each use of its seed.
+
+  Attributes:
+    net: of the parameters at first.
+    training: of the order, the augmentation and the steps.
+    evaluation: of the attacks that measure.
+    memory: of what the first update finds in TrainState.memory.
+  """
+
+  net: Array
+  training: Array
+  evaluation: Array
+  memory: Array
+
+
+def streams(key: Array) -> Streams:
+  """The keys of the run whose seed's key this is; under vmap, of many."""
+  return Streams(*jax.random.split(key, 4))
+
+
 def evaluated_params(state: TrainState) -> Params:
   """What a net is judged by: the average of its weights where the optimiser keeps one."""
   return optax.tree_utils.tree_get(state.opt_state, "average", default=state.params)

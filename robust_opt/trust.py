@@ -136,8 +136,7 @@ def report(
   partial = isinstance(logits_fn, jax.tree_util.Partial)
   net = logits_fn if partial else jax.tree_util.Partial(logits_fn)
   trial = Trial(net, x, y, norm, float(radius), seed, size)
-  part = iter(PARTS)
-  progress(next(part))
+  progress(PARTS[0])
   logits = answers(logits_fn, x, size)
   right = trial.right()
   of_net = [
@@ -147,11 +146,11 @@ def report(
     _batches(logits, logits_fn, trial),
     _gradients(trial, right),
   ]
-  progress(next(part))
+  progress(PARTS[1])
   attack = apgd_attack(num_steps)
   sweep = trial.sweep(right, attack, FACTORS)
   once = sweep[trial.radius]
-  progress(next(part))
+  progress(PARTS[2])
   after_restarts = once
   for run in range(1, NUM_RESTARTS):
     after_restarts = trial.white_box(after_restarts, attack, run)
@@ -162,7 +161,7 @@ def report(
     _restarts(right, once, after_restarts),
     _noise(trial, right, once),
   ]
-  progress(next(part))
+  progress(PARTS[3])
   return [*of_net, *of_attacks, _black_box(trial, right, after_restarts, num_queries)]
 
 

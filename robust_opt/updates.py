@@ -1,15 +1,16 @@
 """From a config to the update that it trains by: an objective, an attack, and what goes with them.
 
-  update = updates.make(config, net, optimizer, train.images, steps_per_epoch)
-  state = init_state(params, model_state, optimizer, update.memory)
-  state, metrics = jax.jit(update.step)(state, batch, key)
+  step = updates.make(config, net, optimizer, train.images, steps_per_epoch)
+  memory = updates.memory(config, train.images)
+  state = init_state(params, model_state, optimizer, memory)
+  state, metrics = jax.jit(step)(state, batch, key)
 
 Everything by name, getattr(module, name)(**kwargs), as in build.py. What would silently be
 something else than its name says is refused.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,23 +39,11 @@ from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
 from robust_opt.structured import BasisOf
-from robust_opt.training import TrainStep, make_train_step
+from robust_opt.training import TrainStep, make_train_step, streams
 from robust_opt.types import ApplyFn, Array, LossFn, PyTree
 
 # Attacks whose ascent is the descent's own backward pass.
 ONE_PASS = ("free", "recall")
-
-
-class Update(NamedTuple):
-  """What a config trains by.
-
-  Attributes:
-    step: one update.
-    memory: what the first update finds in TrainState.memory.
-  """
-
-  step: TrainStep
-  memory: PyTree
 
 
 def make(
@@ -63,7 +52,7 @@ def make(
   optimizer: optax.GradientTransformation,
   images: np.ndarray,
   steps_per_epoch: int,
-) -> Update:
+) -> TrainStep:
   """The config's update: by one backward pass, or of its objective under its attack.
 
   Args:
@@ -77,15 +66,15 @@ def make(
     InputError: parts of the config do not fit together.
   """
   _refuse(config)
+  chosen = objective(config)
   if _is_one_pass(config):
-    step = _one_pass(config, models.from_linen(net), optimizer)
-    return Update(step, memory(config, images))
+    return _one_pass(config, models.from_linen(net), optimizer)
   radius, shape = config.uncertainty.hidden_radius, images.shape[1:]
   gamma = config.training.weight_perturbation
   step = make_train_step(
     hidden.lifted_apply(net, shape) if radius else models.from_linen(net),
     optimizer,
-    objective(config),
+    chosen,
     training_attack(config, net, images, steps_per_epoch),
     ascent_apply=_ascent_apply(config, net),
     ascent_in_train_mode=config.attack.train_mode,
@@ -94,7 +83,7 @@ def make(
   )
   if radius:
     step = hidden.lifted_step(step, hidden.shapes(net, shape))
-  return Update(step, ())
+  return step
 
 
 def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
@@ -108,8 +97,7 @@ def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
     return ()
   if config.attack.name == "free":
     return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
-  # The seed's streams 0 to 2 are the net's, the training's and the evaluation's.
-  key = jax.random.fold_in(jax.random.key(config.seed), 3)
+  key = streams(jax.random.key(config.seed)).memory
   return one_pass.unknown_directions(key, len(images), images.shape[1:])
 
 
@@ -168,7 +156,6 @@ def _one_pass(
   config: ConfigDict, apply: ApplyFn, optimizer: optax.GradientTransformation
 ) -> TrainStep:
   """Free training, and Algorithm 1 at directions of the last visit."""
-  objective(config)  # which refuses keys that it does not have
   loss = _loss(config)
   norm, radius = config.uncertainty.name, config.uncertainty.radius
   ball = build.uncertainty_set(config, norm, radius)
@@ -209,7 +196,7 @@ def _refuse(config: ConfigDict) -> None:
       f"--config.attack.name={attack.name} has signs alone, and over l_1 signs name no largest "
       f"pixel: --config.uncertainty.name must be linf or l2, but was l1."
     )
-  if attack.name in ONE_PASS and steps:
+  if _is_one_pass(config):
     _demand(config, f"attack.name={attack.name}", {"objective.name": "robust", **_WITHOUT})
   if attack.name == "recall" and steps:
     # A flipped image would recall the directions of another.

@@ -171,7 +171,8 @@ def test_a_net_begins_on_any_number_of_devices_but_trains_on_a_divisor(monkeypat
   config_ = config.digits()
   config_.training.batch_size = 100
   monkeypatch.setattr(assembly.jax, "device_count", lambda: 8)
-  assert int(assembly.begin(config_).state.step) == 0
+  train = build.splits(config_).train
+  assert int(assembly.begin(config_, train).state.step) == 0
   with pytest.raises(InputError, match="must be a multiple of the 8 devices, but was 100"):
     assembly.assemble(config_)
 
@@ -184,7 +185,7 @@ def test_no_tangent_planes_are_learnt_for_who_only_loads_a_net(monkeypatch):
     raise AssertionError("it takes minutes")
 
   monkeypatch.setattr(updates.tangents, "fit", fit)
-  assembly.begin(config_)
+  assembly.begin(config_, build.splits(config_).train)
   with pytest.raises(AssertionError, match="minutes"):
     assembly.assemble(config_)
 

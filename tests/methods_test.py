@@ -34,8 +34,9 @@ def parts(name):
   net = models.MLP(widths=(16,))
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   optimizer = build.optimizer(c, 5)
-  update = updates.make(c, net, optimizer, data.images[:200], 5)
-  return update.step, init_state(params, model_state, optimizer, update.memory), batch
+  images = data.images[:200]
+  step, memory = updates.make(c, net, optimizer, images, 5), updates.memory(c, images)
+  return step, init_state(params, model_state, optimizer, memory), batch
 
 
 @ALL

@@ -1,6 +1,9 @@
 """What the README shows runs, and what it names exists."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -97,14 +100,19 @@ def test_passes_of_the_methods_are_those_of_the_library():
     assert list(map(float, re.findall(r"[\d.]+", cells[3]))) == expected, row
 
 
-def test_the_run_command_is_one_that_runs():
-  """It names a config that exists and flags that are there; tests of main run the command."""
+@pytest.mark.slow
+def test_the_run_command_runs(tmp_path):
+  """But for the installation."""
   (block,) = re.findall(r"<!-- run command -->\n```sh\n(.*?)```", README, re.DOTALL)
-  joined = re.sub(r"&&\s+", "&& ", block).strip()
-  assert joined == (
-    "python -m pip install . && "
-    "python -m robust_opt.main --config=configs/digits_linf.py --workdir=runs/digits"
+  install, run = map(str.strip, block.split("&&"))
+  assert install == "python -m pip install ."
+  command = run.replace("python", sys.executable, 1).replace("runs/digits", str(tmp_path / "run"))
+  done = subprocess.run(
+    shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
   )
+  assert done.returncode == 0, done.stderr
+  assert "Everything about this run is in" in done.stdout
+  assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_configs_that_it_names_exist():

@@ -191,11 +191,11 @@ def test_every_so_manieth_update_has_an_adversary():
   config_.attack.every = 3
   optimizer, batch = optax.sgd(LR), digits_batch()
   _, state = setup(NET, optimizer)
-  sometimes = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5).step)
+  sometimes = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5))
   config_.attack.every = 1
-  always = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5).step)
+  always = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5))
   config_.attack.num_steps = 0
-  never = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5).step)
+  never = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5))
   for i in range(5):
     key = jax.random.key(i)
     expected, reported = (always if i % 3 == 0 else never)(state, batch, key)

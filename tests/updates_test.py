@@ -31,8 +31,8 @@ def after(changes, steps=1):
   images, batch = digits()
   params, model_state = models.init(NET, jax.random.key(0), (8, 8, 1))
   optimizer = build.optimizer(c, 5)
-  update = updates.make(c, NET, optimizer, images, 5)
-  state, step = init_state(params, model_state, optimizer, update.memory), jax.jit(update.step)
+  step = jax.jit(updates.make(c, NET, optimizer, images, 5))
+  state = init_state(params, model_state, optimizer, updates.memory(c, images))
   for i in range(steps):
     state, metrics = step(state, batch, jax.random.key(i))
   return state, float(metrics.loss)
@@ -87,10 +87,10 @@ def test_no_penalty_of_a_net_whose_layers_are_unknown():
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   images, batch = digits(4)
   optimizer = build.optimizer(c, 5)
-  update = updates.make(c, net, optimizer, images, 5)
-  state = init_state(params, model_state, optimizer, update.memory)
+  step = updates.make(c, net, optimizer, images, 5)
+  state = init_state(params, model_state, optimizer, updates.memory(c, images))
   with pytest.raises(InputError, match="but was given MadryCNN"):
-    jax.eval_shape(update.step, state, batch, jax.random.key(0))
+    jax.eval_shape(step, state, batch, jax.random.key(0))
 
 
 def test_what_is_recalled_is_remembered_for_every_training_image():

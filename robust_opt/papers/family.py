@@ -18,7 +18,6 @@ method, on any machine, with
 
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from robust_opt import (
   experiment,
   losses,
   methods,
+  sharding,
   subject,
   tables,
 )
@@ -204,8 +204,7 @@ def _times(options: Options, study: Study, work: float) -> dict[str, float]:
 
 
 def _device() -> str:
-  kind = jax.devices()[0].device_kind
-  return f"{jax.device_count()} x {kind}, jax {metadata.version('jax')}"
+  return f"{sharding.devices_in_words()}, jax {jax.__version__}"
 
 
 def _known(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -246,23 +245,38 @@ def attack(options: Options, workdir: Path) -> dict[str, Any]:
   places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
   found = subject.load({"workdir": str(workdir), **places}, options.numbers.examples)
   radius = ground(options.dataset).uncertainty.radius
-  given: dict[str, Any] = {"norm": "linf", "radius": radius, "batch_size": min(100, len(found.y))}
-  pgd = ro.autoattack(found.logits_fn, found.x, found.y, version=PGD, **given)
-  verdict = ro.autoattack(
-    found.logits_fn, found.x, found.y, version=options.numbers.version, **given
-  )
   return {
     "examples": len(found.y),
-    "pgd": pgd.robust_accuracy,
-    "autoattack": verdict.robust_accuracy,
+    "pgd": standing(found, "linf", radius, PGD),
+    "autoattack": standing(found, "linf", radius, options.numbers.version),
   }
+
+
+def standing(
+  found: subject.Subject, norm: str, radius: float, version: str | tuple[ensemble.Phase, ...]
+) -> float:
+  """The share of the examples that stand a version of the ensemble, or PGD alone."""
+  return ro.autoattack(
+    found.logits_fn,
+    found.x,
+    found.y,
+    norm=norm,
+    radius=radius,
+    version=version,
+    batch_size=min(100, len(found.y)),
+  ).robust_accuracy
+
+
+def clean(summary: dict[str, Any]) -> float:
+  """The share of the whole test set that a run is right on."""
+  result = summary["results"][0]
+  return result["correct"] / result["total"]
 
 
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
   """What training left: clean accuracy on the whole test set, and what went wrong."""
-  clean = summary["results"][0]
   return {
-    "clean": clean["correct"] / clean["total"],
+    "clean": clean(summary),
     "epochs": summary["config"]["training"]["epochs"],
     "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
     "params_sha256": summary["params_sha256"],

@@ -28,6 +28,7 @@ from robust_opt.papers import goodfellow2015_parts as parts
 from robust_opt.papers import goodfellow2015_report as report
 from robust_opt.papers.shaham2015_nets import assemble
 from robust_opt.study import Study, sha256_of
+from robust_opt.training import streams
 
 
 class Numbers(NamedTuple):
@@ -210,7 +211,6 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   config = _config(options, "maxout", 0)
   train = nets_lib.data_of(config)
   keys = jax.vmap(jax.random.key)(np.array(names))
-  train_keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(keys)  # as of a single net
   net = assemble(
     config,
     train,
@@ -219,7 +219,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     vmapped=jax.default_backend() != "cpu",
     evaluation_batch=config.evaluation.batch_size,
   )
-  folder = options.workdir / "ensemble"
+  folder, train_keys = options.workdir / "ensemble", jax.vmap(streams)(keys).training
   arrays = seeds.ArrayData(train.images, train.labels)
   test = nets_lib.dataset(options.dataset, "test", options.places)
   few = seeds.ArrayData(test.images[:100], test.labels[:100])

@@ -27,7 +27,6 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-import robust_opt as ro
 from robust_opt import (
   commands,
   construct,
@@ -45,7 +44,7 @@ from robust_opt import config as config_lib
 from robust_opt.constructed import Settings
 from robust_opt.errors import InputError
 from robust_opt.files import write_json
-from robust_opt.papers.family import PGD
+from robust_opt.papers import family
 from robust_opt.study import Study, sha256_of
 
 
@@ -251,19 +250,9 @@ def _judge(options: Options, name: str, workdir: Path, summary: dict[str, Any]) 
   if SETS[name].kind:
     places["train_files"] = str(_made(options, name))
   found = subject.load({"workdir": str(workdir), **places}, options.numbers.tested)
-  attacked = ro.autoattack(
-    found.logits_fn,
-    found.x,
-    found.y,
-    version=PGD,
-    norm="l2",
-    radius=options.numbers.tested_radius,
-    batch_size=min(100, len(found.y)),
-  )
-  clean = summary["results"][0]
   return {
-    "clean": clean["correct"] / clean["total"],
-    "robust": attacked.robust_accuracy,
+    "clean": family.clean(summary),
+    "robust": family.standing(found, "l2", options.numbers.tested_radius, family.PGD),
     "examples": len(found.y),
     "params_sha256": summary["params_sha256"],
   }
@@ -301,8 +290,7 @@ def table_of(options: Options, learnt: dict[str, list[dict[str, Any]]]) -> table
 def _accuracy(options: Options, name: str) -> str:
   """Of the net that sets are made of, on clean test examples: a net that has failed is seen."""
   summary = json.loads((_net(options, name) / "summary.json").read_text(encoding="utf-8"))
-  clean = summary["results"][0]
-  return f"{100 * clean['correct'] / clean['total']:.1f} %"
+  return f"{100 * family.clean(summary):.1f} %"
 
 
 def claims(learnt: dict[str, list[dict[str, Any]]], chance: float) -> tables.Table:

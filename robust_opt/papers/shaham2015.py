@@ -33,7 +33,7 @@ from robust_opt.models import layers
 from robust_opt.papers import shaham2015_nets as parts
 from robust_opt.papers import shaham2015_report as report
 from robust_opt.study import Study, command, file_sha256, sha256_of
-from robust_opt.training import ArrayData, TrainState
+from robust_opt.training import ArrayData, TrainState, streams
 from robust_opt.types import Array
 
 NETS = ("baseline", "l1", "l2", "linf")
@@ -239,7 +239,7 @@ def train_all(study: Study, nets: Nets, epochs_per_call: int, work: Work) -> dic
   """Every net's state after its last epoch."""
   train = ArrayData(*jax.device_put((nets.train.images, nets.train.labels)))
   test = ArrayData(*jax.device_put((nets.test.images, nets.test.labels)))
-  train_keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(nets.keys)
+  train_keys = jax.vmap(streams)(nets.keys).training
   return {
     name: seeds.train(
       study.workdir / name,
@@ -290,7 +290,7 @@ def measure(
     )
     if index == 0:
       measured["examples"] = parts.sample(examples, nets["baseline"], weights["baseline"])
-  evaluation_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(study_nets.keys)
+  evaluation_keys = jax.vmap(streams)(study_nets.keys).evaluation
   for kind, steps in ATTACK_STEPS.items():
     count = (pgd_examples if kind == "pgd" else 0) or len(test.labels)
     part = ArrayData(*jax.device_put((test.images[:count], test.labels[:count])))

@@ -20,7 +20,7 @@ from robust_opt.checkpoint import digest
 from robust_opt.errors import InputError
 from robust_opt.evaluation import Evaluation, logits_of, make_evaluate
 from robust_opt.objectives import robust
-from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan
+from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan, streams
 from robust_opt.types import ApplyFn, Array
 
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times
@@ -89,8 +89,8 @@ def assemble(
       f"The study trains by Algorithm 1 and its variants, not by attack.name={config.attack.name}."
     )
   apply = models.from_linen(module)
-  update = updates.make(config, module, optimizer, train.images, plan.num_steps)
-  run = make_scan(update.step, plan, augment=build.augment(config))
+  step = updates.make(config, module, optimizer, train.images, plan.num_steps)
+  run = make_scan(step, plan, augment=build.augment(config))
   no_attack = build.attack(config, "linf", 0.0, 0)
   clean = make_evaluate(apply, robust(), lambda _: no_attack, evaluation_batch)
   points = max(n for n in range(1, points + 1) if plan.num_steps % n == 0)
@@ -100,10 +100,9 @@ def assemble(
     plan.num_steps,
     points,
   )
-  init_keys = jax.vmap(lambda key: jax.random.split(key, 3)[0])(keys)
   return Net(
     config=config,
-    state=seeds.init(module, optimizer, init_keys, train.images.shape[1:]),
+    state=seeds.init(module, optimizer, jax.vmap(streams)(keys).net, train.images.shape[1:]),
     train=seeds.over_seeds(
       epochs, (seeds.AXES, None, None, 0), (seeds.AXES, 0), vmapped=vmapped, static=("num_epochs",)
     ),
