@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_opt import build
+from robust_opt import build, constructed
 from robust_opt.errors import InputError
 from robust_opt.papers import ilyas2019
 from robust_opt.study import Study
@@ -20,6 +20,8 @@ NUMBERS = ilyas2019.Numbers(
   radius=1.5,
   tested_radius=0.4,
   inversion_steps=10,
+  inversion_step=10.0,
+  attack_steps=12,
 )
 
 
@@ -40,12 +42,12 @@ def test_sets_are_made_of_the_right_nets(tmp_path):
     assert construction.source["workdir"].endswith(f"nets/{net}")
     settings = construction.settings
     if kind == "inverted":
-      assert settings.num_steps * settings.step == pytest.approx(100)
+      assert settings == constructed.Settings(0.0, num_steps=10, step=10.0)
     else:
-      assert settings.radius == 1.5
+      assert settings == constructed.Settings(1.5, num_steps=12, step=0.3)
 
 
-@pytest.mark.parametrize("name", ["trained_radius", "radius", "tested_radius"])
+@pytest.mark.parametrize("name", ["trained_radius", "radius", "tested_radius", "inversion_step"])
 def test_a_radius_of_nothing_is_refused_before_anything_is_made(name, tmp_path):
   with pytest.raises(InputError, match=f"--{name} must be > 0, in pixels, but was 0"):
     ilyas2019.run(options(tmp_path / "study", **{name: 0.0}))

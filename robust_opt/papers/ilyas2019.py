@@ -85,6 +85,8 @@ class Numbers(NamedTuple):
     radius: l_2, that D_rand and D_det are made within.
     tested_radius: l_2, that the learners are attacked within.
     inversion_steps: gradients an image of D_R and D_NR.
+    inversion_step: l_2, of each of them; together they must reach from one image to another.
+    attack_steps: gradients an image of D_rand and D_det.
   """
 
   seeds: int
@@ -95,15 +97,17 @@ class Numbers(NamedTuple):
   radius: float
   tested_radius: float
   inversion_steps: int
+  inversion_step: float
+  attack_steps: int
 
 
 PRESETS = {
-  ("quick", "digits"): Numbers(1, 8, 0, 100, 0.8, 1.5, 0.4, 200),
-  ("quick", "mnist"): Numbers(1, 3, 2000, 100, 2.0, 2.0, 0.75, 100),
-  ("paper", "digits"): Numbers(5, 40, 0, 0, 0.8, 1.5, 0.4, 1000),
-  ("paper", "mnist"): Numbers(3, 8, 0, 500, 2.0, 2.0, 0.75, 200),
-  ("quick", "cifar10"): Numbers(1, 2, 500, 100, 0.5, 0.5, 0.25, 50),
-  ("paper", "cifar10"): Numbers(3, 150, 0, 0, 0.5, 0.5, 0.25, 1000),
+  ("quick", "digits"): Numbers(1, 8, 0, 100, 0.8, 1.5, 0.4, 200, 0.5, 100),
+  ("quick", "mnist"): Numbers(1, 3, 2000, 100, 2.0, 2.0, 0.75, 100, 1.0, 100),
+  ("paper", "digits"): Numbers(5, 40, 0, 0, 0.8, 1.5, 0.4, 1000, 0.1, 100),
+  ("paper", "mnist"): Numbers(3, 8, 0, 500, 2.0, 2.0, 0.75, 200, 0.5, 100),
+  ("quick", "cifar10"): Numbers(1, 2, 500, 100, 0.5, 0.5, 0.25, 50, 2.0, 100),
+  ("paper", "cifar10"): Numbers(3, 150, 0, 0, 0.5, 0.5, 0.25, 1000, 0.1, 100),
 }
 
 
@@ -159,7 +163,7 @@ def config_of(options: Options, seed: int) -> ConfigDict:
 def run(options: Options) -> tables.Table:
   """Trains, makes and judges what is not done yet; returns the table."""
   numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
-  for name in ("trained_radius", "radius", "tested_radius"):
+  for name in ("trained_radius", "radius", "tested_radius", "inversion_step"):
     if not getattr(numbers, name) > 0:
       raise InputError(f"--{name} must be > 0, in pixels, but was {getattr(numbers, name)}.")
   description = {"dataset": options.dataset, **numbers._asdict()}
@@ -211,12 +215,9 @@ def _made(options: Options, name: str) -> Path:
 def _construction(options: Options, name: str) -> construct.Options:
   what, numbers = SETS[name], options.numbers
   if what.kind == "inverted":
-    # A path of the same length in fewer, longer steps.
-    usual = constructed.INVERSION
-    step = usual.step * usual.num_steps / numbers.inversion_steps
-    settings = Settings(0.0, numbers.inversion_steps, step)
+    settings = Settings(0.0, numbers.inversion_steps, numbers.inversion_step)
   else:
-    settings = Settings(numbers.radius, 100, numbers.radius / 5)
+    settings = Settings(numbers.radius, numbers.attack_steps, numbers.radius / 5)
   source = {
     "workdir": str(_net(options, what.net)),
     "data_dir": options.data_dir,
@@ -392,6 +393,8 @@ def define_flags() -> None:
   flags.DEFINE_float("radius", None, "l_2, of D_rand and D_det.", lower_bound=0.0)
   flags.DEFINE_float("tested_radius", None, "l_2, of the attack on learners.", lower_bound=0.0)
   flags.DEFINE_integer("inversion_steps", None, "Of D_R and D_NR.", lower_bound=1)
+  flags.DEFINE_float("inversion_step", None, "l_2, of each of them.", lower_bound=0.0)
+  flags.DEFINE_integer("attack_steps", None, "Of D_rand and D_det.", lower_bound=1)
   words = "key=value on the config of every net, e.g. model.width=0.125; may be repeated."
   flags.DEFINE_multi_string("override", [], words)
 
