@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import projections
+from robust_opt import keys, projections
 from robust_opt.errors import InputError
 from robust_opt.types import Array
 
@@ -157,9 +157,7 @@ def _ball(
   draw = over_batch(lambda key, radius, x: inside_box(sample(key, radius, x), x))
 
   def keyed(key: Array, x: Array) -> Array:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-      key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
-    return draw(key if key.ndim else jax.random.split(key, x.shape[0]), x)
+    return draw(keys.per_example(key, x.shape[0]), x)
 
   return UncertaintySet(
     steepest_ascent=same_shape(over_batch(lambda g, r, x: furthest(g, r, bounds(x)))),

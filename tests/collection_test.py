@@ -3,12 +3,13 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import robust_opt as ro
-from robust_opt import build, collection, config, models
+from robust_opt import build, collection, config, models, verdict
 from robust_opt.checkpoint import digest
 from robust_opt.data import load
 from robust_opt.errors import InputError
@@ -246,12 +247,18 @@ def test_batches_are_padded_and_cut(count, batch_size):
   assert set(shapes) == {(batch_size, 3)}
 
 
-def test_a_pixel_near_one_stays_within_a_small_radius():
-  """x + delta rounds by up to 6e-8, of a radius of 0.01 that is more than a relative 1e-6."""
-  x = np.random.default_rng(0).uniform(0.5, 1, (1, 4000)).astype(np.float32)
-  delta = np.full_like(x, 0.01)
-  image = collection._rounded_inwards(x, delta, 0.01)
-  moved = image.astype(np.float64) - x
-  assert moved.max() <= 0.01
-  assert (x + delta - x.astype(np.float64)).max() > 0.01 * (1 + 1e-6)
-  assert moved.min() > 0.01 - 2e-7
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_images_near_one_stay_within_a_small_radius(norm):
+  """x + delta rounds by up to 3e-8 a pixel: that may be more than a relative 1e-6 of a radius."""
+  rng = np.random.default_rng(0)
+  x = rng.uniform(0.5, 1, (64, 784)).astype(np.float32)
+  ball = getattr(ro, norm)(0.01)
+  delta = np.asarray(ball.steepest_ascent(jnp.asarray(rng.normal(size=x.shape), x.dtype), x))
+
+  def lengths(image):
+    return verdict.lengths(image.astype(np.float64) - x, norm)
+
+  inwards = lengths(collection._rounded_inwards(x, delta))
+  assert inwards.max() <= 0.01 * (1 + verdict.TOLERANCE)
+  assert inwards.min() > 0.01 * (1 - 1e-3)
+  assert lengths(x + delta).max() > 0.01 * (1 + verdict.TOLERANCE)

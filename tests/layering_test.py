@@ -12,6 +12,7 @@ ORDER = [
   "types",
   "errors",
   "files",
+  "keys",
   "losses",
   "projections",
   "uncertainty",

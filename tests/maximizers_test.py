@@ -139,6 +139,45 @@ def test_a_zero_gradient_is_reported_and_never_made_up():
   np.testing.assert_array_equal(info.zero_gradient, [[True, False]])
 
 
+@pytest.mark.parametrize(
+  "maximizer",
+  [
+    ro.frank_wolfe(ro.l2(2.0)),
+    ro.pgd(ro.l2(2.0), ro.l2(0.5), random_start=False),
+    ro.pgd(ro.l2(2.0), ro.l2(0.5), random_start=False, momentum=0.9),
+    ro.projected(ro.l2(2.0), optax.adam(0.5)),
+    ro.lbfgs(ro.l2(2.0)),
+  ],
+  ids=["frank_wolfe", "pgd", "momentum", "projected", "lbfgs"],
+)
+def test_an_example_stays_where_its_gradient_is_zero(maximizer):
+  # One climbs for ever, the other reaches a plateau in its first step.
+  heights = jnp.array([100.0, 0.25])
+  climb = lambda x: jnp.minimum(x.sum(-1), heights)  # noqa: E731
+  points = [ro.ascend(maximizer, n)(climb, None, jnp.zeros((2, 2))) for n in (1, 5)]
+  (first, _), (last, info) = points
+  np.testing.assert_array_equal(info.zero_gradient[:, 1], [False, True, True, True, True])
+  assert not info.zero_gradient[:, 0].any()
+  assert (first[1] != 0).all()
+  np.testing.assert_array_equal(last[1], first[1])
+
+
+def test_keys_of_both_forms_serve():
+  x, climb = jnp.zeros((3, 2)), lambda x: x.sum(-1)
+  started = ro.ascend(ro.pgd(ro.l2(1.0), ro.l2(0.1)), 2)
+  for attack in (
+    started,
+    ro.restarts(started, 2),
+    ro.noise(ro.linf(0.1)),
+    ro.noise(ro.linf(0.1), extreme=True),
+  ):
+    old, typed = (attack(climb, key, x)[0] for key in (jax.random.PRNGKey(7), jax.random.key(7)))
+    np.testing.assert_array_equal(old, typed)
+    keys = jax.random.split(jax.random.key(7), 3)
+    old, typed = (attack(climb, key, x)[0] for key in (jax.random.key_data(keys), keys))
+    np.testing.assert_array_equal(old, typed)
+
+
 def test_a_nan_is_seen():
   delta, info = ro.steepest(ro.linf(0.1))(lambda x: x.sum(-1) * jnp.nan, None, jnp.ones((2, 3)))
   assert np.isnan(delta).all()

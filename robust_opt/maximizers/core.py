@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from robust_opt import keys
 from robust_opt.errors import InputError
 from robust_opt.types import Array, PyTree, Scored, ValueFn
 
@@ -135,14 +136,15 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
   def restarted(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     if key is None:
       raise InputError("Restarts need a key, but it was None; pass one to the attack.")
-    one = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
+    key = keys.typed(key)
+    each = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
 
     def body(best: Candidates, key: Array) -> tuple[Candidates, AscentInfo]:
       delta, info = attack(value_fn, key, x)
       return better(best, (delta, score_of(value_fn, x + delta))), info
 
     clean = (jnp.zeros_like(x), score_of(value_fn, x))
-    (delta, _), info = jax.lax.scan(body, clean, one)
+    (delta, _), info = jax.lax.scan(body, clean, each)
     return delta, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), info)
 
   return restarted
@@ -226,17 +228,21 @@ def per_example(values: Array, x: Array) -> Array:
 def better(best: Candidates, new: Candidates) -> Candidates:
   """Every example's point of the higher score; the first where they are equal, NaN above all."""
   higher = (new[1] > best[1]) | (jnp.isnan(new[1]) & ~jnp.isnan(best[1]))
-  points = jnp.where(higher.reshape(-1, *(1,) * (new[0].ndim - 1)), new[0], best[0])
-  return points, jnp.where(higher, new[1], best[1])
+  return unless(~higher, new[0], best[0]), jnp.where(higher, new[1], best[1])
+
+
+def unless(stays: Array, moved: Array, delta: Array) -> Array:
+  """Every example's moved point, [B, *S]; delta where it stays, [B] bool."""
+  return jnp.where(stays.reshape(-1, *(1,) * (delta.ndim - 1)), delta, moved)
 
 
 def _scored(out: Array | Scored) -> Scored:
   return out if isinstance(out, Scored) else Scored(out, out)
 
 
-def _split_each(keys: Array, count: int) -> Array:
-  """keys [B] -> [count, B]."""
-  return jax.vmap(jax.random.split, in_axes=(0, None), out_axes=1)(keys, count)
+def _split_each(key: Array, count: int) -> Array:
+  """Keys [B] -> [count, B]."""
+  return jax.vmap(jax.random.split, in_axes=(0, None), out_axes=1)(key, count)
 
 
 def _freeze(leaf: Any) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robust_opt import keys
 from robust_opt.errors import InputError
 from robust_opt.maximizers.core import (
   AscentInfo,
@@ -13,6 +14,7 @@ from robust_opt.maximizers.core import (
   Attack,
   InnerMaximizer,
   ascend,
+  unless,
   value_and_input_gradient,
 )
 from robust_opt.types import Array, ValueFn
@@ -40,7 +42,8 @@ def frank_wolfe(uncertainty: UncertaintySet) -> InnerMaximizer:
     delta, t = state
     info, grad = value_and_input_gradient(value_fn, x + delta)
     towards = uncertainty.steepest_ascent(grad, x)
-    return AscentState(delta + 2.0 / (t + 2.0) * (towards - delta), t + 1.0), info
+    moved = delta + 2.0 / (t + 2.0) * (towards - delta)
+    return AscentState(unless(info.zero_gradient, moved, delta), t + 1.0), info
 
   return InnerMaximizer(init, step)
 
@@ -89,8 +92,8 @@ def pgd(
     if momentum:
       grad = velocity = momentum * velocity + _of_unit_l1(grad)
     ball = step if isinstance(step, UncertaintySet) else step(t)
-    moved = delta + ball.steepest_ascent(grad, x + delta)
-    return AscentState(uncertainty.project(moved, x), (t + 1, velocity)), info
+    moved = uncertainty.project(delta + ball.steepest_ascent(grad, x + delta), x)
+    return AscentState(unless(info.zero_gradient, moved, delta), (t + 1, velocity)), info
 
   return InnerMaximizer(init, ascend_once)
 
@@ -145,7 +148,8 @@ def projected(
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     info, grad = value_and_input_gradient(value_fn, x + state.delta)
     updates, memory = jax.vmap(optimizer.update)(-grad, state.memory, state.delta)
-    return AscentState(uncertainty.project(state.delta + updates, x), memory), info
+    moved = uncertainty.project(state.delta + updates, x)
+    return AscentState(unless(info.zero_gradient, moved, state.delta), memory), info
 
   return InnerMaximizer(init, step)
 
@@ -168,10 +172,8 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
   def init(key: Array | None, x: Array) -> AscentState:
     if key is None:
       raise InputError("Power iteration starts at random and needs a key, but it was None.")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-      key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
-    keys = key if key.ndim else jax.random.split(key, x.shape[0])
-    direction = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    each = keys.per_example(key, x.shape[0])
+    direction = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(each)
     return AscentState(jnp.zeros_like(x), direction)
 
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
@@ -184,8 +186,7 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
     _, curved, info = jax.jvp(gradient, (x,), (_of_unit_l2(direction),), has_aux=True)
     zero = jnp.all(curved == 0, axis=range(1, x.ndim))
     moved = uncertainty.steepest_ascent(curved, x)
-    stays = zero.reshape(-1, *(1,) * (x.ndim - 1))
-    state = AscentState(jnp.where(stays, delta, moved), jnp.where(stays, direction, curved))
+    state = AscentState(unless(zero, moved, delta), unless(zero, curved, direction))
     return state, info._replace(zero_gradient=zero)
 
   return InnerMaximizer(init, step)
@@ -222,8 +223,8 @@ def noise(uncertainty: UncertaintySet, extreme: bool = False) -> Attack:
     info = AscentInfo(nothing, nothing.astype(bool), nothing)
     if not extreme:
       return uncertainty.sample(key, x), info
-    keys = key if key.ndim else jax.random.split(key, x.shape[0])
-    signs = jax.vmap(lambda k: jax.random.rademacher(k, x.shape[1:], x.dtype))(keys)
+    each = keys.per_example(key, x.shape[0])
+    signs = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(each)
     return uncertainty.steepest_ascent(signs, x), info
 
   return blind

@@ -11,6 +11,7 @@ from robust_opt.maximizers.core import (
   InnerMaximizer,
   better,
   per_example,
+  unless,
   value_and_input_gradient,
 )
 from robust_opt.types import Array, Scored, ValueFn
@@ -66,7 +67,6 @@ def lbfgs(uncertainty: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
 
     here = (delta, per_example(info.value, x))
     (moved, _), _ = jax.lax.scan(search, here, jnp.array(STEP_LENGTHS, x.dtype))
-    still = info.zero_gradient.reshape(-1, *(1,) * (x.ndim - 1))  # no direction, no step
-    return AscentState(jnp.where(still, delta, moved), memory), info
+    return AscentState(unless(info.zero_gradient, moved, delta), memory), info
 
   return InnerMaximizer(init, step)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import projections
+from robust_opt import keys, projections
 from robust_opt.errors import InputError
 from robust_opt.types import Array
 from robust_opt.uncertainty import Box, Radius, UncertaintySet
@@ -49,9 +49,7 @@ def make_set(
     return checked
 
   def keyed(key: Array, x: Array) -> Array:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-      key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
-    return over_batch(sample)(key if key.ndim else jax.random.split(key, x.shape[0]), x)
+    return over_batch(sample)(keys.per_example(key, x.shape[0]), x)
 
   return UncertaintySet(same_shape(furthest), same_shape(project), keyed, same_shape(gauge))
 

@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from robust_opt import keys
 from robust_opt.errors import InputError
 from robust_opt.types import Array
 from robust_opt.uncertainty import UncertaintySet
@@ -57,11 +58,9 @@ def product(*blocks: tuple[UncertaintySet, Shape]) -> UncertaintySet:
 
   def sample(key: Array, x: Array) -> Array:
     parts = split(x, shapes)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-      key = jax.random.wrap_key_data(key)  # of jax.random.PRNGKey
-    keys = key if key.ndim else jax.random.split(key, x.shape[0])
+    each = keys.per_example(key, x.shape[0])
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    return join([u.sample(fold(keys, i), part) for i, (u, part) in enumerate(zip(sets, parts))])
+    return join([u.sample(fold(each, i), part) for i, (u, part) in enumerate(zip(sets, parts))])
 
   def gauge(delta: Array, x: Array) -> Array:
     return jnp.max(jnp.stack(by_block(lambda u: u.gauge, delta, x)), axis=0)

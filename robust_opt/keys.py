@@ -1,0 +1,22 @@
+"""Random keys as callers give them: one or one an example, typed or of jax.random.PRNGKey.
+
+keys = per_example(key, len(x))
+"""
+
+import jax
+import jax.numpy as jnp
+
+from robust_opt.types import Array
+
+
+def typed(key: Array) -> Array:
+  """A key [], or keys [B], of jax.random.key as they are; of jax.random.PRNGKey made so."""
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return key
+  return jax.random.wrap_key_data(key)
+
+
+def per_example(key: Array, count: int) -> Array:
+  """Keys [count]: one key split, or keys as they are."""
+  keys = typed(key)
+  return keys if keys.ndim else jax.random.split(keys, count)
