@@ -18,6 +18,7 @@ CROWN takes the memory of some 512 B copies of the largest layer: keep batches o
 
 The proofs hold in exact arithmetic: float32 rounds a margin by some 1e-6 of the size of what was
 added up. Do not trust a margin that is negative by less; float64 (jax_enable_x64) shifts the limit.
+Accelerators that round products to fewer bits are told not to.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ class Certificate(NamedTuple):
   margins: Array
 
 
+@jax.default_matmul_precision("highest")
 def certified(
   layers: Sequence[Layer],
   x: Array,
@@ -87,6 +89,7 @@ def certified(
   return Certificate(beaten & losses.correct(clean, y), margins)
 
 
+@jax.default_matmul_precision("highest")
 def logit_bounds(
   layers: Sequence[Layer],
   x: Array,

@@ -21,6 +21,7 @@ _BALLS = {"linf": linf, "l2": l2, "l1": l1}
 _DUAL_NORMS = {"linf": projections.l1_norm, "l2": projections.l2_norm, "l1": projections.linf_norm}
 
 
+@jax.default_matmul_precision("highest")
 def linear_margin(
   weights: Array,
   bias: Array,
@@ -60,6 +61,7 @@ def linear_margin(
   return losses.margin(x @ weights + bias + gain, y)
 
 
+@jax.default_matmul_precision("highest")
 def linear_distance(weights: Array, bias: Array, x: Array, y: Array, norm: str) -> Array:
   """The length of the shortest delta at which another class ties with the label, without a box.
 

@@ -257,8 +257,15 @@ def from_params(net: nn.Module, params: Params) -> list[Layer]:
     params: its parameters, as from models.init.
 
   Raises:
-    InputError: of any other net.
+    InputError: of any other net, or one that computes in fewer bits than float32: its rounding is
+      far larger than what the bounds leave open.
   """
+  dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
+  if jnp.finfo(dtype).bits < 32:
+    raise InputError(
+      f"from_params wants a net that computes in float32, but {type(net).__name__} computes in "
+      f"{dtype}, whose rounding no bound covers."
+    )
 
   def dense(name: str) -> Dense:
     return Dense(params[name]["kernel"], params[name]["bias"])

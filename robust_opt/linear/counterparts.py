@@ -79,6 +79,7 @@ def dual_norm(w: Array, norm: str) -> Array:
   raise InputError(f"norm must be 'linf', 'l2' or 'l1', but was {norm!r}.")
 
 
+@jax.default_matmul_precision("highest")
 def margin_loss(
   w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radius, loss: str = "logistic"
 ) -> Array:
@@ -117,6 +118,7 @@ def margin_perturbation(w: Array, x: Array, y: Array, norm: str, radius: Radius)
   return _furthest(-y[:, None] * w, x, norm, radius)
 
 
+@jax.default_matmul_precision("highest")
 def squared_loss(w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radius) -> Array:
   """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N].
 
@@ -137,6 +139,7 @@ def squared_loss(w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radi
   return (jnp.abs(x @ w + b - y) + radius * dual_norm(w, norm)) ** 2
 
 
+@jax.default_matmul_precision("highest")
 def squared_perturbation(
   w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radius
 ) -> Array:
@@ -149,6 +152,7 @@ def squared_perturbation(
   return _furthest(away[:, None] * w, x, norm, radius)
 
 
+@jax.default_matmul_precision("highest")
 def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, norm: str, budget: Array) -> Array:
   """max over sum_i |delta_i|_p <= c of sum_i hinge(y_i (w'(x_i + delta_i) + b)), [].
 
@@ -176,6 +180,7 @@ def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, norm: str, budget: 
   return jnp.sum(hinge(margins)) + jnp.maximum(budget * dual_norm(w, norm) - slack, 0.0)
 
 
+@jax.default_matmul_precision("highest")
 def total_hinge_perturbation(
   w: Array, b: Array, x: Array, y: Array, norm: str, budget: Array
 ) -> Array:
@@ -186,6 +191,7 @@ def total_hinge_perturbation(
   return _furthest(-y[:, None] * w, x, norm, radius)
 
 
+@jax.default_matmul_precision("highest")
 def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: Radius) -> Array:
   """max over the noise D on the matrix of |(X + D) w + b - y|_2, [].
 
@@ -211,6 +217,7 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
   return residual + jnp.sum(radii * _euclidean(w, groups, len(radii)))
 
 
+@jax.default_matmul_precision("highest")
 def least_squares_perturbation(
   w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: Radius
 ) -> Array:

@@ -63,6 +63,7 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
   return loss if kind == "adversary" else loss + strength * jnp.sum(jnp.abs(w))
 
 
+@jax.default_matmul_precision("highest")
 def logistic_path(
   x: Array,
   y: Array,
@@ -105,6 +106,7 @@ def logistic_path(
   return jax.jit(jax.vmap(solve))(jnp.asarray(strengths, x.dtype))
 
 
+@jax.default_matmul_precision("highest")
 def errors(path: LogisticPath, x: Array, y: Array, radius: Array | float) -> Array:
   """Share of examples misclassified within the l_inf ball of that radius, exactly: [R].
 

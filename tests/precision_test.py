@@ -1,0 +1,95 @@
+"""What proves something is computed in full precision, wherever XLA would round products.
+
+Accelerators round the factors of a float32 product to fewer bits (TF32, bfloat16) unless told not
+to. A CPU never does: the traced program has to say it.
+"""
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robust_opt as ro
+from robust_opt import models
+from robust_opt.certify import bounds, exact
+from robust_opt.certify.layers import from_params
+from robust_opt.linear import counterparts, decay
+
+N, SIZE = 3, 64
+FULL = (jax.lax.Precision.HIGHEST,) * 2
+
+
+def products(jaxpr):
+  """Every product in the program, those of its parts among them."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+      yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from products(inner)
+
+
+def certify_net(function, method):
+  x, y = jnp.zeros((N, 8, 8, 1)), jnp.zeros(N, int)
+  labels = (y,) if function is bounds.certified else ()
+  return function(LAYERS, x, *labels, "l2", 0.1, method=method)
+
+
+def layers_of_nothing():
+  net = models.DigitsCNN()
+  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+  return from_params(net, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes))
+
+
+LAYERS = layers_of_nothing()
+
+
+def linear(function, *extra):
+  w, x, y = jnp.ones(SIZE), jnp.ones((N, SIZE)), jnp.ones(N)
+  return function(w, jnp.array(0.0), x, y, *extra)
+
+
+def decay_errors():
+  x, y = jnp.ones((N, SIZE)), np.ones(N)
+  return decay.errors(decay.logistic_path(x, y, np.array([0.1]), "adversary", 3), x, y, 0.1)
+
+
+WEIGHTS = (jnp.ones((SIZE, 10)), jnp.zeros(10), jnp.ones((N, SIZE)), jnp.zeros(N, int))
+COMPUTATIONS = {
+  "crown": lambda: certify_net(bounds.certified, "crown"),
+  "ibp": lambda: certify_net(bounds.certified, "ibp"),
+  "logit_bounds": lambda: certify_net(bounds.logit_bounds, "crown"),
+  "linear_margin": lambda: exact.linear_margin(*WEIGHTS, "linf", 0.1),
+  "linear_distance": lambda: exact.linear_distance(*WEIGHTS, "l2"),
+  "margin_loss": lambda: linear(counterparts.margin_loss, "linf", 0.1),
+  "squared_loss": lambda: linear(counterparts.squared_loss, "linf", 0.1),
+  "squared_perturbation": lambda: linear(counterparts.squared_perturbation, "linf", 0.1),
+  "total_hinge_loss": lambda: linear(counterparts.total_hinge_loss, "linf", 0.1),
+  "total_hinge_perturbation": lambda: linear(counterparts.total_hinge_perturbation, "l2", 0.1),
+  "least_squares": lambda: linear(counterparts.least_squares, "columns", 0.1),
+  "least_squares_perturbation": lambda: linear(
+    counterparts.least_squares_perturbation, "columns", 0.1
+  ),
+  "decay": decay_errors,
+}
+
+
+@pytest.mark.parametrize("name", list(COMPUTATIONS))
+def test_no_product_is_rounded_to_fewer_bits(name):
+  found = list(products(jax.make_jaxpr(COMPUTATIONS[name])().jaxpr))
+  assert found
+  assert all(equation.params["precision"] == FULL for equation in found)
+
+
+def test_products_are_found_wherever_they_are():
+  def looped(x):
+    return jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(x, c), None), x, length=2)[0]
+
+  (found,) = products(jax.make_jaxpr(looped)(jnp.ones((2, 2))).jaxpr)
+  assert found.params["precision"] != FULL
+
+
+@pytest.mark.parametrize("net", [models.DigitsCNN, models.MnistCNN])
+def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds(net):
+  with pytest.raises(ro.InputError, match=f"but {net.__name__} computes in bfloat16"):
+    from_params(net(dtype=jnp.bfloat16), {})
