@@ -24,7 +24,7 @@ import optax
 
 from robust_opt import models, tables
 from robust_opt.checkpoint import Checkpoints, digest
-from robust_opt.errors import DivergedError
+from robust_opt.errors import DivergedError, InputError
 from robust_opt.evaluation import Evaluation
 from robust_opt.metrics import MetricWriter, read_metrics
 from robust_opt.training import ArrayData, TrainMetrics, TrainState, init_state
@@ -56,7 +56,8 @@ def init(
 ) -> TrainState:
   """Fresh states for keys [S], each as its own seed alone would have it."""
 
-  params, model_state = _initializer(net, tuple(image_shape))(keys)
+  make = _initializer if _is_hashable(net) else _initializer.__wrapped__
+  params, model_state = make(net, tuple(image_shape))(keys)
   return jax.jit(jax.vmap(lambda p, s: init_state(p, s, optimizer), out_axes=AXES))(
     params, model_state
   )
@@ -66,6 +67,15 @@ def init(
 def _initializer(net: nn.Module, image_shape: tuple[int, ...]) -> Callable[[Array], PyTree]:
   """Compiled once for all nets of one architecture."""
   return jax.jit(jax.vmap(lambda key: models.init(net, key, image_shape)))
+
+
+def _is_hashable(net: nn.Module) -> bool:
+  """Not where an attribute is a list, as in MLP(widths=[32])."""
+  try:
+    hash(net)
+  except TypeError:
+    return False
+  return True
 
 
 def make_epochs(
@@ -84,7 +94,12 @@ def make_epochs(
 
   Returns:
     epochs(state, train, test, key, num_epochs) -> (state, Curve [num_epochs * points]).
+
+  Raises:
+    InputError: points do not divide num_steps.
   """
+  if points < 1 or num_steps % points:
+    raise InputError(f"points must divide the {num_steps} updates of an epoch, but was {points}.")
 
   def epochs(
     state: TrainState, train: ArrayData, test: ArrayData, key: Array, num_epochs: int

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.objectives import RobustObjective
+from robust_opt.optimizers import AverageState
 from robust_opt.penalties import Penalty
 from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params, PyTree
 
@@ -96,7 +98,10 @@ def streams(key: Array) -> Streams:
 
 def evaluated_params(state: TrainState) -> Params:
   """What a net is judged by: the average of its weights where the optimiser keeps one."""
-  return optax.tree_utils.tree_get(state.opt_state, "average", default=state.params)
+  # By its type: an optimiser's moments have the names of parameters, which may be "average" too.
+  kept = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, AverageState))
+  averages = [node.average for node in kept if isinstance(node, AverageState)]
+  return averages[-1] if averages else state.params
 
 
 def make_train_step(
@@ -170,7 +175,12 @@ def make_train_step(
       return jnp.mean(loss), model_state
 
     def averaged(tree: PyTree) -> PyTree:
-      return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+      return tree if axis_name is None else jax.tree.map(mean_over_devices, tree)
+
+    def mean_over_devices(leaf: Array) -> Array:
+      # Counters and keys among the model's state are the same on every device, and no floats.
+      floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
+      return jax.lax.pmean(leaf, axis_name) if floating else leaf
 
     at = state.params
     if perturb_weights is not None:
@@ -264,7 +274,15 @@ def make_scan(
   Returns:
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
     updates from state.step on, across the ends of epochs as they come.
+
+  Raises:
+    InputError: an epoch of this plan has no whole batch.
   """
+  if not 1 <= plan.batch_size <= plan.num_examples:
+    raise InputError(
+      f"batch_size must be 1 to {plan.num_examples}, the number of examples, but was "
+      f"{plan.batch_size}."
+    )
 
   def run(
     state: TrainState, data: ArrayData, key: Array, num_steps: int

@@ -144,13 +144,10 @@ def verify(
     y: [N], their labels.
     net_sha256: of the net's arrays.
   """
-  claim, verdict = stored.claim, stored.verdict
-  if len(verdict.broken_by) != len(x) or stored.verdict.images.shape[1:] != x.shape[1:]:
-    return [
-      f"It covers {len(verdict.broken_by)} examples of shape {verdict.images.shape[1:]}, but the "
-      f"data set has {len(x)} of shape {x.shape[1:]}."
-    ]
-  problems = []
+  claim = stored.claim
+  problems = _shapes(stored, x)
+  if problems:
+    return problems
 
   def claims(true: bool, otherwise: str) -> None:
     if not true:
@@ -161,6 +158,31 @@ def verify(
   claims(np.array_equal(stored.labels, y), "Its labels are not those of the data set.")
   problems += _geometry(stored, x)
   problems += _answers(stored, logits_fn, x, y)
+  return problems
+
+
+def _shapes(stored: Stored, x: np.ndarray) -> list[str]:
+  """What nothing else can be asked of; arrays of other shapes would not even be comparable."""
+  verdict = stored.verdict
+  if verdict.broken_by.shape != x.shape[:1] or verdict.images.shape[1:] != x.shape[1:]:
+    return [
+      f"It covers {verdict.broken_by.size} examples of shape {verdict.images.shape[1:]}, but the "
+      f"data set has {len(x)} of shape {x.shape[1:]}."
+    ]
+  broken = (stored.broken_ids.size,)
+  wanted = {
+    "predictions": (verdict.prediction, x.shape[:1]),
+    "labels": (stored.labels, x.shape[:1]),
+    "ids of broken examples": (stored.broken_ids, broken),
+    "lengths": (stored.norms, broken),
+  }
+  problems = [
+    f"Its {name} have the shape {array.shape}, but must have {shape}."
+    for name, (array, shape) in wanted.items()
+    if array.shape != shape
+  ]
+  if not verdict.names:
+    problems.append("It names no attack.")
   return problems
 
 

@@ -185,6 +185,12 @@ def test_a_nan_is_seen():
   assert not info.zero_gradient.any()
 
 
+def test_examples_by_name_are_refused():
+  robust = ro.robustify(lambda params, x: x.sum(-1), ro.steepest(ro.l2(0.1)))
+  with pytest.raises(InputError, match=r"positional argument 1 .* given 1 .* and \['x'\] by name"):
+    robust({}, x=jnp.ones((2, 3)))
+
+
 def test_a_random_start_needs_a_key():
   attack = ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.01)), 2)
   with pytest.raises(InputError, match=r"needs a key"):

@@ -322,6 +322,19 @@ def test_a_variant_changes_the_keys_that_its_study_overrides(path, tmp_path):
 # Seeds
 
 
+def test_a_net_with_an_attribute_that_is_a_list_has_seeds_too():
+  keys = jax.vmap(jax.random.key)(np.arange(2))
+  lists, tuples = (
+    seeds.init(models.MLP(widths=widths), optax.sgd(0.1), keys, (8, 8, 1)) for widths in ([4], (4,))
+  )
+  chex.assert_trees_all_equal(lists, tuples)
+
+
+def test_points_that_do_not_divide_an_epoch_are_refused():
+  with pytest.raises(InputError, match="points must divide the 8 updates of an epoch, but was 3"):
+    seeds.make_epochs(lambda *_: None, lambda *_: None, num_steps=8, points=3)
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_seeds_together_are_seeds_apart(shuffle):
   net, optimizer = models.MLP(widths=(16,)), optax.sgd(0.05, 0.9)

@@ -29,15 +29,29 @@ class BatchNormNet(nn.Module):
     return nn.Dense(10)(x)
 
 
+class CountingNet(nn.Module):
+  """Its state holds the number of its training batches."""
+
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    count = self.variable("statistics", "count", jnp.zeros, (), jnp.int32)
+    if train:
+      count.value += 1
+    return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
 # (net of an axis name, whether the ascent runs in train mode)
 NETS = {
   "plain": (lambda axis_name: models.MLP(widths=(16,)), False),
+  "counting": (CountingNet, False),
   "batch_norm": (BatchNormNet, False),
   "batch_norm_train_mode": (BatchNormNet, True),
 }
 
 
-QUICK = ("plain", "batch_norm_train_mode")
+QUICK = ("plain", "counting", "batch_norm_train_mode")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,6 +138,7 @@ def under_shard_map_checked(name):
 def test_step_is_the_same_wherever_it_runs(name, placement):
   expected, expected_metrics = on_one_device(name)
   state, metrics = placement(name)
+  chex.assert_trees_all_equal_dtypes(state, expected)
   chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
   chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
   assert int(state.step) == STEPS

@@ -292,6 +292,22 @@ def test_an_average_of_weights_is_kept_and_found():
   assert training.evaluated_params(plain) is plain.params
 
 
+@pytest.mark.parametrize("batch_size", [0, 9])
+def test_an_epoch_without_a_whole_batch_is_refused(batch_size):
+  with pytest.raises(ro.InputError, match=f"must be 1 to 8, .* but was {batch_size}"):
+    ro.make_scan(lambda *_: None, ro.EpochPlan(8, batch_size))
+
+
+def test_a_parameter_may_be_called_average():
+  params = {"average": jnp.ones(3)}
+  for optimizer, kept in (
+    (optax.adam(LR), params),
+    (optax.chain(optax.adam(LR), optimizers.weight_average(0.5)), params),
+  ):
+    state = ro.init_state(params, {}, optimizer)  # Adam's moments are {"average": zeros}
+    chex.assert_trees_all_equal(training.evaluated_params(state), kept)
+
+
 # What the ascent may not compute
 
 

@@ -201,6 +201,30 @@ def test_images_that_are_missing(tmp_path):
   assert any("but holds" in p for p in verified(path))
 
 
+@pytest.mark.parametrize(
+  ("name", "change", "words"),
+  [
+    (
+      "prediction",
+      lambda a: a[1:],
+      r"Its predictions have the shape \(39,\), but must have \(40,\)",
+    ),
+    ("labels", lambda a: a[None], r"Its labels have the shape \(1, 40\), but must have \(40,\)"),
+    ("broken_ids", lambda a: a[:, None], "Its ids of broken examples have the shape"),
+    ("norms", lambda a: a[1:], "Its lengths have the shape"),
+    ("broken_by", lambda a: a[0], "It covers 1 examples of shape"),
+    ("images", lambda a: a.reshape(-1), r"It covers 40 examples of shape \(\)"),
+    ("names", lambda a: a[:0], "It names no attack"),
+  ],
+)
+def test_arrays_that_do_not_fit_together_are_named(name, change, words, tmp_path):
+  path = saved(tmp_path / "verdict.npz")
+  with np.load(path) as file:
+    rewrite(path, **{name: change(file[name])})
+  (problem,) = verified(path)
+  assert re.search(words, problem), problem
+
+
 def test_what_is_no_verdict_is_refused(tmp_path):
   path = saved(tmp_path / "damaged.npz")
   path.write_bytes(path.read_bytes()[:-100])

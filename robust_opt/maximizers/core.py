@@ -171,12 +171,17 @@ def robustify(
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
 
   Raises:
-    InputError: when called, for an attack that starts at random without attack_key=, or one that
-      compares losses with a loss of the whole batch.
+    InputError: when called, for examples that are given by name, an attack that starts at random
+      without attack_key=, or one that compares losses with a loss of the whole batch.
   """
 
   @functools.wraps(loss)
   def robust_loss(*args: Any, attack_key: Array | None = None, **kwargs: Any) -> Any:
+    if not -len(args) <= argnum < len(args):
+      raise InputError(
+        f"The examples must be positional argument {argnum} of the loss (argnum={argnum}), but it "
+        f"was given {len(args)} positional arguments and {sorted(kwargs) or 'none'} by name."
+      )
     place = range(len(args))[argnum]  # which may be negative, as in jax.grad
     before, x, after = args[:place], args[place], args[place + 1 :]
     frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
