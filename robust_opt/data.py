@@ -186,7 +186,7 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
     count: labels in all, a multiple of the classes.
     seed: 0, 1, ...; the same seed chooses the same examples.
     keep_others: whether the others stay, with the label -1. The labelled are then repeated until
-      they are at least a quarter of the set, so that no batch is without them.
+      they are at least a quarter of the set: a batch of 64 without any is one in 10^8.
 
   Raises:
     InputError: count is no multiple of the classes, or a class has not as many examples.

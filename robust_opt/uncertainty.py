@@ -117,11 +117,11 @@ def _ball(
   _check(radius, box)
 
   def bounds(x: Array) -> projections.Bounds | None:
-    return None if box is None else (box[0] - x, box[1] - x)
+    return None if box is None else bounds_within(box, x)
 
   def inside_box(delta: Array, x: Array) -> Array:
     # Uniform in the ball, then cut by the box (which only shortens it).
-    return delta if box is None else jnp.clip(delta, box[0] - x, box[1] - x)
+    return delta if box is None else jnp.clip(delta, *bounds_within(box, x))
 
   def gauge(delta: Array, radius: Array, x: Array) -> Array:
     def ratio(a: Array, b: Array) -> Array:
@@ -165,6 +165,16 @@ def _ball(
     sample=keyed,
     gauge=same_shape(over_batch(gauge)),
   )
+
+
+def bounds_within(box: Box, x: Array) -> projections.Bounds:
+  """The (lower, upper) [*S] of delta that keep x + delta, as it is rounded, in the box; x [*S]."""
+  low, high = (jnp.asarray(end, x.dtype) for end in box)
+  lower, upper = low - x, high - x
+  # In wide boxes high - x is rounded more coarsely than high is.
+  lower = jnp.where(x + lower < low, jnp.nextafter(lower, jnp.zeros_like(x)), lower)
+  upper = jnp.where(x + upper > high, jnp.nextafter(upper, jnp.zeros_like(x)), upper)
+  return lower, upper
 
 
 def _check(radius: Radius, box: Box | None) -> None:

@@ -49,7 +49,7 @@ def test_the_worst_change_grows_with_n_and_noise_with_its_root():
 
 def test_growth_at_one_dimension_does_not_depend_on_the_others():
   key = jax.random.key(1)
-  alone = explanations.activation_growth(key, [7], 0.1, 3)
+  alone = explanations.activation_growth(key, np.array([7]), 0.1, 3)
   among = jax.jit(lambda eps: explanations.activation_growth(key, (2, 7), eps, 3))(0.1)
   np.testing.assert_allclose(among.noise[1], alone.noise[0], rtol=1e-6)
 
@@ -173,6 +173,19 @@ def test_the_plane_of_a_linear_net():
     for k, b in enumerate(grid):
       np.testing.assert_array_equal(found[:, j, k], jnp.argmax(LINEAR(X + a * u + b * v), axis=-1))
   np.testing.assert_array_equal(found[:, 2, 2], jnp.argmax(LINEAR(X), axis=-1))
+
+
+@pytest.mark.parametrize("resolution", [3, 83, 95])
+def test_the_middle_of_a_plane_is_x_to_the_bit(resolution):
+  seen = []
+
+  def net(x):
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+    return x.reshape(len(x), -1)
+
+  jax.block_until_ready(explanations.plane(net, X, 1e6 * X, 1e7 * X, 0.3, resolution))
+  jax.effects_barrier()
+  assert sum(np.array_equal(x, X) for x in seen) == 1
 
 
 def test_the_plane_marks_what_is_not_finite():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
+from robust_opt import uncertainty
 from robust_opt.attacks import fab, hyperplanes
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -124,7 +125,7 @@ def test_a_box_that_binds(norm):
 
   labels = np.argmax(logits_fn(x), -1)
   w, gap = hyperplanes.closest_hyperplane(norm, logits_fn, x, labels, 1 - labels[None])
-  shortest = hyperplanes.to_hyperplanes(norm, w, gap, hyperplanes.bounds_within(box, x))
+  shortest = hyperplanes.to_hyperplanes(norm, w, gap, uncertainty.bounds_within(box, x))
   reachable = np.sum(w * shortest, -1) >= gap * (1 - 1e-5)
   run = fab.fab_minimal(norm, box, num_steps=30)
   delta, found = jax.jit(lambda x: run(keys_of(), logits_fn, x, labels))(x)

@@ -10,6 +10,7 @@ import pytest
 from scipy import optimize
 
 import robust_opt as ro
+from robust_opt import uncertainty
 from robust_opt.attacks import fab, hyperplanes, minimal, szegedy
 
 pytestmark = pytest.mark.slow  # they compile for minutes
@@ -359,7 +360,7 @@ def test_szegedy_minimises_as_scipy_does():
   logits_fn = linear(weights, bias)
   y = np.argmax(logits_fn(x), -1)
   targets = (y + 1) % 3
-  bounds = hyperplanes.bounds_within(box, x)
+  bounds = uncertainty.bounds_within(box, x)
 
   def objective(delta, x=x, targets=targets):
     logits = logits_fn(x + delta)

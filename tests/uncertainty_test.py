@@ -202,10 +202,12 @@ def test_l1_spends_its_step_where_there_is_room():
 
 
 @EVERY_SET
-def test_every_operation_stays_in_the_box_exactly(name):
-  box = (0.0, 1.0)
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-1.0, 1.0), (-2.1, 2.6), (0.0, 255.0)])
+def test_every_operation_stays_in_the_box_exactly(name, box):
+  low, width = np.float32(box[0]), np.float32(box[1] - box[0])
   for seed in range(5):
     g, x, radius = random_cases(seed)
+    x, radius = np.clip(low + width * x, *np.float32(box)), width * radius
     keys = jax.random.split(jax.random.key(seed), BATCH)
     points = {
       "steepest_ascent": jitted(name, box, "steepest_ascent")(g, x, radius),
@@ -217,8 +219,8 @@ def test_every_operation_stays_in_the_box_exactly(name):
       chex.assert_type(delta, jnp.float32)
       moved = x + delta
       assert moved.dtype == np.float32
-      assert moved.min() >= 0, operation
-      assert moved.max() <= 1, operation
+      assert moved.min() >= np.float32(box[0]), operation
+      assert moved.max() <= np.float32(box[1]), operation
       assert np.all(norm(delta, name) <= radius * (1 + 1e-6)), operation
 
 

@@ -22,7 +22,7 @@ from robust_opt.attacks.hyperplanes import Smallest, over
 from robust_opt.attacks.types import Found, LogitsAttack, Minimal, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box, Radius
+from robust_opt.uncertainty import Box, Radius, bounds_within
 
 # A point of the final search lies this share of its length past the boundary, so that it is still
 # misclassified when its logits are rounded otherwise (in a batch of another size, say).
@@ -82,7 +82,7 @@ def fab(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
     x = jax.lax.stop_gradient(x)
     delta = ball.project(find(keys, logits_fn, x, y).delta, x)
-    delta = jnp.clip(delta, *hyperplanes.bounds_within(box, x))
+    delta = jnp.clip(delta, *bounds_within(box, x))
     fooled = hyperplanes.misclassified(logits_fn, x + delta, y)
     return Found(jax.lax.stop_gradient(jnp.where(over(fooled, x), delta, 0.0)), fooled)
 
@@ -151,7 +151,7 @@ def fab_minimal(
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
     x = jax.lax.stop_gradient(x)
-    lower, upper = hyperplanes.bounds_within(box, x)
+    lower, upper = bounds_within(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     rivals = _rivals(clean, y, target_rank)
 

@@ -175,16 +175,6 @@ def misclassified(logits_fn: LogitsFn, points: Array, y: Array) -> Array:
   return ~losses.correct(jax.lax.stop_gradient(logits_fn(points)), y)
 
 
-def bounds_within(box: Box, x: Array) -> projections.Bounds:
-  """The (lower, upper) [B, *S] of delta that keep x + delta, as it is rounded, in the box."""
-  low, high = (jnp.asarray(end, x.dtype) for end in box)
-  lower, upper = low - x, high - x
-  # In wide boxes high - x is rounded more coarsely than high is.
-  lower = jnp.where(x + lower < low, jnp.nextafter(lower, jnp.zeros_like(x)), lower)
-  upper = jnp.where(x + upper > high, jnp.nextafter(upper, jnp.zeros_like(x)), upper)
-  return lower, upper
-
-
 def over(per_example: Array, like: Array) -> Array:
   """[B] -> [B, 1, ..., 1], to go with arrays [B, *S]."""
   return per_example.reshape(per_example.shape + (1,) * (like.ndim - 1))

@@ -23,7 +23,6 @@ from robust_opt.attacks.hyperplanes import (
   NORMS,
   SETS,
   Smallest,
-  bounds_within,
   check,
   closest_hyperplane,
   misclassified,
@@ -36,7 +35,7 @@ from robust_opt.attacks.hyperplanes import (
 from robust_opt.attacks.types import Minimal, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box
+from robust_opt.uncertainty import Box, bounds_within
 
 
 def deepfool(

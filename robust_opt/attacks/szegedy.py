@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from robust_opt import losses, projections
 from robust_opt.attacks.hyperplanes import (
   Smallest,
-  bounds_within,
   check,
   none_found,
   over,
@@ -23,7 +22,7 @@ from robust_opt.attacks.hyperplanes import (
 from robust_opt.attacks.types import Minimal
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box
+from robust_opt.uncertainty import Box, bounds_within
 
 
 class TargetedMinimalAttack(Protocol):

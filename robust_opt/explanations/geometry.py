@@ -74,7 +74,7 @@ def activation_growth(
   Raises:
     InputError: there is no dimension, or one of them or trials is less than 1.
   """
-  if not dimensions or min(dimensions) < 1:
+  if len(dimensions) < 1 or min(dimensions) < 1:
     raise InputError(f"dimensions must be integers >= 1, at least one, but were {dimensions}.")
   if trials < 1:
     raise InputError(f"trials must be at least 1, but was {trials}.")
@@ -177,7 +177,9 @@ def plane(
   same_shape(x, u=u, v=v)
   if resolution < 2:
     raise InputError(f"resolution must be at least 2, but was {resolution}.")
-  grid = (jnp.linspace(-1.0, 1.0, resolution) * extent).astype(x.dtype)
+  # Symmetric to the bit, so that the middle of an odd number is 0.
+  places = (2 * np.arange(resolution) - (resolution - 1)) / (resolution - 1)
+  grid = (jnp.asarray(places, x.dtype) * extent).astype(x.dtype)
   corners = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
 
   def predict(at: Array) -> Array:

@@ -155,6 +155,7 @@ def _plain(config: ConfigDict) -> None:
 
 def _conv_maxout(config: ConfigDict) -> None:
   _model(config, "ConvMaxout")
+  config.optimizer.learning_rate = 0.03  # at 0.1 one seed of two grew without bound
 
 
 def _kind(

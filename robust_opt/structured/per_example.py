@@ -10,7 +10,7 @@ import numpy as np
 from robust_opt import keys, projections
 from robust_opt.errors import InputError
 from robust_opt.types import Array
-from robust_opt.uncertainty import Box, Radius, UncertaintySet
+from robust_opt.uncertainty import Box, Radius, UncertaintySet, bounds_within
 
 # (v [*S] or key, radii, each [], x [*S]) -> what the set's function returns of one example
 OfOne = Callable[[Array, tuple[Array, ...], Array], Array]
@@ -84,4 +84,5 @@ def cube(radius: Array, box: Box | None, x: Array) -> projections.Bounds:
   lower, upper = jnp.broadcast_to(-radius, x.shape), jnp.broadcast_to(radius, x.shape)
   if box is None:
     return lower, upper
-  return jnp.maximum(lower, box[0] - x), jnp.minimum(upper, box[1] - x)
+  least, most = bounds_within(box, x)
+  return jnp.maximum(lower, least), jnp.minimum(upper, most)
