@@ -139,17 +139,18 @@ def _numbers(found: dict[str, Any], dataset: str, numbers: dict[str, Any]) -> ta
       ("... attacked through one member", "member", 87.9),
     ):
       rows.append(_row(what, published, [found["ensemble"][key]]))
+  once = f"Logistic regression and the ensemble of {numbers['members']} stand once. "
+  epochs = tables.counted(numbers["epochs"], "epoch")
+  large = f" (1600 units: {numbers['large_epochs']})" if numbers["large_epochs"] else ""
   return tables.Table(
     f"Goodfellow et al. 2015 on {dataset}: published and ours (%)",
     ["what", "published", "ours", "difference"],
     rows,
     [
-      f"Ours: {tables.interval_note(len(runs))} "
-      f"Logistic regression and the ensemble of {numbers['members']} stand once. "
-      f"{runs[0]['examples']} test examples, {tables.counted(numbers['epochs'], 'epoch')} (1600 "
-      f"units: {numbers['large_epochs']}); FGSM over l_inf {RADII[dataset]:g} by every "
-      f"net's own loss, not cut to the pixel box. "
-      f"Published: MNIST (CIFAR-10 where that is the data), recalled from the paper."
+      f"Ours: {tables.interval_note(len(runs))} {'' if dataset == 'cifar10' else once}"
+      f"{runs[0]['examples']} test examples, {epochs}{large}; FGSM over l_inf "
+      f"{RADII[dataset]:g} by every net's own loss, not cut to the pixel box. "
+      f"Published: {'CIFAR-10' if dataset == 'cifar10' else 'MNIST'}, recalled from the paper."
     ],
   )
 
