@@ -137,6 +137,7 @@ def keeping(store, dies_after=None):
   return ensemble.Parts(store.get, save)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_to_the_same_answer():
   weights, x, y = problem()
   whole, parts = attack(weights, x, y, "linf", batch_size=8), {}
@@ -151,6 +152,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_answer():
   assert parts.keys() == reference.keys()
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_anew_as_examples_fall():
   weights, x, y = problem(num_classes=10)
   traces = []

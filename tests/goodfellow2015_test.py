@@ -86,6 +86,7 @@ def test_a_net_transfers_to_itself_and_its_opposite_gains():
   np.testing.assert_allclose(accuracy[0, 0] + accuracy[0, 1], 1.0)  # two classes, opposite answers
 
 
+@pytest.mark.slow
 def test_the_sweep_of_a_linear_net_is_a_line():
   found = parts.swept(linear(W), X, Y, 0.25)
   assert found["line"] == pytest.approx(1.0, abs=1e-4)
@@ -113,6 +114,7 @@ def test_rubbish_of_a_confident_net_and_of_one_that_knows_nothing():
   assert all(rate == 0.0 for rate in found["unsure"].values())
 
 
+@pytest.mark.slow
 def test_minimal_examples_are_fooled_ones():
   nets = {"maxout": linear(W), "mlp": linear(W), "softmax": linear(W[:, ::-1])}
   found = parts.minimal(nets, X[:6], Y[:6], num_steps=10)["maxout"]

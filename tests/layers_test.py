@@ -139,6 +139,7 @@ def images(batch):
   return jnp.where(x < 0.8, 0.0, x)
 
 
+@pytest.mark.slow
 def test_mnist_cnn_formulations_agree(monkeypatch):
   model, x, y = MnistCNN(), images(4), jnp.arange(4)
   variables = jax.jit(model.init)(jax.random.key(1), x)

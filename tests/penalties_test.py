@@ -83,10 +83,8 @@ def test_weights_of_zero_have_no_norm_and_no_gradient():
   np.testing.assert_array_equal(gradient.kernel, 0)
 
 
-@pytest.mark.parametrize(
-  "net",
-  [models.MLP(widths=(7, 5)), pytest.param(models.DigitsCNN(), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.DigitsCNN()])
 def test_operator_norms_of_a_net(net):
   """Nothing but weights counts: neither the examples nor the standardisation."""
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
@@ -121,10 +119,8 @@ def jacobian_norms(net, params, x):
   return np.array(total)
 
 
-@pytest.mark.parametrize(
-  "net",
-  [models.MLP(widths=(7, 5)), pytest.param(models.DigitsCNN(), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.DigitsCNN()])
 def test_layer_jacobians_are_estimated_without_bias(net):
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch = batch_of((8, 8, 1), size=2)
@@ -222,6 +218,7 @@ def test_an_example_is_penalised_by_itself():
     )
 
 
+@pytest.mark.slow
 def test_the_learner_descends_loss_and_penalty():
   """A step under a penalty is a step down the gradient of the sum."""
   net = models.MLP(widths=(7,))

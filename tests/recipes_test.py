@@ -63,7 +63,12 @@ def test_plain_functions():
 
 
 @pytest.mark.parametrize(
-  "name", ["nnx", "equinox_model", "haiku_model", "data_grain", "data_huggingface"]
+  "name",
+  ["nnx", "data_grain"]
+  + [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("equinox_model", "haiku_model", "data_huggingface")
+  ],
 )
 def test_the_one_line_raises_the_loss_and_training_lowers_it(name):
   recipe = load(name)

@@ -215,7 +215,8 @@ def small(tmp_path_factory):
 MIDWAY = ["--config.training.steps_per_scan=2", "--config.checkpoint.every_epochs=1"]
 
 
-@pytest.mark.parametrize("last", [7, 10])  # the second epoch's first scan, and the last of all
+# The second epoch's first scan, and the last of all.
+@pytest.mark.parametrize("last", [7, pytest.param(10, marks=pytest.mark.slow)])
 def test_sigterm_saves_where_it_comes(last, small, tmp_path, monkeypatch, capfd):
   genuine = metrics.MetricWriter.write
 

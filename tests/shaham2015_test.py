@@ -335,7 +335,7 @@ def test_points_that_do_not_divide_an_epoch_are_refused():
     seeds.make_epochs(lambda *_: None, lambda *_: None, num_steps=8, points=3)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("shuffle", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_seeds_together_are_seeds_apart(shuffle):
   net, optimizer = models.MLP(widths=(16,)), optax.sgd(0.05, 0.9)
   digits = data.load("digits", "train")

@@ -205,7 +205,8 @@ def test_every_so_manieth_update_has_an_adversary():
   assert sometimes._cache_size() == 1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_ascent_may_compute_in_fewer_bits(dtype):
   """Only the direction is coarser: most signs stay, and the descent is in float32."""
   seen = {}

@@ -130,7 +130,8 @@ def failures(checks):
   return {check.name: check.measured for check in checks if not check.passed}
 
 
-@pytest.mark.parametrize("trained_at", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
+@pytest.mark.slow
+@pytest.mark.parametrize("trained_at", [0.0, 0.1])
 def test_healthy_nets_pass(trained_at):
   checks = run(trained_at=trained_at)
   assert tuple(check.name for check in checks) == NAMES
