@@ -94,7 +94,8 @@ def _load(config: ConfigDict, split: str, start: int, count: int) -> data.Datase
 
 def model(config: ConfigDict, train: data.Dataset) -> nn.Module:
   """The network, its first layer standardising by the config's mean and std or the data's own."""
-  attributes = config.model.to_dict()
+  # Modules are keys of caches, which lists cannot be.
+  attributes = {k: tuple(v) if isinstance(v, list) else v for k, v in config.model.items()}
   name = attributes.pop("name")
   names = [n for n in models.__all__ if isinstance(getattr(models, n), type)]
   if name not in names:

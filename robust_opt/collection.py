@@ -229,6 +229,7 @@ def verify(
   """
   if collection.net != net:
     raise InputError(f"The collection was made from net {collection.net}, not from {net}.")
+  _check_shapes(collection, images)
   if not np.array_equal(collection.labels, labels[collection.source_ids]):
     raise InputError("The collection's labels are not those of its sources in this test set.")
   furthest = relative_norms(collection, images).max(initial=0.0)
@@ -239,6 +240,25 @@ def verify(
     raise InputError(
       f"The net classifies {right} of the {len(collection.labels)} examples of its own "
       f"collection correctly; it must be wrong on all of them."
+    )
+
+
+def _check_shapes(collection: Collection, images: np.ndarray) -> None:
+  """InputError where the arrays do not fit together, or the test set has no such examples."""
+  many = collection.images.shape[:1]
+  if collection.images.shape != many + images.shape[1:]:
+    raise InputError(
+      f"The collection holds images of shape {collection.images.shape[1:]}, but the test set "
+      f"{images.shape[1:]}."
+    )
+  for name in ("labels", "norms", "radii", "source_ids"):
+    shape = getattr(collection, name).shape
+    if shape != many:
+      raise InputError(f"The collection's {name} have the shape {shape}, but must have {many}.")
+  known = (collection.source_ids >= 0) & (collection.source_ids < len(images))
+  if not known.all():
+    raise InputError(
+      f"{np.sum(~known)} of the collection's sources are not among the {len(images)} test images."
     )
 
 

@@ -65,9 +65,9 @@ def stages(net: nn.Module, params: Params) -> list[list[certify.Layer]]:
     params: its parameters, as from models.init.
 
   Raises:
-    InputError: of any other net, from certify.from_params.
+    InputError: of any other net, from certify.in_float32.
   """
-  return certify.stages(certify.from_params(net, params))
+  return certify.stages(certify.in_float32(net, params))
 
 
 def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:

@@ -10,7 +10,7 @@
 |  gradient_alignment  |  1 - cos(grad_x J(x), grad_x J(x + eta)), per example         |
 
 The first two bound how far a perturbation can travel, layer by layer, and need the net as a list of
-layers (`certify.layers.from_params`); the last keeps single-step training from catastrophic
+layers (`certify.layers.in_float32`); the last keeps single-step training from catastrophic
 overfitting and takes any model. They need no adversary, and go with any.
 """
 

@@ -138,7 +138,8 @@ def make_train_step(
     penalty: what the learner pays beside the objective, at the clean batch; the loss that is
       reported contains it.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
-      then drawn per device.
+      then drawn per device. Of the model's state the mean over the devices is kept, of integers and
+      flags the maximum, and of keys each its own.
 
   Returns:
     step(state, batch, key) -> (state, metrics); the key is folded with nothing, so give every step
@@ -178,9 +179,11 @@ def make_train_step(
       return tree if axis_name is None else jax.tree.map(mean_over_devices, tree)
 
     def mean_over_devices(leaf: Array) -> Array:
-      # Counters and keys among the model's state are the same on every device, and no floats.
+      # Of counters and flags there is no mean; a counter of examples is the model's own to psum.
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
       floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
-      return jax.lax.pmean(leaf, axis_name) if floating else leaf
+      return jax.lax.pmean(leaf, axis_name) if floating else jax.lax.pmax(leaf, axis_name)
 
     at = state.params
     if perturb_weights is not None:
@@ -249,7 +252,12 @@ class EpochPlan(NamedTuple):
 
   @property
   def num_steps(self) -> int:
-    """Updates an epoch."""
+    """Updates an epoch; an InputError if it has no whole batch."""
+    if not 1 <= self.batch_size <= self.num_examples:
+      raise InputError(
+        f"batch_size must be 1 to {self.num_examples}, the number of examples, but was "
+        f"{self.batch_size}."
+      )
     return self.num_examples // self.batch_size
 
 
@@ -278,25 +286,21 @@ def make_scan(
   Raises:
     InputError: an epoch of this plan has no whole batch.
   """
-  if not 1 <= plan.batch_size <= plan.num_examples:
-    raise InputError(
-      f"batch_size must be 1 to {plan.num_examples}, the number of examples, but was "
-      f"{plan.batch_size}."
-    )
+  steps_per_epoch = plan.num_steps
 
   def run(
     state: TrainState, data: ArrayData, key: Array, num_steps: int
   ) -> tuple[TrainState, TrainMetrics]:
     order_key, noise_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
-    epoch, position = jnp.divmod(state.step, plan.num_steps)
+    epoch, position = jnp.divmod(state.step, steps_per_epoch)
 
     def order_of(epoch: Array) -> Array:
       order = jnp.arange(plan.num_examples, dtype=jnp.int32)
       if plan.shuffle:
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
-      return order[: plan.num_steps * plan.batch_size]
+      return order[: steps_per_epoch * plan.batch_size]
 
-    most_epochs = 1 + -(-num_steps // plan.num_steps)  # that so many steps can touch
+    most_epochs = 1 + -(-num_steps // steps_per_epoch)  # that so many steps can touch
     orders = jax.vmap(order_of)(epoch + jnp.arange(most_epochs)).reshape(-1)
     start = position * plan.batch_size
     ids = jax.lax.dynamic_slice(orders, (start,), (num_steps * plan.batch_size,))

@@ -171,10 +171,14 @@ def bounds_within(box: Box, x: Array) -> projections.Bounds:
   """The (lower, upper) [*S] of delta that keep x + delta, as it is rounded, in the box; x [*S]."""
   low, high = (jnp.asarray(end, x.dtype) for end in box)
   lower, upper = low - x, high - x
-  # In wide boxes high - x is rounded more coarsely than high is.
-  lower = jnp.where(x + lower < low, jnp.nextafter(lower, jnp.zeros_like(x)), lower)
-  upper = jnp.where(x + upper > high, jnp.nextafter(upper, jnp.zeros_like(x)), upper)
-  return lower, upper
+
+  def inward(bound: Array, outside: Array) -> Array:
+    # In wide boxes high - x is rounded more coarsely than high is.
+    frozen = jax.lax.stop_gradient(bound)  # nextafter has no derivative, and moves none
+    ulp = jnp.nextafter(frozen, jnp.zeros_like(frozen)) - frozen
+    return bound + jnp.where(outside, ulp, 0.0)
+
+  return inward(lower, x + lower < low), inward(upper, x + upper > high)
 
 
 def _check(radius: Radius, box: Box | None) -> None:

@@ -144,7 +144,7 @@ def penalty(config: ConfigDict, net: nn.Module) -> penalties.Penalty | None:
       )
     ball = build.uncertainty_set(config, config.uncertainty.name, config.uncertainty.radius)
     return penalties.weighted(weight, penalties.gradient_alignment(models.from_linen(net), ball))
-  layers_of = functools.partial(certify.from_params, net)
+  layers_of = functools.partial(certify.in_float32, net)
   return penalties.weighted(weight, getattr(penalties, name)(layers_of))
 
 

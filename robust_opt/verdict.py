@@ -171,15 +171,18 @@ def _shapes(stored: Stored, x: np.ndarray) -> list[str]:
     ]
   broken = (stored.broken_ids.size,)
   wanted = {
-    "predictions": (verdict.prediction, x.shape[:1]),
-    "labels": (stored.labels, x.shape[:1]),
-    "ids of broken examples": (stored.broken_ids, broken),
-    "lengths": (stored.norms, broken),
+    "predictions": (verdict.prediction, x.shape[:1], np.integer),
+    "attacks": (verdict.broken_by, x.shape[:1], np.integer),
+    "labels": (stored.labels, x.shape[:1], np.integer),
+    "ids of broken examples": (stored.broken_ids, broken, np.integer),
+    "lengths": (stored.norms, broken, np.floating),
+    "images": (verdict.images, verdict.images.shape, np.floating),
   }
   problems = [
-    f"Its {name} have the shape {array.shape}, but must have {shape}."
-    for name, (array, shape) in wanted.items()
-    if array.shape != shape
+    f"Its {name} have the shape {array.shape} and the type {array.dtype}, but must have {shape} "
+    f"and {kind.__name__}."
+    for name, (array, shape, kind) in wanted.items()
+    if array.shape != shape or not np.issubdtype(array.dtype, kind)
   ]
   if not verdict.names:
     problems.append("It names no attack.")

@@ -205,6 +205,24 @@ def test_load_refuses_what_is_no_collection(examples, tmp_path):
       collection.load(tmp_path / f"{name}.npz")
 
 
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda c: c._replace(images=c.images[1:]), "labels have the shape .* but must have"),
+    (lambda c: c._replace(radii=c.radii[1:]), "radii have the shape .* but must have"),
+    (
+      lambda c: c._replace(images=c.images.reshape(len(c.images), -1)),
+      r"of shape \(64,\), but the",
+    ),
+    (lambda c: c._replace(source_ids=c.source_ids + 10_000), "not among the 360 test images"),
+  ],
+)
+def test_arrays_that_do_not_fit_together_are_named(examples, trained, logits_of, change, words):
+  test = trained[3]
+  with pytest.raises(InputError, match=words):
+    collection.verify(change(examples), logits_of, test.images, test.labels, examples.net)
+
+
 def test_nothing_can_be_collected_from_a_net_that_nothing_fools(trained, logits_of):
   test = trained[3]
 

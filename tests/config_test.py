@@ -403,3 +403,12 @@ def test_config_invents_no_key(name):
   assert {key for key in flat ^ known if not key.startswith("model.")} == set()
   model = load(name).model.to_dict()
   getattr(models, model.pop("name"))(**model)  # every attribute is the class's own
+
+
+def test_lists_in_a_model_s_config_are_tuples_of_the_module():
+  config_ = config.digits()
+  channels = {"mean": [0.3], "std": [0.4]}
+  config_.model = ConfigDict({"name": "MLP", "widths": [4, 3], **channels})
+  net = build.model(config_, build.splits(config_).train)
+  assert net == models.MLP(widths=(4, 3), mean=(0.3,), std=(0.4,))
+  assert hash(net) == hash(models.MLP(widths=(4, 3), mean=(0.3,), std=(0.4,)))

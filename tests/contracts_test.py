@@ -191,12 +191,13 @@ def test_no_steps_give_the_start(name, box, maximizer):
   np.testing.assert_array_equal(delta, start)
 
 
+@pytest.mark.parametrize("box", list(BOXES))
 @pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
-def test_no_gradient_flows_through_delta(maximizer):
+def test_no_gradient_flows_through_delta(maximizer, box):
   keys, *inputs, gain = problem()
 
   def total(x, radius, weights):
-    return run_eagerly("l2", "ball", maximizer, keys, x, radius, weights, gain, 1)[0].sum()
+    return run_eagerly("l2", box, maximizer, keys, x, radius, weights, gain, 1)[0].sum()
 
   gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs)
   chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))

@@ -49,12 +49,14 @@ def test_the_worst_change_grows_with_n_and_noise_with_its_root():
 
 def test_growth_at_one_dimension_does_not_depend_on_the_others():
   key = jax.random.key(1)
-  alone = explanations.activation_growth(key, np.array([7]), 0.1, 3)
-  among = jax.jit(lambda eps: explanations.activation_growth(key, (2, 7), eps, 3))(0.1)
+  alone = explanations.activation_growth(key, [7], 0.1, 3)
+  among = jax.jit(lambda eps: explanations.activation_growth(key, np.array([2, 7]), eps, 3))(0.1)
   np.testing.assert_allclose(among.noise[1], alone.noise[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("dimensions", "trials"), [([], 1), ([0], 1), ([2, -1], 1), ([2], 0)])
+@pytest.mark.parametrize(
+  ("dimensions", "trials"), [([], 1), (np.array([], int), 1), ([0], 1), ([2, -1], 1), ([2], 0)]
+)
 def test_growth_rejects_nothing_to_draw(dimensions, trials):
   with pytest.raises(InputError, match="but w"):
     explanations.activation_growth(jax.random.key(0), dimensions, 0.1, trials)

@@ -184,6 +184,14 @@ def test_a_nan_is_seen():
   assert not info.zero_gradient.any()
 
 
+def test_noise_stays_where_the_gradient_is_zero():
+  x, noise, key = jnp.full((4, 3), 0.5), ro.linf(0.9), jax.random.key(0)
+  step = ro.linf(0.1, box=(0.0, 1.0))  # of its own, which the noise leaves
+  delta, _ = ro.ascend(ro.noisy_step(noise, step), 1)(lambda x: 0 * x.sum(-1), key, x)
+  np.testing.assert_array_equal(delta, noise.sample(key, x))
+  assert (x + delta).max() > 1
+
+
 def test_examples_by_name_are_refused():
   robust = ro.robustify(lambda params, x: x.sum(-1), ro.steepest(ro.l2(0.1)))
   with pytest.raises(InputError, match=r"positional argument 1 .* given 1 .* and \['x'\] by name"):

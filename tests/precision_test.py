@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import models
+from robust_opt import hidden, models
 from robust_opt.certify import bounds, exact
-from robust_opt.certify.layers import from_params
+from robust_opt.certify.layers import from_params, in_float32
 from robust_opt.linear import counterparts, decay
 
 N, SIZE = 3, 64
+IMAGES = jnp.zeros((N, 8, 8, 1))
+INIT = (jax.random.key(0), IMAGES)
 FULL = (jax.lax.Precision.HIGHEST,) * 2
 
 
@@ -30,14 +32,13 @@ def products(jaxpr):
 
 
 def certify_net(function, method):
-  x, y = jnp.zeros((N, 8, 8, 1)), jnp.zeros(N, int)
-  labels = (y,) if function is bounds.certified else ()
-  return function(LAYERS, x, *labels, "l2", 0.1, method=method)
+  labels = (jnp.zeros(N, int),) if function is bounds.certified else ()
+  return function(LAYERS, IMAGES, *labels, "l2", 0.1, method=method)
 
 
 def layers_of_nothing():
   net = models.DigitsCNN()
-  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+  shapes = jax.eval_shape(net.init, *INIT)["params"]
   return from_params(net, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes))
 
 
@@ -89,7 +90,29 @@ def test_products_are_found_wherever_they_are():
   assert found.params["precision"] != FULL
 
 
-@pytest.mark.parametrize("net", [models.DigitsCNN, models.MnistCNN])
-def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds(net):
-  with pytest.raises(ro.InputError, match=f"but {net.__name__} computes in bfloat16"):
-    from_params(net(dtype=jnp.bfloat16), {})
+def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds():
+  net = models.DigitsCNN(dtype=jnp.bfloat16)
+  params = jax.tree.map(lambda s: jnp.zeros(s.shape), jax.eval_shape(net.init, *INIT)["params"])
+  with pytest.raises(ro.InputError, match="but DigitsCNN computes in bfloat16"):
+    from_params(net, params)
+  with pytest.raises(ro.InputError, match="from_params knows"):
+    from_params(models.VGG(dtype=jnp.bfloat16), {})
+  # Its weights may be asked about, and its layers perturbed.
+  assert len(in_float32(net, params)) == len(LAYERS)
+  assert len(hidden.shapes(net, (8, 8, 1))) == 4
+
+
+@pytest.mark.parametrize("name", ["crown", "logit_bounds", "linear_margin", "linear_distance"])
+def test_nothing_is_proved_in_fewer_bits(name):
+  low = jnp.bfloat16
+  weights, bias, x, y = WEIGHTS
+  arguments = {
+    "linear_margin": lambda: exact.linear_margin(weights, bias, x.astype(low), y, "linf", 0.1),
+    "linear_distance": lambda: exact.linear_distance(weights.astype(low), bias, x, y, "l2"),
+    "crown": lambda: bounds.certified(LAYERS, IMAGES.astype(low), y, "l2", 0.1),
+    "logit_bounds": lambda: bounds.logit_bounds(
+      jax.tree.map(lambda a: jnp.asarray(a, low), LAYERS), IMAGES, "l2", 0.1
+    ),
+  }
+  with pytest.raises(ro.InputError, match="wants images and weights in float32, but was given bfl"):
+    arguments[name]()

@@ -16,6 +16,7 @@ from robust_opt import models, sharding, training
 from robust_opt.data import load
 
 DEVICES, BATCH, STEPS = 8, 24, 3
+BRIGHT = 0.36
 
 
 class BatchNormNet(nn.Module):
@@ -30,15 +31,17 @@ class BatchNormNet(nn.Module):
 
 
 class CountingNet(nn.Module):
-  """Its state holds the number of its training batches."""
+  """Its state holds the number of its training batches, and whether one had a bright image."""
 
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x, train=False):
     count = self.variable("statistics", "count", jnp.zeros, (), jnp.int32)
+    seen = self.variable("statistics", "seen", jnp.zeros, (), bool)
     if train:
       count.value += 1
+      seen.value |= jnp.any(jnp.mean(x, (1, 2, 3)) > BRIGHT)
     return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
 
@@ -146,8 +149,13 @@ def test_step_is_the_same_wherever_it_runs(name, placement):
 @pytest.mark.parametrize("placement", [under_pmap, under_shard_map_checked])
 def test_counters_stay_counters(placement):
   state, _ = placement("counting")
-  count = state.model_state["statistics"]["count"]
-  assert (count.dtype, int(count)) == (np.int32, STEPS)
+  statistics = state.model_state["statistics"]
+  assert (statistics["count"].dtype, int(statistics["count"])) == (np.int32, STEPS)
+  means = digits().images.mean((1, 2, 3)) / 255
+  of_first_device = np.arange(len(means)) % BATCH < BATCH // DEVICES
+  assert means[of_first_device].max() < BRIGHT < means.max()
+  assert statistics["seen"].dtype == bool
+  assert bool(statistics["seen"])
 
 
 @pytest.mark.slow

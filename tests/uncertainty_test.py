@@ -433,3 +433,21 @@ def test_a_radius_of_another_shape_is_refused(shape):
   x = jnp.full((3, 4), 0.5)
   with pytest.raises(InputError, match="one for each of the 3 examples, but has the shape"):
     ro.l2(jnp.ones(shape)).project(x, x)
+
+
+@EVERY_SET
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_set_with_a_box_has_derivatives_in_x(name, operation):
+  g, x, radius = random_cases(0)
+  x = np.clip(x, 0.05, 0.95)
+
+  @jax.grad
+  def derivative(x):
+    return jnp.sum(getattr(SETS[name](radius, (0.0, 1.0)), operation)(g, x))
+
+  found = jax.jit(derivative)(x)
+  chex.assert_tree_all_finite(found)
+  if (name, operation) == ("linf", "project"):
+    in_ball = np.clip(g, -radius[:, None], radius[:, None])
+    by_box = (in_ball < -x) | (in_ball > 1 - x)
+    np.testing.assert_array_equal(found, -1.0 * by_box)

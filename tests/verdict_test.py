@@ -207,14 +207,16 @@ def test_images_that_are_missing(tmp_path):
     (
       "prediction",
       lambda a: a[1:],
-      r"Its predictions have the shape \(39,\), but must have \(40,\)",
+      r"Its predictions have the shape \(39,\) and the type int32, but must have \(40,\)",
     ),
-    ("labels", lambda a: a[None], r"Its labels have the shape \(1, 40\), but must have \(40,\)"),
+    ("labels", lambda a: a[None], r"Its labels have the shape \(1, 40\)"),
     ("broken_ids", lambda a: a[:, None], "Its ids of broken examples have the shape"),
     ("norms", lambda a: a[1:], "Its lengths have the shape"),
     ("broken_by", lambda a: a[0], "It covers 1 examples of shape"),
     ("images", lambda a: a.reshape(-1), r"It covers 40 examples of shape \(\)"),
     ("names", lambda a: a[:0], "It names no attack"),
+    ("images", lambda a: a.astype(str), "Its images have .* but must have .* and floating"),
+    ("broken_by", lambda a: a.astype(str), "Its attacks have .* but must have .* and integer"),
   ],
 )
 def test_arrays_that_do_not_fit_together_are_named(name, change, words, tmp_path):

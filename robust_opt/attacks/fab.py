@@ -21,6 +21,7 @@ from robust_opt.attacks import hyperplanes
 from robust_opt.attacks.hyperplanes import Smallest, over
 from robust_opt.attacks.types import Found, LogitsAttack, Minimal, MinimalAttack
 from robust_opt.errors import InputError
+from robust_opt.keys import per_example
 from robust_opt.types import Array, LogitsFn
 from robust_opt.uncertainty import Box, Radius, bounds_within
 
@@ -150,7 +151,7 @@ def fab_minimal(
   norms = jax.vmap(hyperplanes.NORMS[norm])
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
-    x = jax.lax.stop_gradient(x)
+    keys, x = per_example(keys, x.shape[0]), jax.lax.stop_gradient(x)
     lower, upper = bounds_within(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     rivals = _rivals(clean, y, target_rank)

@@ -30,9 +30,10 @@ import numpy as np
 from robust_opt import losses, uncertainty
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
+from robust_opt.keys import per_example
 from robust_opt.projections import Bounds
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box, Radius
+from robust_opt.uncertainty import Box, Radius, bounds_within
 
 # After how many of 10,000 queries the share of the image that a square covers is halved: those of
 # the authors' program, which AutoAttack runs from a share of 0.8.
@@ -108,7 +109,7 @@ def counting_square(
   halvings = np.array(HALVINGS) * num_queries / 10_000
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Searched:
-    _check_keys(keys, x)
+    keys = _keys_of(keys, x)
     ball.gauge(jnp.zeros_like(x), x)  # raises what the sets raise: of integer x, of radii not [B]
     images = x.reshape(x.shape[0], *_image_shape(x.shape[1:]))
     radii, bounds = _radii(moves, radius, box, images), _bounds(images, box)
@@ -374,12 +375,14 @@ def _pyramid(a: Array, b: Array, rows: Array, columns: Array) -> Array:
 # --- The batch ---
 
 
-def _check_keys(keys: Array, x: Array) -> None:
-  if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.shape != x.shape[:1]:
+def _keys_of(keys: Array, x: Array) -> Array:
+  each = per_example(keys, x.shape[0])
+  if each.shape != x.shape[:1]:
     raise InputError(
-      f"keys must be a typed key for each of the {x.shape[0]} examples, but has the shape "
+      f"keys must be one key or one for each of the {x.shape[0]} examples, but has the shape "
       f"{keys.shape} and the type {keys.dtype}."
     )
+  return each
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -401,15 +404,9 @@ def _radii(moves: _Moves, radius: Radius, box: Box | None, images: Array) -> Arr
 
 
 def _bounds(images: Array, box: Box | None) -> Bounds:
-  """How far every entry may go, such that x + delta lies in the box as it is rounded, too."""
   if box is None:
     return jnp.full_like(images, -jnp.inf), jnp.full_like(images, jnp.inf)
-
-  def inside(room: Array) -> Array:
-    outside = (images + room < box[0]) | (images + room > box[1])
-    return jnp.where(outside, room * (1 - jnp.finfo(room.dtype).eps), room)
-
-  return inside(box[0] - images), inside(box[1] - images)
+  return bounds_within(box, images)
 
 
 def _where(choose: Array, yes: Array, no: Array) -> Array:

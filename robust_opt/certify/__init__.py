@@ -22,6 +22,7 @@ from robust_opt.certify.layers import (
   ReLU,
   apply,
   from_params,
+  in_float32,
   stages,
 )
 from robust_opt.certify.smoothing import SmoothedCertificate, certify_smoothed, class_counts
@@ -42,6 +43,7 @@ __all__ = [
   "certify_smoothed",
   "class_counts",
   "from_params",
+  "in_float32",
   "linear_distance",
   "linear_margin",
   "logit_bounds",

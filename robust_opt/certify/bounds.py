@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
-from robust_opt.certify.exact import ball, support
+from robust_opt.certify.exact import ball, check_precision, support
 from robust_opt.certify.layers import AffineLayer, Conv, Dense, Layer, apply
 from robust_opt.errors import InputError
 from robust_opt.types import Array
@@ -78,6 +78,7 @@ def certified(
   """
   chex.assert_rank(y, 1)
   chex.assert_equal_shape_prefix((x, y), 1)
+  check_precision(layers, x)
   clean = apply(layers, x)
   upper = _upper_bound(layers, x, norm, radius, box, method)
   num_classes = clean.shape[-1]
@@ -102,6 +103,7 @@ def logit_bounds(
 
   For margins, `certified` is tighter than the difference of these.
   """
+  check_precision(layers, x)
   clean = apply(layers, x)
   upper = _upper_bound(layers, x, norm, radius, box, method)
 

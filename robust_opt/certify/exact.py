@@ -8,6 +8,8 @@ x [B, *S] is flattened, weights are [n, C] with n the number of entries of one e
 Any number of classes from 2 on. Everything is exact up to the rounding of float32.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -108,8 +110,17 @@ def support(u: UncertaintySet, g: Array, x: Array) -> Array:
   return jnp.sum(g * u.steepest_ascent(g, x), axis=range(1, x.ndim))
 
 
+def check_precision(*arrays: Any) -> None:
+  """InputError if one of them has fewer bits than float32: nothing is proved in so few."""
+  for array in jax.tree.leaves(arrays):
+    dtype = jnp.result_type(array)
+    if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+      raise InputError(f"A certificate wants images and weights in float32, but was given {dtype}.")
+
+
 def _differences(weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
   """x as [B, n], and w_j - w_y [B, C, n]."""
+  check_precision(weights, x)
   chex.assert_rank([weights, y], [2, 1])
   chex.assert_equal_shape_prefix((x, y), 1)
   x = x.reshape(x.shape[0], -1)

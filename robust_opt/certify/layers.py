@@ -260,12 +260,21 @@ def from_params(net: nn.Module, params: Params) -> list[Layer]:
     InputError: of any other net, or one that computes in fewer bits than float32: its rounding is
       far larger than what the bounds leave open.
   """
+  layers = in_float32(net, params)
   dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
   if jnp.finfo(dtype).bits < 32:
     raise InputError(
       f"from_params wants a net that computes in float32, but {type(net).__name__} computes in "
       f"{dtype}, whose rounding no bound covers."
     )
+  return layers
+
+
+def in_float32(net: nn.Module, params: Params) -> list[Layer]:
+  """The layers as from_params, whatever the net computes in: they compute in float32.
+
+  For what asks about the weights; what is proved of such layers is not proved of a net in bfloat16.
+  """
 
   def dense(name: str) -> Dense:
     return Dense(params[name]["kernel"], params[name]["bias"])

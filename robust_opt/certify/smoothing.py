@@ -26,6 +26,7 @@ import numpy as np
 from scipy import special
 
 from robust_opt.errors import InputError
+from robust_opt.keys import per_example
 from robust_opt.types import Array, LogitsFn
 
 ABSTAIN = -1
@@ -66,7 +67,7 @@ def certify_smoothed(
   The bound is computed on the host, so that this function cannot be traced; class_counts can.
 
   Args:
-    keys: typed keys [B]; an example's result depends on its key alone, not on its neighbours.
+    keys: [B], or one key; an example's result depends on its key alone, not on its neighbours.
     logits_fn: x [B, *S] -> logits [B, C]. Pass the same function object for every batch: it is
       compiled once a function and shape.
     x: [B, *S], pixels in [0, 1]. The noisy copies leave the box.
@@ -87,7 +88,8 @@ def certify_smoothed(
     if number < 1:
       raise InputError(f"{name} must be at least 1, but was {number}.")
   # Two streams of noise: the bound may not see the copies that the class was guessed from.
-  guess_keys, bound_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  both = jax.vmap(jax.random.split)(per_example(keys, x.shape[0]))
+  guess_keys, bound_keys = jnp.moveaxis(both, 1, 0)
   guess = np.argmax(class_counts(guess_keys, logits_fn, x, sigma, n0, at_once), axis=-1)
   counts = np.asarray(class_counts(bound_keys, logits_fn, x, sigma, n, at_once))
   p = lower_confidence_bound(np.take_along_axis(counts, guess[:, None], -1)[:, 0], n, alpha)
@@ -105,6 +107,7 @@ def class_counts(
 
   Copy t of example i has its noise from fold_in(keys[i], t). Arguments as for certify_smoothed.
   """
+  keys = per_example(keys, x.shape[0])
   chex.assert_shape(keys, (x.shape[0],))
   num_classes = jax.eval_shape(logits_fn, x).shape[-1]
 

@@ -120,7 +120,8 @@ def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
     value_fn: ValueFn, state: AscentState, x: Array
   ) -> tuple[AscentState, AscentInfo]:
     info, grad = value_and_input_gradient(value_fn, x + state.delta)
-    return AscentState(state.delta + step.steepest_ascent(grad, x + state.delta)), info
+    moved = state.delta + step.steepest_ascent(grad, x + state.delta)
+    return AscentState(unless(info.zero_gradient, moved, state.delta)), info
 
   return InnerMaximizer(init, ascend_once)
 
