@@ -9,6 +9,7 @@ checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncate
 bit is set aside with a warning, and the one before it is used.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,6 +17,7 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ from robust_opt.training import TrainState
 _UNKNOWN = -1.0
 # What a checkpoint takes beside its arrays: some twenty small files.
 _OVERHEAD_BYTES = 2**18
+
+
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+  """Orbax warns of a folder that it is told to leave alone."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 class Checkpoints:
@@ -61,12 +74,15 @@ class Checkpoints:
       enable_async_checkpointing=False,
       step_format_fixed_length=8,
       read_only=read_only,
+      save_interval_steps=0 if read_only else 1,
+      create=not read_only,
     )
     with name_in_errors(self._directory):
       if not read_only:
         self._remove_left_overs()
       self._set_aside_unreadable()
-      self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+      with _only_errors() if read_only else contextlib.nullcontext():
+        self._manager = ocp.CheckpointManager(self._directory, options=self._options)
 
   def save(self, state: TrainState, heldout_robust: float | None = None) -> None:
     """Saves the state under its step; a step that is there already is left as it is.

@@ -19,7 +19,7 @@ SUBJECT = ("workdir", "model", "data", "data_dir", "cache_dir", "train_files", "
 
 def source() -> dict[str, Any]:
   """What the flags of define_subject_flags say, as subject.load takes it."""
-  return {name: flags.FLAGS[name].value for name in SUBJECT}
+  return {name: flags.FLAGS[name].value or "" for name in SUBJECT}
 
 
 def define_subject_flags() -> None:
@@ -31,7 +31,7 @@ def define_subject_flags() -> None:
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
   words = "Where the constructed data that a run learnt from lie; empty: the run's own."
   flags.DEFINE_string("train_files", "", words)
-  flags.DEFINE_enum("checkpoint", "", ["", "last", "best"], "Of the run; empty: its config's.")
+  flags.DEFINE_enum("checkpoint", None, ["last", "best"], "Of the run; not given: its config's.")
 
 
 def define_study_flags(datasets: Iterable[str]) -> None:

@@ -191,7 +191,7 @@ def main(argv: list[str]) -> None:
   values = {name: given[name].value for name in Settings._fields}
   run(
     Options(
-      source={k: given[k].value for k in ("workdir", "data_dir", "cache_dir", "checkpoint")},
+      source={k: given[k].value or "" for k in ("workdir", "data_dir", "cache_dir", "checkpoint")},
       kind=given.kind,
       output=Path(given.output),
       settings=usual._replace(**{k: v for k, v in values.items() if v is not None}),
@@ -215,7 +215,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("shard_size", 5000, "Examples a file.")
   flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: the run's own.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
-  flags.DEFINE_enum("checkpoint", "", ["", "last", "best"], "Of the run; empty: its config's.")
+  flags.DEFINE_enum("checkpoint", None, ["last", "best"], "Of the run; not given: its config's.")
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def main(argv: list[str]) -> None:
   passed = run(
     Options(
       source=commands.source(),
-      norm=given.norm,
+      norm=given.norm or "",
       radius=given.radius,
       version=given.version,
       examples=given.examples,
@@ -290,7 +290,7 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
   commands.define_subject_flags()
-  flags.DEFINE_enum("norm", "", ["", *ensemble.NORMS], "Of the ball; empty: the run's own.")
+  flags.DEFINE_enum("norm", None, list(ensemble.NORMS), "Of the ball; not given: the run's own.")
   flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; by default the run's own.")
   flags.DEFINE_enum("version", "standard", ["standard", "quick"], "Of the ensemble.")
   flags.DEFINE_integer("examples", 0, "Use only the first so many; 0: all.", lower_bound=0)

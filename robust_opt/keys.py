@@ -6,7 +6,18 @@ keys = per_example(key, len(x))
 import jax
 import jax.numpy as jnp
 
+from robust_opt.errors import InputError
 from robust_opt.types import Array
+
+
+def required(key: Array | None, what: str) -> Array:
+  """The key, or an InputError that says what needs one."""
+  if key is None:
+    raise InputError(
+      f"{what} needs a key, but it was None; pass one to the attack, or attack_key= to a "
+      f"robustified loss."
+    )
+  return key
 
 
 def typed(key: Array) -> Array:

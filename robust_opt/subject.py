@@ -120,6 +120,8 @@ def load_net(source: dict[str, Any]) -> Net:
 
 
 def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
+  if not (workdir / "config.json").is_file():
+    raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
   config = _config(workdir / "config.json")
   for key in ("data_dir", "cache_dir", "train_files"):
     config.dataset[key] = given.get(key) or config.dataset[key]

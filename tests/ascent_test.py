@@ -95,7 +95,7 @@ def test_restarts_take_one_key_or_one_an_example():
   _, x, value_fn = problem()
   attack = ro.restarts(ro.ascend(overshooting(), 2), 3)
   chex.assert_shape(attack(value_fn, jax.random.key(0), x)[0], x.shape)
-  with pytest.raises(InputError, match="Restarts need a key"):
+  with pytest.raises(InputError, match="A restart needs a key"):
     attack(value_fn, None, x)
 
 

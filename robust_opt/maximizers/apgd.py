@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import projections
+from robust_opt import keys, projections
 from robust_opt.errors import InputError
 from robust_opt.maximizers.core import (
   AscentInfo,
@@ -160,12 +160,9 @@ def apgd(
   uncertainty = SETS[norm](radius, box)
 
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
-    if random_start and key is None:
-      raise InputError(
-        "A random start needs a key, but it was None; pass one to the attack, "
-        "or attack_key= to a robustified loss."
-      )
-    delta = jnp.zeros_like(x) if key is None or not random_start else uncertainty.sample(key, x)
+    delta = jnp.zeros_like(x)
+    if random_start:
+      delta = uncertainty.sample(keys.required(key, "A random start"), x)
     sparsity = jnp.full(x.shape[:1], _FIRST_SPARSITY * np.prod(x.shape[1:]), x.dtype)
     return uncertainty.project(delta, x), sparsity
 

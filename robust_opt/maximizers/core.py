@@ -134,9 +134,7 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
   """
 
   def restarted(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
-    if key is None:
-      raise InputError("Restarts need a key, but it was None; pass one to the attack.")
-    key = keys.typed(key)
+    key = keys.typed(keys.required(key, "A restart"))
     each = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
 
     def body(best: Candidates, key: Array) -> tuple[Candidates, AscentInfo]:

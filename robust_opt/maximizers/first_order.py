@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from robust_opt import keys
-from robust_opt.errors import InputError
 from robust_opt.maximizers.core import (
   AscentInfo,
   AscentState,
@@ -77,11 +76,7 @@ def pgd(
     memory = (jnp.zeros((), jnp.int32), jnp.zeros_like(x) if momentum else ())
     if not random_start:
       return AscentState(jnp.zeros_like(x), memory)
-    if key is None:
-      raise InputError(
-        "A random start needs a key, but it was None; pass one to the attack, "
-        "or attack_key= to a robustified loss."
-      )
+    key = keys.required(key, "A random start")
     return AscentState(uncertainty.sample(key, x), memory)
 
   def ascend_once(
@@ -112,9 +107,7 @@ def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
-    if key is None:
-      raise InputError("A noisy step starts at random and needs a key, but it was None.")
-    return AscentState(noise.sample(key, x))
+    return AscentState(noise.sample(keys.required(key, "A noisy step"), x))
 
   def ascend_once(
     value_fn: ValueFn, state: AscentState, x: Array
@@ -171,9 +164,7 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
-    if key is None:
-      raise InputError("Power iteration starts at random and needs a key, but it was None.")
-    each = keys.per_example(key, x.shape[0])
+    each = keys.per_example(keys.required(key, "Power iteration"), x.shape[0])
     direction = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(each)
     return AscentState(jnp.zeros_like(x), direction)
 
@@ -218,8 +209,7 @@ def noise(uncertainty: UncertaintySet, extreme: bool = False) -> Attack:
 
   def blind(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     del value_fn
-    if key is None:
-      raise InputError("Noise needs a key, but it was None; pass one to the attack.")
+    key = keys.required(key, "Noise")
     nothing = jnp.zeros((0, x.shape[0]), x.dtype)
     info = AscentInfo(nothing, nothing.astype(bool), nothing)
     if not extreme:

@@ -295,13 +295,15 @@ def table_of(
   """
   ensemble_name = "AutoAttack" if options.numbers.version == "standard" else "AutoAttack (quick)"
   columns = [
-    "method", "source", "passes an update", "epochs", "clean", f"PGD-{PGD_STEPS}", ensemble_name,
-    "time of an update", "overfitting",
+    "method", "clean", ensemble_name, f"PGD-{PGD_STEPS}", "time of an update", "passes an update",
+    "epochs", "source",
   ]  # fmt: skip
   robust = measured.get("robust")
   beside = f"PGD-{PGD_STEPS} beside robust"
   if robust:
-    columns.insert(columns.index(ensemble_name), beside)
+    columns.append(beside)
+  if any(run["overfitting"] for runs in measured.values() for run in runs):
+    columns.append("overfitting")
   rows = []
   for name, runs in measured.items():
     method = methods.ALL[name]
