@@ -101,6 +101,15 @@ def test_an_empty_folder_has_nothing(tmp_path, warned):
   assert not warned()
 
 
+def test_who_only_reads_is_warned_of_nothing(copy, caplog):
+  caplog.set_level(logging.WARNING, logger="absl")
+  checkpoints = Checkpoints(copy, keep=2, read_only=True)
+  assert is_whole(checkpoints.restore(state(0), "last"))
+  checkpoints.close()
+  assert [record.getMessage() for record in caplog.records] == []
+  assert logging.getLogger("absl").level == logging.WARNING
+
+
 def test_no_best_where_nothing_was_measured(tmp_path):
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
   checkpoints.save(state(10))
