@@ -274,9 +274,12 @@ def test_bad_flags_are_one_sentence(tmp_path):
 
 def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  source = own(tmp_path)
+  source, damaged = own(tmp_path), tmp_path / "damaged"
+  damaged.mkdir()
+  (damaged / "config.json").write_text("{")
   cases = [
-    ({"workdir": str(tmp_path / "none")}, "no config of a run that can be read"),
+    ({"workdir": str(tmp_path / "none")}, "must be the directory of a run: it has no config.json"),
+    ({"workdir": str(damaged)}, "no config of a run that can be read"),
     ({"workdir": str(trained), "model": "a:b"}, "either --workdir of a run, or both"),
     ({"model": "a:b"}, "either --workdir of a run, or both"),
     ({**source, "model": "my_net"}, "must be module:function"),
