@@ -70,9 +70,12 @@ def test_autoattack_on_the_net_of_madry_et_al():
   assert f"| {100 * found['robust_accuracy']:.1f} % of 500 images (95 % interval" in README
 
 
-def test_constructed_sets():
-  text = page("ilyas2019_mnist")
-  path = ROOT / "results" / "ilyas2019" / "mnist" / "sets.json"
+@pytest.mark.parametrize(
+  ("name", "folder"), [("ilyas2019_mnist", "mnist"), ("ilyas2019_cifar10", "cifar10_reduced")]
+)
+def test_constructed_sets(name, folder):
+  text = page(name)
+  path = ROOT / "results" / "ilyas2019" / folder / "sets.json"
   rows = json.loads(path.read_text())["rows"]
   assert len(rows) == 5
   for row in rows:
@@ -83,6 +86,9 @@ def test_constructed_sets():
     pattern = rf"^\| {row['learnt from']}[^|]*\| {clean} \| {robust} \| {published} \|$"
     assert re.search(pattern, text, re.MULTILINE), pattern
   taught = {row["learnt from"]: 100 * row["clean"]["mean"] for row in rows}
+  if folder != "mnist":
+    assert f"{taught['D_rand']:.1f} % and {taught['D_det']:.1f} % on CIFAR-10" in README
+    return
   assert f"teach {taught['D_rand']:.1f} % of the true test set (D_rand)" in README
   assert f"but {taught['D_det']:.1f} %" in README
 
@@ -103,6 +109,14 @@ def test_goodfellow_et_al():
   claims = json.loads((path.parent / "claims.json").read_text())["rows"]
   held = [row["holds here"] for row in claims if not row["holds here"].startswith("not tried")]
   assert f"{held.count('yes')} of {len(held)} claims hold" in README
+
+
+def test_the_number_of_goodfellow_et_al_on_cifar10():
+  path = ROOT / "results" / "goodfellow2015" / "cifar10" / "numbers.json"
+  text = page("goodfellow2015_mnist")
+  for row in json.loads(path.read_text())["rows"]:
+    mean, half = (100 * row["ours"][key] for key in ("mean", "half_width"))
+    assert f"{mean:.1f} ± {half:.1f}" in text, row
 
 
 def test_the_family_of_methods():

@@ -4,12 +4,8 @@ r"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arX
   python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \
       --data_dir=/path/to/tensorflow_datasets
 
-CIFAR-10 as in the paper wants an accelerator. Small nets, few images and four epochs show in a
-quarter of an hour on two CPU cores that it runs; the nets are then near chance, and say nothing:
-
-  python -m robust_opt.papers.ilyas2019 --dataset=cifar10 --preset=quick --epochs=4 --examples=0 \
-      --tested=50 --inversion_steps=20 --override=dataset.train_examples=1000 \
-      --override=model.width=0.125 --override=model.dropout=False --workdir=runs/ilyas_cifar
+CIFAR-10 as in the paper wants an accelerator. What runs on one CPU core in two hours, with a small
+net, a third of the images and ten epochs, is in docs/results/ilyas2019_cifar10.md, with its command.
 
 Trains a standard and a robust net, makes four data sets of them (robust_opt.construct), trains
 fresh nets on each by standard training and judges them on the true test set. Beside it the Gaussian
