@@ -88,7 +88,8 @@ def test_the_maximiser_of_the_concepts_keeps_the_contracts(monkeypatch):
     table.test_a_linear_function_is_maximised(ball, box, name)
     table.test_the_scale_of_the_gradient_does_not_matter(ball, box, name)
     table.test_no_steps_give_the_start(ball, box, name)
-  table.test_no_gradient_flows_through_delta(name)
+  for box in table.BOXES:
+    table.test_no_gradient_flows_through_delta(name, box)
   table.test_jit_changes_nothing(name)
   table.test_no_tracer_leaks(name)
 
