@@ -404,6 +404,7 @@ def _radii(moves: _Moves, radius: Radius, box: Box | None, images: Array) -> Arr
 
 
 def _bounds(images: Array, box: Box | None) -> Bounds:
+  """How far every entry may go; without a box, as far as it likes."""
   if box is None:
     return jnp.full_like(images, -jnp.inf), jnp.full_like(images, jnp.inf)
   return bounds_within(box, images)

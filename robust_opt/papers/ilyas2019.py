@@ -4,8 +4,8 @@ r"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arX
   python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \
       --data_dir=/path/to/tensorflow_datasets
 
-CIFAR-10 as in the paper wants an accelerator. For what runs on one CPU core in two hours, a small
-net, a third of the images, ten epochs, see docs/results/ilyas2019_cifar10.md.
+CIFAR-10 as in the paper wants an accelerator. For what runs on one CPU core in three hours, a
+small net, a third of the images, ten epochs, see docs/results/ilyas2019_cifar10.md.
 
 Trains a standard and a robust net, makes four data sets of them (robust_opt.construct), trains
 fresh nets on each by standard training and judges them on the true test set. Beside it the Gaussian
