@@ -28,6 +28,7 @@ from robust_opt.maximizers import (
   robustify,
   steepest,
 )
+from robust_opt.nets import Randomized
 from robust_opt.objectives import (
   RobustObjective,
   gradient_penalty,
@@ -60,6 +61,7 @@ __all__ = [
   "EpochPlan",
   "InnerMaximizer",
   "InputError",
+  "Randomized",
   "RobustObjective",
   "ScheduledAttack",
   "Scored",

@@ -14,7 +14,16 @@ Numbers = TypeVar("Numbers", bound=Any)  # a NamedTuple of a study
 
 
 # The flags of subject.load.
-SUBJECT = ("workdir", "model", "data", "data_dir", "cache_dir", "train_files", "checkpoint")
+SUBJECT = (
+  "workdir",
+  "model",
+  "data",
+  "draws",
+  "data_dir",
+  "cache_dir",
+  "train_files",
+  "checkpoint",
+)
 
 
 def source() -> dict[str, Any]:
@@ -27,6 +36,8 @@ def define_subject_flags() -> None:
   flags.DEFINE_string("workdir", "", "Of a finished run of robust_opt.main; or --model and --data.")
   flags.DEFINE_string("model", "", "module:function, x [B, ...] in [0, 1] -> logits [B, C].")
   flags.DEFINE_string("data", "", "An .npz file with x [N, ...] in [0, 1] and y [N].")
+  words = "The --model is random, (x, key) -> logits: average so many draws. 0: deterministic."
+  flags.DEFINE_integer("draws", 0, words, lower_bound=0)
   flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: the run's own.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
   words = "Where the constructed data that a run learnt from lie; empty: the run's own."

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import losses
+from robust_opt import losses, nets
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import fab
 from robust_opt.attacks.square import square
@@ -106,21 +106,21 @@ def _apgd(norm: str, radius: Array, num_steps: int) -> Attack:
   return ascend(apgd(norm, radius, num_steps, box=BOX), num_steps, keep_best=True)
 
 
-def _apgd_ce(num_steps: int, l1_restarts: int = 1) -> Phase:
+def _apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> Phase:
   def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
     del rank
     attack = _apgd(norm, radius, num_steps)
     if norm == "l1" and l1_restarts > 1:
       attack = restarts(attack, l1_restarts)
-    return white_box.ascent(attack, losses.cross_entropy)
+    return white_box.ascent(attack, losses.cross_entropy, fresh_noise)
 
   return Phase("apgd-ce", make)
 
 
-def _apgd_dlr(num_steps: int) -> Phase:
+def _apgd_dlr(num_steps: int, fresh_noise: bool = False) -> Phase:
   def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
     del rank
-    return white_box.ascent(_apgd(norm, radius, num_steps), losses.dlr)
+    return white_box.ascent(_apgd(norm, radius, num_steps), losses.dlr, fresh_noise)
 
   return Phase("apgd-dlr", make)
 
@@ -151,7 +151,7 @@ def _square(num_queries: int) -> Phase:
 # its first attack over l_1; there it then tries five targets where this tries nine.
 VERSIONS: dict[str, tuple[Phase, ...]] = {
   "standard": (_apgd_ce(100, l1_restarts=5), _apgd_t(100, 9), _fab_t(100, 9), _square(5000)),
-  "rand": (_apgd_ce(100), _apgd_dlr(100)),
+  "rand": (_apgd_ce(100, fresh_noise=True), _apgd_dlr(100, fresh_noise=True)),
   "quick": (_apgd_ce(50), _apgd_t(50, 3)),
 }
 
@@ -173,15 +173,18 @@ def autoattack(
   """Attacks a whole data set and says what became of every example.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], every example by itself, in evaluation mode. Weights that
-      it closes over are compiled in; `jax.tree_util.Partial(apply, params)` hands them over as
-      arguments, so that one compilation serves every net of one architecture.
+    logits_fn: x [B, *S] -> logits [B, C], every example by itself, in evaluation mode. Any function
+      that JAX can trace. Weights of a `jax.tree_util.Partial(apply, params)`, or of an NNX or
+      Equinox module, are arguments of the compiled attacks, so that one compilation serves every
+      net of one architecture; weights that a function closes over are compiled in, anew when they
+      have changed.
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     norm: "linf", "l2" or "l1".
     radius: > 0, in pixels.
     version: "standard"; "quick", two attacks of half the steps and a third of the targets; "rand",
-      for the averaged logits of a net that answers at random (`averaged`); or phases of your own.
+      for a `nets.Randomized`, which answers at random: APGD on two losses, every step with fresh
+      draws; or phases of your own.
     seed: of all random numbers; the same seed gives the same answer.
     batch_size: examples at a time; it changes speed and memory.
     place: puts the arrays of a batch on the devices; with a mesh it splits the first axis, of which
@@ -192,11 +195,10 @@ def autoattack(
   Raises:
     InputError: see `checked`.
   """
-  phases = VERSIONS[version] if isinstance(version, str) and version in VERSIONS else version
-  if isinstance(phases, str):
-    raise InputError(f"version must be one of {', '.join(VERSIONS)}, but was {version!r}.")
+  phases = phases_of(version, logits_fn)
   x, y = checked(logits_fn, x, y, norm, radius, batch_size)
-  net = _as_argument(logits_fn)
+  net = nets.as_argument(logits_fn, x)
+  reference = nets.checked_logits(logits_fn, net, x)
   predict = functools.partial(predictions, net, batch_size=batch_size, place=place)
   prediction, num_classes = predict(x), _num_classes(net, x)
   names = (CLEAN, *(phase.name for phase in phases))
@@ -227,7 +229,22 @@ def autoattack(
       share = (number + (index + 1) / len(batches)) / len(units)
       target = f", target {rank + 1}" if phase.num_targets else ""
       report(Progress(f"{phase.name}{target}", left, len(x), share))
+  nets.check_unchanged(logits_fn, x, reference)
   return state
+
+
+def phases_of(version: str | tuple[Phase, ...], logits_fn: LogitsFn) -> tuple[Phase, ...]:
+  """The phases of a version by name; an InputError if it is not for this kind of network."""
+  if not isinstance(version, str):
+    return version
+  if version not in VERSIONS:
+    raise InputError(f"version must be one of {', '.join(VERSIONS)}, but was {version!r}.")
+  if (version == "rand") != isinstance(logits_fn, nets.Randomized):
+    raise InputError(
+      f'version="rand" is for a ro.Randomized (--draws) and the other versions are for '
+      f"deterministic networks, but version was {version!r} for a {type(logits_fn).__name__}."
+    )
+  return VERSIONS[version]
 
 
 def rounding(norm: str, num_entries: int) -> float:
@@ -258,34 +275,12 @@ def predictions(
 
   Padding makes every batch whole, so that the same image in the same place gives the same bits.
   """
-  net = _as_argument(logits_fn)
+  net = nets.as_argument(logits_fn, x)
   found = [
     np.asarray(_predict(net, place(_padded(x[start : start + batch_size], batch_size))))
     for start in range(0, len(x), batch_size)
   ]
   return np.concatenate([np.zeros(0, np.int32), *found])[: len(x)]
-
-
-def averaged(
-  logits_fn: Callable[[Array, Array], Array], key: Array, num_samples: int = 20
-) -> LogitsFn:
-  """The log of the mean probabilities of a net that answers at random, over fixed samples.
-
-  Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397) for the classifier that
-  averages `num_samples` answers: what the "rand" version is for.
-
-  Args:
-    logits_fn: (x [B, *S], key) -> logits [B, C].
-    key: of the samples.
-    num_samples: how many answers are averaged.
-  """
-  keys = jax.random.split(key, num_samples)
-
-  def mean_logits(x: Array) -> Array:
-    logs = jax.lax.map(lambda key: jax.nn.log_softmax(logits_fn(x, key)), keys)
-    return jax.nn.logsumexp(logs, axis=0) - jnp.log(num_samples)
-
-  return mean_logits
 
 
 def checked(
@@ -301,7 +296,8 @@ def checked(
   Raises:
     InputError: an empty set, images that are not floating point or leave [0, 1], labels that are
       none of the net's classes, logits that are NaN, of one class, or of another shape than [B, C],
-      outputs that are probabilities, an unknown norm, or a radius or batch size that is none.
+      outputs that are no array or are probabilities, a net whose gradient cannot be traced, an
+      unknown norm, or a radius or batch size that is none.
   """
   if norm not in NORMS:
     raise InputError(f"norm must be one of {', '.join(NORMS)}, but was {norm!r}.")
@@ -332,10 +328,16 @@ def checked(
 def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) -> None:
   sample = images[:16]
   try:
-    logits = np.asarray(logits_fn(jnp.asarray(sample)))
+    outputs = logits_fn(jnp.asarray(sample))
   except Exception as error:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
     raise InputError(f"The net fails on images of shape {sample.shape}: {reason}") from error
+  if not isinstance(outputs, (jax.Array, np.ndarray)):
+    raise InputError(
+      f"The net must return one array of logits [B, C], but returned a {type(outputs).__name__}; "
+      f"of several outputs, return the logits alone."
+    )
+  logits = np.asarray(outputs)
   if logits.ndim != 2 or len(logits) != len(sample) or logits.shape[1] < 2:
     raise InputError(
       f"The net must return logits [{len(sample)}, C] of at least 2 classes for {len(sample)} "
@@ -353,6 +355,7 @@ def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) 
       "The net must return logits, but its outputs are >= 0 and sum to 1, as probabilities do: "
       "the gradient of a confident net would be lost in the softmax."
     )
+  nets.check_differentiable(logits_fn, sample)
 
 
 def _attack_batch(
@@ -401,13 +404,6 @@ def _predict(net: LogitsFn, x: Array) -> Array:
 
 def _num_classes(net: LogitsFn, x: np.ndarray) -> int:
   return jax.eval_shape(net, jax.ShapeDtypeStruct((1, *x.shape[1:]), jnp.float32)).shape[-1]
-
-
-def _as_argument(logits_fn: LogitsFn) -> Any:
-  """A pytree, so that the weights of a Partial are arguments of the compiled program."""
-  if isinstance(logits_fn, jax.tree_util.Partial):
-    return logits_fn
-  return jax.tree_util.Partial(logits_fn)
 
 
 def _padded(array: np.ndarray, count: int) -> np.ndarray:

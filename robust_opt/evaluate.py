@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robust_opt import commands, ensemble, sharding, subject, trust, verdict
+from robust_opt import commands, ensemble, nets, sharding, subject, trust, verdict
 from robust_opt.collection import rounded
 from robust_opt.errors import InputError, RunError
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
@@ -70,6 +70,9 @@ def run(options: Options) -> bool:
     raise InputError("State --norm and --radius, in pixels of [0, 1]: the run says neither itself.")
   x, y = ensemble.checked(found.logits_fn, found.x, found.y, norm, radius, options.batch_size)
   found = found._replace(x=x, y=y)
+  # What is refused leaves no folder behind.
+  ensemble.phases_of(options.version, found.logits_fn)
+  nets.checked_logits(found.logits_fn, nets.as_argument(found.logits_fn, x), x)
   claim = verdict.Claim(
     norm=norm,
     radius=radius,
@@ -118,9 +121,7 @@ def _attack(
   refuse_batch_size(claim.batch_size, jax.device_count())
   mesh = sharding.data_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
-  net = found.logits_fn
-  if isinstance(net, jax.tree_util.Partial):
-    net = sharding.replicate(net, mesh)
+  net = sharding.replicate(found.logits_fn, mesh)
   return ensemble.autoattack(
     net,
     found.x,
@@ -292,7 +293,8 @@ def define_flags() -> None:
   commands.define_subject_flags()
   flags.DEFINE_enum("norm", None, list(ensemble.NORMS), "Of the ball; not given: the run's own.")
   flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; by default the run's own.")
-  flags.DEFINE_enum("version", "standard", ["standard", "quick"], "Of the ensemble.")
+  words = "Of the ensemble; rand: for a --model that answers at random, with --draws."
+  flags.DEFINE_enum("version", "standard", list(ensemble.VERSIONS), words)
   flags.DEFINE_integer("examples", 0, "Use only the first so many; 0: all.", lower_bound=0)
   flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
   words = "Examples at a time; by default 100, or a little more where devices divide them."

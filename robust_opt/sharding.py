@@ -8,6 +8,7 @@ On one device this is the identity, so that there is one code path.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,10 +35,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Copies a tree of arrays, the same in every process, to every device."""
+  """Copies the arrays of a tree, the same in every process, to every device.
+
+  Leaves that are no arrays, such as the functions of an Equinox module, remain as they are.
+  """
   sharding = replicated(mesh)
 
-  def put(leaf: object) -> jax.Array:
+  def put(leaf: Any) -> Any:
+    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
+      return leaf
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       data = put(jax.random.key_data(leaf))
       return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

@@ -13,8 +13,15 @@ import numpy as np
 from jax.scipy import ndimage
 
 from robust_opt.errors import InputError
-from robust_opt.maximizers.core import AscentInfo, Attack, Candidates, better, per_example
-from robust_opt.types import Array, Scored, ValueFn
+from robust_opt.maximizers.core import (
+  AscentInfo,
+  Attack,
+  Candidates,
+  at_step,
+  better,
+  per_example,
+)
+from robust_opt.types import Array, Scored, Stochastic, ValueFn
 
 
 def transform(x: Array, degrees: float | Array, shift: tuple[float, float] | Array) -> Array:
@@ -83,11 +90,13 @@ def grid_search(
   grid = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
   grid = grid[np.any(grid != 0, axis=1)]  # the clean example stands for the identity
 
-  def attack(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def attack(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
     del key
 
     def judge(delta: Array) -> AscentInfo:
-      out = value_fn(x + delta)
+      out = at_step(value_fn, 0)(x + delta)
       scored = out if isinstance(out, Scored) else Scored(out, out)
       per_example(scored.score, x)
       return AscentInfo(scored.value, jnp.zeros(x.shape[:1], bool), scored.score)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_opt import build, models
+from robust_opt import build, models, nets
 from robust_opt import config as config_lib
 from robust_opt.assembly import begin
 from robust_opt.checkpoint import Checkpoints, digest
@@ -54,7 +54,8 @@ def load(source: dict[str, Any], examples: int = 0) -> Subject:
   Args:
     source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
       ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
-      images, and data, an .npz file with x [N, *S] and y [N].
+      images, and data, an .npz file with x [N, *S] and y [N]; with draws > 0 the function is one
+      of images and a key, and becomes the `nets.Randomized` of so many draws.
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -64,13 +65,13 @@ def load(source: dict[str, Any], examples: int = 0) -> Subject:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
   if given.keys() >= {"model", "data"} and "workdir" not in given:
-    subject = _of_user(given["model"], Path(given["data"]))
-  elif "workdir" in given and not given.keys() & {"model", "data"}:
+    subject = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
+  elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
     subject = _of_run(Path(given["workdir"]), given)
   else:
-    named = ", ".join(f"--{key}" for key in ("workdir", "model", "data") if key in given)
+    named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
     raise InputError(
-      f"Give either --workdir of a run, or both --model and --data, but given was "
+      f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
       f"{named or 'none of them'}."
     )
   count = examples or len(subject.y)
@@ -180,7 +181,7 @@ def _with_tuples(value: Any) -> Any:
   return tuple(value) if isinstance(value, list) else value
 
 
-def _of_user(model: str, path: Path) -> Subject:
+def _of_user(model: str, path: Path, draws: int) -> Subject:
   module_name, _, name = model.partition(":")
   if not module_name or not name:
     raise InputError(f"--model must be module:function, but was {model!r}.")
@@ -200,4 +201,6 @@ def _of_user(model: str, path: Path) -> Subject:
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise InputError(f"--data={path} must be an .npz file with x and y ({error}).") from error
   arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
+  if draws:
+    logits_fn = nets.Randomized(logits_fn, jax.random.key(0), draws)
   return Subject(logits_fn, x, y, digest(arrays) if arrays else "")

@@ -29,6 +29,7 @@ import jax
 import numpy as np
 from scipy import stats
 
+from robust_opt import nets
 from robust_opt.ensemble import checked
 from robust_opt.errors import InputError
 from robust_opt.trust_trials import (
@@ -133,9 +134,7 @@ def report(
   # The log of a softmax takes no probabilities for what they are: here they are to be reported.
   x, y = checked(lambda x: jax.nn.log_softmax(logits_fn(x)), x, y, norm, radius, batch_size)
   size = min(batch_size, len(x))
-  partial = isinstance(logits_fn, jax.tree_util.Partial)
-  net = logits_fn if partial else jax.tree_util.Partial(logits_fn)
-  trial = Trial(net, x, y, norm, float(radius), seed, size)
+  trial = Trial(nets.as_argument(logits_fn, x), x, y, norm, float(radius), seed, size)
   progress(PARTS[0])
   logits = answers(logits_fn, x, size)
   right = trial.right()
@@ -211,7 +210,7 @@ def _repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
     same,
     f"the same images twice: {measured}",
     "The net answers at random, so that an attack on one answer says little about the next: attack "
-    'the averaged answers, as the version "rand" of AutoAttack does.',
+    'the averaged answers of fresh draws, by `nets.Randomized` and the version "rand".',
   )
 
 

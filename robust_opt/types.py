@@ -37,6 +37,16 @@ class Scored(NamedTuple):
 ValueFn = Callable[[Array], Array | Scored]
 
 
+class Stochastic(NamedTuple):
+  """What an attack may be given in place of a value_fn, when every step has noise of its own.
+
+  Attributes:
+    at: (step [], int32, traced) -> the value_fn of that step of the ascent.
+  """
+
+  at: Callable[[Array | int], ValueFn]
+
+
 class ApplyFn(Protocol):
   """A model: (params, model_state, x [B, *S]) -> (logits [B, C], updated model_state)."""
 

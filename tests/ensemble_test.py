@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import ensemble, sharding
+from robust_opt import ensemble, nets, sharding
 from robust_opt.certify import exact
 from robust_opt.errors import InputError
 
@@ -214,8 +214,8 @@ def test_a_net_that_answers_at_random_is_attacked_on_average():
   def noisy(x, key):
     return linear_net(*weights, x) + 0.3 * jax.random.normal(key, (x.shape[0], 5))
 
-  net = ensemble.averaged(noisy, jax.random.key(1), num_samples=20)
-  rand = (ensemble._apgd_ce(10), ensemble._apgd_dlr(10))
+  net = nets.Randomized(noisy, jax.random.key(1), num_draws=20)
+  rand = (ensemble._apgd_ce(10, fresh_noise=True), ensemble._apgd_dlr(10, fresh_noise=True))
   verdict = ro.autoattack(net, x, y, norm="l2", radius=0.3, version=rand, batch_size=16)
   plain = attack(weights, x, y, "l2")
   assert abs(verdict.robust_accuracy - plain.robust_accuracy) < 0.1

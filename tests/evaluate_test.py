@@ -149,11 +149,14 @@ def test_checks_are_made_once_on_examples_of_the_whole_set(trained, tmp_path, mo
 
 
 NET = """
+import jax
 import numpy as np
 rng = np.random.default_rng(0)
 weights = rng.normal(size=(6, 3)).astype(np.float32)
 def logits_fn(x):
   return x @ weights
+def noisy(x, key):
+  return x @ weights + jax.random.normal(key, (len(x), 3))
 number = 3
 """
 
@@ -177,6 +180,16 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   verify.run(tmp_path / "found" / "verdict.npz", {})
   with pytest.raises(InputError, match="need --output"):
     evaluate.run(found._replace(output=None))
+
+
+def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path) | {"model": "my_net:noisy", "draws": 20}
+  found = options("")._replace(source=source, output=tmp_path / "found", radius=0.05, trust=False)
+  with pytest.raises(InputError, match='version="rand" is for'):
+    evaluate.run(found)
+  assert evaluate.run(found._replace(version="rand"))
+  verify.run(tmp_path / "found" / "verdict.npz", {})
 
 
 def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):

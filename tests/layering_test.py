@@ -53,6 +53,7 @@ ORDER = [
   "models.maxout",
   "models.rbf",
   "models",
+  "nets",
   "certify.exact",
   "certify.layers",
   "certify.bounds",

@@ -9,29 +9,39 @@ fooled the net is never lost to a later one of higher loss.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.attacks.hyperplanes import rivals_by_rank
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.maximizers import Attack
-from robust_opt.types import Array, LogitsFn, LossFn, Scored
+from robust_opt.types import Array, LogitsFn, LossFn, Scored, Stochastic, ValueFn
+
+NOISE = 0x6E6F6973  # folded into the first example's key: the stream of a net's own noise
 
 
-def ascent(attack: Attack, loss: LossFn) -> LogitsAttack:
+def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAttack:
   """An untargeted attack: ascends loss(logits, y), [B].
 
   Args:
     attack: from maximizers.ascend or restarts, with keep_best.
     loss: cross_entropy, margin or dlr of robust_opt.losses.
+    fresh_noise: whether the net takes a key, logits_fn(x, key), and every step a fresh one
+      (expectation over transformation, `robust_opt.nets.Randomized`).
   """
 
   def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
-    def value_fn(x: Array) -> Scored:
-      logits = logits_fn(x)
+    def value_fn(x: Array, *key: Array) -> Scored:
+      logits = logits_fn(x, *key)
       return Scored(loss(logits, y), losses.margin(logits, y))
 
-    return judged(attack(value_fn, keys, x)[0], logits_fn, x, y)
+    def at(step: Array | int) -> ValueFn:
+      noise = jax.random.fold_in(jax.random.fold_in(keys[0], NOISE), step)
+      return lambda x: value_fn(x, noise)
+
+    ascended = attack(Stochastic(at) if fresh_noise else value_fn, keys, x)
+    return judged(ascended[0], logits_fn, x, y)
 
   return attacked
 

@@ -16,7 +16,6 @@ for all examples of a data set together. Source: Cohen, Rosenfeld and Kolter 201
 A net that was not trained with noise of that sigma rarely has a large radius.
 """
 
-import functools
 from typing import NamedTuple
 
 import chex
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from robust_opt import nets
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
 from robust_opt.types import Array, LogitsFn
@@ -68,8 +68,9 @@ def certify_smoothed(
 
   Args:
     keys: [B], or one key; an example's result depends on its key alone, not on its neighbours.
-    logits_fn: x [B, *S] -> logits [B, C]. Pass the same function object for every batch: it is
-      compiled once a function and shape.
+    logits_fn: x [B, *S] -> logits [B, C]. It is compiled once for each shape, and again if the
+      weights that it closes over have changed; those of a `jax.tree_util.Partial` or a module are
+      arguments.
     x: [B, *S], pixels in [0, 1]. The noisy copies leave the box.
     sigma: standard deviation of the noise, in the units of x, > 0.
     n0: copies to guess the class from.
@@ -90,8 +91,9 @@ def certify_smoothed(
   # Two streams of noise: the bound may not see the copies that the class was guessed from.
   both = jax.vmap(jax.random.split)(per_example(keys, x.shape[0]))
   guess_keys, bound_keys = jnp.moveaxis(both, 1, 0)
-  guess = np.argmax(class_counts(guess_keys, logits_fn, x, sigma, n0, at_once), axis=-1)
-  counts = np.asarray(class_counts(bound_keys, logits_fn, x, sigma, n, at_once))
+  net = nets.as_argument(logits_fn, x)
+  guess = np.argmax(_class_counts(guess_keys, net, x, sigma, n0, at_once), axis=-1)
+  counts = np.asarray(_class_counts(bound_keys, net, x, sigma, n, at_once))
   p = lower_confidence_bound(np.take_along_axis(counts, guess[:, None], -1)[:, 0], n, alpha)
   abstains = p <= 0.5
   radius = np.where(abstains, 0.0, sigma * special.ndtri(np.where(abstains, 0.5, p)))
@@ -99,7 +101,6 @@ def certify_smoothed(
   return SmoothedCertificate(jnp.asarray(prediction, jnp.int32), jnp.asarray(radius, jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnames=("logits_fn", "num_copies", "at_once"))
 def class_counts(
   keys: Array, logits_fn: LogitsFn, x: Array, sigma: float, num_copies: int, at_once: int = 64
 ) -> Array:
@@ -126,6 +127,9 @@ def class_counts(
   start = jnp.zeros((x.shape[0], num_classes), jnp.int32)
   counts, _ = jax.lax.scan(count, start, jnp.arange(0, num_copies, at_once))
   return counts
+
+
+_class_counts = jax.jit(class_counts, static_argnames=("num_copies", "at_once"))
 
 
 def lower_confidence_bound(successes: np.ndarray, trials: int, alpha: float) -> np.ndarray:

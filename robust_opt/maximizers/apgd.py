@@ -29,11 +29,13 @@ from robust_opt.maximizers.core import (
   AscentState,
   Attack,
   InnerMaximizer,
+  after_steps,
   ascend,
   per_example,
+  run_steps,
   value_and_input_gradient,
 )
-from robust_opt.types import Array, ValueFn
+from robust_opt.types import Array, Stochastic, ValueFn
 from robust_opt.uncertainty import Box, Radius, UncertaintySet, l1, l2, linf
 
 SETS: dict[str, Callable[..., UncertaintySet]] = {"linf": linf, "l2": l2, "l1": l1}
@@ -194,13 +196,16 @@ def apgd_shrinking_l1(
   early = [round(share * num_steps) for _, share in STAGES[:-1]]
   lengths = [*early, num_steps - sum(early)]
 
-  def attack(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def attack(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
     maximizer = apgd("l1", STAGES[0][0] * radius, lengths[0], box, random_start)
     infos = []
     for (factor, _), length, next_length in zip(STAGES[1:], lengths[:-1], lengths[1:]):
-      best, info = _best_of(maximizer, length, value_fn, key, x)
+      state, info = run_steps(maximizer, length, value_fn, key, x)
       infos.append(info)
-      maximizer = _continued_l1(factor * radius, next_length, box, best)
+      maximizer = _continued_l1(factor * radius, next_length, box, state.memory.best.delta)
+      value_fn = after_steps(value_fn, length)
     delta, info = ascend(maximizer, lengths[-1], keep_best)(value_fn, key, x)
     return delta, jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos, info)
 
@@ -363,18 +368,6 @@ def _continued_l1(radius: Radius, num_steps: int, box: Box | None, delta: Array)
     return inside, _num_entries(inside) / _SPARSER
 
   return _sparse_ascent(radius, num_steps, box, start)
-
-
-def _best_of(
-  maximizer: InnerMaximizer, num_steps: int, value_fn: ValueFn, key: Array | None, x: Array
-) -> tuple[Array, AscentInfo]:
-  """The best delta that an ascent evaluated, by value; its start after 0 steps."""
-
-  def body(state: AscentState, _: None) -> tuple[AscentState, AscentInfo]:
-    return maximizer.step(value_fn, state, x)
-
-  state, info = jax.lax.scan(body, maximizer.init(key, x), length=num_steps)
-  return state.memory.best.delta, info
 
 
 def _evaluate(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from robust_opt import keys
 from robust_opt.errors import InputError
-from robust_opt.types import Array, PyTree, Scored, ValueFn
+from robust_opt.types import Array, PyTree, Scored, Stochastic, ValueFn
 
 
 class AscentState(NamedTuple):
@@ -53,7 +53,7 @@ class InnerMaximizer(NamedTuple):
 
 
 # (value_fn, key or None, x [B, *S]) -> (delta [B, *S], AscentInfo stacked over the steps)
-Attack = Callable[[ValueFn, Array | None, Array], tuple[Array, AscentInfo]]
+Attack = Callable[[ValueFn | Stochastic, Array | None, Array], tuple[Array, AscentInfo]]
 
 
 class ScheduledAttack(NamedTuple):
@@ -86,33 +86,60 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
       highest: whoever makes a net answer NaN has won, and it shall be seen.
   """
 
-  def last(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
-    def body(state: AscentState, _: None) -> tuple[AscentState, AscentInfo]:
-      return maximizer.step(value_fn, state, x)
-
-    state, info = jax.lax.scan(body, maximizer.init(key, x), length=num_steps)
+  def last(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    state, info = run_steps(maximizer, num_steps, value_fn, key, x)
     return jax.lax.stop_gradient(state.delta), info
 
-  def best(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def best(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     def body(
-      carry: tuple[AscentState, Candidates], _: None
+      carry: tuple[AscentState, Candidates], step: Array
     ) -> tuple[tuple[AscentState, Candidates], AscentInfo]:
       state, best = carry
-      moved, info = maximizer.step(value_fn, state, x)
+      moved, info = maximizer.step(at_step(value_fn, step), state, x)
       return (moved, better(best, (state.delta, info.score))), info
 
     clean = (jnp.zeros_like(x), score_of(value_fn, x))
-    (state, best), info = jax.lax.scan(body, (maximizer.init(key, x), clean), length=num_steps)
+    start = (maximizer.init(key, x), clean)
+    (state, best), info = jax.lax.scan(body, start, jnp.arange(num_steps))
     delta, _ = better(best, (state.delta, score_of(value_fn, x + state.delta)))
     return jax.lax.stop_gradient(delta), info
 
   return best if keep_best else last
 
 
+def run_steps(
+  maximizer: InnerMaximizer,
+  num_steps: int,
+  value_fn: ValueFn | Stochastic,
+  key: Array | None,
+  x: Array,
+) -> tuple[AscentState, AscentInfo]:
+  """The state after num_steps, and the AscentInfo of every step, stacked."""
+
+  def body(state: AscentState, step: Array) -> tuple[AscentState, AscentInfo]:
+    return maximizer.step(at_step(value_fn, step), state, x)
+
+  return jax.lax.scan(body, maximizer.init(key, x), jnp.arange(num_steps))
+
+
+def at_step(value_fn: ValueFn | Stochastic, step: Array | int) -> ValueFn:
+  """The value_fn of one step of an ascent."""
+  return value_fn.at(step) if isinstance(value_fn, Stochastic) else value_fn
+
+
+def after_steps(value_fn: ValueFn | Stochastic, num_steps: int) -> ValueFn | Stochastic:
+  """What an ascent that continues another one after num_steps is given."""
+  if not isinstance(value_fn, Stochastic):
+    return value_fn
+  return Stochastic(lambda step: value_fn.at(step + num_steps))
+
+
 def only_if(wanted: Array, attack: Attack) -> Attack:
   """The attack where `wanted` [], a traced bool, and the clean example at no cost where not."""
 
-  def maybe(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def maybe(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
     def run() -> tuple[Array, AscentInfo]:
       return attack(value_fn, key, x)
 
@@ -133,7 +160,9 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     num_restarts: how often.
   """
 
-  def restarted(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def restarted(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
     key = keys.typed(keys.required(key, "A restart"))
     each = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
 
@@ -209,9 +238,9 @@ def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, A
   return AscentInfo(value, zero, score), grad
 
 
-def score_of(value_fn: ValueFn, x: Array) -> Array:
+def score_of(value_fn: ValueFn | Stochastic, x: Array) -> Array:
   """What points are compared by, [B]; an InputError if the batch has one number for all."""
-  return per_example(_scored(value_fn(x)).score, x)
+  return per_example(_scored(at_step(value_fn, 0)(x)).score, x)
 
 
 def per_example(values: Array, x: Array) -> Array:

@@ -16,7 +16,7 @@ from robust_opt.maximizers.core import (
   unless,
   value_and_input_gradient,
 )
-from robust_opt.types import Array, ValueFn
+from robust_opt.types import Array, Stochastic, ValueFn
 from robust_opt.uncertainty import UncertaintySet, l2
 
 # t [] -> the set of the t-th step, t = 0, 1, ...
@@ -207,7 +207,9 @@ def noise(uncertainty: UncertaintySet, extreme: bool = False) -> Attack:
     An attack that must have a key and reports no step.
   """
 
-  def blind(value_fn: ValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def blind(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
     del value_fn
     key = keys.required(key, "Noise")
     nothing = jnp.zeros((0, x.shape[0]), x.dtype)
