@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.attacks.hyperplanes import rivals_by_rank
+from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.maximizers import Attack
 from robust_opt.types import Array, LogitsFn, LossFn, Scored
@@ -27,11 +28,13 @@ def ascent(attack: Attack, loss: LossFn) -> LogitsAttack:
   """
 
   def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
+    logits_fn, x, rounded = widened(logits_fn, x)
+
     def value_fn(x: Array) -> Scored:
       logits = logits_fn(x)
       return Scored(loss(logits, y), losses.margin(logits, y))
 
-    return judged(attack(value_fn, keys, x)[0], logits_fn, x, y)
+    return rounded(judged(attack(value_fn, keys, x)[0], logits_fn, x, y))
 
   return attacked
 
