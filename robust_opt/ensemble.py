@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import losses, nets
+from robust_opt import losses, nets, precision
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import fab
 from robust_opt.attacks.square import square
@@ -162,7 +162,7 @@ def autoattack(
   y: np.ndarray | Array,
   *,
   norm: str,
-  radius: float,
+  radius: float | Array,
   version: str | tuple[Phase, ...] = "standard",
   seed: int = 0,
   batch_size: int = 100,
@@ -181,7 +181,7 @@ def autoattack(
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     norm: "linf", "l2" or "l1".
-    radius: > 0, in pixels.
+    radius: > 0, in pixels; one number for all examples.
     version: "standard"; "quick", two attacks of half the steps and a third of the targets; "rand",
       for a `nets.Randomized`, which answers at random: APGD on two losses, every step with fresh
       draws; or phases of your own.
@@ -195,6 +195,7 @@ def autoattack(
   Raises:
     InputError: see `checked`.
   """
+  radius = one_radius(radius)
   phases = phases_of(version, logits_fn)
   x, y = checked(logits_fn, x, y, norm, radius, batch_size)
   net = nets.as_argument(logits_fn, x)
@@ -288,21 +289,21 @@ def checked(
   x: np.ndarray | Array,
   y: np.ndarray | Array,
   norm: str,
-  radius: float,
+  radius: float | Array,
   batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """x as float32 and y as int32, if they can be attacked.
 
   Raises:
     InputError: an empty set, images that are not floating point or leave [0, 1], labels that are
-      none of the net's classes, logits that are NaN, of one class, or of another shape than [B, C],
-      outputs that are no array or are probabilities, a net whose gradient cannot be traced, an
-      unknown norm, or a radius or batch size that is none.
+      none of the net's classes, logits that are NaN, not floating point, of one class, or of
+      another shape than [B, C], outputs that are no array or are probabilities, a net whose
+      gradient cannot be traced, an unknown norm, a radius that is not one positive number, or a
+      batch size that is none.
   """
   if norm not in NORMS:
     raise InputError(f"norm must be one of {', '.join(NORMS)}, but was {norm!r}.")
-  if not 0 < radius < np.inf:
-    raise InputError(f"radius must be a finite number > 0, in pixels of [0, 1], but was {radius}.")
+  one_radius(radius)
   if batch_size < 1:
     raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
   images, labels = np.asarray(x), np.asarray(y)
@@ -325,6 +326,27 @@ def checked(
   return images, labels
 
 
+def one_radius(radius: float | np.ndarray | Array) -> float:
+  """The radius of an evaluation, a number or an array [], as a float.
+
+  Raises:
+    InputError: it is not one number, or not finite and > 0.
+  """
+  if np.ndim(radius):
+    raise InputError(
+      f"radius must be one number for all examples, but was an array of the shape "
+      f"{np.shape(radius)}."
+    )
+  if not 0 < radius < np.inf:
+    raise InputError(f"radius must be a finite number > 0, in pixels of [0, 1], but was {radius}.")
+  return float(radius)
+
+
+def sum_rounding(dtype: Any) -> float:
+  """How far from 1 probabilities of a type may sum: each is off by at most eps / 2 of itself."""
+  return max(1e-3, float(jnp.finfo(dtype).eps))
+
+
 def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) -> None:
   sample = images[:16]
   try:
@@ -338,6 +360,7 @@ def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) 
       f"of several outputs, return the logits alone."
     )
   logits = np.asarray(outputs)
+  dtype = precision.check_floating(logits, "The net's logits")
   if logits.ndim != 2 or len(logits) != len(sample) or logits.shape[1] < 2:
     raise InputError(
       f"The net must return logits [{len(sample)}, C] of at least 2 classes for {len(sample)} "
@@ -350,7 +373,8 @@ def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) 
       f"Labels must lie in [0, {logits.shape[1]}), the classes of the net, but lie in "
       f"[{labels.min()}, {labels.max()}]."
     )
-  if np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
+  sums = logits.astype(np.float64).sum(axis=1)
+  if np.all(logits >= 0) and np.all(np.abs(sums - 1) <= sum_rounding(dtype)):
     raise InputError(
       "The net must return logits, but its outputs are >= 0 and sum to 1, as probabilities do: "
       "the gradient of a confident net would be lost in the softmax."

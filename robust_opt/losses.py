@@ -5,6 +5,9 @@ loses, so that an adversary climbs it; any number of classes from 2 on. `one_vs_
 `independent` are for nets whose classes are present or absent each by itself; `probabilities` are
 what a net of any kind believes.
 
+Every loss returns the type of the logits, which may be any floating type: in bfloat16 and float16
+it is computed in float32 and rounded at the end. Integer logits are an InputError.
+
 |  input                               |  cross_entropy  |  margin, dlr      |
 |  a label outside [0, C)              |  NaN            |  NaN              |
 |  NaN logits                          |  NaN            |  NaN              |
@@ -18,9 +21,11 @@ import jax.numpy as jnp
 import optax
 
 from robust_opt.errors import InputError
+from robust_opt.precision import computed_wide
 from robust_opt.types import Array
 
 
+@computed_wide
 def cross_entropy(logits: Array, labels: Array) -> Array:
   """-log softmax(logits)[label].
 
@@ -33,6 +38,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+@computed_wide
 def one_vs_all(logits: Array, labels: Array) -> Array:
   """The cross-entropy of C independent sigmoids, the label's class present and the others absent.
 
@@ -50,6 +56,7 @@ def one_vs_all(logits: Array, labels: Array) -> Array:
   return jnp.where(jnp.any(is_label, axis=-1), losses, jnp.nan)
 
 
+@computed_wide
 def independent(log_p: Array, labels: Array) -> Array:
   """The same of C independent probabilities, given by their logarithms: what RBF nets return.
 
@@ -74,6 +81,7 @@ def independent(log_p: Array, labels: Array) -> Array:
 KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rbf"}
 
 
+@computed_wide
 def probabilities(logits: Array, kind: str) -> Array:
   """What a net believes of every class; the largest is its confidence: [B, C] -> [B, C].
 
@@ -91,6 +99,7 @@ def probabilities(logits: Array, kind: str) -> Array:
   return functions[kind](logits)
 
 
+@computed_wide
 def margin(logits: Array, labels: Array) -> Array:
   """max over j != y of z_j - z_y: how far the label is beaten, > 0 where another class wins.
 
@@ -104,6 +113,7 @@ def margin(logits: Array, labels: Array) -> Array:
   return _best_other(logits, labels) - _entry(logits, labels)
 
 
+@computed_wide
 def dlr(logits: Array, labels: Array) -> Array:
   """The difference of logits ratio, a margin that does not depend on the scale of the logits.
 
@@ -122,6 +132,7 @@ def dlr(logits: Array, labels: Array) -> Array:
   return _ratio(margin(logits, labels), largest[:, -1] - largest[:, -3])
 
 
+@computed_wide
 def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
   """z_t - z_y: how far the target beats the label.
 
@@ -133,6 +144,7 @@ def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
   return _entry(logits, targets) - _entry(logits, labels)
 
 
+@computed_wide
 def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
   """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); with three classes z_(4) is z_(3), with two 1.
 
@@ -151,6 +163,7 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
   return _ratio(beaten, largest[:, -1] - (largest[:, -3] + fourth) / 2)
 
 
+@computed_wide
 def kl_divergence(logits: Array, reference: Array) -> Array:
   """KL(softmax(reference) || softmax(logits)), which needs no label.
 

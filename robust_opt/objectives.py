@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.errors import InputError
+from robust_opt.precision import computed_wide, wide
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 from robust_opt.uncertainty import UncertaintySet
 
@@ -99,7 +100,8 @@ def virtual(alpha: float = 1.0) -> RobustObjective:
     labelled = y >= 0
     supervised = jnp.where(labelled, losses.cross_entropy(clean, jnp.maximum(y, 0)), 0.0)
     # So that the mean over the batch is the mean over the labelled.
-    supervised *= y.shape[0] / jnp.maximum(jnp.sum(labelled), 1)
+    share = y.shape[0] / jnp.maximum(jnp.sum(labelled), 1)
+    supervised *= share.astype(supervised.dtype)
     return supervised + alpha * smoothness, model_state
 
   return RobustObjective(_ascend_divergence, outer)
@@ -139,15 +141,7 @@ def mart(beta: float = 5.0) -> RobustObjective:
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
     clean, adversarial, model_state = _both(forward, x, x_adv)
-    log_p = jax.nn.log_softmax(adversarial)
-    is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
-    rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
-    # log(1 - p) of a p that may be nearly 1: what all the other classes have together.
-    is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
-    log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
-    boosted = losses.cross_entropy(adversarial, y) - log_rest
-    unsure = 1.0 - jnp.exp(-losses.cross_entropy(clean, y))
-    return boosted + beta * unsure * losses.kl_divergence(adversarial, clean), model_state
+    return _mart(clean, adversarial, y, beta), model_state
 
   return RobustObjective(_ascend_loss(losses.cross_entropy), outer)
 
@@ -176,7 +170,8 @@ def gradient_penalty(
 
     gradient, (values, model_state) = jax.grad(total, has_aux=True)(x)
     delta = jax.lax.stop_gradient(uncertainty.steepest_ascent(gradient, x))
-    return values + jnp.sum(gradient * delta, axis=range(1, x.ndim)), model_state
+    penalty = jnp.sum(gradient * delta, axis=range(1, x.ndim), dtype=wide(x.dtype))
+    return values + penalty.astype(values.dtype), model_state
 
   return RobustObjective(_ascend_loss(loss), outer)
 
@@ -203,6 +198,20 @@ def _ascend_divergence(forward: Forward, x: Array, y: Array) -> ValueFn:
     return losses.kl_divergence(forward(x_adv)[0], clean)
 
   return value_fn
+
+
+@computed_wide
+def _mart(clean: Array, adversarial: Array, y: Array, beta: float) -> Array:
+  """The loss of `mart`, [B], given the logits."""
+  log_p = jax.nn.log_softmax(adversarial)
+  is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
+  rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
+  # log(1 - p) of a p that may be nearly 1: what all the other classes have together.
+  is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
+  log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
+  boosted = losses.cross_entropy(adversarial, y) - log_rest
+  unsure = 1.0 - jnp.exp(-losses.cross_entropy(clean, y))
+  return boosted + beta * unsure * losses.kl_divergence(adversarial, clean)
 
 
 def _both(forward: Forward, x: Array, x_adv: Array) -> tuple[Array, Array, ModelState]:

@@ -5,7 +5,9 @@
 
 Every function takes delta [*S], a radius [] >= 0 (it may be traced), and optional bounds
 (lower [*S] <= 0, upper [*S] >= 0), and returns [*S]. Projecting onto the ball and onto the bounds
-one after the other is not the projection onto both; these are.
+one after the other is not the projection onto both; these are. The result has the type of delta;
+bfloat16 and float16 are computed in float32 and rounded once, so that the result leaves the ball by
+at most eps / 2 of the radius, and no representable bound.
 
 |  input                  |  result                            |
 |  radius 0               |  0                                 |
@@ -19,17 +21,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robust_opt.precision import computed_wide
 from robust_opt.types import Array
 
 Bounds = tuple[Array, Array]
 
 
+@computed_wide
 def linf(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_inf <= radius}: a box cut by a box is a box."""
   ball = optax.projections.projection_linf_ball(delta, radius)
   return ball if bounds is None else jnp.clip(ball, *bounds)
 
 
+@computed_wide
 def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_2 <= radius} and the bounds.
 
@@ -40,6 +45,7 @@ def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   return jnp.where(l2_norm(inside) <= radius, inside, furthest_l2(delta, radius, bounds))
 
 
+@computed_wide
 def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_1 <= radius} and the bounds.
 
@@ -47,13 +53,15 @@ def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   smallest t >= 0 that keeps the norm.
   """
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
-  outside = _soft_threshold(delta, radius, jnp.inf if bounds is None else room(delta, bounds))
+  cap = jnp.full_like(delta, jnp.inf) if bounds is None else room(delta, bounds)
+  outside = _soft_threshold(delta, radius, cap)
   # Long sums round: shrink what they leave outside.
   norm = l1_norm(outside)
   outside = outside * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
   return jnp.where(l1_norm(inside) <= radius, inside, outside)
 
 
+@computed_wide
 def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """argmax of <v, delta> over {|delta|_2 <= radius} and the bounds; 0 where v is 0.
 
@@ -85,6 +93,7 @@ def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   return jnp.sign(v) * jnp.where(saturated, full, free)
 
 
+@computed_wide
 def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """argmax of <v, delta> over {|delta|_1 <= radius} and the bounds; 0 where v is 0.
 
@@ -115,6 +124,7 @@ def linf_norm(delta: Array) -> Array:
   return jnp.max(jnp.abs(delta))
 
 
+@computed_wide
 def l2_norm(delta: Array) -> Array:
   """Euclidean norm, [*S] -> [], scaled so that no square under- or overflows."""
   largest = linf_norm(delta)
@@ -122,6 +132,7 @@ def l2_norm(delta: Array) -> Array:
   return jnp.where(largest == jnp.inf, jnp.inf, safe * jnp.sqrt(jnp.sum((delta / safe) ** 2)))
 
 
+@computed_wide
 def l1_norm(delta: Array) -> Array:
   """Sum of absolute entries: [*S] -> []."""
   return jnp.sum(jnp.abs(delta))
@@ -140,7 +151,7 @@ def _sqrt(a: Array) -> Array:
   return jnp.where(a == 0, 0.0, jnp.sqrt(jnp.where(a == 0, 1.0, a)))
 
 
-def _soft_threshold(delta: Array, radius: Array, cap: Array | float) -> Array:
+def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
   """sign(delta) * clip(|delta| - t, 0, cap) for the t at which its l_1 norm is the radius.
 
   For delta outside of the ball. Bisection over the floating point numbers (the bits of positive

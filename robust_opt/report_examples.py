@@ -104,10 +104,12 @@ def ask(run: Run, evaluation: Evaluation, limit: int, places: Mapping[str, str])
     return Attacked(tuple(known), len(stored.broken_ids), None, str(error))
   x, size = found.x[:count], min(stored.claim.batch_size, count)
   kind = losses.KINDS[run.config.get("objective.loss", "cross_entropy")]
-  attacked, clean = (
-    np.asarray(losses.probabilities(jnp.asarray(answers(found.logits_fn, images, size)), kind))
-    for images in (outcome.images, x[stored.broken_ids])
-  )
+
+  def beliefs(images: np.ndarray) -> np.ndarray:
+    logits = jnp.asarray(answers(found.logits_fn, images, size), jnp.float32)
+    return np.asarray(losses.probabilities(logits, kind))
+
+  attacked, clean = beliefs(outcome.images), beliefs(x[stored.broken_ids])
   after = np.array(outcome.prediction)
   after[stored.broken_ids] = np.argmax(attacked, axis=1)
   confusion = np.zeros((attacked.shape[1],) * 2, int)

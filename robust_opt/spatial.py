@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import ndimage
 
+from robust_opt import precision
 from robust_opt.errors import InputError
 from robust_opt.maximizers.core import (
   AscentInfo,
@@ -42,6 +43,7 @@ def transform(x: Array, degrees: float | Array, shift: tuple[float, float] | Arr
       f"x must be floating point images [B, H, W, C], but is {x.dtype} of the shape {x.shape}."
     )
   height, width = x.shape[1:3]
+  dtype, x = x.dtype, x.astype(precision.wide(x.dtype))
   angle = jnp.deg2rad(jnp.asarray(degrees, x.dtype))
   shift = jnp.asarray(shift, x.dtype)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -57,7 +59,8 @@ def transform(x: Array, degrees: float | Array, shift: tuple[float, float] | Arr
   moved = jax.vmap(jax.vmap(plane, in_axes=-1, out_axes=-1))(x)
   # Weights that sum to 1 but for rounding.
   low = jnp.minimum(jnp.min(x, axis=(1, 2), keepdims=True), 0.0)
-  return jnp.clip(moved, low, jnp.maximum(jnp.max(x, axis=(1, 2), keepdims=True), 0.0))
+  high = jnp.maximum(jnp.max(x, axis=(1, 2), keepdims=True), 0.0)
+  return jnp.clip(moved, low, high).astype(dtype)
 
 
 def grid_search(
@@ -108,7 +111,7 @@ def grid_search(
 
     clean = judge(jnp.zeros_like(x))
     start = (jnp.zeros_like(x), clean.score)
-    (delta, _), info = jax.lax.scan(body, start, jnp.asarray(grid, x.dtype))
+    (delta, _), info = jax.lax.scan(body, start, jnp.asarray(grid, precision.wide(x.dtype)))
     stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), clean, info)
     return jax.lax.stop_gradient(delta), stacked
 

@@ -26,12 +26,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from robust_opt import nets
-from robust_opt.ensemble import checked
+from robust_opt.ensemble import checked, sum_rounding
 from robust_opt.errors import InputError
+from robust_opt.precision import check_floating
 from robust_opt.trust_trials import (
   Trial,
   answers,
@@ -50,6 +52,9 @@ NUM_RESTARTS = 5
 # Sums in another order differ by some 1e-6 of the largest logit; statistics of another batch by
 # 1e-2 and more.
 ROUNDING = 1e-4
+# Of nets that answer in bfloat16 or float16, in units of eps: whether sums are rounded in between
+# differs by the size of the batch.
+LOW_PRECISION = 4
 # A trained net has next to no gradient of exactly 0: float32 keeps it up to margins of some 80.
 FLAT = 0.1
 # At the diameter of the box any image is allowed, so the truth is 0 and has no sampling noise; a
@@ -91,7 +96,7 @@ def report(
   y: np.ndarray | Array,
   *,
   norm: str,
-  radius: float,
+  radius: float | Array,
   seed: int = 0,
   batch_size: int = 100,
   num_steps: int = 40,
@@ -132,7 +137,7 @@ def report(
     if count < 1:
       raise InputError(f"{name} must be an integer >= 1, but was {count}.")
   # The log of a softmax takes no probabilities for what they are: here they are to be reported.
-  x, y = checked(lambda x: jax.nn.log_softmax(logits_fn(x)), x, y, norm, radius, batch_size)
+  x, y = checked(lambda x: _log_softmax(logits_fn(x)), x, y, norm, radius, batch_size)
   size = min(batch_size, len(x))
   trial = Trial(nets.as_argument(logits_fn, x), x, y, norm, float(radius), seed, size)
   progress(PARTS[0])
@@ -177,6 +182,11 @@ def to_markdown(checks: list[Check]) -> str:
 # --- What the net answers, without an attack ---
 
 
+def _log_softmax(logits: Array) -> Array:
+  check_floating(logits, "The net's logits")
+  return jax.nn.log_softmax(logits)
+
+
 def _clean_accuracy(num_right: int, y: np.ndarray, num_classes: int) -> Check:
   # Without looking at the image one is right as often as the commonest label occurs.
   chance = max(1 / num_classes, np.bincount(y).max() / len(y))
@@ -191,8 +201,10 @@ def _clean_accuracy(num_right: int, y: np.ndarray, num_classes: int) -> Check:
 
 
 def _are_logits(logits: np.ndarray) -> Check:
+  allowed = sum_rounding(logits.dtype)
+  logits = logits.astype(np.float64)
   sums = np.abs(logits.sum(axis=1) - 1)
-  probabilities = bool(np.all(logits >= 0) and np.all(sums <= 1e-3))
+  probabilities = bool(np.all(logits >= 0) and np.all(sums <= allowed))
   return Check(
     "logits",
     not probabilities,
@@ -231,9 +243,11 @@ def _batches(logits: np.ndarray, logits_fn: LogitsFn, trial: Trial) -> Check:
 
 def _compared(a: np.ndarray, b: np.ndarray) -> tuple[bool, str]:
   """Whether two sets of logits [N, C] are the same up to rounding, and by how much they differ."""
+  rounding = max(ROUNDING, LOW_PRECISION * float(jnp.finfo(a.dtype).eps))
+  a, b = a.astype(np.float64), b.astype(np.float64)
   difference, largest = np.max(np.abs(a - b)), np.max(np.abs(a))
   changed = int(np.sum(np.argmax(a, axis=1) != np.argmax(b, axis=1)))
-  same = bool(difference <= ROUNDING * largest)  # so said, NaN is not the same
+  same = bool(difference <= rounding * largest)  # so said, NaN is not the same
   return same, (
     f"{changed} of {len(a)} predictions change, and logits of up to {largest:.4g} by up to "
     f"{difference:.2g}"

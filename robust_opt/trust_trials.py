@@ -41,12 +41,13 @@ Maker = Callable[[str, Array, Array], Attack]
 def answers(logits_fn: LogitsFn, x: np.ndarray, size: int) -> np.ndarray:
   """As the caller's own call gives them, [N, C]: under a jit of ours, Python noise would freeze.
 
-  Of no examples, N = 0, one call that says C.
+  They are of the net's own type, which says how they may be rounded. Of no examples, N = 0, one
+  call that says C.
   """
   # Elsewhere than on a CPU, sizes differ by whether their products are rounded to fewer bits.
   with jax.default_matmul_precision("highest"):
     parts = [logits_fn(jnp.asarray(x[i : i + size])) for i in range(0, max(1, len(x)), size)]
-    return np.concatenate([np.asarray(part, np.float64) for part in parts])
+    return np.concatenate([np.asarray(part) for part in parts])
 
 
 class Trial(NamedTuple):

@@ -6,8 +6,11 @@
 
 The four functions of a set take a batch, delta or g [B, *S] and x [B, *S]. The radius is [] or
 [B] and may be traced, so that a sweep over radii compiles once: build the set inside the traced
-function. The geometry of one example is in projections.py; `_ball` is the one place that maps it
-over the batch.
+function. The geometry of one example is in projections.py; `over_batch` maps it over the batch.
+
+Every function returns the type of x. Types of fewer bits than float32 are computed in float32 and
+rounded once: delta may leave the ball by eps / 2 of the radius (2^-8 of it in bfloat16, 2^-11 in
+float16), and x + delta stays in the box.
 
 |  input                  |  steepest_ascent                                       |
 |  g = 0                  |  0 (never a made-up direction, never NaN)              |
@@ -26,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import keys, projections
+from robust_opt import keys, precision, projections
 from robust_opt.errors import InputError
 from robust_opt.types import Array
 
@@ -34,6 +37,8 @@ Box = tuple[float, float]
 Radius = float | np.ndarray | Array
 # (v [*S], radius [], bounds) -> [*S]
 _Geometry = Callable[[Array, Array, projections.Bounds | None], Array]
+# (v [*S] or key, radii, each [], x [*S]) -> what the set's function returns of one example
+OfOne = Callable[[Array, tuple[Array, ...], Array], Array]
 
 
 class UncertaintySet(NamedTuple):
@@ -71,7 +76,7 @@ def linf(radius: Radius, box: Box | None = None) -> UncertaintySet:
     return step if bounds is None else jnp.clip(step, *bounds)
 
   def sample(key: Array, radius: Array, x: Array) -> Array:
-    return radius * jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+    return radius * jax.random.uniform(key, x.shape, radius.dtype, -1.0, 1.0)
 
   return _ball(radius, box, furthest, projections.linf, sample, projections.linf_norm)
 
@@ -82,8 +87,8 @@ def l2(radius: Radius, box: Box | None = None) -> UncertaintySet:
   def sample(key: Array, radius: Array, x: Array) -> Array:
     # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
     normal_key, exponential_key = jax.random.split(key)
-    z = jax.random.normal(normal_key, x.shape, x.dtype)
-    e = jax.random.exponential(exponential_key, (), x.dtype)
+    z = jax.random.normal(normal_key, x.shape, radius.dtype)
+    e = jax.random.exponential(exponential_key, (), radius.dtype)
     return radius * z / jnp.sqrt(jnp.sum(z**2) + 2.0 * e)
 
   return _ball(radius, box, projections.furthest_l2, projections.l2, sample, projections.l2_norm)
@@ -98,8 +103,8 @@ def l1(radius: Radius, box: Box | None = None) -> UncertaintySet:
   def sample(key: Array, radius: Array, x: Array) -> Array:
     # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 1.
     laplace_key, exponential_key = jax.random.split(key)
-    z = jax.random.laplace(laplace_key, x.shape, x.dtype)
-    e = jax.random.exponential(exponential_key, (), x.dtype)
+    z = jax.random.laplace(laplace_key, x.shape, radius.dtype)
+    e = jax.random.exponential(exponential_key, (), radius.dtype)
     return radius * z / (jnp.sum(jnp.abs(z)) + e)
 
   return _ball(radius, box, projections.furthest_l1, projections.l1, sample, projections.l1_norm)
@@ -133,19 +138,8 @@ def _ball(
       return of_ball
     return jnp.maximum(of_ball, ratio(jnp.abs(delta), projections.room(delta, limits)))
 
-  def over_batch(one: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    def batched(first: Array, x: Array) -> Array:
-      if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
-      if jnp.shape(radius) not in ((), x.shape[:1]):
-        raise InputError(
-          f"radius must be one number or one for each of the {x.shape[0]} examples, but has the "
-          f"shape {jnp.shape(radius)}."
-        )
-      radii = jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1])
-      return jax.vmap(one)(first, radii, x)
-
-    return batched
+  def batched(one: Callable[[Array, Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return over_batch({"radius": radius}, lambda first, radii, x: one(first, radii[0], x))
 
   def same_shape(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
     def checked(delta: Array, x: Array) -> Array:
@@ -154,17 +148,50 @@ def _ball(
 
     return checked
 
-  draw = over_batch(lambda key, radius, x: inside_box(sample(key, radius, x), x))
+  draw = batched(lambda key, radius, x: inside_box(sample(key, radius, x), x))
 
   def keyed(key: Array, x: Array) -> Array:
     return draw(keys.per_example(key, x.shape[0]), x)
 
   return UncertaintySet(
-    steepest_ascent=same_shape(over_batch(lambda g, r, x: furthest(g, r, bounds(x)))),
-    project=same_shape(over_batch(lambda delta, r, x: project(delta, r, bounds(x)))),
+    steepest_ascent=same_shape(batched(lambda g, r, x: furthest(g, r, bounds(x)))),
+    project=same_shape(batched(lambda delta, r, x: project(delta, r, bounds(x)))),
     sample=keyed,
-    gauge=same_shape(over_batch(gauge)),
+    gauge=same_shape(batched(gauge)),
   )
+
+
+def over_batch(radii: dict[str, Radius], one: OfOne) -> Callable[[Array, Array], Array]:
+  """Maps the geometry of one example over a batch: (v [B, *S] or keys [B], x [B, *S]) -> result.
+
+  `one` gets v and the radii in x's type, or float32 if that has fewer bits, and x as it is, whose
+  rounding decides what stays in a box. The result is cast to x's type.
+
+  Args:
+    radii: the radii by the names of the set's arguments, each [] or [B].
+    one: the geometry.
+
+  Raises:
+    InputError: from the result: x is not floating point, or a radius is neither [] nor [B].
+  """
+
+  def batched(first: Array, x: Array) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
+    for name, radius in radii.items():
+      if jnp.shape(radius) not in ((), x.shape[:1]):
+        raise InputError(
+          f"{name} must be one number or one for each of the {x.shape[0]} examples, but has the "
+          f"shape {jnp.shape(radius)}."
+        )
+    dtype = precision.wide(x.dtype)
+    spread = tuple(
+      jnp.broadcast_to(jnp.asarray(radius, dtype), x.shape[:1]) for radius in radii.values()
+    )
+    return jax.vmap(one)(precision.cast(first, dtype), spread, x).astype(x.dtype)
+
+  return batched
 
 
 def bounds_within(box: Box, x: Array) -> projections.Bounds:

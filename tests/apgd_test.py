@@ -12,7 +12,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.maximizers.apgd import apgd, apgd_shrinking_l1, checkpoints
+from robust_opt.maximizers.apgd import _sparse_step, apgd, apgd_shrinking_l1, checkpoints
 
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -507,3 +507,17 @@ def test_more_steps_than_were_planned_adapt_nothing(name):
   step_size = np.asarray(run(keys, x).step_size)
   assert np.any(step_size[:6] != step_size[0])
   np.testing.assert_array_equal(step_size[5:], np.broadcast_to(step_size[5], (4, BATCH)))
+
+
+@pytest.mark.parametrize(
+  ("free", "expected"),
+  [
+    ((True, True, True, True), (1.5, -1.5, 0, 0)),
+    ((False, True, True, True), (1.5, -1.5, 0, 0)),  # a held entry counts
+    ((False, False, True, True), (1, -1, 1, 0)),  # down to the first that can move
+  ],
+)
+def test_an_l1_step_counts_the_entries_that_the_box_holds(free, expected):
+  gradient = jnp.array([4.0, -3.0, 2.0, 1.0])
+  step = _sparse_step(gradient, jnp.array(free), jnp.array(2.9), jnp.array(3.0))
+  np.testing.assert_allclose(step, expected, rtol=1e-6)

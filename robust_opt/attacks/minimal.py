@@ -32,6 +32,7 @@ from robust_opt.attacks.hyperplanes import (
   smaller,
   to_hyperplanes,
 )
+from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Minimal, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
@@ -72,7 +73,7 @@ def deepfool(
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
     del keys
-    x = jax.lax.stop_gradient(x)
+    logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
     lower, upper = bounds_within(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     rivals = rivals_by_rank(clean, y)[:num_candidates]
@@ -91,7 +92,7 @@ def deepfool(
 
     start = (jnp.zeros_like(x), ~losses.correct(clean, y), jnp.zeros((), jnp.int32))
     delta, found, _ = jax.lax.while_loop(going_on, step, start)
-    return Minimal(jnp.where(over(found, x), delta, 0.0), found)
+    return rounded(Minimal(jnp.where(over(found, x), delta, 0.0), found))
 
   return attack
 
@@ -130,7 +131,7 @@ def fast_minimum_norm(
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
     del keys
-    x = jax.lax.stop_gradient(x)
+    logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
     lower, upper = bounds_within(box, x)
 
     def beaten(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -162,7 +163,7 @@ def fast_minimum_norm(
     (delta, _, smallest), _ = jax.lax.scan(step, start, 1.0 + jnp.arange(num_steps, dtype=x.dtype))
     fooled = misclassified(logits_fn, x + delta, y)
     smallest = smaller(smallest, delta, norms(delta), fooled)
-    return Minimal(smallest.delta, smallest.norm < jnp.inf)
+    return rounded(Minimal(smallest.delta, smallest.norm < jnp.inf))
 
   return attack
 

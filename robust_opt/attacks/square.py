@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import losses, uncertainty
+from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
@@ -110,6 +111,7 @@ def counting_square(
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Searched:
     keys = _keys_of(keys, x)
+    logits_fn, x, rounded = widened(logits_fn, x)
     ball.gauge(jnp.zeros_like(x), x)  # raises what the sets raise: of integer x, of radii not [B]
     images = x.reshape(x.shape[0], *_image_shape(x.shape[1:]))
     radii, bounds = _radii(moves, radius, box, images), _bounds(images, box)
@@ -159,7 +161,7 @@ def counting_square(
     # The search climbs from its start, wherever that lies: the clean example may have been better.
     beats_clean = ~misclassified & (end.fooled | (end.margin > clean_margin))
     delta = _where(beats_clean, end.best, jnp.zeros_like(end.best)).reshape(x.shape)
-    return Searched(Found(delta, end.fooled), end.queries)
+    return rounded(Searched(Found(delta, end.fooled), end.queries))
 
   return attack
 

@@ -19,6 +19,7 @@ from robust_opt.attacks.hyperplanes import (
   rivals_by_rank,
   smaller,
 )
+from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Minimal
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
@@ -86,7 +87,7 @@ def szegedy(
     keys: Array, logits_fn: LogitsFn, x: Array, y: Array, targets: Array | None = None
   ) -> Minimal:
     del keys
-    x = jax.lax.stop_gradient(x)
+    logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
     bounds = bounds_within(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     towards = rivals_by_rank(clean, y)[0] if targets is None else targets
@@ -127,7 +128,7 @@ def szegedy(
     start = none_found(x, ~losses.correct(clean, y))
     carry = (first_constant * every, 0.0 * every, jnp.inf * every, start)
     (*_, smallest), _ = jax.lax.scan(try_constant, carry, length=num_constants)
-    return Minimal(smallest.delta, smallest.norm < jnp.inf)
+    return rounded(Minimal(smallest.delta, smallest.norm < jnp.inf))
 
   return attack
 

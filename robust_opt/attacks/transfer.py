@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from robust_opt import losses
+from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
@@ -40,19 +41,21 @@ def transfer(sources: LogitsFn | Sequence[LogitsFn], attack: LogitsAttack) -> Lo
     raise InputError("transfer needs at least one net to make perturbations on, but got none.")
 
   def transferred(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
+    logits_fn, wide_x, rounded = widened(logits_fn, x)
+
     def judge(x: Array) -> tuple[Array, Array]:
       logits = logits_fn(x)
       return losses.margin(logits, y), ~losses.correct(logits, y)
 
-    delta = jnp.zeros_like(x)
-    margin, fooled = judge(x)
+    delta = jnp.zeros_like(wide_x)
+    margin, fooled = judge(wide_x)
     for source in nets:
       candidate = attack(keys, source, x, y).delta
-      candidate_margin, candidate_fooled = judge(x + candidate)
+      candidate_margin, candidate_fooled = judge(wide_x + candidate)
       better = ~fooled & (candidate_fooled | (candidate_margin > margin))
       delta = jnp.where(better.reshape(-1, *(1,) * (x.ndim - 1)), candidate, delta)
       margin = jnp.where(better, candidate_margin, margin)
       fooled |= candidate_fooled
-    return Found(delta, fooled)
+    return rounded(Found(delta, fooled))
 
   return transferred

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.attacks.hyperplanes import rivals_by_rank
+from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.maximizers import Attack
 from robust_opt.types import Array, LogitsFn, LossFn, Scored, Stochastic, ValueFn
@@ -32,6 +33,8 @@ def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAtt
   """
 
   def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
+    logits_fn, x, rounded = widened(logits_fn, x)
+
     def value_fn(x: Array, *key: Array) -> Scored:
       logits = logits_fn(x, *key)
       return Scored(loss(logits, y), losses.margin(logits, y))
@@ -40,8 +43,8 @@ def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAtt
       noise = jax.random.fold_in(jax.random.fold_in(keys[0], NOISE), step)
       return lambda x: value_fn(x, noise)
 
-    ascended = attack(Stochastic(at) if fresh_noise else value_fn, keys, x)
-    return judged(ascended[0], logits_fn, x, y)
+    delta, _ = attack(Stochastic(at) if fresh_noise else value_fn, keys, x)
+    return rounded(judged(delta, logits_fn, x, y))
 
   return attacked
 

@@ -78,7 +78,7 @@ def certified(
   """
   chex.assert_rank(y, 1)
   chex.assert_equal_shape_prefix((x, y), 1)
-  check_precision(layers, x)
+  x = x.astype(check_precision(layers, x))
   clean = apply(layers, x)
   upper = _upper_bound(layers, x, norm, radius, box, method)
   num_classes = clean.shape[-1]
@@ -103,7 +103,7 @@ def logit_bounds(
 
   For margins, `certified` is tighter than the difference of these.
   """
-  check_precision(layers, x)
+  x = x.astype(check_precision(layers, x))
   clean = apply(layers, x)
   upper = _upper_bound(layers, x, norm, radius, box, method)
 

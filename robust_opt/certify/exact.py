@@ -110,20 +110,24 @@ def support(u: UncertaintySet, g: Array, x: Array) -> Array:
   return jnp.sum(g * u.steepest_ascent(g, x), axis=range(1, x.ndim))
 
 
-def check_precision(*arrays: Any) -> None:
-  """InputError if one of them has fewer bits than float32: nothing is proved in so few."""
+def check_precision(*arrays: Any) -> Any:
+  """The common type of arrays; InputError if one of them has fewer bits than float32.
+
+  Nothing is proved in so few.
+  """
   for array in jax.tree.leaves(arrays):
     dtype = jnp.result_type(array)
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
       raise InputError(f"A certificate wants images and weights in float32, but was given {dtype}.")
+  return jnp.result_type(*jax.tree.leaves(arrays))
 
 
 def _differences(weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
   """x as [B, n], and w_j - w_y [B, C, n]."""
-  check_precision(weights, x)
+  dtype = check_precision(weights, x)
   chex.assert_rank([weights, y], [2, 1])
   chex.assert_equal_shape_prefix((x, y), 1)
-  x = x.reshape(x.shape[0], -1)
+  x = x.reshape(x.shape[0], -1).astype(dtype)
   if weights.shape[0] != x.shape[-1]:
     raise InputError(
       f"weights must have one row for each of the {x.shape[-1]} entries of an example, but have "

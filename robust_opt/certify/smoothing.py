@@ -25,8 +25,10 @@ import numpy as np
 from scipy import special
 
 from robust_opt import nets
+from robust_opt.certify.exact import check_precision
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
+from robust_opt.precision import check_floating
 from robust_opt.types import Array, LogitsFn
 
 ABSTAIN = -1
@@ -68,10 +70,11 @@ def certify_smoothed(
 
   Args:
     keys: [B], or one key; an example's result depends on its key alone, not on its neighbours.
-    logits_fn: x [B, *S] -> logits [B, C]. It is compiled once for each shape, and again if the
-      weights that it closes over have changed; those of a `jax.tree_util.Partial` or a module are
-      arguments.
-    x: [B, *S], pixels in [0, 1]. The noisy copies leave the box.
+    logits_fn: x [B, *S] -> logits [B, C], of any floating type. It is compiled once for each shape,
+      and again if the weights that it closes over have changed; those of a
+      `jax.tree_util.Partial` or a module are arguments.
+    x: [B, *S], pixels in [0, 1], float32 or float64: in fewer bits the noise is not normal. The
+      noisy copies leave the box.
     sigma: standard deviation of the noise, in the units of x, > 0.
     n0: copies to guess the class from.
     n: copies to bound its probability from.
@@ -79,7 +82,8 @@ def certify_smoothed(
     at_once: noisy copies of the batch in one call of logits_fn; changes no result.
 
   Raises:
-    InputError: of sigma <= 0, alpha outside (0, 1), or a number of copies below 1.
+    InputError: of sigma <= 0, alpha outside (0, 1), a number of copies below 1, images of fewer
+      bits than float32, or logits that are not floating point.
   """
   if not sigma > 0:
     raise InputError(f"sigma must be > 0, but was {sigma}.")
@@ -110,7 +114,10 @@ def class_counts(
   """
   keys = per_example(keys, x.shape[0])
   chex.assert_shape(keys, (x.shape[0],))
-  num_classes = jax.eval_shape(logits_fn, x).shape[-1]
+  check_precision(x)
+  logits = jax.eval_shape(logits_fn, x)
+  check_floating(logits, "The net's logits")
+  num_classes = logits.shape[-1]
 
   def noise(copy: Array) -> Array:
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, copy), x.shape[1:], x.dtype)  # noqa: E731

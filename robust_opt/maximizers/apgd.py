@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import keys, projections
+from robust_opt import keys, precision, projections
 from robust_opt.errors import InputError
 from robust_opt.maximizers.core import (
   AscentInfo,
@@ -136,8 +136,10 @@ def apgd(
   goes on from its best point, and if not, eta is divided by 1.5, down to radius / 10.
 
   P is the exact projection onto ball and box together, as the papers state the algorithms.
-  AutoAttack's own code, over l_inf and l_2, shortens to the ball and then cuts by the box. Entries
-  that the box holds do not count as moved by an l_1 step, lest it be lost on them (ours).
+  AutoAttack's own code, over l_inf and l_2, shortens to the ball and then cuts by the box. The k
+  entries of an l_1 step include those that the box holds. Where it holds all k of them, the step
+  goes on to the largest entry that can move, and moves all entries up to that one, each by eta over
+  their number (ours): otherwise the projection would undo the step.
 
   The gradients are those of value_fn's value. What an example restarts from is the best by value;
   `ascend(keep_best=True)` keeps, outside of all this, the best by score.
@@ -165,7 +167,7 @@ def apgd(
     delta = jnp.zeros_like(x)
     if random_start:
       delta = uncertainty.sample(keys.required(key, "A random start"), x)
-    sparsity = jnp.full(x.shape[:1], _FIRST_SPARSITY * np.prod(x.shape[1:]), x.dtype)
+    sparsity = jnp.full(x.shape[:1], _FIRST_SPARSITY * np.prod(x.shape[1:]), jnp.float32)
     return uncertainty.project(delta, x), sparsity
 
   if norm == "l1":
@@ -237,14 +239,14 @@ def _momentum_ascent(
 
   def init(key: Array | None, x: Array) -> AscentState:
     delta, _ = start(key, x)
-    none = jnp.zeros(x.shape[:1], x.dtype)
+    none = jnp.zeros(x.shape[:1], precision.wide(x.dtype))
     memory = MomentumMemory(
       num_taken=jnp.zeros((), jnp.int32),
       best=_no_best(delta),
       previous=delta,
       step_size=2 * _radii(radius, x),
       last_value=none + jnp.inf,  # the first value is no increase
-      num_increases=none,
+      num_increases=none.astype(jnp.int32),
       checkpoint_value=none,
       reduced=none > 0,
     )
@@ -285,7 +287,7 @@ def _reconsider(
   starts_window = at_checkpoint | (memory.num_taken == 0)  # w_0 = 0
   memory = memory._replace(
     step_size=jnp.where(restart, memory.step_size / 2, memory.step_size),
-    num_increases=jnp.where(at_checkpoint, 0.0, increases),
+    num_increases=jnp.where(at_checkpoint, 0, increases),
     checkpoint_value=jnp.where(starts_window, best.value, memory.checkpoint_value),
     reduced=jnp.where(at_checkpoint, restart, memory.reduced),
   )
@@ -355,7 +357,8 @@ def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
   """Which entries can move in the direction of the gradient before they meet the box, [B, *S]."""
   bounds = (box[0] - x - delta, box[1] - x - delta)
   # The projection rounds: an entry at the box may lie an ulp from it.
-  return projections.room(gradient, bounds) > 1e-6 * (box[1] - box[0])
+  ulp = max(1e-6, float(jnp.finfo(x.dtype).eps))
+  return projections.room(gradient, bounds) > ulp * (box[1] - box[0])
 
 
 def _continued_l1(radius: Radius, num_steps: int, box: Box | None, delta: Array) -> InnerMaximizer:
@@ -375,12 +378,14 @@ def _evaluate(
 ) -> tuple[AscentInfo, Best, Best]:
   """What a step reports of delta, delta as a candidate, and the better of it and the best."""
   info, gradient = value_and_input_gradient(value_fn, x + delta)
-  here = Best(delta, gradient, per_example(info.value, x).astype(x.dtype))
+  value = per_example(info.value, x).astype(precision.wide(x.dtype))
+  here = Best(delta, gradient, value)
   return info, here, _where(here.value > best.value, here, best)  # a NaN is not greater
 
 
 def _no_best(delta: Array) -> Best:
-  return Best(delta, jnp.zeros_like(delta), jnp.full(delta.shape[:1], -jnp.inf, delta.dtype))
+  no_value = jnp.full(delta.shape[:1], -jnp.inf, precision.wide(delta.dtype))
+  return Best(delta, jnp.zeros_like(delta), no_value)
 
 
 def _where(condition: Array, yes: Best, no: Best) -> Best:
@@ -394,14 +399,14 @@ def _flat(gradient: Array) -> Array:
 
 
 def _num_entries(delta: Array) -> Array:
-  """How many entries of each example are not 0, [B], in the type of delta.
+  """How many entries of each example are not 0, [B] float32.
 
   The projection leaves roundings of 0, which must not pass for entries: the sparsity would settle.
   """
   magnitude = jnp.abs(delta)
   axes = tuple(range(1, delta.ndim))
   largest = jnp.max(magnitude, axis=axes, keepdims=True)
-  return jnp.sum(magnitude > _ROUNDING * largest, axis=axes).astype(delta.dtype)
+  return jnp.sum(magnitude > _ROUNDING * largest, axis=axes).astype(jnp.float32)
 
 
 def _along(values: Array, like: Array) -> Array:
@@ -410,7 +415,7 @@ def _along(values: Array, like: Array) -> Array:
 
 
 def _radii(radius: Radius, x: Array) -> Array:
-  return jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1])
+  return jnp.broadcast_to(jnp.asarray(radius, precision.wide(x.dtype)), x.shape[:1])
 
 
 def _windows(points: tuple[int, ...], num_steps: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from robust_opt.maximizers.core import (
   unless,
   value_and_input_gradient,
 )
+from robust_opt.precision import computed_wide
 from robust_opt.types import Array, Stochastic, ValueFn
 from robust_opt.uncertainty import UncertaintySet, l2
 
@@ -35,14 +36,15 @@ def frank_wolfe(uncertainty: UncertaintySet) -> InnerMaximizer:
 
   def init(key: Array | None, x: Array) -> AscentState:
     del key
-    return AscentState(jnp.zeros_like(x), memory=jnp.zeros((), x.dtype))
+    return AscentState(jnp.zeros_like(x), memory=jnp.zeros((), jnp.int32))
 
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     delta, t = state
     info, grad = value_and_input_gradient(value_fn, x + delta)
     towards = uncertainty.steepest_ascent(grad, x)
-    moved = delta + 2.0 / (t + 2.0) * (towards - delta)
-    return AscentState(unless(info.zero_gradient, moved, delta), t + 1.0), info
+    share = (2.0 / (t + 2.0)).astype(x.dtype)
+    moved = delta + share * (towards - delta)
+    return AscentState(unless(info.zero_gradient, moved, delta), t + 1), info
 
   return InnerMaximizer(init, step)
 
@@ -228,6 +230,7 @@ def _of_unit_l2(v: Array) -> Array:
   return l2(1.0).steepest_ascent(v, v)
 
 
+@computed_wide
 def _of_unit_l1(grad: Array) -> Array:
   """Every example's gradient divided by its l_1 norm; 0 where it is 0, whatever its scale."""
   axes = tuple(range(1, grad.ndim))

@@ -9,9 +9,9 @@ import numpy as np
 
 from robust_opt import projections
 from robust_opt.errors import InputError
-from robust_opt.structured.per_example import OfOne, make_set, ratio
+from robust_opt.structured.per_example import make_set, ratio
 from robust_opt.types import Array
-from robust_opt.uncertainty import Radius, UncertaintySet
+from robust_opt.uncertainty import OfOne, Radius, UncertaintySet
 
 # Labels [*S], or a function from the shape of one example to them.
 Groups = np.ndarray | Callable[[Sequence[int]], np.ndarray]
@@ -86,9 +86,10 @@ def group_l21(radius: Radius, groups: Groups) -> UncertaintySet:
     # are independent, of uniform direction and Gamma(size) length.
     partition = _partition(groups, x.shape)
     normal_key, gamma_key, exponential_key = jax.random.split(key, 3)
-    z = partition.gather(jax.random.normal(normal_key, x.shape, x.dtype))
-    lengths = jax.random.gamma(gamma_key, jnp.asarray(partition.sizes, x.dtype), dtype=x.dtype)
-    total = jnp.sum(lengths) + jax.random.exponential(exponential_key, (), x.dtype)
+    dtype = radii[0].dtype
+    z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
+    lengths = jax.random.gamma(gamma_key, jnp.asarray(partition.sizes, dtype), dtype=dtype)
+    total = jnp.sum(lengths) + jax.random.exponential(exponential_key, (), dtype)
     return partition.scatter(_per_group(projections.furthest_l2)(z, radii[0] * lengths / total))
 
   def gauge(delta: Array, radii: tuple[Array, ...], x: Array) -> Array:
@@ -117,8 +118,9 @@ def group_linf2(radius: Radius, groups: Groups) -> UncertaintySet:
     # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2, in every group.
     partition = _partition(groups, x.shape)
     normal_key, exponential_key = jax.random.split(key)
-    z = partition.gather(jax.random.normal(normal_key, x.shape, x.dtype))
-    e = jax.random.exponential(exponential_key, partition.sizes.shape, x.dtype)
+    dtype = radii[0].dtype
+    z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
+    e = jax.random.exponential(exponential_key, partition.sizes.shape, dtype)
     length = jnp.sqrt(jnp.sum(z**2, axis=1) + 2.0 * e)
     return partition.scatter(radii[0] * z / length[:, None])
 

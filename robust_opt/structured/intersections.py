@@ -83,7 +83,7 @@ def intersection(
   def shrink(delta: Array, x: Array) -> Array:
     # A few ulps further than needed, so that a box is kept exactly.
     size = gauge(delta, x)
-    within = 1.0 - 4.0 * jnp.finfo(delta.dtype).eps
+    within = 1.0 - 4.0 * float(jnp.finfo(delta.dtype).eps)
     return delta * like(jnp.where(size > 1.0, within / size, 1.0), delta)
 
   def project(delta: Array, x: Array) -> Array:

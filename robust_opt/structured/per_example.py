@@ -10,10 +10,7 @@ import numpy as np
 from robust_opt import keys, projections
 from robust_opt.errors import InputError
 from robust_opt.types import Array
-from robust_opt.uncertainty import Box, Radius, UncertaintySet, bounds_within
-
-# (v [*S] or key, radii, each [], x [*S]) -> what the set's function returns of one example
-OfOne = Callable[[Array, tuple[Array, ...], Array], Array]
+from robust_opt.uncertainty import Box, OfOne, Radius, UncertaintySet, bounds_within, over_batch
 
 
 def make_set(
@@ -24,32 +21,15 @@ def make_set(
     if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
       raise InputError(f"{name} must be >= 0 (0 means the clean example), but was {radius}.")
 
-  def over_batch(one: OfOne) -> Callable[[Array, Array], Array]:
-    def batched(first: Array, x: Array) -> Array:
-      if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
-      for name, radius in radii.items():
-        if jnp.shape(radius) not in ((), x.shape[:1]):
-          raise InputError(
-            f"{name} must be one number or one for each of the {x.shape[0]} examples, but has the "
-            f"shape {jnp.shape(radius)}."
-          )
-      spread = tuple(
-        jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:1]) for radius in radii.values()
-      )
-      return jax.vmap(one)(first, spread, x)
-
-    return batched
-
   def same_shape(one: OfOne) -> Callable[[Array, Array], Array]:
     def checked(delta: Array, x: Array) -> Array:
       chex.assert_equal_shape((delta, x))
-      return over_batch(one)(jnp.asarray(delta), jnp.asarray(x))
+      return over_batch(radii, one)(delta, x)
 
     return checked
 
   def keyed(key: Array, x: Array) -> Array:
-    return over_batch(sample)(keys.per_example(key, x.shape[0]), x)
+    return over_batch(radii, sample)(keys.per_example(key, x.shape[0]), x)
 
   return UncertaintySet(same_shape(furthest), same_shape(project), keyed, same_shape(gauge))
 
@@ -68,8 +48,8 @@ def uniform_l2(key: Array, radius: Array, live: Array) -> Array:
   """A uniform point of the l_2 ball of the entries where live [*S] is 1; 0 where it is 0."""
   # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
   normal_key, exponential_key = jax.random.split(key)
-  z = live * jax.random.normal(normal_key, live.shape, live.dtype)
-  e = jax.random.exponential(exponential_key, (), live.dtype)
+  z = live * jax.random.normal(normal_key, live.shape, radius.dtype)
+  e = jax.random.exponential(exponential_key, (), radius.dtype)
   return radius * z / jnp.sqrt(jnp.sum(z**2) + 2.0 * e)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import projections
+from robust_opt import precision, projections
 from robust_opt.errors import InputError
 from robust_opt.structured.per_example import check_box, cube, make_set, ratio, uniform_l2
 from robust_opt.types import Array
@@ -37,12 +37,12 @@ def ellipsoid(radius: Radius, scale: np.ndarray | Array) -> UncertaintySet:
       raise InputError("Every entry of scale must be > 0 and finite, but some are not.")
 
   def relative(x: Array) -> tuple[Array, Array]:
-    """scale / its largest entry, [*S] in (0, 1], and that entry, []."""
+    """scale / its largest entry, [*S] in (0, 1], and that entry, [], in the type of the radii."""
     if jnp.shape(scale) != x.shape:
       raise InputError(
         f"scale must have the shape {x.shape} of an example, but has {jnp.shape(scale)}."
       )
-    values = jnp.asarray(scale, x.dtype)
+    values = jnp.asarray(scale, precision.wide(x.dtype))
     return values / jnp.max(values), jnp.max(values)
 
   def furthest(g: Array, radii: tuple[Array, ...], x: Array) -> Array:
@@ -125,8 +125,9 @@ def l0(k: int, magnitude: Radius, box: Box | None = None) -> UncertaintySet:
 
   def sample(key: Array, radii: tuple[Array, ...], x: Array) -> Array:
     choice_key, value_key = jax.random.split(key)
-    chosen = keep(jax.random.uniform(choice_key, x.shape, x.dtype), jnp.zeros_like(x))
-    values = radii[0] * jax.random.uniform(value_key, x.shape, x.dtype, -1.0, 1.0)
+    dtype = radii[0].dtype
+    chosen = keep(jax.random.uniform(choice_key, x.shape, dtype), jnp.zeros_like(x))
+    values = radii[0] * jax.random.uniform(value_key, x.shape, dtype, -1.0, 1.0)
     return jnp.where(chosen, jnp.clip(values, *limits(radii, x)), 0.0)
 
   def gauge(delta: Array, radii: tuple[Array, ...], x: Array) -> Array:
@@ -144,8 +145,9 @@ def tangent(radius: Radius, basis: np.ndarray | Array, per_example: bool = False
   Its steepest ascent is the radius along the orthogonal projection of the gradient on the span, and
   0 where that projection is 0: what is below sqrt(n) rounding units of an entry of the gradient,
   with n entries, is rounding, and no direction. Samples are uniform in the ball of the span. The
-  gauge is inf where more than 1e-5 of delta's length lies outside the span. Source: Shaham et al.
-  (2015), on the manifold tangent classifier of Rifai et al. (2011).
+  gauge is inf where more than 1e-5 of delta's length, or eps of x's type if that is more, lies
+  outside the span. Source: Shaham et al. (2015), on the manifold tangent classifier of Rifai et al.
+  (2011).
 
   Args:
     radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
@@ -164,7 +166,7 @@ def tangent(radius: Radius, basis: np.ndarray | Array, per_example: bool = False
       f"basis must be floating point [{'B, ' * per_example}d, *S], but is {basis.dtype} of the "
       f"shape {basis.shape}."
     )
-  flat = basis.reshape(*basis.shape[:lead], -1)
+  flat = basis.reshape(*basis.shape[:lead], -1).astype(precision.wide(basis.dtype))
   q = jax.vmap(_orthonormal)(flat) if per_example else _orthonormal(flat)  # [(B,) rank, n]
   live = jnp.any(q != 0, axis=-1)  # rows that dependent rows of basis left without a direction
 
@@ -184,21 +186,26 @@ def tangent(radius: Radius, basis: np.ndarray | Array, per_example: bool = False
   exact = jax.lax.Precision.HIGHEST
 
   def down(v: Array, x: Array) -> Array:
-    """The coordinates [B, rank] of v [B, *S]."""
+    """The coordinates [B, rank] of v [B, *S], of type `precision.wide` as all that is computed."""
     chex.assert_equal_shape((v, x))
     if not jnp.issubdtype(x.dtype, jnp.floating):
       raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
     if basis.shape[lead:] != x.shape[1:] or (per_example and len(basis) != len(x)):
       raise InputError(f"basis has the shape {basis.shape}, which does not suit x of {x.shape}.")
-    return jnp.einsum(product, q.astype(x.dtype), v.reshape(len(v), -1), precision=exact)
+    dtype = precision.wide(x.dtype)
+    entries = v.reshape(len(v), -1).astype(dtype)
+    return jnp.einsum(product, q.astype(dtype), entries, precision=exact)
 
   def up(c: Array, x: Array) -> Array:
-    return jnp.einsum(combine, q.astype(x.dtype), c, precision=exact).reshape(x.shape)
+    of_entries = jnp.einsum(combine, q.astype(c.dtype), c, precision=exact)
+    return of_entries.reshape(x.shape).astype(x.dtype)
 
   def steepest_ascent(g: Array, x: Array) -> Array:
     c = down(g, x)
-    entries = g.reshape(len(g), -1)
-    rounding = jnp.finfo(x.dtype).eps * jnp.sqrt(1.0 * entries.shape[1])
+    entries = g.reshape(len(g), -1).astype(c.dtype)
+    # Of the sums here, and of the entries of g.
+    of_sums = float(jnp.finfo(c.dtype).eps) * entries.shape[1] ** 0.5
+    rounding = max(of_sums, float(jnp.finfo(g.dtype).eps))
     least = rounding * jax.vmap(projections.l2_norm)(entries)
     c = jnp.where((jax.vmap(projections.l2_norm)(c) <= least)[:, None], 0.0, c)
     return up(coordinates.steepest_ascent(c, c), x)
@@ -208,14 +215,17 @@ def tangent(radius: Radius, basis: np.ndarray | Array, per_example: bool = False
     return up(coordinates.project(c, c), x)
 
   def sample(key: Array, x: Array) -> Array:
-    ones = jnp.broadcast_to(live, down(x, x).shape).astype(x.dtype)
+    c = down(x, x)
+    ones = jnp.broadcast_to(live, c.shape).astype(c.dtype)
     return up(coordinates.sample(key, ones), x)
 
   def gauge(delta: Array, x: Array) -> Array:
     c = down(delta, x)
-    left_over = jax.vmap(projections.l2_norm)(delta - up(c, x))
-    outside = left_over > 1e-5 * jax.vmap(projections.l2_norm)(delta)
-    return jnp.where(outside, jnp.inf, coordinates.gauge(c, c))
+    delta = delta.astype(c.dtype)
+    left_over = jax.vmap(projections.l2_norm)(delta - up(c, delta))
+    rounding = max(1e-5, float(jnp.finfo(x.dtype).eps))
+    outside = left_over > rounding * jax.vmap(projections.l2_norm)(delta)
+    return jnp.where(outside, jnp.inf, coordinates.gauge(c, c)).astype(x.dtype)
 
   return UncertaintySet(steepest_ascent, project, sample, gauge)
 

@@ -1,0 +1,71 @@
+"""Types of fewer bits than float32: arithmetic in float32, results in the caller's type.
+
+  dtype = precision.wide(x.dtype)      # bfloat16 and float16 -> float32; float32, float64 stay
+
+  @precision.computed_wide             # takes and returns bfloat16, computes in float32
+  def norm(delta): ...
+
+Sums of hundreds of entries lose all their digits in bfloat16, and overflow in float16. Results are
+rounded once, at the end, to nearest: each entry is off by at most eps / 2 of itself, so that a
+perturbation leaves its ball by at most that share of the radius (eps is 2^-7 for bfloat16 and 2^-10
+for float16).
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import jax
+import jax.numpy as jnp
+
+from robust_opt.errors import InputError
+from robust_opt.types import Array, PyTree
+
+P = ParamSpec("P")
+
+
+def wide(dtype: Any) -> Any:
+  """The type to compute in: float32 for floating types of fewer bits, else the type itself."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def cast(tree: PyTree, dtype: Any) -> PyTree:
+  """The floating-point leaves, Python numbers among them, as arrays of dtype; others unchanged."""
+
+  def of_leaf(leaf: Any) -> Any:
+    is_array = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.asarray(leaf, dtype) if is_array or isinstance(leaf, float) else leaf
+
+  return jax.tree.map(of_leaf, tree)
+
+
+def computed_wide(function: Callable[P, Array]) -> Callable[P, Array]:
+  """A function of arrays that computes in `wide` and returns the type of its first argument.
+
+  Its other floating-point arguments are cast to the same type.
+
+  Raises:
+    InputError: when called, if the first argument is not floating point.
+  """
+  name = next(iter(inspect.signature(function).parameters))
+
+  @functools.wraps(function)
+  def computed(*args: P.args, **kwargs: P.kwargs) -> Array:
+    dtype = check_floating(args[0] if args else kwargs[name], f"{function.__name__}: {name}")
+    args, kwargs = cast((args, kwargs), wide(dtype))
+    return function(*args, **kwargs).astype(dtype)
+
+  return computed
+
+
+def check_floating(array: Any, name: str) -> Any:
+  """The type of an array, or of what jax.eval_shape says of it.
+
+  Raises:
+    InputError: it is not floating point.
+  """
+  dtype = jnp.result_type(getattr(array, "dtype", array))
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise InputError(f"{name} must be of a floating-point type, not {dtype}.")
+  return dtype

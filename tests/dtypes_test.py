@@ -1,0 +1,366 @@
+"""One table: everything returns the type of what it was given, rounded once.
+
+Most rows are only traced: a scan or a while_loop whose carry changes its type fails there.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import robust_opt as ro
+from robust_opt import ensemble, losses, objectives, structured, trust
+from robust_opt.attacks import white_box
+from robust_opt.attacks.fab import fab, fab_minimal
+from robust_opt.attacks.minimal import deepfool, fast_minimum_norm
+from robust_opt.attacks.square import square
+from robust_opt.attacks.szegedy import szegedy
+from robust_opt.attacks.transfer import transfer
+from robust_opt.certify import bounds, layers, smoothing
+from robust_opt.errors import InputError
+
+BATCH, ENTRIES, CLASSES = 6, 8, 4
+BOX = (0.0, 1.0)
+# (type, whether x64 is on)
+TYPES = [
+  *(("bfloat16", False), ("float16", False), ("float32", False)),
+  *(("bfloat16", True), ("float16", True), ("float32", True), ("float64", True)),
+]
+LOW = ["bfloat16", "float16"]
+RADII = {"float": 0.3, "float64": np.float64(0.3), "array": np.full(BATCH, 0.3), "traced": None}
+GROUPS = np.arange(ENTRIES) // 2
+RNG = np.random.default_rng(0)
+X, V, LOGITS = (
+  RNG.random((BATCH, ENTRIES)),
+  RNG.normal(size=(BATCH, ENTRIES)),
+  RNG.normal(size=(BATCH, CLASSES)),
+)
+W1, W2 = RNG.normal(size=(ENTRIES, 16)), RNG.normal(size=(16, CLASSES))
+Y = np.argmax(np.tanh((X - 0.5) @ W1) @ W2, axis=-1)
+BASIS = RNG.normal(size=(3, ENTRIES)).astype(np.float32)
+
+
+def sets(radius, box):
+  """Every set; those without a box are the same in both."""
+  return {
+    "linf": ro.linf(radius, box),
+    "l2": ro.l2(radius, box),
+    "l1": ro.l1(radius, box),
+    "group_l21": structured.group_l21(radius, GROUPS),
+    "group_linf2": structured.group_linf2(radius, GROUPS),
+    "ellipsoid": structured.ellipsoid(radius, np.linspace(0.5, 1.0, ENTRIES)),
+    "l0": structured.l0(2, radius, box),
+    "tangent": structured.tangent(radius, BASIS),
+    "linf_l2": structured.linf_l2(radius, 2 * radius, box),
+    "intersection": structured.intersection(ro.linf(radius, box), ro.l2(2 * radius)),
+    "product": structured.product((ro.l1(radius, box), (5,)), (ro.l2(radius), (3,))),
+  }
+
+
+def of_set(u, v, x):
+  return {
+    "steepest_ascent": u.steepest_ascent(v, x),
+    "project": u.project(v, x),
+    "sample": u.sample(jax.random.key(0), x),
+    "gauge": u.gauge(v, x),
+  }
+
+
+def net(dtype):
+  """A net that computes in dtype and answers in it, whatever its images are."""
+  w1, w2 = jnp.asarray(W1, dtype), jnp.asarray(W2, dtype)
+  return lambda x: jnp.tanh((x.astype(dtype) - 0.5) @ w1) @ w2
+
+
+def loss_of(dtype):
+  return lambda x: losses.cross_entropy(net(dtype)(x), Y)
+
+
+def types_of(tree):
+  return {leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+
+
+@pytest.mark.parametrize("radius", RADII)
+@pytest.mark.parametrize(("dtype", "x64"), TYPES)
+def test_sets(dtype, x64, radius):
+  box = None if radius == "float" else BOX
+  with jax.enable_x64(x64):
+    v, x = jnp.asarray(V, dtype), jnp.asarray(X, dtype)
+
+    def every(v, x, traced):
+      given = traced if radius == "traced" else RADII[radius]
+      return {name: of_set(u, v, x) for name, u in sets(given, box).items()}
+
+    found = jax.eval_shape(every, v, x, jnp.float32(0.3))
+    assert types_of(found) == {x.dtype}, jax.tree.map(lambda leaf: leaf.dtype, found)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+def test_sets_round_what_float32_says(dtype):
+  """The ball is left by the rounding of each entry at most, eps / 2 of itself, the box never."""
+  v, x = jnp.asarray(V, dtype), jnp.asarray(X, dtype)
+  wide = x.astype(jnp.float32)
+  exact = jax.jit(functools.partial(deltas, None))(v.astype(jnp.float32), wide)
+  low = jax.jit(functools.partial(deltas, None))(v, x)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype)), low, exact)
+
+  low = jax.jit(functools.partial(deltas, BOX))(v, x)
+  for name, functions in low.items():
+    for function, delta in functions.items():
+      gauge = sets(0.3, None)[name].gauge(delta.astype(jnp.float32), wide)
+      assert np.all(gauge <= 1 + float(jnp.finfo(dtype).eps) / 2 + 1e-5), (name, function)
+      if name in ("linf", "l2", "l1", "l0", "linf_l2"):  # which have the box
+        moved = np.asarray(x + delta, np.float64)
+        assert np.all((moved >= 0) & (moved <= 1)), (name, function)
+
+
+def deltas(box, v, x):
+  """What the sets return that computes once: all but the intersection and, rounded, the tangent."""
+  every = {n: of_set(u, v, x) for n, u in sets(0.3, box).items()}
+  return {
+    name: {f: delta for f, delta in functions.items() if f != "gauge"}
+    for name, functions in every.items()
+    if name not in ("intersection", "tangent")
+  }
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_long_sums_in_few_bits(dtype):
+  """10^5 entries: squares of which the sum overflows float16, and rounds to 256 in bfloat16."""
+  v = jnp.ones((1, 100_000), dtype)
+  for u, length in ((ro.l2(2.0), 2 / np.sqrt(1e5)), (ro.l1(5.0), 5e-5)):
+    inside = u.project(v, 0 * v)
+    np.testing.assert_allclose(np.asarray(inside, float), length, rtol=jnp.finfo(dtype).eps)
+
+
+MAXIMIZERS = {
+  "frank_wolfe": lambda make: ro.frank_wolfe(make(0.3, BOX)),
+  "pgd": lambda make: ro.pgd(make(0.3), ro.l2(0.1), momentum=0.5),
+  "noisy_step": lambda make: ro.noisy_step(make(0.3), ro.l2(0.1)),
+  "projected": lambda make: ro.projected(make(0.3), optax.sgd(0.1, momentum=0.9)),
+  "power_iteration": lambda make: ro.power_iteration(make(0.3)),
+  "lbfgs": lambda make: ro.lbfgs(make(0.3), memory_size=2),
+  "apgd": lambda make: ro.apgd(make.__name__, 0.3, 3),
+  "apgd_box": lambda make: ro.apgd(make.__name__, np.full(BATCH, 0.3), 3, BOX),
+}
+
+
+@pytest.mark.parametrize("name", MAXIMIZERS)
+@pytest.mark.parametrize(("dtype", "x64"), TYPES)
+def test_maximizers(dtype, x64, name):
+  with jax.enable_x64(x64):
+    x, key = jnp.asarray(X, dtype), jax.random.key(0)
+    for make, of_net in ((ro.linf, dtype), (ro.l2, "float32"), (ro.l1, "bfloat16")):
+      attack = ro.restarts(ro.ascend(MAXIMIZERS[name](make), 2, keep_best=True), 2)
+      delta, info = jax.eval_shape(functools.partial(attack, loss_of(of_net), key), x)
+      assert delta.dtype == x.dtype
+      assert types_of(info) == {jnp.dtype(of_net)}
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_ascents_stay_in_the_ball(dtype):
+  """Frank-Wolfe rounds at every step, the others project last."""
+  x, key, eps = jnp.asarray(X, dtype), jax.random.key(0), float(jnp.finfo(dtype).eps)
+  value_fn = loss_of(dtype)
+  for name, roundings in (("pgd", 1), ("apgd_box", 1), ("lbfgs", 1), ("frank_wolfe", 4)):
+    delta, info = jax.jit(ro.ascend(MAXIMIZERS[name](ro.l1), 4), static_argnums=0)(value_fn, key, x)
+    lengths = np.abs(np.asarray(delta, np.float64)).sum(axis=-1)
+    assert np.all(lengths <= 0.3 * (1 + roundings * eps)), name
+    assert np.mean(value_fn(x + delta) - info.value[0]) > 0.01, name
+
+
+LOSSES = {
+  "cross_entropy": lambda z: losses.cross_entropy(z, Y),
+  "one_vs_all": lambda z: losses.one_vs_all(z, Y),
+  "independent": lambda z: losses.independent(-jnp.abs(z), Y),
+  "margin": lambda z: losses.margin(z, Y),
+  "dlr": lambda z: losses.dlr(z, Y),
+  "targeted_margin": lambda z: losses.targeted_margin(z, Y, (Y + 1) % CLASSES),
+  "targeted_dlr": lambda z: losses.targeted_dlr(z, Y, (Y + 1) % CLASSES),
+  "kl_divergence": lambda z: losses.kl_divergence(z, 0 * z),
+  "probabilities": lambda z: losses.probabilities(z, "softmax"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
+  for dtype, x64 in TYPES:
+    with jax.enable_x64(x64):
+      z = jnp.asarray(LOGITS, dtype)
+      found = LOSSES[name](z)
+      assert found.dtype == z.dtype
+      if dtype in LOW:  # computed in float32
+        expected = LOSSES[name](z.astype(jnp.float32)).astype(dtype)
+        np.testing.assert_array_equal(found, expected)
+  with pytest.raises(InputError, match="must be of a floating-point type, not int"):
+    LOSSES[name](jnp.ones((BATCH, CLASSES), jnp.int32))
+
+
+@pytest.mark.parametrize(("dtype", "x64"), TYPES)
+def test_objectives(dtype, x64):
+  with jax.enable_x64(x64):
+    x, forward = jnp.asarray(X, dtype), lambda x: (net(dtype)(x), {})
+    for name in objectives.__all__:
+      make = getattr(objectives, name)
+      objective = make(ro.l1(0.3)) if name == "gradient_penalty" else make()
+      outer = jax.eval_shape(lambda x, o=objective: o.outer(forward, x, x, jnp.asarray(Y))[0], x)
+      assert outer.dtype == x.dtype, name
+
+
+def attacks(norm):
+  climb = ro.ascend(ro.apgd(norm, 0.3, 3, BOX), 3, keep_best=True)
+  return {
+    "apgd": white_box.ascent(climb, losses.cross_entropy),
+    "apgd_t": white_box.targeted_ascent(climb, losses.targeted_dlr, 0),
+    "fab": fab(norm, 0.3, num_steps=3, target_rank=0),
+    "fab_minimal": fab_minimal(norm, num_steps=3, num_restarts=2, start_radius=np.float64(0.3)),
+    "deepfool": deepfool(norm, num_steps=3),
+    "fast_minimum_norm": fast_minimum_norm(norm, num_steps=3),
+    "szegedy": szegedy(num_steps=2, num_constants=2),
+    "square": square(norm, 0.3, num_queries=3),
+    "transfer": transfer([net("float32"), net("bfloat16")], fab(norm, 0.3, num_steps=3)),
+  }
+
+
+def run(attack, dtype):
+  keys = jax.random.split(jax.random.key(0), BATCH)
+  return lambda x: attack(keys, net(dtype), x, jnp.asarray(Y))
+
+
+@pytest.mark.parametrize(
+  ("norm", "of_net", "of_images", "x64"),
+  [
+    *((norm, "bfloat16", "float32", False) for norm in ("linf", "l2", "l1")),
+    *(("l1", "bfloat16", "bfloat16", False), ("l2", "float32", "float16", False)),
+    *(("l1", "float64", "float32", True), ("l2", "bfloat16", "float64", True)),
+    ("linf", "float32", "float32", True),
+  ],
+)
+def test_attacks_take_logits_of_any_type(norm, of_net, of_images, x64):
+  with jax.enable_x64(x64):
+    x = jnp.asarray(X, of_images)
+    for name, attack in attacks(norm).items():
+      found = jax.eval_shape(run(attack, of_net), x)
+      assert types_of(found) == {x.dtype}, name
+
+
+@pytest.mark.parametrize("of_images", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_what_fooled_is_what_is_returned(of_images):
+  x = jnp.asarray(X, of_images)
+  for name in ("apgd", "fab_minimal"):
+    delta, fooled = run(attacks("l2")[name], "bfloat16")(x)
+    again = ~losses.correct(net("bfloat16")(x + delta), Y)
+    np.testing.assert_array_equal(again, fooled, name)
+    assert fooled.any()
+
+
+def test_integer_logits_are_one_sentence():
+  x, keys = jnp.asarray(X, jnp.float32), jax.random.split(jax.random.key(0), BATCH)
+  integers = lambda x: jnp.round(net("float32")(x)).astype(jnp.int32)  # noqa: E731
+  for attack in attacks("l2").values():
+    with pytest.raises(InputError, match="logits must be of a floating-point type, not int32"):
+      attack(keys, integers, x, jnp.asarray(Y))
+  for whole in (ro.autoattack, trust.report):
+    with pytest.raises(InputError, match="logits must be of a floating-point type, not int32"):
+      whole(integers, X, Y, norm="l2", radius=0.1)
+  with pytest.raises(InputError, match="logits must be of a floating-point type, not int32"):
+    smoothing.certify_smoothed(keys, integers, x, 0.1)
+
+
+def test_certificates_and_types():
+  x, keys = jnp.asarray(X, jnp.bfloat16), jax.random.split(jax.random.key(0), BATCH)
+  with pytest.raises(InputError, match="wants images and weights in float32, but was given bfl"):
+    smoothing.certify_smoothed(keys, net("bfloat16"), x, 0.1)
+  wide = x.astype(jnp.float32)
+  counts = smoothing.class_counts(keys, net("bfloat16"), wide, 0.1, 10)
+  np.testing.assert_array_equal(jnp.sum(counts, axis=-1), 10)
+  with jax.enable_x64(True):
+    for of_net in (np.float32, np.float64):
+      stack = [layers.Dense(jnp.asarray(W1, of_net)), layers.ReLU(), layers.Dense(jnp.asarray(W2))]
+      found = jax.eval_shape(
+        functools.partial(bounds.certified, norm="l2", radius=0.1), stack, wide, jnp.asarray(Y)
+      )
+      assert found.margins.dtype == jnp.float64
+
+
+def test_probabilities_in_few_bits_are_no_logits():
+  """Their sum is off by more than that of float32, by eps / 2 at most."""
+  many = jax.nn.softmax(jnp.asarray(np.linspace(-1, 1, 6 * 40).reshape(6, 40), jnp.bfloat16))
+  assert np.max(np.abs(np.asarray(many, float).sum(axis=1) - 1)) > 1e-3
+  assert not trust._are_logits(np.asarray(many)).passed
+  probabilities = lambda x: jax.nn.softmax(net("bfloat16")(x))  # noqa: E731
+  with pytest.raises(InputError, match="as probabilities do"):
+    ro.autoattack(probabilities, X, Y, norm="l2", radius=0.1)
+
+
+def test_the_rounding_of_few_bits_is_no_fault_of_the_net():
+  logits = np.asarray(jnp.asarray(LOGITS, jnp.bfloat16))
+  again = np.nextafter(logits, logits.dtype.type(0))
+  assert trust._repeatable(logits, again).passed
+  assert not trust._repeatable(logits.astype(np.float32), again.astype(np.float32)).passed
+
+
+def test_the_radius_of_an_evaluation_is_one_number():
+  evaluate = functools.partial(ro.autoattack, net("float32"), X, Y, norm="l2", version=())
+  for one in (0.1, np.float64(0.1), np.array(0.1), jnp.array(0.1)):
+    assert evaluate(radius=one).clean_accuracy == 1
+  for many in (np.full(BATCH, 0.1), jnp.full(1, 0.1)):
+    with pytest.raises(InputError, match=r"radius must be one number for all .* of the shape \("):
+      evaluate(radius=many)
+
+
+def digits_net(train_x, train_y):
+  """Random features and their least squares: some 95 % right, with no loop."""
+  rng = np.random.default_rng(1)
+  w, b = rng.normal(size=(64, 300)) / 4, rng.normal(size=300) / 2
+  features = np.maximum((train_x - 0.3) @ w + b, 0)
+  normal = features.T @ features + 10 * np.eye(300)
+  head = np.linalg.solve(normal, features.T @ (np.eye(10)[train_y] - 0.1))
+
+  def logits(dtype):
+    parts = [jnp.asarray(part, dtype) for part in (w, b, 10 * head)]
+    return lambda x: jax.nn.relu((x.astype(dtype) - 0.3) @ parts[0] + parts[1]) @ parts[2]
+
+  return logits
+
+
+REDUCED = (
+  ensemble._apgd_ce(10),
+  ensemble._apgd_t(10, 1),
+  ensemble._fab_t(5, 1),
+  ensemble._square(20),
+)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "x64"),
+  [
+    ("bfloat16", False),
+    pytest.param("float16", False, marks=pytest.mark.slow),
+    pytest.param("float64", True, marks=pytest.mark.slow),
+  ],
+)
+def test_the_ensemble_on_another_version_of_a_net(dtype, x64):
+  datasets = pytest.importorskip("sklearn.datasets")
+  digits = datasets.load_digits()
+  x, y = (digits.data / 16).astype(np.float32), digits.target
+  make = digits_net(x[:1000], y[:1000])
+  with jax.enable_x64(x64):
+    of_float32, of_dtype = (
+      ro.autoattack(
+        make(t),
+        x[1000:1300],
+        y[1000:1300],
+        norm="linf",
+        radius=0.04,
+        version=REDUCED,
+        batch_size=300,
+      )
+      for t in ("float32", dtype)
+    )
+  assert 0.2 < of_float32.robust_accuracy < 0.9
+  assert abs(of_float32.robust_accuracy - of_dtype.robust_accuracy) <= 0.02
+  assert abs(of_float32.clean_accuracy - of_dtype.clean_accuracy) <= 0.02
