@@ -100,6 +100,7 @@ ORDER = [
   "experiment",
   "overrides",
   "main",
+  "identity",
   "subject",
   "commands",
   "evaluate",
