@@ -15,7 +15,6 @@ file in --workdir: the command goes on where it was stopped, and prints the tabl
 import argparse
 import functools
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,10 @@ from adv_lib.attacks import auto_pgd
 import robust_opt as ro
 from benchmarks import nets
 from robust_opt import ensemble
+from robust_opt.checkpoint import digest
+from robust_opt.study import Study, sha256_of
 from robust_opt.types import Array, LogitsFn
+from robust_opt.verdict import data_sha256
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 PHASES = {phase.name: phase for phase in ensemble.VERSIONS["standard"]}
@@ -262,16 +264,23 @@ def main() -> None:
     "--controls", action="store_true", help="also ours twice, and its evaluations"
   )
   args = parser.parse_args()
+  entries = list(itertools.product(args.datasets, args.kinds, args.norms, args.phases))
+  description = {"examples": args.examples, "controls": args.controls}
+  study = Study(args.workdir, description, work=float(len(entries)))
+  load = functools.cache(nets.load)
   lines = {}
-  for entry in itertools.product(args.datasets, args.kinds, args.norms, args.phases):
+  for entry in entries:
     dataset, kind, norm, name = entry
-    path = args.workdir / f"{'_'.join(entry)}_{args.examples}.json"
-    if not path.exists():
-      net = nets.load(dataset, kind, args.workdir / "nets", args.data_dir)
-      line = compare(net, name, norm, args.examples, args.controls)
-      path.write_text(json.dumps(line), encoding="utf-8")
-    lines[entry] = json.loads(path.read_text(encoding="utf-8"))
+    net = load(dataset, kind, args.workdir / "nets", args.data_dir)
+    lines[entry] = study.once(
+      " ".join(entry),
+      args.workdir / f"{'_'.join(entry)}.json",
+      sha256_of(digest(jax.tree.leaves(net.logits_fn)), data_sha256(net.x, net.y)),
+      functools.partial(compare, net, name, norm, args.examples, args.controls),
+      work=1.0,
+    )
     print(markdown({entry: lines[entry]}).splitlines()[-1], flush=True)
+  study.close()
   print("\n" + markdown(lines))
 
 

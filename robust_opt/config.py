@@ -8,6 +8,7 @@ written, by `standardised`, which names the standard deviation.
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -320,17 +321,32 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 # Where things lie is no part of what is computed: these may differ between a run and its resume.
-# (What lies in train_files is compared by workdirs.)
+# (The data that is found there is compared by workdirs.)
 _PLACES = ("dataset.data_dir", "dataset.cache_dir", "dataset.train_files")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+Same = Callable[[str, Any, Any], bool]  # (key, old, new) -> whether the two values agree
+# Characters of a value in a message.
+_LONGEST = 80
+
+
+def equal(key: str, old: Any, new: Any) -> bool:
+  """Whether two values agree exactly."""
+  del key
+  return bool(old == new)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], same: Same = equal) -> list[str]:
   """Keys that make two resolved configs different experiments, as 'key: old -> new'."""
   flat_old, flat_new = flattened(old), flattened(new)
   keys = sorted((flat_old.keys() | flat_new.keys()) - set(_PLACES))
   missing = "(absent)"
   pairs = ((key, flat_old.get(key, missing), flat_new.get(key, missing)) for key in keys)
-  return [f"{key}: {old} -> {new}" for key, old, new in pairs if old != new]
+  return [
+    f"{key}: {textwrap.shorten(str(old), _LONGEST)} -> {textwrap.shorten(str(new), _LONGEST)}"
+    for key, old, new in pairs
+    if not same(key, old, new)
+  ]
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -79,6 +79,7 @@ def run(options: Options) -> data.Dataset:
     "seed": options.seed,
     "shard_size": options.shard_size,
     "net_sha256": net.sha256,
+    "net_definition": net.definition,
     "data_sha256": data.fingerprint(original),
   }
   study = Study(options.output, description, work=float(count), flag="--output")

@@ -224,6 +224,16 @@ def fingerprint(dataset: Dataset) -> str:
   return digest.hexdigest()
 
 
+def fingerprints(
+  name: str, data_dir: str | None = None, cache_dir: str | None = None
+) -> dict[str, str]:
+  """`fingerprint` of a set's train and test split, by their names; arguments as in `load`."""
+  return {
+    split: fingerprint(load(name, split, data_dir=data_dir, cache_dir=cache_dir))
+    for split in ("train", "test")
+  }
+
+
 def _as_array(what: str, value: Any) -> np.ndarray:
   try:
     return np.asarray(value)

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robust_opt import commands, ensemble, nets, sharding, subject, trust, verdict
+from robust_opt import commands, ensemble, identity, nets, sharding, subject, trust, verdict
 from robust_opt.collection import rounded
 from robust_opt.errors import InputError, RunError
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
@@ -85,10 +85,16 @@ def run(options: Options) -> bool:
     device=f"{sharding.devices_in_words()}, jax {jax.__version__}",
   )
   folder = options.output or _folder(options, norm, radius)
-  description = {k: v for k, v in claim._asdict().items() if k not in ("source", "device")}
+  beside = ("source", "net_sha256", "device")
+  description = {k: v for k, v in claim._asdict().items() if k not in beside}
+  description["jax"] = jax.__version__  # one verdict is of one version
+  description["net"] = {
+    "name": found.name,
+    **identity.of_net(found.logits_fn, found.x, found.definition),
+  }
   # The trust report is on few examples: a quarter of the work or so.
   work, flag = 1.25 if options.trust else 1.0, "--output" if options.output else "--workdir"
-  study = Study(folder, description, work, flag)
+  study = Study(folder, description, work, flag, identity.same)
   began = time.monotonic()
   try:
     path = folder / "verdict.npz"

@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   Args:
     config: from configs/ or robust_opt.config.
-    workdir: a new directory, or that of the same config, whose run is then resumed.
+    workdir: a new directory, or that of the same config and data, whose run is then resumed.
 
   Returns:
     The summary, as in summary.json.
@@ -56,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   config_lib.validate(config)
   workdirs.check(workdir, config)
   if is_finished(workdir):
+    workdirs.check_inputs(workdir, build.splits(config))
     logging.info("%s holds this run, finished: here is what it found.", workdir)
     return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
   with _sigterm_ends_the_run():
@@ -70,7 +71,7 @@ def is_finished(workdir: Path) -> bool:
 def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   started = time.monotonic()
   experiment = assemble(config)
-  workdirs.claim(workdir, config)
+  workdirs.claim(workdir, config, experiment.splits)
 
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
   restored = checkpoints.restore(experiment.state)

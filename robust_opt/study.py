@@ -28,6 +28,9 @@ from robust_opt import sharding
 from robust_opt.errors import InputError
 from robust_opt.files import leftovers, write_json
 
+# Raise it with every change after which the same inputs give other numbers: directories of an older
+# revision are then refused, so that nobody is shown the old numbers or a mixture of both.
+REVISION = 1
 # Flags that say where things lie, not what they are.
 PLACES = ("workdir", "output", "data_dir", "cache_dir", "known")
 # Of a study, that must be done before what is left of it is told.
@@ -38,21 +41,28 @@ class Study:
   """A work directory, what it is about, how long its parts took, and how far it is."""
 
   def __init__(
-    self, workdir: Path, description: dict[str, Any], work: float, flag: str = "--workdir"
+    self,
+    workdir: Path,
+    description: dict[str, Any],
+    work: float,
+    flag: str = "--workdir",
+    same: config_lib.Same = config_lib.equal,
   ) -> None:
     """Claims a new or empty directory, or goes on with one of the same description.
 
     Args:
       workdir: the directory.
-      description: JSON values: all that the results depend on.
+      description: JSON values: all that the results depend on, beside REVISION. Where they depend
+        on data, it holds a digest of the data, not only its name.
       work: the whole study's, in units of the caller; reports add up to it.
       flag: by which the user named the directory.
+      same: (key, old, new) -> whether two values of a description agree.
 
     Raises:
       InputError: the directory holds something else.
     """
     self.workdir = workdir
-    _claim(workdir, description, flag)
+    _claim(workdir, description | {"revision": REVISION}, flag, same)
     self._times = workdir / "seconds.json"
     self._work, self._done, self._skipped = work, 0.0, 0.0
     self._began = time.monotonic()
@@ -169,7 +179,7 @@ def file_sha256(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _claim(workdir: Path, description: dict[str, Any], flag: str) -> None:
+def _claim(workdir: Path, description: dict[str, Any], flag: str, same: config_lib.Same) -> None:
   path = workdir / "study.json"
   description = json.loads(json.dumps(description))
   if path.exists():
@@ -179,7 +189,7 @@ def _claim(workdir: Path, description: dict[str, Any], flag: str) -> None:
         raise ValueError("it describes no study")
     except ValueError as error:
       raise InputError(f"{flag}={workdir}: its study.json cannot be read ({error}).") from error
-    changed = config_lib.differences(old, description)
+    changed = config_lib.differences(old, description, same)
     if changed:
       raise InputError(
         f"{flag}={workdir} holds another study; choose a new directory, or the same flags. "

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from robust_opt import build, models, nets
+from robust_opt import build, models, nets, workdirs
 from robust_opt import config as config_lib
 from robust_opt.assembly import begin
 from robust_opt.checkpoint import Checkpoints, digest
 from robust_opt.collection import pixels
-from robust_opt.data import Dataset
+from robust_opt.data import Dataset, fingerprint
 from robust_opt.errors import InputError
 from robust_opt.evaluation import logits_of
 from robust_opt.training import evaluated_params
@@ -36,6 +36,8 @@ class Subject(NamedTuple):
     x: [N, *S] float32, pixels in [0, 1].
     y: [N] int32.
     net_sha256: of the weights; empty where the net is a function that holds none.
+    name: what a message calls the net: a run's title, or --model.
+    definition: of a run, the text of its network, whose arrays are the weights; else empty.
     norm: what a run was trained against, or None.
     radius: in that norm, or None.
   """
@@ -44,6 +46,8 @@ class Subject(NamedTuple):
   x: np.ndarray
   y: np.ndarray
   net_sha256: str
+  name: str
+  definition: str = ""
   norm: str | None = None
   radius: float | None = None
 
@@ -81,7 +85,16 @@ def load(source: dict[str, Any], examples: int = 0) -> Subject:
 def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
   net = _net_of_run(workdir, given)
   labels = net.test.labels.astype(np.int32)
-  return Subject(net.logits_fn, pixels(net.test.images), labels, net.sha256, net.norm, net.radius)
+  return Subject(
+    net.logits_fn,
+    pixels(net.test.images),
+    labels,
+    net.sha256,
+    net.title,
+    net.definition,
+    net.norm,
+    net.radius,
+  )
 
 
 class Net(NamedTuple):
@@ -94,6 +107,7 @@ class Net(NamedTuple):
     test: what it is judged on.
     sha256: of the weights.
     title: the run's, in words.
+    definition: the text of the network, its preprocessing included.
     norm: what it was trained against, or None.
     radius: in that norm, or None.
   """
@@ -104,6 +118,7 @@ class Net(NamedTuple):
   test: Dataset
   sha256: str
   title: str
+  definition: str
   norm: str | None
   radius: float | None
 
@@ -132,6 +147,7 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
   splits = build.splits(config)
+  _refuse_other_data(workdir, splits.train)
   beginning = begin(config, splits.train)
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)
   state = checkpoints.restore(beginning.state, which)
@@ -151,9 +167,21 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
     splits.test,
     digest(local),
     f"{config.model.name} on {config.dataset.name}, {against}",
+    repr(beginning.net),
     norm if trained_on else None,
     radius if trained_on else None,
   )
+
+
+def _refuse_other_data(workdir: Path, train: Dataset) -> None:
+  """The network standardizes its input by its training data: other data make another network."""
+  trained_on = workdirs.read_inputs(workdir).get("data", {}).get("train")
+  found = fingerprint(train)
+  if trained_on not in (None, found):
+    raise InputError(
+      f"--workdir={workdir} was trained on other data than --data_dir or --train_files give now: "
+      f"SHA-256 {trained_on} -> {found}."
+    )
 
 
 def _reported(workdir: Path) -> str | None:
@@ -203,4 +231,4 @@ def _of_user(model: str, path: Path, draws: int) -> Subject:
   arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
   if draws:
     logits_fn = nets.Randomized(logits_fn, jax.random.key(0), draws)
-  return Subject(logits_fn, x, y, digest(arrays) if arrays else "")
+  return Subject(logits_fn, x, y, digest(arrays) if arrays else "", model)

@@ -1,19 +1,20 @@
 """Which directory a run may write to: a new one, or its own."""
 
-import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from robust_opt import build, data
 from robust_opt import config as config_lib
-from robust_opt import constructed
 from robust_opt.errors import InputError
 from robust_opt.files import leftovers, write_json
+from robust_opt.study import REVISION
 
-# Beside config.json, where a run trains on constructed data: which, as the path may change.
-TRAIN_FILES = "train_files.json"
+# Beside config.json: what a run depends on that its config does not say, such as the data itself.
+INPUTS = "inputs.json"
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -29,18 +30,10 @@ def check(workdir: Path, config: ConfigDict) -> None:
         f"--workdir={workdir}: its config.json cannot be read ({error}), so that it is not known "
         f"what was run there; choose a new directory."
       ) from error
-    changed = config_lib.differences(old, config_lib.as_dict(config))
-    made_of, now = _read_train_files(workdir), _train_files(config)
-    if made_of != now:
-      changed.append(f"what lies in dataset.train_files: {made_of} -> {now}")
-    if changed:
-      raise InputError(
-        f"--workdir={workdir} holds another experiment; choose a new directory, or the same "
-        f"config. What differs: {'; '.join(changed)}."
-      )
+    _refuse(workdir, config_lib.differences(old, config_lib.as_dict(config)))
   elif workdir.exists():
     # A kill may have come between the two files of `claim`.
-    ours = {*leftovers(workdir), workdir / TRAIN_FILES}
+    ours = {*leftovers(workdir), workdir / INPUTS}
     foreign = [workdir] if not workdir.is_dir() else set(workdir.iterdir()) - ours
     if foreign:
       raise InputError(
@@ -49,33 +42,51 @@ def check(workdir: Path, config: ConfigDict) -> None:
       )
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-  """Writes the resolved config, once."""
+def check_inputs(workdir: Path, splits: build.Splits) -> None:
+  """Refuses the directory of a run on other data, or of another revision of the code."""
+  _refuse(workdir, config_lib.differences(read_inputs(workdir), inputs(splits)))
+
+
+def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
+  """Writes the resolved config and what the run depends on beside it, once.
+
+  Raises:
+    InputError: the directory holds a run on other data, or of another revision of the code.
+  """
+  if (workdir / "config.json").exists():
+    check_inputs(workdir, splits)
   if jax.process_index() == 0:
     for path in leftovers(workdir):
       path.unlink(missing_ok=True)
     if not (workdir / "config.json").exists():
-      if config.dataset.train_files:
-        write_json(workdir / TRAIN_FILES, {"card_sha256": _train_files(config)})
+      write_json(workdir / INPUTS, inputs(splits))
       write_json(workdir / "config.json", config_lib.as_dict(config))
 
 
-def _train_files(config: ConfigDict) -> str | None:
-  """Which constructed data set a config trains on, wherever it lies; None: a real one."""
-  path = config.dataset.train_files
-  if not path:
-    return None
-  card = json.dumps(constructed.read_card(Path(path)), sort_keys=True)
-  return hashlib.sha256(card.encode()).hexdigest()
+def inputs(splits: build.Splits) -> dict[str, Any]:
+  """What a run depends on beside its config: SHA-256 of the data, and the revision of the code."""
+  digests = {name: data.fingerprint(split) for name, split in splits._asdict().items()}
+  return {"revision": REVISION, "data": digests}
 
 
-def _read_train_files(workdir: Path) -> str | None:
-  """The same of an earlier run."""
+def read_inputs(workdir: Path) -> dict[str, Any]:
+  """The same of an earlier run; {} of a run before such a file was written."""
   try:
-    return json.loads((workdir / TRAIN_FILES).read_text(encoding="utf-8"))["card_sha256"]
+    found = json.loads((workdir / INPUTS).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+      raise ValueError("it holds no object")
+    return found
   except FileNotFoundError:
-    return None
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    return {}
+  except (OSError, ValueError) as error:
     raise InputError(
-      f"--workdir={workdir}: its {TRAIN_FILES} cannot be read ({error}); choose a new directory."
+      f"--workdir={workdir}: its {INPUTS} cannot be read ({error}); choose a new directory."
     ) from error
+
+
+def _refuse(workdir: Path, changed: list[str]) -> None:
+  if changed:
+    raise InputError(
+      f"--workdir={workdir} holds another experiment; choose a new directory, or the same "
+      f"config. What differs: {'; '.join(changed)}."
+    )

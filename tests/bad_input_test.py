@@ -9,8 +9,8 @@ import pytest
 from main_test import SMALL, run_main
 from ml_collections import ConfigDict
 
+from robust_opt import build, workdirs
 from robust_opt import config as config_lib
-from robust_opt import workdirs
 from robust_opt.errors import InputError
 
 CONFIGS = {
@@ -261,8 +261,8 @@ def test_what_a_killed_start_left_is_no_foreign_file(tmp_path):
   (workdir / ".config.json.abc.part").write_text("{")
   config = config_lib.get_config()
   workdirs.check(workdir, config)
-  workdirs.claim(workdir, config)
-  assert [path.name for path in workdir.iterdir()] == ["config.json"]
+  workdirs.claim(workdir, config, build.splits(config_lib.digits()))
+  assert {path.name for path in workdir.iterdir()} == {"config.json", "inputs.json"}
 
 
 def test_a_work_directory_that_cannot_be_made_is_named(tmp_path, monkeypatch, capfd):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import build, config, construct, constructed, data, experiment, models, workdirs
+from robust_opt import build, config, construct, constructed, data, experiment, models
 from robust_opt.constructed import Settings
 from robust_opt.errors import InputError
 
@@ -174,29 +174,6 @@ def test_classes_of_another_set_are_refused(tmp_path):
   c.dataset.train_files = str(write_set(tmp_path / "twenty", num_classes=20, label=15))
   with pytest.raises(InputError, match="holds 20 classes, but digits has 10"):
     build.splits(c)
-
-
-def test_a_run_knows_its_data_set_wherever_that_lies(tmp_path):
-  c = config.digits()
-  c.dataset.train_files = str(write_set(tmp_path / "set"))
-  run = tmp_path / "run"
-  workdirs.check(run, c)
-  workdirs.claim(run, c)
-  (tmp_path / "set").rename(tmp_path / "moved")
-  c.dataset.train_files = str(tmp_path / "moved")
-  workdirs.check(run, c)
-  c.dataset.train_files = str(write_set(tmp_path / "other", num_classes=4))
-  with pytest.raises(InputError, match=r"another experiment.*what lies in dataset\.train_files"):
-    workdirs.check(run, c)
-  c.dataset.train_files = ""
-  with pytest.raises(InputError, match=r"what lies in dataset\.train_files"):
-    workdirs.check(run, c)
-  (run / workdirs.TRAIN_FILES).write_text("{")
-  with pytest.raises(InputError, match=r"train_files\.json cannot be read"):
-    workdirs.check(run, c)
-  # A kill between the two files leaves a directory that is ours.
-  (run / "config.json").unlink()
-  workdirs.check(run, c)
 
 
 def test_examples_without_a_label_cannot_be_made_into_others(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import config, ensemble, evaluate, experiment, subject, trust, verdict, verify
+from robust_opt import config, data, ensemble, evaluate, experiment, subject, trust, verdict, verify
 from robust_opt.errors import InputError, RunError
 from robust_opt.files import write_sealed
 
@@ -89,10 +90,29 @@ def test_a_radius_of_zero_is_not_the_run_s_own(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_evaluation_is_refused_the_folder(trained, tmp_path):
-  evaluate.run(options(trained, output=tmp_path / "found", examples=16))
-  with pytest.raises(InputError, match=r"holds another study.*radius: 0.1 -> 0.2"):
-    evaluate.run(options(trained, output=tmp_path / "found", examples=16, radius=0.2))
+def test_a_run_that_was_moved_finds_its_evaluation_again(trained, tmp_path, monkeypatch):
+  """But not one of other weights, nor is it loaded with other training data."""
+  shutil.copytree(trained, tmp_path / "run")
+  evaluate.run(options(tmp_path / "run", examples=16))
+  (tmp_path / "run").rename(tmp_path / "moved")
+  monkeypatch.setattr(ensemble, "autoattack", None)  # it would fail if it were called
+  evaluate.run(options(tmp_path / "moved", examples=16))
+  load = data.load
+
+  def other_data(name, split, **places):
+    found = load(name, split, **places)
+    return found._replace(images=found.images[::-1]) if split == "train" else found
+
+  with monkeypatch.context() as patch:
+    patch.setattr(data, "load", other_data)
+    with pytest.raises(InputError, match="was trained on other data"):
+      evaluate.run(options(tmp_path / "moved", examples=16))
+  c = small_config()
+  c.seed = 5
+  experiment.run(c, tmp_path / "other")
+  shutil.copytree(tmp_path / "moved" / "evaluations", tmp_path / "other" / "evaluations")
+  with pytest.raises(InputError, match=r"net\.arrays"):
+    evaluate.run(options(tmp_path / "other", examples=16))
 
 
 @pytest.mark.slow

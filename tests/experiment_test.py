@@ -249,7 +249,8 @@ def strict(text):
 
 def test_work_directory_holds_what_it_promises(finished):
   config, workdir, summary = finished
-  promised = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json"}
+  promised = {"config.json", "inputs.json", "metrics.jsonl", "summary.json"}
+  promised |= {"tensorboard", "checkpoints"}
   pictures = {"curves.png", "accuracy.png", "examples.png"}
   assert {path.name for path in workdir.iterdir()} == promised | pictures
   assert strict((workdir / "config.json").read_text()) == config_lib.as_dict(config)

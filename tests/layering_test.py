@@ -103,6 +103,7 @@ ORDER = [
   "experiment",
   "overrides",
   "main",
+  "identity",
   "subject",
   "commands",
   "evaluate",

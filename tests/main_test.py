@@ -103,7 +103,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(finished):
   names = {path.name for path in finished.iterdir()}
   pictures = {"curves.png", "accuracy.png", "examples.png"}
-  logs = {"config.json", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints"}
+  logs = {"config.json", "inputs.json", "metrics.jsonl", "summary.json"}
+  logs |= {"tensorboard", "checkpoints"}
   assert names == pictures | logs
   summary = json.loads((finished / "summary.json").read_text())
   steps = [r["step"] for r in read_metrics(finished / "metrics.jsonl")]

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from robust_opt.errors import InputError
-from robust_opt.study import Study, command
+from robust_opt.study import REVISION, Study, command
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_another_study_is_refused(tmp_path):
 def test_a_directory_is_claimed_again_after_a_kill_while_it_was(tmp_path):
   (tmp_path / ".study.json.1a.part").write_text("{")
   Study(tmp_path, {"seeds": 1}, work=1.0).close()
-  assert json.loads((tmp_path / "study.json").read_text()) == {"seeds": 1}
+  assert json.loads((tmp_path / "study.json").read_text()) == {"seeds": 1, "revision": REVISION}
   (tmp_path / "foreign").mkdir()
   (tmp_path / "foreign" / "a.txt").write_text("a")
   with pytest.raises(InputError, match="it holds something else"):

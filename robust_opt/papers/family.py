@@ -30,6 +30,7 @@ from robust_opt import (
   build,
   commands,
   costs,
+  data,
   ensemble,
   experiment,
   losses,
@@ -139,12 +140,25 @@ def config_of(options: Options, name: str, seed: int) -> ConfigDict:
   return config
 
 
-def identity(options: Options, name: str, seed: int) -> str:
-  """A hash of all that what is measured of a net depends on, but versions and the device."""
+def identity(options: Options, name: str, seed: int, digests: dict[str, str]) -> str:
+  """A hash of all that what is measured of a net depends on, but versions and the device.
+
+  Args:
+    options: of the study.
+    name: of the method.
+    seed: of the net.
+    digests: of the data, from data.fingerprints.
+  """
   numbers = options.numbers
   config = config_lib.as_dict(config_of(options, name, seed))
   del config["dataset"]["data_dir"], config["dataset"]["cache_dir"]
-  judged = {"examples": numbers.examples, "version": numbers.version}
+  judged = {
+    "examples": numbers.examples,
+    "version": numbers.version,
+    "radius": ground(options.dataset).uncertainty.radius,
+    "pgd": [PGD_STEPS, PGD_RELATIVE_STEP],
+    "data": digests,
+  }
   return sha256_of(json.dumps(config, sort_keys=True), json.dumps(judged, sort_keys=True))
 
 
@@ -158,7 +172,8 @@ def run(options: Options) -> tables.Table:
   numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
   results = options.workdir / "results"
   known = _known(options.known)
-  description = {"dataset": options.dataset, **numbers._asdict()}
+  digests = data.fingerprints(options.dataset, options.data_dir, options.cache_dir)
+  description = {"dataset": options.dataset, **numbers._asdict(), "data": digests}
   timing = 0.2 * len(options.chosen)
   study = Study(options.workdir, description, work=len(options.chosen) * len(seeds) + timing)
   # What this directory holds of other methods stays.
@@ -167,15 +182,16 @@ def run(options: Options) -> tables.Table:
   try:
     for seed in seeds:  # so that a study that is stopped has seen every method
       for name in options.chosen:
-        key = identity(options, name, seed)
+        key = identity(options, name, seed, digests)
         kept[key] = known[key] if key in known else _measure(options, study, name, seed)
         study.progress(1.0, f"{name}, seed {seed}", skipped=key in known)
         write_json(results / "measured.json", kept)
-    times = _times(options, study, timing)
+    times = _times(options, study, timing, digests)
   finally:
     study.close()
   measured = {
-    name: [kept[identity(options, name, seed)] for seed in seeds] for name in options.chosen
+    name: [kept[identity(options, name, seed, digests)] for seed in seeds]
+    for name in options.chosen
   }
   table = table_of(options, measured, times)
   tables.write(table, results / "family")
@@ -186,7 +202,9 @@ def run(options: Options) -> tables.Table:
   return table
 
 
-def _times(options: Options, study: Study, work: float) -> dict[str, float]:
+def _times(
+  options: Options, study: Study, work: float, digests: dict[str, str]
+) -> dict[str, float]:
   """Time of an update beside standard training's, of every chosen method."""
   names = dict.fromkeys(["standard", *options.chosen])
   configs = {name: config_of(options, name, 1) for name in names}
@@ -198,7 +216,7 @@ def _times(options: Options, study: Study, work: float) -> dict[str, float]:
     found = costs.side_by_side(configs, train, TIMED_UPDATES, TIMED_CALLS)
     return {name: costs.beside(found[name], found["standard"]) for name in options.chosen}
 
-  identities = [identity(options, name, 1) for name in names]
+  identities = [identity(options, name, 1, digests) for name in names]
   path = options.workdir / "times.json"
   return study.once("time of an update", path, sha256_of(_device(), *identities), compute, work)
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from robust_opt import collection, commands, experiment, seeds, tables
+from robust_opt import collection, commands, data, experiment, seeds, tables
 from robust_opt.evaluation import logits_of
 from robust_opt.files import write_json
 from robust_opt.papers import goodfellow2015_nets as nets_lib
@@ -96,7 +96,11 @@ def run(options: Options) -> tables.Table:
   numbers, chosen = options.numbers, kinds(options)
   cost = sum(_work(options, name, kind) for name, kind in chosen.items())
   work = numbers.seeds * (cost + 1.0) + numbers.members * numbers.epochs / 10 + 1.0
-  description = {"dataset": options.dataset, **numbers._asdict()}
+  description = {
+    "dataset": options.dataset,
+    **numbers._asdict(),
+    "data": data.fingerprints(options.dataset, **options.places),
+  }
   study = Study(options.workdir, description, work)
   try:
     found = _found(options, study, chosen)

@@ -27,6 +27,7 @@ from robust_opt import (
   commands,
   construct,
   constructed,
+  data,
   experiment,
   explanation_figures,
   gaussian,
@@ -162,9 +163,12 @@ def run(options: Options) -> tables.Table:
   for name in ("trained_radius", "radius", "tested_radius", "inversion_step"):
     if not getattr(numbers, name) > 0:
       raise InputError(f"--{name} must be > 0, in pixels, but was {getattr(numbers, name)}.")
-  description = {"dataset": options.dataset, **numbers._asdict()}
-  if options.override:
-    description["override"] = list(options.override)
+  description = {
+    "dataset": options.dataset,
+    **numbers._asdict(),
+    "override": list(options.override),
+    "data": data.fingerprints(options.dataset, options.data_dir, options.cache_dir),
+  }
   work = 2.0 + len(SETS) + len(SETS) * len(seeds)
   study = Study(options.workdir, description, work=work)
   learnt: dict[str, list[dict[str, Any]]] = {}

@@ -70,7 +70,7 @@ PRESETS = {
 
 
 class Options(NamedTuple):
-  """What to run and where; only `dataset`, `numbers` and the overrides change the results.
+  """What to run and where; the places, `vmapped` and `evaluation_batch` do not change the results.
 
   Attributes:
     dataset: of RECIPES.
@@ -193,7 +193,8 @@ def run(options: Options) -> None:
     "seeds": seed_names,
     "pgd_examples": numbers.pgd_examples,
     "points": numbers.points,
-    "nets": {name: config_lib.as_dict(config) for name, config in configs.items()},
+    "precision": options.precision,
+    "nets": {name: _placeless(config) for name, config in configs.items()},
     "data": {"train": data.fingerprint(train), "test": data.fingerprint(test)},
   }
   work = Work(
