@@ -167,6 +167,22 @@ def test_sweep_over_radii_compiles_once(trained):
   assert correct[0] > correct[-1]
 
 
+@pytest.mark.parametrize(
+  ("labels", "outputs"), [(np.zeros(4), 3), (np.zeros((4, 3), int), 3), (np.zeros(4, int), 1)]
+)
+def test_accuracy_needs_classes(labels, outputs):
+  """Labels of a regression, several labels an example, and a net of one logit."""
+
+  def apply(params, model_state, x, *, train, key):
+    return jnp.zeros((x.shape[0], outputs)), model_state
+
+  data = ro.ArrayData(np.zeros((4, 2, 2, 1), np.float32), labels)
+  with pytest.raises(
+    ro.InputError, match=r"^Accuracy needs integer labels \[B\] and logits \[B, C\]"
+  ):
+    evaluate((apply, {}, {}), data=data)
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_logits_that_are_not_finite_count_as_wrong(bad):
   """argmax of NaN is 0: a net that answers nothing else would be right on every 0."""
