@@ -29,7 +29,8 @@ class Evaluation(NamedTuple):
 
   Attributes:
     clean_correct: bool, whether the clean example is classified as its label.
-    robust_correct: bool, whether the perturbed example still is.
+    robust_correct: bool, whether the clean example and the perturbed one both are: the adversary
+      may also leave an example as it is, so that this is never above the clean accuracy.
     zero_gradient: bool, whether the first input gradient was exactly zero.
   """
 
@@ -115,7 +116,7 @@ def make_evaluate(
       clean_correct = losses.correct(out.clean_logits, batch.y)
       return Evaluation(
         clean_correct,
-        losses.correct(out.robust_logits, batch.y),
+        clean_correct & losses.correct(out.robust_logits, batch.y),
         out.zero_gradient,
       )
 
