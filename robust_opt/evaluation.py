@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
+from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack
+from robust_opt.maximizers.core import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
 from robust_opt.training import ArrayData, keys_of, take
 from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params
@@ -27,7 +29,8 @@ class Evaluation(NamedTuple):
 
   Attributes:
     clean_correct: bool, whether the clean example is classified as its label.
-    robust_correct: bool, whether the perturbed example still is.
+    robust_correct: bool, whether the clean example and the perturbed one both are: the adversary
+      may also leave an example as it is, so that this is never above the clean accuracy.
     zero_gradient: bool, whether the first input gradient was exactly zero.
   """
 
@@ -54,15 +57,24 @@ def perturb(
   batch: Batch,
   key: Array,
 ) -> Perturbed:
-  """Attacks a batch, with the model in evaluation mode."""
+  """Attacks a batch, with the model in evaluation mode.
+
+  Raises:
+    InputError: the attack is none, the examples are not one array of floats, or the labels are not
+      classes of a net of at least two.
+  """
+  check_attack(attack)
+  check_examples("The examples (x of the batch)", batch.x)
 
   def forward(x: Array) -> tuple[Array, ModelState]:
     return apply(params, model_state, x, train=False, key=None)
 
+  clean_logits = forward(batch.x)[0]
+  _check_classes(clean_logits, batch.y)
   value_fn = objective.inner(forward, batch.x, batch.y)
   delta, info = attack(value_fn, keys_of(key, batch.ids), batch.x)
   zero = jnp.any(info.zero_gradient[:1], axis=0)
-  return Perturbed(delta, forward(batch.x)[0], forward(batch.x + delta)[0], zero)
+  return Perturbed(delta, clean_logits, forward(batch.x + delta)[0], zero)
 
 
 def make_evaluate(
@@ -84,6 +96,9 @@ def make_evaluate(
 
   Returns:
     evaluate(params, model_state, data, radius [], key) -> Evaluation.
+
+  Raises:
+    InputError: from evaluate: the labels are not classes [N] of a net of at least two classes.
   """
 
   def evaluate(
@@ -98,9 +113,10 @@ def make_evaluate(
       batch = place_batch(take(data, ids))
       attack = make_attack(radius)
       out = perturb(apply, params, model_state, objective, attack, batch, key)
+      clean_correct = losses.correct(out.clean_logits, batch.y)
       return Evaluation(
-        losses.correct(out.clean_logits, batch.y),
-        losses.correct(out.robust_logits, batch.y),
+        clean_correct,
+        clean_correct & losses.correct(out.robust_logits, batch.y),
         out.zero_gradient,
       )
 
@@ -108,6 +124,17 @@ def make_evaluate(
     return jax.tree.map(lambda a: a.reshape(-1)[:num_examples], stacked)
 
   return evaluate
+
+
+def _check_classes(logits: Array, labels: Array) -> None:
+  """InputError unless there are classes to be right about."""
+  integers = jnp.issubdtype(labels.dtype, jnp.integer)
+  if labels.ndim != 1 or not integers or logits.ndim != 2 or logits.shape[1] < 2:
+    raise InputError(
+      f"Accuracy needs integer labels [B] and logits [B, C] of at least 2 classes, but labels are "
+      f"{labels.dtype} of the shape {labels.shape} and the net's outputs have the shape "
+      f"{logits.shape}; the worst case of any other loss is that of ro.robustify."
+    )
 
 
 def logits_of(apply: ApplyFn, params: Params, model_state: ModelState) -> LogitsFn:

@@ -32,15 +32,25 @@ from robust_opt.uncertainty import UncertaintySet
 # What a config may name; gradient_penalty takes the set besides.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]
 
+# Losses of labels that are classes: points are compared by the margin, as it says who is fooled.
+_CLASSIFICATION = (
+  losses.cross_entropy,
+  losses.one_vs_all,
+  losses.independent,
+  losses.margin,
+  losses.dlr,
+)
+
 
 class RobustObjective(NamedTuple):
   """min over theta of outer, at the x_adv that attacks inner.
 
   Attributes:
-    inner: (forward, x [B, *S], y [B]) -> value_fn, what the adversary ascends; of a loss its
-      score is the margin, > 0 where the net is fooled.
-    outer: (forward, x [B, *S], x_adv [B, *S], y [B]) -> (loss [B], model_state), what the learner
-      descends. x_adv carries no gradient.
+    inner: (forward, x [B, *S], y [B, ...]) -> value_fn, what the adversary ascends. Its score is
+      the margin for the classification losses of `robust_opt.losses`, > 0 where the net is fooled,
+      and the value itself for any other loss.
+    outer: (forward, x [B, *S], x_adv [B, *S], y [B, ...]) -> (loss [B], model_state), what the
+      learner descends. x_adv carries no gradient.
   """
 
   inner: Callable[[Forward, Array, Array], ValueFn]
@@ -52,6 +62,12 @@ def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
 
   The net never sees the clean example: Shaham et al. 2015, Algorithm 1. Standard training is the
   same objective under an attack of 0 steps.
+
+  Args:
+    loss: J, (outputs of the model, y [B, ...]) -> [B]: a classification loss of
+      `robust_opt.losses`, or any other loss of whatever labels it takes (targets of a regression,
+      soft labels, several labels an example). An attack that compares points (`keep_best`,
+      `restarts`) compares them by the margin for the former and by the loss for the latter.
   """
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
@@ -180,9 +196,10 @@ def _ascend_loss(loss: LossFn) -> Callable[[Forward, Array, Array], ValueFn]:
   def inner(forward: Forward, x: Array, y: Array) -> ValueFn:
     del x
 
-    def value_fn(x_adv: Array) -> Scored:
+    def value_fn(x_adv: Array) -> Array | Scored:
       logits, _ = forward(x_adv)
-      return Scored(loss(logits, y), losses.margin(logits, y))
+      value = loss(logits, y)
+      return Scored(value, losses.margin(logits, y)) if loss in _CLASSIFICATION else value
 
     return value_fn
 

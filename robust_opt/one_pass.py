@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from robust_opt import losses
-from robust_opt.training import TrainMetrics, TrainState, TrainStep
+from robust_opt.training import TrainMetrics, TrainState, TrainStep, check_batch, check_losses
 from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
 from robust_opt.uncertainty import UncertaintySet
 
@@ -136,8 +136,11 @@ def _both_gradients(
 
   def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
     logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
-    return jnp.mean(loss(logits, batch.y)), model_state
+    losses_of_batch = loss(logits, batch.y)
+    check_losses(losses_of_batch, batch)
+    return jnp.mean(losses_of_batch), model_state
 
+  check_batch(batch)
   return jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(state.params, delta)
 
 

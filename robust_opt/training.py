@@ -14,7 +14,6 @@ of state that is carried, so that a run can be stopped and resumed to the same b
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ import optax
 
 from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack, ScheduledAttack
+from robust_opt.maximizers.core import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
 from robust_opt.optimizers import AverageState
 from robust_opt.penalties import Penalty
@@ -144,10 +144,15 @@ def make_train_step(
   Returns:
     step(state, batch, key) -> (state, metrics); the key is folded with nothing, so give every step
     one of its own.
+
+  Raises:
+    InputError: the attack is none; from the step: the examples are not one array of floats, y or
+      ids have no entry for each of them, or the loss has not one value for each.
   """
+  check_attack(attack, scheduled=True)
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
-    chex.assert_rank([batch.y, batch.ids], 1)
+    check_batch(batch)
     start_key, ascent_key, descent_key, penalty_key = jax.random.split(key, 4)
     if axis_name is not None:
       place = jax.lax.axis_index(axis_name)
@@ -170,7 +175,7 @@ def make_train_step(
     def mean_loss(params: Params) -> tuple[Array, ModelState]:
       trained = forward(apply, params, True, descent_key)
       loss, model_state = objective.outer(trained, batch.x, x_adv, batch.y)
-      chex.assert_rank(loss, 1)
+      check_losses(loss, batch)
       if penalty is not None:
         loss += penalty(params, state.model_state, batch, keys_of(penalty_key, batch.ids))
       return jnp.mean(loss), model_state
@@ -216,13 +221,37 @@ def _varying(params: Params, axis_name: str | None) -> Params:
   return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
 
 
+def check_batch(batch: Batch) -> None:
+  """InputError unless x is one array of floats, and y and ids have an entry for each example."""
+  check_examples("The examples (x of the batch)", batch.x)
+  count = batch.x.shape[0]
+  if jnp.shape(batch.y)[:1] != (count,) or jnp.shape(batch.ids) != (count,):
+    raise InputError(
+      f"A batch of {count} examples must have y [{count}, ...] and ids [{count}], but they have "
+      f"the shapes {jnp.shape(batch.y)} and {jnp.shape(batch.ids)}."
+    )
+
+
+def check_losses(loss: Array, batch: Batch) -> None:
+  """InputError unless there is one loss for every example."""
+  count = batch.x.shape[0]
+  if loss.shape != (count,):
+    raise InputError(
+      f"The loss must return one value for each of the {count} examples, [{count}], but it has the "
+      f"shape {loss.shape} for y of the shape {jnp.shape(batch.y)}."
+    )
+
+
 def keys_of(key: Array, ids: Array) -> Array:
   """A key for every example, [B], that depends on its id alone."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
 class ArrayData(NamedTuple):
-  """A data set at rest on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N]."""
+  """A data set at rest on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N, ...].
+
+  Labels are classes [N], or whatever the loss takes.
+  """
 
   images: Array | np.ndarray
   labels: Array | np.ndarray

@@ -16,7 +16,7 @@ Params = PyTree
 ModelState = PyTree  # what a forward pass may update: batch statistics, or {}
 
 LogitsFn = Callable[[Array], Array]  # x [B, *S] -> logits [B, C], every example by itself
-LossFn = Callable[[Array, Array], Array]  # (logits [B, C], labels [B]) -> loss [B]
+LossFn = Callable[[Array, Array], Array]  # (logits [B, C], y [B, ...]) -> loss [B]
 Forward = Callable[[Array], tuple[Array, ModelState]]  # x [B, *S] -> (logits [B, C], model_state)
 
 
@@ -62,7 +62,8 @@ class Batch(NamedTuple):
 
   Attributes:
     x: images [B, *S], float32 pixels in [0, 1] (data sets at rest are uint8 in [0, 255]).
-    y: labels [B], int32 in [0, C).
+    y: classes [B], int32 in [0, C); or whatever the loss takes, [B, ...]: targets of a regression,
+      soft labels.
     ids: [B], int32, the place of each example in its data set. Random starts derive from it, so
       that an example's fate depends neither on its neighbours nor on the device it lies on.
   """

@@ -167,6 +167,37 @@ def test_sweep_over_radii_compiles_once(trained):
   assert correct[0] > correct[-1]
 
 
+def test_what_is_wrong_when_clean_is_not_robust():
+  """z_1 - z_0 = x^2 - 0.01: label 1 is wrong at 0.05, and right after one long step from there."""
+
+  def apply(params, model_state, x, *, train, key):
+    pixel = x.reshape(x.shape[0], -1)[:, 0]
+    return jnp.stack([0.0 * pixel, pixel**2 - 0.01], axis=-1), model_state
+
+  data = ro.ArrayData(np.float32([0.05, 0.9]).reshape(2, 1, 1, 1), np.array([1, 1]))
+  batch = take(data, jnp.arange(2))
+  attacked = perturb(apply, {}, {}, ro.robust(), one_step(0.5), batch, jax.random.key(0))
+  assert ro.losses.correct(attacked.robust_logits, batch.y).tolist() == [True, True]
+  result = evaluate((apply, {}, {}), data=data, radius=0.5)
+  assert result.clean_correct.tolist() == result.robust_correct.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+  ("labels", "outputs"), [(np.zeros(4), 3), (np.zeros((4, 3), int), 3), (np.zeros(4, int), 1)]
+)
+def test_accuracy_needs_classes(labels, outputs):
+  """Labels of a regression, several labels an example, and a net of one logit."""
+
+  def apply(params, model_state, x, *, train, key):
+    return jnp.zeros((x.shape[0], outputs)), model_state
+
+  data = ro.ArrayData(np.zeros((4, 2, 2, 1), np.float32), labels)
+  with pytest.raises(
+    ro.InputError, match=r"^Accuracy needs integer labels \[B\] and logits \[B, C\]"
+  ):
+    evaluate((apply, {}, {}), data=data)
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_logits_that_are_not_finite_count_as_wrong(bad):
   """argmax of NaN is 0: a net that answers nothing else would be right on every 0."""

@@ -22,6 +22,7 @@ ORDER = [
   "structured.shapes",
   "structured.intersections",
   "structured.products",
+  "structured.masks",
   "structured",
   "tangents",
   "maximizers.core",

@@ -267,6 +267,54 @@ def test_keys_reach_the_start_and_the_loss():
     robust(params, x, y, noise)
 
 
+def never(*_):
+  raise AssertionError("the attack ran")
+
+
+@pytest.mark.parametrize(
+  ("x", "words"),
+  [
+    ({"image": np.zeros((2, 3), np.float32)}, "one floating point array .*, but are a dict;"),
+    ([np.zeros(3, np.float32)], "one floating point array .*, but are a list;"),
+    (np.zeros((2, 3), np.uint8), r"pixels in \[0, 1\], but are uint8 of the shape \(2, 3\)"),
+  ],
+)
+def test_examples_are_one_array_of_floats(x, words):
+  robust = ro.robustify(lambda params, x: 0.0, never)
+  with pytest.raises(InputError, match=rf"^The examples \(positional argument 1.* {words}"):
+    robust({}, x)
+
+
+@pytest.mark.parametrize(
+  ("make", "words"),
+  [
+    (lambda a: ro.robustify(mlp_loss, a), "^attack must be an attack"),
+    (lambda a: ro.restarts(a, 3), "^attack must be an attack"),
+    (lambda a: ro.make_train_step(None, None, ro.robust(), a), "^attack must be an attack"),
+    (lambda a: ro.ascend(a, 3), r"^maximizer must be .*ro\.pgd\("),
+  ],
+)
+def test_a_set_is_no_attack(make, words):
+  with pytest.raises(InputError, match=rf"{words}.*but was an UncertaintySet"):
+    make(ro.linf(0.1))
+
+
+@pytest.mark.parametrize(
+  ("given", "words"),
+  [
+    (ro.linf(0.1), r"ro\.steepest\(ro\.linf\(0\.1\)\)"),
+    (ro.frank_wolfe(ro.linf(0.1)), r"an InnerMaximizer: pass ro\.ascend\(maximizer, num_steps\)"),
+    (ro.ScheduledAttack(never), "a ScheduledAttack: only ro.make_train_step takes one"),
+    (0.1, "a float: pass what ro.steepest"),
+  ],
+)
+def test_what_is_no_attack_is_told_how_to_become_one(given, words):
+  with pytest.raises(InputError, match=words):
+    ro.robustify(mlp_loss, given)
+  if isinstance(given, ro.ScheduledAttack):
+    ro.make_train_step(None, None, ro.robust(), given)
+
+
 def test_numpy_arrays_are_arrays():
   arguments = mlp_problem()
   robust = ro.robustify(mlp_loss, ro.steepest(ro.l2(RADIUS)))

@@ -18,7 +18,9 @@ from robust_opt import structured
 from robust_opt.errors import InputError
 
 BATCH, NUM_ENTRIES = 200, 6
+KEY = jax.random.key(6)
 BOX = (0.0, 1.0)
+MASK = np.array([True, False, False, True, True, True])
 LABELS = np.array([7, 2, 7, 4, 2, 7])  # three groups, of 2, 1 and 3 entries, not in order
 SCALE = np.array([0.01, 0.1, 0.5, 1.0, 2.0, 30.0], np.float32)
 _ROWS = np.random.default_rng(11).normal(size=(3, NUM_ENTRIES))
@@ -48,6 +50,13 @@ SETS = {
   ),
   "product_with_box": lambda radius: structured.product(
     (ro.linf(radius, BOX), (2, 2)), (ro.l2(0.5 * radius, BOX), (2,))
+  ),
+  "masked_linf": lambda radius: structured.masked(ro.linf(radius), MASK),
+  "masked_linf_with_box": lambda radius: structured.masked(ro.linf(radius, BOX), MASK),
+  "masked_l2": lambda radius: structured.masked(ro.l2(radius), MASK),
+  "masked_l1_with_box": lambda radius: structured.masked(ro.l1(radius, BOX), MASK),
+  "masked_group_l21": lambda radius: structured.masked(
+    structured.group_l21(radius, LABELS), MASK[None]
   ),
 }
 EXACT = [name for name in SETS if name != "intersection"]
@@ -589,6 +598,74 @@ def test_blocks_are_sampled_independently():
   np.testing.assert_array_equal(run(structured.product(half, half), "sample", old_keys, x), drawn)
 
 
+# Masks.
+
+
+@pytest.mark.parametrize("box", [None, BOX])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_masked_ball_is_the_ball_of_the_entries_that_may_change(norm, box):
+  g, x, radius = random_cases()
+  u = structured.masked(getattr(ro, norm)(radius, box), MASK)
+  ball = getattr(ro, norm)(radius, box)
+  for operation in ("steepest_ascent", "project"):
+    moved = run(u, operation, 2 * g, x)
+    np.testing.assert_array_equal(moved[:, ~MASK], 0)
+    alone = run(ball, operation, 2 * g[:, MASK], x[:, MASK])
+    np.testing.assert_allclose(moved[:, MASK], alone, rtol=2e-6, atol=1e-6)
+    inside = run(u, "gauge", moved, x)
+    np.testing.assert_allclose(inside, run(ball, "gauge", moved[:, MASK], x[:, MASK]), rtol=1e-6)
+  np.testing.assert_array_equal(run(u, "gauge", g, x), np.inf)
+
+
+def test_the_worst_case_of_a_linear_function_through_a_mask():
+  """For l_p the maximum of <g, delta> is the radius times the dual norm of the masked g."""
+  g, x, radius = random_cases()
+  for norm, order in (("linf", 1), ("l2", 2), ("l1", np.inf)):
+    u = structured.masked(getattr(ro, norm)(radius), MASK)
+    step = run(u, "steepest_ascent", g, x)
+    expected = radius * np.linalg.norm(g[:, MASK].astype(np.float64), order, axis=1)
+    np.testing.assert_allclose(inner(g, step), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_masks_of_every_example_hold_from_the_random_start_on(norm):
+  """Images [B, 4, 4, 3], a window of its own in each, all channels of it."""
+  rng = np.random.default_rng(0)
+  x = rng.random((20, 4, 4, 3)).astype(np.float32)
+  mask = rng.random((20, 4, 4, 1)) < 0.3
+
+  def ball(radius):
+    return structured.masked(getattr(ro, norm)(radius, BOX), mask)
+
+  attack = ro.restarts(ro.ascend(ro.pgd(ball(0.3), ball(0.1)), 3), 2)
+  starts = ro.noise(ball(0.3))
+  for found in (attack, starts):
+    delta, _ = jax.jit(
+      lambda x, found=found: found(lambda x: jnp.sum(x**2, axis=(1, 2, 3)), KEY, x)
+    )(x)
+    outside = np.broadcast_to(~mask, x.shape)
+    np.testing.assert_array_equal(np.asarray(delta)[outside], 0)
+    assert np.all(np.any(delta != 0, axis=(1, 2, 3)) == np.any(mask, axis=(1, 2, 3)))
+    assert np.all(run(ball(0.3), "gauge", delta, x) <= 1 + 1e-6)
+
+
+def test_samples_within_a_mask():
+  """Of l_inf uniform; of l_2 as the entries of a uniform point of the whole ball are."""
+  x = np.zeros((2000, NUM_ENTRIES), np.float32)
+  cube = run(structured.masked(ro.linf(1.0), MASK), "sample", KEY, x)
+  assert stats.kstest(cube[:, MASK].ravel(), "uniform", (-1, 2)).pvalue > 0.01
+  for ball in (ro.l2(1.0), ro.l1(1.0)):
+    drawn = run(structured.masked(ball, MASK), "sample", KEY, x)
+    np.testing.assert_array_equal(drawn[:, MASK], run(ball, "sample", KEY, x)[:, MASK])
+
+
+def test_a_mask_keeps_the_type_of_x():
+  x = jnp.zeros((2, NUM_ENTRIES), jnp.bfloat16)
+  u = structured.masked(ro.linf(0.5), MASK)
+  assert u.steepest_ascent(x + 1, x).dtype == u.sample(KEY, x).dtype == jnp.bfloat16
+  assert u.gauge(x + 1, x).dtype == u.project(x, x).dtype == jnp.bfloat16
+
+
 # What is refused.
 
 
@@ -605,6 +682,8 @@ def test_blocks_are_sampled_independently():
     (lambda: structured.tangent(1.0, SCALE), "basis must be floating point"),
     (lambda: structured.tangent_at(-1.0, basis_of), "radius must be >= 0"),
     (lambda: structured.intersection(ro.l2(1.0), ro.l1(1.0), 0), "num_iterations must be"),
+    (lambda: structured.masked(ro.l2(1.0), 1.0 * MASK), "mask must be an array of bool.* float64"),
+    (lambda: structured.masked(ro.l2(1.0), [True]), "mask must be an array of bool.* list"),
     (lambda: structured.product(), "A product needs at least one block"),
     (lambda: structured.product((ro.l2(1.0), (3, 0))), "Every entry of a block's shape must be"),
   ],
@@ -623,6 +702,8 @@ def test_bad_sets(build, message):
     (structured.tangent(1.0, BASIS), "basis has the shape"),
     (structured.tangent_at(1.0, lambda x: x[:, None, 0]), "basis has the shape"),
     (structured.l0(1, np.ones(5)), "magnitude must be one number"),
+    (structured.masked(ro.l2(1.0), MASK), r"mask must have the shape \(2, 3\) of an example or"),
+    (structured.masked(ro.l2(1.0), np.ones((3, 2, 3), bool)), "mask must have the shape"),
     (structured.product((ro.l2(1.0), (2, 3))), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
   ],
 )

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt import keys
 from robust_opt.errors import InputError
 from robust_opt.types import Array, PyTree, Scored, Stochastic, ValueFn
+from robust_opt.uncertainty import UncertaintySet
 
 
 class AscentState(NamedTuple):
@@ -84,7 +86,15 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
       example and all that the ascent passed (two forward passes more), rather than the last. An
       evaluation wants that; training, as the field does it, takes the last. A score of NaN is the
       highest: whoever makes a net answer NaN has won, and it shall be seen.
+
+  Raises:
+    InputError: the maximiser is none, but a set or an attack.
   """
+  if not isinstance(maximizer, InnerMaximizer):
+    raise InputError(
+      f"maximizer must be an InnerMaximizer, as from ro.pgd(uncertainty_set, step), but was "
+      f"{_in_words(maximizer)}."
+    )
 
   def last(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     state, info = run_steps(maximizer, num_steps, value_fn, key, x)
@@ -136,6 +146,7 @@ def after_steps(value_fn: ValueFn | Stochastic, num_steps: int) -> ValueFn | Sto
 
 def only_if(wanted: Array, attack: Attack) -> Attack:
   """The attack where `wanted` [], a traced bool, and the clean example at no cost where not."""
+  check_attack(attack)
 
   def maybe(
     value_fn: ValueFn | Stochastic, key: Array | None, x: Array
@@ -158,7 +169,11 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
   Args:
     attack: one that starts at random; others give the same every time.
     num_restarts: how often.
+
+  Raises:
+    InputError: the attack is none; when called, no key.
   """
+  check_attack(attack)
 
   def restarted(
     value_fn: ValueFn | Stochastic, key: Array | None, x: Array
@@ -198,9 +213,11 @@ def robustify(
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
 
   Raises:
-    InputError: when called, for examples that are given by name, an attack that starts at random
-      without attack_key=, or one that compares losses with a loss of the whole batch.
+    InputError: the attack is none, but a set, say; when called, for examples that are given by
+      name, or are not one array of floats, an attack that starts at random without attack_key=, or
+      one that compares losses with a loss of the whole batch.
   """
+  check_attack(attack)
 
   @functools.wraps(loss)
   def robust_loss(*args: Any, attack_key: Array | None = None, **kwargs: Any) -> Any:
@@ -211,6 +228,7 @@ def robustify(
       )
     place = range(len(args))[argnum]  # which may be negative, as in jax.grad
     before, x, after = args[:place], args[place], args[place + 1 :]
+    check_examples(f"The examples (positional argument {place}, by argnum={argnum})", x)
     frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
 
     def value_fn(x: Array) -> Array:
@@ -221,6 +239,46 @@ def robustify(
     return loss(*before, x + delta, *after, **kwargs)
 
   return robust_loss
+
+
+def check_attack(attack: object, scheduled: bool = False) -> None:
+  """InputError for what is no attack, with the call that makes one of it.
+
+  Args:
+    attack: what was given for one.
+    scheduled: whether a ScheduledAttack will do.
+  """
+  if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
+    return
+  if isinstance(attack, UncertaintySet):
+    hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.linf(0.1))"
+  elif isinstance(attack, InnerMaximizer):
+    hint = "pass ro.ascend(maximizer, num_steps)"
+  elif isinstance(attack, ScheduledAttack):
+    hint = "only ro.make_train_step takes one; pass its at(step)"
+  else:
+    hint = "pass what ro.steepest, ro.ascend or ro.restarts return"
+  raise InputError(f"attack must be an attack, but was {_in_words(attack)}: {hint}.")
+
+
+def check_examples(what: str, x: object) -> None:
+  """InputError unless x is one array of floats [B, *S]; `what` begins the sentence."""
+  if not isinstance(x, jax.Array | np.ndarray):
+    raise InputError(
+      f"{what} must be one floating point array [B, *S], but are {_in_words(x)}; perturb one array "
+      f"of a structure by taking it as an argument of its own."
+    )
+  if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
+    raise InputError(
+      f"{what} must be a floating point array [B, *S], pixels in [0, 1], but are {x.dtype} of the "
+      f"shape {x.shape}."
+    )
+
+
+def _in_words(value: object) -> str:
+  """'an UncertaintySet', 'a dict': for an error message."""
+  name = type(value).__name__
+  return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:

@@ -1,4 +1,4 @@
-"""Uncertainty sets with structure: groups, ellipsoids, tangents, intersections, products and more.
+"""Uncertainty sets with structure: groups, ellipsoids, tangents, intersections, masks and more.
 
   u = structured.group_l21(0.5, structured.patches(4))  # few 4 x 4 patches carry the change
   u = structured.ellipsoid(1.0, scale)                  # scale [*S]: how far each pixel may go
@@ -8,6 +8,7 @@
   u = structured.linf_l2(8 / 255, 0.5)                  # both at once, exact
   u = structured.intersection(first, second)            # any two convex sets, approximate
   u = structured.product((first, (4, 4)), (second, (9,)))  # a set for each block of [B, 16 + 9]
+  u = structured.masked(ro.l2(0.5), mask)               # only where mask [*S] or [B, *S] is True
 
 Every function returns an UncertaintySet as those of uncertainty.py do, with the same promises for
 zero, tiny, huge and NaN gradients, and a radius [] or [B] that may be traced.
@@ -22,10 +23,12 @@ zero, tiny, huge and NaN gradients, and a radius [] or [B] that may be traced.
 |  linf_l2       |  yes     |  exact            |  exact                                   |
 |  intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
 |  product       |  if its blocks are, every column                                         |
+|  masked        |  as the set that it masks, every column                                  |
 """
 
 from robust_opt.structured.groups import Groups, channels, group_l21, group_linf2, patches
 from robust_opt.structured.intersections import intersection, linf_l2
+from robust_opt.structured.masks import masked
 from robust_opt.structured.products import product
 from robust_opt.structured.shapes import BasisOf, ellipsoid, l0, tangent, tangent_at
 
@@ -39,6 +42,7 @@ __all__ = [
   "intersection",
   "l0",
   "linf_l2",
+  "masked",
   "patches",
   "product",
   "tangent",
