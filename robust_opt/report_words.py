@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from robust_opt.metrics import NORMS
 from robust_opt.report_data import Evaluation, Rate, Run, command
 from robust_opt.report_plots import SIGNS
-from robust_opt.statistics import mean_interval
+from robust_opt.statistics import accuracy_interval
 
 # Where things lie is no part of what is computed.
 _PLACES = ("dataset.data_dir", "dataset.cache_dir")
@@ -206,7 +206,7 @@ def result_table(runs: Sequence[Run]) -> list[Row]:
   for what in rows:
     found = [column.get(what) for column in columns]
     cells = tuple(Cell() if cell is None else _cell(*cell) for cell in found)
-    rates = [cell[0].accuracy for cell in found if cell is not None]
+    rates = [cell[0] for cell in found if cell is not None]
     table.append(Row(what, cells, _mean(rates) if seeds and len(rates) == len(runs) else ""))
   return table
 
@@ -221,9 +221,10 @@ def _cell(rate: Rate, trained: bool) -> Cell:
   return Cell(percent(rate.accuracy), interval(rate), count, trained)
 
 
-def _mean(accuracies: Sequence[float]) -> str:
-  found = mean_interval(accuracies)
-  return f"{100 * float(found.mean):.2f} \u00b1 {100 * float(found.half_width):.2f}"
+def _mean(rates: Sequence[Rate]) -> str:
+  found = accuracy_interval([rate.accuracy for rate in rates], min(rate.total for rate in rates))
+  mean, low, high = (100 * float(value) for value in found)
+  return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def are_seeds(runs: Sequence[Run]) -> bool:

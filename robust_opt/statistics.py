@@ -1,10 +1,11 @@
-"""Means over seeds with their intervals, and tests that pair nets by seed; NumPy and SciPy alone.
+"""Intervals of accuracies over seeds, and tests of claims that pair nets by seed; NumPy and SciPy.
 
-  accuracy = mean_interval([0.991, 0.992, 0.990])        # mean, half width of the 95 % interval
-  test = paired_t(robust, baseline)                      # by seed: the same seed on both sides
-  verdict(test)                                          # 'yes', 'no', 'within noise' or 'one seed'
+  accuracy = accuracy_interval([0.991, 0.992, 0.990], examples=10_000)   # mean, low, high
+  tests = [paired_t(robust, baseline), paired_t(noisy, baseline)]        # paired by seed
+  verdicts(tests)                # 'yes', 'no', 'within noise' or 'one seed', Holm-corrected
 
-Everything is Student's t over n seeds: n is small, so normal quantiles would be too narrow.
+An accuracy has an interval for the draw of the seeds and of the test images. A test is over the
+seeds alone: it speaks of the given test images. Edge cases of the tests:
 
 |  input                        |  result                                                  |
 |  n = 1                        |  half width, t and p are NaN; never significant          |
@@ -14,6 +15,7 @@ Everything is Student's t over n seeds: n is small, so normal quantiles would be
 |  NaN among the values         |  InputError                                              |
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,15 +25,17 @@ from scipy import stats
 from robust_opt.errors import InputError
 
 ONE_SEED = "one seed"  # in place of a verdict
-ALPHA = 0.05  # two-sided level of every verdict; the intervals are of 1 - ALPHA
+ALPHA = 0.05  # two-sided level of a study's verdicts together; the intervals are of 1 - ALPHA
+# A net whose accuracy covers less than this share of the way from chance to 100 % has not learned.
+LEARNED = 0.1
 
 
 class Interval(NamedTuple):
-  """mean +- half_width over n seeds; for values [n, *R] the first two have shape [*R]."""
+  """mean within [low, high], each of shape [*R] for values [S, *R]."""
 
   mean: np.ndarray
-  half_width: np.ndarray
-  n: int
+  low: np.ndarray
+  high: np.ndarray
 
 
 class PairedTest(NamedTuple):
@@ -39,7 +43,7 @@ class PairedTest(NamedTuple):
 
   Attributes:
     difference: mean of a - b over the pairs.
-    half_width: of its interval.
+    half_width: of its 95 % interval, Student's t over the pairs.
     t: the statistic, of n - 1 degrees of freedom.
     p: two-sided.
     n: number of pairs.
@@ -52,29 +56,75 @@ class PairedTest(NamedTuple):
   n: int
 
 
-def mean_interval(values: ArrayLike, confidence: float = 1 - ALPHA) -> Interval:
-  """Mean over the first axis, and t_{n-1} quantile x s / sqrt(n) on either side of it.
+class Verdict(NamedTuple):
+  """The answer to a claim, and its p value after Holm's correction (NaN without a test)."""
+
+  answer: str
+  p: float
+
+
+def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
+  r"""95 % interval of a mean accuracy, for the draw of the seeds and of the images they share.
+
+  All p in [0, 1] with (m - p)^2 <= t^2 s^2 / S + z^2 p (1 - p) / M, where m and s are mean and
+  standard deviation of S seeds' accuracies on M images, t and z the quantiles of Student's t
+  (S - 1 degrees of freedom) and of the normal distribution. It is Wilson's score interval (1927)
+  of the images, widened by the squared half width of the t interval of the seeds.
+
+  Half widths that add in quadrature cover at least as often as stated if both errors are normal
+  (Banerjee 1960, Sankhya 22): with G the distribution function of chi^2_1 and w the seeds' share
+  of the variance, the coverage is E[G(w t^2 s^2 / sigma^2 + (1 - w) z^2)], and G is concave, so
+  that it is >= w E[G(t^2 s^2 / sigma^2)] + (1 - w) G(z^2) = 0.95. The images' term takes all seeds
+  to be right on the same images, and p (1 - p) is the largest variance that values in [0, 1] of
+  mean p have: both err towards a wider interval, and the values may be mean confidences as well.
+
+  With one seed only the images' part is known, which is Wilson's interval.
 
   Args:
-    values: [n, *R], one row a seed.
-    confidence: of the two-sided interval.
+    values: [S, *R], each in [0, 1], one row per seed.
+    examples: M, or an array that broadcasts to [*R]: how many images each value is a mean over.
+
+  Raises:
+    InputError: no seed, a value outside of [0, 1] or NaN, or fewer than one example.
   """
-  array = _checked(values)
-  n = len(array)
-  mean = array.mean(axis=0)
-  if n == 1:
-    return Interval(mean, np.full_like(mean, np.nan), n)
-  error = array.std(axis=0, ddof=1) / np.sqrt(n)
-  return Interval(mean, stats.t.ppf((1 + confidence) / 2, n - 1) * error, n)
+  array, examples = _checked(values), np.asarray(examples)
+  if array.min() < 0 or array.max() > 1:
+    raise InputError(f"values must be in [0, 1], but were from {array.min():g} to {array.max():g}.")
+  if np.any(examples < 1):
+    raise InputError(f"examples must be at least 1, but were {examples.min()}.")
+  seeds, mean = len(array), array.mean(axis=0)
+  of_seeds = np.zeros_like(mean)  # squared half width
+  if seeds > 1:
+    quantile = stats.t.ppf(1 - ALPHA / 2, seeds - 1)
+    of_seeds = quantile**2 * array.var(axis=0, ddof=1) / seeds
+  c = stats.norm.ppf(1 - ALPHA / 2) ** 2 / examples
+  centre = (mean + c / 2) / (1 + c)
+  half = np.sqrt(c**2 / 4 + c * mean * (1 - mean) + (1 + c) * of_seeds) / (1 + c)
+  # The ends are roots of a quadratic: rounding must not take the mean out of the interval.
+  low, high = np.clip(centre - half, 0, mean), np.clip(centre + half, mean, 1)
+  return Interval(mean, low, high)
+
+
+def has_learned(accuracy: ArrayLike, num_classes: int) -> np.ndarray:
+  """Whether clean accuracies are beyond chance by `LEARNED` of the way to 100 %; elementwise.
+
+  A net that answers the most frequent class alone has not: of MNIST that is 11.35 %, and the
+  limit for ten classes is 19 %.
+  """
+  chance = 1 / num_classes
+  return np.asarray(accuracy) > chance + LEARNED * (1 - chance)
 
 
 def paired_t(a: ArrayLike, b: ArrayLike) -> PairedTest:
-  """Student's paired t test of a [n] against b [n]; entry i of both has seed i."""
+  """Student's paired t test of a [n] against b [n]; entry i of both has seed i.
+
+  For non-inferiority (a is less than b by no more than a margin) test a + margin against b: 'yes'
+  then says that the interval of a - b lies above -margin.
+  """
   differences = _checked(a) - _checked(b)
   if differences.ndim != 1:
     raise InputError(f"a and b must be [n], one value a seed, but were {differences.shape}.")
-  interval = mean_interval(differences)
-  mean, n = float(interval.mean), interval.n
+  mean, n = float(differences.mean()), len(differences)
   if n == 1:
     return PairedTest(mean, np.nan, np.nan, np.nan, n)
   # Equal floats may differ by rounding: that is neither spread nor a difference.
@@ -84,40 +134,58 @@ def paired_t(a: ArrayLike, b: ArrayLike) -> PairedTest:
     t, p = (0.0, 1.0) if equal else (float(np.copysign(np.inf, mean)), 2.0 ** (1 - n))
     return PairedTest(mean, 0.0, t, p, n)
   result = stats.ttest_1samp(differences, 0.0)
-  half_width = float(interval.half_width)
+  half_width = float(stats.t.ppf(1 - ALPHA / 2, n - 1) * stats.sem(differences))
   return PairedTest(mean, half_width, float(result.statistic), float(result.pvalue), n)
 
 
-def verdict(test: PairedTest, alpha: float = ALPHA) -> str:
-  """'yes' if a > b beyond noise, 'no' if a < b beyond noise, else 'within noise'.
+def all_of(tests: Sequence[PairedTest]) -> PairedTest:
+  """One test of the claim that a > b in EVERY test: the weakest of them, or a counterexample.
 
-  Of one seed nothing can be said of noise: 'one seed'.
-  """
-  if test.n == 1:
-    return ONE_SEED
-  if not test.p < alpha:
-    return "within noise"
-  return "yes" if test.difference > 0 else "no"
-
-
-def verdict_of_all(tests: list[PairedTest], alpha: float = ALPHA) -> str:
-  """Whether a > b in EVERY test: 'yes' if all say so, 'no' if one speaks against it.
-
-  The claim is an intersection, which needs no correction for the number of tests to be affirmed
-  (Berger 1982); one counterexample among many would be found by luck, so that 'no' is Bonferroni's.
+  If all differences are positive, its p is the largest: the claim is an intersection, which needs
+  no correction to be affirmed (Berger 1982). Otherwise it is the test that speaks most against the
+  claim, its p multiplied by the number of tests, for one of many would be found by luck
+  (Bonferroni).
 
   Raises:
     InputError: there is no test.
   """
   if not tests:
     raise InputError("tests must hold at least one, but were none.")
-  if all(test.n == 1 for test in tests):
+  if tests[0].n == 1:
+    return tests[0]
+  if all(test.difference > 0 for test in tests):
+    return max(tests, key=lambda test: test.p)
+  against = min((t for t in tests if t.difference <= 0), key=lambda test: test.p)
+  return against._replace(p=min(1.0, len(tests) * against.p))
+
+
+def verdicts(tests: Sequence[PairedTest | str]) -> list[Verdict]:
+  """Of the claims of ONE study, corrected for their number by Holm (1979).
+
+  'yes' if a > b beyond noise, 'no' if a < b beyond noise, else 'within noise'; of one seed nothing
+  can be said of noise: 'one seed'. The chance that any of the 'yes' and 'no' is wrong is at most
+  `ALPHA`, however the tests depend on one another.
+
+  Args:
+    tests: one per claim; an answer that needs no test stays as it is and is not counted.
+  """
+  p = np.array([np.nan if isinstance(test, str) else test.p for test in tests], np.float64)
+  tested = np.flatnonzero(~np.isnan(p))
+  order = tested[np.argsort(p[tested], kind="stable")]
+  # The k-th smallest times the number of claims that are left, and never below the one before it.
+  left = len(order) - np.arange(len(order))
+  p[order] = np.minimum(1.0, np.maximum.accumulate(left * p[order]))
+  return [Verdict(_answer(test, p_of), float(p_of)) for test, p_of in zip(tests, p)]
+
+
+def _answer(test: PairedTest | str, p: float) -> str:
+  if isinstance(test, str):
+    return test
+  if test.n == 1:
     return ONE_SEED
-  if all(verdict(test, alpha) == "yes" for test in tests):
-    return "yes"
-  if any(verdict(test, alpha / len(tests)) == "no" for test in tests):
-    return "no"
-  return "within noise"
+  if not p < ALPHA:
+    return "within noise"
+  return "yes" if test.difference > 0 else "no"
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

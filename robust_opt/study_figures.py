@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from robust_opt.figures import NORM_NAMES, new_figure
 from robust_opt.files import atomic_write
+from robust_opt.statistics import Interval
 
 _COLOURS = ("#000000", "#cc79a7", "#009e73", "#0072b2", "#d55e00")  # for colour-blind readers too
 _MARKERS = ("s", "v", "^", "o", "D")
@@ -55,7 +56,7 @@ def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], stem:
 
   Args:
     panels: rows of panels, each {"title", "norm", "radius": that of training or None,
-      "curves": {net: {"radii" [K] in pixels, "mean" [K] and "half_width" [K] in [0, 1]}}}.
+      "curves": {net: {"radii" [K] in pixels, "interval": statistics.Interval of [K]}}}.
     stem: path without suffix.
   """
   columns = max(len(row) for row in panels)
@@ -66,7 +67,7 @@ def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], stem:
       if panel["radius"] is not None:
         axis.axvline(panel["radius"], color="0.6", lw=1, ls=":")
       for index, (net, curve) in enumerate(panel["curves"].items()):
-        _banded(axis, index, net, curve["radii"], curve["mean"], curve["half_width"], marks=True)
+        _banded(axis, index, net, curve["radii"], curve["interval"], marks=True)
       norm = NORM_NAMES.get(panel["norm"], panel["norm"])
       axis.set(xlabel=f"radius, {norm} (pixels in [0, 1])", ylim=(-3, 103))
       axis.set_title(panel["title"], fontsize=9)
@@ -80,14 +81,14 @@ def convergence(curves: Mapping[str, Mapping[str, Any]], stem: Path, lowest: flo
   """Clean test accuracy against the number of updates (logarithmic), one curve a net.
 
   Args:
-    curves: {net: {"steps" [P], "mean" [P] and "half_width" [P] in [0, 1]}}.
+    curves: {net: {"steps" [P], "interval": statistics.Interval of [P]}}.
     stem: path without suffix.
     lowest: accuracy at which the vertical axis begins, in [0, 1].
   """
   figure = new_figure(6.0, 3.6)
   axis = figure.subplots()
   for index, (net, curve) in enumerate(curves.items()):
-    _banded(axis, index, net, curve["steps"], curve["mean"], curve["half_width"], marks=False)
+    _banded(axis, index, net, curve["steps"], curve["interval"], marks=False)
   axis.set(xlabel="updates (logarithmic)", ylabel="clean test accuracy (%)", xscale="log")
   axis.set_ylim(bottom=100 * lowest, top=100.0)
   axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -98,18 +99,13 @@ def convergence(curves: Mapping[str, Mapping[str, Any]], stem: Path, lowest: flo
   _save(figure, stem)
 
 
-def _banded(
-  axis: Axes, index: int, label: str, x: Any, mean: Any, half_width: Any, marks: bool
-) -> None:
-  """A mean with its interval as a band; one seed has no band (its half width is NaN)."""
-  mean, half_width = 100 * np.asarray(mean, float), 100 * np.asarray(half_width, float)
+def _banded(axis: Axes, index: int, label: str, x: Any, interval: Interval, marks: bool) -> None:
+  """A mean with its interval as a band."""
   colour = _COLOURS[index % len(_COLOURS)]
   marker = _MARKERS[index % len(_MARKERS)] if marks else None
   name = label if label not in NORM_NAMES else f"robust {NORM_NAMES[label]}"
-  axis.plot(x, mean, color=colour, marker=marker, ms=3, lw=1.2, label=name)
-  if np.isfinite(half_width).all():
-    band = (np.clip(mean - half_width, 0, 100), np.clip(mean + half_width, 0, 100))
-    axis.fill_between(x, *band, color=colour, alpha=0.2, lw=0)
+  axis.plot(x, 100 * interval.mean, color=colour, marker=marker, ms=3, lw=1.2, label=name)
+  axis.fill_between(x, 100 * interval.low, 100 * interval.high, color=colour, alpha=0.2, lw=0)
 
 
 def _save(figure: Figure, stem: Path) -> None:

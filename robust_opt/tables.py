@@ -16,33 +16,63 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from robust_opt.files import atomic_write, write_json
-from robust_opt.statistics import mean_interval
+from robust_opt.statistics import accuracy_interval
+
+FAILED_NOTE = (
+  "A seed whose clean accuracy is that of chance has failed to learn: it is counted apart and in "
+  "no mean."
+)
 
 
 class Percent(NamedTuple):
-  """An accuracy over seeds, for one cell: in Markdown '99.12 +- 0.05', in CSV two columns.
+  """An accuracy over seeds, for one cell: in Markdown '99.12 [98.90, 99.30]'.
 
   Attributes:
-    mean: in [0, 1].
-    half_width: of the 95 % interval, NaN for one seed.
-    seeds: the value of every seed.
+    mean: over the seeds that learned, in [0, 1]; NaN if all failed.
+    low: of the 95 % interval (`statistics.accuracy_interval`); NaN if all failed.
+    high: likewise.
+    seeds: the value of every seed, failed ones included.
+    failed: which of them failed to learn.
+    examples: how many images each value is a mean over.
   """
 
   mean: float
-  half_width: float
+  low: float
+  high: float
   seeds: tuple[float, ...]
+  failed: tuple[bool, ...]
+  examples: int
 
   @classmethod
-  def of(cls, values: ArrayLike) -> "Percent":
-    """From the values of all seeds, [S]."""
-    interval = mean_interval(values)
-    seeds = tuple(map(float, np.asarray(values)))
-    return cls(float(interval.mean), float(interval.half_width), seeds)
+  def of(
+    cls, values: ArrayLike, examples: int, learned: Sequence[bool] | np.ndarray | None = None
+  ) -> "Percent":
+    """From the values of all seeds.
+
+    Args:
+      values: [S], in [0, 1].
+      examples: how many images each is a mean over; the smallest count where they differ.
+      learned: [S], False for a seed that failed to learn, which is counted apart; None: all did.
+    """
+    array = np.asarray(values, np.float64)
+    kept = np.ones(len(array), bool) if learned is None else np.asarray(learned, bool)
+    seeds, failed = tuple(array.tolist()), tuple((~kept).tolist())
+    if seeds and not kept.any():
+      return cls(math.nan, math.nan, math.nan, seeds, failed, examples)
+    mean, low, high = accuracy_interval(array[kept], examples)
+    return cls(float(mean), float(low), float(high), seeds, failed, examples)
 
   def __str__(self) -> str:
-    if math.isnan(self.half_width):
-      return f"{100 * self.mean:.2f}"
-    return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
+    failed, count = sum(self.failed), len(self.seeds)
+    if failed == count:
+      return f"all {counted(count, 'seed')} failed" if count > 1 else "failed"
+    words = f"{100 * self.mean:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+    return f"{words}, {failed} of {count} failed" if failed else words
+
+  def by_seed(self) -> str:
+    """'99.10, 98.95, 11.35 (failed)'."""
+    pairs = zip(self.seeds, self.failed)
+    return ", ".join(f"{100 * v:.2f}{' (failed)' if failed else ''}" for v, failed in pairs)
 
 
 def counted(number: int, noun: str) -> str:
@@ -53,8 +83,26 @@ def counted(number: int, noun: str) -> str:
 def interval_note(seeds: int) -> str:
   """How the Percents of a table are to be read, as the beginning of a note."""
   if seeds == 1:
-    return "One seed, so no interval."
-  return f"Mean ± half width of the 95 % t interval over {counted(seeds, 'seed')}."
+    return "One seed [95 % interval for the draw of the test examples alone]."
+  return (
+    f"Mean of {counted(seeds, 'seed')} [95 % interval for the draw of the seeds and of the test "
+    "examples that they share]."
+  )
+
+
+def claims_note(seeds: int) -> str:
+  """How the answers to a study's claims were found, as the beginning of a note."""
+  if seeds == 1:
+    return "One seed, so no test."
+  return (
+    f"Paired t tests over {counted(seeds, 'seed')} on the given test examples, two-sided, at 5 % "
+    "for all claims of the table together (Holm's correction)."
+  )
+
+
+def p_value(p: float) -> str:
+  """'0.031'; empty where nothing was tested."""
+  return "" if math.isnan(p) else f"{p:.2g}"
 
 
 class Table(NamedTuple):
@@ -81,21 +129,23 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-  """As CSV: an accuracy becomes its percentage and, in a column of its own, its half width."""
+  """As CSV: an accuracy becomes its mean, the ends of its interval, and every seed's value."""
   accuracies = {c for c in table.columns for row in table.rows if isinstance(row.get(c), Percent)}
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
-  names = [[c, f"{c}, half width"] if c in accuracies else [c] for c in table.columns]
+  parts = ("low", "high", "by seed")
+  names = [[c, *(f"{c}, {p}" for p in parts)] if c in accuracies else [c] for c in table.columns]
   writer.writerow([name for group in names for name in group])
   for row in table.rows:
     cells: list[Any] = []
     for column in table.columns:
       cell = row.get(column)
       if isinstance(cell, Percent):
-        width = "" if math.isnan(cell.half_width) else f"{100 * cell.half_width:.4f}"
-        cells += [f"{100 * cell.mean:.4f}", width]
+        values = (cell.mean, cell.low, cell.high)
+        cells += ["" if math.isnan(value) else f"{100 * value:.4f}" for value in values]
+        cells.append(cell.by_seed())
       else:
-        cells += [cell, None] if column in accuracies else [cell]
+        cells += [cell, None, None, None] if column in accuracies else [cell]
     writer.writerow(cells)
   return file.getvalue()
 

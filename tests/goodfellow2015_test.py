@@ -173,7 +173,7 @@ def found_of(seeds=3):
       },
       "transfer": {"names": names, "accuracy": np.full((len(names),) * 2, near(0.2)).tolist()},
       "agreement": {
-        pair: {"mistakes": near(value), "both": near(value)}
+        pair: {"mistakes": near(value), "both": near(value), "num_mistakes": 36, "num_both": 30}
         for pair, value in (("maxout softmax", 0.6), ("maxout rbf", 0.2), ("softmax rbf", 0.3))
       },
       "similarity": {"maxout": near(0.5), "mlp": 0.4, "maxout_adversarial": 0.6},
@@ -191,6 +191,7 @@ def found_of(seeds=3):
   fine = [0.01] * len(strengths)
   decay = [0.01 if s < 0.05 else 0.5 for s in strengths]
   logistic = {
+    "test": 20,
     "strengths": strengths,
     "adversary": {
       "clean": fine, "train_clean": fine, "adversarial": [0.99] * 12, "norm": fine,
@@ -254,7 +255,10 @@ def test_one_seed_is_said_to_be_one():
   tables = report.tables_of(found_of(seeds=1), "mnist", NUMBERS._asdict())
   rows = {row["claim"].split(":")[0]: row["holds here"] for row in tables["claims"].rows}
   assert rows["Adversarial training lowers the clean error"] == "one seed"
-  assert "One seed, so no interval." in tables["numbers"].notes[0]
+  assert (
+    "One seed [95 % interval for the draw of the test examples alone]."
+    in (tables["numbers"].notes[0])
+  )
 
 
 def test_numbers_stand_beside_the_published_ones():
@@ -262,8 +266,23 @@ def test_numbers_stand_beside_the_published_ones():
   row = next(row for row in table.rows if row["what"].startswith("softmax regression: adv"))
   assert row["published"] == "99.9"
   assert row["ours"].mean == pytest.approx(0.9, abs=1e-3)
+  assert row["ours"].examples == 40
+  sure = next(r for r in table.rows if r["what"] == "... its confidence there")
+  assert sure["ours"].examples == 36  # the images that fool the net
   assert row["difference"] == "-9.9"
   assert not any("1600" in row["what"] for row in table.rows)  # not trained
+
+
+def test_a_seed_that_failed_is_in_no_mean():
+  found = found_of()
+  found["seeds"][1]["judged"]["maxout"]["clean"]["error"] = 0.8865
+  found["seeds"][1]["judged"]["maxout"]["adversarial"]["error"] = 1.0
+  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["numbers"].rows
+  clean, adversarial = rows[4]["ours"], rows[5]["ours"]
+  assert rows[4]["what"] == "maxout: clean error"
+  assert clean.failed == adversarial.failed == (False, True, False)
+  assert clean.mean == pytest.approx(0.02, abs=1e-3)
+  assert adversarial.mean == pytest.approx(0.9, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from robust_opt import (
   report_examples,
   report_plots,
   report_words,
+  statistics,
   subject,
   trust,
   verdict,
@@ -360,8 +361,8 @@ def test_what_differs_is_told(trained, second):
   assert [row.key for row in report_words.config_rows(runs) if row.differs] == ["seed"]
   table = {row.what: row for row in report_words.result_table(runs)}
   clean = [run.results[0].rate.accuracy for run in runs]
-  mean, half = np.mean(clean), 12.706204736 * abs(clean[0] - clean[1]) / 2
-  assert table["clean"].mean == f"{100 * mean:.2f} \u00b1 {100 * half:.2f}"
+  mean, low, high = (100 * end for end in statistics.accuracy_interval(clean, 100))
+  assert table["clean"].mean == f"{mean:.2f} [{low:.2f}, {high:.2f}]"
   last = list(table)[-1]
   assert last.endswith("60 images")
   assert table[last].cells[1] == report_words.Cell()

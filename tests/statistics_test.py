@@ -5,41 +5,96 @@ import pytest
 from scipy import stats
 
 from robust_opt.errors import InputError
-from robust_opt.statistics import PairedTest, mean_interval, paired_t, verdict, verdict_of_all
+from robust_opt.statistics import (
+  PairedTest,
+  accuracy_interval,
+  all_of,
+  has_learned,
+  paired_t,
+  verdicts,
+)
 
 A = np.array([0.991, 0.9935, 0.992, 0.9905, 0.9921])
 B = np.array([0.990, 0.9910, 0.991, 0.9902, 0.9899])
 
 
-def test_interval_is_students():
-  interval = mean_interval(A)
+def test_one_seed_has_wilsons_interval():
+  for right, total in ((460, 500), (0, 20), (20, 20), (1, 3)):
+    expected = stats.binomtest(right, total).proportion_ci(method="wilson")
+    found = accuracy_interval([right / total], total)
+    np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], atol=1e-12)
+
+
+def test_with_many_images_the_interval_is_students():
+  interval = accuracy_interval(A, 10**12)
   low, high = stats.t.interval(0.95, 4, loc=A.mean(), scale=stats.sem(A))
-  np.testing.assert_allclose(
-    [interval.mean - interval.half_width, interval.mean + interval.half_width], [low, high]
-  )
-  assert interval.n == 5
+  np.testing.assert_allclose([interval.low, interval.high], [low, high], atol=1e-6)
 
 
-def test_interval_of_two_values_in_closed_form():
-  """With one degree of freedom t is Cauchy: its 0.975 quantile is tan(0.475 pi)."""
-  interval = mean_interval([1.0, 3.0])
-  np.testing.assert_allclose(interval.mean, 2.0)
-  np.testing.assert_allclose(interval.half_width, np.tan(0.475 * np.pi))
+def test_the_ends_solve_the_equation_of_the_docstring():
+  values, images = np.array([0.3, 0.4, 0.35]), 200
+  t, z = stats.t.ppf(0.975, 2), stats.norm.ppf(0.975)
+  mean, low, high = accuracy_interval(values, images)
+  for end in (low, high):
+    expected = t**2 * values.var(ddof=1) / 3 + z**2 * end * (1 - end) / images
+    np.testing.assert_allclose((mean - end) ** 2, expected)
 
 
-def test_interval_is_taken_entry_by_entry():
-  values = np.stack([A, B, A + B], axis=1)
-  whole = mean_interval(values)
+@pytest.mark.parametrize(
+  "values",
+  [
+    [0.945, 0.1135, 0.9651],  # t intervals left [0, 1]
+    [0.1135, 0.1135, 0.1135],  # and had no width
+    [0.0, 0.0, 0.0],
+    [1.0, 1.0],
+    [0.0, 1.0],
+    [1.0],
+    np.random.default_rng(0).random((4, 50)),
+  ],
+)
+@pytest.mark.parametrize("images", [1, 200, 10**9])
+def test_the_interval_stays_within_0_and_1_and_has_a_width(values, images):
+  mean, low, high = accuracy_interval(values, images)
+  assert np.all((low >= 0) & (low <= mean) & (mean <= high) & (high <= 1))
+  assert np.all(high - low > 1e-10)
+
+
+def test_the_interval_is_taken_entry_by_entry():
+  values = np.stack([A, B, A - B], axis=1)
+  images = np.array([100, 1000, 10_000])
+  whole = accuracy_interval(values, images)
   for column in range(3):
-    alone = mean_interval(values[:, column])
-    np.testing.assert_allclose(whole.mean[column], alone.mean)
-    np.testing.assert_allclose(whole.half_width[column], alone.half_width)
+    alone = accuracy_interval(values[:, column], images[column])
+    np.testing.assert_allclose([part[column] for part in whole], alone)
 
 
-def test_interval_covers_the_mean_as_often_as_it_says():
-  values = np.random.default_rng(0).normal(size=(5, 20_000))
-  interval = mean_interval(values)
-  assert abs(np.mean(np.abs(interval.mean) <= interval.half_width) - 0.95) < 0.01
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(("mean", "spread"), [(0.9, 0.05), (0.9, 0.0), (0.5, 0.02), (0.99, 0.005)])
+def test_the_interval_covers_the_draws_of_seeds_and_shared_images(seeds, mean, spread):
+  """Images are ordered by difficulty: seed s is right on those below its skill, on all seeds alike.
+
+  No other dependence between the seeds makes the shared images matter more.
+  """
+  rng, draws, images = np.random.default_rng(seeds), 4000, 300
+  skill = np.full((seeds, draws), mean)
+  if spread:
+    k = mean * (1 - mean) / spread**2 - 1
+    skill = rng.beta(mean * k, (1 - mean) * k, (seeds, draws))
+  difficulty = rng.random((draws, images))
+  right = np.stack([(difficulty < row[:, None]).mean(axis=1) for row in skill])
+  _, low, high = accuracy_interval(right, images)
+  # Three standard errors of 4,000 draws are 0.01; counts are discrete.
+  assert np.mean((low <= mean) & (mean <= high)) > 0.94
+
+
+def test_what_has_learned():
+  np.testing.assert_array_equal(has_learned([0.1135, 0.185, 0.195, 0.9], 10), [0, 0, 1, 1])
+  np.testing.assert_array_equal(has_learned([0.5, 0.6], 2), [False, True])
+
+
+def verdict(test):
+  """Of a study with one claim."""
+  return verdicts([test])[0].answer
 
 
 def test_paired_t_is_scipys():
@@ -57,11 +112,10 @@ def test_pairing_matters():
   assert stats.ttest_ind(spread + 0.01 + noise, spread).pvalue > 0.9
 
 
-def test_one_seed_has_no_interval_and_is_never_significant():
-  assert np.isnan(mean_interval([0.5]).half_width)
+def test_one_seed_is_never_significant():
   test = paired_t([0.9], [0.1])
   assert np.isnan([test.half_width, test.t, test.p]).all()
-  assert verdict(test) == verdict_of_all([test, test]) == "one seed"
+  assert verdict(test) == verdict(all_of([test, test])) == "one seed"
 
 
 @pytest.mark.parametrize(
@@ -94,13 +148,20 @@ def test_rounding_is_no_difference():
 
 def test_a_claim_about_nothing_is_refused():
   with pytest.raises(InputError, match="at least one"):
-    verdict_of_all([])
+    all_of([])
 
 
 @pytest.mark.parametrize("values", [[], [0.5, np.nan], 0.5])
 def test_missing_values_are_refused(values):
   with pytest.raises(InputError, match="seed"):
-    mean_interval(values)
+    accuracy_interval(values, 100)
+
+
+def test_what_is_no_accuracy_is_refused():
+  with pytest.raises(InputError, match=r"in \[0, 1\], but were from 0.5 to 99"):
+    accuracy_interval([0.5, 99.0], 100)
+  with pytest.raises(InputError, match="examples must be at least 1, but were 0"):
+    accuracy_interval([0.5], 0)
 
 
 def test_only_one_value_a_seed_can_be_paired():
@@ -123,4 +184,35 @@ def result(difference, p):
   ],
 )
 def test_a_claim_about_all_is_as_good_as_its_worst(tests, answer):
-  assert verdict_of_all([result(*test) for test in tests]) == answer
+  assert verdict(all_of([result(*test) for test in tests])) == answer
+
+
+def test_holms_correction_by_hand():
+  """0.01 x 4, then 0.015 x 3, then 0.03 x 2 and 0.04 x 1, which may not fall below it."""
+  tests = [result(1, 0.03), result(-1, 0.01), result(1, 0.04), result(1, 0.015)]
+  found = verdicts([tests[0], "not measured", *tests[1:], paired_t([1.0], [0.0])])
+  np.testing.assert_allclose([v.p for v in found], [0.06, np.nan, 0.04, 0.06, 0.045, np.nan])
+  answers = ["within noise", "not measured", "no", "within noise", "yes", "one seed"]
+  assert [v.answer for v in found] == answers
+  assert verdicts([]) == []
+
+
+def test_many_claims_about_noise_are_rarely_affirmed():
+  """A study of 20 claims without effect answers yes or no at all in at most one of 20 cases."""
+  rng = np.random.default_rng(0)
+  studies = [[paired_t(rng.normal(size=5), np.zeros(5)) for _ in range(20)] for _ in range(200)]
+  wrong = [any(v.answer != "within noise" for v in verdicts(tests)) for tests in studies]
+  assert np.mean(wrong) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+  alone = [any(test.p < 0.05 for test in tests) for tests in studies]
+  assert np.mean(alone) > 0.5
+
+
+def test_no_worse_is_tested_against_a_margin():
+  a, b = np.array([100.0, 101, 99, 100, 102]), np.array([101.0, 100, 100, 101, 101])
+  plain = paired_t(a, b)
+  assert verdict(plain) == "within noise"  # which does not say that a is no worse
+  for margin in (0.5, 1.0, 2.0):
+    shown = verdict(paired_t(a + margin, b)) == "yes"
+    assert shown == (plain.difference - plain.half_width > -margin)
+  assert verdict(paired_t(a + 2.0, b)) == "yes"
+  assert verdict(paired_t(a - 5.0 + 2.0, b)) == "no"

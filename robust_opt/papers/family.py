@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
@@ -36,6 +37,7 @@ from robust_opt import (
   losses,
   methods,
   sharding,
+  statistics,
   subject,
   tables,
 )
@@ -47,6 +49,7 @@ from robust_opt.files import write_json
 from robust_opt.study import Study, sha256_of
 from robust_opt.types import Array
 
+NUM_CLASSES = 10  # of every data set here
 PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
 # Updates are timed on the first so many training examples, so many in a call, so many calls.
 TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
@@ -253,8 +256,8 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
 
 # What is kept of a net.
 MEASURED = (
-  "method", "seed", "device", "examples", "pgd", "autoattack", "clean", "epochs", "overfitting",
-  "params_sha256",
+  "method", "seed", "device", "examples", "pgd", "autoattack", "clean", "tested", "epochs",
+  "overfitting", "params_sha256",
 )  # fmt: skip
 
 
@@ -291,10 +294,20 @@ def clean(summary: dict[str, Any]) -> float:
   return result["correct"] / result["total"]
 
 
+def tested(summary: dict[str, Any]) -> int:
+  """How many test examples `clean` is a share of."""
+  return summary["results"][0]["total"]
+
+
+def _learned(runs: list[dict[str, Any]]) -> np.ndarray:
+  return statistics.has_learned([run["clean"] for run in runs], NUM_CLASSES)
+
+
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
   """What training left: clean accuracy on the whole test set, and what went wrong."""
   return {
     "clean": clean(summary),
+    "tested": tested(summary),
     "epochs": summary["config"]["training"]["epochs"],
     "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
     "params_sha256": summary["params_sha256"],
@@ -304,7 +317,7 @@ def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
 def table_of(
   options: Options, measured: dict[str, list[dict[str, Any]]], times: dict[str, float]
 ) -> tables.Table:
-  """A row for each method, mean and 95 % interval over the seeds.
+  """A row for each method: mean over the seeds that learned, 95 % interval, every seed's value.
 
   Args:
     options: what was run.
@@ -312,12 +325,12 @@ def table_of(
     times: by method, of an update, beside standard training's.
   """
   ensemble_name = "AutoAttack" if options.numbers.version == "standard" else "AutoAttack (quick)"
-  columns = [
-    "method", "clean", ensemble_name, f"PGD-{PGD_STEPS}", "time of an update", "passes an update",
-    "epochs", "source",
-  ]  # fmt: skip
+  pgd = f"PGD-{PGD_STEPS}"
+  accuracies = {"clean": "clean", ensemble_name: "autoattack", pgd: "pgd"}
+  columns = [*accuracies, *(f"{title} by seed" for title in accuracies)]
+  columns = ["method", *columns, "time of an update", "passes an update", "epochs", "source"]
   robust = measured.get("robust")
-  beside = f"PGD-{PGD_STEPS} beside robust"
+  beside = f"{pgd} minus robust, by seed"
   if robust:
     columns.append(beside)
   if any(run["overfitting"] for runs in measured.values() for run in runs):
@@ -330,13 +343,15 @@ def table_of(
       "source": method.source,
       "passes an update": f"{method.passes / method.updates:g}",
       "epochs": runs[0]["epochs"],
-      "clean": tables.Percent.of([r["clean"] for r in runs]),
-      f"PGD-{PGD_STEPS}": tables.Percent.of([r["pgd"] for r in runs]),
-      ensemble_name: tables.Percent.of([r["autoattack"] for r in runs]),
     }
+    for title, key in accuracies.items():
+      count = runs[0]["tested" if key == "clean" else "examples"]
+      row[title] = tables.Percent.of([run[key] for run in runs], count, _learned(runs))
+      row[f"{title} by seed"] = row[title].by_seed()
     if robust:
-      pairs = zip(runs, robust, strict=True)
-      row[beside] = tables.Percent.of([mine["pgd"] - its["pgd"] for mine, its in pairs])
+      both = _learned(runs) & _learned(robust)
+      pairs = [100 * (mine["pgd"] - its["pgd"]) for mine, its in zip(runs, robust, strict=True)]
+      row[beside] = ", ".join(f"{d:+z.1f}" if ok else "failed" for d, ok in zip(pairs, both))
     row["time of an update"] = f"{times[name]:.2f}"
     said = sorted({sentence for r in runs for sentence in r["overfitting"]})
     counts = [f"{s} ({sum(s in r['overfitting'] for r in runs)} of {len(runs)})" for s in said]
@@ -349,7 +364,8 @@ def table_of(
     columns,
     rows,
     [
-      f"{tables.interval_note(options.numbers.seeds)} {_budget(options.numbers)} Clean: the whole "
+      f"{tables.interval_note(options.numbers.seeds)} {tables.FAILED_NOTE} "
+      f"{_budget(options.numbers)} Clean: the whole "
       f"test set; attacked: its first {count} examples. Time of an update: beside standard "
       f"training's, the two in turns in one process ({_device()}); of free training each replay is "
       "an update.",

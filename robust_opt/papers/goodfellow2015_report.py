@@ -6,7 +6,7 @@ shown = tables_of(found, "mnist", numbers)     # {"numbers": ..., "claims": ...,
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ from robust_opt import explanation_figures, explanations, statistics, tables
 from robust_opt.linear import figures as linear_figures
 from robust_opt.papers import goodfellow2015_parts as parts
 from robust_opt.papers.goodfellow2015_nets import ALL, RADII, Net, gradient
+from robust_opt.statistics import PairedTest
 from robust_opt.types import Array
 
+NUM_CLASSES = 10  # of every data set here
 # Above this clean error a net has not learnt, and what is measured of it says nothing.
 MOSTLY_WRONG = 0.5
 
@@ -25,46 +27,92 @@ Seeds = Sequence[dict[str, Any]]
 OfSeed = Callable[[dict[str, Any]], float | None]  # what was measured of a seed -> a share
 
 
-def _judged(kind: str, images: str, what: str) -> OfSeed:
-  """Of one seed: the error of a kind of net, or its confidence, on clean or adversarial images."""
-  return lambda seed: seed["judged"][kind][images][what] if kind in seed["judged"] else None
+class Share(NamedTuple):
+  """A share that is measured of each seed.
+
+  Attributes:
+    of: of a seed; None where there is none.
+    among: how many images it is a mean over.
+    nets: the kinds of nets it is measured on.
+  """
+
+  of: OfSeed
+  among: Callable[[dict[str, Any]], float]
+  nets: tuple[str, ...]
 
 
-def _wrong(kind: str) -> OfSeed:
+def _examples(seed: dict[str, Any]) -> float:
+  return seed["examples"]
+
+
+def _judged(kind: str, images: str, what: str) -> Share:
+  """The error of a kind of net, or its confidence, on clean or adversarial images."""
+
+  def of(seed: dict[str, Any]) -> float | None:
+    return seed["judged"][kind][images][what] if kind in seed["judged"] else None
+
+  def among(seed: dict[str, Any]) -> float:
+    wrong = seed["judged"][kind][images]["error"]
+    return seed["examples"] * {"error": 1, "mistakes": wrong, "correct": 1 - wrong}[what]
+
+  return Share(of, among, (kind,))
+
+
+def _wrong(kind: str) -> Share:
   """Clean error."""
   return _judged(kind, "clean", "error")
 
 
-def _fooled(kind: str) -> OfSeed:
+def _fooled(kind: str) -> Share:
   """Error on the net's own FGSM examples."""
   return _judged(kind, "adversarial", "error")
 
 
-def _sure(kind: str) -> OfSeed:
+def _sure(kind: str) -> Share:
   """Confidence in the mistakes that FGSM makes it make."""
   return _judged(kind, "adversarial", "mistakes")
 
 
-def _transfer(source: str, target: str) -> Callable[[dict[str, Any]], float]:
+def _transfer(source: str, target: str) -> Share:
   """Error of the target on what was made against the source."""
 
   def error(seed: dict[str, Any]) -> float:
     names = seed["transfer"]["names"]
     return 1 - seed["transfer"]["accuracy"][names.index(source)][names.index(target)]
 
-  return error
+  return Share(error, _examples, (source, target))
 
 
-def _agrees(pair: str, among: str) -> OfSeed:
-  return lambda seed: seed["agreement"][pair][among]
+def _agrees(pair: str, among: str) -> Share:
+  return Share(
+    lambda seed: seed["agreement"][pair][among],
+    lambda seed: seed["agreement"][pair][f"num_{among}"],
+    tuple(pair.split()),
+  )
 
 
-def _taken(kind: str, what: str) -> Callable[[dict[str, Any]], float]:
-  return lambda seed: seed["rubbish"][kind][what]
+def _taken(kind: str, what: str) -> Share:
+  return Share(lambda seed: seed["rubbish"][kind][what], _examples, (kind,))
+
+
+def _learned(seed: dict[str, Any], nets: Sequence[str]) -> bool:
+  errors = np.array([seed["judged"][net]["clean"]["error"] for net in nets])
+  return bool(statistics.has_learned(1 - errors, NUM_CLASSES).all())
+
+
+def _percent(share: Share, runs: Seeds) -> tables.Percent | None:
+  """Over the seeds that have it; None if no seed has."""
+  measured = [(seed, value) for seed in runs if (value := share.of(seed)) is not None]
+  if not measured:
+    return None
+  examples = max(1, min(round(share.among(seed)) for seed, _ in measured))
+  learned = [_learned(seed, share.nets) for seed, _ in measured]
+  # Means of float32 may exceed 1 by rounding.
+  return tables.Percent.of([min(1.0, value) for _, value in measured], examples, learned)
 
 
 # (what, published in %, of one seed); None: the paper has no number.
-ROWS: list[tuple[str, float | None, OfSeed]] = [
+ROWS: list[tuple[str, float | None, Share]] = [
   ("softmax regression: adversarial error", 99.9, _fooled("softmax")),
   ("... its confidence there", 79.3, _sure("softmax")),
   ("maxout: clean error", 0.94, _wrong("maxout")),
@@ -127,27 +175,30 @@ def _numbers(found: dict[str, Any], dataset: str, numbers: dict[str, Any]) -> ta
   else:
     rows += _of_logistic(found["once"]["logistic"])
     listed = ROWS
-  for what, published, of_seed in listed:
-    values = [of_seed(seed) for seed in runs]
-    if all(value is None for value in values):
-      continue  # not trained here
-    rows.append(_row(what, published, [v for v in values if v is not None]))
+  for what, published, share in listed:
+    ours = _percent(share, runs)
+    if ours is not None:  # else not trained here
+      rows.append(_row(what, published, ours))
   if "ensemble" in found:
     for what, key, published in (
       ("ensemble: clean error", "clean", None),
       ("ensemble of maxout nets, attacked as one", "ensemble", 91.1),
       ("... attacked through one member", "member", 87.9),
     ):
-      rows.append(_row(what, published, [found["ensemble"][key]]))
-  once = f"Logistic regression and the ensemble of {numbers['members']} stand once. "
+      rows.append(_row(what, published, _once(found["ensemble"][key], runs[0]["examples"])))
+  once = (
+    f"Logistic regression and the ensemble of {numbers['members']} were trained once: their "
+    "intervals are for the draw of the test examples alone. "
+  )
   epochs = tables.counted(numbers["epochs"], "epoch")
   large = f" (1600 units: {numbers['large_epochs']})" if numbers["large_epochs"] else ""
   return tables.Table(
     f"Goodfellow et al. 2015 on {dataset}: published and ours (%)",
-    ["what", "published", "ours", "difference"],
+    ["what", "published", "ours", "ours by seed", "difference"],
     rows,
     [
-      f"Ours: {tables.interval_note(len(runs))} {'' if dataset == 'cifar10' else once}"
+      f"Ours: {tables.interval_note(len(runs))} {tables.FAILED_NOTE} "
+      f"{'' if dataset == 'cifar10' else once}"
       f"{runs[0]['examples']} test examples, {epochs}{large}; FGSM over l_inf "
       f"{RADII[dataset]:g} by every net's own loss, not cut to the pixel box. "
       f"Published: {'CIFAR-10' if dataset == 'cifar10' else 'MNIST'}, recalled from the paper."
@@ -155,21 +206,27 @@ def _numbers(found: dict[str, Any], dataset: str, numbers: dict[str, Any]) -> ta
   )
 
 
-def _row(what: str, published: float | None, values: Sequence[float]) -> dict[str, Any]:
-  mean = 100 * float(np.mean(values))
+def _row(what: str, published: float | None, ours: tables.Percent) -> dict[str, Any]:
+  difference = math.nan if published is None else 100 * ours.mean - published
   return {
     "what": what,
     "published": "" if published is None else f"{published:g}",
-    "ours": tables.Percent.of(values),
-    "difference": "" if published is None else f"{mean - published:+.1f}",
+    "ours": ours,
+    "ours by seed": ours.by_seed(),
+    "difference": "" if math.isnan(difference) else f"{difference:+.1f}",
   }
 
 
+def _once(value: float, examples: int) -> tables.Percent:
+  """Of what has no seed."""
+  return tables.Percent.of([value], examples)
+
+
 def _of_logistic(logistic: dict[str, Any]) -> list[dict[str, Any]]:
-  plain = logistic["adversary"]
+  plain, examples = logistic["adversary"], logistic["test"]
   return [
-    _row("logistic regression, 3 against 7: clean error", 1.6, [plain["clean"][0]]),
-    _row("... adversarial error", 99.0, [plain["adversarial"][0]]),
+    _row("logistic regression, 3 against 7: clean error", 1.6, _once(plain["clean"][0], examples)),
+    _row("... adversarial error", 99.0, _once(plain["adversarial"][0], examples)),
   ]
 
 
@@ -179,22 +236,22 @@ def _claims(found: dict[str, Any]) -> tables.Table:
   def values(of_seed: OfSeed) -> list[float]:
     return [math.nan if (v := of_seed(seed)) is None else v for seed in runs]
 
-  def against(a: OfSeed, b: OfSeed, control: str = "") -> tuple[str, str]:
-    left, right = values(a), values(b)
+  def against(a: Share, b: Share, control: str = "") -> tuple[str, PairedTest | str]:
+    left, right = values(a.of), values(b.of)
     if np.isnan(left + right).any():
       return "", "not measured: a net made no mistake"
-    wrong = float(np.mean(values(_wrong(control)))) if control else 0.0
+    wrong = float(np.mean(values(_wrong(control).of))) if control else 0.0
     if wrong > MOSTLY_WRONG:
       return "", f"not judged: the control has not learnt ({100 * wrong:.0f} % clean error)"
     test = statistics.paired_t(left, right)
-    return f"{100 * test.difference:+z.2f} points", statistics.verdict(test)
+    return f"{100 * test.difference:+z.2f} points", test
 
-  def beyond(of_seed: OfSeed, limit: float) -> tuple[str, str]:
+  def beyond(of_seed: OfSeed, limit: float) -> tuple[str, PairedTest | str]:
     found = values(of_seed)
     if np.isnan(found).any():
       return "", "not measured: no example was found"
     test = statistics.paired_t(found, [limit] * len(runs))
-    return f"{test.difference + limit:.3g}", statistics.verdict(test)
+    return f"{test.difference + limit:.3g}", test
 
   rows = [
     ("Adversarial training lowers the clean error", *against(
@@ -210,9 +267,9 @@ def _claims(found: dict[str, Any]) -> tables.Table:
     ("RBF nets are less confident in their mistakes than softmax regression", *against(
       _sure("softmax"), _sure("rbf"))),
     ("Examples transfer between halves of the data: error above 50 %", *beyond(
-      _transfer("maxout_first_half", "maxout_second_half"), 0.5)),
+      _transfer("maxout_first_half", "maxout_second_half").of, 0.5)),
     ("They transfer to another architecture, the perceptron: error above 50 %", *beyond(
-      _transfer("maxout", "mlp"), 0.5)),
+      _transfer("maxout", "mlp").of, 0.5)),
     ("Where both err, softmax makes maxout's mistakes more often than RBF does", *against(
       _agrees("maxout softmax", "both"), _agrees("maxout rbf", "both"))),
     ("Learnt weights resemble those of the linear classifier: mean cosine above 0.1", *beyond(
@@ -226,7 +283,15 @@ def _claims(found: dict[str, Any]) -> tables.Table:
     ("L-BFGS examples of maxout fool other architectures (perceptron): error above 2 %", *beyond(
       lambda seed: seed["minimal"]["maxout"]["error"]["mlp"], 0.02)),
   ]  # fmt: skip
-  listed = [dict(zip(("claim", "ours", "holds here"), row)) for row in rows]
+  listed = [
+    {
+      "claim": claim,
+      "ours": ours,
+      "p (Holm)": tables.p_value(verdict.p),
+      "holds here": verdict.answer,
+    }
+    for (claim, ours, _), verdict in zip(rows, statistics.verdicts([test for *_, test in rows]))
+  ]
   listed += _claims_of_decay(found["once"]["logistic"]) + _claims_of_growth(found["once"]["growth"])
   if "ensemble" in found:
     whole, alone = found["ensemble"]["ensemble"], found["ensemble"]["member alone"]
@@ -247,9 +312,9 @@ def _claims(found: dict[str, Any]) -> tables.Table:
   )
   return tables.Table(
     "What the paper claims",
-    ["claim", "ours", "holds here"],
+    ["claim", "ours", "p (Holm)", "holds here"],
     listed,
-    ["Paired t tests over the seeds at 5 %; of one seed there is no test."],
+    [f"{tables.claims_note(len(runs))} Claims without a p are of what is measured once."],
   )
 
 
@@ -297,10 +362,7 @@ def _rubbish(runs: Seeds) -> tables.Table:
   rows = [
     {
       "net": ALL[name].words,
-      **{
-        title: tables.Percent.of([_taken(name, what)(seed) for seed in runs])
-        for what, title in columns.items()
-      },
+      **{title: _percent(_taken(name, what), runs) for what, title in columns.items()},
     }
     for name in names
   ]
@@ -308,6 +370,7 @@ def _rubbish(runs: Seeds) -> tables.Table:
     "Rubbish that is taken for a class, with a probability above a half (%)",
     ["net", *columns.values()],
     rows,
+    [tables.interval_note(len(runs))],
   )
 
 

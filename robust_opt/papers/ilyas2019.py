@@ -253,6 +253,7 @@ def _judge(options: Options, name: str, workdir: Path, summary: dict[str, Any]) 
   found = subject.load({"workdir": str(workdir), **places}, options.numbers.tested)
   return {
     "clean": family.clean(summary),
+    "tested": family.tested(summary),
     "robust": family.standing(found, "l2", options.numbers.tested_radius, family.PGD),
     "examples": len(found.y),
     "params_sha256": summary["params_sha256"],
@@ -260,18 +261,22 @@ def _judge(options: Options, name: str, workdir: Path, summary: dict[str, Any]) 
 
 
 def table_of(options: Options, learnt: dict[str, list[dict[str, Any]]]) -> tables.Table:
-  """A row for each set, the published figures beside ours."""
-  columns = ["learnt from", "what it holds", "clean", "robust", "published clean / robust"]
-  rows = [
-    {
-      "learnt from": name,
-      "what it holds": SETS[name].words,
-      "clean": tables.Percent.of([run["clean"] for run in runs]),
-      "robust": tables.Percent.of([run["robust"] for run in runs]),
-      "published clean / robust": "{} / {}".format(*(SETS[name].published or ("", ""))).strip(" /"),
-    }
-    for name, runs in learnt.items()
-  ]
+  """A row for each set, the published figures beside ours.
+
+  No seed is set aside as failed: that a learner is no better than chance on the true test set is
+  what is asked here.
+  """
+  columns = [
+    "learnt from", "what it holds", "clean", "robust", "clean by seed", "robust by seed",
+    "published clean / robust",
+  ]  # fmt: skip
+  rows = []
+  for name, runs in learnt.items():
+    clean = tables.Percent.of([run["clean"] for run in runs], runs[0]["tested"])
+    robust = tables.Percent.of([run["robust"] for run in runs], runs[0]["examples"])
+    published = "{} / {}".format(*(SETS[name].published or ("", ""))).strip(" /")
+    row = (name, SETS[name].words, clean, robust, clean.by_seed(), robust.by_seed(), published)
+    rows.append(dict(zip(columns, row, strict=True)))
   numbers, count = options.numbers, learnt["original"][0]["examples"]
   return tables.Table(
     f"Learnt from constructed sets of {options.dataset}: accuracy (%) on the true test set",
@@ -320,19 +325,21 @@ def claims(learnt: dict[str, list[dict[str, Any]]], chance: float) -> tables.Tab
       statistics.paired_t(values("D_det", "clean"), [chance] * count),
     ),
   ]
+  said = statistics.verdicts([test for _, test in tests])
   rows = [
     {
       "claim": words,
       "difference (points)": f"{100 * test.difference:+z.2f}",
-      "holds here": statistics.verdict(test),
+      "p (Holm)": tables.p_value(verdict.p),
+      "holds here": verdict.answer,
     }
-    for words, test in tests
+    for (words, test), verdict in zip(tests, said, strict=True)
   ]
   return tables.Table(
     "What the paper says of them",
-    ["claim", "difference (points)", "holds here"],
+    ["claim", "difference (points)", "p (Holm)", "holds here"],
     rows,
-    ["Paired t tests over the seeds of the learners, at 5 %."],
+    [tables.claims_note(count)],
   )
 
 

@@ -7,18 +7,29 @@ authors' code, [mem] recalled and not checked against a source.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_opt import study_figures, tables
-from robust_opt.statistics import PairedTest, mean_interval, paired_t, verdict, verdict_of_all
+from robust_opt.files import write_json
+from robust_opt.statistics import (
+  PairedTest,
+  accuracy_interval,
+  all_of,
+  has_learned,
+  paired_t,
+  verdicts,
+)
 from robust_opt.tables import Percent, Table
 
 ROBUST = ("l1", "l2", "linf")
 NAMES = {"baseline": "baseline", "l1": "robust l_1", "l2": "robust l_2", "linf": "robust l_inf"}
+NUM_CLASSES = 10  # of every data set here
 # Convergence: updates until clean test accuracy reaches this share of the baseline's last one.
 CONVERGED = 0.995
+# "No more updates": not more than the baseline's by this share of its mean.
+MORE_UPDATES = 0.1
 
 # (clean test, collection), in percent.
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
@@ -49,16 +60,23 @@ class Accuracies:
     """On the clean test set, [S]."""
     return np.array([s["nets"][net]["clean"] / s["test_total"] for s in self.measured["scores"]])
 
+  def learned(self, net: str) -> np.ndarray:
+    """Which seeds did not fail to learn, [S]."""
+    return has_learned(self.clean(net), NUM_CLASSES)
+
   def collection(self, net: str, kind: str = "collection", norm: str | None = None) -> np.ndarray:
     """On each seed's collection, [S]; kind 'rounded': after rounding to 8 bits; norm None: all."""
+    right = [
+      sum(score["nets"][net][kind][n] for n in score["totals"] if norm in (None, n))
+      for score in self.measured["scores"]
+    ]
+    return np.array(right) / self.collected(norm)
 
-    def share(score: dict[str, Any]) -> float:
-      right, totals = score["nets"][net][kind], score["totals"]
-      norms = totals if norm is None else [norm]
-      # A baseline that nothing fools leaves an empty collection.
-      return sum(right[n] for n in norms) / max(1, sum(totals[n] for n in norms))
-
-    return np.array([share(score) for score in self.measured["scores"]])
+  def collected(self, norm: str | None = None) -> np.ndarray:
+    """The size of each seed's collection, [S]; norm None: of all norms together."""
+    totals = [score["totals"] for score in self.measured["scores"]]
+    found = np.array([sum(t[n] for n in t if norm in (None, n)) for t in totals])
+    return np.maximum(1, found)  # a baseline that nothing fools leaves an empty collection
 
   def swept(self, net: str, attack: str, norm: str) -> np.ndarray:
     """Against the radius, [S, K]."""
@@ -72,7 +90,9 @@ class Accuracies:
 
 
 def write(measured: dict[str, Any], folder: Path) -> None:
-  """Tables, claims and figures into a folder."""
+  """Tables, claims and figures into a folder, and measured.json: the counts they are made of."""
+  counts = {name: value for name, value in measured.items() if name != "examples"}
+  write_json(folder / "measured.json", counts)
   accuracies = Accuracies(measured)
   tables.write(accuracy_table(accuracies), folder / "accuracy")
   tables.write(sweep_table(accuracies), folder / "accuracy_against_radius")
@@ -88,11 +108,14 @@ def accuracy_table(accuracies: Accuracies) -> Table:
   published = PUBLISHED.get(measured["dataset"], {})
   rows = []
   for net, name in NAMES.items():
-    row: dict[str, Any] = {"net": name, "clean": _percent(accuracies.clean(net))}
+    learned = accuracies.learned(net)
+    clean = Percent.of(accuracies.clean(net), measured["test_total"], learned)
+    row: dict[str, Any] = {"net": name, "clean": clean}
     for title, kind in (("A", "collection"), ("A, 8 bits", "rounded")):
-      row[title] = _percent(accuracies.collection(net, kind))
-      for norm in ROBUST:
-        row[f"{title}, {norm}"] = _percent(accuracies.collection(net, kind, norm))
+      for norm in (None, *ROBUST):
+        values, size = accuracies.collection(net, kind, norm), accuracies.collected(norm).min()
+        row[f"{title}, {norm}" if norm else title] = Percent.of(values, int(size), learned)
+    row |= {f"{title} by seed": row[title].by_seed() for title in ("clean", "A")}
     row["published clean"], row["published A"] = published.get(net, (None, None))
     rows.append(row)
   totals = [sum(score["totals"].values()) for score in measured["scores"]]
@@ -105,11 +128,12 @@ def accuracy_table(accuracies: Accuracies) -> Table:
     list(rows[0]),
     rows,
     [
-      f"{tables.interval_note(len(measured['seeds']))} "
+      f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} "
       f"{measured['test_total']:,} test examples, {tables.counted(measured['epochs'], 'epoch')} on "
       f"{measured['train_total']:,} training examples, none kept back; the last epoch counts. "
       "Every seed has a collection of its own baseline: "
       f"{min(totals):,} to {max(totals):,} examples ({sizes} on average), all norms pooled in A. "
+      "Intervals on a collection take the smallest size. "
       f"Radii in pixels of [0, 1]: {_radii(measured)}.",
       "8 bits: the same examples clipped to [0, 1] and rounded to multiples of 1/255. "
       "Marks of the published figures: [code] the authors' code, [mem] recalled, not checked.",
@@ -130,7 +154,11 @@ def sweep_table(accuracies: Accuracies) -> Table:
         "test examples": measured["sweeps"]["baseline"][attack][norm]["total"],
       }
       for net, name in NAMES.items():
-        row[name] = _percent(accuracies.swept(net, attack, norm)[:, index])
+        row[name] = Percent.of(
+          accuracies.swept(net, attack, norm)[:, index],
+          row["test examples"],
+          accuracies.learned(net),
+        )
         zeros = measured["sweeps"][net][attack][norm]["zero_gradients"]
         row[f"{name}: zero gradients"] = int(np.sum(zeros, axis=0)[index])
       rows.append(row)
@@ -140,7 +168,7 @@ def sweep_table(accuracies: Accuracies) -> Table:
     columns,
     rows,
     [
-      f"{tables.interval_note(len(measured['seeds']))} Zero gradients: "
+      f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} Zero gradients: "
       "examples, summed over the seeds, whose input gradient at the clean example is exactly "
       "zero; the attack leaves them as they are, and they count as they are classified. Nets of "
       "which there are none have no column of them."
@@ -170,42 +198,65 @@ def autoattack_table(measured: dict[str, Any]) -> Table:
   )
 
 
+class _Claim(NamedTuple):
+  """A claim of the paper, and what decides it: a test, or an answer that needs none."""
+
+  claim: str
+  net: str
+  test: PairedTest | str
+  statistic: str
+  published: str | None
+
+
 def claims_table(accuracies: Accuracies) -> Table:
   """Every claim of the paper with its answer in our hands."""
-  rows = [*_accuracy_claims(accuracies), *_attack_claims(accuracies)]
-  rows += [*_convergence_claims(accuracies), _one_pixel_claim(accuracies)]
+  claims = [*_accuracy_claims(accuracies), *_attack_claims(accuracies)]
+  claims += [*_convergence_claims(accuracies), _one_pixel_claim(accuracies)]
+  rows = [
+    {
+      "claim": claim.claim,
+      "net": NAMES[claim.net],
+      "answer": verdict.answer,
+      "statistic": claim.statistic,
+      "p (Holm)": tables.p_value(verdict.p),
+      "published": claim.published,
+    }
+    for claim, verdict in zip(claims, verdicts([claim.test for claim in claims]), strict=True)
+  ]
   return Table(
     f"Claims on {accuracies.measured['dataset']}",
-    ["claim", "net", "answer", "statistic", "published"],
+    list(rows[0]),
     rows,
     [
-      f"Paired t tests over {tables.counted(len(accuracies.measured['seeds']), 'seed')}, two-sided "
-      "at 5 %; differences in percentage points with their 95 % interval. 'yes' and 'no' are "
-      "differences beyond noise. A claim about every radius is a yes if it holds at each of them, "
-      "a no if it fails at one beyond noise after Bonferroni's correction."
+      f"{tables.claims_note(len(accuracies.measured['seeds']))} Statistics: differences in "
+      "percentage points with their 95 % t interval over the seeds, and p before the correction. "
+      "'yes' and 'no' are differences beyond noise. A claim about every radius is a yes if it "
+      "holds at each of them, a no if it fails at one beyond noise after Bonferroni's correction. "
+      f"'No more updates' is a test of non-inferiority with a margin of {MORE_UPDATES:.0%} of the "
+      "baseline's updates."
     ],
   )
 
 
-def _accuracy_claims(accuracies: Accuracies) -> Iterator[dict[str, Any]]:
+def _accuracy_claims(accuracies: Accuracies) -> Iterator[_Claim]:
   published = PUBLISHED.get(accuracies.measured["dataset"], {})
   base_clean, base_collection = published.get("baseline", (None, None))
   for net in ROBUST:
     clean, on_collection = published.get(net, (None, None))
     test = paired_t(accuracies.clean(net), accuracies.clean("baseline"))
-    yield _row("clean test accuracy improves", net, verdict(test), _points(test),
-               clean and f"{clean} against {base_clean}")  # fmt: skip
+    yield _Claim("clean test accuracy improves", net, test, _points(test),
+                 clean and f"{clean} against {base_clean}")  # fmt: skip
     test = paired_t(accuracies.collection(net), accuracies.collection("baseline"))
-    yield _row("accuracy on the collection improves", net, verdict(test), _points(test),
-               on_collection and f"{on_collection} against {base_collection}")  # fmt: skip
+    yield _Claim("accuracy on the collection improves", net, test, _points(test),
+                 on_collection and f"{on_collection} against {base_collection}")  # fmt: skip
   others = [paired_t(accuracies.collection("linf"), accuracies.collection(n)) for n in ("l2", "l1")]
   words = "; ".join(f"against {n}: {_points(t)}" for n, t in zip(("l2", "l1"), others))
   values = {n: published[n][1] for n in ROBUST} if published else {}
-  yield _row("best on the collection", "linf", verdict_of_all(others), words,
-             ", ".join(f"{n} {v}" for n, v in values.items()))  # fmt: skip
+  yield _Claim("best on the collection", "linf", all_of(others), words,
+               ", ".join(f"{n} {v}" for n, v in values.items()))  # fmt: skip
 
 
-def _attack_claims(accuracies: Accuracies) -> Iterator[dict[str, Any]]:
+def _attack_claims(accuracies: Accuracies) -> Iterator[_Claim]:
   for attack, norm in _attacks():
     sweep = accuracies.measured["sweeps"]["baseline"][attack][norm]
     places = [k for k, radius in enumerate(sweep["radii"]) if radius > 0]
@@ -213,50 +264,54 @@ def _attack_claims(accuracies: Accuracies) -> Iterator[dict[str, Any]]:
     for net in ROBUST:
       robust = accuracies.swept(net, attack, norm)
       tests = [paired_t(robust[:, k], baseline[:, k]) for k in places]
-      answers = [verdict(test) for test in tests]
       least = min(range(len(tests)), key=lambda i: tests[i].difference)
+      higher = sum(test.difference > 0 for test in tests)
       words = (
-        f"yes at {answers.count('yes')} of {len(tests)} radii; "
+        f"higher at {higher} of {len(tests)} radii; "
         f"least at {sweep['radii'][places[least]]:.4g}: {_points(tests[least])}"
       )
       mine = attack == "single" and norm == "linf"
-      yield _row(
+      yield _Claim(
         f"harder to attack at every radius: {norm}, {ATTACKS[attack]}",
         net,
-        verdict_of_all(tests),
+        all_of(tests),
         words,
         "yes (figures 2 and 4)" if mine else "not reported",
       )
 
 
-def _convergence_claims(accuracies: Accuracies) -> Iterator[dict[str, Any]]:
+def _convergence_claims(accuracies: Accuracies) -> Iterator[_Claim]:
   target = CONVERGED * accuracies.curve("baseline")[1][:, -1]
   baseline = updates_to_reach(*accuracies.curve("baseline"), target)
+  margin = MORE_UPDATES * baseline.mean()
   for net in ROBUST:
     steps, curve = accuracies.curve(net)
     updates = updates_to_reach(steps, curve, target)
-    test = paired_t(baseline, updates)
-    late = int((curve < target[:, None]).all(axis=1).sum())
+    test = paired_t(baseline + margin, updates)
+    plain = test._replace(difference=test.difference - margin)  # t and p are beyond the margin
     words = (
       f"updates to {CONVERGED:.1%} of the baseline's last accuracy: {updates.mean():,.0f} against "
-      f"{baseline.mean():,.0f}, fewer by {_signed(test, 1.0, ',.0f')}"
+      f"{baseline.mean():,.0f}, fewer by {_signed(plain, 1.0, ',.0f')}, margin {margin:,.0f}"
     )
-    words += f"; {tables.counted(late, 'seed')} never reached it" if late else ""
-    yield _row("no more updates to converge", net, verdict(test), words, "yes")
+    late = int((curve < target[:, None]).all(axis=1).sum())
+    unknown = f"not measured: {tables.counted(late, 'seed')} never reached it"
+    yield _Claim("no more updates to converge", net, unknown if late else test, words, "yes")
 
 
-def _one_pixel_claim(accuracies: Accuracies) -> dict[str, Any]:
-  scores = accuracies.measured["scores"]
-  fooled = np.array([s["totals"]["l1"] / max(1, s["nets"]["baseline"]["clean"]) for s in scores])
+def _one_pixel_claim(accuracies: Accuracies) -> _Claim:
+  right = np.array([s["nets"]["baseline"]["clean"] for s in accuracies.measured["scores"]])
+  fooled = [score["totals"]["l1"] for score in accuracies.measured["scores"]]
+  lowest, learned = min(fooled), accuracies.learned("baseline")
+  right = np.maximum(1, right)
   kept = 1 - accuracies.collection("baseline", "rounded", "l1")
-  lowest = min(score["totals"]["l1"] for score in scores)
   words = (
-    f"{_percent(fooled)} % of the correctly classified test points; of these "
-    f"{_percent(kept)} % still fool it as 8-bit images in [0, 1]; at least {lowest} a seed"
+    f"{Percent.of(fooled / right, int(right.min()), learned)} % of the correctly classified test "
+    f"points; of these {Percent.of(kept, max(1, lowest), learned)} % still fool it as 8-bit images "
+    f"in [0, 1]; at least {lowest} a seed"
   )
   answer = "yes" if lowest > 0 else "no"
-  return _row("one pixel suffices to fool the net (some examples)", "baseline", answer, words,
-              "yes (figure 1)")  # fmt: skip
+  return _Claim("one pixel suffices to fool the net (some examples)", "baseline", answer, words,
+                "yes (figure 1)")  # fmt: skip
 
 
 def updates_to_reach(steps: np.ndarray, curve: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -281,9 +336,9 @@ def draw(accuracies: Accuracies, folder: Path) -> None:
     for norm in ("linf", "l2", "l1"):
       curves = {}
       for net in NAMES:
-        interval = mean_interval(accuracies.swept(net, attack, norm))
-        radii = measured["sweeps"][net][attack][norm]["radii"]
-        curves[net] = {"radii": radii, "mean": interval.mean, "half_width": interval.half_width}
+        sweep = measured["sweeps"][net][attack][norm]
+        interval = accuracy_interval(accuracies.swept(net, attack, norm), sweep["total"])
+        curves[net] = {"radii": sweep["radii"], "interval": interval}
       total = measured["sweeps"]["baseline"][attack][norm]["total"]
       panels[-1].append(
         {
@@ -297,8 +352,8 @@ def draw(accuracies: Accuracies, folder: Path) -> None:
   curves, ends = {}, []
   for net in NAMES:
     steps, values = accuracies.curve(net)
-    interval = mean_interval(values)
-    curves[net] = {"steps": steps, "mean": interval.mean, "half_width": interval.half_width}
+    interval = accuracy_interval(values, measured["test_total"])
+    curves[net] = {"steps": steps, "interval": interval}
     ends.append(interval.mean[-1])
   lowest = max(0.0, 1 - 5 * (1 - min(ends)))
   study_figures.convergence(curves, folder / "convergence", lowest)
@@ -306,22 +361,6 @@ def draw(accuracies: Accuracies, folder: Path) -> None:
 
 def _attacks() -> Iterator[tuple[str, str]]:
   return ((attack, norm) for attack in ATTACKS for norm in ("linf", "l2", "l1"))
-
-
-def _row(
-  claim: str, net: str, answer: str, statistic: str, published: str | None
-) -> dict[str, Any]:
-  return {
-    "claim": claim,
-    "net": NAMES[net],
-    "answer": answer,
-    "statistic": statistic,
-    "published": published,
-  }
-
-
-def _percent(values: np.ndarray) -> Percent:
-  return Percent.of(values)
 
 
 def _points(test: PairedTest) -> str:
