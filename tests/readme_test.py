@@ -76,7 +76,7 @@ def test_autoattack_is_two_lines(monkeypatch):
   assert names["verdict"].images.shape == x.shape
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:\s]+)[^)]*\)", README))))
+@pytest.mark.parametrize("link", sorted(set(re.findall(r'\]\(([^)#:\s]+)(?: "\w+")?\)', README))))
 def test_links_lead_somewhere(link):
   assert (ROOT / link).exists()
 
