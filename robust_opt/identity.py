@@ -9,25 +9,21 @@ what happens inside a callback (a bridge to PyTorch, say); the clean logits do.
 """
 
 import hashlib
-import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
+from robust_opt import nets
 from robust_opt.checkpoint import digest
 from robust_opt.trust_trials import answers
-from robust_opt.types import Array, LogitsFn
+from robust_opt.types import LogitsFn
 
 NUM_IMAGES = 8
 # Logits that differ by no more than this share of the largest are equal up to float32 rounding: a
 # sum of n terms in another order differs by about sqrt(n) * 6e-8; the rest is margin for depth.
 ROUNDING = 1e-4
-
-_ADDRESS = re.compile(r"0x[0-9a-fA-FX]+")
 
 
 def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str, Any]:
@@ -40,19 +36,20 @@ def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str
       is traced. A definition does not depend on the backend or on the version of JAX.
 
   Returns:
-    code: SHA-256 of the definition or of the jaxpr; empty if the function cannot be traced.
-    arrays: SHA-256 of the arrays that it computes with; empty likewise.
+    code: SHA-256 of the definition or of the jaxpr.
+    arrays: SHA-256 of the arrays that it computes with.
     logits: of the first images, [n, C] as nested lists.
   """
   images = x[:NUM_IMAGES]
-  logits = answers(logits_fn, images, len(images))
+  logits = answers(logits_fn, images, len(images)).astype(np.float64)
   rounded = [[float(f"{value:.6g}") for value in row] for row in logits]
   if definition:
     code, arrays = definition, jax.tree.leaves(logits_fn)
   else:
-    code, arrays = _traced(logits_fn, jnp.asarray(images))
-  sha256 = hashlib.sha256(_ADDRESS.sub("", code).encode()).hexdigest() if code else ""
-  return {"code": sha256, "arrays": digest(arrays) if code else "", "logits": rounded}
+    jaxpr = nets.traced(lambda _, x: logits_fn(x), (), jnp.asarray(images))
+    code, arrays = nets.code(jaxpr), list(nets.constants(jaxpr))
+  sha256 = hashlib.sha256(code.encode()).hexdigest()
+  return {"code": sha256, "arrays": digest(arrays), "logits": rounded}
 
 
 def same(key: str, old: Any, new: Any) -> bool:
@@ -67,33 +64,3 @@ def same(key: str, old: Any, new: Any) -> bool:
     return bool(old == new)
   a, b = np.asarray(old, np.float64), np.asarray(new, np.float64)
   return bool(np.max(np.abs(a - b)) <= ROUNDING * np.max(np.abs(a)))
-
-
-def _traced(logits_fn: LogitsFn, x: Array) -> tuple[str, list[Array]]:
-  """The text of a function's jaxpr and the arrays in it; ("", []) if it cannot be traced."""
-
-  def with_gradient(x: Array) -> tuple[Array, Array]:
-    logits, vjp = jax.vjp(logits_fn, x)
-    return logits, vjp(jnp.ones_like(logits))[0]
-
-  for function in (with_gradient, logits_fn):
-    try:
-      jaxpr = jax.make_jaxpr(function)(x)
-      return str(jaxpr), list(_constants(jaxpr))
-    except Exception:  # whatever the user's function raises
-      continue
-  return "", []
-
-
-def _constants(jaxpr: Any) -> Iterator[Array]:
-  """Every array in a jaxpr and in the jaxprs of its equations, in order."""
-  constants = [*getattr(jaxpr, "consts", ())]
-  for equation in jaxpr.eqns:
-    constants += [atom.val for atom in equation.invars if isinstance(atom, core.Literal)]
-  for array in constants:
-    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key) if hasattr(array, "dtype") else False
-    yield jax.random.key_data(array) if is_key else array
-  for equation in jaxpr.eqns:
-    for value in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-      if hasattr(value, "eqns"):
-        yield from _constants(value)

@@ -120,24 +120,45 @@ def as_argument(logits_fn: LogitsFn, x: np.ndarray | Array) -> jax.tree_util.Par
   arrays = [leaf for leaf in leaves if _is_array(leaf)]
   static = tuple(None if _is_array(leaf) else _hashable(leaf) for leaf in leaves)
   structure = _Structure(treedef, static, "", np.dtype(np.float32))
-  example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-  # The lambda is new in every call: JAX caches traces by function.
-  jaxpr = jax.make_jaxpr(lambda arrays, x: structure(arrays, x))(arrays, example)
+  jaxpr = traced(structure, arrays, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+  sha = hashlib.sha256(code(jaxpr).encode())
+  for constant in constants(jaxpr):
+    sha.update(np.ascontiguousarray(constant).tobytes())
   structure = dataclasses.replace(
-    structure, fingerprint=fingerprint(jaxpr), low_precision=_low_precision(jaxpr)
+    structure, fingerprint=sha.hexdigest(), low_precision=_low_precision(jaxpr)
   )
   return jax.tree_util.Partial(structure, arrays)
 
 
-def fingerprint(jaxpr: core.ClosedJaxpr) -> str:
-  """SHA-256 of a traced computation: its operations, literals and constants."""
-  sha = hashlib.sha256(re.sub("0x[0-9a-f]+", "", str(jaxpr)).encode())
+def traced(
+  function: Callable[[PyTree, Array], Array], arrays: PyTree, x: Array | jax.ShapeDtypeStruct
+) -> core.ClosedJaxpr:
+  """The jaxpr of (arrays, x [B, *S]) -> logits [B, C] and of its gradient in x, if it has one."""
+
+  # New functions in every call: JAX caches traces by function.
+  def with_gradient(arrays: PyTree, x: Array) -> tuple[Array, Array]:
+    logits, pullback = jax.vjp(lambda x: function(arrays, x), x)
+    return logits, pullback(jnp.ones_like(logits))[0]
+
+  try:
+    return jax.make_jaxpr(with_gradient)(arrays, x)
+  except Exception:  # a callback, say; whatever the user's function raises
+    return jax.make_jaxpr(lambda arrays, x: function(arrays, x))(arrays, x)
+
+
+def code(jaxpr: core.ClosedJaxpr) -> str:
+  """The text of a traced computation, without the addresses of objects."""
+  return re.sub("0x[0-9a-fA-F]+", "", str(jaxpr))
+
+
+def constants(jaxpr: core.ClosedJaxpr) -> Iterator[Array | np.ndarray]:
+  """Every array within a traced computation, in order; keys as their data."""
   for each in _closed_jaxprs(jaxpr):
-    for constant in each.consts:
-      if jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
-        constant = jax.random.key_data(constant)
-      sha.update(np.ascontiguousarray(constant).tobytes())
-  return sha.hexdigest()
+    inputs = (atom for equation in each.jaxpr.eqns for atom in equation.invars)
+    literals = (atom.val for atom in inputs if isinstance(atom, core.Literal))
+    for array in (*each.consts, *literals):
+      is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
+      yield jax.random.key_data(array) if is_key else array
 
 
 def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndarray:

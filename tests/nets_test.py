@@ -89,6 +89,24 @@ def test_a_function_whose_weights_change_is_evaluated_anew(make):
   np.testing.assert_array_equal(attack(net, X, Y).images, before.images)
 
 
+def test_another_custom_gradient_is_compiled_anew():
+  slope = {"value": jnp.ones(())}
+
+  def net(x):
+    @jax.custom_vjp
+    def rounded(x):
+      return jnp.round(x)
+
+    rounded.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (slope["value"] * g,))
+    return rounded(x) @ W
+
+  gradient = jax.jit(jax.grad(lambda x, net: jnp.sum(net(x)[:, 0])))
+  for value in (1.0, 2.0):
+    slope["value"] = jnp.asarray(value)
+    found = gradient(X, nets.as_argument(net, X))
+    np.testing.assert_allclose(found, np.broadcast_to(value * W[:, 0], X.shape), rtol=1e-6)
+
+
 def test_a_module_that_is_changed_in_place_is_evaluated_anew():
   net = Linear()
   net.eval()
