@@ -450,7 +450,8 @@ def accuracy_under(attack, logits_fn, x, y):
     return ro.losses.cross_entropy(logits_fn(x), y)
 
   delta, _ = attack(value_fn, None, x)
-  return jnp.mean(ro.losses.correct(logits_fn(x + delta), y))
+  right, still_right = (ro.losses.correct(logits_fn(images), y) for images in (x, x + delta))
+  return jnp.mean(right & still_right)
 
 
 fgsm = ro.steepest(ball)

@@ -143,7 +143,9 @@ def over_seeds(
 
     return jax.jit(mapped, static_argnames=tuple(static))
 
-  one = jax.jit(function, static_argnames=tuple(static))
+  # jax.jit reuses the trace of a function that it has seen, with what that closed over then; a
+  # partial is a new function.
+  one = jax.jit(functools.partial(function), static_argnames=tuple(static))
 
   def looped(*args: Any, **statics: Any) -> Any:
     count = len(jax.tree.leaves(_map_axes(lambda a: a, lambda a: None, in_axes, args))[0])
