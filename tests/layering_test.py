@@ -13,6 +13,7 @@ ORDER = [
   "errors",
   "files",
   "keys",
+  "layout",
   "losses",
   "projections",
   "uncertainty",
@@ -222,7 +223,7 @@ def test_outside_libraries_have_their_places(name):
   "name",
   [
     *("figures", "study_figures", "explanation_figures", "linear.figures"),
-    *("tables", "statistics", "data", "prepare", "files", "errors"),
+    *("tables", "statistics", "data", "prepare", "files", "errors", "layout"),
   ],
 )
 def test_no_jax(name):
