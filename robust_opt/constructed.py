@@ -165,7 +165,7 @@ def load(folder: Path) -> data.Dataset:
   shards = [read_shard(folder / name) for name in card["files"]]
   images = np.concatenate([shard.images for shard in shards])
   labels = np.concatenate([shard.labels for shard in shards])
-  return data.from_arrays(images, labels, card["num_classes"], name=card["name"])
+  return data.from_arrays(images, labels, card["num_classes"], name=card["name"], channel_axis=-1)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from robust_opt import prepare
+from robust_opt import layout, prepare
 from robust_opt.errors import InputError, WriteError
 from robust_opt.files import atomic_write
+from robust_opt.layout import ChannelAxis
 
 _DIGITS_TEST = 360  # of 1,797 scans; 1,437 are left to train on
 _DIGITS_SEED = 0
@@ -105,7 +106,7 @@ def load(
     arrays = prepare.from_archives(name, split, cache_root / "downloads")
   else:
     raise _not_here(root, name)
-  dataset = from_arrays(*arrays, name=name, split=split)
+  dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
   _write_cache(path, dataset)
   return dataset
 
@@ -116,31 +117,34 @@ def from_arrays(
   num_classes: int | None = None,
   name: str = "arrays",
   split: str = "train",
+  channel_axis: ChannelAxis = layout.AUTO,
 ) -> Dataset:
-  """A data set of the user's own arrays, checked.
+  """A data set of the user's own arrays, checked, with the channels last.
 
   Args:
-    images: [N, H, W, C], or [N, H, W] for one channel; uint8 in [0, 255], or floats in [0, 1],
-      which become float32.
+    images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; uint8 in [0, 255], or floats
+      in [0, 1], which become float32.
     labels: [N], integers in [0, num_classes).
     num_classes: None takes the largest label + 1.
     name: what to call the set.
     split: what to call the split.
+    channel_axis: of one image, 0 for [C, H, W]; "auto" guesses it from the shape
+      (`robust_opt.layout.resolve`). Not used for [N, H, W].
 
   Returns:
-    The data set; its arrays may share memory with those given.
+    The data set, images [N, H, W, C]; its arrays may share memory with those given.
 
   Raises:
     InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels
       that are no integers or outside the range, images and labels of different number.
   """
-  x, y = _as_array("images", images), _as_array("labels", labels)
-  if x.ndim == 3:
-    x = x[..., None]
+  given, y = _as_array("images", images), _as_array("labels", labels)
+  axis = None if given.ndim == 3 else layout.resolve(channel_axis, given.shape[1:])
+  x = layout.to_last(given, axis)
   if x.ndim != 4 or x.size == 0:
     raise InputError(
-      f"images has shape {list(x.shape)}: allowed is [N, H, W, C] or [N, H, W] with at least one "
-      "image and one pixel"
+      f"images has shape {list(given.shape)}: allowed is [N, H, W, C], [N, C, H, W] or [N, H, W] "
+      "with at least one image and one pixel"
     )
   if y.shape != x.shape[:1]:
     raise InputError(f"labels has shape {list(y.shape)}: allowed is [{len(x)}], one for each image")

@@ -21,13 +21,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from robust_opt import losses, nets, precision
+from robust_opt import layout, losses, nets, precision
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import fab
 from robust_opt.attacks.square import square
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
+from robust_opt.layout import ChannelAxis
 from robust_opt.maximizers import Attack, apgd, ascend, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
 from robust_opt.training import keys_of
@@ -44,12 +46,12 @@ class Phase(NamedTuple):
 
   Attributes:
     name: as AutoAttack has it.
-    make: (norm, radius [], rank []) -> attack.
+    make: (norm, radius [], rank [], channel axis of an example or None) -> attack.
     num_targets: how many target classes it goes through, at most all wrong ones; 0: untargeted.
   """
 
   name: str
-  make: Callable[[str, Array, Array], LogitsAttack]
+  make: Callable[[str, Array, Array, int | None], LogitsAttack]
   num_targets: int = 0
 
 
@@ -107,8 +109,8 @@ def _apgd(norm: str, radius: Array, num_steps: int) -> Attack:
 
 
 def _apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> Phase:
-  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
-    del rank
+  def make(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
     attack = _apgd(norm, radius, num_steps)
     if norm == "l1" and l1_restarts > 1:
       attack = restarts(attack, l1_restarts)
@@ -118,31 +120,33 @@ def _apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) ->
 
 
 def _apgd_dlr(num_steps: int, fresh_noise: bool = False) -> Phase:
-  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
-    del rank
+  def make(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
     return white_box.ascent(_apgd(norm, radius, num_steps), losses.dlr, fresh_noise)
 
   return Phase("apgd-dlr", make)
 
 
 def _apgd_t(num_steps: int, num_targets: int) -> Phase:
-  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+  def make(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del channel_axis
     return white_box.targeted_ascent(_apgd(norm, radius, num_steps), losses.targeted_dlr, rank)
 
   return Phase("apgd-t", make, num_targets)
 
 
 def _fab_t(num_steps: int, num_targets: int) -> Phase:
-  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+  def make(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del channel_axis
     return fab(norm, radius, BOX, num_steps, target_rank=rank)
 
   return Phase("fab-t", make, num_targets)
 
 
 def _square(num_queries: int) -> Phase:
-  def make(norm: str, radius: Array, rank: Array) -> LogitsAttack:
+  def make(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
     del rank
-    return square(norm, radius, BOX, num_queries)
+    return square(norm, radius, BOX, num_queries, channel_axis=channel_axis)
 
   return Phase("square", make)
 
@@ -166,6 +170,7 @@ def autoattack(
   version: str | tuple[Phase, ...] = "standard",
   seed: int = 0,
   batch_size: int = 100,
+  channel_axis: ChannelAxis = layout.AUTO,
   place: Callable[[Any], Any] = jnp.asarray,
   parts: Parts = Parts(),  # noqa: B008
   report: Callable[[Progress], None] = lambda progress: None,
@@ -187,17 +192,23 @@ def autoattack(
       draws; or phases of your own.
     seed: of all random numbers; the same seed gives the same answer.
     batch_size: examples at a time; it changes speed and memory.
+    channel_axis: of one example, for Square: 0 for [C, H, W], -1 for [H, W, C], None if there is
+      none; "auto" guesses it from the shape (`robust_opt.layout.resolve`).
     place: puts the arrays of a batch on the devices; with a mesh it splits the first axis, of which
       batch_size / 8 must then be a multiple of the devices.
     parts: where finished batches are kept.
     report: told of every batch.
 
   Raises:
-    InputError: see `checked`.
+    InputError: see `checked`; channel_axis is not an axis of an example.
   """
   radius = one_radius(radius)
   phases = phases_of(version, logits_fn)
   x, y = checked(logits_fn, x, y, norm, radius, batch_size)
+  axis = layout.resolve(channel_axis, x.shape[1:])
+  guess = layout.guess_in_words(channel_axis, x.shape[1:])
+  if guess:
+    logging.warning("AutoAttack: %s; pass channel_axis to state it.", guess)
   net = nets.as_argument(logits_fn, x)
   reference = nets.checked_logits(logits_fn, net, x)
   predict = functools.partial(predictions, net, batch_size=batch_size, place=place)
@@ -220,7 +231,9 @@ def autoattack(
       name = f"{number:02d}_{phase.name}_{index:05d}"
       done = parts.load(name)
       if done is None:
-        images = _attack_batch(net, phase, norm, radius, rank, key, x, y, ids, batch_size, place)
+        images = _attack_batch(
+          net, phase, norm, radius, rank, axis, key, x, y, ids, batch_size, place
+        )
         fooled = predict(images) != y[ids]
         done = {"ids": ids[fooled], "images": images[fooled]}
         parts.save(name, done)
@@ -307,7 +320,7 @@ def checked(
   if batch_size < 1:
     raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
   images, labels = np.asarray(x), np.asarray(y)
-  if len(images) == 0 or labels.shape != images.shape[:1]:
+  if images.size == 0 or labels.shape != images.shape[:1]:
     raise InputError(
       f"There must be at least one image and as many labels as images, but the shapes are "
       f"{images.shape} and {labels.shape}."
@@ -388,6 +401,7 @@ def _attack_batch(
   norm: str,
   radius: float,
   rank: int,
+  axis: int | None,
   key: Array,
   x: np.ndarray,
   y: np.ndarray,
@@ -398,16 +412,19 @@ def _attack_batch(
   """The images that a phase makes of some examples, [len(ids), *S]."""
   padded = _padded(ids, bucket(len(ids), batch_size))
   images, labels, places = place(x[padded]), place(y[padded]), place(padded.astype(np.int32))
-  found = _attack(phase, norm, net, np.float32(radius), np.int32(rank), key, places, images, labels)
+  found = _attack(
+    phase, norm, axis, net, np.float32(radius), np.int32(rank), key, places, images, labels
+  )
   # Added once, on the host; shortened by what the rounding of x + delta may add to its length.
   shorter = np.float32(max(0.0, 1.0 - rounding(norm, x[0].size) / radius))
   return x[ids] + shorter * np.asarray(found.delta)[: len(ids)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _attack(
   phase: Phase,
   norm: str,
+  axis: int | None,
   net: LogitsFn,
   radius: Array,
   rank: Array,
@@ -416,7 +433,7 @@ def _attack(
   x: Array,
   y: Array,
 ) -> Found:
-  return phase.make(norm, radius, rank)(keys_of(key, ids), net, x, y)
+  return phase.make(norm, radius, rank, axis)(keys_of(key, ids), net, x, y)
 
 
 @jax.jit

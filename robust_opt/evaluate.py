@@ -23,10 +23,11 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robust_opt import commands, ensemble, identity, nets, sharding, subject, trust, verdict
+from robust_opt import commands, ensemble, identity, layout, nets, sharding, subject, trust, verdict
 from robust_opt.collection import rounded
 from robust_opt.errors import InputError, RunError
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
+from robust_opt.layout import ChannelAxis
 from robust_opt.study import Study, sha256_of
 
 # Examples that the trust report looks at, at most, drawn by the seed.
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     examples: the first so many; 0: all.
     seed: of the attacks.
     batch_size: examples at a time.
+    channel_axis: of one example, "auto" to guess it, or None if there is none.
     output: a folder; None: one within the run's work directory.
     trust: whether to check the measurement.
   """
@@ -57,6 +59,7 @@ class Options(NamedTuple):
   examples: int = 0
   seed: int = 0
   batch_size: int = 100
+  channel_axis: ChannelAxis = layout.AUTO
   output: Path | None = None
   trust: bool = True
 
@@ -73,6 +76,7 @@ def run(options: Options) -> bool:
   # What is refused leaves no folder behind.
   ensemble.phases_of(options.version, found.logits_fn)
   nets.checked_logits(found.logits_fn, nets.as_argument(found.logits_fn, x), x)
+  axis = layout.resolve(options.channel_axis, x.shape[1:])
   claim = verdict.Claim(
     norm=norm,
     radius=radius,
@@ -87,6 +91,7 @@ def run(options: Options) -> bool:
   folder = options.output or _folder(options, norm, radius)
   beside = ("source", "net_sha256", "device")
   description = {k: v for k, v in claim._asdict().items() if k not in beside}
+  description["channel_axis"] = axis
   description["jax"] = jax.__version__  # one verdict is of one version
   description["net"] = {
     "name": found.name,
@@ -99,13 +104,14 @@ def run(options: Options) -> bool:
   try:
     path = folder / "verdict.npz"
     if not path.exists():
-      verdict.save(path, _attack(found, claim, study, folder), claim, found.x, found.y)
+      verdict.save(path, _attack(found, claim, axis, study, folder), claim, found.x, found.y)
     stored = verdict.load(path)
-    checks = _trust(found, claim, study, options.trust)
+    checks = _trust(found, claim, axis, study, options.trust)
   finally:
     study.close()
   in_8_bits = _accuracy_after_rounding(found, stored, options.batch_size)
-  _write(folder, stored, checks, in_8_bits, time.monotonic() - began)
+  guess = layout.guess_in_words(options.channel_axis, x.shape[1:])
+  _write(folder, stored, checks, in_8_bits, guess, time.monotonic() - began)
   print((folder / "summary.md").read_text(encoding="utf-8"))
   print(f"Everything about this evaluation is in {folder}")
   return all(check.passed for check in checks)
@@ -121,7 +127,7 @@ def _folder(options: Options, norm: str, radius: float) -> Path:
 
 
 def _attack(
-  found: subject.Subject, claim: verdict.Claim, study: Study, folder: Path
+  found: subject.Subject, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
 ) -> ensemble.Verdict:
   """The ensemble on all devices, every finished batch kept in the folder."""
   refuse_batch_size(claim.batch_size, jax.device_count())
@@ -137,6 +143,7 @@ def _attack(
     version=claim.version,
     seed=claim.seed,
     batch_size=claim.batch_size,
+    channel_axis=axis,
     place=lambda array: jax.device_put(array, split),
     parts=_parts(folder / "parts"),
     report=_reporter(study),
@@ -176,7 +183,7 @@ def _reporter(study: Study) -> Callable[[ensemble.Progress], None]:
 
 
 def _trust(
-  found: subject.Subject, claim: verdict.Claim, study: Study, wanted: bool
+  found: subject.Subject, claim: verdict.Claim, axis: int | None, study: Study, wanted: bool
 ) -> list[trust.Check]:
   """The checks, made once; where they are not wanted, those that were made before, or none."""
   path = study.workdir / "trust.json"
@@ -195,6 +202,7 @@ def _trust(
       radius=claim.radius,
       seed=claim.seed,
       batch_size=min(claim.batch_size, count),
+      channel_axis=axis,
       progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
     )
     return [check._asdict() for check in checks]
@@ -218,6 +226,7 @@ def _write(
   stored: verdict.Stored,
   checks: list[trust.Check],
   accuracy_after_rounding: float,
+  guess: str,
   seconds: float,
 ) -> None:
   claim, outcome = stored.claim, stored.verdict
@@ -253,6 +262,8 @@ def _write(
     "",
     f"The adversarial images, rounded to 8 bits, leave {100 * accuracy_after_rounding:.2f} %.",
   ]
+  if guess:
+    lines += ["", f"Layout: {guess}; `--channel_axis` states it."]
   if checks:
     lines += ["", trust.to_markdown(checks).strip()]
   with atomic_write(folder / "summary.md") as file:
@@ -286,12 +297,22 @@ def main(argv: list[str]) -> None:
       examples=given.examples,
       seed=given.seed,
       batch_size=given.batch_size or usual_batch_size(jax.device_count()),
+      channel_axis=_channel_axis(given.channel_axis),
       output=Path(given.output) if given.output else None,
       trust=given.trust,
     )
   )
   if not passed:
     raise RunError("A check of the trust report failed: see the table above.")
+
+
+def _channel_axis(given: str) -> ChannelAxis:
+  if given in (layout.AUTO, "none"):
+    return layout.AUTO if given == layout.AUTO else None
+  try:
+    return int(given)
+  except ValueError:
+    raise InputError(f"--channel_axis must be auto, none or an integer, but was {given}.") from None
 
 
 def define_flags() -> None:
@@ -305,6 +326,8 @@ def define_flags() -> None:
   flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
   words = "Examples at a time; by default 100, or a little more where devices divide them."
   flags.DEFINE_integer("batch_size", None, words, lower_bound=1)
+  words = "Of one example: auto guesses it, none, or a number, 0 for [C, H, W]."
+  flags.DEFINE_string("channel_axis", layout.AUTO, words)
   flags.DEFINE_string("output", "", "Folder for what is found; by default within --workdir.")
   flags.DEFINE_boolean("trust", True, "Whether to check the measurement itself.")
 

@@ -1,7 +1,7 @@
 """Small rotations and translations of images, searched on a grid.
 
   attack = spatial.grid_search(30.0, 3.0, num_rotations=31, num_translations=5)
-  delta, info = attack(value_fn, None, x)      # x [B, H, W, C]
+  delta, info = attack(value_fn, None, x)      # x [B, H, W, C], [B, C, H, W] or [B, H, W]
 
 The set is not a ball, and its loss has many local maxima that gradients do not leave: a grid of a
 few hundred transforms is the stronger attack (Engstrom et al. 2019, arXiv 1712.02779, section 5).
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import ndimage
 
-from robust_opt import precision
+from robust_opt import layout, precision
 from robust_opt.errors import InputError
+from robust_opt.layout import ChannelAxis
 from robust_opt.maximizers.core import (
   AscentInfo,
   Attack,
@@ -25,22 +26,32 @@ from robust_opt.maximizers.core import (
 from robust_opt.types import Array, Scored, Stochastic, ValueFn
 
 
-def transform(x: Array, degrees: float | Array, shift: tuple[float, float] | Array) -> Array:
-  """Rotates images about their centre, then moves them: [B, H, W, C] -> [B, H, W, C].
+def transform(
+  x: Array,
+  degrees: float | Array,
+  shift: tuple[float, float] | Array,
+  channel_axis: ChannelAxis = layout.AUTO,
+) -> Array:
+  """Rotates images about their centre, then moves them: [B, *S] -> [B, *S].
 
   Bilinear; what comes from beyond the border is 0. No value leaves the range of its image with 0.
 
   Args:
-    x: images [B, H, W, C].
+    x: images [B, H, W, C], or of another layout.
     degrees: [], counter-clockwise as the image is seen (rows downwards).
     shift: by how many pixels, down and to the right, [2].
+    channel_axis: of one image, 0 for [C, H, W]; None for [H, W]; "auto" guesses it from the shape
+      (`robust_opt.layout.resolve`).
 
   Raises:
-    InputError: x is not floating point [B, H, W, C].
+    InputError: x is not floating point, or has not two axes beside those of batch and channels.
   """
+  axis = layout.resolve(channel_axis, x.shape[1:])
+  given, x = x, layout.to_last(x, axis)
   if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
     raise InputError(
-      f"x must be floating point images [B, H, W, C], but is {x.dtype} of the shape {x.shape}."
+      f"x must be floating point images with two axes beside those of batch and channels, but is "
+      f"{given.dtype} of the shape {given.shape}, with the channel axis {axis} of an image."
     )
   height, width = x.shape[1:3]
   dtype, x = x.dtype, x.astype(precision.wide(x.dtype))
@@ -60,17 +71,21 @@ def transform(x: Array, degrees: float | Array, shift: tuple[float, float] | Arr
   # Weights that sum to 1 but for rounding.
   low = jnp.minimum(jnp.min(x, axis=(1, 2), keepdims=True), 0.0)
   high = jnp.maximum(jnp.max(x, axis=(1, 2), keepdims=True), 0.0)
-  return jnp.clip(moved, low, high).astype(dtype)
+  return layout.from_last(jnp.clip(moved, low, high).astype(dtype), axis)
 
 
 def grid_search(
-  max_rotation: float, max_translation: float, num_rotations: int, num_translations: int
+  max_rotation: float,
+  max_translation: float,
+  num_rotations: int,
+  num_translations: int,
+  channel_axis: ChannelAxis = layout.AUTO,
 ) -> Attack:
   """The worst of a grid of rotations and translations, for every example by itself.
 
   The candidates are the clean example, first, and the num_rotations x num_translations^2 transforms
   at even distances from minus to plus the maximum (one of a kind is 0). They are run one after the
-  other, a forward pass each, so that memory does not grow with the grid. delta [B, H, W, C] is
+  other, a forward pass each, so that memory does not grow with the grid. delta [B, *S] is
   transform(x) - x; its score is never below the clean one, and a score of NaN is the highest.
   AscentInfo lies candidate after candidate, value [1 + num_rotations * num_translations^2, B] (one
   less if the grid holds the identity); zero_gradient is False, since no gradient is taken.
@@ -83,10 +98,11 @@ def grid_search(
     max_translation: in pixels of either axis, >= 0.
     num_rotations: how many angles, >= 1.
     num_translations: how many shifts along each axis, >= 1.
+    channel_axis: as for `transform`.
 
   Raises:
     InputError: a maximum is negative or not finite, or a number is < 1; from the attack: x is not
-      images [B, H, W, C], or the loss has one value for the whole batch.
+      images, as for `transform`, or the loss has one value for the whole batch.
   """
   angles = _evenly("max_rotation", max_rotation, "num_rotations", num_rotations)
   shifts = _evenly("max_translation", max_translation, "num_translations", num_translations)
@@ -105,7 +121,7 @@ def grid_search(
       return AscentInfo(scored.value, jnp.zeros(x.shape[:1], bool), scored.score)
 
     def body(best: Candidates, candidate: Array) -> tuple[Candidates, AscentInfo]:
-      delta = transform(x, candidate[0], candidate[1:]) - x
+      delta = transform(x, candidate[0], candidate[1:], channel_axis) - x
       info = judge(delta)
       return better(best, (delta, info.score)), info
 

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from robust_opt import nets
+from robust_opt import layout, nets
 from robust_opt.ensemble import checked, sum_rounding
 from robust_opt.errors import InputError
+from robust_opt.layout import ChannelAxis
 from robust_opt.precision import check_floating
 from robust_opt.trust_trials import (
   Trial,
@@ -101,6 +102,7 @@ def report(
   batch_size: int = 100,
   num_steps: int = 40,
   num_queries: int = 1000,
+  channel_axis: ChannelAxis = layout.AUTO,
   progress: Callable[[str], None] = lambda words: None,
 ) -> list[Check]:
   """Runs every check on the given examples; the same seed gives the same report.
@@ -127,17 +129,19 @@ def report(
     batch_size: examples at a time.
     num_steps: of the white-box attack, >= 1.
     num_queries: of the black-box attack, >= 1.
+    channel_axis: of one example, for the black-box attack; as for `robust_opt.autoattack`.
     progress: is told what is looked at next, one of PARTS, each once.
 
   Raises:
     InputError: as `robust_opt.ensemble.checked`, except for probabilities, which are a check that
-      fails; num_steps or num_queries below 1.
+      fails; num_steps or num_queries below 1; channel_axis is not an axis of an example.
   """
   for name, count in (("num_steps", num_steps), ("num_queries", num_queries)):
     if count < 1:
       raise InputError(f"{name} must be an integer >= 1, but was {count}.")
   # The log of a softmax takes no probabilities for what they are: here they are to be reported.
   x, y = checked(lambda x: _log_softmax(logits_fn(x)), x, y, norm, radius, batch_size)
+  layout.resolve(channel_axis, x.shape[1:])  # refuses a wrong one before the work
   size = min(batch_size, len(x))
   trial = Trial(nets.as_argument(logits_fn, x), x, y, norm, float(radius), seed, size)
   progress(PARTS[0])
@@ -166,7 +170,7 @@ def report(
     _noise(trial, right, once),
   ]
   progress(PARTS[3])
-  return [*of_net, *of_attacks, _black_box(trial, right, after_restarts, num_queries)]
+  return [*of_net, *of_attacks, _black_box(trial, right, after_restarts, num_queries, channel_axis)]
 
 
 def to_markdown(checks: list[Check]) -> str:
@@ -334,13 +338,21 @@ def _noise(trial: Trial, right: np.ndarray, once: np.ndarray) -> Check:
   )
 
 
-def _black_box(trial: Trial, right: np.ndarray, unbroken: np.ndarray, num_queries: int) -> Check:
-  more = len(unbroken) - len(trial.standing(unbroken, square_attack(num_queries)))
+def _black_box(
+  trial: Trial,
+  right: np.ndarray,
+  unbroken: np.ndarray,
+  num_queries: int,
+  channel_axis: ChannelAxis,
+) -> Check:
+  attack = square_attack(num_queries, layout.resolve(channel_axis, trial.x.shape[1:]))
+  more = len(unbroken) - len(trial.standing(unbroken, attack))
+  guess = layout.guess_in_words(channel_axis, trial.x.shape[1:])
   return Check(
     "black box",
     more <= _allowed(len(right), MISSES),
     f"{num_queries} queries without gradients break {more} of the {len(unbroken)} that gradients "
-    f"with {NUM_RESTARTS} starts do not break, of {len(right)}",
+    f"with {NUM_RESTARTS} starts do not break, of {len(right)}{guess and f'; {guess}'}",
     "A search that sees no gradient finds what gradients miss: they are masked, and the accuracy "
     "under white-box attacks is too high.",
   )

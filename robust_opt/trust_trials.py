@@ -142,12 +142,12 @@ def apgd_attack(num_steps: int) -> Maker:
 
 
 @functools.cache
-def square_attack(num_queries: int) -> Maker:
+def square_attack(num_queries: int, channel_axis: int | None) -> Maker:
   """The black-box attack, which has no loss to choose."""
 
   def make(norm: str, radius: Array, which: Array) -> Attack:
     del which
-    return _of_found(square(norm, radius, BOX, num_queries))
+    return _of_found(square(norm, radius, BOX, num_queries, channel_axis=channel_axis))
 
   return make
 

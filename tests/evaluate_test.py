@@ -212,6 +212,29 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
   verify.run(tmp_path / "found" / "verdict.npz", {})
 
 
+def test_the_layout_is_said_and_belongs_to_the_evaluation(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  rng = np.random.default_rng(1)
+  x, weights = rng.random((30, 3, 5, 7)).astype(np.float32), rng.normal(size=(105, 3))
+  net = NET.replace("(6, 3)", "(105, 3)").replace("x @", "x.reshape(len(x), -1) @")
+  weights = np.random.default_rng(0).normal(size=(105, 3)).astype(np.float32)
+  source = own(tmp_path, x=x, y=(x.reshape(30, -1) @ weights).argmax(axis=1))
+  (tmp_path / "my_net.py").write_text(net)
+  monkeypatch.delitem(sys.modules, "my_net", raising=False)
+  given = options("")._replace(source=source, output=tmp_path / "found", radius=0.02, trust=False)
+  evaluate.run(given)
+  summary = (tmp_path / "found" / "summary.md").read_text()
+  assert "channels guessed to be axis 0 of examples of shape (3, 5, 7)" in summary
+  evaluate.run(given._replace(channel_axis=0))  # the same
+  assert "guessed" not in (tmp_path / "found" / "summary.md").read_text()
+  with pytest.raises(InputError):
+    evaluate.run(given._replace(channel_axis=-1))
+  for words, axis in (("auto", "auto"), ("none", None), ("-3", -3)):
+    assert evaluate._channel_axis(words) == axis
+  with pytest.raises(InputError, match="--channel_axis must be auto, none or an integer"):
+    evaluate._channel_axis("first")
+
+
 def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):
   """A radius below half a step of 8 bits: rounding undoes every perturbation of an 8-bit image."""
   monkeypatch.chdir(tmp_path)

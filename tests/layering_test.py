@@ -14,6 +14,7 @@ ORDER = [
   "files",
   "keys",
   "precision",
+  "layout",
   "losses",
   "projections",
   "uncertainty",
@@ -227,7 +228,7 @@ def test_outside_libraries_have_their_places(name):
   "name",
   [
     *("figures", "study_figures", "explanation_figures", "linear.figures"),
-    *("tables", "statistics", "data", "prepare", "files", "errors"),
+    *("tables", "statistics", "data", "prepare", "files", "errors", "layout"),
   ],
 )
 def test_no_jax(name):

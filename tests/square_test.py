@@ -194,14 +194,16 @@ def test_it_keeps_a_change_where_the_margin_grew_and_only_there(norm):
   halvings = np.array(square_module.HALVINGS) * NUM_QUERIES / 10_000
   best, value = seen[1].copy(), values[1].copy()
   for t in range(2, len(seen)):
-    # What a query changes lies in one square (over l_2 and l_1 in two), of this query's side.
+    # What a query changes lies in one square (over l_2 in two), of this query's side; over l_1 the
+    # projection changes entries everywhere.
     changed = np.any(np.abs(seen[t] - best) > 1e-5, axis=-1)  # [B, H, W]
     num_squares = 1 if norm == "linf" else 2
     side = sides[np.sum(t - 1 > halvings)]
     assert norm != "linf" or np.all(changed.any((1, 2)))  # over l_inf no query is wasted
-    assert np.all(changed.any(2).sum(1) <= num_squares * side[0])
-    assert np.all(changed.any(1).sum(1) <= num_squares * side[1])
-    assert np.all(changed.sum((1, 2)) <= num_squares * np.prod(side))
+    if norm != "l1":
+      assert np.all(changed.any(2).sum(1) <= num_squares * side[0])
+      assert np.all(changed.any(1).sum(1) <= num_squares * side[1])
+      assert np.all(changed.sum((1, 2)) <= num_squares * np.prod(side))
     better = values[t] > value
     best[better], value[better] = seen[t][better], values[t][better]
   assert np.mean(value > values[1]) > 0.9
@@ -259,8 +261,16 @@ def test_it_never_fools_what_a_linear_net_certifies(norm, num_classes):
 
 @pytest.mark.parametrize(
   ("shape", "box"),
-  [((12,), None), ((4, 3), UNIT_BOX), ((2, 3, 2), UNIT_BOX)],
-  ids=["vector", "grey", "colour"],
+  [
+    ((12,), None),
+    ((4, 3), UNIT_BOX),
+    ((2, 3, 2), UNIT_BOX),
+    ((3, 2, 3), UNIT_BOX),
+    ((5, 3), None),
+    ((2, 3, 2, 2), UNIT_BOX),
+    ((1, 2, 1, 2, 2, 2), None),
+  ],
+  ids=["vector", "gray", "color", "two_guesses", "signal", "volume", "five_axes"],
 )
 def test_over_linf_it_finds_the_maximum_of_a_linear_margin(shape, box):
   x, weights, radius = images(shape=shape), weights_of(2, shape), np.float32(0.3)
@@ -331,12 +341,17 @@ def test_the_sides_follow_the_halvings():
   np.testing.assert_array_equal(
     square_module._sides((40, 4, 1), 0.8, 1)[:3], [[32, 4], [16, 4], [8, 4]]
   )
+  # Of volumes the share of p, as cubes; where one axis is short, more of the others.
+  np.testing.assert_array_equal(square_module._sides((10, 10, 10, 1), 0.8, 1)[:3, 0], [9, 7, 6])
+  np.testing.assert_array_equal(
+    square_module._sides((2, 10, 10, 1), 0.8, 1)[:3], [[2, 9, 9], [2, 6, 6], [2, 4, 4]]
+  )
   assert square_module._sides((28, 28, 1), 0.8, 3).min() == 3
   np.testing.assert_array_equal(square_module._sides((2, 2, 1), 0.8, 3), np.full((10, 2), 2))
 
 
-def paper_bump(side):
-  """Equation 2, term by term, for both halves."""
+def paper_bump(side, power=2):
+  """Equation 2, term by term, for both halves; the authors' program has 1 / k^4 over l_1."""
 
   def half(width):
     n = side // 2
@@ -344,27 +359,57 @@ def paper_bump(side):
     for r in range(side):
       for s in range(width):
         m = n - max(abs(r - n), abs(s - width // 2))
-        values[r, s] = sum(1 / (n + 1 - k) ** 2 for k in range(m + 1))
+        values[r, s] = sum(1 / (n + 1 - k) ** power for k in range(m + 1))
     return values
 
   return np.concatenate([half(side // 2), -half(side - side // 2)], axis=1)
 
 
+@pytest.mark.parametrize(("order", "power"), [(2, 2), (1, 4)])
 @pytest.mark.parametrize("side", [3, 4, 5, 8])
-def test_the_bump_is_that_of_the_paper(side):
-  a, b = jnp.arange(side)[:, None], jnp.arange(side)[None]
-  bump = square_module._bump(a, b, jnp.array(side), jnp.array(side))
-  np.testing.assert_allclose(bump, paper_bump(side), rtol=1e-5)
+def test_the_bump_is_that_of_the_paper(side, order, power):
+  places, sides = jnp.ix_(jnp.arange(side), jnp.arange(side)), jnp.array([side, side])
+  expected = paper_bump(side, power)
+  # Differences of float32 sums of at most pi^2 / 6, half an ulp each.
+  for split, values in ((1, expected), (0, expected.T)):
+    bump = square_module._bump(places, sides, split, order)
+    np.testing.assert_allclose(bump, values, atol=2 * np.finfo(np.float32).eps)
+
+
+def test_bumps_and_windows_with_one_axis_and_three():
+  bump = functools.partial(square_module._bump, order=2)
+  interval = bump(jnp.ix_(jnp.arange(5)), jnp.array([5]), 0)
+  height = np.cumsum(1 / np.arange(1, 3) ** 2)  # sums of one term and of two
+  # Two pixels, whose middle is the second, and three.
+  np.testing.assert_allclose(
+    interval, [0.25, 1.25, -0.25, -height[1], -0.25], atol=2 * np.finfo(np.float32).eps
+  )
+  cube = bump(jnp.ix_(*[jnp.arange(4)] * 3), jnp.array([4] * 3), 2)
+  np.testing.assert_array_equal(cube, -np.asarray(cube)[:, :, [2, 3, 0, 1]])  # split along the last
+  np.testing.assert_array_equal(cube, np.asarray(cube).transpose(1, 0, 2))
+  # The same distances in every direction: a slice through the middle is the bump of an image.
+  image = bump(jnp.ix_(*[jnp.arange(4)] * 2), jnp.array([4] * 2), 1)
+  np.testing.assert_array_equal(cube[2], image)
+
+  shape, corner, sides = (4, 5, 6, 2), jnp.array([1, 0, 3]), jnp.array([2, 3, 1])
+  window = np.zeros((4, 5, 6, 1), bool)
+  window[1:3, 0:3, 3:4] = True
+  found = square_module._inside(square_module._places(corner, shape), sides)
+  np.testing.assert_array_equal(found, window)
 
 
 def by_the_paper(u, delta, sides, order):
-  """Algorithm 3 with its loop over channels; the ball has radius 1 and its norm is l_order."""
+  """Algorithm 3 with its loop over channels; the ball has radius 1 and its norm is l_order.
+
+  Over l_1 as in the authors' program: a steeper bump, as many times the mass as there are channels.
+  """
   height, width, channels = delta.shape
   rows, columns = sides
   corners = np.floor(u[:4] * np.array([height - rows + 1, width - columns + 1] * 2)).astype(int)
   first = np.s_[corners[0] : corners[0] + rows, corners[1] : corners[1] + columns]
   second = np.s_[corners[2] : corners[2] + rows, corners[3] : corners[3] + columns]
-  bump = paper_bump(rows) if u[4] >= 0.5 else paper_bump(rows).T
+  bump = paper_bump(rows, power=2 if order == 2 else 4)
+  bump = bump if u[4] >= 0.5 else bump.T
 
   def norm(v):
     return np.sum(np.abs(v) ** order) ** (1 / order)
@@ -376,25 +421,49 @@ def by_the_paper(u, delta, sides, order):
     either = np.zeros((height, width), bool)
     either[first] = either[second] = True
     available = (np.sum(np.abs(delta[either][:, i]) ** order) + unused / channels) ** (1 / order)
+    available *= channels if order == 1 else 1
     new[..., i][second] = 0
     new[..., i][first] = temp / norm(temp) * available
   return new
 
 
+def l1_projected(delta, low, high):
+  """Onto the l_1 ball of radius 1 and the bounds, by bisection of the threshold in float64."""
+
+  def at(threshold):
+    return np.clip(np.sign(delta) * np.maximum(np.abs(delta) - threshold, 0), low, high)
+
+  below, above = 0.0, np.abs(delta).max()
+  if np.abs(at(0.0)).sum() <= 1:
+    return at(0.0)
+  for _ in range(60):
+    middle = (below + above) / 2
+    below, above = (middle, above) if np.abs(at(middle)).sum() > 1 else (below, middle)
+  return at(above)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize("order", [1, 2])
-def test_the_move_over_l2_and_l1_is_that_of_the_paper(order):
+def test_the_move_over_l2_and_l1_is_that_of_the_paper(order, bounded):
+  """Over l_2 the result is cut by the bounds, over l_1 projected onto them and the ball."""
   rng, shape, radius = np.random.default_rng(0), (8, 7, 3), 0.25
-  free = (jnp.full(shape, -jnp.inf), jnp.full(shape, jnp.inf))
+  limit = radius / 50 if bounded else np.inf
+  bounds = (jnp.full(shape, -limit), jnp.full(shape, limit))
   move = jax.jit(functools.partial(square_module._move_mass, order=order))
   for seed in range(12):
     key, side = jax.random.key(seed), 3 + seed % 4
     delta = rng.normal(size=shape)
     delta *= rng.uniform(0.3, 1) / np.linalg.norm(delta.ravel(), order)
-    moved = move(key, jnp.array([side, side]), jnp.float32(radius * delta), radius, free)
+    moved = move(key, jnp.array([side, side]), jnp.float32(radius * delta), radius, bounds)
     u = np.asarray(jax.random.uniform(key, (5 + shape[-1],)), np.float64)
-    expected = radius * by_the_paper(u, delta, (side, side), order)
+    expected = by_the_paper(u, delta, (side, side), order)
+    if order == 1:
+      assert np.linalg.norm(expected.ravel(), 1) > 1.1  # so that clipping would not do
+      expected = l1_projected(expected, -limit / radius, limit / radius)
+    expected = radius * np.clip(expected, -limit / radius, limit / radius)
     np.testing.assert_allclose(moved, expected, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(expected.ravel(), order), radius, rtol=1e-6)
+    if not bounded:
+      np.testing.assert_allclose(np.linalg.norm(expected.ravel(), order), radius, rtol=1e-6)
 
 
 def test_the_start_over_linf_is_vertical_stripes():
@@ -405,15 +474,23 @@ def test_the_start_over_linf_is_vertical_stripes():
 
 
 @pytest.mark.parametrize(
-  ("shape", "order"), [((17, 23, 3), 2), ((28, 28, 1), 1), ((3, 3, 2), 2), ((1, 30, 1), 1)]
+  ("shape", "order"),
+  [
+    ((17, 23, 3), 2),
+    ((28, 28, 1), 1),
+    ((3, 3, 2), 2),
+    ((1, 30, 1), 1),
+    ((30, 2), 2),
+    ((6, 7, 6, 1), 1),
+  ],
 )
 def test_the_start_over_l2_and_l1_is_a_grid_of_bumps_on_the_sphere(shape, order):
   start = jax.jit(lambda key: square_module._bump_grid(key, shape, order))(jax.random.key(0))
   start = np.asarray(start, np.float64)
   assert start.shape == shape
   np.testing.assert_allclose(np.linalg.norm(start.ravel(), order), 1.0, rtol=1e-5)
-  rows, columns = (size - size % 5 if size >= 5 else size for size in shape[:2])
-  assert np.sum(np.any(start != 0, axis=-1)) == rows * columns  # every tile is filled
+  filled = [size - size % 5 if size >= 5 else size for size in shape[:-1]]
+  assert np.sum(np.any(start != 0, axis=-1)) == np.prod(filled)  # every tile is filled
   # The channels differ by signs, one a tile.
   np.testing.assert_allclose(np.abs(start[..., 0]), np.abs(start[..., -1]), rtol=1e-6)
 
@@ -432,8 +509,9 @@ def test_bad_input_is_named():
     square("linf", -0.1)
   with pytest.raises(ro.InputError, match="box must be"):
     square("linf", 0.1, (1.0, 0.0))
-  with pytest.raises(ro.InputError, match=r"vectors \[D\] or images .* is \(1, 6, 5, 2\)"):
-    square("l2", 0.1)(keys, logits_fn, jnp.asarray(x[:, None]), y)
+  for axis in (3, -4, "last", 0.0):
+    with pytest.raises(ro.InputError, match=r"channel_axis must be .* shape \(6, 5, 2\), from -3"):
+      square("l2", 0.1, channel_axis=axis)(keys, logits_fn, jnp.asarray(x), y)
   with pytest.raises(ro.InputError, match="floating point"):
     square("l2", 0.1)(keys, logits_fn, jnp.zeros((BATCH, *SHAPE), jnp.int32), y)
   with pytest.raises(ro.InputError, match="one for each of the 24 examples"):

@@ -1,11 +1,14 @@
 """Square Attack: a random search that needs no gradient, only logits.
 
   attack = square("linf", 8 / 255, num_queries=5000)
-  found = attack(keys, logits_fn, x, y)   # keys [B]; x [B, H, W, C], pixels in [0, 1]; y [B]
+  found = attack(keys, logits_fn, x, y)   # keys [B]; x [B, *S], pixels in [0, 1]; y [B]
 
 A net may hide its gradient from the attacks that climb it, but not its margin from this one. Every
 query changes the perturbation within a square at a random place, whose side shrinks as the queries
 are spent, and the change is kept where the margin grew.
+
+Examples have any number of axes. A "square" is a window over all of them but the channel axis: an
+interval of a signal, a square of an image, a cube of a volume. For images it is that of the paper.
 
 Sources: Andriushchenko, Croce, Flammarion and Hein 2020 (arXiv 1912.00049); over l_1, Croce and
 Hein 2021 (arXiv 2103.01208). Below, "the paper" is the first.
@@ -20,18 +23,20 @@ Hein 2021 (arXiv 2103.01208). Below, "the paper" is the first.
 
 import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import losses, uncertainty
+from robust_opt import layout, losses, projections, uncertainty
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
+from robust_opt.layout import ChannelAxis
 from robust_opt.projections import Bounds
 from robust_opt.types import Array, LogitsFn
 from robust_opt.uncertainty import Box, Radius, bounds_within
@@ -40,8 +45,13 @@ from robust_opt.uncertainty import Box, Radius, bounds_within
 # the authors' program, which AutoAttack runs from a share of 0.8.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # along a side, in the start over l_2 and l_1
-# Partial sums of 1 / j^2; the terms after the last do not change the sum in float32.
-_INVERSE_SQUARES = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, 4097.0) ** 2)])
+# How fast a bump falls off, 1 / j^power, by the order of the norm.
+DECAY = {2: 2, 1: 4}
+# Partial sums of 1 / j^power; the terms after the last do not change the sum in float32.
+_SUMS = {
+  order: np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, 4097.0) ** power)])
+  for order, power in DECAY.items()
+}
 
 
 class Searched(NamedTuple):
@@ -67,6 +77,7 @@ def square(
   box: Box | None = (0.0, 1.0),
   num_queries: int = 5000,
   p_init: float = 0.8,
+  channel_axis: ChannelAxis = layout.AUTO,
 ) -> LogitsAttack:
   """Square Attack: (keys [B], logits_fn, x [B, *S], y [B]) -> Found.
 
@@ -79,13 +90,16 @@ def square(
     box: (low, high) that x lies in and x + delta must stay in, or None.
     num_queries: at most so many perturbed images of every example, the start among them.
     p_init: in (0, 1], the share of the image that the first squares cover.
+    channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
+      shape (`robust_opt.layout.resolve`). The result is the same in every layout, to the bit where
+      the logits are.
 
   Raises:
     InputError: the norm is unknown, or the radius, the box, num_queries or p_init out of range;
-      from the attack: x is not floating point, an example is not a vector [D] or an image [H, W] or
-      [H, W, C], the radius is neither [] nor [B], or keys are not one key for each example.
+      from the attack: x is not floating point, channel_axis is not an axis of an example, the
+      radius is neither [] nor [B], or keys are not one key for each example.
   """
-  search = counting_square(norm, radius, box, num_queries, p_init)
+  search = counting_square(norm, radius, box, num_queries, p_init, channel_axis)
   return lambda keys, logits_fn, x, y: search(keys, logits_fn, x, y).found
 
 
@@ -95,6 +109,7 @@ def counting_square(
   box: Box | None = (0.0, 1.0),
   num_queries: int = 5000,
   p_init: float = 0.8,
+  channel_axis: ChannelAxis = layout.AUTO,
 ) -> CountingAttack:
   """Square Attack that also returns the queries of every example; arguments as for square.
 
@@ -113,12 +128,17 @@ def counting_square(
     keys = _keys_of(keys, x)
     logits_fn, x, rounded = widened(logits_fn, x)
     ball.gauge(jnp.zeros_like(x), x)  # raises what the sets raise: of integer x, of radii not [B]
-    images = x.reshape(x.shape[0], *_image_shape(x.shape[1:]))
+    axis = layout.resolve(channel_axis, x.shape[1:])
+    last = layout.to_last(x, axis)
+    images = last if last.ndim > 2 else last[:, None]  # at least one axis for the windows
     radii, bounds = _radii(moves, radius, box, images), _bounds(images, box)
     sides = jnp.asarray(_sides(images.shape[1:], p_init, moves.least_side))
 
     def start(key: Array, radius: Array, low: Array, high: Array) -> Array:
-      return jnp.clip(radius * moves.start(key, low.shape), low, high)
+      return jnp.clip(radius * moves.start(key, low.shape).astype(low.dtype), low, high)
+
+    def in_layout_of_x(delta: Array) -> Array:
+      return layout.from_last(delta.reshape(last.shape), axis)
 
     def propose(t: Array, delta: Array) -> Array:
       side = sides[jnp.sum(t > halvings)]
@@ -129,7 +149,7 @@ def counting_square(
       return jax.vmap(one)(keys, delta, radii, *bounds)
 
     def judge(delta: Array) -> tuple[Array, Array]:
-      logits = logits_fn(x + delta.reshape(x.shape))
+      logits = logits_fn(x + in_layout_of_x(delta))
       return losses.margin(logits, y), ~losses.correct(logits, y)
 
     def query(state: _State) -> _State:
@@ -160,14 +180,14 @@ def counting_square(
     )
     # The search climbs from its start, wherever that lies: the clean example may have been better.
     beats_clean = ~misclassified & (end.fooled | (end.margin > clean_margin))
-    delta = _where(beats_clean, end.best, jnp.zeros_like(end.best)).reshape(x.shape)
-    return rounded(Searched(Found(delta, end.fooled), end.queries))
+    delta = _where(beats_clean, end.best, jnp.zeros_like(end.best))
+    return rounded(Searched(Found(in_layout_of_x(delta), end.fooled), end.queries))
 
   return attack
 
 
 class _State(NamedTuple):
-  """The search so far: t queries were made; best [B, H, W, C]; margin, fooled and queries [B]."""
+  """The search so far: t queries were made; best [B, *W, C]; margin, fooled and queries [B]."""
 
   t: Array
   best: Array
@@ -176,7 +196,7 @@ class _State(NamedTuple):
   queries: Array
 
 
-# --- What differs from norm to norm, for one example [H, W, C] ---
+# --- What differs from norm to norm, for one example [*W, C] with n window axes W ---
 
 
 class _Moves(NamedTuple):
@@ -185,8 +205,8 @@ class _Moves(NamedTuple):
   Attributes:
     order: p of the norm l_p.
     least_side: of a square, in pixels.
-    start: (key, image shape) -> delta [H, W, C] in the ball of radius 1.
-    move: (key, sides [2], delta [H, W, C], radius [], bounds) -> another delta within the ball and
+    start: (key, shape of the example) -> delta [*W, C] in the ball of radius 1.
+    move: (key, sides [n], delta [*W, C], radius [], bounds) -> another delta within the ball and
       the bounds.
   """
 
@@ -197,9 +217,13 @@ class _Moves(NamedTuple):
 
 
 def _stripes(key: Array, shape: tuple[int, ...]) -> Array:
-  """Vertical stripes, one pixel wide, each of one of the colours {-1, 1}^C (section 3.2)."""
-  _, width, channels = shape
-  return jnp.broadcast_to(jax.random.rademacher(key, (1, width, channels), jnp.float32), shape)
+  """Stripes, one pixel wide, each of one of the colours {-1, 1}^C (section 3.2).
+
+  They vary along the last window axis, the width of an image, and are constant along the others.
+  """
+  *others, width, channels = shape
+  colours = jax.random.rademacher(key, (*(1,) * len(others), width, channels), jnp.float32)
+  return jnp.broadcast_to(colours, shape)
 
 
 def _recolour(key: Array, sides: Array, delta: Array, radius: Array, bounds: Bounds) -> Array:
@@ -208,9 +232,10 @@ def _recolour(key: Array, sides: Array, delta: Array, radius: Array, bounds: Bou
   A colour that changes nothing would be a wasted query (every other one where an image has one
   channel and the square one pixel); its opposite is tried instead.
   """
-  u = jax.random.uniform(key, (2 + delta.shape[-1],))
-  square = _square(_corner(u[:2], sides, delta.shape), sides, delta.shape)
-  colour = jnp.where(u[2:] < 0.5, -radius, radius)
+  axes, channels = delta.ndim - 1, delta.shape[-1]
+  u = jax.random.uniform(key, (axes + channels,))
+  square = _inside(_places(_corner(u[:axes], sides, delta.shape), delta.shape), sides)
+  colour = jnp.where(u[axes:] < 0.5, -radius, radius)
 
   def painted(colour: Array) -> Array:
     return jnp.clip(jnp.where(square, colour, delta), *bounds)
@@ -220,29 +245,28 @@ def _recolour(key: Array, sides: Array, delta: Array, radius: Array, bounds: Bou
 
 
 def _bump_grid(key: Array, shape: tuple[int, ...], order: int) -> Array:
-  """Tiles that hold a bump each, upright or transposed, of a random sign in every channel.
+  """Tiles that hold a bump each, split along a random axis, of a random sign in every channel.
 
   Section 3.3 of the paper. The tiles are of one size and the grid lies in the middle.
   """
-  tile = [max(size // TILES, 1) for size in shape[:2]]
-  grid = [min(size, TILES) for size in shape[:2]]
-  sign_key, transpose_key = jax.random.split(key)
-  signs = jax.random.rademacher(sign_key, (*grid, shape[-1]), jnp.float32)
-  transposed = jax.random.bernoulli(transpose_key, shape=tuple(grid))
+  *sizes, channels = shape
+  tile = [max(size // TILES, 1) for size in sizes]
+  grid = [min(size, TILES) for size in sizes]
+  sign_key, split_key = jax.random.split(key)
+  signs = jax.random.rademacher(sign_key, (*grid, channels), jnp.float32)
+  split = _axis(jax.random.uniform(split_key, tuple(grid)), len(sizes))
 
-  # Of every row and every column: its tile, and its place within that tile.
-  place = [
-    jnp.arange(size) - (size - n * side) // 2
-    for size, n, side in zip(shape, grid, tile, strict=False)
-  ]
-  row, column = (
-    jnp.clip(at // side, 0, n - 1) for at, n, side in zip(place, grid, tile, strict=True)
-  )
-  a = (place[0] - row * tile[0])[:, None]
-  b = (place[1] - column * tile[1])[None, :]
-  inside = (a >= 0) & (a < tile[0]) & (b >= 0) & (b < tile[1])
-  bump = _either_way(transposed[row][:, column], a, b, jnp.array(tile))
-  bumps = jnp.where(inside, bump, 0.0)[..., None] * signs[row][:, column]
+  # Along every axis: the tile of a pixel, and its place within that tile.
+  places, tiles = [], []
+  for size, side, count in zip(sizes, tile, grid, strict=True):
+    at = jnp.arange(size) - (size - count * side) // 2
+    number = jnp.clip(at // side, 0, count - 1)
+    tiles.append(number)
+    places.append(at - number * side)
+  of_tile = jnp.ix_(*tiles)
+  within = jnp.ix_(*places)
+  bump = _bump(within, jnp.array(tile), split[of_tile], order)[..., None]
+  bumps = jnp.where(_inside(within, tile), bump, 0.0) * signs[of_tile]
   return bumps / _root(jnp.sum(_power(bumps, order)), order)
 
 
@@ -252,37 +276,42 @@ def _move_mass(
   """Algorithm 3: a bump is added in one square, and pays with the mass of another.
 
   Mass is sum |delta_j|^order, so that the ball's is 1 in units of the radius. In each channel the
-  first square gets what both held and its share of what the ball has left. The result lies in the
-  ball, so that cutting it by the bounds is the exact projection onto both; what is cut off is left
-  for the next query.
+  first square gets what both held and its share of what the ball has left. Over l_2 the result lies
+  in the ball, so that cutting it by the bounds is the exact projection onto both; what is cut off
+  is left for the next query.
 
-  Over l_1 this is the same scheme with order 1: Croce and Hein (2021) measure mass so and project
-  onto ball and box, but the details here are ours.
+  Over l_1, as in the program of Croce and Hein (2021), the first square gets as many times that
+  mass as there are channels, and the result is projected onto ball and bounds: small entries
+  everywhere pay for it.
   """
-  *_, channels = delta.shape
+  *sizes, channels = delta.shape
+  axes = len(sizes)
   scale = jnp.where(radius > 0, radius, 1.0)
   delta = delta / scale  # in units of the radius, no power under- or overflows
-  u = jax.random.uniform(key, (5 + channels,))
-  corner = _corner(u[:2], sides, delta.shape)
-  to = _square(corner, sides, delta.shape)
-  source = _square(_corner(u[2:4], sides, delta.shape), sides, delta.shape)
+  u = jax.random.uniform(key, (2 * axes + 1 + channels,))
+  places = _places(_corner(u[:axes], sides, delta.shape), delta.shape)
+  to = _inside(places, sides)
+  source = _places(_corner(u[axes : 2 * axes], sides, delta.shape), delta.shape)
+  freed = _inside(source, sides)
 
-  a = (jnp.arange(delta.shape[0]) - corner[0])[:, None]
-  b = (jnp.arange(delta.shape[1]) - corner[1])[None, :]
-  bump = _either_way(u[4] < 0.5, a, b, sides)[..., None]
-  sign = jnp.where(u[5:] < 0.5, -1.0, 1.0)
+  bump = _bump(places, sides, _axis(u[2 * axes], axes), order)[..., None].astype(delta.dtype)
+  sign = jnp.where(u[2 * axes + 1 :] < 0.5, -1.0, 1.0)
 
   def per_channel(v: Array) -> Array:
-    return jnp.sum(_power(v, order), axis=(0, 1))
+    return jnp.sum(_power(v, order), axis=tuple(range(axes)))
 
   def unit(v: Array) -> Array:
     mass = per_channel(v)
     return v / _root(jnp.where(mass > 0, mass, 1.0), order)
 
   left = jnp.maximum(1.0 - jnp.sum(per_channel(delta)), 0.0)
-  available = per_channel(jnp.where(to | source, delta, 0.0)) + left / channels
+  available = per_channel(jnp.where(to | freed, delta, 0.0)) + left / channels
   shape = unit(sign * unit(jnp.where(to, bump, 0.0)) + unit(jnp.where(to, delta, 0.0)))
-  moved = jnp.where(to, shape * _root(available, order), jnp.where(source, 0.0, delta))
+  if order == 1:
+    available = channels * available
+  moved = jnp.where(to, shape * _root(available, order), jnp.where(freed, 0.0, delta))
+  if order == 1:
+    return projections.l1(radius * moved, radius, bounds)
   # Long sums round: shrink what they leave outside.
   mass = jnp.maximum(jnp.sum(per_channel(moved)), 1.0)
   return jnp.clip(radius * (moved / _root(mass, order)), *bounds)
@@ -312,66 +341,82 @@ _MOVES = {
 
 
 def _sides(shape: tuple[int, ...], p_init: float, least: int) -> np.ndarray:
-  """Rows and columns of a square after each number of halvings, [len(HALVINGS) + 1, 2].
+  """The sides of a square after each number of halvings, [len(HALVINGS) + 1, n].
 
-  Those of the square whose area is nearest; where the image is too narrow for it, the full breadth
-  and as much of the length as makes up the area. A vector's squares are therefore intervals.
+  Those of the equal-sided window whose volume is nearest; where an axis is too short for it, the
+  whole of that axis, and as much of the others as makes up the volume.
   """
-  height, width, _ = shape
-  breadth, length = sorted((height, width))
+  sizes = shape[:-1]
 
-  def of_share(p: float) -> tuple[int, int]:
-    side = max(least, round(math.sqrt(p * height * width)))
-    if side <= breadth:
-      return side, side
-    along = min(length, max(least, round(p * length)))
-    return (breadth, along) if height <= width else (along, breadth)
+  def of_share(p: float) -> list[int]:
+    sides = list(sizes)
+    axes = list(range(len(sizes)))
+    while axes:
+      volume = math.prod((sizes[axis] for axis in axes), start=p)
+      side = max(least, round(_nth_root(volume, len(axes))))
+      shortest = min(axes, key=lambda axis: sizes[axis])
+      if side <= sizes[shortest]:
+        for axis in axes:
+          sides[axis] = side
+        break
+      axes.remove(shortest)
+    return sides
 
   return np.array([of_share(p_init / 2**k) for k in range(len(HALVINGS) + 1)])
 
 
+def _nth_root(value: float, n: int) -> float:
+  return math.sqrt(value) if n == 2 else value ** (1 / n)
+
+
 def _corner(u: Array, sides: Array, shape: tuple[int, ...]) -> Array:
-  """A uniform place for the upper left pixel of a square within the image; u [2] in [0, 1)."""
-  return jnp.floor(u * (jnp.array(shape[:2]) - sides + 1)).astype(jnp.int32)
+  """A uniform place for the first pixel of a square within the example; u [n] in [0, 1)."""
+  return jnp.floor(u * (jnp.array(shape[:-1]) - sides + 1)).astype(jnp.int32)
 
 
-def _square(corner: Array, sides: Array, shape: tuple[int, ...]) -> Array:
-  """Whether a pixel lies in the square, [H, W, 1]."""
-  row, column = jnp.arange(shape[0]), jnp.arange(shape[1])
-  rows = (row >= corner[0]) & (row < corner[0] + sides[0])
-  columns = (column >= corner[1]) & (column < corner[1] + sides[1])
-  return (rows[:, None] & columns[None, :])[..., None]
+def _axis(u: Array, count: int) -> Array:
+  """One of so many axes, uniform if u in [0, 1) is."""
+  return jnp.floor(u * count).astype(jnp.int32)
 
 
-def _either_way(transposed: Array, a: Array, b: Array, sides: Array) -> Array:
-  """A bump, or one that is transposed, at row a [H, 1] and column b [1, W] of the window."""
-  rows = jnp.where(transposed, sides[1], sides[0])
-  columns = jnp.where(transposed, sides[0], sides[1])
-  return _bump(jnp.where(transposed, b, a), jnp.where(transposed, a, b), rows, columns)
+def _places(corner: Array, shape: tuple[int, ...]) -> tuple[Array, ...]:
+  """The place of every pixel along each window axis, counted from a corner: n open axes of W."""
+  return jnp.ix_(*(jnp.arange(size) - corner[axis] for axis, size in enumerate(shape[:-1])))
 
 
-def _bump(a: Array, b: Array, rows: Array, columns: Array) -> Array:
-  """Two pyramids of opposite sign, side by side (section 3.3).
+def _inside(places: Sequence[Array], sides: Array | Sequence[int]) -> Array:
+  """Whether a pixel lies in the window that the places are counted in, [*W, 1]."""
+  along = [(place >= 0) & (place < sides[axis]) for axis, place in enumerate(places)]
+  return functools.reduce(operator.and_, along)[..., None]
 
-  Row a and column b are counted within the window, of rows x columns pixels; what lies outside of
-  the window means nothing.
+
+def _bump(places: Sequence[Array], sides: Array, split: Array, order: int) -> Array:
+  """Two pyramids of opposite sign, side by side along the axis `split`, [*W] (section 3.3).
+
+  Equation 2 of the paper: the height of a pyramid is the sum of 1 / j^DECAY[order] for j from d + 1
+  to m + 1, where d is how many pixels lie between a place and the middle, the largest over the
+  axes, and m the most that d can be. It falls from the middle, fast at first. With more than two
+  axes the same is said of cubes; with one, of intervals.
+
+  Args:
+    places: along each of the n axes, counted within the window; what lies outside means nothing.
+    sides: [n], of the window.
+    split: which axis is halved, [] or [*W].
+    order: of the norm.
   """
-  half = columns // 2
-  right = b >= half
-  height = _pyramid(a, b - jnp.where(right, half, 0), rows, jnp.where(right, columns - half, half))
-  return jnp.where(right, -height, height)
-
-
-def _pyramid(a: Array, b: Array, rows: Array, columns: Array) -> Array:
-  """Equation 2 of the paper: the sum of 1 / j^2 for j from d + 1 to n + 1.
-
-  d is how many pixels (a, b) lies from the middle, the larger of the two ways, and n the most that
-  d can be: the height falls from the middle, fast at first.
-  """
-  distance = jnp.maximum(jnp.abs(a - rows // 2), jnp.abs(b - columns // 2))
-  most = jnp.maximum(rows // 2, columns // 2)
-  sums = jnp.asarray(_INVERSE_SQUARES, jnp.float32)
-  return sums[jnp.minimum(most + 1, sums.size - 1)] - sums[jnp.minimum(distance, sums.size - 1)]
+  distance = most = jnp.zeros((), jnp.int32)
+  second = jnp.zeros((), bool)
+  for axis, place in enumerate(places):
+    side, half = sides[axis], sides[axis] // 2
+    beyond = (split == axis) & (place >= half)
+    length = jnp.where(split == axis, jnp.where(beyond, side - half, half), side)
+    from_middle = jnp.abs(place - jnp.where(beyond, half, 0) - length // 2)
+    distance, most = jnp.maximum(distance, from_middle), jnp.maximum(most, length // 2)
+    second = second | beyond
+  sums = jnp.asarray(_SUMS[order], jnp.float32)
+  top, at = (jnp.minimum(index, sums.size - 1) for index in (most + 1, distance))
+  height = sums[top] - sums[at]
+  return jnp.where(second, -height, height)
 
 
 # --- The batch ---
@@ -385,16 +430,6 @@ def _keys_of(keys: Array, x: Array) -> Array:
       f"{keys.shape} and the type {keys.dtype}."
     )
   return each
-
-
-def _image_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """An example as [H, W, C]; a vector is a row of pixels, so that stripes are its entries."""
-  if not 1 <= len(shape) <= 3:
-    raise InputError(
-      f"Square Attack takes examples that are vectors [D] or images [H, W] or [H, W, C], but the "
-      f"shape of one example is {shape}."
-    )
-  return {1: (1, *shape, 1), 2: (*shape, 1), 3: shape}[len(shape)]
 
 
 def _radii(moves: _Moves, radius: Radius, box: Box | None, images: Array) -> Array:
@@ -413,5 +448,5 @@ def _bounds(images: Array, box: Box | None) -> Bounds:
 
 
 def _where(choose: Array, yes: Array, no: Array) -> Array:
-  """Per example: choose [B], yes and no [B, H, W, C]."""
-  return jnp.where(choose[:, None, None, None], yes, no)
+  """Per example: choose [B], yes and no [B, *W, C]."""
+  return jnp.where(choose.reshape(-1, *(1,) * (yes.ndim - 1)), yes, no)

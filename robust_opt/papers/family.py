@@ -55,8 +55,8 @@ PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
 TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
 
 
-def _pgd(norm: str, radius: Array, rank: Array) -> LogitsAttack:
-  del rank
+def _pgd(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  del rank, channel_axis
   ball = getattr(ro, norm)(radius, ensemble.BOX)
   step = ro.linf if norm == "linf" else ro.l2
   maximizer = ro.pgd(ball, step(PGD_RELATIVE_STEP * radius))

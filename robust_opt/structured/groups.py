@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import projections
+from robust_opt import layout, projections
 from robust_opt.errors import InputError
+from robust_opt.layout import ChannelAxis
 from robust_opt.structured.per_example import make_set, ratio
 from robust_opt.types import Array
 from robust_opt.uncertainty import OfOne, Radius, UncertaintySet
@@ -17,34 +18,54 @@ from robust_opt.uncertainty import OfOne, Radius, UncertaintySet
 Groups = np.ndarray | Callable[[Sequence[int]], np.ndarray]
 
 
-def channels(shape: Sequence[int]) -> np.ndarray:
-  """A group for every channel: labels [*S], the index along the last axis."""
-  return np.broadcast_to(np.arange(shape[-1]), tuple(shape)).copy()
-
-
-def patches(side: int) -> Callable[[Sequence[int]], np.ndarray]:
-  """A group for every square of side x side pixels, with all its channels; patches(1): pixels.
+def channels(shape: Sequence[int], channel_axis: ChannelAxis = layout.AUTO) -> np.ndarray:
+  """A group for every channel: labels [*S], the index along the channel axis.
 
   Args:
-    side: in pixels, >= 1. Where it does not divide the height or width, the last row or column of
-      patches is smaller.
-
-  Returns:
-    A function from the shape of an example, [H, W] or [H, W, C], to its labels of that shape.
+    shape: of one example.
+    channel_axis: of one example, 0 for [C, H, W]; "auto" guesses it from the shape
+      (`robust_opt.layout.resolve`). `functools.partial(channels, channel_axis=0)` binds it.
 
   Raises:
-    InputError: the side is < 1, or (later) the examples are not images.
+    InputError: the examples have no channel axis.
+  """
+  axis = layout.resolve(channel_axis, shape)
+  if axis is None:
+    raise InputError(
+      f"Examples of shape {tuple(shape)} have no channel axis that can be told from the shape: "
+      f"pass channel_axis, from 0 to {len(shape) - 1}."
+    )
+  return np.indices(shape)[axis]
+
+
+def patches(
+  side: int, channel_axis: ChannelAxis = layout.AUTO
+) -> Callable[[Sequence[int]], np.ndarray]:
+  """A group for every square of side x side pixels, with all its channels; patches(1): pixels.
+
+  Of a signal the groups are intervals, of a volume cubes: over all axes but the channel axis.
+
+  Args:
+    side: in pixels, >= 1. Where it does not divide the length of an axis, the last patches along it
+      are smaller.
+    channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
+      shape (`robust_opt.layout.resolve`).
+
+  Returns:
+    A function from the shape of an example to its labels of that shape.
+
+  Raises:
+    InputError: the side is < 1, or (later) channel_axis is not an axis of the examples.
   """
   if side < 1:
     raise InputError(f"side must be at least 1 pixel, but was {side}.")
 
   def labels(shape: Sequence[int]) -> np.ndarray:
-    if len(shape) not in (2, 3):
-      raise InputError(f"Patches need images [H, W] or [H, W, C], but the shape is {tuple(shape)}.")
-    height, width = shape[:2]
-    rows, columns = np.arange(height) // side, np.arange(width) // side
-    squares = rows[:, None] * -(-width // side) + columns
-    return np.broadcast_to(squares.reshape(height, width, *(1,) * (len(shape) - 2)), shape).copy()
+    counts, places = [-(-size // side) for size in shape], np.indices(shape) // side
+    axis = layout.resolve(channel_axis, shape)
+    if axis is not None:
+      counts[axis], places[axis] = 1, 0
+    return np.asarray(np.ravel_multi_index(tuple(places), counts))
 
   return labels
 

@@ -1,0 +1,88 @@
+"""Which axis of an example holds its channels, for the parts that look at neighboring pixels.
+
+  axis = layout.resolve("auto", (1, 28, 28))          # 0, as in PyTorch
+  last = layout.to_last(images, axis)                 # [B, 1, 28, 28] -> [B, 28, 28, 1]
+  layout.from_last(last, axis)                        # and back
+
+Axes are counted within one example [*S], without the batch: 0 for [C, H, W], -1 for [H, W, C].
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+from robust_opt.errors import InputError
+
+AUTO: Literal["auto"] = "auto"
+CHANNEL_SIZES = (1, 3, 4)  # gray, RGB, RGBA
+
+# An axis of one example; None: the examples have no channel axis; "auto": see `resolve`.
+ChannelAxis = int | Literal["auto"] | None
+
+AnyArray = TypeVar("AnyArray", bound=Any)  # of NumPy or JAX
+
+
+def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
+  """The channel axis of examples of a shape, in [0, len(shape)), or None if they have none.
+
+  "auto" is the only axis of size 1, 3 or 4, if there is exactly one and another axis beside it.
+  Otherwise it is the last of three or more axes, and None for one or two:
+
+  |  shape           |  "auto"     |
+  |  (28, 28, 1)     |  2          |
+  |  (1, 28, 28)     |  0          |
+  |  (6, 7, 6, 1)    |  3          |
+  |  (20, 3)         |  1          |
+  |  (2, 32, 32)     |  2, a guess that is wrong: pass channel_axis=0  |
+  |  (28, 28), (17)  |  None       |
+
+  Args:
+    channel_axis: "auto", None, or an axis of one example.
+    shape: of one example.
+
+  Raises:
+    InputError: channel_axis is anything else.
+  """
+  ndim = len(shape)
+  if channel_axis is None:
+    return None
+  if channel_axis == AUTO:
+    candidates = [axis for axis, size in enumerate(shape) if size in CHANNEL_SIZES]
+    if len(candidates) == 1 and ndim > 1:
+      return candidates[0]
+    return ndim - 1 if ndim > 2 else None
+  try:
+    axis = operator.index(channel_axis)
+  except TypeError:
+    axis = ndim
+  if not -ndim <= axis < ndim:
+    raise InputError(
+      f"channel_axis must be 'auto', None or an axis of one example of shape {tuple(shape)}, from "
+      f"{-ndim} to {ndim - 1}, but was {channel_axis!r}."
+    )
+  return axis % ndim
+
+
+def guess_in_words(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
+  """Names the channel axis if it was guessed and is not the last one; otherwise empty."""
+  axis = resolve(channel_axis, shape)
+  if channel_axis != AUTO or axis in (None, len(shape) - 1):
+    return ""
+  return f"channels guessed to be axis {axis} of examples of shape {tuple(shape)}"
+
+
+def to_last(x: AnyArray, axis: int | None) -> AnyArray:
+  """[B, *S] -> [B, *W, C], the resolved axis moved to the end; None appends an axis of size 1."""
+  if axis is None:
+    return x[..., None]
+  order = [k for k in range(x.ndim) if k != axis + 1]
+  return x.transpose([*order, axis + 1])
+
+
+def from_last(x: AnyArray, axis: int | None) -> AnyArray:
+  """[B, *W, C] -> [B, *S], the inverse of `to_last`."""
+  if axis is None:
+    return x[..., 0]
+  order = list(range(x.ndim - 1))
+  order.insert(axis + 1, x.ndim - 1)
+  return x.transpose(order)
