@@ -65,7 +65,7 @@ def check_floating(array: Any, name: str) -> Any:
   Raises:
     InputError: it is not floating point.
   """
-  dtype = jnp.result_type(getattr(array, "dtype", array))
+  dtype = jnp.result_type(array)
   if not jnp.issubdtype(dtype, jnp.floating):
-    raise InputError(f"{name} must be of a floating-point type, not {dtype}.")
+    raise InputError(f"{name} must be floating point, not {dtype}.")
   return dtype

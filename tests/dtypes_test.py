@@ -107,14 +107,23 @@ def test_sets_round_what_float32_says(dtype):
   low = jax.jit(functools.partial(deltas, None))(v, x)
   jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype)), low, exact)
 
-  low = jax.jit(functools.partial(deltas, BOX))(v, x)
-  for name, functions in low.items():
-    for function, delta in functions.items():
-      gauge = sets(0.3, None)[name].gauge(delta.astype(jnp.float32), wide)
-      assert np.all(gauge <= 1 + float(jnp.finfo(dtype).eps) / 2 + 1e-5), (name, function)
-      if name in ("linf", "l2", "l1", "l0", "linf_l2"):  # which have the box
-        moved = np.asarray(x + delta, np.float64)
-        assert np.all((moved >= 0) & (moved <= 1)), (name, function)
+  @jax.jit
+  def in_the_box(v, x):
+    low = deltas(BOX, v, x)
+    gauges = {
+      name: jax.tree.map(lambda delta, u=u: u.gauge(delta.astype(jnp.float32), wide), low[name])
+      for name, u in sets(0.3, None).items()
+      if name in low
+    }
+    return low, gauges
+
+  low, gauges = in_the_box(v, x)
+  for gauge in jax.tree.leaves(gauges):
+    assert np.all(gauge <= 1 + float(jnp.finfo(dtype).eps) / 2 + 1e-5)
+  for name in ("linf", "l2", "l1", "l0", "linf_l2"):  # which have the box
+    for delta in low[name].values():
+      moved = np.asarray(x + delta, np.float64)
+      assert np.all((moved >= 0) & (moved <= 1)), name
 
 
 def deltas(box, v, x):
@@ -195,7 +204,9 @@ def test_losses(name):
       if dtype in LOW:  # computed in float32
         expected = LOSSES[name](z.astype(jnp.float32)).astype(dtype)
         np.testing.assert_array_equal(found, expected)
-  with pytest.raises(InputError, match="must be of a floating-point type, not int"):
+  # NumPy's float64 is float32 to JAX.
+  assert LOSSES[name](LOGITS).dtype == jnp.float32
+  with pytest.raises(InputError, match="must be floating point, not int"):
     LOSSES[name](jnp.ones((BATCH, CLASSES), jnp.int32))
 
 
@@ -261,12 +272,12 @@ def test_integer_logits_are_one_sentence():
   x, keys = jnp.asarray(X, jnp.float32), jax.random.split(jax.random.key(0), BATCH)
   integers = lambda x: jnp.round(net("float32")(x)).astype(jnp.int32)  # noqa: E731
   for attack in attacks("l2").values():
-    with pytest.raises(InputError, match="logits must be of a floating-point type, not int32"):
+    with pytest.raises(InputError, match="logits must be floating point, not int32"):
       attack(keys, integers, x, jnp.asarray(Y))
   for whole in (ro.autoattack, trust.report):
-    with pytest.raises(InputError, match="logits must be of a floating-point type, not int32"):
+    with pytest.raises(InputError, match="logits must be floating point, not int32"):
       whole(integers, X, Y, norm="l2", radius=0.1)
-  with pytest.raises(InputError, match="logits must be of a floating-point type, not int32"):
+  with pytest.raises(InputError, match="logits must be floating point, not int32"):
     smoothing.certify_smoothed(keys, integers, x, 0.1)
 
 
