@@ -139,14 +139,14 @@ def mart(beta: float = 5.0) -> RobustObjective:
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
     clean, adversarial, model_state = _both(forward, x, x_adv)
-    log_p = jax.nn.log_softmax(adversarial)
+    log_p = losses.log_softmax(adversarial)
     is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
     rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
     # log(1 - p) of a p that may be nearly 1: what all the other classes have together.
     is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
     log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
     boosted = losses.cross_entropy(adversarial, y) - log_rest
-    unsure = 1.0 - jnp.exp(-losses.cross_entropy(clean, y))
+    unsure = -jnp.expm1(-losses.cross_entropy(clean, y))
     return boosted + beta * unsure * losses.kl_divergence(adversarial, clean), model_state
 
   return RobustObjective(_ascend_loss(losses.cross_entropy), outer)
