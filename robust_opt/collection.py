@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_opt import losses
 from robust_opt.ensemble import NORMS
 from robust_opt.errors import InputError
 from robust_opt.evaluation import perturb
@@ -166,8 +167,7 @@ def collect(
 
 def correct(logits_of: LogitsOf, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Whether each example is classified as its label, [M] bool, as `losses.correct` decides it."""
-  logits = logits_of(images)
-  return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
+  return np.asarray(losses.correct(jnp.asarray(logits_of(images)), jnp.asarray(labels)))
 
 
 def rounded(images: np.ndarray) -> np.ndarray:

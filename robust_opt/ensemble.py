@@ -438,9 +438,7 @@ def _attack(
 
 @jax.jit
 def _predict(net: LogitsFn, x: Array) -> Array:
-  logits = net(x)
-  finite = jnp.all(jnp.isfinite(logits), axis=-1)
-  return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
+  return losses.predicted(net(x))
 
 
 def _num_classes(net: LogitsFn, x: np.ndarray) -> int:

@@ -2,27 +2,60 @@
 
 Logits are unnormalised: the outputs of a softmax are no logits. Every loss grows as the label
 loses, so that an adversary climbs it; any number of classes from 2 on. `one_vs_all` and
-`independent` are for nets whose classes are present or absent each by itself; `probabilities` are
-what a net of any kind believes.
+`independent` are for nets whose classes are present or absent each by itself, and take one class
+too; `probabilities` are what a net of any kind believes.
 
 Every loss returns the type of the logits, which may be any floating type: in bfloat16 and float16
 it is computed in float32 and rounded at the end. Integer logits are an InputError.
 
-|  input                               |  cross_entropy  |  margin, dlr      |
-|  a label outside [0, C)              |  NaN            |  NaN              |
-|  NaN logits                          |  NaN            |  NaN              |
-|  all logits equal                    |  log C          |  0                |
-|  a label that wins by far (float32)  |  0, flat        |  margin is never  |
+|  input                                       |  cross_entropy  |  margin, dlr      |
+|  fewer than 2 classes                        |  InputError     |  InputError       |
+|  a label outside [0, C)                      |  NaN            |  NaN              |
+|  NaN logits                                  |  NaN            |  NaN              |
+|  all logits equal                            |  log C          |  0                |
+|  a label that wins by more than 87 (float32) |  0, flat        |  margin is never  |
+
+The cross-entropy and its gradient keep their relative precision however sure the net is: adding a
+number to all logits of an example changes neither, and [0, z] is as good as [-z / 2, z / 2].
 """
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 
 from robust_opt.errors import InputError
 from robust_opt.precision import computed_wide
 from robust_opt.types import Array
+
+
+def check_classes(logits: Array | jax.ShapeDtypeStruct) -> None:
+  """InputError unless the logits, [..., C], are those of at least 2 classes.
+
+  With one class the label always wins, and everything would count as robust.
+  """
+  num_classes = logits.shape[-1]
+  if num_classes < 2:
+    raise InputError(
+      f"Logits must be those of at least 2 classes, [B, C], but have {num_classes}; for a net of "
+      "one logit z return [0, z]."
+    )
+
+
+@computed_wide
+def log_softmax(logits: Array) -> Array:
+  """Log-probabilities [B, C] whose gradients do not round away: that of the winner is not lost.
+
+    z_k - z_m - log1p(sum over j != m of exp(z_j - z_m)),   m the largest logit
+
+  The usual form adds exp(0) = 1 to the sum, so that the gradient of a sure net at its own class,
+  1 - p, is 0 in float32 as soon as the others have less than 6e-8 together. -inf is the logit of a
+  class that is impossible.
+  """
+  is_top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
+  below = logits - jnp.sum(jnp.where(is_top, logits, 0.0), axis=-1, keepdims=True)
+  below = jnp.where(is_top, jax.lax.stop_gradient(below), below)  # z_m - z_m is constant
+  others = jnp.sum(jnp.where(is_top, 0.0, jnp.exp(below)), axis=-1, keepdims=True)
+  return below - jnp.log1p(others)
 
 
 @computed_wide
@@ -30,12 +63,12 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   """-log softmax(logits)[label].
 
   Args:
-    logits: [B, C], unnormalised. A label outside [0, C) gives NaN.
+    logits: [B, C], C >= 2, unnormalised. A label outside [0, C) gives NaN.
     labels: [B], integers.
   """
   chex.assert_rank([logits, labels], [2, 1])
-  labels = jnp.where(labels < 0, logits.shape[-1], labels)  # else -1 would be the last class
-  return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+  check_classes(logits)
+  return -_entry(log_softmax(logits), labels)
 
 
 @computed_wide
@@ -48,7 +81,7 @@ def one_vs_all(logits: Array, labels: Array) -> Array:
   1412.6572), section on rubbish class examples.
 
   Args:
-    logits: [B, C]; p(class k is present) = sigmoid(z_k).
+    logits: [B, C], C >= 1; p(class k is present) = sigmoid(z_k).
     labels: [B], integers. One outside [0, C) gives NaN.
   """
   is_label = _is_label(logits, labels)
@@ -67,7 +100,7 @@ def independent(log_p: Array, labels: Array) -> Array:
   probabilities log p_k = log_sigmoid(z_k).
 
   Args:
-    log_p: [B, C], <= 0; an entry above 0, which is no probability, gives NaN.
+    log_p: [B, C], C >= 1, <= 0; an entry above 0, which is no probability, gives NaN.
     labels: [B], integers. One outside [0, C) gives NaN.
   """
   is_label = _is_label(log_p, labels)
@@ -87,15 +120,17 @@ def probabilities(logits: Array, kind: str) -> Array:
 
   Args:
     logits: [B, C]; of a net trained by independent: log p.
-    kind: 'softmax' (of cross_entropy, they sum to 1), 'sigmoid' (of one_vs_all, each by itself) or
-      'rbf' (of independent, each by itself).
+    kind: 'softmax' (of cross_entropy, they sum to 1, C >= 2), 'sigmoid' (of one_vs_all, each by
+      itself) or 'rbf' (of independent, each by itself).
 
   Raises:
-    InputError: of another kind.
+    InputError: of another kind, or a softmax over one class.
   """
   functions = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "rbf": jnp.exp}
   if kind not in functions:
     raise InputError(f"kind must be 'softmax', 'sigmoid' or 'rbf', but was {kind!r}.")
+  if kind == "softmax":
+    check_classes(logits)
   return functions[kind](logits)
 
 
@@ -110,7 +145,10 @@ def margin(logits: Array, labels: Array) -> Array:
     logits: [B, C], C >= 2.
     labels: [B], integers.
   """
-  return _best_other(logits, labels) - _entry(logits, labels)
+  check_classes(logits)
+  is_label = _is_label(logits, labels)
+  best_other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+  return best_other - _entry(logits, labels)
 
 
 @computed_wide
@@ -126,10 +164,11 @@ def dlr(logits: Array, labels: Array) -> Array:
     logits: [B, C], C >= 2.
     labels: [B], integers.
   """
+  beaten = margin(logits, labels)
   if logits.shape[-1] < 3:
-    return margin(logits, labels)
+    return beaten
   largest = jnp.sort(logits, axis=-1)
-  return _ratio(margin(logits, labels), largest[:, -1] - largest[:, -3])
+  return _ratio(beaten, largest[:, -1] - largest[:, -3])
 
 
 @computed_wide
@@ -141,6 +180,7 @@ def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
     labels: [B], integers.
     targets: [B], integers.
   """
+  check_classes(logits)
   return _entry(logits, targets) - _entry(logits, labels)
 
 
@@ -167,22 +207,36 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 def kl_divergence(logits: Array, reference: Array) -> Array:
   """KL(softmax(reference) || softmax(logits)), which needs no label.
 
+  A class of probability 0 in the reference (a logit of -inf, say) adds 0, whatever the other is.
   Source: Miyato et al. 2015 (arXiv 1507.00677), equation 1.
 
   Args:
-    logits: [B, C], of the perturbed examples.
+    logits: [B, C], C >= 2, of the perturbed examples.
     reference: [B, C], of the clean ones.
   """
   chex.assert_equal_shape((logits, reference))
-  log_reference = jax.nn.log_softmax(reference)
-  difference = log_reference - jax.nn.log_softmax(logits)
-  return jnp.sum(jnp.exp(log_reference) * difference, axis=-1)
+  check_classes(logits)
+  log_reference = log_softmax(reference)
+  p = jnp.exp(log_reference)
+  difference = jnp.where(p == 0, 0.0, log_reference - log_softmax(logits))
+  return jnp.sum(p * difference, axis=-1)
 
 
 def correct(logits: Array, labels: Array) -> Array:
   """Whether the largest logit is the label's, [B] bool; never where a logit is inf or NaN."""
   chex.assert_rank([logits, labels], [2, 1])
-  return (jnp.argmax(logits, axis=-1) == labels) & jnp.all(jnp.isfinite(logits), axis=-1)
+  return (predicted(logits) == labels) & (labels >= 0)
+
+
+def predicted(logits: Array) -> Array:
+  """The class of the largest logit, [B] int32; -1 where a logit is inf or NaN.
+
+  Args:
+    logits: [B, C], C >= 2.
+  """
+  check_classes(logits)
+  finite = jnp.all(jnp.isfinite(logits), axis=-1)
+  return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
 
 
 def _entry(logits: Array, labels: Array) -> Array:
@@ -204,13 +258,6 @@ def _log_of_rest(log_p: Array) -> Array:
   nearest = -1e-6
   curved = jax.nn.log1mexp(-jnp.minimum(log_p, nearest))
   return curved + jnp.maximum(log_p - nearest, 0.0) / -jnp.expm1(-nearest)
-
-
-def _best_other(logits: Array, labels: Array) -> Array:
-  if logits.shape[-1] < 2:
-    raise InputError(f"A margin needs logits of at least 2 classes, but has {logits.shape[-1]}.")
-  is_label = jnp.arange(logits.shape[-1]) == labels[:, None]
-  return jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
 
 
 def _ratio(a: Array, b: Array) -> Array:

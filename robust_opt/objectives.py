@@ -220,14 +220,14 @@ def _ascend_divergence(forward: Forward, x: Array, y: Array) -> ValueFn:
 @computed_wide
 def _mart(clean: Array, adversarial: Array, y: Array, beta: float) -> Array:
   """The loss of `mart`, [B], given the logits."""
-  log_p = jax.nn.log_softmax(adversarial)
+  log_p = losses.log_softmax(adversarial)
   is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
   rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
   # log(1 - p) of a p that may be nearly 1: what all the other classes have together.
   is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
   log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
   boosted = losses.cross_entropy(adversarial, y) - log_rest
-  unsure = 1.0 - jnp.exp(-losses.cross_entropy(clean, y))
+  unsure = -jnp.expm1(-losses.cross_entropy(clean, y))
   return boosted + beta * unsure * losses.kl_divergence(adversarial, clean)
 
 

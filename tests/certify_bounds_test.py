@@ -301,6 +301,7 @@ def test_blocks_change_nothing(monkeypatch):
   layers, x, y = problem("mlp")
   whole = certify(layers, x, y, "linf", 0.1)
   monkeypatch.setattr(bounds, "_BLOCK", 4)
+  bounds._certified.clear_cache()
   in_blocks = jax.jit(lambda radius: bounds.certified(layers, x, y, "linf", radius))
   chex.assert_trees_all_close(in_blocks(np.full(BATCH, 0.1, np.float32)), whole, atol=1e-6)
 

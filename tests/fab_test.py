@@ -10,7 +10,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import uncertainty
-from robust_opt.attacks import fab, hyperplanes
+from robust_opt.attacks import fab, hyperplanes, white_box
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -271,7 +271,6 @@ def test_no_worse_than_pgd_with_its_radius(norm):
     (lambda: fab.fab("l2", 0.1, box=(1.0, 0.0)), "box must be"),
     (lambda: fab.fab("l2", 0.1, num_steps=0), "num_steps must be at least 1"),
     (lambda: fab.fab("l2", 0.1, num_restarts=0), "num_restarts must be at least 1"),
-    (lambda: fab.fab("l2", 0.1, target_rank=-1), "target_rank must be at least 0"),
     (lambda: fab.fab("l2", 0.1, beta=1.5), "beta in"),
     (lambda: fab.fab_minimal("l2", num_restarts=2), "need start_radius"),
   ],
@@ -281,7 +280,13 @@ def test_bad_input_is_one_sentence(make, sentence):
     make()
 
 
-def test_a_rank_that_the_logits_do_not_have():
+@pytest.mark.parametrize("rank", [2, -1, np.int32(2)])
+def test_a_rank_that_the_logits_do_not_have(rank):
   x, y, weights, bias = linear_problem(3)
-  with pytest.raises(ro.InputError, match="at most 1 for logits of 3 classes"):
-    fab.fab("l2", 0.1, target_rank=2)(keys_of(), lambda x: x @ weights + bias, x, y)
+  steepest = ro.steepest(ro.l2(0.1))
+  for attack in (
+    fab.fab("l2", 0.1, target_rank=rank),
+    white_box.targeted_ascent(steepest, ro.losses.targeted_margin, rank),
+  ):
+    with pytest.raises(ro.InputError, match="from 0 to 1 for logits of 3 classes"):
+      attack(keys_of(), lambda x: x @ weights + bias, x, y)

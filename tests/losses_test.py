@@ -129,9 +129,86 @@ def test_equal_logits_and_labels_that_do_not_exist():
     assert np.isfinite(gradient).all()
 
 
-def test_one_class_has_no_margin():
-  with pytest.raises(ro.InputError, match="at least 2 classes, but has 1"):
-    ro.losses.margin(jnp.zeros((3, 1)), jnp.zeros(3, int))
+def linear(weights):
+  """One logit in two forms: x [B, n] -> [B, 2]."""
+  return {
+    "second": lambda x: jnp.stack([0 * x[:, 0], x @ weights], axis=-1),
+    "first": lambda x: jnp.stack([x @ weights, 0 * x[:, 0]], axis=-1),
+    "halves": lambda x: jnp.stack([-x @ weights / 2, x @ weights / 2], axis=-1),
+  }
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr"])
+def test_one_logit_in_any_form_has_the_loss_and_gradient_of_its_difference(name, jit):
+  """However sure the net is: the gradient of log(1 + exp(-z)) is -1 / (1 + exp(z))."""
+  weights = jnp.array([1.0, -2.0, 0.5])
+  z = np.float32([-80, -20, -1, 0, 1, 20, 40, 60, 80])
+  x = jnp.asarray(z[:, None] * np.float32([0.5, -0.25, 0.0]))  # x @ weights is z, exactly
+  reference = z.astype(np.float64)
+  loss = getattr(ro.losses, name)
+  if name == "cross_entropy":
+    value, slope = np.logaddexp(0, -reference), -1 / (1 + np.exp(reference))
+  else:
+    value, slope = -reference, -np.ones(len(z))
+  for form, labels in (("second", 1), ("halves", 1), ("first", 0)):
+    y = jnp.full(len(z), labels)
+    both = jax.vmap(
+      jax.value_and_grad(lambda x, y, f=form: loss(linear(weights)[f](x[None]), y[None])[0])
+    )
+    found, gradient = (jax.jit(both) if jit else both)(x, y)
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slope[:, None] * np.asarray(weights), rtol=1e-5)
+
+
+def test_many_classes_have_a_gradient_at_a_sure_label():
+  """To 1e-5 of it, where the others have 1e-9 together; and the dtype stays."""
+  rng = np.random.default_rng(1)
+  z = rng.normal(size=(20, 7)) + 25 * np.eye(7)[2]
+  gradient = jax.grad(lambda z: ro.losses.cross_entropy(z, jnp.full(20, 2)).sum())(
+    z.astype(np.float32)
+  )
+  p = np.exp(z.astype(np.float32).astype(np.float64) - z.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  p[:, 2] = -(p[:, :2].sum(-1) + p[:, 3:].sum(-1))
+  np.testing.assert_allclose(gradient, p, rtol=1e-5)
+  for dtype in (jnp.bfloat16, jnp.float16):
+    low = jnp.asarray(z, dtype)
+    assert ro.losses.cross_entropy(low, jnp.full(20, 2)).dtype == dtype
+    assert ro.losses.kl_divergence(low, low[::-1]).dtype == dtype
+
+
+def test_a_class_that_is_impossible_adds_nothing():
+  """0 log 0 = 0, and the gradients of all objectives on such logits are finite."""
+  logits = jnp.array([[1.0, -jnp.inf, 2.0], [0.5, -jnp.inf, -1.0]])
+  other = jnp.array([[0.0, -jnp.inf, 1.5], [2.0, -jnp.inf, 1.0]])
+  y = jnp.array([0, 2])
+  rest = jnp.array([0, 2])
+  for function in (
+    ro.losses.kl_divergence,
+    lambda a, b: ro.losses.kl_divergence(b, a),
+    lambda a, b: ro.losses.cross_entropy(a, y // 2 if a.shape[1] == 2 else y),
+  ):
+    value, gradient = jax.value_and_grad(lambda a, f=function: f(a, other).sum())(logits)
+    expected, reduced = jax.value_and_grad(lambda a, f=function: f(a, other[:, rest]).sum())(
+      logits[:, rest]
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[:, rest], reduced, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(gradient[:, 1], 0)
+  for objective in (ro.trades(), ro.mart(), ro.virtual()):
+
+    def loss(z, objective=objective):
+      forward = lambda x: (z + x[:, :1] * jnp.array([1.0, 0.0, -1.0]), {})  # noqa: E731
+      x = jnp.zeros((2, 1))
+      return objective.outer(forward, x, x + 0.1, y)[0].sum()
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+  impossible_label = ro.losses.cross_entropy(logits, jnp.array([1, 1]))
+  np.testing.assert_array_equal(impossible_label, np.inf)
+  assert np.isinf(ro.losses.kl_divergence(logits, jnp.zeros((2, 3)))).all()
 
 
 def test_kl_divergence_in_float64():

@@ -449,10 +449,6 @@ def test_near_the_brute_force_minimum_in_the_plane(norm):
     (lambda: minimal.fast_minimum_norm("l2", num_steps=0), "num_steps must be at least 1"),
     (lambda: szegedy.szegedy((0.0, np.inf)), "box must be"),
     (lambda: szegedy.szegedy(first_constant=0.0), "first_constant must be positive"),
-    (
-      lambda: hyperplanes.rivals_by_rank(jnp.zeros((2, 1)), jnp.zeros(2, int)),
-      "at least 2 classes",
-    ),
   ],
 )
 def test_bad_input_is_one_sentence(make, sentence):

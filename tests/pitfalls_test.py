@@ -19,11 +19,12 @@ from robust_opt import (
   ensemble,
   evaluate,
   evaluation,
+  explanations,
   metrics,
   trust,
 )
-from robust_opt.attacks import fab
-from robust_opt.certify import bounds, exact
+from robust_opt.attacks import fab, minimal, square, szegedy, white_box
+from robust_opt.certify import bounds, exact, layers, smoothing
 
 PACKAGE = Path(ro.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -137,6 +138,75 @@ def test_no_global_generator_and_no_seed_from_the_clock(path):
 )
 def test_such_a_generator_would_be_seen(fault):
   assert GLOBAL_RANDOMNESS.search(fault)
+
+
+# One class: the label would always win.
+
+ONE = lambda x: x.reshape(len(x), -1)[:, :1]  # noqa: E731
+IMAGES, ZEROS = np.full((2, 4), 0.5, np.float32), np.zeros(2, np.int32)
+ATTACKS = {
+  "ascent": lambda: white_box.ascent(ro.steepest(ro.l2(0.1)), ro.losses.cross_entropy),
+  "targeted_ascent": lambda: white_box.targeted_ascent(
+    ro.steepest(ro.l2(0.1)), ro.losses.targeted_margin, 0
+  ),
+  "fab": lambda: fab.fab("l2", 0.1, num_steps=1),
+  "fab_t": lambda: fab.fab("l2", 0.1, num_steps=1, target_rank=0),
+  "square": lambda: square.square("l2", 0.1, num_queries=2),
+  "deepfool": lambda: minimal.deepfool("l2", num_steps=1),
+  "fast_minimum_norm": lambda: minimal.fast_minimum_norm("l2", num_steps=1),
+  "szegedy": lambda: szegedy.szegedy(num_steps=1, num_constants=1),
+}
+TAKES_LOGITS = {
+  **{
+    name: lambda z, y, name=name: getattr(ro.losses, name)(z, y)
+    for name in ("cross_entropy", "margin", "dlr", "correct")
+  },
+  "targeted_margin": lambda z, y: ro.losses.targeted_margin(z, y, y),
+  "targeted_dlr": lambda z, y: ro.losses.targeted_dlr(z, y, y),
+  "kl_divergence": lambda z, y: ro.losses.kl_divergence(z, z),
+  "predicted": lambda z, y: ro.losses.predicted(z),
+  "probabilities": lambda z, y: ro.losses.probabilities(z, "softmax"),
+  "confidence_on_mistakes": explanations.confidence_on_mistakes,
+  "effective_weights": lambda z, y: explanations.effective_weights(ONE, z),
+  "plane": lambda z, y: explanations.plane(ONE, z, z, z, 1.0, 3),
+  "smallest_angle": lambda z, y: explanations.smallest_angle(ONE, z, y, z, np.float32([0.0, 1.0])),
+  "transfer_matrix": lambda z, y: explanations.transfer_matrix([ONE], [z], y),
+  "certified": lambda z, y: bounds.certified([layers.Dense(np.ones((1, 1)))], z, y, "l2", 0.1),
+  "linear_margin": lambda z, y: exact.linear_margin(
+    jnp.ones((1, 1)), jnp.zeros(1), z, y, "l2", 0.1
+  ),
+  "linear_distance": lambda z, y: exact.linear_distance(jnp.ones((1, 1)), jnp.zeros(1), z, y, "l2"),
+  "class_counts": lambda z, y: smoothing.class_counts(jax.random.key(0), ONE, z, 0.1, 10),
+  **{
+    name: lambda z, y, make=make: make()(jax.random.key(0), ONE, z, y)
+    for name, make in ATTACKS.items()
+  },
+}
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("name", TAKES_LOGITS)
+def test_logits_of_one_class_are_refused(name, jit):
+  function = jax.jit(TAKES_LOGITS[name]) if jit else TAKES_LOGITS[name]
+  with pytest.raises(ro.InputError, match=r"at least 2 classes, .* but have 1"):
+    function(jnp.full((2, 1), 0.5), jnp.zeros(2, int))
+
+
+def test_predictions_of_one_class_are_refused():
+  for measure in (
+    lambda: ensemble.predictions(ONE, IMAGES, 2),
+    lambda: collection.correct(ONE, IMAGES, ZEROS),
+  ):
+    with pytest.raises(ro.InputError, match="at least 2 classes"):
+      measure()
+
+
+def test_a_class_that_is_present_or_absent_by_itself_may_be_the_only_one():
+  logits = jnp.array([[0.3], [-2.0]])
+  np.testing.assert_allclose(
+    ro.losses.one_vs_all(logits, ZEROS), np.logaddexp(0, -logits[:, 0]), rtol=1e-6
+  )
+  np.testing.assert_allclose(ro.losses.independent(-jnp.abs(logits), ZEROS), [0.3, 2.0], rtol=1e-6)
 
 
 # A number of classes other than ten.

@@ -84,6 +84,12 @@ def test_radius_is_the_quantile_of_the_bound():
   np.testing.assert_allclose(other.radius, 0.1 * stats.norm.ppf(0.001 ** (1 / 100)), rtol=1e-5)
 
 
+def test_the_least_number_of_copies_is_enough():
+  keys, x, *_ = problem()
+  certificate = certify_smoothed(keys, linear_logits, 0 * x - 5, 0.5, 10, 10, 0.001)
+  np.testing.assert_array_equal(certificate.prediction, 0)
+
+
 def test_abstains_at_a_tie():
   keys, x, *_ = problem()
   direction = (WEIGHTS / np.linalg.norm(WEIGHTS) ** 2).reshape(2, 2)
@@ -175,6 +181,10 @@ def test_clopper_pearson(n, alpha):
     ({"n0": 0}, "n0 must be at least 1"),
     ({"n": 0}, "n must be at least 1"),
     ({"at_once": 0}, "at_once must be at least 1"),
+    ({"n": 9}, "n must be at least 10 for alpha=0.001, but was 9"),
+    ({"n": 3, "alpha": 0.125}, "n must be at least 4"),
+    ({"x": np.zeros((BATCH, 4), np.uint8)}, r"x must be floating point, .* but was uint8"),
+    ({"logits_fn": lambda x: linear_logits(x)[:, :1]}, "at least 2 classes"),
   ],
 )
 def test_bad_input_is_named(change, message):

@@ -142,8 +142,6 @@ def fab_minimal(
   hyperplanes.check(norm, box, num_steps=num_steps, num_restarts=num_restarts)
   if (num_restarts > 1 or random_start) and start_radius is None:
     raise InputError("Random starts of fab_minimal need start_radius, but it was None.")
-  if isinstance(target_rank, int) and target_rank < 0:
-    raise InputError(f"target_rank must be at least 0 or None, but was {target_rank}.")
   if not (0 <= alpha_max <= 1 and eta >= 1 and 0 < beta < 1):
     raise InputError(
       "FAB needs alpha_max in [0, 1], eta >= 1 and beta in (0, 1), but they were "
@@ -209,15 +207,9 @@ def fab_minimal(
 
 def _rivals(clean: Array, y: Array, target_rank: int | Array | None) -> Array:
   """The classes whose boundaries count: [C - 1, B], or [1, B] for a target."""
-  rivals = hyperplanes.rivals_by_rank(clean, y)
   if target_rank is None:
-    return rivals
-  if isinstance(target_rank, int) and target_rank >= len(rivals):
-    raise InputError(
-      f"target_rank must be at most {len(rivals) - 1} for logits of {clean.shape[-1]} classes, "
-      f"but was {target_rank}."
-    )
-  return jax.lax.dynamic_index_in_dim(rivals, target_rank, axis=0)
+    return hyperplanes.rivals_by_rank(clean, y)
+  return hyperplanes.rival_of_rank(clean, y, target_rank)[None]
 
 
 def _search(

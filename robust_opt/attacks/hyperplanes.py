@@ -162,12 +162,26 @@ def to_hyperplanes(norm: str, w: Array, gap: Array, bounds: projections.Bounds) 
 
 def rivals_by_rank(logits: Array, y: Array) -> Array:
   """The wrong classes of each example, the largest logit first: [B, C], [B] -> [C - 1, B]."""
-  num_classes = logits.shape[-1]
-  if num_classes < 2:
-    raise InputError(f"An attack needs logits of at least 2 classes, but has {num_classes}.")
-  is_label = jnp.arange(num_classes) == y[:, None]
+  losses.check_classes(logits)
+  is_label = jnp.arange(logits.shape[-1]) == y[:, None]
   order = jnp.argsort(jnp.where(is_label, jnp.inf, -logits), axis=-1)  # the label comes last
   return order[:, :-1].T
+
+
+def rival_of_rank(logits: Array, y: Array, rank: int | Array) -> Array:
+  """The wrong class of each example that has a rank, 0 the largest logit: [B, C], [B] -> [B].
+
+  Raises:
+    InputError: the logits have no such rank. A traced rank cannot be checked, and is cut to those
+      that there are.
+  """
+  rivals = rivals_by_rank(logits, y)
+  if not isinstance(rank, jax.core.Tracer) and not 0 <= rank < len(rivals):
+    raise InputError(
+      f"The rank of a target must be from 0 to {len(rivals) - 1} for logits of "
+      f"{logits.shape[-1]} classes, but was {rank}."
+    )
+  return jax.lax.dynamic_index_in_dim(rivals, rank, axis=0, keepdims=False)
 
 
 def misclassified(logits_fn: LogitsFn, points: Array, y: Array) -> Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
-from robust_opt.attacks.hyperplanes import rivals_by_rank
+from robust_opt.attacks.hyperplanes import rival_of_rank
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.maximizers import Attack
@@ -59,10 +59,13 @@ def targeted_ascent(
     loss: targeted_dlr or targeted_margin, (logits, y, targets) -> [B].
     rank: the target's place among the wrong classes by their clean logits, 0 the largest; it may be
       traced, so that all targets share one program.
+
+  Raises:
+    InputError: from the attack: a rank that the logits do not have.
   """
 
   def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
-    targets = rivals_by_rank(logits_fn(x), y)[rank]
+    targets = rival_of_rank(logits_fn(x), y, rank)
     return ascent(attack, lambda logits, y: loss(logits, y, targets))(keys, logits_fn, x, y)
 
   return attacked

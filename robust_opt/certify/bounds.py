@@ -3,7 +3,7 @@
   layers = from_params(net, params)                            # or a list of layers: layers.py
   result = certified(layers, x, y, "linf", 0.1, box=(0.0, 1.0))
   result.robust      # [B]: a proof that no point of the ball is misclassified; False proves nothing
-  result.margins     # [B, C]: upper bounds of z_j - z_y over the ball
+  result.margins     # [B, C]: upper bounds of z_j - z_y over the ball, rounding included
 
   'ibp'    intervals, layer by layer: one pass, loose. The first affine layers and the last ones,
            with z_j - z_y, are bounded as one. Gowal et al. 2018 (arXiv 1810.12715), section 3.
@@ -11,16 +11,23 @@
            hidden layer. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
 
 CROWN's bounds are cut by the intervals at every layer, and so are never looser than they. Both are
-exact for a net without hidden layers. The linear maximum over the ball, with or without a box, is
-the steepest ascent of the uncertainty set.
+exact, but for rounding, for a net without hidden layers. The linear maximum over the ball, with or
+without a box, is the steepest ascent of the uncertainty set.
 
 CROWN takes the memory of some 512 B copies of the largest layer: keep batches of large nets small.
 
-The proofs hold in exact arithmetic: float32 rounds a margin by some 1e-6 of the size of what was
-added up. Do not trust a margin that is negative by less; float64 (jax_enable_x64) shifts the limit.
-Accelerators that round products to fewer bits are told not to.
+The proofs hold for the net as it is computed, in the dtype of x and of the layers, in whatever
+order it adds up, at every point x + delta rounded to that dtype. All rounding, of the net and of
+the bounds, is bounded by the number of additions and the size of what is added up (`layers`): some
+1e-5 of that size for layers of a few hundred inputs in float32. If margins are smaller, because the
+classes share a large term, nothing is proved.
+
+The proofs do NOT hold for a net that is computed in fewer bits. Accelerators round the factors of
+float32 products unless told not to, as the bounds tell them: evaluate the net under
+jax.default_matmul_precision("highest") too. Fast convolution algorithms (Winograd) round more.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,8 +36,17 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
-from robust_opt.certify.exact import ball, check_precision, support
-from robust_opt.certify.layers import AffineLayer, Conv, Dense, Layer, apply
+from robust_opt.certify.exact import ball, check_precision
+from robust_opt.certify.layers import (
+  AffineLayer,
+  Conv,
+  Dense,
+  Layer,
+  apply,
+  gamma,
+  largest,
+  round_up,
+)
 from robust_opt.errors import InputError
 from robust_opt.types import Array
 from robust_opt.uncertainty import Box, Radius, UncertaintySet
@@ -45,14 +61,13 @@ class Certificate(NamedTuple):
   Attributes:
     robust: [B] bool, True where every point of the ball is proved to be classified as y. False
       where that could not be proved, which is not a proof of the contrary.
-    margins: [B, C], upper bounds of z_j - z_y over the ball; 0 for j = y.
+    margins: [B, C], upper bounds of z_j - z_y over the ball as the net computes it; 0 for j = y.
   """
 
   robust: Array
   margins: Array
 
 
-@jax.default_matmul_precision("highest")
 def certified(
   layers: Sequence[Layer],
   x: Array,
@@ -64,8 +79,11 @@ def certified(
 ) -> Certificate:
   """Whether all of {x + delta: |delta| <= radius} is proved to be classified as y.
 
+  Compiled once for every structure and shape of the layers: their weights and the radius are
+  arguments of what is compiled, and may change.
+
   Args:
-    layers: a net, the last layer giving logits [B, C].
+    layers: a net, the last layer giving logits [B, C], C >= 2.
     x: [B, *S], pixels in [0, 1]; with a box it must lie in it.
     y: [B], integers; a label outside [0, C) is never certified.
     norm: 'linf', 'l2' or 'l1'.
@@ -74,11 +92,27 @@ def certified(
     method: 'crown' or 'ibp'.
 
   Raises:
-    InputError: of an unknown norm or method, a negative radius, or layers that give no logits.
+    InputError: of an unknown norm or method, a negative radius, x that is not floating point, or
+      layers that do not give logits of at least 2 classes.
   """
   chex.assert_rank(y, 1)
   chex.assert_equal_shape_prefix((x, y), 1)
-  x = x.astype(check_precision(layers, x))
+  x = x.astype(check_precision(x, layers))
+  losses.check_classes(_check(layers, x, norm, radius, box, method))
+  return _certified(tuple(layers), x, y, norm, radius, box, method)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "box", "method"))
+@jax.default_matmul_precision("highest")
+def _certified(
+  layers: Sequence[Layer],
+  x: Array,
+  y: Array,
+  norm: str,
+  radius: Radius,
+  box: Box | None,
+  method: str,
+) -> Certificate:
   clean = apply(layers, x)
   upper = _upper_bound(layers, x, norm, radius, box, method)
   num_classes = clean.shape[-1]
@@ -90,7 +124,6 @@ def certified(
   return Certificate(beaten & losses.correct(clean, y), margins)
 
 
-@jax.default_matmul_precision("highest")
 def logit_bounds(
   layers: Sequence[Layer],
   x: Array,
@@ -101,9 +134,19 @@ def logit_bounds(
 ) -> tuple[Array, Array]:
   """Bounds (lower [B, C], upper [B, C]) of every logit over the ball; arguments as for certified.
 
-  For margins, `certified` is tighter than the difference of these.
+  For margins, `certified` is tighter than the difference of these. C may be 1: a net of one logit,
+  whose sign decides.
   """
-  x = x.astype(check_precision(layers, x))
+  x = x.astype(check_precision(x, layers))
+  _check(layers, x, norm, radius, box, method)
+  return _logit_bounds(tuple(layers), x, norm, radius, box, method)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "box", "method"))
+@jax.default_matmul_precision("highest")
+def _logit_bounds(
+  layers: Sequence[Layer], x: Array, norm: str, radius: Radius, box: Box | None, method: str
+) -> tuple[Array, Array]:
   clean = apply(layers, x)
   upper = _upper_bound(layers, x, norm, radius, box, method)
 
@@ -112,15 +155,23 @@ def logit_bounds(
   return jax.vmap(bound, out_axes=1)(units)
 
 
-def _upper_bound(
+def _check(
   layers: Sequence[Layer], x: Array, norm: str, radius: Radius, box: Box | None, method: str
-) -> Callable[[Array], Array]:
-  """The function a [B, C] -> an upper bound [B] of <a, logits> over the ball."""
+) -> jax.ShapeDtypeStruct:
+  """The shape of the logits, if the arguments are such as bounds can be computed of."""
+  ball(norm, radius, box)
   if method not in ("crown", "ibp"):
     raise InputError(f"method must be 'crown' or 'ibp', but was {method!r}.")
   out = jax.eval_shape(apply, layers, x)
   if out.ndim != 2 or out.shape[0] != x.shape[0]:
     raise InputError(f"the layers must end in logits [B, C], but end in the shape {out.shape}.")
+  return out
+
+
+def _upper_bound(
+  layers: Sequence[Layer], x: Array, norm: str, radius: Radius, box: Box | None, method: str
+) -> Callable[[Array], Array]:
+  """The function a [B, C] -> an upper bound [B] of <a, logits> over the ball."""
   u = ball(norm, radius, box)
   intervals = _intervals(layers, x, u, norm, _enclosing_interval(x, radius, box), method)
   # The affine layers behind the last nonlinear one.
@@ -152,7 +203,7 @@ def _intervals(
       before = layers[:k]
       if all(_is_affine(other) for other in before):
         # No relaxation so far: the exact bounds, also for 'ibp'.
-        tighten = not (norm == "linf" and sum(isinstance(b, (Dense, Conv)) for b in before) <= 1)
+        tighten = sum(isinstance(b, Dense | Conv) for b in before) > (norm == "linf")
       else:
         tighten = method == "crown"
       if tighten:
@@ -188,40 +239,47 @@ def _bound_from_input(
   layers: Sequence[Layer], intervals: list[_Interval], x: Array, u: UncertaintySet, a: Array
 ) -> Array:
   """An upper bound [B] of <a, layers(x + delta)> over the ball, linear in x + delta."""
-  a, constant = _pull_back(layers, intervals, a)
-  return _inner(a, x) + support(u, a, x) + constant
+  a, constants = _pull_back(layers, intervals, a)
+  # Both delta and x + delta are rounded by whoever attacks.
+  clean = round_up(a * x, jnp.abs(a) * gamma(8, x.dtype) * largest(*intervals[0]))
+  # The ascent sorts and sums up the entries, as does a norm that says whether delta is inside.
+  gain = a * u.steepest_ascent(a, x)
+  gain = round_up(gain, gamma(3 * x[0].size + 16, x.dtype) * jnp.abs(gain))
+  return round_up(jnp.stack([clean, gain, *constants], axis=-1))
 
 
 def _bound_from_interval(layers: Sequence[Layer], intervals: list[_Interval], a: Array) -> Array:
   """An upper bound [B] of <a, layers(z)> over lower <= z <= upper."""
-  a, constant = _pull_back(layers, intervals, a)
+  a, constants = _pull_back(layers, intervals, a)
   lower, upper = intervals[0]
-  return _inner(jnp.maximum(a, 0.0), upper) + _inner(jnp.minimum(a, 0.0), lower) + constant
+  highest = round_up(jnp.maximum(a, 0.0) * upper + jnp.minimum(a, 0.0) * lower)
+  return round_up(jnp.stack([highest, *constants], axis=-1))
 
 
 def _pull_back(
   layers: Sequence[Layer], intervals: list[_Interval], a: Array
-) -> tuple[Array, Array]:
-  """(a' [B, *in], c [B]) with <a, layers(z)> <= <a', z> + c on the intervals."""
-  constant = jnp.zeros(a.shape[0], a.dtype)
+) -> tuple[Array, list[Array]]:
+  """(a' [B, *in], constants c_i [B]), <a, layers(z)> <= <a', z> + sum c_i on the intervals."""
+  constants = []
   for layer, (lower, upper) in reversed(list(zip(layers, intervals))):
-    a, more = layer.pull_back(a, lower, upper)
-    constant = constant + more
-  return a, constant
+    a, constant = layer.pull_back(a, lower, upper)
+    constants.append(constant)
+  return a, constants
 
 
 def _enclosing_interval(x: Array, radius: Radius, box: Box | None) -> _Interval:
-  """The smallest box around the ball, which is the same for every norm, cut by the pixel box."""
+  """The smallest box around the ball, which is the same for every norm, cut by the pixel box.
+
+  And somewhat larger, by what may be lost where x + delta is rounded.
+  """
   radius = jnp.asarray(radius, x.dtype)
   radius = radius.reshape(radius.shape + (1,) * (x.ndim - 1)) if radius.ndim else radius
   lower, upper = x - radius, x + radius
-  return (lower, upper) if box is None else (jnp.clip(lower, *box), jnp.clip(upper, *box))
+  if box is not None:
+    lower, upper = jnp.clip(lower, *box), jnp.clip(upper, *box)
+  lost = gamma(8, x.dtype) * largest(lower, upper)
+  return lower - lost, upper + lost
 
 
 def _is_affine(layer: Layer) -> bool:
   return isinstance(layer, AffineLayer)
-
-
-def _inner(a: Array, b: Array) -> Array:
-  """Of every example: [B, *S], [B, *S] -> [B]."""
-  return jnp.sum(a * b, axis=range(1, a.ndim))

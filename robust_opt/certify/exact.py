@@ -1,11 +1,14 @@
 """The exact worst case of a linear model, logits = x @ weights + bias.
 
   worst = exact.linear_margin(weights, bias, x, y, "linf", 0.1, box=(0.0, 1.0))  # [B]
-  robust = worst < 0
+  robust = worst < 0                                       # but for rounding
   distance = exact.linear_distance(weights, bias, x, y, "l2")                    # [B]
 
 x [B, *S] is flattened, weights are [n, C] with n the number of entries of one example, bias is [C].
-Any number of classes from 2 on. Everything is exact up to the rounding of float32.
+Any number of classes from 2 on. Everything is exact up to the rounding of float32, and says nothing
+about the rounding of the model: logits that are large beside their differences round away from each
+other, and an example that is robust by less is misclassified. What is proved of the model as it is
+computed is `bounds.certified([Flatten(), Dense(weights, bias)], ...)`, which is as tight.
 """
 
 from typing import Any
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 
 from robust_opt import losses, projections
 from robust_opt.errors import InputError
+from robust_opt.precision import check_floating
 from robust_opt.types import Array
 from robust_opt.uncertainty import Box, Radius, UncertaintySet, l1, l2, linf
 
@@ -33,7 +37,7 @@ def linear_margin(
   radius: Radius,
   box: Box | None = None,
 ) -> Array:
-  """The largest margin that an adversary can reach; an example is robust iff it is < 0.
+  """The largest margin that an adversary can reach; < 0 iff an example is robust, but for rounding.
 
     max over delta in U(x) of max over j != y of z_j(x + delta) - z_y(x + delta)
       = max over j != y of z_j(x) - z_y(x) + max over delta in U(x) of <w_j - w_y, delta>
@@ -57,10 +61,10 @@ def linear_margin(
   Raises:
     InputError: of an unknown norm, a negative radius, or weights that do not fit x.
   """
-  x, difference = _differences(weights, x, y)
   u = ball(norm, radius, box)
-  gain = jax.vmap(lambda g: support(u, g, x), in_axes=1, out_axes=1)(difference)
-  return losses.margin(x @ weights + bias + gain, y)
+  x, difference, margins = _differences(weights, bias, x, y)
+  furthest = jax.vmap(lambda g: u.steepest_ascent(g, x), in_axes=1, out_axes=1)(difference)
+  return losses.margin(margins + jnp.sum(difference * furthest, axis=-1), y)
 
 
 @jax.default_matmul_precision("highest")
@@ -86,16 +90,13 @@ def linear_distance(weights: Array, bias: Array, x: Array, y: Array, norm: str) 
     InputError: of an unknown norm, or weights that do not fit x.
   """
   _check_norm(norm)
-  x, difference = _differences(weights, x, y)
-  logits = x @ weights + bias
+  _, difference, margins = _differences(weights, bias, x, y)
+  lead = -margins
   length = jax.vmap(jax.vmap(_DUAL_NORMS[norm]))(difference)
-  classes = jnp.arange(logits.shape[-1])
-  lead = -jax.vmap(lambda j: losses.targeted_margin(logits, y, jnp.full_like(y, j)), out_axes=1)(
-    classes
-  )
   same = jnp.where(lead > 0, jnp.inf, lead)  # equal weights: no delta changes the lead
   distance = jnp.where(length > 0, lead / jnp.where(length > 0, length, 1.0), same)
-  nearest = jnp.min(jnp.where(classes == y[:, None], jnp.inf, distance), axis=-1)
+  is_label = jnp.arange(lead.shape[-1]) == y[:, None]
+  nearest = jnp.min(jnp.where(is_label, jnp.inf, distance), axis=-1)
   return jnp.maximum(nearest, 0.0)
 
 
@@ -105,26 +106,28 @@ def ball(norm: str, radius: Radius, box: Box | None) -> UncertaintySet:
   return _BALLS[norm](radius, box)
 
 
-def support(u: UncertaintySet, g: Array, x: Array) -> Array:
-  """max over delta in U(x) of <g, delta>, for g and x [B, *S] -> [B]; 0 where g is 0."""
-  return jnp.sum(g * u.steepest_ascent(g, x), axis=range(1, x.ndim))
+def check_precision(x: Array, weights: Any = ()) -> Any:
+  """The common type of x and the weights, float32 or more.
 
-
-def check_precision(*arrays: Any) -> Any:
-  """The common type of arrays; InputError if one of them has fewer bits than float32.
-
-  Nothing is proved in so few.
+  Raises:
+    InputError: x is not floating point, or an array has fewer bits than float32: nothing is proved
+      in so few.
   """
-  for array in jax.tree.leaves(arrays):
+  check_floating(x, "x")
+  arrays = jax.tree.leaves((x, weights))
+  for array in arrays:
     dtype = jnp.result_type(array)
     if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
-      raise InputError(f"A certificate wants images and weights in float32, but was given {dtype}.")
-  return jnp.result_type(*jax.tree.leaves(arrays))
+      raise InputError(f"A certificate needs images and weights in float32, but was given {dtype}.")
+  return jnp.result_type(*arrays)
 
 
-def _differences(weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
-  """x as [B, n], and w_j - w_y [B, C, n]."""
-  dtype = check_precision(weights, x)
+def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
+  """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist.
+
+  Of the differences of the weights, so that what the classes share does not add to the rounding.
+  """
+  dtype = check_precision(x, weights)
   chex.assert_rank([weights, y], [2, 1])
   chex.assert_equal_shape_prefix((x, y), 1)
   x = x.reshape(x.shape[0], -1).astype(dtype)
@@ -133,7 +136,11 @@ def _differences(weights: Array, x: Array, y: Array) -> tuple[Array, Array]:
       f"weights must have one row for each of the {x.shape[-1]} entries of an example, but have "
       f"{weights.shape[0]}."
     )
-  return x, weights.T[None] - weights.T[y][:, None]
+  losses.check_classes(weights)
+  difference = weights.T[None] - weights.T[y][:, None]
+  margins = jnp.einsum("bcn,bn->bc", difference, x) + (bias - bias[y][:, None])
+  exists = (y >= 0) & (y < weights.shape[1])
+  return x, difference, jnp.where(exists[:, None], margins, jnp.nan)
 
 
 def _check_norm(norm: str) -> None:

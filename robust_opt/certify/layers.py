@@ -9,7 +9,12 @@ A layer maps batches, [B, *in] -> [B, *out], every example by itself, and answer
   interval(lower, upper)   forwards: bounds [B, *out] of its outputs, given those of its inputs;
   pull_back(a, lower, upper)
     backwards: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
-    An equality for affine layers, a linear relaxation for ReLU and MaxPool.
+    An equality but for rounding for affine layers, a linear relaxation for ReLU and MaxPool.
+
+Both hold for layer(z) as floating point computes it, in whatever order it adds up: a sum of n
+products is within gamma_n = n u / (1 - n u) of the sum of their absolute values, u the unit
+roundoff of the dtype (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1).
+The rounding of the bound itself is added too.
 
 Layers are pytrees of their parameters, so that they may be arguments of a jitted function.
 Convolutions and their transposes are never turned into matrices.
@@ -56,8 +61,27 @@ def apply(layers: Sequence[Layer], x: Array) -> Array:
   return x
 
 
+def round_up(terms: Array, lost: Array | float = 0.0) -> Array:
+  """At least the sum of each example's terms and of what each may have lost already: [B].
+
+    sum(terms + lost) + gamma_N sum(|terms| + lost),   N terms
+
+  Args:
+    terms: [B, *S], each rounded once.
+    lost: [B, *S], >= 0.
+  """
+  share = gamma(terms[0].size + 6, terms.dtype)
+  return _sum(terms + (share * jnp.abs(terms) + (1 + share) * lost))
+
+
+def gamma(roundings: int, dtype: jnp.dtype) -> float:
+  """gamma_k / (1 - gamma_k) = k u / (1 - 2 k u), for sizes rounded as often; inf from k u = 1/2."""
+  share = roundings * float(jnp.finfo(dtype).eps) / 2
+  return share / (1 - 2 * share) if share < 0.5 else float("inf")
+
+
 class AffineLayer(abc.ABC):
-  """Base of the layers z -> L z + bias; a subclass gives L and |L|."""
+  """Base of the layers z -> L z + bias; a subclass gives L, |L| and the length of its sums."""
 
   bias: Array | float = 0.0
 
@@ -69,20 +93,41 @@ class AffineLayer(abc.ABC):
   def magnitude(self, x: Array) -> Array:
     """|L| x, with the absolute value of every entry of L: [B, *in] -> [B, *out]."""
 
+  @abc.abstractmethod
+  def fan(self) -> tuple[int, int]:
+    """At most how many inputs an output depends on, and how many outputs an input goes to."""
+
   def __call__(self, x: Array) -> Array:
     """L x + bias."""
     return self.linear(x) + self.bias
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """L c + bias -+ |L| r for the interval c -+ r; exact for every output by itself."""
+    """L c + bias -+ |L| r for the interval c -+ r; exact but for rounding for every output."""
     centre, spread = self((lower + upper) / 2), self.magnitude((upper - lower) / 2)
+    # Once for the layer's own arithmetic, once for that of the centre and the spread.
+    spread += gamma(2 * self.fan()[0] + 8, lower.dtype) * self._size(lower, upper)
     return centre - spread, centre + spread
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """<a, L z + bias> = <L^T a, z> + <a, bias>."""
-    del upper
     (pulled,) = jax.linear_transpose(self.linear, lower)(a)
-    return pulled, _sum(a * self.bias)
+    # By the layer's own sums, and by those of L^T a.
+    lost = gamma(sum(self.fan()) + 8, lower.dtype) * self._size(lower, upper)
+    return pulled, round_up(a * self.bias, jnp.abs(a) * lost)
+
+  def _size(self, lower: Array, upper: Array) -> Array:
+    """|L| |z| + |bias|, the absolute values that an output is the sum of: [B, *out].
+
+    And a number that is, times u, the smallest normal one: what underflow may lose.
+    """
+    limits = jnp.finfo(lower.dtype)
+    lost = 2 * limits.tiny / limits.eps
+    return self.magnitude(largest(lower, upper)) + jnp.abs(self.bias) + lost
+
+
+def largest(lower: Array, upper: Array) -> Array:
+  """The largest |z| of every interval."""
+  return jnp.maximum(jnp.abs(lower), jnp.abs(upper))
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +143,10 @@ class Dense(AffineLayer):
 
   def magnitude(self, x: Array) -> Array:  # noqa: D102
     return x @ jnp.abs(self.kernel)
+
+  def fan(self) -> tuple[int, int]:  # noqa: D102
+    inputs, outputs = self.kernel.shape
+    return inputs, outputs
 
 
 @jax.tree_util.register_dataclass
@@ -123,6 +172,10 @@ class Conv(AffineLayer):
   def magnitude(self, x: Array) -> Array:  # noqa: D102
     return self._convolve(x, jnp.abs(self.kernel))
 
+  def fan(self) -> tuple[int, int]:  # noqa: D102
+    height, width, channels, features = self.kernel.shape
+    return height * width * channels, height * width * features
+
   def _convolve(self, x: Array, kernel: Array) -> Array:
     if self.strides == (1, 1):
       return convolve(x, kernel, self.padding)  # knows which formulation is fast where
@@ -146,6 +199,9 @@ class Affine(AffineLayer):
   def magnitude(self, x: Array) -> Array:  # noqa: D102
     return x * jnp.abs(self.scale)
 
+  def fan(self) -> tuple[int, int]:  # noqa: D102
+    return 1, 1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +217,9 @@ class Pad(AffineLayer):
   def magnitude(self, x: Array) -> Array:  # noqa: D102
     return self.linear(x)
 
+  def fan(self) -> tuple[int, int]:  # noqa: D102
+    return 1, 1
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +231,9 @@ class Flatten(AffineLayer):
 
   def magnitude(self, x: Array) -> Array:  # noqa: D102
     return self.linear(x)
+
+  def fan(self) -> tuple[int, int]:  # noqa: D102
+    return 1, 1
 
 
 @jax.tree_util.register_dataclass
@@ -197,7 +259,10 @@ class ReLU:
     above = jnp.where(lower >= 0, 1.0, jnp.where(upper <= 0, 0.0, chord))
     height = jnp.where(settled, 0.0, -above * lower)
     below = jnp.where(upper > -lower, 1.0, 0.0)
-    return jnp.where(a > 0, a * above, a * below), _sum(jnp.maximum(a, 0.0) * height)
+    positive = jnp.maximum(a, 0.0)
+    # Neither |above z| nor the height exceeds `upper`.
+    lost = gamma(8, lower.dtype) * jnp.where(settled, 0.0, 2 * upper)
+    return jnp.where(a > 0, a * above, a * below), round_up(positive * height, positive * lost)
 
 
 @jax.tree_util.register_dataclass
@@ -238,7 +303,9 @@ class MaxPool:
     above, below = (a * slope)[..., None] * is_k, a[..., None] * is_m
     spread = jnp.where(a[..., None] > 0, above, below)
     (pulled,) = jax.linear_transpose(self._windows, lower)(spread)
-    return pulled, _sum(jnp.maximum(a, 0.0) * height)
+    positive = jnp.maximum(a, 0.0)
+    size = jnp.where(unbeaten, 0.0, jnp.abs(t) + 2 * slope * largest(low_k, high_k))
+    return pulled, round_up(positive * height, positive * gamma(10, lower.dtype) * size)
 
   def _windows(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H // size, W // size, C, size * size]."""

@@ -16,6 +16,7 @@ for all examples of a data set together. Source: Cohen, Rosenfeld and Kolter 201
 A net that was not trained with noise of that sigma rarely has a large radius.
 """
 
+import math
 from typing import NamedTuple
 
 import chex
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from robust_opt import nets
+from robust_opt import losses, nets
 from robust_opt.certify.exact import check_precision
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
@@ -82,8 +83,9 @@ def certify_smoothed(
     at_once: noisy copies of the batch in one call of logits_fn; changes no result.
 
   Raises:
-    InputError: of sigma <= 0, alpha outside (0, 1), a number of copies below 1, images of fewer
-      bits than float32, or logits that are not floating point.
+    InputError: of sigma <= 0, alpha outside (0, 1), a number of copies below 1, an n with which
+      every certificate would abstain, images that are not float32 or float64, or logits that are
+      not floating point or of one class.
   """
   if not sigma > 0:
     raise InputError(f"sigma must be > 0, but was {sigma}.")
@@ -92,6 +94,12 @@ def certify_smoothed(
   for name, number in (("n0", n0), ("n", n), ("at_once", at_once)):
     if number < 1:
       raise InputError(f"{name} must be at least 1, but was {number}.")
+  least = math.floor(-math.log2(alpha)) + 1
+  if n < least:
+    raise InputError(
+      f"n must be at least {least} for alpha={alpha}, but was {n}: even if all copies agree, fewer "
+      "do not prove that their class has more than half of the probability."
+    )
   # Two streams of noise: the bound may not see the copies that the class was guessed from.
   both = jax.vmap(jax.random.split)(per_example(keys, x.shape[0]))
   guess_keys, bound_keys = jnp.moveaxis(both, 1, 0)
@@ -112,11 +120,14 @@ def class_counts(
 
   Copy t of example i has its noise from fold_in(keys[i], t). Arguments as for certify_smoothed.
   """
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
   keys = per_example(keys, x.shape[0])
   chex.assert_shape(keys, (x.shape[0],))
   check_precision(x)
   logits = jax.eval_shape(logits_fn, x)
   check_floating(logits, "The net's logits")
+  losses.check_classes(logits)
   num_classes = logits.shape[-1]
 
   def noise(copy: Array) -> Array:

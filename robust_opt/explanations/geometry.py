@@ -183,9 +183,7 @@ def plane(
   corners = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
 
   def predict(at: Array) -> Array:
-    logits = logits_fn(x + at[0] * u + at[1] * v)
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
+    return losses.predicted(logits_fn(x + at[0] * u + at[1] * v))
 
   return jnp.moveaxis(jax.lax.map(predict, corners), 0, 1).reshape(-1, resolution, resolution)
 

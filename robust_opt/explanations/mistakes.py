@@ -103,8 +103,12 @@ def effective_weights(logits_fn: LogitsFn, x: Array) -> Array:
   Args:
     logits_fn: every example by itself.
     x: [B, *S], B >= 1.
+
+  Raises:
+    InputError: there are fewer than 2 logits.
   """
   logits, pull_back = jax.vjp(logits_fn, x)
+  losses.check_classes(logits)
   num_classes = logits.shape[-1]
 
   def mean_gradient(one_hot: Array) -> Array:
