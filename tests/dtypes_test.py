@@ -283,7 +283,7 @@ def test_integer_logits_are_one_sentence():
 
 def test_certificates_and_types():
   x, keys = jnp.asarray(X, jnp.bfloat16), jax.random.split(jax.random.key(0), BATCH)
-  with pytest.raises(InputError, match="wants images and weights in float32, but was given bfl"):
+  with pytest.raises(InputError, match="needs images and weights in float32, but was given bfl"):
     smoothing.certify_smoothed(keys, net("bfloat16"), x, 0.1)
   wide = x.astype(jnp.float32)
   counts = smoothing.class_counts(keys, net("bfloat16"), wide, 0.1, 10)
