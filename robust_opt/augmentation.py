@@ -1,26 +1,35 @@
 """Random flips and crops, one example at a time: (keys [B], images [B, H, W, C]) -> images.
 
-They are jitted with the training scan; an example's draw depends on its key alone.
+They are jitted with the training scan; an example's draw depends on its key alone. `channel_axis`
+is that of one image, 0 for [C, H, W]; "auto" guesses it from the shape (`robust_opt.layout`).
 """
 
 import jax
 import jax.numpy as jnp
 
+from robust_opt import layout
+from robust_opt.layout import ChannelAxis
 from robust_opt.types import Array
 
 
-def flip(keys: Array, images: Array) -> Array:
+def flip(keys: Array, images: Array, channel_axis: ChannelAxis = layout.AUTO) -> Array:
   """Mirrors each image left to right with probability 1/2."""
-  mirrored = jax.vmap(jax.random.bernoulli)(keys)
-  return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+  axis = layout.resolve(channel_axis, images.shape[1:])
+  mirrored = jax.vmap(jax.random.bernoulli)(keys).reshape(-1, *(1,) * (images.ndim - 1))
+  flipped = layout.from_last(layout.to_last(images, axis)[..., ::-1, :], axis)
+  return jnp.where(mirrored, flipped, images)
 
 
-def crop(keys: Array, images: Array, padding: int = 4) -> Array:
+def crop(
+  keys: Array, images: Array, padding: int = 4, channel_axis: ChannelAxis = layout.AUTO
+) -> Array:
   """Pads each image by `padding` black pixels a side and cuts its size out again at random."""
+  axis = layout.resolve(channel_axis, images.shape[1:])
 
   def one(key: Array, image: Array) -> Array:
-    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-    return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+    axes = image.ndim - 1
+    padded = jnp.pad(image, (*((padding, padding),) * axes, (0, 0)))
+    corner = jax.random.randint(key, (axes,), 0, 2 * padding + 1)
+    return jax.lax.dynamic_slice(padded, (*corner, 0), image.shape)
 
-  return jax.vmap(one)(keys, images)
+  return layout.from_last(jax.vmap(one)(keys, layout.to_last(images, axis)), axis)

@@ -253,7 +253,8 @@ def augment(config: ConfigDict) -> Callable[[Array, Array], Array] | None:
 
   def apply(keys: Array, images: Array) -> Array:
     for stream, function in enumerate(functions):
-      images = function(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream), images)
+      streams = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
+      images = function(streams, images, channel_axis=-1)
     return images
 
   return apply

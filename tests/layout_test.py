@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import data, ensemble, layout, spatial, structured, trust
+from robust_opt import augmentation, data, ensemble, layout, spatial, structured, trust
 from robust_opt.attacks.square import counting_square
 from robust_opt.errors import InputError
 
@@ -187,6 +187,15 @@ def test_transforms_of_every_layout():
   for wrong in (x[..., 0, 0], x[..., None]):
     with pytest.raises(InputError, match="two axes beside those of batch and channels"):
       spatial.transform(wrong, 0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("augment", [augmentation.flip, augmentation.crop])
+def test_augmentations_of_every_layout(augment):
+  x, keys = images(), jax.random.split(jax.random.key(0), 8)
+  expected = augment(keys, x)
+  assert np.any(np.asarray(expected) != x)
+  for axis in ("auto", 0):
+    np.testing.assert_array_equal(augment(keys, moved(x), channel_axis=axis), moved(expected))
 
 
 def test_data_of_every_layout_become_channels_last():

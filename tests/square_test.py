@@ -377,7 +377,7 @@ def test_the_bump_is_that_of_the_paper(side, order, power):
 
 
 def test_bumps_and_windows_with_one_axis_and_three():
-  bump = functools.partial(square_module._bump, order=2)
+  bump = jax.jit(functools.partial(square_module._bump, order=2))
   interval = bump(jnp.ix_(jnp.arange(5)), jnp.array([5]), 0)
   height = np.cumsum(1 / np.arange(1, 3) ** 2)  # sums of one term and of two
   # Two pixels, whose middle is the second, and three.
