@@ -413,12 +413,17 @@ bars(shares, title)
 # evaluation by properties that a sound one must have: an adversary without limits breaks
 # everything, more steps break more, gradients find more than noise does, and so on.
 
+
 # %%
-checks = trust.report(
-  nets["Linen, robust"], x_test, y_test, norm="linf", radius=RADIUS, batch_size=128
-)
+def report_on(name, logits_fn):
+  """The checks of a network, with the verdict that they examine."""
+  settings = {"norm": "linf", "radius": RADIUS, "batch_size": 128, "verdict": verdicts[name]}
+  return trust.report(logits_fn, x_test, y_test, **settings)
+
+
+checks = report_on("Linen, robust", nets["Linen, robust"])
 display(Markdown(trust.to_markdown(checks)))
-print(f"{sum(check.passed for check in checks)} of {len(checks)} checks passed.")
+print(f"{sum(check.passed is True for check in checks)} of {len(checks)} checks passed.")
 
 # %% [markdown]
 # Eleven checks, and nothing suspicious: the robust network's number can be taken seriously. It is
@@ -502,11 +507,11 @@ print(f"logits x 1000, broken by: {who_broke_it('logits x 1000')}")
 # %%
 failed = {}
 for name, logits_fn in {"standard net": nets["Linen"], "logits x 1000": scaled}.items():
-  checks = trust.report(logits_fn, x_test, y_test, norm="linf", radius=RADIUS, batch_size=128)
-  failed[name] = [check.name for check in checks if not check.passed]
+  checks = report_on(name, logits_fn)
+  failed[name] = [check.name for check in checks if check.failed]
   print(f"{name}: {len(failed[name])} checks fail: {', '.join(failed[name]) or 'none'}")
 for check in checks:
-  if not check.passed:
+  if check.failed:
     print(f"\n{check.name}: {check.measured}.\n{check.meaning}")
 
 # %% [markdown]
@@ -548,8 +553,8 @@ answers["rounded, adapted"] = compared("rounded, adapted", adapted, "quick")
 for name in ("rounded pixels", "rounded, adapted"):
   print(in_words(name))
 print(f"rounded pixels, broken by: {who_broke_it('rounded pixels')}")
-checks = trust.report(quantised, x_test, y_test, norm="linf", radius=RADIUS, batch_size=128)
-failed["rounded pixels"] = [check.name for check in checks if not check.passed]
+checks = report_on("rounded pixels", quantised)
+failed["rounded pixels"] = [check.name for check in checks if check.failed]
 names = failed["rounded pixels"]
 print(f"rounded pixels: {len(names)} checks fail: {', '.join(names)}")
 

@@ -79,7 +79,8 @@ class Evaluation(NamedTuple):
     clean: how many are right without any attack.
     robust: how many stand all attacks.
     attacks: {"after", "broke", "standing", "accuracy"} of each attack, in their order.
-    checks: {"name", "passed", "measured", "meaning"} of the trust report; empty: not made.
+    checks: {"name", "passed", "measured", "meaning"} of the trust report, "passed" None where it
+      was not measurable; empty: not made.
     after_rounding: the accuracy that the images leave as 8-bit files; None in old files.
   """
 

@@ -7,7 +7,7 @@ config_rows(runs)      # key, the value of every run, whether they differ
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
@@ -126,7 +126,7 @@ def verdict(run: Run) -> Verdict:
     f"{ensemble_name(claim.version)}, over {SIGNS[claim.norm]} of radius {claim.radius:.4g}."
   )
   if evaluation.checks and not doubt(evaluation):
-    sentence += f" All {len(evaluation.checks)} checks of the trust report pass."
+    sentence += f" {_passed(evaluation.checks)}"
   return Verdict(
     percent(clean.rate.accuracy),
     percent(robust.accuracy),
@@ -138,7 +138,7 @@ def verdict(run: Run) -> Verdict:
 
 def doubt(evaluation: Evaluation) -> str:
   """Why an evaluation should not be believed as it stands; empty if nothing speaks against it."""
-  failed = [check["name"] for check in evaluation.checks if not check["passed"]]
+  failed = [check["name"] for check in evaluation.checks if check["passed"] is False]
   if failed:
     plural = "checks" if len(failed) > 1 else "check"
     return (
@@ -146,6 +146,17 @@ def doubt(evaluation: Evaluation) -> str:
       f"number before you understand why."
     )
   return "" if evaluation.checks else "The measurement itself was not checked (--notrust)."
+
+
+def _passed(checks: Sequence[Mapping[str, Any]]) -> str:
+  """How many checks pass, where none fails."""
+  unclear = [check["name"] for check in checks if check["passed"] is None]
+  if not unclear:
+    return f"All {len(checks)} checks of the trust report pass."
+  return (
+    f"{len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
+    f"measurable on these images: {', '.join(unclear)}."
+  )
 
 
 def strongest(run: Run) -> Evaluation | None:

@@ -1,7 +1,7 @@
 """What the checks of `robust_opt.trust` count: a net's answers, and what attacks leave standing.
 
   trial = Trial(net, x, y, norm="linf", radius=0.3, seed=0, size=100)
-  right = trial.right()                                      # ids of examples: places in x
+  right = np.flatnonzero(trial.predictions() == y)           # ids of examples: places in x
   standing = trial.white_box(right, apgd_attack(40))         # those of them that it does not break
   standing = trial.standing(right, noise_attack)
 
@@ -77,9 +77,9 @@ class Trial(NamedTuple):
     entries = self.x[0].size
     return {"linf": 1.0, "l2": math.sqrt(entries), "l1": float(entries)}[self.norm]
 
-  def right(self) -> np.ndarray:
-    """The ids that the net classifies correctly."""
-    return np.flatnonzero(predictions(self.net, self.x, self.size) == self.y)
+  def predictions(self) -> np.ndarray:
+    """The class of every image, [N]."""
+    return predictions(self.net, self.x, self.size)
 
   def flat(self, ids: np.ndarray) -> int:
     """At how many of the ids the gradient of the cross-entropy is exactly 0."""

@@ -123,7 +123,7 @@ def test_every_check_of_the_trust_report_is_explained():
   names = [
     node.args[0].value
     for node in ast.walk(tree)
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Check"
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_check"
   ]
   titles = re.findall(r"^### (.+)$", PAGES["evaluation.md"], re.MULTILINE)
   assert len(names) == 11

@@ -143,29 +143,31 @@ def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_checks_are_made_once_on_examples_of_the_whole_set(trained, tmp_path, monkeypatch, capsys):
+def test_checks_are_made_once_against_the_verdict(trained, tmp_path, monkeypatch, capsys):
   seen = []
 
-  def report(logits_fn, x, y, *, progress, **_):
-    seen.append((x, y))
-    return [trust.Check("monotone", True, "it fell", "it rose")]
+  def report(logits_fn, x, y, *, progress, **given):
+    seen.append((x, y, given))
+    unclear = trust.Check("accuracy", None, "one class", "it is blind")
+    return [trust.Check("monotone", True, "it fell", "it rose"), unclear]
 
   monkeypatch.setattr(trust, "report", report)
-  monkeypatch.setattr(evaluate, "TRUST_EXAMPLES", 30)
   given = options(trained, output=tmp_path / "found", trust=True)
-  assert evaluate.run(given)
+  assert evaluate.run(given)  # for what cannot be measured does not fail
   assert evaluate.run(given)
   assert evaluate.run(given._replace(trust=False))  # which throws nothing away
-  ((x, y),) = seen
-  assert len(x) == len(y) == 30
+  ((x, y, arguments),) = seen
   found = subject.load({"workdir": str(trained)})
-  assert not np.array_equal(x, found.x[:30])
-  places = [np.flatnonzero((found.x == image).all((1, 2, 3))) for image in x]
-  assert all(found.y[place[0]] == label for place, label in zip(places, y, strict=True))
-  assert max(place[0] for place in places) > 60  # of 120
+  np.testing.assert_array_equal(x, found.x)
+  np.testing.assert_array_equal(y, found.y)
+  assert arguments["examples"] == evaluate.TRUST_EXAMPLES
+  stored = verdict.load(tmp_path / "found" / "verdict.npz")
+  np.testing.assert_array_equal(arguments["verdict"].broken_by, stored.verdict.broken_by)
   summary = json.loads((tmp_path / "found" / "summary.json").read_text())
-  assert [check["name"] for check in summary["trust"]] == ["monotone"]
-  assert "| monotone | yes | it fell |" in capsys.readouterr().out
+  assert [check["passed"] for check in summary["trust"]] == [True, None]
+  printed = capsys.readouterr().out
+  assert "| monotone | yes | it fell | it rose |" in printed
+  assert "| accuracy | not measurable | one class | it is blind |" in printed
 
 
 NET = """

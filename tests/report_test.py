@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(ensemble.VERSIONS, "quick", SMALL)
-    patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True))
+    patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
     assert not evaluate.run(options)
   return workdir
 
@@ -145,7 +145,7 @@ def test_what_a_run_has_left(trained):
   assert evaluation.robust == report_data.Rate(int(np.sum(stored.verdict.broken_by == -1)), 60)
   assert evaluation.clean.correct == int(np.sum(stored.verdict.broken_by != 0))
   assert 0 < evaluation.robust.correct < evaluation.clean.correct
-  assert [check["passed"] for check in evaluation.checks] == [True, False, True]
+  assert [check["passed"] for check in evaluation.checks] == [True, False, True, None]
 
 
 def test_the_interval_is_wilsons():
@@ -156,6 +156,23 @@ def test_the_interval_is_wilsons():
   np.testing.assert_allclose(report_data.Rate(460, 500).interval, expected, rtol=1e-12)
   assert report_data.Rate(0, 10).interval[0] == 0
   assert report_data.Rate(10, 10).interval[1] == 1
+
+
+def test_what_is_not_measurable_is_no_doubt(trained):
+  (run,) = report_data.read_all([trained])
+
+  def said(*passed):
+    rows = tuple(check._asdict() for check in checks(*passed))
+    return report_words.verdict(
+      run._replace(evaluations=(run.evaluations[0]._replace(checks=rows),))
+    )
+
+  assert said(True, None, True).sentence.endswith(
+    "2 of 3 checks of the trust report pass; not measurable on these images: check 1."
+  )
+  assert said(True, None, True).doubt == ""
+  assert said(True, True).sentence.endswith("All 2 checks of the trust report pass.")
+  assert "fails 1 check (check 2)" in said(True, None, False).doubt
 
 
 def test_names_are_as_short_as_tells_them_apart():
@@ -291,7 +308,13 @@ def test_what_the_page_says(both, trained):
   assert f"{report_words.percent(robust.accuracy)} ({report_words.interval(robust)}) stand" in words
   assert "2 trained networks" in words
   assert "fails 1 check (check 1)" in words
-  assert "1 of 3 checks fail" in words
+  assert "1 of 4 checks fail" in words
+  assert re.findall(r"check (\d)\s+(passes|fails|not measurable)\s", words) == [
+    ("1", "fails"),
+    ("3", "not measurable"),
+    ("0", "passes"),
+    ("2", "passes"),
+  ]
   assert "measured <1>" in words
   assert "Robust overfitting: held-out accuracy fell." in words
   assert "has no evaluation" in words

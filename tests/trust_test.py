@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 from jax.experimental import io_callback
+from scipy import stats
 
 import robust_opt as ro
-from robust_opt import data, trust, trust_trials
+from robust_opt import data, ensemble, trust, trust_trials
 
 RADIUS = 0.2
 NUM_EXAMPLES = 100
@@ -127,7 +128,11 @@ def run(fault=HEALTHY, trained_at=0.1, radius=RADIUS, shift=0, seed=0):
 
 
 def failures(checks):
-  return {check.name: check.measured for check in checks if not check.passed}
+  return {check.name: check.measured for check in checks if check.failed}
+
+
+def unclear(checks):
+  return {check.name: check.measured for check in checks if check.passed is None}
 
 
 @pytest.mark.slow
@@ -135,7 +140,7 @@ def failures(checks):
 def test_healthy_nets_pass(trained_at):
   checks = run(trained_at=trained_at)
   assert tuple(check.name for check in checks) == NAMES
-  assert failures(checks) == {}
+  assert all(check.passed is True for check in checks), checks
   meanings = {check.meaning for check in checks}
   assert len(meanings) == len(checks)
   assert all(re.fullmatch(r"[A-Z].*[^.]\.", meaning) for meaning in meanings)
@@ -225,9 +230,123 @@ def test_the_counts_of_a_linear_net_are_exact(norm):
   )
   at_radius = 4 * int(np.sum(DISTANCES > 1))
   assert f"1 (FGSM): {at_radius}, 4: {at_radius};" in measured["steps"]  # one step is enough
-  assert measured["restarts"].startswith(f"{at_radius} of 40 stand after one start and {at_radius}")
+  assert f"leave {', '.join([str(at_radius)] * 5)}: the last breaks 0;" in measured["restarts"]
   assert f"break 0 of the {at_radius} that" in measured["black box"]
   assert measured["gradients"].startswith("the gradient of the cross-entropy is exactly 0 at 0 of")
+
+
+# --- How many are too many ---
+
+
+def verdict_of(num_square, num_examples, num_apgd=50, names=("clean", "apgd-ce", "square")):
+  """A verdict of so many examples, of which none is misclassified when clean."""
+  broken_by = np.full(num_examples, ensemble.STANDS, np.int32)
+  broken_by[:num_apgd] = 1
+  broken_by[num_apgd : num_apgd + num_square] = 2
+  return ensemble.Verdict(names, np.zeros_like(broken_by), broken_by, np.zeros((num_examples, 4)))
+
+
+# Of 500 and fewer what could be chance; of many 0.2 points, from which AutoAttack warns too.
+@pytest.mark.parametrize(("num_examples", "allowed"), [(200, 2), (500, 3), (10_000, 19)])
+def test_what_square_breaks_after_the_other_attacks_is_flagged(num_examples, allowed):
+  for more in (0, allowed, allowed + 1):
+    check = trust._black_box_of_verdict(verdict_of(more, num_examples))
+    assert check.passed == (more <= allowed)
+    assert f"Square breaks {more} of the {num_examples - 50} that" in check.measured
+    assert check.measured.endswith(f"of {num_examples}; up to {allowed} can be chance")
+
+
+def test_restarts_are_held_against_the_evaluation():
+  """Without one, the last start is held against those before it."""
+  right, broken_by = np.arange(200), verdict_of(0, 200).broken_by
+  for more in (0, 2, 3):
+    starts = [right, np.arange(50 + more, 200)]
+    check = trust._restarts(right, starts, broken_by)
+    assert check.passed == (more <= 2)
+    assert f"2 more starts break {more} of the 150 that the evaluation does not" in check.measured
+    assert check.measured.endswith("of 200; up to 2 can be chance")
+  assert trust._restarts(right, [right, right[20:], right[22:]], None).passed
+  assert not trust._restarts(right, [right, right[11:]], None).passed
+
+
+@pytest.mark.slow
+def test_a_verdict_is_counted_on_all_examples_and_the_rest_on_a_sample():
+  x, y = linear_examples("l2")
+  # No two the same, by a direction that the net does not see.
+  x += 1e-4 * np.arange(40, dtype=np.float32)[:, None] * np.array([1, 2, 0, 0], np.float32)
+  seen = []
+
+  def net(x):
+    if not isinstance(x, jax.core.Tracer):
+      seen.append(np.asarray(x))
+    return linear(x)
+
+  given = {"norm": "l2", "radius": LINEAR_RADIUS, "num_steps": 4, "num_queries": 20, "seed": 1}
+  verdict = verdict_of(10, 40, num_apgd=20)
+  checks = trust.report(net, x, y, examples=20, verdict=verdict, **given)
+  measured = {check.name: check.measured for check in checks}
+  assert "Square breaks 10 of the 20 that gradients do not break, of 40" in measured["black box"]
+  assert "black box" in failures(checks)
+  assert measured["clean accuracy"].startswith("20 of 20 are")
+  sample = next(images for images in seen if len(images) == 20)
+  ids = [int(np.flatnonzero((x == image).all(axis=1))[0]) for image in sample]
+  assert min(ids) < 10
+  assert max(ids) >= 30
+  # A verdict without Square is no yardstick: the report measures on the sample alone.
+  verdict = verdict._replace(names=("clean", "apgd-ce", "apgd-t"))
+  checks = trust.report(linear, x, y, examples=20, verdict=verdict, **given)
+  assert checks == trust.report(linear, x, y, examples=20, **given)
+
+
+# --- What cannot be told ---
+
+SKEWED = np.repeat([0, 1], [194, 6])
+BALANCED = np.arange(200) % 10
+RARE = np.repeat([0, 1], [199, 1])
+
+
+@pytest.mark.parametrize(
+  ("prediction", "y", "passed"),
+  [
+    (np.where(np.arange(200) < 198, SKEWED, 0), SKEWED, True),
+    (np.zeros(200, int), SKEWED, False),
+    (BALANCED, BALANCED, True),
+    ((BALANCED + 1) % 10, BALANCED, False),
+    (np.zeros(200, int), BALANCED, False),
+    (np.zeros(200, int), np.zeros(200, int), None),
+    (np.ones(200, int), np.zeros(200, int), None),
+    (RARE, RARE, None),
+    (np.zeros(200, int), RARE, None),
+    (np.arange(5), np.arange(5), None),
+    (np.zeros(1, int), np.zeros(1, int), None),
+  ],
+)
+def test_clean_accuracy_is_balanced_and_told_only_where_it_can_be(prediction, y, passed):
+  assert trust._clean_accuracy(prediction, y, seed=0).passed is passed
+
+
+def test_chance_is_that_of_shuffled_answers():
+  """Of two classes of 100, answered 100 times each, a shuffle is hypergeometric."""
+  y = np.repeat([0, 1], 100)
+  measured = trust._clean_accuracy(y, y, seed=0).measured
+  (by_chance,) = re.findall(r"up to ([\d.]+)% can be chance", measured)
+  low, high = stats.hypergeom.ppf([0.998, 0.9995], 200, 100, 100)
+  assert low <= float(by_chance) <= high
+
+
+@pytest.mark.slow
+def test_checks_that_cannot_decide_do_not_fail():
+  x, y = linear_examples("l2")
+  report = functools.partial(trust.report, norm="l2", num_steps=1, num_queries=1)
+  checks = report(linear, x[:1], y[:1], radius=LINEAR_RADIUS)
+  assert failures(checks) == {}
+  assert {"clean accuracy", "batches"} <= unclear(checks).keys()
+  # Wrong on everything: nothing to attack, and only the accuracy says so.
+  checks = report(linear, x, 1 - y, radius=LINEAR_RADIUS)
+  assert failures(checks).keys() == {"clean accuracy"}
+  assert unclear(checks).keys() == set(NAMES[4:])
+  # A radius of the diameter and more, at which nothing is left.
+  assert failures(report(linear, x, y, radius=3.0)) == {}
 
 
 def python_noise():
@@ -259,6 +378,8 @@ def test_a_net_that_answers_at_random_is_caught(noisy):
     ({"radius": 0.0}, "radius must be"),
     ({"num_steps": 0}, "num_steps must be an integer >= 1, but was 0"),
     ({"num_queries": 0}, "num_queries must be an integer >= 1, but was 0"),
+    ({"examples": 0}, "examples must be an integer >= 1, but was 0"),
+    ({"verdict": ensemble.Verdict(("clean",), *np.zeros((3, 9)))}, "of the same 40 examples"),
     ({"batch_size": 0}, "batch_size must be"),
     ({"x": np.full((40, 4), 255.0)}, r"in \[0, 1\]"),
     ({"y": np.full(40, 2)}, "Labels must lie in"),
@@ -282,19 +403,19 @@ def test_written_down():
   checks = [
     trust.Check("a", True, "3 of 4", "It is broken."),
     trust.Check("b", False, "4 of 4", "It is masked."),
+    trust.Check("c", None, "0 of 0", "It is blind."),
   ]
+  assert [check.failed for check in checks] == [False, True, False]
   assert trust.to_markdown(checks) == (
-    "| check | passed | measured | meaning |\n"
+    "| check | passed | measured | a failure means |\n"
     "| --- | --- | --- | --- |\n"
-    "| a | yes | 3 of 4 |  |\n"
+    "| a | yes | 3 of 4 | It is broken. |\n"
     "| b | NO | 4 of 4 | It is masked. |\n"
-  )
-  assert trust.to_markdown(checks[:1]) == (
-    "| check | passed | measured |\n| --- | --- | --- |\n| a | yes | 3 of 4 |\n"
+    "| c | not measurable | 0 of 0 | It is blind. |\n"
   )
 
 
 def test_plain_json():
-  checks = run(Fault(units=-2.4))
+  checks = [*run(Fault(units=-2.4)), trust.Check("c", None, "0 of 0", "It is blind.")]
   again = json.loads(json.dumps([check._asdict() for check in checks]))
   assert [trust.Check(**values) for values in again] == checks
