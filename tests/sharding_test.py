@@ -1,4 +1,8 @@
-"""One step, four placements, the same numbers: jit, jit over a mesh, pmap and shard_map."""
+"""One step, four placements, the same numbers: jit, jit over a mesh, pmap and shard_map.
+
+Every placement adds the terms of a sum in its own order, and a sign in the ascent may turn where a
+gradient is almost 0. The placements are therefore compared in float64.
+"""
 
 import functools
 
@@ -10,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from rounding import assert_close, in_float64
 
 import robust_opt as ro
 from robust_opt import models, sharding, training
@@ -17,6 +22,17 @@ from robust_opt.data import load
 
 DEVICES, BATCH, STEPS = 8, 24, 3
 BRIGHT = 0.36
+# Two ascent gradients and one of the parameters, each forward and back through sums over 64 pixels,
+# 24 units, 10 classes and 24 examples.
+TERMS = 3 * 2 * (64 + 24 + 10 + BATCH)
+
+
+class PlainNet(nn.Module):
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    return nn.Dense(10)(nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1))))
 
 
 class BatchNormNet(nn.Module):
@@ -47,7 +63,7 @@ class CountingNet(nn.Module):
 
 # (net of an axis name, whether the ascent runs in train mode)
 NETS = {
-  "plain": (lambda axis_name: models.MLP(widths=(16,)), False),
+  "plain": (PlainNet, False),
   "counting": (CountingNet, False),
   "batch_norm": (BatchNormNet, False),
   "batch_norm_train_mode": (BatchNormNet, True),
@@ -58,20 +74,22 @@ QUICK = ("plain", "batch_norm_train_mode")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def eight_devices():
+def eight_devices_and_float64():
   assert jax.device_count() == DEVICES
+  with jax.enable_x64(True):
+    yield
 
 
 def digits(count=BATCH * STEPS):
   data = load("digits", "train")
-  return ro.ArrayData(data.images[:count], data.labels[:count])
+  return ro.ArrayData(data.images[:count] / 255, data.labels[:count])
 
 
 def make_step(name, axis_name=None):
   """(step, fresh state): two steps of ascent from a random start, momentum."""
   make_net, train_mode = NETS[name]
   net, optimizer = make_net(axis_name), optax.sgd(0.2, momentum=0.9)
-  params, model_state = models.init(make_net(None), jax.random.key(0), (8, 8, 1))
+  params, model_state = in_float64(models.init(make_net(None), jax.random.key(0), (8, 8, 1)))
   step = ro.make_train_step(
     models.from_linen(net),
     optimizer,
@@ -141,8 +159,9 @@ def under_shard_map_checked(name):
 def test_step_is_the_same_wherever_it_runs(name, placement):
   expected, expected_metrics = on_one_device(name)
   state, metrics = placement(name)
-  chex.assert_trees_all_close(state, expected, rtol=1e-5, atol=1e-6)
-  chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
+  # Some entries are nothing but rounding: a bias before batch normalization has no gradient.
+  close = functools.partial(assert_close, terms=TERMS, steps=STEPS, scale=1.0)
+  close((state, metrics), (expected, expected_metrics))
   assert int(state.step) == STEPS
 
 
@@ -151,7 +170,7 @@ def test_counters_stay_counters(placement):
   state, _ = placement("counting")
   statistics = state.model_state["statistics"]
   assert (statistics["count"].dtype, int(statistics["count"])) == (np.int32, STEPS)
-  means = digits().images.mean((1, 2, 3)) / 255
+  means = digits().images.mean((1, 2, 3))
   of_first_device = np.arange(len(means)) % BATCH < BATCH // DEVICES
   assert means[of_first_device].max() < BRIGHT < means.max()
   assert statistics["seen"].dtype == bool
@@ -196,7 +215,7 @@ def test_scan_over_a_mesh_is_the_scan_on_one_device(name):
   over, arguments = scan_of(name, sharding.data_mesh())
   program = over.lower(*arguments, 5).compile()
   state, metrics = program(*arguments)
-  chex.assert_trees_all_close(jax.device_get((state, metrics)), expected, rtol=1e-4, atol=1e-5)
+  assert_close(jax.device_get((state, metrics)), expected, terms=TERMS, steps=5, scale=1.0)
   for leaf in jax.tree.leaves(state):
     assert leaf.sharding.is_fully_replicated
     assert len(leaf.sharding.device_set) == DEVICES
@@ -204,8 +223,8 @@ def test_scan_over_a_mesh_is_the_scan_on_one_device(name):
   assert "all-reduce" in hlo
   # Each device multiplies its 2 of 16 examples by the first layer, never all of them.
   width = 16 if name == "plain" else 24
-  assert f"f32[2,{width}]" in hlo
-  assert f"f32[16,{width}]" not in hlo
+  assert f"f64[2,{width}]" in hlo
+  assert f"f64[16,{width}]" not in hlo
 
 
 def test_batch_placer_splits_the_batch():
@@ -233,8 +252,8 @@ def test_replicate_puts_everything_everywhere():
 
 
 def test_evaluation_over_a_mesh_is_the_evaluation_on_one_device():
-  net = models.MLP(widths=(16,))
-  params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
+  net = PlainNet()
+  params, model_state = in_float64(models.init(net, jax.random.key(0), (8, 8, 1)))
 
   def attack(radius):
     return ro.ascend(ro.pgd(ro.l2(radius), ro.l2(radius / 2)), 2)
@@ -243,7 +262,7 @@ def test_evaluation_over_a_mesh_is_the_evaluation_on_one_device():
     evaluate = ro.make_evaluate(models.from_linen(net), ro.robust(), attack, 16, place_batch=place)
     return jax.jit(evaluate)(*arguments)
 
-  arguments = params, model_state, digits(50), jnp.float32(0.3), jax.random.key(1)
+  arguments = params, model_state, digits(50), jnp.float64(0.3), jax.random.key(1)
   mesh = sharding.data_mesh()
   expected = run(lambda batch: batch, *arguments)
   out = run(sharding.batch_placer(mesh), *(sharding.replicate(a, mesh) for a in arguments))
