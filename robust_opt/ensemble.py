@@ -48,11 +48,13 @@ class Phase(NamedTuple):
     name: as AutoAttack has it.
     make: (norm, radius [], rank [], channel axis of an example or None) -> attack.
     num_targets: how many target classes it goes through, at most all wrong ones; 0: untargeted.
+    gradients: whether it needs those of the network.
   """
 
   name: str
   make: Callable[[str, Array, Array, int | None], LogitsAttack]
   num_targets: int = 0
+  gradients: bool = True
 
 
 class Verdict(NamedTuple):
@@ -148,7 +150,7 @@ def _square(num_queries: int) -> Phase:
     del rank
     return square(norm, radius, BOX, num_queries, channel_axis=channel_axis)
 
-  return Phase("square", make)
+  return Phase("square", make, gradients=False)
 
 
 # Built once: a phase is a compile-time constant, compared by identity. AutoAttack, too, restarts
@@ -204,7 +206,8 @@ def autoattack(
   """
   radius = one_radius(radius)
   phases = phases_of(version, logits_fn)
-  x, y = checked(logits_fn, x, y, norm, radius, batch_size)
+  gradients = any(phase.gradients for phase in phases)
+  x, y = checked(logits_fn, x, y, norm, radius, batch_size, gradients=gradients)
   axis = layout.resolve(channel_axis, x.shape[1:])
   guess = layout.guess_in_words(channel_axis, x.shape[1:])
   if guess:
@@ -304,8 +307,21 @@ def checked(
   norm: str,
   radius: float | Array,
   batch_size: int,
+  *,
+  allow_probabilities: bool = False,
+  gradients: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
   """x as float32 and y as int32, if they can be attacked.
+
+  Args:
+    logits_fn: as for `autoattack`, and so are x, y, norm, radius and batch_size.
+    x: images.
+    y: labels.
+    norm: of the ball.
+    radius: of the ball.
+    batch_size: examples at a time.
+    allow_probabilities: whether the outputs may be probabilities.
+    gradients: whether the network must be differentiable.
 
   Raises:
     InputError: an empty set, images that are not floating point or leave [0, 1], labels that are
@@ -335,7 +351,9 @@ def checked(
       f"Images must be finite and in [0, 1], but lie in [{images.min():.4g}, {images.max():.4g}]; "
       f"a net that takes other units must convert them itself."
     )
-  _check_outputs(logits_fn, images, labels)
+  _check_outputs(logits_fn, images, labels, allow_probabilities)
+  if gradients:
+    nets.check_differentiable(logits_fn, images[: nets.NUM_CHECKED])
   return images, labels
 
 
@@ -360,8 +378,10 @@ def sum_rounding(dtype: Any) -> float:
   return max(1e-3, float(jnp.finfo(dtype).eps))
 
 
-def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) -> None:
-  sample = images[:16]
+def _check_outputs(
+  logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, allow_probabilities: bool
+) -> None:
+  sample = images[: nets.NUM_CHECKED]
   try:
     outputs = logits_fn(jnp.asarray(sample))
   except Exception as error:
@@ -387,12 +407,12 @@ def _check_outputs(logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray) 
       f"[{labels.min()}, {labels.max()}]."
     )
   sums = logits.astype(np.float64).sum(axis=1)
-  if np.all(logits >= 0) and np.all(np.abs(sums - 1) <= sum_rounding(dtype)):
+  probabilities = np.all(logits >= 0) and np.all(np.abs(sums - 1) <= sum_rounding(dtype))
+  if probabilities and not allow_probabilities:
     raise InputError(
       "The net must return logits, but its outputs are >= 0 and sum to 1, as probabilities do: "
       "the gradient of a confident net would be lost in the softmax."
     )
-  nets.check_differentiable(logits_fn, sample)
 
 
 def _attack_batch(

@@ -111,7 +111,8 @@ def run(options: Options) -> bool:
     study.close()
   in_8_bits = _accuracy_after_rounding(found, stored, options.batch_size)
   guess = layout.guess_in_words(options.channel_axis, x.shape[1:])
-  _write(folder, stored, checks, in_8_bits, guess, time.monotonic() - began)
+  draws = getattr(found.logits_fn, "num_draws", 0)  # of a nets.Randomized
+  _write(folder, stored, checks, in_8_bits, guess, draws, time.monotonic() - began)
   print((folder / "summary.md").read_text(encoding="utf-8"))
   print(f"Everything about this evaluation is in {folder}")
   return not any(check.failed for check in checks)
@@ -227,6 +228,7 @@ def _write(
   checks: list[trust.Check],
   accuracy_after_rounding: float,
   guess: str,
+  draws: int,
   seconds: float,
 ) -> None:
   claim, outcome = stored.claim, stored.verdict
@@ -240,6 +242,7 @@ def _write(
   summary = {
     "claim": claim._asdict(),
     "total": total,
+    "draws": draws,
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
     "accuracy_after_rounding": accuracy_after_rounding,
@@ -248,8 +251,9 @@ def _write(
     "seconds_since_last_start": round(seconds, 1),
   }
   write_json(folder / "summary.json", summary)
+  version = claim.version + (f" ({draws} draws an answer)" if draws else "")
   lines = [
-    f"# {claim.norm}, radius {claim.radius:.6g}, {claim.version}, {total} examples",
+    f"# {claim.norm}, radius {claim.radius:.6g}, {version}, {total} examples",
     "",
     "| after | broken by it | standing | accuracy |",
     "|---|---|---|---|",

@@ -21,9 +21,6 @@ from robust_opt.trust_trials import answers
 from robust_opt.types import LogitsFn
 
 NUM_IMAGES = 8
-# Logits that differ by no more than this share of the largest are equal up to float32 rounding: a
-# sum of n terms in another order differs by about sqrt(n) * 6e-8; the rest is margin for depth.
-ROUNDING = 1e-4
 
 
 def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str, Any]:
@@ -62,5 +59,4 @@ def same(key: str, old: Any, new: Any) -> bool:
   """
   if key.rpartition(".")[2] != "logits" or np.shape(old) != np.shape(new):
     return bool(old == new)
-  a, b = np.asarray(old, np.float64), np.asarray(new, np.float64)
-  return bool(np.max(np.abs(a - b)) <= ROUNDING * np.max(np.abs(a)))
+  return nets.compared(np.asarray(old, np.float32), np.asarray(new, np.float32))[0]

@@ -32,23 +32,14 @@ from robust_opt.uncertainty import UncertaintySet
 # What a config may name; gradient_penalty takes the set besides.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]
 
-# Losses of labels that are classes: points are compared by the margin, as it says who is fooled.
-_CLASSIFICATION = (
-  losses.cross_entropy,
-  losses.one_vs_all,
-  losses.independent,
-  losses.margin,
-  losses.dlr,
-)
-
 
 class RobustObjective(NamedTuple):
   """min over theta of outer, at the x_adv that attacks inner.
 
   Attributes:
     inner: (forward, x [B, *S], y [B, ...]) -> value_fn, what the adversary ascends. Its score is
-      the margin for the classification losses of `robust_opt.losses`, > 0 where the net is fooled,
-      and the value itself for any other loss.
+      the margin, > 0 where the net is fooled, if y are classes (integers [B], with two logits or
+      more), and else the value itself.
     outer: (forward, x [B, *S], x_adv [B, *S], y [B, ...]) -> (loss [B], model_state), what the
       learner descends. x_adv carries no gradient.
   """
@@ -64,10 +55,10 @@ def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
   same objective under an attack of 0 steps.
 
   Args:
-    loss: J, (outputs of the model, y [B, ...]) -> [B]: a classification loss of
-      `robust_opt.losses`, or any other loss of whatever labels it takes (targets of a regression,
-      soft labels, several labels an example). An attack that compares points (`keep_best`,
-      `restarts`) compares them by the margin for the former and by the loss for the latter.
+    loss: J, (outputs of the model, y [B, ...]) -> [B], of whatever labels it takes: classes,
+      targets of a regression, soft labels, several labels an example. An attack that compares
+      points (`keep_best`, `restarts`) compares them by the margin if y are classes, integers [B]
+      with two logits or more, and else by the loss.
   """
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
@@ -192,6 +183,12 @@ def gradient_penalty(
   return RobustObjective(_ascend_loss(loss), outer)
 
 
+def _are_classes(logits: Array, y: Array) -> bool:
+  """Whether labels are integers [B] and logits [B, C] of at least two classes."""
+  classes = logits.ndim == 2 and logits.shape[1] >= 2
+  return classes and y.ndim == 1 and bool(jnp.issubdtype(y.dtype, jnp.integer))
+
+
 def _ascend_loss(loss: LossFn) -> Callable[[Forward, Array, Array], ValueFn]:
   def inner(forward: Forward, x: Array, y: Array) -> ValueFn:
     del x
@@ -199,7 +196,7 @@ def _ascend_loss(loss: LossFn) -> Callable[[Forward, Array, Array], ValueFn]:
     def value_fn(x_adv: Array) -> Array | Scored:
       logits, _ = forward(x_adv)
       value = loss(logits, y)
-      return Scored(value, losses.margin(logits, y)) if loss in _CLASSIFICATION else value
+      return Scored(value, losses.margin(logits, y)) if _are_classes(logits, y) else value
 
     return value_fn
 

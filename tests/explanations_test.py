@@ -330,10 +330,9 @@ def test_effective_weights_are_averaged_over_examples():
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_effective_weights_of_one_class_are_nothing():
-  found = explanations.effective_weights(lambda x: LINEAR(x)[:, :1], X)
-  np.testing.assert_array_equal(found, jnp.zeros((1, *SHAPE)))
-  assert np.all(np.isnan(explanations.cosine_similarity(found, found)))
+def test_effective_weights_need_two_classes():
+  with pytest.raises(InputError, match="at least 2 classes"):
+    explanations.effective_weights(lambda x: LINEAR(x)[:, :1], X)
 
 
 def test_cosine_similarity():

@@ -145,10 +145,12 @@ def other(x):
 def apply(weights, x):
   return (x - 0.5) @ weights
 partial = jax.tree_util.Partial(apply, weights)
+@jax.custom_vjp
 def bridge(x):
   def answer(x):
     return ((np.asarray(x) - 0.5) @ weights).astype(np.float32)
   return jax.pure_callback(answer, jax.ShapeDtypeStruct((x.shape[0], 3), np.float32), x)
+bridge.defvjp(lambda x: (bridge(x), x), lambda x, _: (x,))
 """
 
 

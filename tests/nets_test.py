@@ -188,6 +188,53 @@ def test_state_outside_of_the_arguments_is_refused():
     attack(net, X, Y)
 
 
+def test_a_jitted_function_with_old_weights_is_refused():
+  """JAX keeps the first weights for the shapes that it has seen, and takes new ones for others."""
+  params = {"w": jnp.asarray(W)}
+  net = jax.jit(lambda x: x @ params["w"])
+  assert attack(net, X, Y).clean_accuracy == 1
+  params["w"] = jnp.asarray(-W)
+  with pytest.raises(ro.InputError, match="weights that a jitted function closed over"):
+    attack(net, X, Y)
+
+
+def test_a_callback_to_another_function_is_another_network():
+  model = [lambda a: np.asarray(a) @ W]
+
+  def net(x):
+    answer, shape = model[0], jax.ShapeDtypeStruct((*x.shape[:1], 3), jnp.float32)
+    return jax.pure_callback(lambda a: answer(a).astype(np.float32), shape, x)
+
+  assert np.mean(ensemble.predictions(net, X, 8) == Y) == 1
+  model[0] = lambda a: -np.asarray(a) @ W
+  assert np.mean(ensemble.predictions(net, X, 8) == Y) < 0.5
+
+
+@pytest.mark.parametrize("masked", [-1e9, -1e30])
+def test_logits_are_compared_where_they_decide(masked):
+  logits = np.concatenate([X @ W, np.full((len(X), 1), masked, np.float32)], axis=1)
+  shared = np.float32(1e4) + X @ W
+  for z in (logits, X @ W, shared):
+    assert nets.compared(z, z * np.float32(1 + 2**-23))[0]
+    noise = np.float32(0.05) * np.random.default_rng(2).normal(size=z.shape).astype(np.float32)
+    assert not nets.compared(z, z + noise)[0]
+  assert not nets.compared(X @ W, np.full_like(X @ W, np.nan))[0]
+
+
+def test_a_leaf_without_a_hash():
+  labels = {1, 2}
+  net = jax.tree_util.Partial(lambda kept, x: x @ W * len(kept) / 2, labels)
+  np.testing.assert_allclose(nets.as_argument(net, X)(X), X @ W, rtol=1e-6)
+
+
+def test_square_alone_needs_no_gradient():
+  def net(x):
+    shape = jax.ShapeDtypeStruct((*x.shape[:1], 3), jnp.float32)
+    return jax.pure_callback(lambda a: np.asarray(a) @ W, shape, x)
+
+  assert attack(net, X, Y, version=(ensemble._square(3),)).clean_accuracy == 1
+
+
 def test_low_precision_is_no_reason_to_refuse():
   deep = [jnp.asarray(np.linalg.qr(np.eye(6) + 0.1 * W @ W.T)[0], jnp.bfloat16) for _ in range(8)]
 

@@ -114,5 +114,5 @@ def test_nothing_is_proved_in_fewer_bits(name):
       jax.tree.map(lambda a: jnp.asarray(a, low), LAYERS), IMAGES, "l2", 0.1
     ),
   }
-  with pytest.raises(ro.InputError, match="wants images and weights in float32, but was given bfl"):
+  with pytest.raises(ro.InputError, match="needs images and weights in float32, but was given bfl"):
     arguments[name]()

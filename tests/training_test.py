@@ -348,7 +348,7 @@ def test_ascent_costs_a_forward_pass_and_an_input_gradient():
     return lowered.compile().cost_analysis()["flops"]
 
   extra = (flops(ro.steepest(ro.linf(0.1))) - flops(no_attack())) / 2  # a multiply-add is two
-  assert 1.9 * forward < extra < 2.3 * forward
+  assert 1.9 * forward < extra < 2.5 * forward  # and elementwise functions, of 10 logits each
 
 
 # Modes

@@ -253,7 +253,7 @@ def test_what_square_breaks_after_the_other_attacks_is_flagged(num_examples, all
     check = trust._black_box_of_verdict(verdict_of(more, num_examples))
     assert check.passed == (more <= allowed)
     assert f"Square breaks {more} of the {num_examples - 50} that" in check.measured
-    assert check.measured.endswith(f"of {num_examples}; up to {allowed} can be chance")
+    assert check.measured.endswith(f"of {num_examples}; up to {allowed} are not flagged")
 
 
 def test_restarts_are_held_against_the_evaluation():
