@@ -44,8 +44,8 @@ from robust_opt.certify.layers import (
   Layer,
   apply,
   gamma,
+  inner_up,
   largest,
-  round_up,
 )
 from robust_opt.errors import InputError
 from robust_opt.types import Array
@@ -240,20 +240,26 @@ def _bound_from_input(
 ) -> Array:
   """An upper bound [B] of <a, layers(x + delta)> over the ball, linear in x + delta."""
   a, constants = _pull_back(layers, intervals, a)
-  # Both delta and x + delta are rounded by whoever attacks.
-  clean = round_up(a * x, jnp.abs(a) * gamma(8, x.dtype) * largest(*intervals[0]))
-  # The ascent sorts and sums up the entries, as does a norm that says whether delta is inside.
-  gain = a * u.steepest_ascent(a, x)
-  gain = round_up(gain, gamma(3 * x[0].size + 16, x.dtype) * jnp.abs(gain))
-  return round_up(jnp.stack([clean, gain, *constants], axis=-1))
+  # Both delta and x + delta are rounded.
+  clean = inner_up(a, x, gamma(10, x.dtype) * largest(*intervals[0]))
+  # No term is negative. The ascent sorts and sums up the entries, as does a norm that says whether
+  # delta is inside.
+  gain = jnp.sum(a * u.steepest_ascent(a, x), axis=range(1, x.ndim))
+  gain *= 1 + gamma(4 * x[0].size + 20, x.dtype)
+  return _add_up([clean, gain, *constants])
 
 
 def _bound_from_interval(layers: Sequence[Layer], intervals: list[_Interval], a: Array) -> Array:
   """An upper bound [B] of <a, layers(z)> over lower <= z <= upper."""
   a, constants = _pull_back(layers, intervals, a)
   lower, upper = intervals[0]
-  highest = round_up(jnp.maximum(a, 0.0) * upper + jnp.minimum(a, 0.0) * lower)
-  return round_up(jnp.stack([highest, *constants], axis=-1))
+  return _add_up([inner_up(a, jnp.where(a > 0, upper, lower)), *constants])
+
+
+def _add_up(parts: list[Array]) -> Array:
+  """An upper bound of the sum of [B] each."""
+  stacked = jnp.stack(parts, axis=-1)
+  return inner_up(jnp.ones_like(stacked), stacked)
 
 
 def _pull_back(

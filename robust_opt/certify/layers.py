@@ -61,17 +61,18 @@ def apply(layers: Sequence[Layer], x: Array) -> Array:
   return x
 
 
-def round_up(terms: Array, lost: Array | float = 0.0) -> Array:
-  """At least the sum of each example's terms and of what each may have lost already: [B].
+def inner_up(a: Array, b: Array, lost: Array | float = 0.0) -> Array:
+  """At least <a, b'> of every example for every b' with |b' - b| <= lost: [B].
 
-    sum(terms + lost) + gamma_N sum(|terms| + lost),   N terms
+    <a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>,   n entries
 
   Args:
-    terms: [B, *S], each rounded once.
-    lost: [B, *S], >= 0.
+    a: [B, *S].
+    b: [B, *S], or of a shape that broadcasts.
+    lost: the same, >= 0.
   """
-  share = gamma(terms[0].size + 6, terms.dtype)
-  return _sum(terms + (share * jnp.abs(terms) + (1 + share) * lost))
+  share = gamma(a[0].size + 6, a.dtype)
+  return _sum(a * b) + _sum(jnp.abs(a) * (share * jnp.abs(b) + (1 + share) * lost))
 
 
 def gamma(roundings: int, dtype: jnp.dtype) -> float:
@@ -113,7 +114,7 @@ class AffineLayer(abc.ABC):
     (pulled,) = jax.linear_transpose(self.linear, lower)(a)
     # By the layer's own sums, and by those of L^T a.
     lost = gamma(sum(self.fan()) + 8, lower.dtype) * self._size(lower, upper)
-    return pulled, round_up(a * self.bias, jnp.abs(a) * lost)
+    return pulled, inner_up(a, jnp.asarray(self.bias), lost)
 
   def _size(self, lower: Array, upper: Array) -> Array:
     """|L| |z| + |bias|, the absolute values that an output is the sum of: [B, *out].
@@ -262,7 +263,7 @@ class ReLU:
     positive = jnp.maximum(a, 0.0)
     # Neither |above z| nor the height exceeds `upper`.
     lost = gamma(8, lower.dtype) * jnp.where(settled, 0.0, 2 * upper)
-    return jnp.where(a > 0, a * above, a * below), round_up(positive * height, positive * lost)
+    return jnp.where(a > 0, a * above, a * below), inner_up(positive, height, lost)
 
 
 @jax.tree_util.register_dataclass
@@ -305,7 +306,7 @@ class MaxPool:
     (pulled,) = jax.linear_transpose(self._windows, lower)(spread)
     positive = jnp.maximum(a, 0.0)
     size = jnp.where(unbeaten, 0.0, jnp.abs(t) + 2 * slope * largest(low_k, high_k))
-    return pulled, round_up(positive * height, positive * gamma(10, lower.dtype) * size)
+    return pulled, inner_up(positive, height, gamma(10, lower.dtype) * size)
 
   def _windows(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H // size, W // size, C, size * size]."""
