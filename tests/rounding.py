@@ -7,8 +7,8 @@ follows from the type and the number of operations:
   np.testing.assert_allclose(x @ w, expected, atol=rounding(terms=64) * scale)
   assert_close(new.params, expected.params, terms=64 + 16 + 10)
 
-Compare a formula with another formula in float64 (`in_float64`): the tolerance is then orders of
-magnitude below the effect of any fault.
+Compare a formula with another formula in float64 (the fixture `float64`, and `widest`): the
+tolerance is then orders of magnitude below the effect of any fault.
 """
 
 from typing import Any
@@ -68,8 +68,8 @@ def _assert_leaf_close(
   )
 
 
-def in_float64(tree: Any) -> Any:
-  """The tree with its floating arrays in float64; call it within `jax.enable_x64(True)`."""
+def widest(tree: Any) -> Any:
+  """The tree with its floating arrays in float64 where x64 is on, else in float32."""
   return jax.tree.map(
-    lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    lambda a: jnp.asarray(a, float) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
   )
