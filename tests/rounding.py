@@ -11,6 +11,8 @@ Compare a formula with another formula in float64 (the fixture `float64`, and `w
 tolerance is then orders of magnitude below the effect of any fault.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def rounding(*, terms: int = 1, steps: int = 1, dtype: Any = np.float32) -> float:
+def rounding(
+  *, terms: int = 1, steps: int = 1, growth: float = 1.0, dtype: Any = np.float32
+) -> float:
   """Bound on the difference between two results of the same operations, relative to their size.
 
   A sum or a dot product of n terms, added in any order, is within n u of the exact value, relative
@@ -31,13 +35,21 @@ def rounding(*, terms: int = 1, steps: int = 1, dtype: Any = np.float32) -> floa
       the sum of the widths that its products contract, twice that with its gradient; elementwise
       functions have a few.
     steps: of the iteration, if there is one, each of which starts from the last one's result.
+    growth: by how much a step may multiply the error of the point that it starts from.
     dtype: in which the operations are done.
   """
-  return float(terms * steps * jnp.finfo(dtype).eps)
+  amplified = sum(growth**step for step in range(steps))
+  return float(terms * amplified * jnp.finfo(dtype).eps)
 
 
 def assert_close(
-  actual: Any, expected: Any, *, terms: int = 1, steps: int = 1, scale: float | None = None
+  actual: Any,
+  expected: Any,
+  *,
+  terms: int = 1,
+  steps: int = 1,
+  growth: float = 1.0,
+  scale: float | None = None,
 ) -> None:
   """Asserts that two trees differ by no more than `rounding` of each leaf's largest magnitude.
 
@@ -46,14 +58,16 @@ def assert_close(
     expected: a tree of the same structure and shapes. The less precise type of the two counts.
     terms: as in `rounding`.
     steps: as in `rounding`.
+    growth: as in `rounding`.
     scale: the size of the terms that were added, where they cancel; else the largest magnitude of
       the leaf of `expected`.
   """
-  jax.tree.map(lambda a, b: _assert_leaf_close(a, b, terms, steps, scale), actual, expected)
+  relative = functools.partial(rounding, terms=terms, steps=steps, growth=growth)
+  jax.tree.map(lambda a, b: _assert_leaf_close(a, b, relative, scale), actual, expected)
 
 
 def _assert_leaf_close(
-  actual: Any, expected: Any, terms: int, steps: int, scale: float | None
+  actual: Any, expected: Any, relative: Callable[..., float], scale: float | None
 ) -> None:
   actual, expected = np.asarray(actual), np.asarray(expected)
   floating = [a.dtype for a in (actual, expected) if jnp.issubdtype(a.dtype, jnp.floating)]
@@ -61,11 +75,10 @@ def _assert_leaf_close(
     np.testing.assert_array_equal(actual, expected)
     return
   dtype = max(floating, key=lambda dtype: jnp.finfo(dtype).eps)
-  finite = np.abs(expected[np.isfinite(expected)], dtype=np.float64)
-  size = np.max(finite, initial=0.0) if scale is None else scale
-  np.testing.assert_allclose(
-    actual, expected, rtol=0, atol=rounding(terms=terms, steps=steps, dtype=dtype) * size
-  )
+  if scale is None:
+    magnitude = np.abs(expected.astype(np.float64))
+    scale = np.max(magnitude[np.isfinite(magnitude)], initial=0.0)
+  np.testing.assert_allclose(actual, expected, rtol=0, atol=relative(dtype=dtype) * scale)
 
 
 def widest(tree: Any) -> Any:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
 from robust_opt import augmentation, build, config, models, optimizers, training, updates
 from robust_opt.data import load
-from rounding import assert_close, rounding, widest
 
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
 LR = 0.5
@@ -201,7 +201,9 @@ def test_a_curriculum_is_the_attack_of_each_step():
     return jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
 
   scheduled = step_of(
-    ro.ScheduledAttack(lambda step: ro.steepest(ro.linf(radius * jnp.minimum(step.astype(float) / 4, 1))))
+    ro.ScheduledAttack(
+      lambda step: ro.steepest(ro.linf(radius * jnp.minimum(step.astype(float) / 4, 1)))
+    )
   )
   for i, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0, 1.0)):
     key = jax.random.key(i)
