@@ -22,7 +22,7 @@ N = 6
 # Up to three layers of at most 4 x 6 units, an exponential or a logarithm, and a sum over classes.
 TERMS = 3 * 4 * N + 16
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 X = np.random.default_rng(0).uniform(0, 1, (5, *SHAPE)).astype(np.float32)
 
 

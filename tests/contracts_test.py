@@ -47,7 +47,7 @@ BATCH, NUM_ENTRIES, NUM_STEPS = 32, 6, 8
 # Forward and back through the entries and 3 units, then a norm over the entries.
 TERMS = 2 * (NUM_ENTRIES + 3) + NUM_ENTRIES + 8
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS, steps=NUM_STEPS)
+close = functools.partial(assert_close, terms=TERMS, steps=NUM_STEPS, dtype=np.float32)
 
 
 def step_of(make, radius):

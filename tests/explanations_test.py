@@ -19,7 +19,7 @@ EPSILONS = np.linspace(-2, 2, 9, dtype=np.float32)
 # Forward and back through 6 inputs, to 3 classes, and least squares over 9 points.
 TERMS = 2 * (6 + NUM_CLASSES) + 4 * 9
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 
 
 def draw(*shape, seed=0):

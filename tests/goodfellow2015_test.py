@@ -30,7 +30,7 @@ def linear(w, top="softmax"):
 
 
 # A product over 4 pixels, forward and back, and a softmax.
-close = functools.partial(assert_close, terms=2 * (4 + 2) + 16)
+close = functools.partial(assert_close, terms=2 * (4 + 2) + 16, dtype=np.float32)
 X = jax.random.uniform(jax.random.key(0), (200, 2, 2, 1)) - 0.5
 W = jax.random.normal(jax.random.key(1), (4, 2))
 Y = (X.reshape(200, 4) @ (W[:, 1] - W[:, 0]) > 0).astype(jnp.int32)

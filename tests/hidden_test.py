@@ -19,7 +19,7 @@ LR = 0.5
 # Forward and back through the widest net: sums over 9, 9 x 32, 256 and 128 entries.
 TERMS = 2 * (9 + 288 + 256 + 128)
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 NETS = {
   "softmax": (models.SoftmaxRegression(num_classes=2, mean=0.3, std=0.4), (3, 4, 1)),
   "mlp": (models.MLP(num_classes=100, widths=(7, 5), mean=0.3, std=0.4), (3, 4, 1)),

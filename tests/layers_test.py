@@ -12,7 +12,7 @@ from robust_opt.models import layers
 from robust_opt.models.mnist_cnn import MnistCNN
 
 # Forward and back through sums over up to 5 x 5 x 8 entries, and over the pixels of two images.
-close = functools.partial(assert_close, terms=2 * (5 * 5 * 8 + 2 * 10 * 9))
+close = functools.partial(assert_close, terms=2 * (5 * 5 * 8 + 2 * 10 * 9), dtype=np.float32)
 
 
 def normal(seed, *shape):

@@ -15,7 +15,7 @@ NAMES = [name for name in models.__all__ if isinstance(getattr(models, name), ty
 # XLA takes some ten seconds for each function of a VGG, however narrow it is.
 NETS = [pytest.param(n, marks=pytest.mark.slow) if n == "VGG" else n for n in NAMES]
 # A handful of layers, none of which sums more than 800 entries.
-close = functools.partial(assert_close, terms=5 * 800)
+close = functools.partial(assert_close, terms=5 * 800, dtype=np.float32)
 SHAPES = {"VGG": (32, 32, 3), "MnistCNN": (28, 28, 1), "DigitsCNN": (8, 8, 1)}
 SMALL = {"VGG": {"width": 1 / 16}}
 STATISTICS = {"mean": 0.0, "std": 1.0}

@@ -22,7 +22,7 @@ Y = (X @ W).argmax(axis=1)
 # A product over 6 inputs, a softmax of 3 classes, and a mean.
 TERMS = 6 + 2 * 3 + 16
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 
 attack = functools.partial(ro.autoattack, norm="linf", radius=RADIUS, version=PHASES, batch_size=8)
 

@@ -14,7 +14,7 @@ from robust_opt import build, config, optimizers
 from robust_opt.errors import InputError
 
 # A rate, a momentum and a sum, in each of at most 8 updates.
-close = functools.partial(assert_close, terms=8, steps=8)
+close = functools.partial(assert_close, terms=8, steps=8, dtype=np.float32)
 
 
 def run(optimizer, gradients, start):

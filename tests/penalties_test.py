@@ -20,7 +20,7 @@ SHAPE = (6, 6, 2)
 # Forward and back through at most 72 inputs and 9 outputs, and norms of as many.
 TERMS = 2 * (72 + 9)
 ROUNDING = rounding(terms=2 * TERMS)
-close = functools.partial(assert_close, terms=TERMS, scale=1.0)
+close = functools.partial(assert_close, terms=TERMS, scale=1.0, dtype=np.float32)
 
 
 def batch_of(shape, classes=3, size=4):

@@ -11,8 +11,6 @@ Compare a formula with another formula in float64 (the fixture `float64`, and `w
 tolerance is then orders of magnitude below the effect of any fault.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,35 +48,34 @@ def assert_close(
   steps: int = 1,
   growth: float = 1.0,
   scale: float | None = None,
+  dtype: Any = None,
 ) -> None:
   """Asserts that two trees differ by no more than `rounding` of each leaf's largest magnitude.
 
   Args:
     actual: a tree of arrays.
-    expected: a tree of the same structure and shapes. The less precise type of the two counts.
+    expected: a tree of the same structure and shapes.
     terms: as in `rounding`.
     steps: as in `rounding`.
     growth: as in `rounding`.
     scale: the size of the terms that were added, where they cancel; else the largest magnitude of
       the leaf of `expected`.
+    dtype: of the arithmetic; else the less precise type of the two leaves.
   """
-  relative = functools.partial(rounding, terms=terms, steps=steps, growth=growth)
-  jax.tree.map(lambda a, b: _assert_leaf_close(a, b, relative, scale), actual, expected)
 
-
-def _assert_leaf_close(
-  actual: Any, expected: Any, relative: Callable[..., float], scale: float | None
-) -> None:
-  actual, expected = np.asarray(actual), np.asarray(expected)
-  floating = [a.dtype for a in (actual, expected) if jnp.issubdtype(a.dtype, jnp.floating)]
-  if not floating:
-    np.testing.assert_array_equal(actual, expected)
-    return
-  dtype = max(floating, key=lambda dtype: jnp.finfo(dtype).eps)
-  if scale is None:
+  def assert_leaf_close(actual: Any, expected: Any) -> None:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    floating = [a.dtype for a in (actual, expected) if jnp.issubdtype(a.dtype, jnp.floating)]
+    if not floating:
+      np.testing.assert_array_equal(actual, expected)
+      return
+    coarsest = dtype or max(floating, key=lambda dtype: jnp.finfo(dtype).eps)
     magnitude = np.abs(expected.astype(np.float64))
-    scale = np.max(magnitude[np.isfinite(magnitude)], initial=0.0)
-  np.testing.assert_allclose(actual, expected, rtol=0, atol=relative(dtype=dtype) * scale)
+    size = np.max(magnitude[np.isfinite(magnitude)], initial=0.0) if scale is None else scale
+    relative = rounding(terms=terms, steps=steps, growth=growth, dtype=coarsest)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * size)
+
+  jax.tree.map(assert_leaf_close, actual, expected)
 
 
 def widest(tree: Any) -> Any:

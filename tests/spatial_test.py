@@ -15,7 +15,7 @@ from robust_opt.types import Scored
 
 SHAPE = (3, 5, 5, 2)
 # The sine and the weights of a rotation, and a sum over the pixels.
-close = functools.partial(assert_close, terms=np.prod(SHAPE[1:]) + 16)
+close = functools.partial(assert_close, terms=np.prod(SHAPE[1:]) + 16, dtype=np.float32)
 
 
 def images(shape=SHAPE):

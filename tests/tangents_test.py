@@ -17,7 +17,7 @@ ROWS = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 3)))[0].T  # orthon
 # Products over 8 pixels and 12 units, in a few rounds of orthonormalization.
 TERMS = 4 * (8 + 12)
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS, scale=1.0)
+close = functools.partial(assert_close, terms=TERMS, scale=1.0, dtype=np.float32)
 
 
 def on_a_plane(num_images=120):

@@ -21,7 +21,7 @@ BATCH, SHAPE, RADIUS = 12, (4, 3, 1), 0.2
 # A norm over the entries, and what scales and clips them.
 TERMS = 2 * 12 + 8
 ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 
 pytestmark = pytest.mark.slow  # they compile for minutes
 
