@@ -1,11 +1,14 @@
 """Maxout and RBF nets, their losses and the bound on their weights: closed forms, invariants."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rounding import assert_close, rounding
 from scipy import signal
 
 import robust_opt as ro
@@ -16,6 +19,10 @@ from robust_opt.models.rbf import squared_distances
 
 SHAPE = (3, 2, 1)
 N = 6
+# Up to three layers of at most 4 x 6 units, an exponential or a logarithm, and a sum over classes.
+TERMS = 3 * 4 * N + 16
+ROUNDING = rounding(terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 X = np.random.default_rng(0).uniform(0, 1, (5, *SHAPE)).astype(np.float32)
 
 
@@ -38,7 +45,7 @@ def test_one_piece_is_linear_and_the_identity_the_identity():
   )
   kernel, bias = normal(N, N), normal(N, seed=1)
   logits = logits_of(net, {"Dense_0": {"kernel": kernel, "bias": bias}, "Dense_1": eye}, X)
-  np.testing.assert_allclose(logits, X.reshape(5, N) @ kernel + bias, rtol=1e-5, atol=1e-6)
+  close(logits, X.reshape(5, N) @ kernel + bias)
 
 
 def test_two_opposite_pieces_are_the_absolute_value():
@@ -50,7 +57,7 @@ def test_two_opposite_pieces_are_the_absolute_value():
   }
   expected = np.abs((X.reshape(5, N) - 0.5) / 0.25 @ w)
   standardising = net.clone(mean=0.5, std=0.25)
-  np.testing.assert_allclose(logits_of(standardising, params, X), expected, rtol=1e-4, atol=1e-5)
+  close(logits_of(standardising, params, X), expected)
 
 
 def test_maxout_by_hand():
@@ -68,7 +75,7 @@ def test_maxout_by_hand():
     ]
     h = np.stack(units, axis=1)
   expected = h @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
-  np.testing.assert_allclose(logits_of(net, params, X), expected, rtol=1e-4, atol=1e-4)
+  close(logits_of(net, params, X), expected)
 
 
 def test_a_convolutional_maxout_layer_by_scipy():
@@ -92,7 +99,7 @@ def test_a_convolutional_maxout_layer_by_scipy():
   h = z.max(axis=1).reshape(2, 3, 2, 2, 3, 2).max(axis=(3, 5)).transpose(0, 2, 3, 1)
   top = params["Dense_0"]
   expected = h.reshape(2, -1) @ top["kernel"] + top["bias"]
-  np.testing.assert_allclose(logits_of(net, params, x), expected, rtol=1e-4, atol=1e-4)
+  close(logits_of(net, params, x), expected)
 
 
 def test_maxout_starts_as_the_paper_does():
@@ -115,7 +122,7 @@ def test_a_maxout_layer_is_convex():
   t = np.linspace(0, 1, 40, dtype=np.float32)[:, None]
   chord = t * layer(a) + (1 - t) * layer(b)
   below = chord - layer(t * a + (1 - t) * b)
-  assert below.min() >= -1e-5
+  assert below.min() >= -ROUNDING * np.abs(chord).max()
   assert below.max() > 0.1
 
 
@@ -125,7 +132,7 @@ def test_pieces_that_tie_share_the_gradient():
   gradient = jax.grad(lambda z: max_of_pieces(z, 3).sum())(z)
   third, half = 1 / 3, 1 / 2
   expected = [[third] * 6, [half, half, half, 0, 0, half], [1, 0, 0, 0, 0, 1]]
-  np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+  close(gradient, expected)
 
 
 def test_dropout_keeps_the_expectation_and_only_in_training():
@@ -162,10 +169,10 @@ def test_dropout_rates_are_rates_of_dropping():
 
   share, scale = kept(hidden_dropout=0.0)
   assert abs(share - 0.8) < 0.1
-  np.testing.assert_allclose(scale, 1 / 0.8, rtol=1e-6)
+  close(scale, 1 / 0.8)
   share, scale = kept(input_dropout=0.0)
   assert abs(share - 0.5) < 0.125
-  np.testing.assert_allclose(scale, 2, rtol=1e-6)
+  close(scale, 2)
 
 
 # The bound on columns.
@@ -195,11 +202,11 @@ def test_columns_are_projected_exactly():
     norm = column_norms(after)
     assert (norm <= LIMIT).any()
     assert (norm > LIMIT).any()
-    np.testing.assert_allclose(moved[name], after * np.minimum(1, LIMIT / norm), atol=1e-6)
+    close(moved[name], after * np.minimum(1, LIMIT / norm))
     inside = norm <= LIMIT
     np.testing.assert_array_equal(changed[name][..., inside], updates[name][..., inside])
-    np.testing.assert_allclose(column_norms(moved[name])[~inside], LIMIT, rtol=1e-6)
-    assert column_norms(moved[name]).max() <= LIMIT * (1 + 1e-6)
+    close(column_norms(moved[name])[~inside], LIMIT)
+    assert column_norms(moved[name]).max() <= LIMIT * (1 + ROUNDING)
 
 
 def test_projecting_again_changes_nothing():
@@ -207,7 +214,7 @@ def test_projecting_again_changes_nothing():
   zero = jax.tree.map(jnp.zeros_like, params)
   once, _ = projected(params, zero)
   twice, _ = projected(once, zero)
-  chex.assert_trees_all_close(twice, once, rtol=1e-6)
+  close(twice, once)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
@@ -220,7 +227,7 @@ def test_columns_of_any_scale(scale):
     np.testing.assert_array_equal(moved["kernel"], np.float32(scale) * direction)
   else:
     expected = 2 * direction / np.linalg.norm(direction, axis=0)
-    np.testing.assert_allclose(moved["kernel"], expected, rtol=1e-5)
+    close(moved["kernel"], expected)
 
 
 def test_projected_descent_in_a_chain():
@@ -238,9 +245,9 @@ def test_projected_descent_in_a_chain():
 
   run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=100))
   (params, _), seen = run((params, optimizer.init(params)))
-  assert max(column_norms(kernel).max() for kernel in seen) <= LIMIT * (1 + 1e-6)
+  assert max(column_norms(kernel).max() for kernel in seen) <= LIMIT * (1 + ROUNDING)
   expected = LIMIT * c / np.linalg.norm(c, axis=0)
-  np.testing.assert_allclose(params["kernel"], expected, rtol=1e-4)
+  close(params["kernel"], expected)
   assert params["bias"].min() > 10 * LIMIT
 
 
@@ -259,7 +266,7 @@ def test_shallow_rbf_by_hand(num_classes):
     difference = z - mu[:, k]
     expected[:, k] = -np.diag(difference @ np.diag(np.exp(log_beta[:, k])) @ difference.T)
   params = {"output": {"mu": mu, "log_beta": log_beta}}
-  np.testing.assert_allclose(logits_of(net, params, X), expected, rtol=1e-5)
+  close(logits_of(net, params, X), expected)
 
 
 def test_deep_rbf_by_hand():
@@ -268,11 +275,11 @@ def test_deep_rbf_by_hand():
   params = jax.tree.map(lambda w: 0.5 * normal(*w.shape), params)
   z = X.reshape(5, N).astype(np.float64)
   square = ((z[:, :, None] - params["mu"]) ** 2).sum(axis=1)
-  np.testing.assert_allclose(squared_distances(X.reshape(5, N), params["mu"]), square, rtol=1e-4)
+  close(squared_distances(X.reshape(5, N), params["mu"]), square)
   h = np.exp(-np.exp(params["log_beta"]) * square)
   top = params["output"]
   expected = -(np.exp(top["log_beta"]) * (h[:, :, None] - top["mu"]) ** 2).sum(axis=1)
-  np.testing.assert_allclose(logits_of(net, params, X), expected, rtol=1e-4)
+  close(logits_of(net, params, X), expected)
 
 
 def test_a_template_is_its_class_and_what_lies_far_is_none():
@@ -319,10 +326,10 @@ def test_one_vs_all_in_float64():
   z = logits.astype(np.float64) * np.where(np.arange(6) == labels[:, None], -1, 1)
   loss = jax.jit(ro.losses.one_vs_all)(logits, labels)
   chex.assert_shape(loss, (50,))
-  np.testing.assert_allclose(loss, np.logaddexp(0, z).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(loss, np.logaddexp(0, z).sum(-1), rtol=ROUNDING)
   gradient = jax.grad(lambda z: ro.losses.one_vs_all(z, labels).sum())(logits)
   expected = jax.nn.sigmoid(logits) - np.eye(6)[labels]
-  np.testing.assert_allclose(gradient, expected, atol=1e-6)
+  close(gradient, expected)
 
 
 def test_independent_in_float64():
@@ -335,10 +342,10 @@ def test_independent_in_float64():
   loss = jax.jit(ro.losses.independent)(log_p, labels)
   chex.assert_shape(loss, (50,))
   assert curved.sum() > 30
-  np.testing.assert_allclose(loss[curved], expected[curved], rtol=1e-5)
+  np.testing.assert_allclose(loss[curved], expected[curved], rtol=ROUNDING)
   slope = np.where(is_label, -1, np.exp(wide) / -np.expm1(wide))
   gradient = jax.grad(lambda z: ro.losses.independent(z, labels).sum())(log_p)
-  np.testing.assert_allclose(gradient[curved], slope[curved], rtol=1e-5, atol=1e-30)
+  np.testing.assert_allclose(gradient[curved], slope[curved], rtol=ROUNDING, atol=1e-30)
 
 
 def test_both_say_the_same_of_the_same_probabilities():
@@ -349,7 +356,7 @@ def test_both_say_the_same_of_the_same_probabilities():
       logits
     ),
   ]
-  chex.assert_trees_all_close(*both, rtol=1e-4, atol=1e-5)
+  close(*both)
 
 
 def test_certain_and_impossible_classes_have_finite_gradients():
@@ -401,15 +408,10 @@ def test_probabilities():
   e = np.exp(z.astype(np.float64))
   expected = {"softmax": e / e.sum(-1, keepdims=True), "sigmoid": e / (1 + e), "rbf": e}
   for kind, p in expected.items():
-    np.testing.assert_allclose(ro.losses.probabilities(z, kind), p, rtol=1e-5)
+    np.testing.assert_allclose(ro.losses.probabilities(z, kind), p, rtol=ROUNDING)
   labels = jnp.arange(20) % 5
   taken = lambda p: p[jnp.arange(20), labels]  # noqa: E731
-  np.testing.assert_allclose(
-    -np.log(taken(ro.losses.probabilities(z, "softmax"))),
-    ro.losses.cross_entropy(z, labels),
-    rtol=1e-4,
-    atol=1e-5,
-  )
+  close(-np.log(taken(ro.losses.probabilities(z, "softmax"))), ro.losses.cross_entropy(z, labels))
   with pytest.raises(ro.InputError, match="must be 'softmax', 'sigmoid' or 'rbf', but was 'relu'"):
     ro.losses.probabilities(z, "relu")
 
@@ -454,7 +456,7 @@ def test_maxout_learns_digits_within_its_bound(loss):
   accuracy, params = accuracy_after_training(net, getattr(ro.losses, loss), optimizer)
   assert accuracy > 0.85
   for layer in params.values():
-    assert column_norms(layer["kernel"]).max() <= LIMIT * (1 + 1e-6)
+    assert column_norms(layer["kernel"]).max() <= LIMIT * (1 + ROUNDING)
 
 
 @pytest.mark.slow

@@ -19,6 +19,14 @@ import pytest  # noqa: E402
 hypothesis.settings.register_profile("robust_opt", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("robust_opt")
 
+
+@pytest.fixture
+def float64():
+  """Computes in float64, where rounding lies far below the effect of any fault."""
+  with jax.enable_x64(True):
+    yield
+
+
 _MAPS = Path("/proc/self/maps")
 _MANY = 20_000
 

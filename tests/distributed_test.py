@@ -6,10 +6,10 @@ import socket
 import subprocess
 import sys
 
-import chex
 import jax
 import numpy as np
 import pytest
+from rounding import assert_close
 
 from robust_opt import build, data, models
 from robust_opt import config as config_lib
@@ -93,7 +93,8 @@ def test_two_processes_are_one_run(tmp_path):
   # The order of the sums across processes is its own: not the same bits, the same numbers.
   expected, state = final_state(alone), final_state(two)
   assert int(state.step) == STEPS
-  chex.assert_trees_all_close(state, expected, rtol=1e-4, atol=1e-5)
+  # Two ascent gradients and one of the parameters, through 64 pixels, two layers and 32 examples.
+  assert_close(state, expected, terms=3 * 2 * (64 + 128 + 64 + 32), steps=STEPS)
   assert [(r["what"], r["total"]) for r in summary(two)["results"]] == [
     (r["what"], r["total"]) for r in summary(alone)["results"]
   ]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import rounding
 
 import robust_opt as ro
 from robust_opt import ensemble, nets, sharding
@@ -76,7 +77,7 @@ def test_it_finds_what_the_closed_form_says(norm, num_classes):
   moved = verdict.broken_by > 0
   delta = (verdict.images.astype(np.float64) - x).reshape(len(x), -1)
   order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
-  assert np.all(np.linalg.norm(delta, order, axis=1) <= radius * (1 + 1e-6))
+  assert np.all(np.linalg.norm(delta, order, axis=1) <= radius * (1 + rounding(terms=2 * 16 + 8)))
   np.testing.assert_array_equal(delta[~moved], 0)
   assert np.all((verdict.images >= 0) & (verdict.images <= 1))
   np.testing.assert_array_equal(
@@ -119,7 +120,7 @@ def test_an_example_does_not_depend_on_its_neighbours():
   whole = attack(weights, x, y, "linf")
   large = attack(weights, x, y, "linf", batch_size=40)
   np.testing.assert_array_equal(whole.broken_by, large.broken_by)
-  np.testing.assert_allclose(whole.images, large.images, atol=1e-5)
+  np.testing.assert_allclose(whole.images, large.images, atol=rounding(terms=2 * 16 + 8))
 
 
 class KilledError(Exception):
@@ -216,7 +217,7 @@ def test_a_net_that_answers_at_random_is_attacked_on_average():
   plain = attack(weights, x, y, "l2")
   assert abs(verdict.robust_accuracy - plain.robust_accuracy) < 0.1
   probabilities = jnp.exp(net(x)).sum(axis=-1)
-  np.testing.assert_allclose(probabilities, 1, rtol=1e-5)
+  np.testing.assert_allclose(probabilities, 1, rtol=rounding(terms=20 + 5 + 8))
 
 
 def test_nan_under_attack_is_a_broken_example():

@@ -1,6 +1,7 @@
 """The study of Goodfellow et al. in small: closed forms of its parts, what it leaves, resuming."""
 
 import copy
+import functools
 import json
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from rounding import assert_close
 
 from robust_opt import config, losses
 from robust_opt.papers import goodfellow2015
@@ -27,6 +29,8 @@ def linear(w, top="softmax"):
   return nets_lib.Net(jax.tree_util.Partial(logits, w), nets_lib.loss_of(top), top)
 
 
+# A product over 4 pixels, forward and back, and a softmax.
+close = functools.partial(assert_close, terms=2 * (4 + 2) + 16, dtype=np.float32)
 X = jax.random.uniform(jax.random.key(0), (200, 2, 2, 1)) - 0.5
 W = jax.random.normal(jax.random.key(1), (4, 2))
 Y = (X.reshape(200, 4) @ (W[:, 1] - W[:, 0]) > 0).astype(jnp.int32)
@@ -48,22 +52,21 @@ def test_gradients_of_parts_are_those_of_the_whole():
   net = linear(W)
   whole = nets_lib.gradient(net, X, Y)
   parted = nets_lib.gradient(net, X, Y, batch_size=7)
-  np.testing.assert_allclose(parted, whole, rtol=1e-5, atol=1e-6)
+  close(parted, whole)
   assert len(X) % 7
 
 
 def test_fgsm_is_not_cut_to_the_box():
   moved = nets_lib.fgsm(linear(W), X, Y, 2.0)
-  np.testing.assert_allclose(jnp.abs(moved - X), 2.0, rtol=1e-6)
+  close(jnp.abs(moved - X), 2.0)
 
 
 def test_an_ensemble_of_equals_is_its_member():
   net = linear(W)
   whole = nets_lib.ensemble([net, net, net])
-  np.testing.assert_allclose(
+  close(
     losses.probabilities(nets_lib.logits(whole, X), "softmax"),
     losses.probabilities(nets_lib.logits(net, X), "softmax"),
-    rtol=1e-5,
   )
   found = parts.of_ensemble([net, net], X, Y, 0.1)
   assert found["ensemble"] == found["member"] == found["member alone"] > found["clean"] == 0.0
@@ -73,7 +76,7 @@ def test_an_ensemble_averages_probabilities():
   one, other = linear(jnp.zeros((4, 2))), linear(W)
   p = losses.probabilities(nets_lib.logits(nets_lib.ensemble([one, other]), X), "softmax")
   expected = (0.5 + losses.probabilities(nets_lib.logits(other, X), "softmax")) / 2
-  np.testing.assert_allclose(p, expected, rtol=1e-5)
+  close(p, expected)
 
 
 def test_a_net_transfers_to_itself_and_its_opposite_gains():

@@ -1,12 +1,18 @@
+import functools
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import assert_close
 
 from robust_opt.models import layers
 from robust_opt.models.mnist_cnn import MnistCNN
+
+# Forward and back through sums over up to 5 x 5 x 8 entries, and over the pixels of two images.
+close = functools.partial(assert_close, terms=2 * (5 * 5 * 8 + 2 * 10 * 9), dtype=np.float32)
 
 
 def normal(seed, *shape):
@@ -43,7 +49,7 @@ def test_convolve_is_flax_conv(formulation, channels, padding, kernel_size):
   chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
   y, expected = jax.jit(ours.apply)(variables, x), jax.jit(reference.apply)(variables, x)
   chex.assert_equal_shape([y, expected])
-  np.testing.assert_allclose(y, expected, atol=1e-5)
+  close(y, expected)
 
 
 def test_unknown_padding_is_refused():
@@ -71,7 +77,7 @@ def test_max_pool_is_flax_max_pool_where_nothing_ties(size):
 def test_ties_share_the_gradient():
   window = jnp.array([[1.0, 3.0], [3.0, 3.0]])[None, :, :, None]
   grad = jax.grad(lambda x: layers.max_pool(x, 2).sum())(window)
-  np.testing.assert_allclose(grad[0, :, :, 0], [[0.0, 1 / 3], [1 / 3, 1 / 3]], rtol=1e-6)
+  close(grad[0, :, :, 0], [[0.0, 1 / 3], [1 / 3, 1 / 3]])
 
 
 def test_ties_before_the_relu_share_the_gradient_after_it(formulation):
@@ -81,7 +87,7 @@ def test_ties_before_the_relu_share_the_gradient_after_it(formulation):
   np.testing.assert_allclose(y, jnp.broadcast_to(jnp.array([9.0, 0.0]), (1, 2, 2, 2)))
   overlaps = np.array([1, 2, 3, 3, 2, 1])  # of the 3-windows at 4 positions over 6 pixels
   expected = np.outer(overlaps, overlaps) / 4
-  np.testing.assert_allclose(vjp(jnp.ones_like(y))[0][0, :, :, 0], expected, rtol=1e-6)
+  close(vjp(jnp.ones_like(y))[0][0, :, :, 0], expected)
 
 
 def test_max_pool_differentiates_in_both_modes_and_twice():
@@ -91,11 +97,11 @@ def test_max_pool_differentiates_in_both_modes_and_twice():
     return (layers.max_pool(x, 2) ** 3).sum()
 
   grad = jax.jit(jax.grad(value))
-  chex.assert_trees_all_close(jax.jit(jax.jacfwd(value))(x), grad(x), rtol=1e-5)
+  close(jax.jit(jax.jacfwd(value))(x), grad(x))
   direction = normal(1, *x.shape)
   _, forward_over_reverse = jax.jvp(grad, (x,), (direction,))
   reverse_over_reverse = jax.jit(jax.grad(lambda x: jnp.vdot(grad(x), direction)))(x)
-  chex.assert_trees_all_close(forward_over_reverse, reverse_over_reverse, rtol=1e-5)
+  close(forward_over_reverse, reverse_over_reverse)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
@@ -111,11 +117,9 @@ def test_conv_pool_is_conv_then_pool(formulation, padding):
   def value(variables, x):
     return (layers.max_pool(nn.relu(conv.apply(variables, x)), 2) ** 2).sum()
 
-  chex.assert_trees_all_close(
+  close(
     jax.jit(jax.value_and_grad(fused_value, (0, 1)))(variables, x),
     jax.jit(jax.value_and_grad(value, (0, 1)))(variables, x),
-    rtol=1e-4,
-    atol=1e-4,
   )
 
 
@@ -130,7 +134,7 @@ def test_standardise_by_channel():
   x = normal(0, 2, 3, 3, 3)
   mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
   y = layers.Standardise(mean, std).apply({}, x)
-  np.testing.assert_allclose(y, (x - np.array(mean)) / np.array(std), rtol=1e-4, atol=1e-6)
+  close(y, (x - np.array(mean)) / np.array(std))
 
 
 def images(batch):
@@ -155,7 +159,8 @@ def test_mnist_cnn_formulations_agree(monkeypatch):
     jax.clear_caches()  # the choice is made when tracing
     results.append(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x))
   chex.assert_tree_all_finite(results[0])
-  chex.assert_trees_all_close(*results, rtol=1e-3, atol=1e-4)
+  # Forward and back through sums over 25 and 25 x 32 entries, 256 and 200 units.
+  assert_close(*results, terms=2 * (25 + 800 + 256 + 200))
 
 
 def test_mnist_cnn_is_the_paper_net():
@@ -175,7 +180,7 @@ def test_mnist_cnn_is_the_paper_net():
   h = nn.max_pool(nn.relu(h), (2, 2), strides=(2, 2)).reshape(3, -1)
   h = nn.relu(nn.Dense(200).apply({"params": params["dense1"]}, h))
   h = nn.Dense(10).apply({"params": params["dense2"]}, h)
-  np.testing.assert_allclose(model.apply({"params": params}, x), h, atol=1e-4)
+  close(model.apply({"params": params}, x), h)
 
 
 def test_mnist_cnn_input_batch_norm():
@@ -186,8 +191,8 @@ def test_mnist_cnn_input_batch_norm():
   _, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
   ((name, statistics),) = updated["batch_stats"].items()
   standardised = (jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) - 0.1000) / 0.2752
-  np.testing.assert_allclose(statistics["mean"], [0.1 * standardised.mean()], rtol=1e-4)
-  np.testing.assert_allclose(statistics["var"], [0.9 + 0.1 * standardised.var()], rtol=1e-4)
+  close(statistics["mean"], [0.1 * standardised.mean()])
+  close(statistics["var"], [0.9 + 0.1 * standardised.var()])
   assert name in variables["batch_stats"]
   logits = model.apply({**variables, **updated}, x)  # evaluation: no mutable collection
   chex.assert_shape(logits, (4, 3))

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+from rounding import assert_close, widest
 
 import robust_opt as ro
 from robust_opt.errors import InputError
@@ -23,6 +24,10 @@ MARGIN_LOSSES = {
 }
 EVERY_SET = pytest.mark.parametrize("name", list(SETS))
 BATCH, NUM_ENTRIES, RADIUS = 16, 5, 0.3
+pytestmark = pytest.mark.usefixtures("float64")
+# Forward and back through 5 entries, 7 units, 3 classes and 16 examples, in up to four passes.
+TERMS = 4 * 2 * (NUM_ENTRIES + 7 + 3 + BATCH)
+close = functools.partial(assert_close, terms=TERMS, scale=1.0)
 
 
 def linear_problem(batch=BATCH):
@@ -70,43 +75,40 @@ def mlp_problem(batch=BATCH, seed=0):
 @pytest.mark.parametrize("loss", list(MARGIN_LOSSES))
 def test_the_ascent_step_is_exact_on_linear_models(name, loss):
   phi = MARGIN_LOSSES[loss]
-  with jax.enable_x64(True):
-    params, x, y = linear_problem()
-    robust = ro.robustify(
-      lambda params, x, y: phi(margins(params, x, y)), ro.steepest(SETS[name](RADIUS))
-    )
-    expected = closed_form(phi, name, params, x, y)
-    np.testing.assert_allclose(jax.jit(robust)(params, x, y), expected, rtol=1e-12)
+  params, x, y = linear_problem()
+  robust = ro.robustify(
+    lambda params, x, y: phi(margins(params, x, y)), ro.steepest(SETS[name](RADIUS))
+  )
+  expected = closed_form(phi, name, params, x, y)
+  close(jax.jit(robust)(params, x, y), expected)
   single = jax.tree.map(lambda a: a.astype(np.float32), (params, x))
-  np.testing.assert_allclose(jax.jit(robust)(*single, np.asarray(y)), expected, rtol=2e-6)
+  assert_close(jax.jit(robust)(*single, np.asarray(y)), expected, terms=4 * NUM_ENTRIES)
 
 
 @EVERY_SET
 def test_the_gradient_is_that_of_the_closed_form(name):
   # d/dw phi(y(w'x + b) - r |w|_q): robust training of linear models is regularisation.
-  with jax.enable_x64(True):
-    params, x, y = linear_problem()
-    robust = ro.robustify(logistic, ro.steepest(SETS[name](RADIUS)))
-    closed = functools.partial(closed_form, MARGIN_LOSSES["logistic"], name)
-    ours, expected = (
-      jax.jit(jax.grad(lambda params, loss=loss: loss(params, x, y).mean()))(params)
-      for loss in (robust, closed)
-    )
-    chex.assert_trees_all_close(ours, expected, rtol=1e-10)
+  params, x, y = linear_problem()
+  robust = ro.robustify(logistic, ro.steepest(SETS[name](RADIUS)))
+  closed = functools.partial(closed_form, MARGIN_LOSSES["logistic"], name)
+  ours, expected = (
+    jax.jit(jax.grad(lambda params, loss=loss: loss(params, x, y).mean()))(params)
+    for loss in (robust, closed)
+  )
+  close(ours, expected)
 
 
 @EVERY_SET
 def test_softmax_regression_with_two_classes_is_logistic_regression(name):
-  with jax.enable_x64(True):
-    params, x, y = linear_problem()
+  params, x, y = linear_problem()
 
-    def softmax_loss(params, x, y):
-      score = x @ params["w"] + params["b"]
-      return ro.losses.cross_entropy(jnp.stack([-score / 2, score / 2], -1), (y + 1) // 2)
+  def softmax_loss(params, x, y):
+    score = x @ params["w"] + params["b"]
+    return ro.losses.cross_entropy(jnp.stack([-score / 2, score / 2], -1), (y + 1) // 2)
 
-    robust = ro.robustify(softmax_loss, ro.steepest(SETS[name](RADIUS)))
-    expected = closed_form(MARGIN_LOSSES["logistic"], name, params, x, y)
-    np.testing.assert_allclose(jax.jit(robust)(params, x, y), expected, rtol=1e-12)
+  robust = ro.robustify(softmax_loss, ro.steepest(SETS[name](RADIUS)))
+  expected = closed_form(MARGIN_LOSSES["logistic"], name, params, x, y)
+  close(jax.jit(robust)(params, x, y), expected)
 
 
 def test_fgsm_is_steepest_over_linf():
@@ -114,8 +116,8 @@ def test_fgsm_is_steepest_over_linf():
   value_fn = lambda x: mlp_loss(params, x, y)  # noqa: E731
   delta, info = ro.steepest(ro.linf(0.1))(value_fn, None, x)
   gradient = jax.grad(lambda x: value_fn(x).sum())(x)
-  np.testing.assert_array_equal(delta, np.float32(0.1) * np.sign(gradient))
-  np.testing.assert_allclose(info.value, value_fn(x)[None], rtol=1e-6)
+  np.testing.assert_array_equal(delta, 0.1 * np.sign(gradient))
+  close(info.value, value_fn(x)[None])
 
 
 def test_frank_wolfe_steps_by_hand():
@@ -126,7 +128,7 @@ def test_frank_wolfe_steps_by_hand():
     towards = u.steepest_ascent(jax.grad(lambda x: value_fn(x).sum())(x + delta), x)
     delta = delta + 2 / (t + 2) * (towards - delta)
   ours, _ = ro.ascend(ro.frank_wolfe(u), 3)(value_fn, None, x)
-  np.testing.assert_allclose(ours, delta, rtol=1e-4, atol=1e-6)
+  close(ours, delta)
 
 
 def test_a_zero_gradient_is_reported_and_never_made_up():
@@ -223,10 +225,10 @@ def test_danskin(name):
   expected = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(params, x + delta, y)
   robust = ro.robustify(mean, attack)  # a mean, where the ascent above saw a loss per example
   ours = jax.jit(jax.value_and_grad(robust, argnums=(0, 1)))(params, x, y)
-  chex.assert_trees_all_close(ours, expected, rtol=1e-5, atol=1e-7)
+  close(ours, expected)
   assert ours[0] > mean(params, x, y)
   per_example = jax.jit(ro.robustify(mlp_loss, attack))(params, x, y)
-  np.testing.assert_allclose(per_example.mean(), expected[0], rtol=1e-5)
+  close(per_example.mean(), expected[0])
 
 
 def test_has_aux_argnum_and_keywords():
@@ -241,12 +243,12 @@ def test_has_aux_argnum_and_keywords():
 
   for argnum in (2, -1):
     robust = ro.robustify(images_last, attack, argnum=argnum, has_aux=True)
-    value, aux = robust(y, params, x, scale=jnp.float32(2.0), name="any object")
-    np.testing.assert_allclose(value, 2 * expected, rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(aux["x"] - x, axis=-1), RADIUS, rtol=1e-4)
+    value, aux = robust(y, params, x, scale=2.0, name="any object")
+    close(value, 2 * expected)
+    close(np.linalg.norm(aux["x"] - x, axis=-1), RADIUS)
     assert (robust.__name__, robust.__doc__) == ("images_last", "Docs.")
   first = ro.robustify(lambda x, y: mlp_loss(params, x, y), attack, argnum=0)(x, y)
-  np.testing.assert_allclose(first, expected, rtol=1e-6)
+  close(first, expected)
 
 
 def test_keys_reach_the_start_and_the_loss():
@@ -319,7 +321,7 @@ def test_numpy_arrays_are_arrays():
   arguments = mlp_problem()
   robust = ro.robustify(mlp_loss, ro.steepest(ro.l2(RADIUS)))
   as_numpy = jax.tree.map(np.asarray, arguments)
-  np.testing.assert_allclose(robust(*as_numpy), robust(*arguments), rtol=1e-6)
+  close(robust(*as_numpy), robust(*arguments))
 
 
 def dots(jaxpr, counts=None):
@@ -389,7 +391,7 @@ def test_vmap_over_models():
     alone = jax.tree.map(
       lambda *leaves: jnp.stack(leaves), *(jax.jit(gradient)(m, x, y) for m in models)
     )
-    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-6)
+    close(together, alone)
 
 
 # Eight devices.
@@ -448,7 +450,7 @@ def test_devices_agree_with_one(name, how):
       check_vma=how == "shard_map_checked",
     )
     ours = jax.jit(mapped)(params, *batch)
-  chex.assert_trees_all_close(jax.device_get(ours), expected, rtol=1e-4, atol=1e-6)
+  close(jax.device_get(ours), expected)
 
 
 @functools.cache
@@ -460,8 +462,7 @@ def _on_one_device(name):
 
 def divergence_problem(classes):
   rng = np.random.default_rng(classes)
-  w = rng.normal(size=(6, classes)).astype(np.float32)
-  x = rng.random((4, 6)).astype(np.float32)
+  w, x = widest((rng.normal(size=(6, classes)), rng.random((4, 6))))
   return w, x, lambda z: ro.losses.kl_divergence(z @ w, x @ w)
 
 
@@ -471,8 +472,8 @@ def test_power_iteration_finds_the_direction_of_two_classes_in_one_step():
   attack = ro.ascend(ro.power_iteration(ro.l2(0.3)), 1)
   delta, info = attack(divergence, jax.random.key(0), x)
   direction = (w[:, 0] - w[:, 1]) / np.linalg.norm(w[:, 0] - w[:, 1])
-  np.testing.assert_allclose(np.abs(delta @ direction), 0.3, rtol=1e-5)
-  np.testing.assert_allclose(np.linalg.norm(delta, axis=1), 0.3, rtol=1e-5)
+  close(np.abs(delta @ direction), 0.3)
+  close(np.linalg.norm(delta, axis=1), 0.3)
   assert not info.zero_gradient.any()
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import rounding
 from scipy import optimize
 
 import robust_opt as ro
@@ -20,6 +21,8 @@ ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 WIDE = (-50.0, 50.0)  # binds nowhere
 BATCH, NUM_ENTRIES = 12, 6
+# A gradient through the entries, and a hyperplane's margin and norm over them.
+ROUNDING = rounding(terms=6 * NUM_ENTRIES + 16)
 MAKERS = {
   "fab": lambda norm, box: fab.fab_minimal(norm, box, num_steps=8),
   "fab_t": lambda norm, box: fab.fab_minimal(norm, box, num_steps=8, target_rank=0),
@@ -296,7 +299,7 @@ def test_a_linear_model_is_fooled_at_its_exact_distance(attack, norm, num_classe
   delta, found = jax.jit(lambda x, y: run(keys_of(), logits_fn, x, y))(x, y)
   assert np.all(found)
   ratio = size(delta, norm) / exact
-  assert np.all(ratio >= 1 - 1e-5)  # nothing that is misclassified is closer
+  assert np.all(ratio >= 1 - ROUNDING)  # nothing that is misclassified is closer
   if attack == "deepfool":
     assert np.all(ratio <= 1 + 1e-3)
   else:  # which climbs the margin, whose largest rival need not be the closest
@@ -324,7 +327,7 @@ def test_deepfool_looks_at_as_many_classes_as_it_is_told():
     delta, found = run(keys_of(), linear(weights, bias), x, y)
     assert np.all(found)
     norms.append(size(delta, "l2"))
-  assert np.all(norms[1] <= norms[0] + 1e-6)
+  assert np.all(norms[1] <= norms[0] * (1 + ROUNDING))
   assert np.any(norms[1] < 0.99 * norms[0])
 
 
@@ -337,7 +340,7 @@ def test_szegedy_on_a_linear_model_of_two_classes():
   delta, found = jax.jit(lambda x, y: run(keys_of(), logits_fn, x, y))(x, y)
   assert np.all(found)
   ratio = size(delta, "l2") / exact
-  assert np.all((ratio >= 1 - 1e-5) & (ratio <= 1.05))
+  assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1.05))
 
 
 def test_szegedy_reaches_its_targets():

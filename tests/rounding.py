@@ -7,8 +7,8 @@ follows from the type and the number of operations:
   np.testing.assert_allclose(x @ w, expected, atol=rounding(terms=64) * scale)
   assert_close(new.params, expected.params, terms=64 + 16 + 10)
 
-Compare a formula with another formula in float64 (`in_float64`): the tolerance is then orders of
-magnitude below the effect of any fault.
+Compare a formula with another formula in float64 (the fixture `float64`, and `widest`): the
+tolerance is then orders of magnitude below the effect of any fault.
 """
 
 from typing import Any
@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def rounding(*, terms: int = 1, steps: int = 1, dtype: Any = np.float32) -> float:
+def rounding(
+  *, terms: int = 1, steps: int = 1, growth: float = 1.0, dtype: Any = np.float32
+) -> float:
   """Bound on the difference between two results of the same operations, relative to their size.
 
   A sum or a dot product of n terms, added in any order, is within n u of the exact value, relative
@@ -31,45 +33,53 @@ def rounding(*, terms: int = 1, steps: int = 1, dtype: Any = np.float32) -> floa
       the sum of the widths that its products contract, twice that with its gradient; elementwise
       functions have a few.
     steps: of the iteration, if there is one, each of which starts from the last one's result.
+    growth: by how much a step may multiply the error of the point that it starts from.
     dtype: in which the operations are done.
   """
-  return float(terms * steps * jnp.finfo(dtype).eps)
+  amplified = sum(growth**step for step in range(steps))
+  return float(terms * amplified * jnp.finfo(dtype).eps)
 
 
 def assert_close(
-  actual: Any, expected: Any, *, terms: int = 1, steps: int = 1, scale: float | None = None
+  actual: Any,
+  expected: Any,
+  *,
+  terms: int = 1,
+  steps: int = 1,
+  growth: float = 1.0,
+  scale: float | None = None,
+  dtype: Any = None,
 ) -> None:
   """Asserts that two trees differ by no more than `rounding` of each leaf's largest magnitude.
 
   Args:
     actual: a tree of arrays.
-    expected: a tree of the same structure and shapes. The less precise type of the two counts.
+    expected: a tree of the same structure and shapes.
     terms: as in `rounding`.
     steps: as in `rounding`.
+    growth: as in `rounding`.
     scale: the size of the terms that were added, where they cancel; else the largest magnitude of
       the leaf of `expected`.
+    dtype: of the arithmetic; else the less precise type of the two leaves.
   """
-  jax.tree.map(lambda a, b: _assert_leaf_close(a, b, terms, steps, scale), actual, expected)
+
+  def assert_leaf_close(actual: Any, expected: Any) -> None:
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    floating = [a.dtype for a in (actual, expected) if jnp.issubdtype(a.dtype, jnp.floating)]
+    if not floating:
+      np.testing.assert_array_equal(actual, expected)
+      return
+    coarsest = dtype or max(floating, key=lambda dtype: jnp.finfo(dtype).eps)
+    magnitude = np.abs(expected.astype(np.float64))
+    size = np.max(magnitude[np.isfinite(magnitude)], initial=0.0) if scale is None else scale
+    relative = rounding(terms=terms, steps=steps, growth=growth, dtype=coarsest)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * size)
+
+  jax.tree.map(assert_leaf_close, actual, expected)
 
 
-def _assert_leaf_close(
-  actual: Any, expected: Any, terms: int, steps: int, scale: float | None
-) -> None:
-  actual, expected = np.asarray(actual), np.asarray(expected)
-  floating = [a.dtype for a in (actual, expected) if jnp.issubdtype(a.dtype, jnp.floating)]
-  if not floating:
-    np.testing.assert_array_equal(actual, expected)
-    return
-  dtype = max(floating, key=lambda dtype: jnp.finfo(dtype).eps)
-  finite = np.abs(expected[np.isfinite(expected)], dtype=np.float64)
-  size = np.max(finite, initial=0.0) if scale is None else scale
-  np.testing.assert_allclose(
-    actual, expected, rtol=0, atol=rounding(terms=terms, steps=steps, dtype=dtype) * size
-  )
-
-
-def in_float64(tree: Any) -> Any:
-  """The tree with its floating arrays in float64; call it within `jax.enable_x64(True)`."""
+def widest(tree: Any) -> Any:
+  """The tree with its floating arrays in float64 where x64 is on, else in float32."""
   return jax.tree.map(
-    lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    lambda a: jnp.asarray(a, float) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
   )

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from rounding import assert_close, in_float64
+from rounding import assert_close, widest
 
 import robust_opt as ro
 from robust_opt import models, sharding, training
@@ -89,7 +89,7 @@ def make_step(name, axis_name=None):
   """(step, fresh state): two steps of ascent from a random start, momentum."""
   make_net, train_mode = NETS[name]
   net, optimizer = make_net(axis_name), optax.sgd(0.2, momentum=0.9)
-  params, model_state = in_float64(models.init(make_net(None), jax.random.key(0), (8, 8, 1)))
+  params, model_state = widest(models.init(make_net(None), jax.random.key(0), (8, 8, 1)))
   step = ro.make_train_step(
     models.from_linen(net),
     optimizer,
@@ -253,7 +253,7 @@ def test_replicate_puts_everything_everywhere():
 
 def test_evaluation_over_a_mesh_is_the_evaluation_on_one_device():
   net = PlainNet()
-  params, model_state = in_float64(models.init(net, jax.random.key(0), (8, 8, 1)))
+  params, model_state = widest(models.init(net, jax.random.key(0), (8, 8, 1)))
 
   def attack(radius):
     return ro.ascend(ro.pgd(ro.l2(radius), ro.l2(radius / 2)), 2)

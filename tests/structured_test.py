@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import rounding
 from scipy import optimize, stats
 
 import robust_opt as ro
@@ -18,6 +19,8 @@ from robust_opt import structured
 from robust_opt.errors import InputError
 
 BATCH, NUM_ENTRIES = 200, 6
+# A norm over the entries, its root, and what shifts, scales and clips them.
+ROUNDING = rounding(terms=2 * NUM_ENTRIES + 8)
 KEY = jax.random.key(6)
 BOX = (0.0, 1.0)
 MASK = np.array([True, False, False, True, True, True])
@@ -112,13 +115,13 @@ def test_points_of_the_set(name):
     chex.assert_shape(delta, g.shape)
     chex.assert_type(delta, jnp.float32)
     size = gauge(delta, x, radius)
-    assert np.all(size <= 1 + 1e-6), operation
+    assert np.all(size <= 1 + ROUNDING), operation
     if "box" in name or name == "intersection":
       assert np.all((x + delta >= 0) & (x + delta <= 1)), operation
     if operation != "sample" and "box" not in name and name != "intersection":
-      np.testing.assert_allclose(size[radius < 0.03], 1, rtol=2e-6)
+      np.testing.assert_allclose(size[radius < 0.03], 1, rtol=ROUNDING)
     if operation == "steepest_ascent" and name in EXACT and "box" not in name:
-      np.testing.assert_allclose(size, 1, rtol=2e-6)
+      np.testing.assert_allclose(size, 1, rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -130,7 +133,7 @@ def test_steepest_ascent_beats_random_points(name):
     noise = scale * rng.normal(size=g.shape) if scale < 1000 else 0
     point = jitted(name, "project")((noise + scale * g).astype(np.float32), x, radius)
     reach = radius * (SCALE.max() if name == "ellipsoid" else NUM_ENTRIES)
-    assert np.all(inner(g, point) <= best + 2e-6 * reach * length(g))
+    assert np.all(inner(g, point) <= best + ROUNDING * reach * length(g))
 
 
 @pytest.mark.parametrize("name", CONVEX)
@@ -146,7 +149,7 @@ def test_nearest_point_by_the_variational_inequality(name):
   for seed in range(5):
     keys = jax.random.split(jax.random.key(seed), BATCH)
     zs.append(jitted(name, "sample")(keys, x, radius))
-  tolerance = 3e-3 if name == "intersection" else 4e-6
+  tolerance = 3e-3 if name == "intersection" else 2 * ROUNDING
   for z in zs:
     scale = length(away) * (length(z) + length(nearest) + length(delta) * 1e-1)
     assert np.max(inner(away, z - nearest) - tolerance * scale) <= 1e-9
@@ -169,9 +172,9 @@ def test_idempotent_and_nonexpansive(name, pair, radius, x):
   size = np.abs(pair).max((0, 2))
   assert np.all(np.isfinite(first))
   twice = project(first, x, radius)
-  assert np.all(np.abs(twice - first).max(-1) <= 2e-6 * size + 1e-30)
+  assert np.all(np.abs(twice - first).max(-1) <= ROUNDING * size + 1e-30)
   apart, now_apart = length(pair[0].astype(np.float64) - pair[1]), length(first - second)
-  assert np.all(now_apart <= apart * (1 + 1e-6) + 1e-5 * size)
+  assert np.all(now_apart <= apart * (1 + ROUNDING) + 1e-5 * size)
 
 
 @EVERY_SET
@@ -205,7 +208,7 @@ def test_projection_leaves_inner_points_alone(name):
   inside = (0.9 * inside).astype(np.float32)
   again = jitted(name, "project")(inside, x, radius)
   if name.startswith("tangent"):  # only to rounding: the plane is not a set of float32 numbers
-    np.testing.assert_allclose(again, inside, atol=1e-6 * radius.max())
+    np.testing.assert_allclose(again, inside, atol=ROUNDING * radius.max())
   else:
     np.testing.assert_array_equal(again, inside)
 
@@ -216,7 +219,7 @@ def test_gauge_is_homogeneous(name):
   delta = jitted(name, "sample")(jax.random.split(jax.random.key(5), BATCH), x, radius)
   gauge = jitted(name, "gauge")
   value = gauge(delta, x, radius)
-  np.testing.assert_allclose(gauge(4 * delta, x, radius), 4 * value, rtol=1e-6)
+  np.testing.assert_allclose(gauge(4 * delta, x, radius), 4 * value, rtol=ROUNDING)
   np.testing.assert_array_equal(gauge(0 * delta, x, 0 * radius), 0)
   moved = np.abs(delta).max(-1) > 0
   assert np.all(np.isinf(gauge(delta, x, 0 * radius)[moved]))
@@ -230,7 +233,7 @@ def test_a_radius_for_every_example(name, operation):
   together = jitted(name, operation)(g, x, radius)
   for i in (0, BATCH // 2, BATCH - 1):
     alone = np.asarray(jitted(name, operation)(g, x, radius[i]))
-    np.testing.assert_allclose(alone[i], together[i], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(alone[i], together[i], rtol=4 * ROUNDING, atol=ROUNDING)
   nothing = jitted(name, operation)(g, x, 0 * radius)
   if operation != "gauge":
     np.testing.assert_array_equal(nothing, 0 * g)
@@ -286,14 +289,14 @@ def test_groups_in_closed_form():
   own = np.searchsorted(np.unique(LABELS), LABELS)
   unit = g / norms[:, own]
   step = jitted("group_linf2", "steepest_ascent")(g, x, radius)
-  np.testing.assert_allclose(step, radius[:, None] * unit, rtol=2e-6)
+  np.testing.assert_allclose(step, radius[:, None] * unit, rtol=ROUNDING)
   step = jitted("group_l21", "steepest_ascent")(g, x, radius)
   largest = norms.argmax(-1)[:, None] == own
-  np.testing.assert_allclose(step, radius[:, None] * unit * largest, rtol=2e-6)
-  np.testing.assert_allclose(inner(g, step), radius * norms.max(-1), rtol=2e-6)
+  np.testing.assert_allclose(step, radius[:, None] * unit * largest, rtol=ROUNDING)
+  np.testing.assert_allclose(inner(g, step), radius * norms.max(-1), rtol=ROUNDING)
   projected = jitted("group_linf2", "project")(g, x, radius)
   shrunk = g * np.minimum(1, radius[:, None] / norms[:, own])
-  np.testing.assert_allclose(projected, shrunk, rtol=2e-6)
+  np.testing.assert_allclose(projected, shrunk, rtol=ROUNDING)
 
 
 @pytest.mark.slow
@@ -309,7 +312,7 @@ def test_groups_of_one_and_of_all_are_the_balls():
   for ours, ball in pairs:
     for operation in ("steepest_ascent", "project", "gauge"):
       value, expected = (run(u, operation, g, x) for u in (ours, ball))
-      np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-6)
+      np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_channels_and_patches():
@@ -322,10 +325,10 @@ def test_channels_and_patches():
   g = np.ones_like(x)
   g[0, 2:, :2] = g[1, :, :, 1] = -3
   of_patch = run(structured.group_l21(1.0, structured.patches(2)), "steepest_ascent", g, x)
-  np.testing.assert_allclose(of_patch[0, 2:, :2], -1 / np.sqrt(12), rtol=1e-6)
-  np.testing.assert_allclose(np.sum(np.abs(of_patch[0])), np.sqrt(12), rtol=1e-6)
+  np.testing.assert_allclose(of_patch[0, 2:, :2], -1 / np.sqrt(12), rtol=ROUNDING)
+  np.testing.assert_allclose(np.sum(np.abs(of_patch[0])), np.sqrt(12), rtol=ROUNDING)
   of_channel = run(structured.group_l21(1.0, structured.channels), "steepest_ascent", g, x)
-  np.testing.assert_allclose(of_channel[1, :, :, 1], -0.25, rtol=1e-6)
+  np.testing.assert_allclose(of_channel[1, :, :, 1], -0.25, rtol=ROUNDING)
   np.testing.assert_array_equal(of_channel[1, :, :, ::2], 0)
 
 
@@ -337,10 +340,10 @@ def test_ellipsoid_in_closed_form():
   scale, r = SCALE.astype(np.float64), radius[:, None]
   step = jitted("ellipsoid", "steepest_ascent")(g, x, radius)
   expected = r * scale**2 * g / length(scale * g)[:, None]
-  np.testing.assert_allclose(step, expected, rtol=4e-6)
+  np.testing.assert_allclose(step, expected, rtol=2 * ROUNDING)
   ball = structured.ellipsoid(radius, np.full(NUM_ENTRIES, 2, np.float32))
   np.testing.assert_allclose(
-    run(ball, "project", g, x), run(ro.l2(2 * radius), "project", g, x), rtol=4e-6
+    run(ball, "project", g, x), run(ro.l2(2 * radius), "project", g, x), rtol=2 * ROUNDING
   )
 
 
@@ -359,7 +362,7 @@ def test_ellipsoid_projection_by_a_float64_root():
     else:
       m = np.exp(optimize.brentq(excess, -60, 60, xtol=1e-12))
       expected = d * square / (square + m)
-    np.testing.assert_allclose(nearest, expected, rtol=3e-6)
+    np.testing.assert_allclose(nearest, expected, rtol=2 * ROUNDING)
 
 
 # Few entries.
@@ -420,7 +423,7 @@ def test_tangent_in_closed_form():
   along, r = onto_span(g, BASIS), radius[:, None]
   step = jitted("tangent", "steepest_ascent")(g, x, radius)
   np.testing.assert_allclose(step, r * along / length(along)[:, None], atol=1e-5 * radius.max())
-  np.testing.assert_allclose(length(step), radius, rtol=1e-6)
+  np.testing.assert_allclose(length(step), radius, rtol=ROUNDING)
   nearest = jitted("tangent", "project")(g, x, radius)
   expected = along * np.minimum(1, r / length(along)[:, None])
   np.testing.assert_allclose(nearest, expected, atol=1e-5)
@@ -489,7 +492,7 @@ def test_linf_l2_by_duality():
   for m in (10 ** np.linspace(-4, 4, 1500))[:, None]:
     z = np.clip(g / m, -q, q)
     bound = np.minimum(bound, m[0] * radius**2 / 2 + np.sum(g * z - m * z**2 / 2, -1))
-  assert np.all(ours <= bound * (1 + 1e-5))
+  assert np.all(ours <= bound * (1 + ROUNDING))
   np.testing.assert_allclose(ours, bound, rtol=1e-4)
 
 
@@ -502,7 +505,7 @@ def test_linf_l2_has_the_two_balls_as_limits():
       (structured.linf_l2(10 * radius, radius, BOX), ro.l2(radius, BOX)),
     ):
       value, expected = (run(u, operation, g, x) for u in (ours, ball))
-      np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
+      np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_intersection_against_the_exact_set():
@@ -514,10 +517,10 @@ def test_intersection_against_the_exact_set():
     delta = distance * (radius / length(g)).astype(np.float32)[:, None] * g
     error = np.abs(run(ours, "project", delta, x) - run(exact, "project", delta, x)).max(-1)
     assert np.all(error <= tolerance * radius)
-  np.testing.assert_allclose(run(ours, "gauge", g, x), run(exact, "gauge", g, x), rtol=1e-6)
+  np.testing.assert_allclose(run(ours, "gauge", g, x), run(exact, "gauge", g, x), rtol=ROUNDING)
   best = inner(g, run(exact, "steepest_ascent", g, x))
   reached = inner(g, run(ours, "steepest_ascent", g, x)) / best
-  assert np.all(reached <= 1 + 1e-5)
+  assert np.all(reached <= 1 + ROUNDING)
   assert np.all(reached >= 0.95)
 
 
@@ -526,14 +529,14 @@ def test_intersection_of_a_set_with_a_larger_one_is_the_set():
   ours = structured.intersection(ro.l2(radius), ro.linf(1.01 * radius), num_iterations=5)
   for operation in ("steepest_ascent", "project", "gauge"):
     value, expected = (run(u, operation, g, x) for u in (ours, ro.l2(radius)))
-    np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_intersection_with_a_plane():
   g, x, radius = random_cases()
   ours = structured.intersection(ro.linf(radius), structured.tangent(2 * radius, BASIS))
   step = run(ours, "steepest_ascent", g, x)
-  assert np.all(run(ours, "gauge", step, x) <= 1 + 1e-6)
+  assert np.all(run(ours, "gauge", step, x) <= 1 + ROUNDING)
   assert np.all(inner(g, step) > 0)
 
 
@@ -574,7 +577,7 @@ def test_products_that_are_other_sets():
   for ours, same in pairs:
     for operation in ("steepest_ascent", "project", "gauge"):
       value, expected = (run(u, operation, g, x) for u in (ours, same))
-      np.testing.assert_allclose(value, expected, rtol=2e-6, atol=1e-7)
+      np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_a_block_of_radius_0_stays():
@@ -584,7 +587,7 @@ def test_a_block_of_radius_0_stays():
     moved = run(u, operation, g, x)
     np.testing.assert_array_equal(moved[:, :4], 0)
     assert np.all(np.abs(moved[:, 4:]).max(1) > 0)
-    assert np.all(run(u, "gauge", moved, x) <= 1 + 1e-6)  # 0 / 0 is inside
+    assert np.all(run(u, "gauge", moved, x) <= 1 + ROUNDING)  # 0 / 0 is inside
   np.testing.assert_array_equal(run(u, "gauge", g, x), np.inf)
 
 
@@ -611,9 +614,11 @@ def test_a_masked_ball_is_the_ball_of_the_entries_that_may_change(norm, box):
     moved = run(u, operation, 2 * g, x)
     np.testing.assert_array_equal(moved[:, ~MASK], 0)
     alone = run(ball, operation, 2 * g[:, MASK], x[:, MASK])
-    np.testing.assert_allclose(moved[:, MASK], alone, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(moved[:, MASK], alone, rtol=ROUNDING, atol=ROUNDING)
     inside = run(u, "gauge", moved, x)
-    np.testing.assert_allclose(inside, run(ball, "gauge", moved[:, MASK], x[:, MASK]), rtol=1e-6)
+    np.testing.assert_allclose(
+      inside, run(ball, "gauge", moved[:, MASK], x[:, MASK]), rtol=ROUNDING
+    )
   np.testing.assert_array_equal(run(u, "gauge", g, x), np.inf)
 
 
@@ -624,7 +629,7 @@ def test_the_worst_case_of_a_linear_function_through_a_mask():
     u = structured.masked(getattr(ro, norm)(radius), MASK)
     step = run(u, "steepest_ascent", g, x)
     expected = radius * np.linalg.norm(g[:, MASK].astype(np.float64), order, axis=1)
-    np.testing.assert_allclose(inner(g, step), expected, rtol=2e-6)
+    np.testing.assert_allclose(inner(g, step), expected, rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -646,7 +651,7 @@ def test_masks_of_every_example_hold_from_the_random_start_on(norm):
     outside = np.broadcast_to(~mask, x.shape)
     np.testing.assert_array_equal(np.asarray(delta)[outside], 0)
     assert np.all(np.any(delta != 0, axis=(1, 2, 3)) == np.any(mask, axis=(1, 2, 3)))
-    assert np.all(run(ball(0.3), "gauge", delta, x) <= 1 + 1e-6)
+    assert np.all(run(ball(0.3), "gauge", delta, x) <= 1 + ROUNDING)
 
 
 def test_samples_within_a_mask():

@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import assert_close, rounding
 
 from robust_opt import data, structured, tangents
 from robust_opt.errors import InputError
 
 KEY = jax.random.key(0)
 ROWS = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 3)))[0].T  # orthonormal, [3, 8]
+# Products over 8 pixels and 12 units, in a few rounds of orthonormalization.
+TERMS = 4 * (8 + 12)
+ROUNDING = rounding(terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, scale=1.0, dtype=np.float32)
 
 
 def on_a_plane(num_images=120):
@@ -53,7 +58,7 @@ def cosines(first, second):
 def assert_orthonormal(basis):
   rows = flat(basis)
   gram = rows @ rows.swapaxes(1, 2)
-  np.testing.assert_allclose(gram, np.broadcast_to(np.eye(rows.shape[1]), gram.shape), atol=1e-5)
+  close(gram, np.broadcast_to(np.eye(rows.shape[1]), gram.shape))
 
 
 # Local principal components.
@@ -63,7 +68,7 @@ def test_local_pca_finds_a_plane_and_nothing_more():
   charts = tangents.local_pca(on_a_plane(), rank=3, num_charts=5, key=KEY)
   chex.assert_shape(charts, [(5, 2, 4), (5, 3, 2, 4)])
   assert_orthonormal(charts.bases[:, :2])
-  assert np.all(cosines(flat(charts.bases)[:, :2], ROWS[:2]) > 1 - 1e-6)
+  assert np.all(cosines(flat(charts.bases)[:, :2], ROWS[:2]) > 1 - ROUNDING)
   np.testing.assert_array_equal(charts.bases[:, 2], 0)
 
 
@@ -82,7 +87,7 @@ def test_the_leading_direction_has_the_most_variance():
   images = np.clip(0.5 + z @ ROWS, 0, 1).astype(np.float32)
   charts = tangents.local_pca(images, 3, 1, KEY, neighbours=200)
   exact = np.linalg.svd(images - images.mean(0))[2][:3]
-  np.testing.assert_allclose(np.abs(np.sum(flat(charts.bases)[0] * exact, 1)), 1, atol=1e-5)
+  close(np.abs(np.sum(flat(charts.bases)[0] * exact, 1)), 1)
 
 
 def test_anchors_are_the_means_of_their_images():
@@ -92,7 +97,7 @@ def test_anchors_are_the_means_of_their_images():
   cell = distance.argmin(1)
   assert set(cell) == set(range(6))
   means = np.stack([images[cell == j].mean(0) for j in range(6)])
-  np.testing.assert_allclose(charts.anchors, means, atol=1e-6)
+  close(charts.anchors, means)
   # At an x the plane is that of the nearest anchor.
   np.testing.assert_array_equal(
     tangents.charts_basis(charts, jnp.asarray(images)), charts.bases[cell]
@@ -113,7 +118,7 @@ def test_equal_images_have_no_directions():
 def test_contraction_is_the_frobenius_norm_of_the_jacobian():
   params, x = random_encoder(), jnp.asarray(on_a_plane(7))
   expected = np.sum(jacobians(params, x) ** 2, (1, 2))
-  np.testing.assert_allclose(tangents.contraction(params, x), expected, rtol=1e-5)
+  close(tangents.contraction(params, x), expected)
 
 
 def test_loss_in_closed_form():
@@ -124,7 +129,7 @@ def test_loss_in_closed_form():
   y = 1 / (1 + np.exp(-(h @ w + c)))
   expected = -np.sum(pixels * np.log(y) + (1 - pixels) * np.log(1 - y), 1)
   expected += 0.7 * np.sum(jacobians(params, x) ** 2, (1, 2))
-  np.testing.assert_allclose(tangents.autoencoder_loss(params, x, 0.7), expected, rtol=1e-5)
+  close(tangents.autoencoder_loss(params, x, 0.7), expected)
 
 
 @pytest.mark.parametrize(("rank", "iterations"), [(2, 40), (6, 0), (8, 0)])
@@ -148,7 +153,7 @@ def test_few_iterations_catch_most_of_the_jacobian():
     basis = flat(tangents.encoder_basis(params, x, 4, iterations))
     return np.sum((jacobian @ basis.swapaxes(1, 2)) ** 2, (1, 2)) / best
 
-  assert np.all(caught(6) <= 1 + 1e-5)
+  assert np.all(caught(6) <= 1 + ROUNDING)
   assert np.all(caught(6) > 0.99)
   assert np.all(caught(6) > caught(0))
 
@@ -160,7 +165,7 @@ def test_nearly_saturated_units_have_directions(bias):
   x = jnp.asarray(on_a_plane(5))
   basis = tangents.encoder_basis(params, x, 2, 40)
   exact = np.linalg.svd(jacobians(params, x).astype(np.float64))[2][:, :2]
-  assert np.all(cosines(flat(basis), exact) > 1 - 1e-5)
+  assert np.all(cosines(flat(basis), exact) > 1 - ROUNDING)
 
 
 def test_directions_that_the_encoder_lacks_are_0():
@@ -170,7 +175,7 @@ def test_directions_that_the_encoder_lacks_are_0():
   of_rank_2 = params._replace(weights=jnp.asarray(weights[:, :2] @ ROWS[:2], jnp.float32))
   basis = tangents.encoder_basis(of_rank_2, x, 4)
   assert_orthonormal(basis[:, :2])
-  assert np.all(cosines(flat(basis)[:, :2], ROWS[:2]) > 1 - 1e-5)
+  assert np.all(cosines(flat(basis)[:, :2], ROWS[:2]) > 1 - ROUNDING)
   np.testing.assert_array_equal(basis[:, 2:], 0)
   for dead in (
     params._replace(hidden_bias=jnp.full(12, 1e4)),
@@ -252,9 +257,9 @@ def test_fit_is_a_pure_function_of_the_seed(name, monkeypatch):
   of_floats = tangents.fit(name, images / np.float32(255), 2, seed=0)(x)
   np.testing.assert_array_equal(of_floats, basis)
   # An example's plane does not depend on its neighbours, nor on who maps over it.
-  np.testing.assert_allclose(basis_of(x[3:4]), basis[3:4], atol=1e-5)
+  close(basis_of(x[3:4]), basis[3:4])
   one_by_one = jax.jit(jax.vmap(lambda one: basis_of(one[None])[0]))(x)
-  np.testing.assert_allclose(one_by_one, basis, atol=1e-5)
+  close(one_by_one, basis)
 
 
 def test_keys_choose_the_charts_and_the_weights():
@@ -281,8 +286,8 @@ def test_one_step_within_the_tangent_planes(name):
   expected = 0.5 * along / np.linalg.norm(along, axis=1, keepdims=True)
   u = structured.tangent_at(0.5, basis_of)
   step = jax.jit(u.steepest_ascent)(g, x).reshape(24, -1)
-  np.testing.assert_allclose(step, expected, atol=1e-5)
-  assert np.all(jax.jit(u.gauge)(step.reshape(x.shape), x) <= 1 + 1e-6)
+  close(step, expected)
+  assert np.all(jax.jit(u.gauge)(step.reshape(x.shape), x) <= 1 + ROUNDING)
   turned = np.asarray(jax.jit(u.steepest_ascent)(g, x[::-1])).reshape(24, -1)
   assert np.max(np.abs(turned - step)) > 1e-2
 

@@ -1,4 +1,8 @@
-"""Algorithm 1 against closed forms, what it may not compute, and the scan over an epoch."""
+"""Algorithm 1 against closed forms, what it may not compute, and the scan over an epoch.
+
+Programs that ought to compute the same are compared in float64: signs of gradients, and steps on
+top of steps, amplify rounding.
+"""
 
 import chex
 import flax.linen as nn
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
 from robust_opt import augmentation, build, config, models, optimizers, training, updates
@@ -16,6 +21,21 @@ from robust_opt.data import load
 SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
 LR = 0.5
 NET, IMAGES = models.SoftmaxRegression(), np.zeros((30, 8, 8, 1), np.uint8)
+FLOAT64 = pytest.mark.usefixtures("float64")
+# Forward and back in the ascent and in the descent, each through sums over 64 pixels, two layers of
+# up to 24 units, 10 classes and 12 examples.
+TERMS = 4 * (64 + 2 * 24 + 10 + 12)
+
+
+class PlainNet(nn.Module):
+  widths: tuple[int, ...] = (16,)
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = x.reshape(x.shape[0], -1)
+    for width in self.widths:
+      x = nn.relu(nn.Dense(width)(x))
+    return nn.Dense(10)(x)
 
 
 class BatchNormNet(nn.Module):
@@ -33,11 +53,13 @@ class BatchNormNet(nn.Module):
 
 def digits_batch(size=12):
   data = load("digits", "train")
-  return training.take(ro.ArrayData(data.images, data.labels), jnp.arange(size, dtype=jnp.int32))
+  return training.take(
+    ro.ArrayData(widest(data.images[:size] / 255), data.labels), jnp.arange(size, dtype=jnp.int32)
+  )
 
 
 def setup(net, optimizer, seed=0):
-  params, model_state = models.init(net, jax.random.key(seed), (8, 8, 1))
+  params, model_state = widest(models.init(net, jax.random.key(seed), (8, 8, 1)))
   return models.from_linen(net), ro.init_state(params, model_state, optimizer)
 
 
@@ -45,7 +67,7 @@ def warm(state, seed=7):
   """Running statistics that differ from the fresh 0 and 1, and from any batch's."""
   noise = np.random.default_rng(seed)
   model_state = jax.tree.map(lambda a: a + noise.uniform(0.1, 0.5, a.shape), state.model_state)
-  return state.replace(model_state=jax.tree.map(jnp.float32, model_state))
+  return state.replace(model_state=widest(model_state))
 
 
 def steepest_in_numpy(norm, g, radius):
@@ -62,6 +84,7 @@ def steepest_in_numpy(norm, g, radius):
 # One step
 
 
+@FLOAT64
 @pytest.mark.parametrize(("norm", "radius"), [("linf", 0.1), ("l2", 0.7), ("l1", 1.5)])
 def test_step_is_algorithm_1_in_closed_form(norm, radius):
   """Softmax regression in float64: grad_x J = W (p - e_y) / std, grad_W J = z_adv (p_adv - e_y)."""
@@ -89,18 +112,19 @@ def test_step_is_algorithm_1_in_closed_form(norm, radius):
       "bias": -LR * np.mean(p - e, axis=0),
     }
   }
-  chex.assert_trees_all_close(new.params, expected, rtol=1e-4, atol=1e-5)
   loss = np.mean(-np.log(p[np.arange(12), batch.y]))
-  np.testing.assert_allclose(metrics.loss, loss, rtol=1e-5)
+  # Standardised pixels are of the size of 1 / std.
+  assert_close((new.params, metrics.loss), (expected, loss), terms=TERMS, scale=1 / std)
   assert (int(new.step), int(metrics.zero_gradients)) == (1, 0)
   chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
+@FLOAT64
 @pytest.mark.parametrize("norm", SETS)
 def test_step_is_a_standard_step_at_the_perturbed_batch(norm):
   """Nothing flows through delta: it might as well have been handed in as a constant."""
   optimizer = optax.sgd(LR)
-  apply, state = setup(models.MLP(widths=(16, 16)), optimizer)
+  apply, state = setup(PlainNet((16, 16)), optimizer)
   batch, attack = digits_batch(), ro.steepest(SETS[norm](0.4))
 
   def loss(x):
@@ -111,7 +135,7 @@ def test_step_is_a_standard_step_at_the_perturbed_batch(norm):
   expected, _ = standard(state, batch._replace(x=batch.x + delta), jax.random.key(1))
   step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
   new, _ = step(state, batch, jax.random.key(0))
-  chex.assert_trees_all_close(new.params, expected.params, rtol=1e-5, atol=1e-7)
+  assert_close(new.params, expected.params, terms=TERMS)
 
 
 def no_attack():
@@ -139,6 +163,7 @@ def test_gradient_through_delta_would_be_another():
   assert max(jax.tree.leaves(difference)) > 1e-3
 
 
+@FLOAT64
 @pytest.mark.parametrize(
   "attack", [no_attack(), ro.steepest(ro.linf(0.0)), ro.steepest(ro.l1(0.0))]
 )
@@ -162,10 +187,11 @@ def test_no_steps_or_no_radius_is_standard_training(attack):
     state, metrics = step(state, batch, jax.random.key(i))
     params, opt_state, loss = plain(params, opt_state, batch)
     assert int(metrics.zero_gradients) == 0
-    np.testing.assert_allclose(metrics.loss, loss, rtol=1e-6)
-  chex.assert_trees_all_close(state.params, params, rtol=1e-6, atol=1e-7)
+    assert_close(metrics.loss, loss, terms=TERMS, steps=3)
+  assert_close(state.params, params, terms=TERMS, steps=3)
 
 
+@FLOAT64
 def test_a_curriculum_is_the_attack_of_each_step():
   """The radius at step t of 4 is t / 4 of the last: step by step the same as with that radius."""
   optimizer, radius, batch = optax.sgd(LR), 0.4, digits_batch()
@@ -175,16 +201,19 @@ def test_a_curriculum_is_the_attack_of_each_step():
     return jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
 
   scheduled = step_of(
-    ro.ScheduledAttack(lambda step: ro.steepest(ro.linf(radius * jnp.minimum(step / 4, 1.0))))
+    ro.ScheduledAttack(
+      lambda step: ro.steepest(ro.linf(radius * jnp.minimum(step.astype(float) / 4, 1)))
+    )
   )
   for i, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0, 1.0)):
     key = jax.random.key(i)
     expected, _ = step_of(ro.steepest(ro.linf(radius * share)))(state, batch, key)
     state, _ = scheduled(state, batch, key)
-    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6, atol=1e-7)
+    assert_close(state.params, expected.params, terms=TERMS)
   assert scheduled._cache_size() == 1
 
 
+@FLOAT64
 def test_every_so_manieth_update_has_an_adversary():
   """The others are standard updates, at no cost of an ascent, within one program."""
   config_ = config.digits()
@@ -200,8 +229,7 @@ def test_every_so_manieth_update_has_an_adversary():
     key = jax.random.key(i)
     expected, reported = (always if i % 3 == 0 else never)(state, batch, key)
     state, metrics = sometimes(state, batch, key)
-    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(metrics.loss, reported.loss, rtol=1e-6)
+    assert_close((state.params, metrics.loss), (expected.params, reported.loss), terms=TERMS)
   assert sometimes._cache_size() == 1
 
 
@@ -242,7 +270,7 @@ def test_a_config_may_let_its_radius_grow():
   x = jnp.full((2, 4), 0.5)
   for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
     delta, _ = attack.at(jnp.int32(step))(lambda x: x.sum(-1), jax.random.key(0), x)
-    np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=1e-6)
+    np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=rounding(terms=4))
   config_.uncertainty.warmup = 0.0
   assert not isinstance(updates.training_attack(config_, NET, IMAGES, 5), ro.ScheduledAttack)
 
@@ -250,11 +278,11 @@ def test_a_config_may_let_its_radius_grow():
 # Adversarial weights, averages of weights
 
 
+@FLOAT64
 def test_adversarial_weights_are_as_long_as_told_and_taken_away_again():
   """The update is the gradient at the perturbed weights, from the unperturbed ones."""
   gamma, batch, optimizer = 0.1, digits_batch(), optax.sgd(LR)
-  net = models.MLP(widths=(16,))
-  apply, state = setup(net, optimizer)
+  apply, state = setup(PlainNet(), optimizer)
 
   def mean_loss(params):
     logits, _ = apply(params, {}, batch.x, train=True, key=None)
@@ -268,12 +296,12 @@ def test_adversarial_weights_are_as_long_as_told_and_taken_away_again():
       np.testing.assert_array_equal(added, 0)
     else:
       length = gamma * np.linalg.norm(w)
-      np.testing.assert_allclose(added, length * g / np.linalg.norm(g), rtol=1e-4, atol=1e-7)
+      assert_close(added, length * g / np.linalg.norm(g), terms=TERMS + w.size)
   shifted = jax.grad(mean_loss)(jax.tree.map(jnp.add, state.params, v))
   expected = jax.tree.map(lambda w, g: w - LR * g, state.params, shifted)
   step = ro.make_train_step(apply, optimizer, ro.robust(), no_attack(), perturb_weights=perturb)
   after, _ = jax.jit(step)(state, batch, jax.random.key(0))
-  chex.assert_trees_all_close(after.params, expected, rtol=1e-5, atol=1e-6)
+  assert_close(after.params, expected, terms=TERMS + 64 * 16)
 
 
 def test_an_average_of_weights_is_kept_and_found():
@@ -286,7 +314,7 @@ def test_an_average_of_weights_is_kept_and_found():
     state, _ = step(state, digits_batch(), jax.random.key(t))
     keep = min(0.5, t / (t + 9))
     average = jax.tree.map(lambda a, w, k=keep: k * a + (1 - k) * w, average, state.params)
-  chex.assert_trees_all_close(training.evaluated_params(state), average, rtol=1e-5, atol=1e-6)
+  assert_close(training.evaluated_params(state), average, terms=4, steps=12)
   _, fresh = setup(models.SoftmaxRegression(), optimizer)
   jax.jit(lambda state: state, donate_argnums=0)(fresh)  # no buffer of it is there twice
   _, plain = setup(models.SoftmaxRegression(), optax.sgd(LR))
@@ -348,7 +376,7 @@ def test_ascent_costs_a_forward_pass_and_an_input_gradient():
     return lowered.compile().cost_analysis()["flops"]
 
   extra = (flops(ro.steepest(ro.linf(0.1))) - flops(no_attack())) / 2  # a multiply-add is two
-  assert 1.9 * forward < extra < 2.5 * forward  # and elementwise functions, of 10 logits each
+  assert round(extra / forward) == 2  # what is elementwise does not amount to half a pass
 
 
 # Modes
@@ -365,6 +393,7 @@ def recording(apply, calls):
   return recorded
 
 
+@FLOAT64
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
   net, optimizer = BatchNormNet(0.5), optax.sgd(LR)
@@ -394,7 +423,7 @@ def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
 
   x_adv = batch.x + 0.2 * jnp.sign(jax.grad(total)(batch.x))
   _, expected = by_hand(x_adv, True, descent_key)
-  chex.assert_trees_all_close(new.model_state, expected, rtol=1e-5, atol=1e-6)
+  assert_close(new.model_state, expected, terms=TERMS)
   _, clean = by_hand(batch.x, True, descent_key)
   with pytest.raises(AssertionError):
     chex.assert_trees_all_close(new.model_state, clean, rtol=1e-3)
@@ -413,6 +442,7 @@ def make_probe(net, attack, train_mode=False):
   return jax.jit(lambda batch, key: step(warm(state), batch, key)[0].model_state)
 
 
+@FLOAT64
 def test_evaluation_mode_ascent_ignores_dropout_and_neighbours():
   """An example's delta is the same among other examples and under another key."""
   delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.l2(0.5)))
@@ -424,7 +454,7 @@ def test_evaluation_mode_ascent_ignores_dropout_and_neighbours():
   )
   alone = delta(batch, jax.random.key(0))
   np.testing.assert_array_equal(alone, delta(batch, jax.random.key(1)))
-  np.testing.assert_allclose(alone[:4], delta(others, jax.random.key(0))[:4], atol=1e-6)
+  assert_close(alone[:4], delta(others, jax.random.key(0))[:4], terms=TERMS)
   assert np.abs(alone).max() > 0.05
 
 
@@ -435,14 +465,15 @@ def test_train_mode_couples_the_ascent_to_dropout_and_neighbours():
   assert np.abs(one - delta(batch, jax.random.key(1))).max() > 0.01
 
 
+@FLOAT64
 def test_random_starts_depend_on_the_id_alone():
   """Shuffling a batch moves every example's delta along with it."""
   attack = ro.ascend(ro.pgd(ro.linf(0.2), ro.linf(0.05)), 2)
-  delta = make_probe(models.MLP(widths=(16,)), attack)
+  delta = make_probe(PlainNet(), attack)
   batch, order = digits_batch(), np.random.default_rng(0).permutation(12)
   straight = delta(batch, jax.random.key(5))
   shuffled = delta(jax.tree.map(lambda a: a[order], batch), jax.random.key(5))
-  np.testing.assert_allclose(straight[order], shuffled, atol=1e-6)
+  assert_close(straight[order], shuffled, terms=TERMS)
   assert np.abs(straight - delta(batch, jax.random.key(6))).max() > 0.05
   renamed = delta(batch._replace(ids=batch.ids + 100), jax.random.key(5))
   assert np.abs(straight - renamed).max() > 0.05
@@ -451,6 +482,7 @@ def test_random_starts_depend_on_the_id_alone():
 # Degenerate gradients
 
 
+@FLOAT64
 @pytest.mark.parametrize(("norm", "num_steps"), [("linf", 3), ("l2", 1), ("l1", 1)])
 def test_zero_gradients_leave_the_example_and_are_counted(norm, num_steps):
   optimizer = optax.sgd(LR)
@@ -462,11 +494,11 @@ def test_zero_gradients_leave_the_example_and_are_counted(norm, num_steps):
   batch = digits_batch()
   new, metrics = jax.jit(step)(state, batch, jax.random.key(0))
   assert int(metrics.zero_gradients) == 12
-  np.testing.assert_allclose(metrics.loss, np.log(10.0), rtol=1e-6)
+  assert_close(metrics.loss, np.log(10.0), terms=TERMS)
   chex.assert_tree_all_finite(new)
   standard = ro.make_train_step(apply, optimizer, ro.robust(), no_attack())
   expected, _ = jax.jit(standard)(state, batch, jax.random.key(0))  # delta was 0
-  chex.assert_trees_all_close(new.params, expected.params, rtol=1e-6)
+  assert_close(new.params, expected.params, terms=TERMS)
   _, after = jax.jit(step)(new, batch, jax.random.key(1))
   assert int(after.zero_gradients) == 0
 
@@ -499,7 +531,7 @@ def test_epoch_visits_every_example_once():
   assert not np.array_equal(batch.ids.reshape(-1), np.arange(20))
   images = np.arange(80, dtype=np.uint8).reshape(20, 2, 2, 1)
   np.testing.assert_array_equal(batch.y, batch.ids % 3)
-  np.testing.assert_allclose(batch.x, images[batch.ids] / np.float32(255.0), rtol=1e-6)
+  np.testing.assert_allclose(batch.x, images[batch.ids] / np.float32(255.0), rtol=rounding())
   chex.assert_type([batch.x, batch.y, batch.ids], [np.float32, np.int32, np.int32])
 
 
@@ -546,11 +578,12 @@ def test_every_step_has_a_key_of_its_own_that_can_be_made_again():
 def digits_run():
   """(jitted scan, its state, data, the step, key): random starts, dropout and momentum."""
   optimizer = optax.sgd(0.1, momentum=0.9)
-  apply, state = setup(BatchNormNet(0.3), optimizer)
   attack = ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.05)), 2)
-  step = ro.make_train_step(apply, optimizer, ro.robust(), attack)
   digits = load("digits", "train")
-  data = ro.ArrayData(jnp.asarray(digits.images[:64]), jnp.asarray(digits.labels[:64]))
+  with jax.enable_x64(True):
+    apply, state = setup(BatchNormNet(0.3), optimizer)
+    data = ro.ArrayData(widest(digits.images[:64] / 255), jnp.asarray(digits.labels[:64]))
+  step = ro.make_train_step(apply, optimizer, ro.robust(), attack)
   run = jax.jit(ro.make_scan(step, ro.EpochPlan(64, 8)), static_argnums=3, donate_argnums=0)
 
   def run_on_a_copy(state, num_steps):
@@ -559,6 +592,7 @@ def digits_run():
   return run, run_on_a_copy, state, data, step
 
 
+@FLOAT64
 def test_scan_of_many_steps_is_many_scans_to_the_bit(digits_run):
   run, on_copy, state, data, _ = digits_run
   whole, metrics = on_copy(state, 8)
@@ -574,6 +608,7 @@ def test_scan_of_many_steps_is_many_scans_to_the_bit(digits_run):
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((parts, data)))
 
 
+@FLOAT64
 def test_one_shape_compiles_once(digits_run):
   run, on_copy, state, _, _ = digits_run
   before = run._cache_size()
@@ -584,6 +619,7 @@ def test_one_shape_compiles_once(digits_run):
   assert int(state.step) == 16
 
 
+@FLOAT64
 def test_scan_is_a_loop_of_steps(digits_run):
   _, on_copy, state, data, step = digits_run
   scanned, metrics = on_copy(state, 8)
@@ -595,8 +631,8 @@ def test_scan_is_a_loop_of_steps(digits_run):
     state, one = jitted(state, batch, jax.random.wrap_key_data(keys[i]))
     losses.append(one.loss)
   assert int(scanned.step) == int(state.step) == 8
-  np.testing.assert_allclose(losses, metrics.loss, rtol=1e-4)
-  chex.assert_trees_all_close(scanned, state, rtol=1e-3, atol=1e-4)
+  # A bias before batch normalization has no gradient: it is nothing but rounding.
+  assert_close((scanned, metrics.loss), (state, np.stack(losses)), terms=TERMS, steps=8, scale=1.0)
 
 
 def test_augmentation_is_drawn_anew_every_epoch_for_every_example():
@@ -643,10 +679,10 @@ def test_optimizer_is_the_authors_dampened_sgd():
     theta = theta - 1e-2 / (1 + 5e-6 * t) * v
     updates, opt_state = optimizer.update(jnp.float32(gradient), opt_state, params)
     params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(updates, theta - before, rtol=1e-4, atol=1e-8)
+    assert_close(updates, theta - before, terms=8, steps=5)
     if t == 0:
-      np.testing.assert_allclose(10 * updates, first_updates["torch"], rtol=1e-5)
-  np.testing.assert_allclose(params, theta, rtol=1e-6)
+      assert_close(10 * updates, first_updates["torch"], terms=8)
+  assert_close(params, theta, terms=8, steps=5)
 
 
 @pytest.mark.parametrize(
@@ -669,4 +705,4 @@ def test_schedules(name, rate, points):
   config_.optimizer.inverse_time_rate = config_.optimizer.halving_epochs = rate
   schedule = build.schedule(config_, steps_per_epoch=10)
   for step, fraction in points.items():
-    np.testing.assert_allclose(schedule(jnp.int32(step)), 2.0 * fraction, atol=1e-6)
+    assert_close(schedule(jnp.int32(step)), 2.0 * fraction, terms=8, scale=2.0)

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
+from rounding import rounding
 
 import robust_opt as ro
 from robust_opt import build, config, experiment, losses, models, penalties, tangents, updates
@@ -49,8 +50,9 @@ def test_the_adversary_keeps_to_the_tangent_planes():
   basis = tangents.fit("local_pca", images, 3, c.seed)(batch.x).reshape(len(g), 3, -1)
   flat = np.asarray(delta).reshape(len(g), -1)
   within = np.einsum("bd,bdn->bn", np.einsum("bn,bdn->bd", flat, basis), basis)
-  np.testing.assert_allclose(flat, within, atol=1e-5)
-  np.testing.assert_allclose(np.linalg.norm(flat, axis=1), 0.5, rtol=1e-5)
+  # Products over 64 pixels, onto three directions and back, and a norm.
+  np.testing.assert_allclose(flat, within, atol=rounding(terms=3 * 64))
+  np.testing.assert_allclose(np.linalg.norm(flat, axis=1), 0.5, rtol=rounding(terms=3 * 64))
 
 
 def test_a_hidden_adversary_is_worse_than_one_of_the_input():
@@ -175,7 +177,7 @@ def test_a_bound_on_columns_holds_after_every_update():
     changes, state = optimizer.update(grads, state, params)
     params = optax.apply_updates(params, changes)
   norms = jnp.linalg.norm(params["kernel"], axis=0)
-  chex.assert_trees_all_close(norms, jnp.full(3, 0.5), rtol=1e-6)
+  np.testing.assert_allclose(norms, 0.5, rtol=rounding(terms=2 * 4 + 4))
   assert float(params["bias"].min()) > 1.0
 
 
