@@ -328,7 +328,7 @@ def checked(
       none of the net's classes, logits that are NaN, not floating point, of one class, or of
       another shape than [B, C], outputs that are no array or are probabilities, a net whose
       gradient cannot be traced, an unknown norm, a radius that is not one positive number, or a
-      batch size that is none.
+      batch size below 1.
   """
   if norm not in NORMS:
     raise InputError(f"norm must be one of {', '.join(NORMS)}, but was {norm!r}.")

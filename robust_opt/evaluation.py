@@ -60,8 +60,8 @@ def perturb(
   """Attacks a batch, with the model in evaluation mode.
 
   Raises:
-    InputError: the attack is none, the examples are not one array of floats, or the labels are not
-      classes of a net of at least two.
+    InputError: attack is not an attack, the examples are not one array of floats, or the labels are
+      not classes of a net of at least two.
   """
   check_attack(attack)
   check_examples("The examples (x of the batch)", batch.x)

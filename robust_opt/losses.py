@@ -1,6 +1,6 @@
 """What is wrong with every example, (logits [B, C], labels [B]) -> [B]; never averaged.
 
-Logits are unnormalised: the outputs of a softmax are no logits. Every loss grows as the label
+Logits are unnormalized: the outputs of a softmax are no logits. Every loss grows as the label
 loses, so that an adversary climbs it; any number of classes from 2 on. `one_vs_all` and
 `independent` are for nets whose classes are present or absent each by itself, and take one class
 too; `probabilities` are what a net of any kind believes.
@@ -63,7 +63,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
   """-log softmax(logits)[label].
 
   Args:
-    logits: [B, C], C >= 2, unnormalised. A label outside [0, C) gives NaN.
+    logits: [B, C], C >= 2, unnormalized. A label outside [0, C) gives NaN.
     labels: [B], integers.
   """
   chex.assert_rank([logits, labels], [2, 1])

@@ -98,10 +98,10 @@ def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
     quantile = stats.t.ppf(1 - ALPHA / 2, seeds - 1)
     of_seeds = quantile**2 * array.var(axis=0, ddof=1) / seeds
   c = stats.norm.ppf(1 - ALPHA / 2) ** 2 / examples
-  centre = (mean + c / 2) / (1 + c)
+  center = (mean + c / 2) / (1 + c)
   half = np.sqrt(c**2 / 4 + c * mean * (1 - mean) + (1 + c) * of_seeds) / (1 + c)
   # The ends are roots of a quadratic: rounding must not take the mean out of the interval.
-  low, high = np.clip(centre - half, 0, mean), np.clip(centre + half, mean, 1)
+  low, high = np.clip(center - half, 0, mean), np.clip(center + half, mean, 1)
   return Interval(mean, low, high)
 
 

@@ -146,8 +146,8 @@ def make_train_step(
     one of its own.
 
   Raises:
-    InputError: the attack is none; from the step: the examples are not one array of floats, y or
-      ids have no entry for each of them, or the loss has not one value for each.
+    InputError: attack is not an attack; from the step: the examples are not one array of floats, y
+      or ids have no entry for each of them, or the loss has not one value for each.
   """
   check_attack(attack, scheduled=True)
 

@@ -217,31 +217,31 @@ class _Moves(NamedTuple):
 
 
 def _stripes(key: Array, shape: tuple[int, ...]) -> Array:
-  """Stripes, one pixel wide, each of one of the colours {-1, 1}^C (section 3.2).
+  """Stripes, one pixel wide, each of one of the colors {-1, 1}^C (section 3.2).
 
   They vary along the last window axis, the width of an image, and are constant along the others.
   """
   *others, width, channels = shape
-  colours = jax.random.rademacher(key, (*(1,) * len(others), width, channels), jnp.float32)
-  return jnp.broadcast_to(colours, shape)
+  colors = jax.random.rademacher(key, (*(1,) * len(others), width, channels), jnp.float32)
+  return jnp.broadcast_to(colors, shape)
 
 
-def _recolour(key: Array, sides: Array, delta: Array, radius: Array, bounds: Bounds) -> Array:
-  """Algorithm 2: paints a square in one of the colours {-radius, radius}^C.
+def _recolor(key: Array, sides: Array, delta: Array, radius: Array, bounds: Bounds) -> Array:
+  """Algorithm 2: paints a square in one of the colors {-radius, radius}^C.
 
-  A colour that changes nothing would be a wasted query (every other one where an image has one
+  A color that changes nothing would be a wasted query (every other one where an image has one
   channel and the square one pixel); its opposite is tried instead.
   """
   axes, channels = delta.ndim - 1, delta.shape[-1]
   u = jax.random.uniform(key, (axes + channels,))
   square = _inside(_places(_corner(u[:axes], sides, delta.shape), delta.shape), sides)
-  colour = jnp.where(u[axes:] < 0.5, -radius, radius)
+  color = jnp.where(u[axes:] < 0.5, -radius, radius)
 
-  def painted(colour: Array) -> Array:
-    return jnp.clip(jnp.where(square, colour, delta), *bounds)
+  def painted(color: Array) -> Array:
+    return jnp.clip(jnp.where(square, color, delta), *bounds)
 
-  once = painted(colour)
-  return jnp.where(jnp.all(once == delta), painted(-colour), once)
+  once = painted(color)
+  return jnp.where(jnp.all(once == delta), painted(-color), once)
 
 
 def _bump_grid(key: Array, shape: tuple[int, ...], order: int) -> Array:
@@ -327,7 +327,7 @@ def _root(mass: Array, order: int) -> Array:
 
 
 _MOVES = {
-  "linf": _Moves(math.inf, 1, _stripes, _recolour),
+  "linf": _Moves(math.inf, 1, _stripes, _recolor),
   "l2": _Moves(
     2, 3, functools.partial(_bump_grid, order=2), functools.partial(_move_mass, order=2)
   ),

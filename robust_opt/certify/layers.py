@@ -104,10 +104,10 @@ class AffineLayer(abc.ABC):
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
     """L c + bias -+ |L| r for the interval c -+ r; exact but for rounding for every output."""
-    centre, spread = self((lower + upper) / 2), self.magnitude((upper - lower) / 2)
-    # Once for the layer's own arithmetic, once for that of the centre and the spread.
+    center, spread = self((lower + upper) / 2), self.magnitude((upper - lower) / 2)
+    # Once for the layer's own arithmetic, once for that of the center and the spread.
     spread += gamma(2 * self.fan()[0] + 8, lower.dtype) * self._size(lower, upper)
-    return centre - spread, centre + spread
+    return center - spread, center + spread
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """<a, L z + bias> = <L^T a, z> + <a, bias>."""

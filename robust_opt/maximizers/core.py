@@ -88,7 +88,7 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
       highest: whoever makes a net answer NaN has won, and it shall be seen.
 
   Raises:
-    InputError: the maximiser is none, but a set or an attack.
+    InputError: maximizer is not an InnerMaximizer, but a set or an attack.
   """
   if not isinstance(maximizer, InnerMaximizer):
     raise InputError(
@@ -171,7 +171,7 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     num_restarts: how often.
 
   Raises:
-    InputError: the attack is none; when called, no key.
+    InputError: attack is not an attack; when called, there is no key.
   """
   check_attack(attack)
 
@@ -213,7 +213,7 @@ def robustify(
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
 
   Raises:
-    InputError: the attack is none, but a set, say; when called, for examples that are given by
+    InputError: attack is not an attack, but a set, say; when called, for examples that are given by
       name, or are not one array of floats, an attack that starts at random without attack_key=, or
       one that compares losses with a loss of the whole batch.
   """
@@ -242,7 +242,7 @@ def robustify(
 
 
 def check_attack(attack: object, scheduled: bool = False) -> None:
-  """InputError for what is no attack, with the call that makes one of it.
+  """InputError unless it is an attack; the message names the call that makes one of it.
 
   Args:
     attack: what was given for one.
