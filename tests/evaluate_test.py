@@ -41,6 +41,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
   monkeypatch.setitem(ensemble.VERSIONS, "quick", SMALL)
+  monkeypatch.setitem(ensemble.VERSIONS, "rand", (ensemble._apgd_ce(5, fresh_noise=True),))
 
 
 def options(workdir, **changed):
@@ -206,11 +207,12 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
 
 def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  source = own(tmp_path) | {"model": "my_net:noisy", "draws": 20}
+  source = own(tmp_path) | {"model": "my_net:noisy", "draws": 3}
   found = options("")._replace(source=source, output=tmp_path / "found", radius=0.05, trust=False)
   with pytest.raises(InputError, match='version="rand" is for'):
     evaluate.run(found)
   assert evaluate.run(found._replace(version="rand"))
+  assert "rand (3 draws an answer)" in (tmp_path / "found" / "summary.md").read_text()
   verify.run(tmp_path / "found" / "verdict.npz", {})
 
 
