@@ -348,7 +348,8 @@ def test_ascent_costs_a_forward_pass_and_an_input_gradient():
     return lowered.compile().cost_analysis()["flops"]
 
   extra = (flops(ro.steepest(ro.linf(0.1))) - flops(no_attack())) / 2  # a multiply-add is two
-  assert 1.9 * forward < extra < 2.3 * forward
+  # Two products a layer, beside which the elementwise work on such few units counts.
+  assert 1.9 * forward < extra < 2.5 * forward
 
 
 # Modes
