@@ -282,7 +282,7 @@ def test_a_verdict_is_counted_on_all_examples_and_the_rest_on_a_sample():
     return linear(x)
 
   given = {"norm": "l2", "radius": LINEAR_RADIUS, "num_steps": 4, "num_queries": 20, "seed": 1}
-  verdict = verdict_of(10, 40, num_apgd=20)
+  verdict = verdict_of(10, 40, num_apgd=20)._replace(prediction=np.argmax(linear(x), axis=1))
   checks = trust.report(net, x, y, examples=20, verdict=verdict, **given)
   measured = {check.name: check.measured for check in checks}
   assert "Square breaks 10 of the 20 that gradients do not break, of 40" in measured["black box"]
@@ -292,6 +292,8 @@ def test_a_verdict_is_counted_on_all_examples_and_the_rest_on_a_sample():
   ids = [int(np.flatnonzero((x == image).all(axis=1))[0]) for image in sample]
   assert min(ids) < 10
   assert max(ids) >= 30
+  with pytest.raises(ro.InputError, match="The verdict must be of this network"):
+    trust.report(lambda x: -linear(x), x, y, examples=20, verdict=verdict, **given)
   # A verdict without Square is no yardstick: the report measures on the sample alone.
   verdict = verdict._replace(names=("clean", "apgd-ce", "apgd-t"))
   checks = trust.report(linear, x, y, examples=20, verdict=verdict, **given)
