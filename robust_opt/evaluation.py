@@ -60,7 +60,7 @@ def perturb(
   """Attacks a batch, with the model in evaluation mode.
 
   Raises:
-    InputError: attack is not an attack, the examples are not one array of floats, or the labels are
+    InputError: attack has another type, the examples are not one array of floats, or the labels are
       not classes of a net of at least two.
   """
   check_attack(attack)

@@ -146,7 +146,7 @@ def make_train_step(
     one of its own.
 
   Raises:
-    InputError: attack is not an attack; from the step: the examples are not one array of floats, y
+    InputError: attack has another type; from the step: the examples are not one array of floats, y
       or ids have no entry for each of them, or the loss has not one value for each.
   """
   check_attack(attack, scheduled=True)

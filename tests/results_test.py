@@ -131,7 +131,7 @@ def test_the_family_of_methods():
   assert set(found) == set(methods.ALL)
   assert all(len(cell["seeds"]) == 3 for cell in found.values())
   assert (
-    f"stand AutoAttack on {stand['free']:.1f} and {stand['curriculum']:.1f} %, Algorithm 1 on "
+    f"reach {stand['free']:.1f} and {stand['curriculum']:.1f} % under AutoAttack, Algorithm 1 "
     f"{stand['robust']:.1f} %" in README
   )
   assert [failed[name] for name in ("awp", "mart", "pgd", "average", "n_fgsm")] == [3, 3, 1, 1, 1]

@@ -171,7 +171,7 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     num_restarts: how often.
 
   Raises:
-    InputError: attack is not an attack; when called, there is no key.
+    InputError: attack has another type; when called, there is no key.
   """
   check_attack(attack)
 
@@ -213,7 +213,7 @@ def robustify(
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
 
   Raises:
-    InputError: attack is not an attack, but a set, say; when called, for examples that are given by
+    InputError: attack is no attack but, say, a set; when called, for examples that are given by
       name, or are not one array of floats, an attack that starts at random without attack_key=, or
       one that compares losses with a loss of the whole batch.
   """
