@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_opt import seeds
-from robust_opt.papers import goodfellow2015 as study
-from robust_opt.papers import goodfellow2015_nets as nets
-from robust_opt.papers.shaham2015_nets import assemble
+from robust_opt.experiments import seeds
+from robust_opt.papers.goodfellow2015 import nets as nets
+from robust_opt.papers.goodfellow2015 import study as study
+from robust_opt.papers.shaham2015.nets import assemble
 
 MEMBERS, NUM_IMAGES = 12, 10_000
 

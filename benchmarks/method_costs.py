@@ -13,9 +13,9 @@ import statistics
 
 import numpy as np
 
-from robust_opt import config as config_lib
-from robust_opt import costs, methods
-from robust_opt.data import Dataset
+from robust_opt.data.datasets import Dataset
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import costs, methods
 
 NUM_IMAGES = 6000
 

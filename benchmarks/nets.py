@@ -19,8 +19,9 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from robust_opt import config as config_lib
-from robust_opt import experiment, subject
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import run as experiment
+from robust_opt.experiments import target
 from robust_opt.types import Array, LogitsFn
 
 DATASETS = ("mnist", "cifar10")
@@ -62,7 +63,7 @@ def load(dataset: str, kind: str, workdir: Path, data_dir: str) -> Net:
   config = _config(dataset, trained, data_dir)
   run = workdir / f"{dataset}_{trained}"
   experiment.run(config, run)
-  found = subject.load({"workdir": str(run), "data_dir": data_dir})
+  found = target.load({"workdir": str(run), "data_dir": data_dir})
   assert isinstance(found.logits_fn, jax.tree_util.Partial)
   params, model_state = jax.tree.map(np.asarray, found.logits_fn.args)
   module: nn.Module = _paper_net(params) if dataset == "mnist" else _vgg(params, model_state)

@@ -30,14 +30,14 @@ from adv_lib.attacks import auto_pgd
 
 import robust_opt as ro
 from benchmarks import nets
-from robust_opt import ensemble
-from robust_opt.checkpoint import digest
-from robust_opt.study import Study, sha256_of
+from robust_opt.arrays import digest
+from robust_opt.evaluation import autoattack
+from robust_opt.evaluation.verdict import data_sha256
+from robust_opt.studies.study import Study, sha256_of
 from robust_opt.types import Array, LogitsFn
-from robust_opt.verdict import data_sha256
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-PHASES = {phase.name: phase for phase in ensemble.VERSIONS["standard"]}
+PHASES = {phase.name: phase for phase in autoattack.VERSIONS["standard"]}
 EVERYTHING = "ensemble"
 BATCH, COUNTED = 100, 16
 COMPILING = (
@@ -136,7 +136,7 @@ def torch_attack(
   return make[name]()
 
 
-def our_attack(name: str) -> str | tuple[ensemble.Phase, ...]:
+def our_attack(name: str) -> str | tuple[autoattack.Phase, ...]:
   """What `version` of ro.autoattack it is."""
   return "standard" if name == EVERYTHING else (PHASES[name],)
 

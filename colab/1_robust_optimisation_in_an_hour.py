@@ -67,7 +67,10 @@ import optax
 from IPython.display import Image, Markdown, display
 
 import robust_opt as ro
-from robust_opt import data, figures, models, sharding, tables
+from robust_opt import models, tables
+from robust_opt.data import datasets
+from robust_opt.plots import figures
+from robust_opt.training import sharding
 
 # %matplotlib inline
 plt.rcParams["figure.dpi"] = 70
@@ -179,8 +182,8 @@ SETTINGS = {
 RADIUS = SETTINGS["radius"]
 BOX = (0.0, 1.0)  # what a pixel may be
 
-train_set = data.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
-test_set = data.load(SETTINGS["name"], "test", data_dir=DATA_DIR or None)
+train_set = datasets.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
+test_set = datasets.load(SETTINGS["name"], "test", data_dir=DATA_DIR or None)
 mean, std = train_set.images.mean() / 255, train_set.images.std() / 255
 architecture = models.DigitsCNN if SIZE == "small" else models.MnistCNN
 net = architecture(mean=float(mean), std=float(std))

@@ -71,7 +71,11 @@ from jax.tree_util import Partial
 from scipy import stats
 
 import robust_opt as ro
-from robust_opt import data, figures, sharding, tables, trust
+from robust_opt import tables
+from robust_opt.data import datasets
+from robust_opt.evaluation import trust
+from robust_opt.plots import figures
+from robust_opt.training import sharding
 
 # %matplotlib inline
 plt.rcParams["figure.dpi"] = 70
@@ -98,8 +102,8 @@ SETTINGS = {
 RADIUS = SETTINGS["radius"]  # over l_inf, in pixels of [0, 1]
 BOX = (0.0, 1.0)
 
-train_set = data.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
-test_set = data.load(SETTINGS["name"], "test", data_dir=DATA_DIR or None)
+train_set = datasets.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
+test_set = datasets.load(SETTINGS["name"], "test", data_dir=DATA_DIR or None)
 x_train = jnp.asarray(train_set.images / 255, jnp.float32)
 y_train = jnp.asarray(train_set.labels)
 x_test = np.asarray(test_set.images[: SETTINGS["tested"]] / 255, np.float32)

@@ -72,17 +72,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 
 import robust_opt as ro
-from robust_opt import (
-  constructed,
-  data,
-  evaluation,
-  explanation_figures,
-  explanations,
-  figures,
-  models,
-  sharding,
-  tables,
-)
+from robust_opt import models, tables
+from robust_opt.data import constructed, datasets
+from robust_opt.evaluation import accuracy as evaluation
+from robust_opt.plots import explanations as explanation_figures
+from robust_opt.plots import figures
+from robust_opt.theory import explanations
+from robust_opt.training import sharding
 
 # %matplotlib inline
 plt.rcParams["figure.dpi"] = 70
@@ -107,8 +103,8 @@ EPS = 0.15  # of the attacks over l_inf, in pixels of [0, 1]
 RADIUS = SETTINGS["l2"]  # of the changes in section 5, over l_2
 BOX = (0.0, 1.0)
 
-train_set = data.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
-test_set = data.load(SETTINGS["name"], "test", data_dir=DATA_DIR or None)
+train_set = datasets.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
+test_set = datasets.load(SETTINGS["name"], "test", data_dir=DATA_DIR or None)
 x_train = np.asarray(train_set.images[: SETTINGS["made"]] / 255, np.float32)
 y_train = train_set.labels[: SETTINGS["made"]]
 x = jnp.asarray(test_set.images[: SETTINGS["tested"]] / 255, jnp.float32)

@@ -13,7 +13,7 @@ Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 2.
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import CIFAR_STD, cifar, standardised
+from robust_opt.experiments.config import CIFAR_STD, cifar, standardised
 
 
 def get_config() -> ConfigDict:

@@ -13,7 +13,7 @@ Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 2.
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import cifar
+from robust_opt.experiments.config import cifar
 
 
 def get_config() -> ConfigDict:

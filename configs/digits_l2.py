@@ -11,7 +11,7 @@ CPUs). CPUs round differently, which 30 epochs amplify, and other seeds vary as 
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import digits
+from robust_opt.experiments.config import digits
 
 
 def get_config() -> ConfigDict:

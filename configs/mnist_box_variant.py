@@ -12,7 +12,7 @@ The same in the whole study (every table and figure, all seeds):
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import MNIST_STD, mnist, standardised
+from robust_opt.experiments.config import MNIST_STD, mnist, standardised
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ which Torch does not dampen, and which so counts ten times as much as any other.
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import MNIST_STD, mnist, standardised
+from robust_opt.experiments.config import MNIST_STD, mnist, standardised
 
 
 def get_config() -> ConfigDict:

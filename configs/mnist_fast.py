@@ -9,8 +9,8 @@ Among all methods, at equal cost: python -m robust_opt.papers.family.
 
 from ml_collections import ConfigDict
 
-from robust_opt import methods
-from robust_opt.config import mnist_methods
+from robust_opt.experiments import methods
+from robust_opt.experiments.config import mnist_methods
 
 
 def get_config() -> ConfigDict:

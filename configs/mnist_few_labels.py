@@ -12,8 +12,8 @@ The same net on the 100 labelled images alone:
 
 from ml_collections import ConfigDict
 
-from robust_opt import methods
-from robust_opt.config import mnist_methods
+from robust_opt.experiments import methods
+from robust_opt.experiments.config import mnist_methods
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ The paper's 120 epochs would take some 25 minutes on two CPU cores and were not 
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import MNIST_STD, mnist, standardised
+from robust_opt.experiments.config import MNIST_STD, mnist, standardised
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ radius 0.055 (seed 1, jax 0.10.2).
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import MNIST_STD, mnist, standardised
+from robust_opt.experiments.config import MNIST_STD, mnist, standardised
 
 
 def get_config() -> ConfigDict:

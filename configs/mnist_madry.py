@@ -21,7 +21,7 @@ counts.
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import mnist
+from robust_opt.experiments.config import mnist
 
 
 def get_config() -> ConfigDict:

@@ -19,7 +19,7 @@ A sweep over radii:
 
 from ml_collections import ConfigDict
 
-from robust_opt.config import MNIST_STD, mnist, standardised
+from robust_opt.experiments.config import MNIST_STD, mnist, standardised
 
 
 def get_config(multiple: str = "2") -> ConfigDict:

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import robust_opt as ro
-from robust_opt import data
+from robust_opt.data import datasets
 
 RADIUS = 0.15  # in pixels of [0, 1]
 
@@ -28,7 +28,7 @@ net = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(10)])
 
 def source(split: str) -> list[Example]:
   """Scans as they lie on disk: uint8 in [0, 255]."""
-  digits = data.load("digits", split)
+  digits = datasets.load("digits", split)
   return [{"image": image, "label": label} for image, label in zip(digits.images, digits.labels)]
 
 

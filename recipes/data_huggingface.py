@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import robust_opt as ro
-from robust_opt import data
+from robust_opt.data import datasets as data
 
 RADIUS = 0.15  # in pixels of [0, 1]
 

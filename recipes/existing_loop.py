@@ -29,7 +29,7 @@ import optax
 from flax.training.train_state import TrainState
 
 import robust_opt as ro
-from robust_opt import data
+from robust_opt.data import datasets
 
 
 class CNN(nn.Module):
@@ -79,7 +79,7 @@ def train_epoch(
 
 def train(epochs: int = 15) -> TrainState:
   """The state after some epochs."""
-  digits = data.load("digits", "train")
+  digits = datasets.load("digits", "train")
   images = digits.images / np.float32(255)
   params = CNN().init(jax.random.key(0), images[:1])["params"]
   state = TrainState.create(apply_fn=CNN().apply, params=params, tx=optax.adam(2e-3))
@@ -92,7 +92,7 @@ def train(epochs: int = 15) -> TrainState:
 
 def main() -> ro.Verdict:
   """What AutoAttack leaves of the net, on 80 test digits."""
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   images, labels = digits.images[:80] / np.float32(255), digits.labels[:80]
   net = jax.tree_util.Partial(CNN().apply, {"params": train().params})
   verdict = ro.autoattack(net, images, labels, norm="linf", radius=0.15, version="quick")

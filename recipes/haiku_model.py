@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import robust_opt as ro
-from robust_opt import data
+from robust_opt.data import datasets
 
 RADIUS = 0.15  # in pixels of [0, 1]
 
@@ -41,7 +41,7 @@ robust_loss = ro.robustify(loss, ro.steepest(ro.linf(RADIUS)))  # the one line
 
 def train(loss: Callable[..., Any], epochs: int = 20) -> hk.Params:
   """Parameters after some epochs of Adam on this loss."""
-  digits = data.load("digits", "train")
+  digits = datasets.load("digits", "train")
   images, labels = digits.images / np.float32(255), digits.labels
   params, optimizer = net.init(jax.random.key(0), images[:1]), optax.adam(2e-3)
   opt_state = optimizer.init(params)
@@ -60,7 +60,7 @@ def train(loss: Callable[..., Any], epochs: int = 20) -> hk.Params:
 
 def main() -> dict[str, ro.Verdict]:
   """What AutoAttack leaves of the standard and of the robust net, on 80 test digits."""
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   images, labels = digits.images[:80] / np.float32(255), digits.labels[:80]
   verdicts = {}
   for name, objective in {"standard": loss, "robust": robust_loss}.items():

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 
 import robust_opt as ro
-from robust_opt import data, models
+from robust_opt import models
+from robust_opt.data import datasets
 
 RADIUS = 0.15  # in pixels of [0, 1]
 
@@ -36,7 +37,7 @@ apply = models.from_linen(Net())
 
 def train(num_steps: int, epochs: int = 15) -> ro.TrainState:
   """The state after some epochs of Adam against so many steps of PGD; 0: standard training."""
-  digits = data.load("digits", "train")
+  digits = datasets.load("digits", "train")
   images, labels = digits.images / np.float32(255), digits.labels
   optimizer = optax.adam(2e-3)
   params, batch_stats = models.init(Net(), jax.random.key(0), image_shape=(8, 8, 1))
@@ -63,7 +64,7 @@ def logits_fn(state: ro.TrainState, x: jax.Array) -> jax.Array:
 
 def main() -> dict[str, ro.Verdict]:
   """What AutoAttack leaves of the standard and of the robust net, on 80 test digits."""
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   images, labels = digits.images[:80] / np.float32(255), digits.labels[:80]
   verdicts = {}
   for name, num_steps in {"standard": 0, "robust": 3}.items():

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import robust_opt as ro
-from robust_opt import data
+from robust_opt.data import datasets
 from robust_opt.types import LogitsFn
 
 RADIUS = 0.15  # in pixels of [0, 1]
@@ -70,7 +70,7 @@ def bridge(module: nn.Module, num_classes: int) -> LogitsFn:
 
 def train(epochs: int = 20) -> nn.Module:
   """A net after some epochs of Adam, all of it PyTorch's."""
-  digits = data.load("digits", "train")
+  digits = datasets.load("digits", "train")
   images = torch.tensor(digits.images / np.float32(255)).movedim(-1, 1)
   labels = torch.tensor(digits.labels).long()
   torch.manual_seed(0)
@@ -86,7 +86,7 @@ def train(epochs: int = 20) -> nn.Module:
 
 def main() -> ro.Verdict:
   """What AutoAttack leaves of the net, on 80 test digits."""
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   images, labels = digits.images[:80] / np.float32(255), digits.labels[:80]
   net = bridge(train(), num_classes=10)
   verdict = ro.autoattack(net, images, labels, norm="linf", radius=RADIUS, version="quick")

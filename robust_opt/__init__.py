@@ -4,10 +4,11 @@ import robust_opt as ro
 robust_loss = ro.robustify(loss, ro.steepest(ro.l2(0.5)))
 """
 
-from robust_opt import losses, projections, spatial, structured
-from robust_opt.ensemble import Verdict, autoattack
+from robust_opt import losses, sets
 from robust_opt.errors import InputError
-from robust_opt.evaluation import make_evaluate
+from robust_opt.evaluation.accuracy import make_evaluate
+from robust_opt.evaluation.autoattack import Verdict, autoattack
+from robust_opt.evaluation.network import Randomized
 from robust_opt.maximizers import (
   AscentInfo,
   AscentState,
@@ -17,6 +18,7 @@ from robust_opt.maximizers import (
   apgd,
   ascend,
   frank_wolfe,
+  grid,
   lbfgs,
   noise,
   noisy_step,
@@ -28,7 +30,6 @@ from robust_opt.maximizers import (
   robustify,
   steepest,
 )
-from robust_opt.nets import Randomized
 from robust_opt.objectives import (
   RobustObjective,
   gradient_penalty,
@@ -38,7 +39,9 @@ from robust_opt.objectives import (
   trades,
   virtual,
 )
-from robust_opt.training import (
+from robust_opt.sets import projections
+from robust_opt.sets.balls import UncertaintySet, l1, l2, linf
+from robust_opt.training.step import (
   ArrayData,
   EpochPlan,
   TrainMetrics,
@@ -48,7 +51,6 @@ from robust_opt.training import (
   make_train_step,
 )
 from robust_opt.types import Batch, Scored
-from robust_opt.uncertainty import UncertaintySet, l1, l2, linf
 
 __version__ = "0.1.0"
 
@@ -74,6 +76,7 @@ __all__ = [
   "autoattack",
   "frank_wolfe",
   "gradient_penalty",
+  "grid",
   "init_state",
   "l1",
   "l2",
@@ -95,9 +98,8 @@ __all__ = [
   "restarts",
   "robust",
   "robustify",
-  "spatial",
+  "sets",
   "steepest",
-  "structured",
   "trades",
   "virtual",
 ]

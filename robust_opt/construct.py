@@ -4,7 +4,7 @@ r"""Makes a data set of robust or of non-robust features, from a trained net and
   python -m robust_opt.construct --workdir=runs/mnist_standard --kind=random --radius=1.5 \
       --output=runs/d_rand
 
-The kinds and their source are in robust_opt/constructed.py. --output gets shards (.npz, no
+The kinds and their source are in robust_opt/data/constructed.py. --output gets shards (.npz, no
 pickle), card.json and a README.md that says what it is. Killed, the same command goes on from the
 last shard. Train on it with --config.dataset.train_files=runs/d_rand; the test set stays the true
 one.
@@ -20,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from robust_opt import commands, constructed, data, subject, training
-from robust_opt.collection import pixels
-from robust_opt.constructed import Settings, Shard
+from robust_opt import commands
+from robust_opt.data import constructed, datasets
+from robust_opt.data.constructed import Settings, Shard
 from robust_opt.errors import InputError
+from robust_opt.evaluation.collection import pixels
+from robust_opt.experiments import target
 from robust_opt.files import atomic_write, write_json
-from robust_opt.study import Study
+from robust_opt.studies.study import Study
+from robust_opt.training import step
 from robust_opt.types import Array
 
 BATCH = 100
@@ -57,14 +60,14 @@ class Options(NamedTuple):
 Make = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
-def run(options: Options) -> data.Dataset:
+def run(options: Options) -> datasets.Dataset:
   """Makes what is not made yet; returns the whole."""
   if options.shard_size < 1 or options.examples < 0:
     raise InputError(
       f"--shard_size must be >= 1 and --examples >= 0 (0: all), but were {options.shard_size} and "
       f"{options.examples}."
     )
-  net = subject.load_net(options.source)
+  net = target.load_net(options.source)
   original = net.train
   if np.any(original.labels < 0):
     raise InputError(
@@ -80,7 +83,7 @@ def run(options: Options) -> data.Dataset:
     "shard_size": options.shard_size,
     "net_sha256": net.sha256,
     "net_definition": net.definition,
-    "data_sha256": data.fingerprint(original),
+    "data_sha256": datasets.fingerprint(original),
   }
   study = Study(options.output, description, work=float(count), flag="--output")
   make = jax.jit(functools.partial(_make, options, original, net))
@@ -121,24 +124,24 @@ def is_finished(output: Path) -> bool:
 
 
 def _make(
-  options: Options, original: data.Dataset, net: subject.Net, x: Array, y: Array, ids: Array
+  options: Options, original: datasets.Dataset, net: target.Net, x: Array, y: Array, ids: Array
 ) -> tuple[Array, Array]:
   """Images and labels of a batch."""
   start_key, target_key = jax.random.split(jax.random.key(options.seed))
   if options.kind == "inverted":
-    keys = training.keys_of(start_key, ids)
+    keys = step.keys_of(start_key, ids)
     places = constructed.other_places(keys, ids, len(original.labels))
-    start = training.take(training.ArrayData(original.images, original.labels), places).x
+    start = step.take(step.ArrayData(original.images, original.labels), places).x
     return constructed.inverted(net.features_fn, x, start, options.settings), y
   if options.kind == "random":
-    keys = training.keys_of(target_key, ids)
+    keys = step.keys_of(target_key, ids)
     targets = constructed.random_targets(keys, original.num_classes)
   else:
     targets = constructed.next_class(y, original.num_classes)
   return constructed.towards(net.logits_fn, x, targets, options.settings), targets
 
 
-def _shard(make: Make, original: data.Dataset, ids: np.ndarray) -> Shard:
+def _shard(make: Make, original: datasets.Dataset, ids: np.ndarray) -> Shard:
   """In batches of one size, the last filled up with repetitions."""
   images, labels = [], []
   for first in range(0, len(ids), BATCH):

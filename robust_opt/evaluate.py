@@ -23,12 +23,15 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robust_opt import commands, ensemble, identity, layout, nets, sharding, subject, trust, verdict
-from robust_opt.collection import rounded
+from robust_opt import commands, layout
 from robust_opt.errors import InputError, RunError
+from robust_opt.evaluation import autoattack, identity, network, trust, verdict
+from robust_opt.evaluation.collection import rounded
+from robust_opt.experiments import target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
-from robust_opt.study import Study, sha256_of
+from robust_opt.studies.study import Study, sha256_of
+from robust_opt.training import sharding
 
 # Examples that the trust report looks at, at most, drawn by the seed.
 TRUST_EXAMPLES = 200
@@ -66,16 +69,16 @@ class Options(NamedTuple):
 
 def run(options: Options) -> bool:
   """Evaluates, writes, prints; returns whether no check of the measurement failed."""
-  found = subject.load(options.source, options.examples)
+  found = target.load(options.source, options.examples)
   norm = options.norm or found.norm
   radius = found.radius if options.radius is None else options.radius
   if norm is None or radius is None or (options.radius is None and norm != found.norm):
     raise InputError("State --norm and --radius, in pixels of [0, 1]: the run says neither itself.")
-  x, y = ensemble.checked(found.logits_fn, found.x, found.y, norm, radius, options.batch_size)
+  x, y = autoattack.checked(found.logits_fn, found.x, found.y, norm, radius, options.batch_size)
   found = found._replace(x=x, y=y)
   # What is refused leaves no folder behind.
-  ensemble.phases_of(options.version, found.logits_fn)
-  nets.checked_logits(found.logits_fn, nets.as_argument(found.logits_fn, x), x)
+  autoattack.phases_of(options.version, found.logits_fn)
+  network.checked_logits(found.logits_fn, network.as_argument(found.logits_fn, x), x)
   axis = layout.resolve(options.channel_axis, x.shape[1:])
   claim = verdict.Claim(
     norm=norm,
@@ -128,14 +131,14 @@ def _folder(options: Options, norm: str, radius: float) -> Path:
 
 
 def _attack(
-  found: subject.Subject, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
-) -> ensemble.Verdict:
+  found: target.Subject, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
+) -> autoattack.Verdict:
   """The ensemble on all devices, every finished batch kept in the folder."""
   refuse_batch_size(claim.batch_size, jax.device_count())
   mesh = sharding.data_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
   net = sharding.replicate(found.logits_fn, mesh)
-  return ensemble.autoattack(
+  return autoattack.autoattack(
     net,
     found.x,
     found.y,
@@ -151,7 +154,7 @@ def _attack(
   )
 
 
-def _parts(folder: Path) -> ensemble.Parts:
+def _parts(folder: Path) -> autoattack.Parts:
   """One file a batch: whole or absent, and one that cannot be read is made again."""
 
   def load(name: str) -> Mapping[str, np.ndarray] | None:
@@ -164,14 +167,14 @@ def _parts(folder: Path) -> ensemble.Parts:
   def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     write_sealed(folder / f"{name}.npz", arrays)
 
-  return ensemble.Parts(load, save)
+  return autoattack.Parts(load, save)
 
 
-def _reporter(study: Study) -> Callable[[ensemble.Progress], None]:
+def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
   """The running robust accuracy, not at every batch."""
   last: dict[str, Any] = {"done": 0.0, "words": "", "when": -QUIET_SECONDS}
 
-  def report(progress: ensemble.Progress) -> None:
+  def report(progress: autoattack.Progress) -> None:
     now = time.monotonic()
     if progress.words == last["words"] and now - last["when"] < QUIET_SECONDS:
       return
@@ -184,7 +187,7 @@ def _reporter(study: Study) -> Callable[[ensemble.Progress], None]:
 
 
 def _trust(
-  found: subject.Subject, stored: verdict.Stored, axis: int | None, study: Study, wanted: bool
+  found: target.Subject, stored: verdict.Stored, axis: int | None, study: Study, wanted: bool
 ) -> list[trust.Check]:
   """The checks, made once; where they are not wanted, those that were made before, or none."""
   path = study.workdir / "trust.json"
@@ -214,11 +217,11 @@ def _trust(
 
 
 def _accuracy_after_rounding(
-  found: subject.Subject, stored: verdict.Stored, batch_size: int
+  found: target.Subject, stored: verdict.Stored, batch_size: int
 ) -> float:
   """What would be measured if the adversarial images were kept as 8-bit files: too much."""
   images, labels = rounded(stored.verdict.images), stored.labels[stored.broken_ids]
-  undone = ensemble.predictions(found.logits_fn, images, batch_size) == labels
+  undone = autoattack.predictions(found.logits_fn, images, batch_size) == labels
   return stored.robust_accuracy + float(np.sum(undone)) / len(stored.labels)
 
 
@@ -322,10 +325,10 @@ def _channel_axis(given: str) -> ChannelAxis:
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
   commands.define_subject_flags()
-  flags.DEFINE_enum("norm", None, list(ensemble.NORMS), "Of the ball; not given: the run's own.")
+  flags.DEFINE_enum("norm", None, list(autoattack.NORMS), "Of the ball; not given: the run's own.")
   flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; by default the run's own.")
   words = "Of the ensemble; rand: for a --model that answers at random, with --draws."
-  flags.DEFINE_enum("version", "standard", list(ensemble.VERSIONS), words)
+  flags.DEFINE_enum("version", "standard", list(autoattack.VERSIONS), words)
   flags.DEFINE_integer("examples", 0, "Use only the first so many; 0: all.", lower_bound=0)
   flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
   words = "Examples at a time; by default 100, or a little more where devices divide them."

@@ -7,8 +7,8 @@ trains on the digits that scikit-learn bundles, in half a minute. Any config, an
   python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf \
     --config.training.epochs=5 --config.uncertainty.radius=0.1
 
-The keys, with their meanings and defaults, are in robust_opt/config.py; radii are in pixels of
-[0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same bits.
+The keys, with their meanings and defaults, are in robust_opt/experiments/config.py; radii are in
+pixels of [0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same bits.
 On several hosts start it once a host, with --coordinator.
 """
 
@@ -25,9 +25,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from robust_opt import config as config_lib
-from robust_opt import experiment, metrics, overrides
 from robust_opt.errors import InputError, RunError
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import metrics, overrides
+from robust_opt.experiments import run as experiment
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file, as in configs/.")
 _WORKDIR = flags.DEFINE_string(

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.precision import computed_wide, wide
+from robust_opt.sets.balls import UncertaintySet
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
-from robust_opt.uncertainty import UncertaintySet
 
 # What a config may name; gradient_penalty takes the set besides.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]

@@ -13,8 +13,10 @@ from typing import Any
 
 from absl import app
 
-from robust_opt import commands, ensemble, subject, verdict
+from robust_opt import commands
 from robust_opt.errors import InputError, RunError
+from robust_opt.evaluation import autoattack, verdict
+from robust_opt.experiments import target
 
 
 def run(path: Path, given: dict[str, Any]) -> None:
@@ -35,8 +37,8 @@ def run(path: Path, given: dict[str, Any]) -> None:
   changed = {key: value for key, value in given.items() if value}
   if changed.keys() & {"workdir", "model"}:
     source |= {"workdir": "", "model": "", "data": ""}
-  found = subject.load(source | changed, examples)
-  x, y = ensemble.checked(
+  found = target.load(source | changed, examples)
+  x, y = autoattack.checked(
     found.logits_fn, found.x, found.y, claim.norm, claim.radius, claim.batch_size
   )
   problems = verdict.verify(stored, found.logits_fn, x, y, found.net_sha256)

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 import robust_opt as ro
-from robust_opt import config, structured
+from robust_opt import sets as structured
+from robust_opt.experiments import config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -58,7 +59,7 @@ def rows(file):
 
 @pytest.mark.slow
 def test_the_set_of_the_concepts_keeps_what_every_set_promises(monkeypatch):
-  table = importlib.import_module("structured_test")
+  table = importlib.import_module("sets.structured_test")
   monkeypatch.setattr(structured, "ink", run_blocks("concepts.md")["ink"], raising=False)
   ((name, row),) = rows("tests/structured_test.py").items()
   monkeypatch.setitem(table.SETS, name, eval(row, vars(table)))
@@ -76,7 +77,7 @@ def test_the_set_of_the_concepts_keeps_what_every_set_promises(monkeypatch):
 
 @pytest.mark.slow
 def test_the_maximiser_of_the_concepts_keeps_the_contracts(monkeypatch):
-  table = importlib.import_module("contracts_test")
+  table = importlib.import_module("sets.contracts_test")
   made = run_blocks("concepts.md")["smoothed_frank_wolfe"]
   monkeypatch.setattr(ro, "smoothed_frank_wolfe", made, raising=False)
   ((name, row),) = rows("tests/contracts_test.py").items()

@@ -12,15 +12,18 @@ import optax
 import pytest
 
 import robust_opt as ro
-from robust_opt import ensemble, losses, objectives, structured, trust
+from robust_opt import losses, objectives
+from robust_opt import sets as structured
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import fab, fab_minimal
 from robust_opt.attacks.minimal import deepfool, fast_minimum_norm
 from robust_opt.attacks.square import square
 from robust_opt.attacks.szegedy import szegedy
 from robust_opt.attacks.transfer import transfer
-from robust_opt.certify import bounds, layers, smoothing
+from robust_opt.certify import bounds, smoothing
 from robust_opt.errors import InputError
+from robust_opt.evaluation import autoattack, trust
+from robust_opt.models import affine
 
 BATCH, ENTRIES, CLASSES = 6, 8, 4
 BOX = (0.0, 1.0)
@@ -290,7 +293,7 @@ def test_certificates_and_types():
   np.testing.assert_array_equal(jnp.sum(counts, axis=-1), 10)
   with jax.enable_x64(True):
     for of_net in (np.float32, np.float64):
-      stack = [layers.Dense(jnp.asarray(W1, of_net)), layers.ReLU(), layers.Dense(jnp.asarray(W2))]
+      stack = [affine.Dense(jnp.asarray(W1, of_net)), affine.ReLU(), affine.Dense(jnp.asarray(W2))]
       found = jax.eval_shape(
         functools.partial(bounds.certified, norm="l2", radius=0.1), stack, wide, jnp.asarray(Y)
       )
@@ -339,10 +342,10 @@ def digits_net(train_x, train_y):
 
 
 REDUCED = (
-  ensemble._apgd_ce(10),
-  ensemble._apgd_t(10, 1),
-  ensemble._fab_t(5, 1),
-  ensemble._square(20),
+  autoattack._apgd_ce(10),
+  autoattack._apgd_t(10, 1),
+  autoattack._fab_t(5, 1),
+  autoattack._square(20),
 )
 
 

@@ -13,12 +13,15 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import config, data, ensemble, evaluate, experiment, subject, trust, verdict, verify
+from robust_opt import evaluate, verify
+from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
+from robust_opt.evaluation import autoattack, trust, verdict
+from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
 
 ROOT = Path(__file__).parents[1]
-SMALL = (ensemble._apgd_ce(10), ensemble._apgd_t(10, 3), ensemble._square(20))
+SMALL = (autoattack._apgd_ce(10), autoattack._apgd_t(10, 3), autoattack._square(20))
 
 
 def small_config():
@@ -34,14 +37,14 @@ def small_config():
 def trained(tmp_path_factory):
   """The work directory of a finished run."""
   workdir = tmp_path_factory.mktemp("run") / "digits"
-  experiment.run(small_config(), workdir)
+  run.run(small_config(), workdir)
   return workdir
 
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-  monkeypatch.setitem(ensemble.VERSIONS, "quick", SMALL)
-  monkeypatch.setitem(ensemble.VERSIONS, "rand", (ensemble._apgd_ce(5, fresh_noise=True),))
+  monkeypatch.setitem(autoattack.VERSIONS, "quick", SMALL)
+  monkeypatch.setitem(autoattack.VERSIONS, "rand", (autoattack._apgd_ce(5, fresh_noise=True),))
 
 
 def options(workdir, **changed):
@@ -79,7 +82,7 @@ def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
 def test_a_second_call_finds_what_the_first_left(trained, tmp_path, monkeypatch):
   evaluate.run(options(trained, output=tmp_path / "found"))
   data = (tmp_path / "found" / "verdict.npz").read_bytes()
-  monkeypatch.setattr(ensemble, "autoattack", None)  # it would fail if it were called
+  monkeypatch.setattr(autoattack, "autoattack", None)  # it would fail if it were called
   evaluate.run(options(trained, output=tmp_path / "found"))
   assert (tmp_path / "found" / "verdict.npz").read_bytes() == data
 
@@ -96,21 +99,21 @@ def test_a_run_that_was_moved_finds_its_evaluation_again(trained, tmp_path, monk
   shutil.copytree(trained, tmp_path / "run")
   evaluate.run(options(tmp_path / "run", examples=16))
   (tmp_path / "run").rename(tmp_path / "moved")
-  monkeypatch.setattr(ensemble, "autoattack", None)  # it would fail if it were called
+  monkeypatch.setattr(autoattack, "autoattack", None)  # it would fail if it were called
   evaluate.run(options(tmp_path / "moved", examples=16))
-  load = data.load
+  load = datasets.load
 
   def other_data(name, split, **places):
     found = load(name, split, **places)
     return found._replace(images=found.images[::-1]) if split == "train" else found
 
   with monkeypatch.context() as patch:
-    patch.setattr(data, "load", other_data)
+    patch.setattr(datasets, "load", other_data)
     with pytest.raises(InputError, match="was trained on other data"):
       evaluate.run(options(tmp_path / "moved", examples=16))
   c = small_config()
   c.seed = 5
-  experiment.run(c, tmp_path / "other")
+  run.run(c, tmp_path / "other")
   shutil.copytree(tmp_path / "moved" / "evaluations", tmp_path / "other" / "evaluations")
   with pytest.raises(InputError, match=r"net\.arrays"):
     evaluate.run(options(tmp_path / "other", examples=16))
@@ -158,7 +161,7 @@ def test_checks_are_made_once_against_the_verdict(trained, tmp_path, monkeypatch
   assert evaluate.run(given)
   assert evaluate.run(given._replace(trust=False))  # which throws nothing away
   ((x, y, arguments),) = seen
-  found = subject.load({"workdir": str(trained)})
+  found = target.load({"workdir": str(trained)})
   np.testing.assert_array_equal(x, found.x)
   np.testing.assert_array_equal(y, found.y)
   assert arguments["examples"] == evaluate.TRUST_EXAMPLES
@@ -352,9 +355,9 @@ def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
   ]
   for given, words in cases:
     with pytest.raises(InputError, match=words):
-      subject.load(given)
+      target.load(given)
   with pytest.raises(InputError, match="--examples must be an integer >= 0"):
-    subject.load(source, examples=-1)
+    target.load(source, examples=-1)
 
 
 def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
@@ -369,10 +372,10 @@ def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
 def test_a_run_without_checkpoints(tmp_path, trained):
   (tmp_path / "config.json").write_text((trained / "config.json").read_text())
   with pytest.raises(InputError, match="holds no checkpoints"):
-    subject.load({"workdir": str(tmp_path)})
+    target.load({"workdir": str(tmp_path)})
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(InputError, match="no config of a run that can be read"):
-    subject.load({"workdir": str(tmp_path)})
+    target.load({"workdir": str(tmp_path)})
 
 
 def test_the_usual_batch_fits_any_number_of_devices():

@@ -8,8 +8,8 @@ import pytest
 from rounding import assert_close
 
 import robust_opt as ro
-from robust_opt import one_pass
-from robust_opt.training import check_batch, take
+from robust_opt.training import free as one_pass
+from robust_opt.training.step import check_batch, take
 
 COUNT, ENTRIES, OUTPUTS, RADIUS = 48, 6, 3, 0.05
 BALL = ro.linf(RADIUS)

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import augmentation, data, ensemble, layout, spatial, structured, trust
+from robust_opt import layout, sets
 from robust_opt.attacks.square import counting_square
+from robust_opt.data import augmentation, datasets
 from robust_opt.errors import InputError
+from robust_opt.evaluation import autoattack, trust
+from robust_opt.maximizers import grid
 
 SHAPE, FIRST = (6, 5, 3), (3, 6, 5)
 
@@ -79,7 +82,7 @@ def test_what_is_guessed(shape, axis):
 def test_what_is_no_axis_is_refused_before_any_work(axis):
   net = lambda x: jnp.zeros((len(x), 2)).at[:, 0].set(2)  # noqa: E731
   x, y, attacked = images(), np.zeros(8, int), []
-  phase = ensemble.Phase("none", lambda *_: attacked.append(1))
+  phase = autoattack.Phase("none", lambda *_: attacked.append(1))
   with pytest.raises(InputError, match="channel_axis must be 'auto', None or an axis"):
     ro.autoattack(net, x, y, norm="l2", radius=0.1, version=(phase,), channel_axis=axis)
   with pytest.raises(InputError, match="channel_axis must be"):
@@ -111,7 +114,7 @@ def test_square_finds_the_same_in_every_layout(norm):
 def test_autoattack_hands_the_axis_on_and_says_what_it_guessed(caplog):
   """Of two channels first nothing can be guessed: the axis has to be stated."""
   last, first, y = nets((6, 5, 2))
-  x, phases = images(shape=(6, 5, 2)), (ensemble._square(30),)
+  x, phases = images(shape=(6, 5, 2)), (autoattack._square(30),)
   attack = functools.partial(ro.autoattack, y=y, norm="linf", radius=0.05, version=phases)
   expected = attack(last, x)
   found = attack(first, moved(x), channel_axis=0)
@@ -126,7 +129,7 @@ def test_autoattack_hands_the_axis_on_and_says_what_it_guessed(caplog):
 
 
 # Quick: phases of a few steps. Compiling takes longer than running.
-FEW = (ensemble._apgd_ce(3), ensemble._fab_t(2, 1), ensemble._square(10))
+FEW = (autoattack._apgd_ce(3), autoattack._fab_t(2, 1), autoattack._square(10))
 VOLUME = (6, 7, 6, 1)
 RADII = {"linf": 0.05, "l2": 0.3, "l1": 1.0}
 SLOW_CASES = [(VOLUME, "linf"), ((20, 3), "l2"), ((17,), "l1"), ((2, 3, 2, 3, 2), "linf")]
@@ -153,40 +156,40 @@ def test_examples_of_any_rank_go_through_ensemble_and_trust_report(shape, norm):
 
 
 def test_groups_of_every_layout():
-  first = functools.partial(structured.channels, channel_axis=0)
-  np.testing.assert_array_equal(structured.channels(SHAPE), np.broadcast_to(np.arange(3), SHAPE))
-  for labels in (first(FIRST), structured.channels(FIRST)):
-    np.testing.assert_array_equal(labels, moved(structured.channels(SHAPE)[None])[0])
-  squares = moved(structured.patches(2)(SHAPE)[None])[0]
-  for patches in (structured.patches(2), structured.patches(2, channel_axis=0)):
+  first = functools.partial(sets.channels, channel_axis=0)
+  np.testing.assert_array_equal(sets.channels(SHAPE), np.broadcast_to(np.arange(3), SHAPE))
+  for labels in (first(FIRST), sets.channels(FIRST)):
+    np.testing.assert_array_equal(labels, moved(sets.channels(SHAPE)[None])[0])
+  squares = moved(sets.patches(2)(SHAPE)[None])[0]
+  for patches in (sets.patches(2), sets.patches(2, channel_axis=0)):
     np.testing.assert_array_equal(patches(FIRST), squares)
   # Intervals of a signal, cubes of a volume.
-  np.testing.assert_array_equal(structured.patches(2)((5, 3))[:, 0], [0, 0, 1, 1, 2])
-  cubes = structured.patches(2)((4, 4, 4, 1))
+  np.testing.assert_array_equal(sets.patches(2)((5, 3))[:, 0], [0, 0, 1, 1, 2])
+  cubes = sets.patches(2)((4, 4, 4, 1))
   np.testing.assert_array_equal(np.unique(cubes, return_counts=True)[1], [8] * 8)
   assert len(np.unique(cubes[:2, :2, :2])) == 1
   for shape in ((28, 28), (17,)):
     with pytest.raises(InputError, match="no channel axis"):
-      structured.channels(shape)
+      sets.channels(shape)
 
 
 def test_transforms_of_every_layout():
   x = images()
-  turned = np.asarray(spatial.transform(x, 20.0, (1.0, -0.5)))
+  turned = np.asarray(grid.transform(x, 20.0, (1.0, -0.5)))
   for axis in ("auto", 0):
-    found = spatial.transform(moved(x), 20.0, (1.0, -0.5), axis)
+    found = grid.transform(moved(x), 20.0, (1.0, -0.5), axis)
     np.testing.assert_array_equal(found, moved(turned))
-  gray = spatial.transform(x[..., 0], 20.0, (1.0, -0.5))
+  gray = grid.transform(x[..., 0], 20.0, (1.0, -0.5))
   np.testing.assert_array_equal(gray, turned[..., 0])
 
   weights = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-  attack = spatial.grid_search(30.0, 1.0, 3, 1)
+  attack = grid.grid_search(30.0, 1.0, 3, 1)
   expected, _ = attack(lambda x: jnp.sum(x * weights, axis=(1, 2, 3)), None, x)
   first = lambda x: jnp.sum(jnp.moveaxis(x, 1, -1) * weights, axis=(1, 2, 3))  # noqa: E731
   np.testing.assert_array_equal(attack(first, None, moved(x))[0], moved(expected))
   for wrong in (x[..., 0, 0], x[..., None]):
     with pytest.raises(InputError, match="two axes beside those of batch and channels"):
-      spatial.transform(wrong, 0.0, (0.0, 0.0))
+      grid.transform(wrong, 0.0, (0.0, 0.0))
 
 
 @pytest.mark.parametrize("augment", [augmentation.flip, augmentation.crop])
@@ -201,7 +204,7 @@ def test_augmentations_of_every_layout(augment):
 def test_data_of_every_layout_become_channels_last():
   x, labels = images(), np.arange(8)
   for given, axis in ((x, "auto"), (moved(x), "auto"), (moved(x), 0), (moved(x), -3)):
-    chex.assert_trees_all_equal(data.from_arrays(given, labels, channel_axis=axis).images, x)
+    chex.assert_trees_all_equal(datasets.from_arrays(given, labels, channel_axis=axis).images, x)
   narrow = images(shape=(4, 5, 2))  # looks like channels first
-  assert data.from_arrays(narrow, labels, channel_axis=-1).images.shape == narrow.shape
-  assert data.from_arrays(narrow[..., 0], labels).images.shape == (8, 4, 5, 1)
+  assert datasets.from_arrays(narrow, labels, channel_axis=-1).images.shape == narrow.shape
+  assert datasets.from_arrays(narrow[..., 0], labels).images.shape == (8, 4, 5, 1)

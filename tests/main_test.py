@@ -12,10 +12,10 @@ import jax
 import pytest
 from absl import app, flags
 
-from robust_opt import config as config_lib
-from robust_opt import experiment, overrides
 from robust_opt import main as main_lib
-from robust_opt.metrics import read_metrics
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import overrides, run
+from robust_opt.experiments.metrics import read_metrics
 
 # Softmax regression compiles in a second; the path through the program is that of every network.
 SMALL = [
@@ -119,7 +119,7 @@ def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch
   before = (finished / "summary.json").read_bytes()
   lines = (finished / "metrics.jsonl").read_text()
   monkeypatch.setenv("COLUMNS", "80")
-  monkeypatch.setattr(experiment, "assemble", None)  # it would fail if it were called
+  monkeypatch.setattr(run, "assemble", None)  # it would fail if it were called
   assert run_main(monkeypatch, *SMALL, f"--workdir={finished}") == 0
   assert (finished / "summary.json").read_bytes() == before
   assert (finished / "metrics.jsonl").read_text() == lines

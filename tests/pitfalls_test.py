@@ -11,20 +11,13 @@ import pytest
 from absl import flags
 
 import robust_opt as ro
-from robust_opt import (
-  build,
-  collection,
-  commands,
-  config,
-  ensemble,
-  evaluate,
-  evaluation,
-  explanations,
-  metrics,
-  trust,
-)
+from robust_opt import commands, evaluate
 from robust_opt.attacks import fab, minimal, square, szegedy, white_box
-from robust_opt.certify import bounds, exact, layers, smoothing
+from robust_opt.certify import bounds, exact, smoothing
+from robust_opt.evaluation import accuracy, autoattack, collection, trust
+from robust_opt.experiments import build, config, metrics
+from robust_opt.models import affine
+from robust_opt.theory import explanations
 
 PACKAGE = Path(ro.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -36,7 +29,7 @@ FUNCTIONS = (
   ro.linf,
   ro.apgd,
   ro.autoattack,
-  ensemble.checked,
+  autoattack.checked,
   trust.report,
   fab.fab,
   bounds.certified,
@@ -49,7 +42,7 @@ FUNCTIONS = (
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_docstrings_say_pixels(function):
-  if function is ensemble.checked:  # whose documentation is its sentences
+  if function is autoattack.checked:  # whose documentation is its sentences
     with pytest.raises(ro.InputError, match=r"radius must be .* in pixels of \[0, 1\]"):
       function(lambda x: x, np.zeros((1, 2)), np.zeros(1, int), "linf", -1.0, 1)
   else:
@@ -91,7 +84,7 @@ def by_collection(apply):
 
 MEASURED = {
   "evaluation": by_evaluate,
-  "a net for AutoAttack and the trust report": lambda apply: evaluation.logits_of(apply, {}, {})(X),
+  "a net for AutoAttack and the trust report": lambda apply: accuracy.logits_of(apply, {}, {})(X),
   "a collection's examples": by_collection,
   "a collection's answers": lambda apply: collection.make_logits_of(apply, 4)({}, {}, X),
 }
@@ -171,7 +164,7 @@ TAKES_LOGITS = {
   "plane": lambda z, y: explanations.plane(ONE, z, z, z, 1.0, 3),
   "smallest_angle": lambda z, y: explanations.smallest_angle(ONE, z, y, z, np.float32([0.0, 1.0])),
   "transfer_matrix": lambda z, y: explanations.transfer_matrix([ONE], [z], y),
-  "certified": lambda z, y: bounds.certified([layers.Dense(np.ones((1, 1)))], z, y, "l2", 0.1),
+  "certified": lambda z, y: bounds.certified([affine.Dense(np.ones((1, 1)))], z, y, "l2", 0.1),
   "linear_margin": lambda z, y: exact.linear_margin(
     jnp.ones((1, 1)), jnp.zeros(1), z, y, "l2", 0.1
   ),
@@ -194,7 +187,7 @@ def test_logits_of_one_class_are_refused(name, jit):
 
 def test_predictions_of_one_class_are_refused():
   for measure in (
-    lambda: ensemble.predictions(ONE, IMAGES, 2),
+    lambda: autoattack.predictions(ONE, IMAGES, 2),
     lambda: collection.correct(ONE, IMAGES, ZEROS),
   ):
     with pytest.raises(ro.InputError, match="at least 2 classes"):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import hidden, models
+from robust_opt import models
 from robust_opt.certify import bounds, exact
-from robust_opt.certify.layers import from_params, in_float32
-from robust_opt.linear import counterparts, decay
+from robust_opt.models.affine import from_params, in_float32
+from robust_opt.theory.linear import counterparts, decay
+from robust_opt.training import layerwise
 
 N, SIZE = 3, 64
 IMAGES = jnp.zeros((N, 8, 8, 1))
@@ -99,7 +100,7 @@ def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds():
     from_params(models.VGG(dtype=jnp.bfloat16), {})
   # Its weights may be asked about, and its layers perturbed.
   assert len(in_float32(net, params)) == len(LAYERS)
-  assert len(hidden.shapes(net, (8, 8, 1))) == 4
+  assert len(layerwise.shapes(net, (8, 8, 1))) == 4
 
 
 @pytest.mark.parametrize("name", ["crown", "logit_bounds", "linear_margin", "linear_distance"])

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import ensemble, methods
 from robust_opt.errors import InputError
+from robust_opt.evaluation import autoattack
+from robust_opt.experiments import methods
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,8 +67,8 @@ def test_adversaries_that_compare_want_the_loss_of_every_example(line):
 
 
 def test_autoattack_is_two_lines(monkeypatch):
-  few = (ensemble._apgd_ce(5), ensemble._square(5))
-  monkeypatch.setitem(ensemble.VERSIONS, "standard", few)
+  few = (autoattack._apgd_ce(5), autoattack._square(5))
+  monkeypatch.setitem(autoattack.VERSIONS, "standard", few)
   rng = np.random.default_rng(0)
   weights, x = rng.normal(size=(6, 3)).astype(np.float32), rng.random((20, 6)).astype(np.float32)
   names = {"x": x, "y": (x @ weights).argmax(axis=1), "logits_fn": lambda x: x @ weights}
@@ -86,12 +87,12 @@ def test_links_with_a_name_lead_to_its_definition():
   for path, name in found:
     source = (ROOT / path).read_text(encoding="utf-8")
     assert re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), f"{path} has no {name}"
-  linked = {name for path, name in found if path == "robust_opt/methods.py"}
+  linked = {name for path, name in found if path == "robust_opt/experiments/methods.py"}
   assert linked == methods.ALL.keys() - {"standard"}
 
 
 def test_passes_of_the_methods_are_those_of_the_library():
-  rows = [line for line in README.splitlines() if "robust_opt/methods.py " in line]
+  rows = [line for line in README.splitlines() if "robust_opt/experiments/methods.py " in line]
   assert len(rows) > 20
   for row in rows:
     cells = row.split(" | ")

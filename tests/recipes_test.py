@@ -20,7 +20,8 @@ from flax import nnx
 from rounding import assert_close, rounding
 
 import robust_opt as ro
-from robust_opt import data, ensemble
+from robust_opt.data import datasets
+from robust_opt.evaluation import autoattack
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -74,7 +75,7 @@ def test_plain_functions():
 )
 def test_the_one_line_raises_the_loss_and_training_lowers_it(name):
   recipe = load(name)
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   shape = (-1, 64) if name.startswith("data") else (-1, 8, 8, 1)
   x, y = (digits.images[:80] / np.float32(255)).reshape(shape), digits.labels[:80]
   before, after = (recipe.train(recipe.robust_loss, epochs) for epochs in (1, 4))
@@ -128,7 +129,7 @@ def test_a_loss_that_is_a_closure_is_made_robust_by_one_line():
   """What existing_loop.py says of such a loop, letter by letter."""
   recipe = load("existing_loop")
   code = recipe.__doc__.split("  images +=")[1].strip()
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   images, labels = digits.images[:32] / np.float32(255), digits.labels[:32]
   params = recipe.CNN().init(jax.random.key(0), images[:1])["params"]
   names = {
@@ -147,7 +148,7 @@ def test_a_loss_that_is_a_closure_is_made_robust_by_one_line():
 
 def test_grain_gives_every_epoch_an_order_of_its_own():
   batches = [batch["image"] for batch in load("data_grain").batches(epochs=2)]
-  train = data.load("digits", "train")
+  train = datasets.load("digits", "train")
   assert len(batches) == 2 * len(train.labels) // 64
   assert all(batch.shape == (64, 64) and batch.dtype == np.float32 for batch in batches)
   seen = [image.tobytes() for image in np.concatenate(batches)]
@@ -160,7 +161,7 @@ def test_grain_gives_every_epoch_an_order_of_its_own():
 
 def test_hugging_face_columns_are_arrays():
   recipe = load("data_huggingface")
-  train = data.load("digits", "train")
+  train = datasets.load("digits", "train")
   dataset = recipe.dataset("train")
   everything = dataset[:]
   np.testing.assert_array_equal(everything["image"], train.images.reshape(-1, 64))
@@ -223,7 +224,7 @@ def test_autoattack_finds_of_the_bridge_what_it_finds_of_the_same_net_in_jax():
   pytest.importorskip("torch")
   recipe = load("torch_bridge")
   module = recipe.train(epochs=5)
-  digits = data.load("digits", "test")
+  digits = datasets.load("digits", "test")
   x, y = digits.images[:40] / np.float32(255), digits.labels[:40]
   weights = [np.asarray(p.detach()) for p in module.parameters()]
 
@@ -233,10 +234,10 @@ def test_autoattack_finds_of_the_bridge_what_it_finds_of_the_same_net_in_jax():
     return jax.nn.relu(x.reshape(len(x), -1) @ first.T + bias) @ last.T + offset
 
   phases = (
-    ensemble._apgd_ce(10),
-    ensemble._apgd_t(10, 2),
-    ensemble._fab_t(5, 2),
-    ensemble._square(50),
+    autoattack._apgd_ce(10),
+    autoattack._apgd_t(10, 2),
+    autoattack._fab_t(5, 2),
+    autoattack._square(50),
   )
   ours, bridged = (
     ro.autoattack(net, x, y, norm="linf", radius=0.06, version=phases)
@@ -324,7 +325,7 @@ def equinox_net():
 @pytest.mark.parametrize("make", [nnx_net, haiku_net, equinox_net])
 def test_modules_with_a_state_are_trained_by_an_apply(make):
   apply, params, model_state = make()
-  digits = data.load("digits", "train")
+  digits = datasets.load("digits", "train")
   images, labels = digits.images / np.float32(255), digits.labels
   optimizer = optax.adam(5e-3)
   step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.linf(0.1)))

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from robust_opt import methods, tables
-from robust_opt.papers import family, goodfellow2015_report, ilyas2019, shaham2015_report
+from robust_opt import tables
+from robust_opt.experiments import methods
+from robust_opt.papers import family, ilyas2019
+from robust_opt.papers.goodfellow2015 import report as goodfellow2015_report
+from robust_opt.papers.shaham2015 import report as shaham2015_report
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,5 +7,5 @@
   delta, found = deepfool("l2")(keys, logits_fn, x, y)       # the smallest that fools: Minimal
 
 white_box (any inner maximiser), fab, square and transfer work within a radius; minimal, szegedy and
-fab look for the smallest perturbation. `robust_opt.ensemble` puts them together.
+fab look for the smallest perturbation. `robust_opt.evaluation.autoattack` puts them together.
 """

@@ -23,8 +23,8 @@ from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack, Minimal, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
+from robust_opt.sets.balls import Box, Radius, bounds_within
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box, Radius, bounds_within
 
 # A point of the final search lies this share of its length past the boundary, so that it is still
 # misclassified when its logits are rounded otherwise (in a batch of another size, say).

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_opt import losses, projections, uncertainty
+from robust_opt import losses
 from robust_opt.errors import InputError
+from robust_opt.sets import balls, projections
+from robust_opt.sets.balls import Box
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box
 
 # One example: delta [*S] -> [].
 NORMS: dict[str, Callable[[Array], Array]] = {
@@ -24,7 +25,7 @@ NORMS: dict[str, Callable[[Array], Array]] = {
   "l1": projections.l1_norm,
 }
 DUAL_NORMS = {"linf": NORMS["l1"], "l2": NORMS["l2"], "l1": NORMS["linf"]}
-SETS = {"linf": uncertainty.linf, "l2": uncertainty.l2, "l1": uncertainty.l1}
+SETS = {"linf": balls.linf, "l2": balls.l2, "l1": balls.l1}
 
 
 class Smallest(NamedTuple):

@@ -17,7 +17,7 @@ here is drawn at random: the keys are taken so that all attacks are called alike
 import jax
 import jax.numpy as jnp
 
-from robust_opt import losses, uncertainty
+from robust_opt import losses
 from robust_opt.attacks.hyperplanes import (
   DUAL_NORMS,
   NORMS,
@@ -35,8 +35,9 @@ from robust_opt.attacks.hyperplanes import (
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Minimal, MinimalAttack
 from robust_opt.errors import InputError
+from robust_opt.sets import balls
+from robust_opt.sets.balls import Box, bounds_within
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box, bounds_within
 
 
 def deepfool(
@@ -154,7 +155,7 @@ def fast_minimum_norm(
       shrunk = jnp.minimum(radius * (1 - gamma), smallest.norm)
       radius = jnp.where(fooled, shrunk, grown)
 
-      moved = delta + uncertainty.l2(alpha).steepest_ascent(g, x)
+      moved = delta + balls.l2(alpha).steepest_ascent(g, x)
       moved = SETS[norm](radius, box).project(moved, x)
       return (jnp.clip(moved, lower, upper), radius, smallest), None
 

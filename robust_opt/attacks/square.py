@@ -31,15 +31,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import layout, losses, projections, uncertainty
+from robust_opt import layout, losses
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
 from robust_opt.layout import ChannelAxis
-from robust_opt.projections import Bounds
+from robust_opt.sets import balls, projections
+from robust_opt.sets.balls import Box, Radius, bounds_within
+from robust_opt.sets.projections import Bounds
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box, Radius, bounds_within
 
 # After how many of 10,000 queries the share of the image that a square covers is halved: those of
 # the authors' program, which AutoAttack runs from a share of 0.8.
@@ -121,7 +122,7 @@ def counting_square(
     raise InputError(f"num_queries must be at least 1, but was {num_queries}.")
   if not 0 < p_init <= 1:
     raise InputError(f"p_init is a share of the image and must be in (0, 1], but was {p_init}.")
-  moves, ball = _MOVES[norm], getattr(uncertainty, norm)(radius, box)
+  moves, ball = _MOVES[norm], getattr(balls, norm)(radius, box)
   halvings = np.array(HALVINGS) * num_queries / 10_000
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Searched:

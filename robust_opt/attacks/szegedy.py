@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from robust_opt import losses, projections
+from robust_opt import losses
 from robust_opt.attacks.hyperplanes import (
   Smallest,
   check,
@@ -22,8 +22,9 @@ from robust_opt.attacks.hyperplanes import (
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Minimal
 from robust_opt.errors import InputError
+from robust_opt.sets import projections
+from robust_opt.sets.balls import Box, bounds_within
 from robust_opt.types import Array, LogitsFn
-from robust_opt.uncertainty import Box, bounds_within
 
 
 class TargetedMinimalAttack(Protocol):

@@ -29,7 +29,7 @@ def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAtt
     attack: from maximizers.ascend or restarts, with keep_best.
     loss: cross_entropy, margin or dlr of robust_opt.losses.
     fresh_noise: whether the net takes a key, logits_fn(x, key), and every step a fresh one
-      (expectation over transformation, `robust_opt.nets.Randomized`).
+      (expectation over transformation, `robust_opt.evaluation.network.Randomized`).
   """
 
   def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:

@@ -11,7 +11,8 @@ attack that succeeds. `layers` describes a net as bounds can follow it.
 
 from robust_opt.certify.bounds import Certificate, certified, logit_bounds
 from robust_opt.certify.exact import linear_distance, linear_margin
-from robust_opt.certify.layers import (
+from robust_opt.certify.smoothing import SmoothedCertificate, certify_smoothed, class_counts
+from robust_opt.models.affine import (
   Affine,
   Conv,
   Dense,
@@ -25,7 +26,6 @@ from robust_opt.certify.layers import (
   in_float32,
   stages,
 )
-from robust_opt.certify.smoothing import SmoothedCertificate, certify_smoothed, class_counts
 
 __all__ = [
   "Affine",

@@ -37,7 +37,8 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.certify.exact import ball, check_precision
-from robust_opt.certify.layers import (
+from robust_opt.errors import InputError
+from robust_opt.models.affine import (
   AffineLayer,
   Conv,
   Dense,
@@ -47,9 +48,8 @@ from robust_opt.certify.layers import (
   inner_up,
   largest,
 )
-from robust_opt.errors import InputError
+from robust_opt.sets.balls import Box, Radius, UncertaintySet
 from robust_opt.types import Array
-from robust_opt.uncertainty import Box, Radius, UncertaintySet
 
 _BLOCK = 256  # units that are bounded at once; bounds the memory, changes no result
 _Interval = tuple[Array, Array]

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from robust_opt import losses, nets
+from robust_opt import losses
 from robust_opt.certify.exact import check_precision
 from robust_opt.errors import InputError
+from robust_opt.evaluation import network
 from robust_opt.keys import per_example
 from robust_opt.precision import check_floating
 from robust_opt.types import Array, LogitsFn
@@ -103,7 +104,7 @@ def certify_smoothed(
   # Two streams of noise: the bound may not see the copies that the class was guessed from.
   both = jax.vmap(jax.random.split)(per_example(keys, x.shape[0]))
   guess_keys, bound_keys = jnp.moveaxis(both, 1, 0)
-  net = nets.as_argument(logits_fn, x)
+  net = network.as_argument(logits_fn, x)
   guess = np.argmax(_class_counts(guess_keys, net, x, sigma, n0, at_once), axis=-1)
   counts = np.asarray(_class_counts(bound_keys, net, x, sigma, n, at_once))
   p = lower_confidence_bound(np.take_along_axis(counts, guess[:, None], -1)[:, 0], n, alpha)

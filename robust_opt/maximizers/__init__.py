@@ -8,7 +8,7 @@ robust_loss = ro.robustify(loss, attack)               # same arguments as loss
 """
 
 from robust_opt.maximizers.apgd import apgd
-from robust_opt.maximizers.core import (
+from robust_opt.maximizers.base import (
   AscentInfo,
   AscentState,
   Attack,

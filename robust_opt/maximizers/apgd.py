@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import keys, precision, projections
+from robust_opt import keys, precision
 from robust_opt.errors import InputError
-from robust_opt.maximizers.core import (
+from robust_opt.maximizers.base import (
   AscentInfo,
   AscentState,
   Attack,
@@ -35,8 +35,9 @@ from robust_opt.maximizers.core import (
   run_steps,
   value_and_input_gradient,
 )
+from robust_opt.sets import projections
+from robust_opt.sets.balls import Box, Radius, UncertaintySet, l1, l2, linf
 from robust_opt.types import Array, Stochastic, ValueFn
-from robust_opt.uncertainty import Box, Radius, UncertaintySet, l1, l2, linf
 
 SETS: dict[str, Callable[..., UncertaintySet]] = {"linf": linf, "l2": l2, "l1": l1}
 # Radii and shares of the steps of apgd_shrinking_l1.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_opt import keys
-from robust_opt.maximizers.core import (
+from robust_opt.maximizers.base import (
   AscentInfo,
   AscentState,
   Attack,
@@ -17,8 +17,8 @@ from robust_opt.maximizers.core import (
   value_and_input_gradient,
 )
 from robust_opt.precision import computed_wide
+from robust_opt.sets.balls import UncertaintySet, l2
 from robust_opt.types import Array, Stochastic, ValueFn
-from robust_opt.uncertainty import UncertaintySet, l2
 
 # t [] -> the set of the t-th step, t = 0, 1, ...
 StepSchedule = Callable[[Array], UncertaintySet]

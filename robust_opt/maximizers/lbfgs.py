@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robust_opt.maximizers.core import (
+from robust_opt.maximizers.base import (
   AscentInfo,
   AscentState,
   Candidates,
@@ -14,8 +14,8 @@ from robust_opt.maximizers.core import (
   unless,
   value_and_input_gradient,
 )
+from robust_opt.sets.balls import UncertaintySet
 from robust_opt.types import Array, Scored, ValueFn
-from robust_opt.uncertainty import UncertaintySet
 
 # Lengths that the line search tries, as fractions of the whole step.
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625)

@@ -4,7 +4,7 @@ r"""Every method of robust training on one ground, for one budget: the table of 
   python -m robust_opt.papers.family --dataset=mnist --preset=paper --workdir=runs/family \
       --data_dir=/path/to/tensorflow_datasets
 
-Each method of robust_opt.methods trains on the same data with the same net, optimiser and number of
+Each method of experiments/methods.py trains on the same data with the same net, optimizer and number of
 forward and backward passes over the training set; the cheap ones take more epochs. With
 --budget=updates all take the same number of updates instead, and the question is what a cheaper
 update costs in robustness. Every net is then judged over the same l_inf ball: PGD of 50 steps and
@@ -27,26 +27,18 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 import robust_opt as ro
-from robust_opt import (
-  build,
-  commands,
-  costs,
-  data,
-  ensemble,
-  experiment,
-  losses,
-  methods,
-  sharding,
-  statistics,
-  subject,
-  tables,
-)
-from robust_opt import config as config_lib
+from robust_opt import commands, losses, statistics, tables
 from robust_opt.attacks import white_box
 from robust_opt.attacks.types import LogitsAttack
+from robust_opt.data import datasets
 from robust_opt.errors import InputError
+from robust_opt.evaluation import autoattack
+from robust_opt.experiments import build, costs, methods, target
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import run as experiment
 from robust_opt.files import write_json
-from robust_opt.study import Study, sha256_of
+from robust_opt.studies.study import Study, sha256_of
+from robust_opt.training import sharding
 from robust_opt.types import Array
 
 NUM_CLASSES = 10  # of every data set here
@@ -57,13 +49,13 @@ TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
 
 def _pgd(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
   del rank, channel_axis
-  ball = getattr(ro, norm)(radius, ensemble.BOX)
+  ball = getattr(ro, norm)(radius, autoattack.BOX)
   step = ro.linf if norm == "linf" else ro.l2
   maximizer = ro.pgd(ball, step(PGD_RELATIVE_STEP * radius))
   return white_box.ascent(ro.ascend(maximizer, PGD_STEPS, keep_best=True), losses.cross_entropy)
 
 
-PGD = (ensemble.Phase(f"pgd-{PGD_STEPS}", _pgd),)
+PGD = (autoattack.Phase(f"pgd-{PGD_STEPS}", _pgd),)
 
 
 class Numbers(NamedTuple):
@@ -100,7 +92,7 @@ class Options(NamedTuple):
     dataset: digits or mnist.
     workdir: new, or that of the same study.
     numbers: of a preset, or other ones.
-    chosen: names of robust_opt.methods.
+    chosen: names of robust_opt.experiments.methods.
     known: files of earlier studies, results/measured.json; nets in them are not trained again.
     data_dir: where prepared sets lie; empty: TFDS' default.
     cache_dir: where arrays are cached; empty: the user's cache directory.
@@ -175,7 +167,7 @@ def run(options: Options) -> tables.Table:
   numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
   results = options.workdir / "results"
   known = _known(options.known)
-  digests = data.fingerprints(options.dataset, options.data_dir, options.cache_dir)
+  digests = datasets.fingerprints(options.dataset, options.data_dir, options.cache_dir)
   description = {"dataset": options.dataset, **numbers._asdict(), "data": digests}
   timing = 0.2 * len(options.chosen)
   study = Study(options.workdir, description, work=len(options.chosen) * len(seeds) + timing)
@@ -264,7 +256,7 @@ MEASURED = (
 def attack(options: Options, workdir: Path) -> dict[str, Any]:
   """Accuracies over the l_inf ball of the ground, whatever the net was trained over."""
   places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
-  found = subject.load({"workdir": str(workdir), **places}, options.numbers.examples)
+  found = target.load({"workdir": str(workdir), **places}, options.numbers.examples)
   radius = ground(options.dataset).uncertainty.radius
   return {
     "examples": len(found.y),
@@ -274,7 +266,7 @@ def attack(options: Options, workdir: Path) -> dict[str, Any]:
 
 
 def standing(
-  found: subject.Subject, norm: str, radius: float, version: str | tuple[ensemble.Phase, ...]
+  found: target.Subject, norm: str, radius: float, version: str | tuple[autoattack.Phase, ...]
 ) -> float:
   """The share of the examples that stand a version of the ensemble, or PGD alone."""
   return ro.autoattack(

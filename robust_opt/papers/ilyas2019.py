@@ -23,26 +23,18 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from robust_opt import (
-  commands,
-  construct,
-  constructed,
-  data,
-  experiment,
-  explanation_figures,
-  gaussian,
-  methods,
-  overrides,
-  statistics,
-  subject,
-  tables,
-)
-from robust_opt import config as config_lib
-from robust_opt.constructed import Settings
+from robust_opt import commands, construct, statistics, tables
+from robust_opt.data import constructed, datasets
+from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import methods, overrides, target
+from robust_opt.experiments import run as experiment
 from robust_opt.files import write_json
 from robust_opt.papers import family
-from robust_opt.study import Study, sha256_of
+from robust_opt.plots import explanations
+from robust_opt.studies.study import Study, sha256_of
+from robust_opt.theory import gaussian
 
 
 class Set(NamedTuple):
@@ -167,7 +159,7 @@ def run(options: Options) -> tables.Table:
     "dataset": options.dataset,
     **numbers._asdict(),
     "override": list(options.override),
-    "data": data.fingerprints(options.dataset, options.data_dir, options.cache_dir),
+    "data": datasets.fingerprints(options.dataset, options.data_dir, options.cache_dir),
   }
   work = 2.0 + len(SETS) + len(SETS) * len(seeds)
   study = Study(options.workdir, description, work=work)
@@ -250,7 +242,7 @@ def _judge(options: Options, name: str, workdir: Path, summary: dict[str, Any]) 
   places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
   if SETS[name].kind:
     places["train_files"] = str(_made(options, name))
-  found = subject.load({"workdir": str(workdir), **places}, options.numbers.tested)
+  found = target.load({"workdir": str(workdir), **places}, options.numbers.tested)
   return {
     "clean": family.clean(summary),
     "tested": family.tested(summary),
@@ -351,19 +343,19 @@ def figures(options: Options, results: Path) -> None:
     if what.kind
   }
   source = {"workdir": str(_net(options, "standard")), "data_dir": options.data_dir}
-  train = subject.load_net(source | {"cache_dir": options.cache_dir}).train
+  train = target.load_net(source | {"cache_dir": options.cache_dir}).train
   chosen = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
   chosen = chosen[chosen < min(len(shard.labels) for shard in shards.values())]
   rows = {"original": (construct.pixels(train.images[chosen]), train.labels[chosen])}
   rows |= {name: (shard.images[chosen], shard.labels[chosen]) for name, shard in shards.items()}
-  explanation_figures.labelled_rows(rows, results / "sets.png")
+  explanations.labelled_rows(rows, results / "sets.png")
 
   budgets = np.concatenate([[0.0], np.geomspace(0.01, 30.0, 60)])
   covariance, mean = np.diag([1.0, 0.05]), np.array([1.0, 0.4])
   fits = [gaussian.robust_fit(covariance, budget) for budget in budgets]
   cosines = np.array([gaussian.alignment(fit.covariance, mean) for fit in fits])
   shown = [gaussian.robust_fit(covariance, budget).covariance for budget in (0.0, 0.3, 1.0, 10.0)]
-  explanation_figures.gaussian_model(
+  explanations.gaussian_model(
     mean, shown, ["none", "0.3", "1", "10"], budgets, cosines, results / "gaussian.png"
   )
 

@@ -24,8 +24,9 @@ from sklearn import datasets, linear_model
 from robust_opt import commands, tables
 from robust_opt.errors import InputError
 from robust_opt.files import write_json
-from robust_opt.linear import comparisons, counterparts, figures, solve
-from robust_opt.study import command
+from robust_opt.plots import linear
+from robust_opt.studies.study import command
+from robust_opt.theory.linear import comparisons, counterparts, solve
 
 NORMS = ("linf", "l2", "l1")
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 1.0}  # of the classification, in standard deviations
@@ -78,8 +79,8 @@ def run(output: Path) -> list[dict[str, Any]]:
     tables.Table("Robust linear models", ["claim", "data", "largest difference", "holds"], rows),
     output / "equivalences",
   )
-  figures.coefficient_paths(found.strengths, found.lasso, found.robust, output / "paths.png")
-  figures.optimality_gap({norm: run.gap for norm, run in runs.items()}, output / "gap.png")
+  linear.coefficient_paths(found.strengths, found.lasso, found.robust, output / "paths.png")
+  linear.optimality_gap({norm: run.gap for norm, run in runs.items()}, output / "gap.png")
   write_json(
     output / "manifest.json",
     {"command": command("robust_opt.papers.linear_theory", sys.argv[1:]), "radii": RADII},

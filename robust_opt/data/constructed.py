@@ -1,0 +1,185 @@
+"""Data sets made of robust, or of non-robust, features alone, from any net and any data.
+
+  images = inverted(features_fn, x, start)          # looks like start, is to the net like x
+  images = towards(logits_fn, x, targets)           # looks like x, is to the net like a target
+  dataset = load(Path("runs/d_rand"))               # what robust_opt.construct has written
+
+|  kind           |  an image                               |  its label   |  the paper's       |
+|  inverted       |  another, changed until it is to the    |  that of x   |  D_R of a robust,  |
+|                 |  net what x is                          |              |  D_NR of a         |
+|                 |                                         |              |  standard net      |
+|  random         |  x, moved towards a random class        |  that class  |  D_rand            |
+|  deterministic  |  x, moved towards the class after its   |  that class  |  D_det             |
+
+Source: Ilyas, Santurkar, Tsipras, Engstrom, Tran and Madry 2019, "Adversarial examples are not
+bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2. Everything that is random about
+example i derives from the seed and i, so that any part of a data set is the same whoever makes it.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import losses, maximizers
+from robust_opt.data import datasets
+from robust_opt.errors import InputError
+from robust_opt.files import read_sealed, write_sealed
+from robust_opt.sets.balls import l2
+from robust_opt.types import Array, LogitsFn
+
+FeaturesFn = Callable[[Array], Array]  # x [B, *S] -> representation [B, F]
+
+KINDS = ("inverted", "random", "deterministic")
+BOX = (0.0, 1.0)
+
+
+class Settings(NamedTuple):
+  """How far and how long; what is not given is the paper's for CIFAR-10.
+
+  Attributes:
+    radius: l_2, in pixels of [0, 1], of `random` and `deterministic`.
+    num_steps: gradients an image.
+    step: l_2, of each of them.
+  """
+
+  radius: float = 0.5
+  num_steps: int = 100
+  step: float = 0.1
+
+
+TARGETED = Settings()
+INVERSION = Settings(radius=0.0, num_steps=1000, step=0.1)
+
+
+def inverted(
+  features_fn: FeaturesFn, x: Array, start: Array, settings: Settings = INVERSION
+) -> Array:
+  """From `start`, the image whose representation comes near to that of x, [B, *S] in [0, 1].
+
+    minimise over z in the pixel box |g(z) - g(x)|_2 by normalised gradient steps from z = start
+
+  What z takes over from x is what the net represents: robust features of a robust net, and hardly
+  anything that a person sees of a standard one. Source: section 3.1, equation 6.
+
+  Args:
+    features_fn: g, every example by itself.
+    x: [B, *S], in [0, 1].
+    start: [B, *S], in [0, 1].
+    settings: its radius plays no part.
+  """
+  wanted = jax.lax.stop_gradient(features_fn(x))
+
+  def nearness(z: Array) -> Array:
+    return -jnp.sum((features_fn(z) - wanted) ** 2)
+
+  def approach(z: Array, _: None) -> tuple[Array, None]:
+    move = l2(settings.step).steepest_ascent(jax.grad(nearness)(z), z)
+    return jnp.clip(z + move, *BOX), None
+
+  z, _ = jax.lax.scan(approach, start, length=settings.num_steps)
+  return z
+
+
+def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = TARGETED) -> Array:
+  """x moved within an l_2 ball and the pixel box until it is to the net of another class.
+
+    minimise over |x' - x|_2 <= radius the cross-entropy J(x', target) by PGD from x
+
+  Source: section 3.2, equation 7.
+
+  Args:
+    logits_fn: the net.
+    x: [B, *S], in [0, 1].
+    targets: [B].
+    settings: the ball and the steps.
+  """
+
+  def value_fn(x: Array) -> Array:
+    return -losses.cross_entropy(logits_fn(x), targets)
+
+  maximizer = maximizers.pgd(l2(settings.radius, BOX), l2(settings.step), random_start=False)
+  delta, _ = maximizers.ascend(maximizer, settings.num_steps)(value_fn, None, x)
+  return jnp.clip(x + delta, *BOX)
+
+
+def random_targets(keys: Array, num_classes: int) -> Array:
+  """A class for every key [B], uniform over all of them, its own among them: [B], int32."""
+  return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
+
+
+def next_class(y: Array, num_classes: int) -> Array:
+  """(y + 1) mod C, [B]."""
+  return (y + 1) % num_classes
+
+
+def other_places(keys: Array, ids: Array, count: int) -> Array:
+  """For each key [B] a place in [0, count) that is not ids [B], uniform among the others."""
+  if count < 2:
+    raise InputError(f"To start from another image there must be two at least, but was {count}.")
+  drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, count - 1))(keys)
+  return drawn + (drawn >= ids)
+
+
+class Shard(NamedTuple):
+  """Some examples of a constructed data set.
+
+  Attributes:
+    images: [n, *S] float32 in [0, 1].
+    labels: [n] int32, what a net that learns from the set is told.
+    ids: [n] int32, the places in the original set of what they were made from.
+    original_labels: [n] int32, its labels there.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  ids: np.ndarray
+  original_labels: np.ndarray
+
+
+def write_shard(path: Path, shard: Shard) -> None:
+  """An .npz that loads without pickle, whole or absent."""
+  write_sealed(path, shard._asdict())
+
+
+def read_shard(path: Path) -> Shard:
+  """As it was written.
+
+  Raises:
+    InputError: the file is absent, damaged or changed.
+  """
+  with read_sealed(path, "shard of a constructed data set") as arrays:
+    return Shard(**arrays)
+
+
+def load(folder: Path) -> datasets.Dataset:
+  """A whole constructed data set, in the order of the original.
+
+  Raises:
+    InputError: there is none, it is not finished, or a file of it is damaged.
+  """
+  card = read_card(folder)
+  shards = [read_shard(folder / name) for name in card["files"]]
+  images = np.concatenate([shard.images for shard in shards])
+  labels = np.concatenate([shard.labels for shard in shards])
+  return datasets.from_arrays(
+    images, labels, card["num_classes"], name=card["name"], channel_axis=-1
+  )
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+  """What a finished constructed data set says of itself.
+
+  Raises:
+    InputError: there is none.
+  """
+  try:
+    return json.loads((folder / "card.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"{folder} holds no finished data set of robust_opt.construct ({error})."
+    ) from error

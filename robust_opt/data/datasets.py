@@ -1,0 +1,390 @@
+"""Image-classification sets as NumPy arrays on the host.
+
+  train = load("mnist", "train")           # images uint8 [60000, 28, 28, 1], labels int32 [60000]
+  train, valid = holdout(train, 0.1, seed=0)
+
+Three kinds of sets, one form:
+- 'digits': scikit-learn's 1,797 scans of 8 x 8, embedded; no network, no download.
+- any image-classification set of TensorFlow Datasets (TFDS) prepared as array_record, by name,
+  read without TensorFlow. mnist, fashion_mnist and cifar10 are downloaded when they are not
+  prepared, and come out in the same order with the same content (`prepare.py`).
+- the user's own, through `from_arrays`.
+
+Whatever was read from files is kept as one array in a cache folder, so that the second `load` of
+60,000 images takes a fraction of a second. The cache is checked against a hash on every read.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from robust_opt import layout
+from robust_opt.data import tfds
+from robust_opt.errors import InputError, WriteError
+from robust_opt.files import atomic_write
+from robust_opt.layout import ChannelAxis
+
+_DIGITS_TEST = 360  # of 1,797 scans; 1,437 are left to train on
+_DIGITS_SEED = 0
+_NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.\-]*)?(:\d+\.\d+\.\d+)?")
+
+
+class Dataset(NamedTuple):
+  """One split of an image-classification set.
+
+  Attributes:
+    images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats.
+    labels: [N], int32 in [0, num_classes); -1 where `few_labels` took one away.
+    num_classes: the number of classes.
+    name: the set's name.
+    split: the split's name.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_classes: int
+  name: str
+  split: str
+
+
+def load(
+  name: str,
+  split: str,
+  *,
+  data_dir: str | None = None,
+  cache_dir: str | None = None,
+  download: bool = True,
+) -> Dataset:
+  """Loads one split of a set by name.
+
+  Sought in this order: embedded ('digits'); the cache; prepared under `data_dir`; the archives of
+  mnist, fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; TFDS's own
+  preparation, if TensorFlow is installed. Where both exist, a prepared folder goes before an
+  archive; they hold the same examples in the same order.
+
+  Args:
+    name: 'digits', or TFDS's name: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
+    split: 'train', 'test', or what else the set calls its splits.
+    data_dir: folder of prepared TFDS sets (data_dir/name/version/...); None is TFDS's own:
+      $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
+      ~/.cache/robust_opt. Where it cannot be written, all goes on without it, with a warning.
+    download: whether a set that is not on this machine may be fetched.
+
+  Returns:
+    The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
+
+  Raises:
+    InputError: one sentence for the user: an unknown name or split, a set that is not there and
+      cannot be fetched, a folder in a format that needs TensorFlow, damaged files, images of
+      different shapes, no images or labels in the set.
+  """
+  if name == "digits":
+    return _digits(split)
+  if not _NAME.fullmatch(name):
+    raise InputError(
+      f"dataset.name={name!r} is no name of a set: allowed are 'digits' and TensorFlow Datasets' "
+      "name, name/config or name:1.2.3"
+    )
+  root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
+  folder = tfds.prepared_folder(root, name)
+  archive = tfds.find_archive(name)
+  if folder is None and archive is None:
+    folder = _prepare(root, name, download)
+  path = _cache_path(cache_root, name, split, folder or archive)
+  cached = _read_cache(path, name, split)
+  if cached is not None:
+    return cached
+  if folder is not None:
+    arrays = tfds.read_prepared(folder, name, split)
+  elif download:
+    arrays = tfds.from_archives(name, split, cache_root / "downloads")
+  else:
+    raise _not_here(root, name)
+  dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
+  _write_cache(path, dataset)
+  return dataset
+
+
+def from_arrays(
+  images: Any,
+  labels: Any,
+  num_classes: int | None = None,
+  name: str = "arrays",
+  split: str = "train",
+  channel_axis: ChannelAxis = layout.AUTO,
+) -> Dataset:
+  """A data set of the user's own arrays, checked, with the channels last.
+
+  Args:
+    images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; uint8 in [0, 255], or floats
+      in [0, 1], which become float32.
+    labels: [N], integers in [0, num_classes).
+    num_classes: None takes the largest label + 1.
+    name: what to call the set.
+    split: what to call the split.
+    channel_axis: of one image, 0 for [C, H, W]; "auto" guesses it from the shape
+      (`robust_opt.layout.resolve`). Not used for [N, H, W].
+
+  Returns:
+    The data set, images [N, H, W, C]; its arrays may share memory with those given.
+
+  Raises:
+    InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels
+      that are no integers or outside the range, images and labels of different number.
+  """
+  given, y = _as_array("images", images), _as_array("labels", labels)
+  axis = None if given.ndim == 3 else layout.resolve(channel_axis, given.shape[1:])
+  x = layout.to_last(given, axis)
+  if x.ndim != 4 or x.size == 0:
+    raise InputError(
+      f"images has shape {list(given.shape)}: allowed is [N, H, W, C], [N, C, H, W] or [N, H, W] "
+      "with at least one image and one pixel"
+    )
+  if y.shape != x.shape[:1]:
+    raise InputError(f"labels has shape {list(y.shape)}: allowed is [{len(x)}], one for each image")
+  return Dataset(_checked_pixels(x), *_checked_labels(y, num_classes), name, split)
+
+
+def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+  """Splits off a part of a data set, at random but the same on every machine.
+
+  Args:
+    dataset: the N examples to split.
+    fraction: the part to hold out, in [0, 1); round(fraction * N) examples. 0 holds out none:
+      the second data set then has arrays of length 0.
+    seed: 0, 1, ...; the same seed holds out the same examples.
+
+  Returns:
+    (rest, held out): together they are `dataset`, each in its order. The second is called
+    'holdout'.
+
+  Raises:
+    InputError: fraction or seed outside their range, or a fraction above 0 that leaves one of
+      the two parts without an example.
+  """
+  if not 0 <= fraction < 1:
+    raise InputError(f"fraction={fraction!r} is not allowed: a number in [0, 1) is")
+  num_examples = len(dataset.labels)
+  count = round(fraction * num_examples)
+  if fraction > 0 and not 0 < count < num_examples:
+    raise InputError(
+      f"fraction={fraction!r} of {num_examples} examples holds out {count}: allowed are 0 and "
+      "what leaves at least one example on either side"
+    )
+  held = np.zeros(num_examples, bool)
+  held[_random_order(num_examples, seed)[:count]] = True
+  return _select(dataset, ~held, dataset.split), _select(dataset, held, "holdout")
+
+
+def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Dataset:
+  """The same set with only so many labels, equally many of every class.
+
+  Args:
+    dataset: all labelled.
+    count: labels in all, a multiple of the classes.
+    seed: 0, 1, ...; the same seed chooses the same examples.
+    keep_others: whether the others stay, with the label -1. The labelled are then repeated until
+      they are at least a quarter of the set: a batch of 64 without any is one in 10^8.
+
+  Raises:
+    InputError: count is no multiple of the classes, or a class has not as many examples.
+  """
+  each, rest = divmod(count, dataset.num_classes)
+  rarest = int(np.bincount(dataset.labels, minlength=dataset.num_classes).min())
+  if each < 1 or rest or each > rarest:
+    raise InputError(
+      f"labels={count} is not allowed: a multiple of the {dataset.num_classes} classes is, up to "
+      f"{rarest} of each"
+    )
+  order = _random_order(len(dataset.labels), seed)
+  chosen = np.zeros(len(order), bool)
+  for label in range(dataset.num_classes):
+    chosen[order[dataset.labels[order] == label][:each]] = True
+  labelled = _select(dataset, chosen, dataset.split)
+  if not keep_others:
+    return labelled
+  others = dataset.images[~chosen]
+  times = max(1, -(-len(others) // (3 * count)))
+  unknown = np.full(len(others), -1, np.int32)
+  return dataset._replace(
+    images=np.concatenate([np.tile(labelled.images, (times, 1, 1, 1)), others]),
+    labels=np.concatenate([np.tile(labelled.labels, times), unknown]),
+  )
+
+
+def fingerprint(dataset: Dataset) -> str:
+  """SHA-256, in hex, of the images and the labels: their types, shapes and values."""
+  digest = hashlib.sha256()
+  for array in (dataset.images, dataset.labels):
+    digest.update(f"{array.dtype.name} {array.shape} ".encode())
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    digest.update(np.ascontiguousarray(little).data)
+  return digest.hexdigest()
+
+
+def fingerprints(
+  name: str, data_dir: str | None = None, cache_dir: str | None = None
+) -> dict[str, str]:
+  """`fingerprint` of a set's train and test split, by their names; arguments as in `load`."""
+  return {
+    split: fingerprint(load(name, split, data_dir=data_dir, cache_dir=cache_dir))
+    for split in ("train", "test")
+  }
+
+
+def _as_array(what: str, value: Any) -> np.ndarray:
+  try:
+    return np.asarray(value)
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{what} is no array of numbers ({tfds.first_line(error)})") from error
+
+
+def _checked_pixels(images: np.ndarray) -> np.ndarray:
+  if images.dtype == np.uint8:
+    return np.ascontiguousarray(images)
+  allowed = "allowed is uint8 in [0, 255] or floats in [0, 1]"
+  if not np.issubdtype(images.dtype, np.floating):
+    raise InputError(f"images has type {images.dtype}: {allowed}")
+  low, high = images.min(), images.max()  # NaN if any pixel is
+  if not (low >= 0 and high <= 1):
+    raise InputError(f"images has pixels from {low} to {high}: {allowed}")
+  return np.ascontiguousarray(images, np.float32)
+
+
+def _checked_labels(labels: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise InputError(f"labels has type {labels.dtype}: allowed are integers")
+  low, high = int(labels.min()), int(labels.max())
+  count = high + 1 if num_classes is None else num_classes
+  if not 0 <= low <= high < count:
+    raise InputError(f"labels go from {low} to {high}: allowed is [0, {count}), the classes")
+  return np.ascontiguousarray(labels, np.int32), int(count)
+
+
+def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
+  return dataset._replace(images=dataset.images[which], labels=dataset.labels[which], split=split)
+
+
+def _random_order(num_examples: int, seed: int) -> np.ndarray:
+  """A permutation of range(num_examples) that no version of NumPy changes.
+
+  NumPy promises to keep the raw numbers of a bit generator, but not what `permutation` makes of
+  them.
+  """
+  if seed < 0:
+    raise InputError(f"seed={seed!r} is not allowed: 0, 1, ... are")
+  return np.argsort(np.random.PCG64(seed).random_raw(num_examples), kind="stable")
+
+
+def _digits(split: str) -> Dataset:
+  """scikit-learn's digits: 1,437 to train and 360 to test, images uint8 [N, 8, 8, 1].
+
+  The split is fixed and stratified: within each class the scans are put in a random order (seed
+  _DIGITS_SEED), and the test split takes the same first part of every class, to within one scan.
+  Both splits keep scikit-learn's order. Pixels 0 .. 16 become round(v * 255 / 16).
+  """
+  if split not in ("train", "test"):
+    raise tfds.no_such_split("digits", split, ("train", "test"))
+  from sklearn.datasets import load_digits
+
+  scans = load_digits()
+  labels = scans.target
+  place = np.empty(len(labels))  # of each scan within its class, in (0, 1)
+  order = _random_order(len(labels), _DIGITS_SEED)
+  for label in range(10):
+    members = order[labels[order] == label]
+    place[members] = (np.arange(len(members)) + 0.5) / len(members)
+  is_test = np.zeros(len(labels), bool)
+  is_test[np.argsort(place, kind="stable")[:_DIGITS_TEST]] = True
+  images = np.round(scans.images * (255 / 16)).astype(np.uint8)
+  chosen = is_test if split == "test" else ~is_test
+  return from_arrays(images[chosen], labels[chosen], 10, "digits", split)
+
+
+def _data_root(data_dir: str | None) -> Path:
+  """Where prepared sets lie; TFDS's own default is found without importing it."""
+  if not data_dir:
+    default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
+    return Path(os.path.expanduser(default))
+  root = Path(os.path.expanduser(data_dir))
+  if not root.is_dir():
+    raise InputError(
+      f"dataset.data_dir={data_dir!r} is not a folder: allowed is a folder of prepared sets, or "
+      "an empty one"
+    )
+  return root
+
+
+def _prepare(root: Path, name: str, download: bool) -> Path:
+  """Lets TFDS prepare the set with TensorFlow, and returns its folder."""
+  if not download:
+    raise _not_here(root, name)
+  tfds.with_tensorflow(name, root)
+  folder = tfds.prepared_folder(root, name)
+  if folder is None:
+    raise InputError(f"dataset.name={name!r} was prepared, but is not under {str(root)!r}")
+  return folder
+
+
+def _not_here(root: Path, name: str) -> InputError:
+  return InputError(
+    f"dataset.name={name!r} is not prepared under dataset.data_dir={str(root)!r}, and download "
+    "is off: allowed are 'digits' and what that folder holds"
+  )
+
+
+def _cache_root(cache_dir: str | None) -> Path:
+  default = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+  return Path(os.path.expanduser(cache_dir or os.path.join(default, "robust_opt")))
+
+
+def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
+  """The file for a split from one source: an Archive, or a prepared folder as it is now."""
+  if isinstance(source, Path):
+    files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir())
+    version: Any = [str(source.resolve()), files]
+  else:
+    version = source.version
+  key = hashlib.sha256(json.dumps([name, split, version]).encode()).hexdigest()
+  readable = re.sub(r"[^\w.\-]", "_", f"{name}-{split}")[:80]
+  return root / f"{readable}-{key[:16]}.npz"
+
+
+def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
+  """The cached split, or None if there is none or if it is not what was written."""
+  if not path.exists():
+    return None
+  try:
+    # Opened here, because np.load does not close a file that is no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+      num_classes, written = int(stored["num_classes"]), str(stored["fingerprint"])
+      dataset = Dataset(stored["images"], stored["labels"], num_classes, name, split)
+    if fingerprint(dataset) != written:
+      raise ValueError("the content differs from its hash")
+  except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
+    logging.warning("The cache %s is damaged and will be rebuilt: %s", path, error)
+    return None
+  return dataset
+
+
+def _write_cache(path: Path, dataset: Dataset) -> None:
+  """Writes the cache so that at every moment it is whole or absent, whoever else writes it."""
+  try:
+    with atomic_write(path) as file:
+      np.savez(
+        file,
+        images=dataset.images,
+        labels=dataset.labels,
+        num_classes=dataset.num_classes,
+        fingerprint=fingerprint(dataset),
+      )
+  except WriteError as error:
+    reason = error.__cause__
+    logging.warning("The cache %s cannot be written (%s): going on without it.", path, reason)

@@ -1,0 +1,1 @@
+"""How robust a network is: accuracy under attack, AutoAttack, trust checks, verdicts."""

@@ -1,0 +1,158 @@
+"""Accuracy on clean examples and at the examples an attack makes of them.
+
+  evaluate = make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.l2(radius)), 500)
+  result = evaluate(params, model_state, data, radius, key)
+  accuracy = result.robust_correct.mean()
+
+The model runs in evaluation mode, random starts derive from each example's id, and the last
+batch is padded and masked: the answer counts every example once and depends neither on the batch
+size nor on the order. The radius is traced: a sweep over radii compiles once.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_opt import losses
+from robust_opt.errors import InputError
+from robust_opt.maximizers import Attack
+from robust_opt.maximizers.base import check_attack, check_examples
+from robust_opt.objectives import RobustObjective
+from robust_opt.training.step import ArrayData, keys_of, take
+from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params
+
+
+class Evaluation(NamedTuple):
+  """What became of every example, each [N]; means of the first two are accuracies.
+
+  Attributes:
+    clean_correct: bool, whether the clean example is classified as its label.
+    robust_correct: bool, whether the clean example and the perturbed one both are: the adversary
+      may also leave an example as it is, so that this is never above the clean accuracy.
+    zero_gradient: bool, whether the first input gradient was exactly zero.
+  """
+
+  clean_correct: Array
+  robust_correct: Array
+  zero_gradient: Array
+
+
+class Perturbed(NamedTuple):
+  """A batch under attack: delta [B, *S], logits [B, C] at x and at x + delta."""
+
+  delta: Array
+  clean_logits: Array
+  robust_logits: Array
+  zero_gradient: Array
+
+
+def perturb(
+  apply: ApplyFn,
+  params: Params,
+  model_state: ModelState,
+  objective: RobustObjective,
+  attack: Attack,
+  batch: Batch,
+  key: Array,
+) -> Perturbed:
+  """Attacks a batch, with the model in evaluation mode.
+
+  Raises:
+    InputError: attack has another type, the examples are not one array of floats, or the labels are
+      not classes of a net of at least two.
+  """
+  check_attack(attack)
+  check_examples("The examples (x of the batch)", batch.x)
+
+  def forward(x: Array) -> tuple[Array, ModelState]:
+    return apply(params, model_state, x, train=False, key=None)
+
+  clean_logits = forward(batch.x)[0]
+  _check_classes(clean_logits, batch.y)
+  value_fn = objective.inner(forward, batch.x, batch.y)
+  delta, info = attack(value_fn, keys_of(key, batch.ids), batch.x)
+  zero = jnp.any(info.zero_gradient[:1], axis=0)
+  return Perturbed(delta, clean_logits, forward(batch.x + delta)[0], zero)
+
+
+def make_evaluate(
+  apply: ApplyFn,
+  objective: RobustObjective,
+  make_attack: Callable[[Array], Attack],
+  batch_size: int,
+  *,
+  place_batch: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Callable[[Params, ModelState, ArrayData, Array, Array], Evaluation]:
+  """A jittable evaluation of a whole data set.
+
+  Args:
+    apply: the model.
+    objective: whose inner value the attack ascends.
+    make_attack: (radius []) -> attack; called under trace.
+    batch_size: examples at a time; it changes speed and memory, not the answer.
+    place_batch: constrains where a batch lies (sharding.py).
+
+  Returns:
+    evaluate(params, model_state, data, radius [], key) -> Evaluation.
+
+  Raises:
+    InputError: from evaluate: the labels are not classes [N] of a net of at least two classes.
+  """
+
+  def evaluate(
+    params: Params, model_state: ModelState, data: ArrayData, radius: Array, key: Array
+  ) -> Evaluation:
+    num_examples = data.labels.shape[0]
+    num_batches = -(-num_examples // batch_size)
+    # The padding repeats the last example, and is cut off below.
+    ids = jnp.minimum(jnp.arange(num_batches * batch_size, dtype=jnp.int32), num_examples - 1)
+
+    def one_batch(ids: Array) -> Evaluation:
+      batch = place_batch(take(data, ids))
+      attack = make_attack(radius)
+      out = perturb(apply, params, model_state, objective, attack, batch, key)
+      clean_correct = losses.correct(out.clean_logits, batch.y)
+      return Evaluation(
+        clean_correct,
+        clean_correct & losses.correct(out.robust_logits, batch.y),
+        out.zero_gradient,
+      )
+
+    stacked = jax.lax.map(one_batch, ids.reshape(num_batches, batch_size))
+    return jax.tree.map(lambda a: a.reshape(-1)[:num_examples], stacked)
+
+  return evaluate
+
+
+def _check_classes(logits: Array, labels: Array) -> None:
+  """InputError unless there are classes to be right about."""
+  integers = jnp.issubdtype(labels.dtype, jnp.integer)
+  if labels.ndim != 1 or not integers or logits.ndim != 2 or logits.shape[1] < 2:
+    raise InputError(
+      f"Accuracy needs integer labels [B] and logits [B, C] of at least 2 classes, but labels are "
+      f"{labels.dtype} of the shape {labels.shape} and the net's outputs have the shape "
+      f"{logits.shape}; the worst case of any other loss is that of ro.robustify."
+    )
+
+
+def logits_of(apply: ApplyFn, params: Params, model_state: ModelState) -> LogitsFn:
+  """The net in evaluation mode, its weights the arguments of a Partial."""
+  return jax.tree_util.Partial(_Logits(apply), params, model_state)
+
+
+class _Logits:
+  """Equal for the same apply, so that programs that are compiled for one net serve another."""
+
+  def __init__(self, apply: ApplyFn) -> None:
+    self._apply = apply
+
+  def __call__(self, params: Params, model_state: ModelState, x: Array) -> Array:
+    return self._apply(params, model_state, x, train=False, key=None)[0]
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Logits) and self._apply == other._apply
+
+  def __hash__(self) -> int:
+    return hash(self._apply)

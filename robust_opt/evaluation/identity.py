@@ -1,0 +1,62 @@
+"""What tells one network from another: its code, its arrays, and what it answers.
+
+  net = of_net(logits_fn, x)     # {"code": ..., "arrays": ..., "logits": ...}, JSON values
+  same("logits", old["logits"], net["logits"])
+
+The code is the jaxpr of the logits and of their gradient: with other preprocessing, or another
+custom gradient, it is another network, although the weights are the same. The jaxpr does not show
+what happens inside a callback (a bridge to PyTorch, say); the clean logits do.
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt.arrays import digest
+from robust_opt.evaluation import network
+from robust_opt.evaluation.probes import answers
+from robust_opt.types import LogitsFn
+
+NUM_IMAGES = 8
+
+
+def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str, Any]:
+  """The identity of a network as JSON values.
+
+  Args:
+    logits_fn: x [B, *S] -> logits [B, C], in evaluation mode.
+    x: [N, *S] float32, pixels in [0, 1]; the first NUM_IMAGES are used.
+    definition: text that determines what a Partial computes from its arrays; empty: the function
+      is traced. A definition does not depend on the backend or on the version of JAX.
+
+  Returns:
+    code: SHA-256 of the definition or of the jaxpr.
+    arrays: SHA-256 of the arrays that it computes with.
+    logits: of the first images, [n, C] as nested lists.
+  """
+  images = x[:NUM_IMAGES]
+  logits = answers(logits_fn, images, len(images)).astype(np.float64)
+  rounded = [[float(f"{value:.6g}") for value in row] for row in logits]
+  if definition:
+    code, arrays = definition, jax.tree.leaves(logits_fn)
+  else:
+    jaxpr = network.traced(lambda _, x: logits_fn(x), (), jnp.asarray(images))
+    code, arrays = network.code(jaxpr), list(network.constants(jaxpr))
+  sha256 = hashlib.sha256(code.encode()).hexdigest()
+  return {"code": sha256, "arrays": digest(arrays), "logits": rounded}
+
+
+def same(key: str, old: Any, new: Any) -> bool:
+  """Whether two values of an identity agree, logits up to rounding.
+
+  Args:
+    key: name of the value; its last part, after a dot, says whether it holds logits.
+    old: a JSON value.
+    new: likewise.
+  """
+  if key.rpartition(".")[2] != "logits" or np.shape(old) != np.shape(new):
+    return bool(old == new)
+  return network.compared(np.asarray(old, np.float32), np.asarray(new, np.float32))[0]

@@ -1,0 +1,73 @@
+"""What an update costs: configs timed side by side in one process, so that load disturbs all alike.
+
+costs = side_by_side({"standard": config, "robust": other}, train, steps=20, repeats=5)
+beside(costs["robust"], costs["standard"])       # 1.6: the median of the paired ratios
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from robust_opt.data.datasets import Dataset
+from robust_opt.experiments import build, updates
+from robust_opt.experiments.assembly import begin
+from robust_opt.training.step import ArrayData, make_scan
+
+Run = Callable[[], object]
+
+
+class Cost(NamedTuple):
+  """Of one config.
+
+  Attributes:
+    first: seconds of the first call, compiling included.
+    seconds: an update's, one for each repeat; of Free training each replay of a batch is an update.
+  """
+
+  first: float
+  seconds: tuple[float, ...]
+
+
+def side_by_side(
+  configs: Mapping[str, ConfigDict], train: Dataset, steps: int, repeats: int
+) -> dict[str, Cost]:
+  """Times every config's own updates in its jitted scan, in turns.
+
+  Args:
+    configs: by name.
+    train: what the updates are made on; N >= the batch size of every config.
+    steps: batches in one call of a scan.
+    repeats: calls of each.
+  """
+  runs = {name: _updates_of(config, train, steps) for name, config in configs.items()}
+  first = {name: _timed(run) for name, run in runs.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in runs}
+  for _ in range(repeats):
+    for name, run in runs.items():
+      seconds[name].append(_timed(run) / steps / build.updates_of_a_batch(configs[name]))
+  return {name: Cost(first[name], tuple(seconds[name])) for name in runs}
+
+
+def beside(cost: Cost, other: Cost) -> float:
+  """How many times the other's an update takes: the median over the repeats, paired."""
+  return statistics.median(a / b for a, b in zip(cost.seconds, other.seconds, strict=True))
+
+
+def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
+  """So many batches, as `assembly` would train them on one device."""
+  plan, net, optimizer, state = begin(config, train)
+  step = updates.make(config, net, optimizer, train.images, plan.num_steps)
+  scan = jax.jit(make_scan(step, plan), static_argnums=3)
+  data = jax.device_put(ArrayData(train.images, train.labels))
+  return lambda: jax.block_until_ready(scan(state, data, jax.random.key(1), steps))
+
+
+def _timed(run: Run) -> float:
+  """Seconds."""
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start

@@ -1,0 +1,238 @@
+"""What is evaluated: a net and the data it is judged on, of a finished run or of the user's own.
+
+subject = load({"workdir": "runs/mnist_linf"})
+subject = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
+"""
+
+import importlib
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from robust_opt import models
+from robust_opt.arrays import digest
+from robust_opt.data.datasets import Dataset, fingerprint
+from robust_opt.errors import InputError
+from robust_opt.evaluation import network
+from robust_opt.evaluation.accuracy import logits_of
+from robust_opt.evaluation.collection import pixels
+from robust_opt.experiments import build
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import workdir as workdirs
+from robust_opt.experiments.assembly import begin
+from robust_opt.experiments.checkpoint import Checkpoints
+from robust_opt.training.step import evaluated_params
+from robust_opt.types import LogitsFn
+
+
+class Subject(NamedTuple):
+  """A net in evaluation mode and its data.
+
+  Attributes:
+    logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
+    x: [N, *S] float32, pixels in [0, 1].
+    y: [N] int32.
+    net_sha256: of the weights; empty where the net is a function that holds none.
+    name: what a message calls the net: a run's title, or --model.
+    definition: of a run, the text of its network, whose arrays are the weights; else empty.
+    norm: what a run was trained against, or None.
+    radius: in that norm, or None.
+  """
+
+  logits_fn: LogitsFn
+  x: np.ndarray
+  y: np.ndarray
+  net_sha256: str
+  name: str
+  definition: str = ""
+  norm: str | None = None
+  radius: float | None = None
+
+
+def load(source: dict[str, Any], examples: int = 0) -> Subject:
+  """Finds a net and its data again.
+
+  Args:
+    source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
+      ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
+      images, and data, an .npz file with x [N, *S] and y [N]; with draws > 0 the function is one
+      of images and a key, and becomes the `nets.Randomized` of so many draws.
+    examples: use only the first so many; 0: all.
+
+  Raises:
+    InputError: it cannot be found or read.
+  """
+  if examples < 0:
+    raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
+  given = {key: value for key, value in source.items() if value}
+  if given.keys() >= {"model", "data"} and "workdir" not in given:
+    subject = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
+  elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
+    subject = _of_run(Path(given["workdir"]), given)
+  else:
+    named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
+    raise InputError(
+      f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
+      f"{named or 'none of them'}."
+    )
+  count = examples or len(subject.y)
+  return subject._replace(x=subject.x[:count], y=subject.y[:count])
+
+
+def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
+  net = _net_of_run(workdir, given)
+  labels = net.test.labels.astype(np.int32)
+  return Subject(
+    net.logits_fn,
+    pixels(net.test.images),
+    labels,
+    net.sha256,
+    net.title,
+    net.definition,
+    net.norm,
+    net.radius,
+  )
+
+
+class Net(NamedTuple):
+  """The net of a run in evaluation mode, and its data.
+
+  Attributes:
+    logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
+    features_fn: x [B, *S] -> what its last dense layer reads, [B, F]; likewise.
+    train: what it learnt from.
+    test: what it is judged on.
+    sha256: of the weights.
+    title: the run's, in words.
+    definition: the text of the network, its preprocessing included.
+    norm: what it was trained against, or None.
+    radius: in that norm, or None.
+  """
+
+  logits_fn: LogitsFn
+  features_fn: LogitsFn
+  train: Dataset
+  test: Dataset
+  sha256: str
+  title: str
+  definition: str
+  norm: str | None
+  radius: float | None
+
+
+def load_net(source: dict[str, Any]) -> Net:
+  """The net of a run: source as for `load`, of a work directory.
+
+  Raises:
+    InputError: it cannot be found or read.
+  """
+  given = {key: value for key, value in source.items() if value}
+  if "workdir" not in given:
+    raise InputError("Give --workdir, of a finished run of robust_opt.main.")
+  return _net_of_run(Path(given["workdir"]), given)
+
+
+def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
+  if not (workdir / "config.json").is_file():
+    raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
+  config = _config(workdir / "config.json")
+  for key in ("data_dir", "cache_dir", "train_files"):
+    config.dataset[key] = given.get(key) or config.dataset[key]
+  which = given.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
+  if which not in ("last", "best"):
+    raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
+  if not (workdir / "checkpoints").is_dir():
+    raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
+  splits = build.splits(config)
+  _refuse_other_data(workdir, splits.train)
+  beginning = begin(config, splits.train)
+  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)
+  state = checkpoints.restore(beginning.state, which)
+  checkpoints.close()
+  if state is None:
+    raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
+  weights = (evaluated_params(state), state.model_state)
+  # On one device: who evaluates on several places the weights as the batches.
+  local = jax.tree.map(np.asarray, weights)
+  trained_on = config_lib.trains_robustly(config)
+  norm, radius = config.uncertainty.name, config.uncertainty.radius
+  against = f"over {config_lib.adversary(config)}" if trained_on else "standard"
+  return Net(
+    logits_of(models.from_linen(beginning.net), *local),
+    logits_of(models.representation(beginning.net), *local),
+    splits.train,
+    splits.test,
+    digest(local),
+    f"{config.model.name} on {config.dataset.name}, {against}",
+    repr(beginning.net),
+    norm if trained_on else None,
+    radius if trained_on else None,
+  )
+
+
+def _refuse_other_data(workdir: Path, train: Dataset) -> None:
+  """The network standardizes its input by its training data: other data make another network."""
+  trained_on = workdirs.read_inputs(workdir).get("data", {}).get("train")
+  found = fingerprint(train)
+  if trained_on not in (None, found):
+    raise InputError(
+      f"--workdir={workdir} was trained on other data than --data_dir or --train_files give now: "
+      f"SHA-256 {trained_on} -> {found}."
+    )
+
+
+def _reported(workdir: Path) -> str | None:
+  """Which checkpoint a finished run reports on: the best, where it was stopped for overfitting."""
+  try:
+    return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))["checkpoint"]
+  except (OSError, ValueError, KeyError):
+    return None
+
+
+def _config(path: Path) -> ConfigDict:
+  """The config that a run wrote, tuples again tuples."""
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    config = ConfigDict(_with_tuples(values))
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise InputError(f"{path} is no config of a run that can be read ({error}).") from error
+  config_lib.validate(config)
+  return config
+
+
+def _with_tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _with_tuples(entry) for key, entry in value.items()}
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _of_user(model: str, path: Path, draws: int) -> Subject:
+  module_name, _, name = model.partition(":")
+  if not module_name or not name:
+    raise InputError(f"--model must be module:function, but was {model!r}.")
+  sys.path.insert(0, os.getcwd())
+  try:
+    logits_fn = getattr(importlib.import_module(module_name), name)
+  except Exception as error:  # whatever the user's module raises
+    raise InputError(f"--model={model} cannot be imported ({error}).") from error
+  finally:
+    sys.path.remove(os.getcwd())
+  if not callable(logits_fn):
+    raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
+  try:
+    # Opened here: np.load leaves a damaged archive open.
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+      x, y = file["x"], file["y"]
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise InputError(f"--data={path} must be an .npz file with x and y ({error}).") from error
+  arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
+  if draws:
+    logits_fn = network.Randomized(logits_fn, jax.random.key(0), draws)
+  return Subject(logits_fn, x, y, digest(arrays) if arrays else "", model)

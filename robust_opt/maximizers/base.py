@@ -1,0 +1,339 @@
+"""What a maximiser is, how it is run, and how a loss becomes its worst case.
+
+A maximiser is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack. What
+is carried (AscentState) is kept apart from what is reported (AscentInfo), which the scan stacks
+into curves. Nothing here knows models or data: value_fn [B, *S] -> [B] is all there is.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import keys
+from robust_opt.errors import InputError
+from robust_opt.sets.balls import UncertaintySet
+from robust_opt.types import Array, PyTree, Scored, Stochastic, ValueFn
+
+
+class AscentState(NamedTuple):
+  """What an ascent carries: delta [B, *S], and whatever the maximiser remembers."""
+
+  delta: Array
+  memory: PyTree = ()
+
+
+class AscentInfo(NamedTuple):
+  """What one ascent step reports.
+
+  Attributes:
+    value: what value_fn returned at the point that the step started from.
+    zero_gradient: [B] bool, examples whose input gradient was exactly zero there. They stay where
+      they are, and an accuracy that counts them as robust overstates itself: report them.
+    score: what points are compared by, at the same point: the value, or the `score` of a value_fn
+      that returns Scored.
+  """
+
+  value: Array
+  zero_gradient: Array
+  score: Array
+
+
+class InnerMaximizer(NamedTuple):
+  """Climbs value_fn within a set; one input gradient a step.
+
+  Attributes:
+    init: (key or None, x [B, *S]) -> AscentState.
+    step: (value_fn, state, x [B, *S]) -> (AscentState, AscentInfo).
+  """
+
+  init: Callable[[Array | None, Array], AscentState]
+  step: Callable[[ValueFn, AscentState, Array], tuple[AscentState, AscentInfo]]
+
+
+# (value_fn, key or None, x [B, *S]) -> (delta [B, *S], AscentInfo stacked over the steps)
+Attack = Callable[[ValueFn | Stochastic, Array | None, Array], tuple[Array, AscentInfo]]
+
+
+class ScheduledAttack(NamedTuple):
+  """An attack that changes as training goes on: a curriculum, of which a training step makes use.
+
+    ScheduledAttack(lambda step: ro.steepest(ro.linf(0.3 * jnp.minimum(step / 1000, 1.0))))
+
+  Attributes:
+    at: (step [], int32, traced) -> the attack of that update.
+  """
+
+  at: Callable[[Array], Attack]
+
+
+Candidates = tuple[Array, Array]  # (delta [B, *S], score [B])
+
+
+def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -> Attack:
+  """Runs a maximiser for num_steps as one lax.scan; 0 steps return its starting point.
+
+  The attack returns delta [B, *S], through which no gradient flows, and the AscentInfo of every
+  step, stacked: value [num_steps, B].
+
+  Args:
+    maximizer: what climbs.
+    num_steps: one input gradient each.
+    keep_best: whether delta is, for every example, the point of the highest score among the clean
+      example and all that the ascent passed (two forward passes more), rather than the last. An
+      evaluation wants that; training, as the field does it, takes the last. A score of NaN is the
+      highest: whoever makes a net answer NaN has won, and it shall be seen.
+
+  Raises:
+    InputError: maximizer is not an InnerMaximizer, but a set or an attack.
+  """
+  if not isinstance(maximizer, InnerMaximizer):
+    raise InputError(
+      f"maximizer must be an InnerMaximizer, as from ro.pgd(uncertainty_set, step), but was "
+      f"{_in_words(maximizer)}."
+    )
+
+  def last(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    state, info = run_steps(maximizer, num_steps, value_fn, key, x)
+    return jax.lax.stop_gradient(state.delta), info
+
+  def best(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    def body(
+      carry: tuple[AscentState, Candidates], step: Array
+    ) -> tuple[tuple[AscentState, Candidates], AscentInfo]:
+      state, best = carry
+      moved, info = maximizer.step(at_step(value_fn, step), state, x)
+      return (moved, better(best, (state.delta, info.score))), info
+
+    clean = (jnp.zeros_like(x), score_of(value_fn, x))
+    start = (maximizer.init(key, x), clean)
+    (state, best), info = jax.lax.scan(body, start, jnp.arange(num_steps))
+    delta, _ = better(best, (state.delta, score_of(value_fn, x + state.delta)))
+    return jax.lax.stop_gradient(delta), info
+
+  return best if keep_best else last
+
+
+def run_steps(
+  maximizer: InnerMaximizer,
+  num_steps: int,
+  value_fn: ValueFn | Stochastic,
+  key: Array | None,
+  x: Array,
+) -> tuple[AscentState, AscentInfo]:
+  """The state after num_steps, and the AscentInfo of every step, stacked."""
+
+  def body(state: AscentState, step: Array) -> tuple[AscentState, AscentInfo]:
+    return maximizer.step(at_step(value_fn, step), state, x)
+
+  return jax.lax.scan(body, maximizer.init(key, x), jnp.arange(num_steps))
+
+
+def at_step(value_fn: ValueFn | Stochastic, step: Array | int) -> ValueFn:
+  """The value_fn of one step of an ascent."""
+  return value_fn.at(step) if isinstance(value_fn, Stochastic) else value_fn
+
+
+def after_steps(value_fn: ValueFn | Stochastic, num_steps: int) -> ValueFn | Stochastic:
+  """What an ascent that continues another one after num_steps is given."""
+  if not isinstance(value_fn, Stochastic):
+    return value_fn
+  return Stochastic(lambda step: value_fn.at(step + num_steps))
+
+
+def only_if(wanted: Array, attack: Attack) -> Attack:
+  """The attack where `wanted` [], a traced bool, and the clean example at no cost where not."""
+  check_attack(attack)
+
+  def maybe(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
+    def run() -> tuple[Array, AscentInfo]:
+      return attack(value_fn, key, x)
+
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
+    return jax.lax.cond(wanted, run, lambda: nothing)
+
+  return maybe
+
+
+def restarts(attack: Attack, num_restarts: int) -> Attack:
+  """Runs an attack several times, each with a key of its own, and keeps the best PER EXAMPLE.
+
+  The best is of the highest score, the clean example among them: one forward pass more for every
+  restart. The AscentInfo lies restart after restart, value [num_restarts * num_steps, B].
+
+  Args:
+    attack: one that starts at random; others give the same every time.
+    num_restarts: how often.
+
+  Raises:
+    InputError: attack has another type; when called, there is no key.
+  """
+  check_attack(attack)
+
+  def restarted(
+    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
+  ) -> tuple[Array, AscentInfo]:
+    key = keys.typed(keys.required(key, "A restart"))
+    each = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
+
+    def body(best: Candidates, key: Array) -> tuple[Candidates, AscentInfo]:
+      delta, info = attack(value_fn, key, x)
+      return better(best, (delta, score_of(value_fn, x + delta))), info
+
+    clean = (jnp.zeros_like(x), score_of(value_fn, x))
+    (delta, _), info = jax.lax.scan(body, clean, each)
+    return delta, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), info)
+
+  return restarted
+
+
+def robustify(
+  loss: Callable[..., Any], attack: Attack, argnum: int = 1, has_aux: bool = False
+) -> Callable[..., Any]:
+  """Turns a loss over a batch into the loss at its worst case over the uncertainty set.
+
+    robust_loss(params, x, y) = loss(params, x + delta, y),  delta = attack's argmax over U(x)
+
+  The result takes the same arguments (and an optional `attack_key=` for attacks that start at
+  random), so that a training loop changes in one line. It composes with jit, grad, vmap, pmap and
+  shard_map. By Danskin's theorem the gradient in the parameters is the loss's own at the
+  maximiser: nothing flows through delta, and the ascent computes no gradient in the parameters.
+
+  Args:
+    loss: returns the loss of every example [B] or any sum or mean of it (a steepest ascent does not
+      depend on the scale). The examples are its argument number `argnum`, [B, *S].
+    attack: from `steepest`, `ascend` or `restarts`. One that compares losses (`lbfgs`, `apgd`,
+      keep_best, `restarts`) wants them of every example; take the mean outside.
+    argnum: which positional argument holds the examples.
+    has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
+
+  Raises:
+    InputError: attack is no attack but, say, a set; when called, for examples that are given by
+      name, or are not one array of floats, an attack that starts at random without attack_key=, or
+      one that compares losses with a loss of the whole batch.
+  """
+  check_attack(attack)
+
+  @functools.wraps(loss)
+  def robust_loss(*args: Any, attack_key: Array | None = None, **kwargs: Any) -> Any:
+    if not -len(args) <= argnum < len(args):
+      raise InputError(
+        f"The examples must be positional argument {argnum} of the loss (argnum={argnum}), but it "
+        f"was given {len(args)} positional arguments and {sorted(kwargs) or 'none'} by name."
+      )
+    place = range(len(args))[argnum]  # which may be negative, as in jax.grad
+    before, x, after = args[:place], args[place], args[place + 1 :]
+    check_examples(f"The examples (positional argument {place}, by argnum={argnum})", x)
+    frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
+
+    def value_fn(x: Array) -> Array:
+      out = loss(*frozen[0], x, *frozen[2], **frozen[3])
+      return out[0] if has_aux else out
+
+    delta, _ = attack(value_fn, attack_key, frozen[1])
+    return loss(*before, x + delta, *after, **kwargs)
+
+  return robust_loss
+
+
+def check_attack(attack: object, scheduled: bool = False) -> None:
+  """InputError unless it is an attack; the message names the call that makes one of it.
+
+  Args:
+    attack: what was given for one.
+    scheduled: whether a ScheduledAttack will do.
+  """
+  if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
+    return
+  if isinstance(attack, UncertaintySet):
+    hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.linf(0.1))"
+  elif isinstance(attack, InnerMaximizer):
+    hint = "pass ro.ascend(maximizer, num_steps)"
+  elif isinstance(attack, ScheduledAttack):
+    hint = "only ro.make_train_step takes one; pass its at(step)"
+  else:
+    hint = "pass what ro.steepest, ro.ascend or ro.restarts return"
+  raise InputError(f"attack must be an attack, but was {_in_words(attack)}: {hint}.")
+
+
+def check_examples(what: str, x: object) -> None:
+  """InputError unless x is one array of floats [B, *S]; `what` begins the sentence."""
+  if not isinstance(x, jax.Array | np.ndarray):
+    raise InputError(
+      f"{what} must be one floating point array [B, *S], but are {_in_words(x)}; perturb one array "
+      f"of a structure by taking it as an argument of its own."
+    )
+  if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
+    raise InputError(
+      f"{what} must be a floating point array [B, *S], pixels in [0, 1], but are {x.dtype} of the "
+      f"shape {x.shape}."
+    )
+
+
+def _in_words(value: object) -> str:
+  """'an UncertaintySet', 'a dict': for an error message."""
+  name = type(value).__name__
+  return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
+  """What a step reports of the point x, and the gradient there, [B, *S].
+
+  The gradient of a sum is every example's own gradient: their losses do not mix.
+  """
+
+  def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    value, score = _scored(value_fn(x))
+    return jnp.sum(value), (value, score)
+
+  (_, (value, score)), grad = jax.value_and_grad(total, has_aux=True)(x)
+  zero = jnp.all(grad == 0, axis=range(1, grad.ndim))
+  return AscentInfo(value, zero, score), grad
+
+
+def score_of(value_fn: ValueFn | Stochastic, x: Array) -> Array:
+  """What points are compared by, [B]; an InputError if the batch has one number for all."""
+  return per_example(_scored(at_step(value_fn, 0)(x)).score, x)
+
+
+def per_example(values: Array, x: Array) -> Array:
+  """The values, if there is one for each example.
+
+  Raises:
+    InputError: there is one number for the whole batch.
+  """
+  if values.shape != x.shape[:1]:
+    raise InputError(
+      f"To keep the best point of every example the loss must return one value for each of the "
+      f"{x.shape[0]} examples, but it has the shape {values.shape}."
+    )
+  return values
+
+
+def better(best: Candidates, new: Candidates) -> Candidates:
+  """Every example's point of the higher score; the first where they are equal, NaN above all."""
+  higher = (new[1] > best[1]) | (jnp.isnan(new[1]) & ~jnp.isnan(best[1]))
+  return unless(~higher, new[0], best[0]), jnp.where(higher, new[1], best[1])
+
+
+def unless(stays: Array, moved: Array, delta: Array) -> Array:
+  """Every example's moved point, [B, *S]; delta where it stays, [B] bool."""
+  return jnp.where(stays.reshape(-1, *(1,) * (delta.ndim - 1)), delta, moved)
+
+
+def _scored(out: Array | Scored) -> Scored:
+  return out if isinstance(out, Scored) else Scored(out, out)
+
+
+def _split_each(key: Array, count: int) -> Array:
+  """Keys [B] -> [count, B]."""
+  return jax.vmap(jax.random.split, in_axes=(0, None), out_axes=1)(key, count)
+
+
+def _freeze(leaf: Any) -> Any:
+  return jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf

@@ -1,0 +1,381 @@
+"""From the numbers of the study to its tables, claims and figures; no jax.
+
+`measured`, as shaham2015.measure makes it, holds counts of every seed; nothing here is a result by
+itself but the published figures, which carry the marks of reference/papers.md: [code] read in the
+authors' code, [mem] recalled and not checked against a source.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_opt import tables
+from robust_opt.files import write_json
+from robust_opt.plots import studies
+from robust_opt.statistics import (
+  PairedTest,
+  accuracy_interval,
+  all_of,
+  has_learned,
+  paired_t,
+  verdicts,
+)
+from robust_opt.tables import Percent, Table
+
+ROBUST = ("l1", "l2", "linf")
+NAMES = {"baseline": "baseline", "l1": "robust l_1", "l2": "robust l_2", "linf": "robust l_inf"}
+NUM_CLASSES = 10  # of every data set here
+# Convergence: updates until clean test accuracy reaches this share of the baseline's last one.
+CONVERGED = 0.995
+# "No more updates": not more than the baseline's by this share of its mean.
+MORE_UPDATES = 0.1
+
+# (clean test, collection), in percent.
+PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
+  "mnist": {
+    "baseline": ("99.09 [code]", "0 by construction"),
+    "l1": ("99.12 [code], 99.16 [mem]", "33.83 [mem]"),
+    "l2": ("99.29 [code], 99.28 [mem]", "76.55 [mem]"),
+    "linf": ("99.34 [code], 99.33 [mem]", "79.96 [mem]"),
+  },
+  "cifar10": {
+    "baseline": ("90.79 [mem]", "0 by construction"),
+    "l1": ("91.11 [mem]", "56.31 [mem]"),
+    "l2": ("91.04 [mem]", "59.92 [mem]"),
+    "linf": ("91.36 [mem]", "65.01 [mem]"),
+  },
+}
+TITLES = {"mnist": "Table 1 (MNIST)", "cifar10": "Table 2 (CIFAR-10)", "digits": "Digits"}
+ATTACKS = {"single": "one step", "pgd": "PGD-50"}
+
+
+class Accuracies:
+  """The counts of `measured` as accuracies in [0, 1], one entry a seed."""
+
+  def __init__(self, measured: dict[str, Any]) -> None:
+    self.measured = measured
+
+  def clean(self, net: str) -> np.ndarray:
+    """On the clean test set, [S]."""
+    return np.array([s["nets"][net]["clean"] / s["test_total"] for s in self.measured["scores"]])
+
+  def learned(self, net: str) -> np.ndarray:
+    """Which seeds did not fail to learn, [S]."""
+    return has_learned(self.clean(net), NUM_CLASSES)
+
+  def collection(self, net: str, kind: str = "collection", norm: str | None = None) -> np.ndarray:
+    """On each seed's collection, [S]; kind 'rounded': after rounding to 8 bits; norm None: all."""
+    right = [
+      sum(score["nets"][net][kind][n] for n in score["totals"] if norm in (None, n))
+      for score in self.measured["scores"]
+    ]
+    return np.array(right) / self.collected(norm)
+
+  def collected(self, norm: str | None = None) -> np.ndarray:
+    """The size of each seed's collection, [S]; norm None: of all norms together."""
+    totals = [score["totals"] for score in self.measured["scores"]]
+    found = np.array([sum(t[n] for n in t if norm in (None, n)) for t in totals])
+    return np.maximum(1, found)  # a baseline that nothing fools leaves an empty collection
+
+  def swept(self, net: str, attack: str, norm: str) -> np.ndarray:
+    """Against the radius, [S, K]."""
+    sweep = self.measured["sweeps"][net][attack][norm]
+    return np.array(sweep["correct"]) / sweep["total"]
+
+  def curve(self, net: str) -> tuple[np.ndarray, np.ndarray]:
+    """(updates [P], clean test accuracy [S, P])."""
+    curve = self.measured["curves"][net]
+    return np.array(curve["steps"]), np.array(curve["correct"]) / self.measured["test_total"]
+
+
+def write(measured: dict[str, Any], folder: Path) -> None:
+  """Tables, claims and figures into a folder, and measured.json: the counts they are made of."""
+  counts = {name: value for name, value in measured.items() if name != "examples"}
+  write_json(folder / "measured.json", counts)
+  accuracies = Accuracies(measured)
+  tables.write(accuracy_table(accuracies), folder / "accuracy")
+  tables.write(sweep_table(accuracies), folder / "accuracy_against_radius")
+  tables.write(claims_table(accuracies), folder / "claims")
+  if measured.get("autoattack"):
+    tables.write(autoattack_table(measured), folder / "autoattack")
+  draw(accuracies, folder)
+
+
+def accuracy_table(accuracies: Accuracies) -> Table:
+  """Table 1 or 2 of the paper, per norm of the collection as well."""
+  measured = accuracies.measured
+  published = PUBLISHED.get(measured["dataset"], {})
+  rows = []
+  for net, name in NAMES.items():
+    learned = accuracies.learned(net)
+    clean = Percent.of(accuracies.clean(net), measured["test_total"], learned)
+    row: dict[str, Any] = {"net": name, "clean": clean}
+    for title, kind in (("A", "collection"), ("A, 8 bits", "rounded")):
+      for norm in (None, *ROBUST):
+        values, size = accuracies.collection(net, kind, norm), accuracies.collected(norm).min()
+        row[f"{title}, {norm}" if norm else title] = Percent.of(values, int(size), learned)
+    row |= {f"{title} by seed": row[title].by_seed() for title in ("clean", "A")}
+    row["published clean"], row["published A"] = published.get(net, (None, None))
+    rows.append(row)
+  totals = [sum(score["totals"].values()) for score in measured["scores"]]
+  by_norm = {
+    norm: round(np.mean([s["totals"][norm] for s in measured["scores"]])) for norm in ROBUST
+  }
+  sizes = ", ".join(f"{norm} {count:,}" for norm, count in by_norm.items())
+  return Table(
+    f"{TITLES[measured['dataset']]}: accuracy (%) on the clean test set and on the collection A",
+    list(rows[0]),
+    rows,
+    [
+      f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} "
+      f"{measured['test_total']:,} test examples, {tables.counted(measured['epochs'], 'epoch')} on "
+      f"{measured['train_total']:,} training examples, none kept back; the last epoch counts. "
+      "Every seed has a collection of its own baseline: "
+      f"{min(totals):,} to {max(totals):,} examples ({sizes} on average), all norms pooled in A. "
+      "Intervals on a collection take the smallest size. "
+      f"Radii in pixels of [0, 1]: {_radii(measured)}.",
+      "8 bits: the same examples clipped to [0, 1] and rounded to multiples of 1/255. "
+      "Marks of the published figures: [code] the authors' code, [mem] recalled, not checked.",
+    ],
+  )
+
+
+def sweep_table(accuracies: Accuracies) -> Table:
+  """The numbers behind Figures 2 and 4, and their PGD-50 counterpart."""
+  rows = []
+  measured = accuracies.measured
+  for attack, norm in _attacks():
+    for index, radius in enumerate(measured["sweeps"]["baseline"][attack][norm]["radii"]):
+      row: dict[str, Any] = {
+        "attack": ATTACKS[attack],
+        "norm": norm,
+        "radius": f"{radius:.4g}",
+        "test examples": measured["sweeps"]["baseline"][attack][norm]["total"],
+      }
+      for net, name in NAMES.items():
+        row[name] = Percent.of(
+          accuracies.swept(net, attack, norm)[:, index],
+          row["test examples"],
+          accuracies.learned(net),
+        )
+        zeros = measured["sweeps"][net][attack][norm]["zero_gradients"]
+        row[f"{name}: zero gradients"] = int(np.sum(zeros, axis=0)[index])
+      rows.append(row)
+  columns = [c for c in rows[0] if "zero gradients" not in c or any(row[c] for row in rows)]
+  return Table(
+    "Accuracy (%) against the radius, each net attacked by its own gradient",
+    columns,
+    rows,
+    [
+      f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} Zero gradients: "
+      "examples, summed over the seeds, whose input gradient at the clean example is exactly "
+      "zero; the attack leaves them as they are, and they count as they are classified. Nets of "
+      "which there are none have no column of them."
+    ],
+  )
+
+
+def autoattack_table(measured: dict[str, Any]) -> Table:
+  """What AutoAttack leaves of each net, and how far the single step had overstated it."""
+  rows = []
+  for net, name in NAMES.items():
+    for norm in ROBUST:
+      found = measured["autoattack"][net][norm]
+      total, left = found["total"], found["total"]
+      row: dict[str, Any] = {"net": name, "norm": norm, "radius": f"{measured['radii'][norm]:.4g}"}
+      for attack, broke in found["broken"].items():
+        left -= broke
+        row[f"after {attack}"] = f"{100 * left / total:.1f}"
+      rows.append(row)
+  return Table(
+    "Accuracy (%) under AutoAttack, standard version, attack after attack",
+    list(rows[0]),
+    rows,
+    [
+      f"The first {total} test examples, within the pixel box, nets of seed {measured['seeds'][0]}."
+    ],
+  )
+
+
+class _Claim(NamedTuple):
+  """A claim of the paper, and what decides it: a test, or an answer that needs none."""
+
+  claim: str
+  net: str
+  test: PairedTest | str
+  statistic: str
+  published: str | None
+
+
+def claims_table(accuracies: Accuracies) -> Table:
+  """Every claim of the paper with its answer in our hands."""
+  claims = [*_accuracy_claims(accuracies), *_attack_claims(accuracies)]
+  claims += [*_convergence_claims(accuracies), _one_pixel_claim(accuracies)]
+  rows = [
+    {
+      "claim": claim.claim,
+      "net": NAMES[claim.net],
+      "answer": verdict.answer,
+      "statistic": claim.statistic,
+      "p (Holm)": tables.p_value(verdict.p),
+      "published": claim.published,
+    }
+    for claim, verdict in zip(claims, verdicts([claim.test for claim in claims]), strict=True)
+  ]
+  return Table(
+    f"Claims on {accuracies.measured['dataset']}",
+    list(rows[0]),
+    rows,
+    [
+      f"{tables.claims_note(len(accuracies.measured['seeds']))} Statistics: differences in "
+      "percentage points with their 95 % t interval over the seeds, and p before the correction. "
+      "'yes' and 'no' are differences beyond noise. A claim about every radius is a yes if it "
+      "holds at each of them, a no if it fails at one beyond noise after Bonferroni's correction. "
+      f"'No more updates' is a test of non-inferiority with a margin of {MORE_UPDATES:.0%} of the "
+      "baseline's updates."
+    ],
+  )
+
+
+def _accuracy_claims(accuracies: Accuracies) -> Iterator[_Claim]:
+  published = PUBLISHED.get(accuracies.measured["dataset"], {})
+  base_clean, base_collection = published.get("baseline", (None, None))
+  for net in ROBUST:
+    clean, on_collection = published.get(net, (None, None))
+    test = paired_t(accuracies.clean(net), accuracies.clean("baseline"))
+    yield _Claim("clean test accuracy improves", net, test, _points(test),
+                 clean and f"{clean} against {base_clean}")  # fmt: skip
+    test = paired_t(accuracies.collection(net), accuracies.collection("baseline"))
+    yield _Claim("accuracy on the collection improves", net, test, _points(test),
+                 on_collection and f"{on_collection} against {base_collection}")  # fmt: skip
+  others = [paired_t(accuracies.collection("linf"), accuracies.collection(n)) for n in ("l2", "l1")]
+  words = "; ".join(f"against {n}: {_points(t)}" for n, t in zip(("l2", "l1"), others))
+  values = {n: published[n][1] for n in ROBUST} if published else {}
+  yield _Claim("best on the collection", "linf", all_of(others), words,
+               ", ".join(f"{n} {v}" for n, v in values.items()))  # fmt: skip
+
+
+def _attack_claims(accuracies: Accuracies) -> Iterator[_Claim]:
+  for attack, norm in _attacks():
+    sweep = accuracies.measured["sweeps"]["baseline"][attack][norm]
+    places = [k for k, radius in enumerate(sweep["radii"]) if radius > 0]
+    baseline = accuracies.swept("baseline", attack, norm)
+    for net in ROBUST:
+      robust = accuracies.swept(net, attack, norm)
+      tests = [paired_t(robust[:, k], baseline[:, k]) for k in places]
+      least = min(range(len(tests)), key=lambda i: tests[i].difference)
+      higher = sum(test.difference > 0 for test in tests)
+      words = (
+        f"higher at {higher} of {len(tests)} radii; "
+        f"least at {sweep['radii'][places[least]]:.4g}: {_points(tests[least])}"
+      )
+      mine = attack == "single" and norm == "linf"
+      yield _Claim(
+        f"harder to attack at every radius: {norm}, {ATTACKS[attack]}",
+        net,
+        all_of(tests),
+        words,
+        "yes (figures 2 and 4)" if mine else "not reported",
+      )
+
+
+def _convergence_claims(accuracies: Accuracies) -> Iterator[_Claim]:
+  target = CONVERGED * accuracies.curve("baseline")[1][:, -1]
+  baseline = updates_to_reach(*accuracies.curve("baseline"), target)
+  margin = MORE_UPDATES * baseline.mean()
+  for net in ROBUST:
+    steps, curve = accuracies.curve(net)
+    updates = updates_to_reach(steps, curve, target)
+    test = paired_t(baseline + margin, updates)
+    plain = test._replace(difference=test.difference - margin)  # t and p are beyond the margin
+    words = (
+      f"updates to {CONVERGED:.1%} of the baseline's last accuracy: {updates.mean():,.0f} against "
+      f"{baseline.mean():,.0f}, fewer by {_signed(plain, 1.0, ',.0f')}, margin {margin:,.0f}"
+    )
+    late = int((curve < target[:, None]).all(axis=1).sum())
+    unknown = f"not measured: {tables.counted(late, 'seed')} never reached it"
+    yield _Claim("no more updates to converge", net, unknown if late else test, words, "yes")
+
+
+def _one_pixel_claim(accuracies: Accuracies) -> _Claim:
+  right = np.array([s["nets"]["baseline"]["clean"] for s in accuracies.measured["scores"]])
+  fooled = [score["totals"]["l1"] for score in accuracies.measured["scores"]]
+  lowest, learned = min(fooled), accuracies.learned("baseline")
+  right = np.maximum(1, right)
+  kept = 1 - accuracies.collection("baseline", "rounded", "l1")
+  words = (
+    f"{Percent.of(fooled / right, int(right.min()), learned)} % of the correctly classified test "
+    f"points; of these {Percent.of(kept, max(1, lowest), learned)} % still fool it as 8-bit images "
+    f"in [0, 1]; at least {lowest} a seed"
+  )
+  answer = "yes" if lowest > 0 else "no"
+  return _Claim("one pixel suffices to fool the net (some examples)", "baseline", answer, words,
+                "yes (figure 1)")  # fmt: skip
+
+
+def updates_to_reach(steps: np.ndarray, curve: np.ndarray, target: np.ndarray) -> np.ndarray:
+  """The first of steps [P] at which each curve [S, P] reaches its target [S]; else the last."""
+  there = curve >= target[:, None]
+  return np.where(there.any(axis=1), steps[there.argmax(axis=1)], steps[-1]).astype(float)
+
+
+def draw(accuracies: Accuracies, folder: Path) -> None:
+  """The figures of the paper, and the convergence curves."""
+  measured = accuracies.measured
+  rows = measured["examples"]
+  title = f"Adversarial examples of the baseline on {measured['dataset']}: class → prediction"
+  pair = [rows[norm] for norm in ("l2", "l1")]
+  studies.adversarial_rows(pair, folder / "figure1_examples", title)
+  studies.adversarial_rows(
+    [rows[norm] for norm in ROBUST], folder / "figure3_collection", f"A sample of A. {title}"
+  )
+  panels: list[list[dict[str, Any]]] = []
+  for attack, words in ATTACKS.items():
+    panels.append([])
+    for norm in ("linf", "l2", "l1"):
+      curves = {}
+      for net in NAMES:
+        sweep = measured["sweeps"][net][attack][norm]
+        interval = accuracy_interval(accuracies.swept(net, attack, norm), sweep["total"])
+        curves[net] = {"radii": sweep["radii"], "interval": interval}
+      total = measured["sweeps"]["baseline"][attack][norm]["total"]
+      panels[-1].append(
+        {
+          "title": f"{words}, {total:,} test examples",
+          "norm": norm,
+          "radius": measured["radii"][norm],
+          "curves": curves,
+        }
+      )
+  studies.accuracy_against_radius(panels, folder / "figure2_accuracy_against_radius")
+  curves, ends = {}, []
+  for net in NAMES:
+    steps, values = accuracies.curve(net)
+    interval = accuracy_interval(values, measured["test_total"])
+    curves[net] = {"steps": steps, "interval": interval}
+    ends.append(interval.mean[-1])
+  lowest = max(0.0, 1 - 5 * (1 - min(ends)))
+  studies.convergence(curves, folder / "convergence", lowest)
+
+
+def _attacks() -> Iterator[tuple[str, str]]:
+  return ((attack, norm) for attack in ATTACKS for norm in ("linf", "l2", "l1"))
+
+
+def _points(test: PairedTest) -> str:
+  return f"{_signed(test, 100.0, '.2f')} points"
+
+
+def _signed(test: PairedTest, scale: float, form: str) -> str:
+  """'+0.12 ± 0.05 (t = 5.1, p = 0.007)'."""
+  difference = f"{scale * test.difference:+z{form}}"
+  if test.n == 1:
+    return f"{difference} (one seed: no test)"
+  width = f"{scale * test.half_width:{form}}"
+  return f"{difference} ± {width} (t = {test.t:.2f}, p = {test.p:.2g})"
+
+
+def _radii(measured: dict[str, Any]) -> str:
+  return ", ".join(f"{norm} {measured['radii'][norm]:.4g}" for norm in ROBUST)

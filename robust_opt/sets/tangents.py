@@ -1,0 +1,438 @@
+"""Tangent planes of the manifold that the data lie on, learnt from unlabelled training images.
+
+  basis_of = tangents.fit("autoencoder", train.images, rank=10, seed=0)
+  u = structured.tangent_at(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
+
+That set with one steepest ascent step is how Shaham, Yamada and Negahban (2015, arXiv 1511.05432)
+read the manifold tangent classifier of Rifai et al. (2011, NIPS): the net is trained against the
+worst small change along the manifold. A plane is a basis [rank, *S] of orthonormal rows; a row is 0
+where the data, or the encoder, have fewer directions than were asked for: those whose singular
+value is above a thousandth of the largest.
+
+|  planes        |  at x                                              |  source                    |
+|  autoencoder   |  the singular directions of a contractive          |  Rifai et al. (2011, ICML) |
+|                |  auto-encoder's Jacobian, of its first layer only  |                            |
+|  local_pca     |  the principal directions around the nearest of    |  Kambhatla and Leen (1997) |
+|                |  num_charts anchors; constant between them         |                            |
+
+Both are approximations of a manifold that nobody knows. Everything is a pure function of its
+arguments, the same at every call; images are [N, *S], uint8 in [0, 255] or floats in [0, 1].
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from robust_opt.errors import InputError
+from robust_opt.sets import BasisOf
+from robust_opt.types import Array
+
+_EXACT = jax.lax.Precision.HIGHEST
+# A direction whose singular value is this part of the largest is none: float32 does not tell its
+# square, an eigenvalue, from rounding.
+_LEAST = 1e-3
+_NUM_STEPS = 10_000  # of the auto-encoder that `fit` trains, so that small sets are learnt too
+_IMAGES_AT_A_TIME = 4096  # the distances of so many to all anchors are held, [4096, M]
+_ANCHORS_AT_A_TIME = 16  # the distances of at most so many to all images are held, [16, N]
+
+
+def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
+  """The tangent planes of the images' manifold, by name and with fixed settings.
+
+  Args:
+    name: "autoencoder" (128 units, 10,000 steps of 100 images) or "local_pca" (200 charts of the
+      nearest images, five times the rank of them).
+    images: [N, *S], uint8 or floats in [0, 1]; no labels.
+    rank: the dimension of every plane, from 1 to the entries of an image; for local_pca at most
+      N - 1, for the auto-encoder at most 128.
+    seed: 0, 1, ...; the same seed gives the same planes.
+
+  Returns:
+    basis_of: x [B, *S], floats in [0, 1] -> [B, rank, *S], for `structured.tangent_at`.
+
+  Raises:
+    InputError: an unknown name, images in another form, or a rank that they do not allow.
+  """
+  key = jax.random.key(seed)
+  if name == "autoencoder":
+    hidden = 128
+    _check_whole("rank", rank, _size(_checked(images)), "entries of an image")
+    _check_whole("rank", rank, hidden, "hidden units")
+    batch_size = min(100, len(images))
+    epochs = -(-_NUM_STEPS // (len(images) // batch_size))
+    params = contractive_autoencoder(
+      images, key, hidden=hidden, epochs=epochs, batch_size=batch_size
+    )
+    return functools.partial(encoder_basis, params, rank=rank)
+  if name == "local_pca":
+    charts = local_pca(images, rank, min(200, len(images)), key)
+    return functools.partial(charts_basis, charts)
+  raise InputError(f"name must be 'autoencoder' or 'local_pca', but was {name!r}.")
+
+
+class Charts(NamedTuple):
+  """Planes at M points of the manifold.
+
+  Attributes:
+    anchors: [M, *S], where the planes are, in pixels of [0, 1].
+    bases: [M, rank, *S], orthonormal rows that span the plane's directions, the one of most
+      variance first; 0 where the images around the anchor have no further direction.
+  """
+
+  anchors: Array
+  bases: Array
+
+
+def local_pca(
+  images: np.ndarray | Array,
+  rank: int,
+  num_charts: int,
+  key: Array,
+  *,
+  neighbours: int | None = None,
+  iterations: int = 10,
+) -> Charts:
+  """Local principal components: the plane of most variance around each of num_charts anchors.
+
+  The anchors are the centres of k-means on the images, from num_charts of them chosen at random (a
+  centre that loses all its images stays where it was). Around each the `neighbours` nearest images
+  are taken and, about their own mean, the leading right singular vectors of their differences.
+  Source: Kambhatla and Leen (1997, Neural Computation 9), with the nearest images in place of those
+  of the same cell, so that every chart has enough of them.
+
+  Args:
+    images: [N, *S], uint8 or floats in [0, 1].
+    rank: 1 to min(neighbours - 1, entries of an image): the dimension of the planes.
+    num_charts: 1 to N.
+    key: chooses the first centres.
+    neighbours: at most N; None is five times the rank, or N where that is less. Few follow the
+      manifold's bends, many its noise less.
+    iterations: of k-means, >= 0.
+
+  Raises:
+    InputError: images in another form, or a number outside its range.
+  """
+  x = _checked(images)
+  _check_whole("rank", rank, _size(x), "entries of an image")
+  _check_whole("num_charts", num_charts, len(x), "images")
+  if neighbours is None:
+    neighbours = min(5 * rank, len(x))
+  _check_whole("neighbours", neighbours, len(x), "images")
+  _check_whole("rank", rank, neighbours - 1, "neighbours of an anchor, less one for their mean")
+  if iterations < 0:
+    raise InputError(f"iterations must be >= 0, but was {iterations}.")
+  anchors, bases = _fit_charts(_pixels(x), key, rank, num_charts, neighbours, iterations)
+  return Charts(
+    anchors.reshape(num_charts, *x.shape[1:]), bases.reshape(num_charts, rank, *x.shape[1:])
+  )
+
+
+@jax.jit
+def charts_basis(charts: Charts, x: Array) -> Array:
+  """The basis [B, rank, *S] of the plane at the anchor nearest to each x [B, *S].
+
+  It jumps where the nearest anchor changes: the plane is right at the anchors, and between them as
+  far as the manifold is flat there.
+
+  Raises:
+    InputError: x is not floating point, or has not the shape of the images of the charts.
+  """
+  shape = charts.anchors.shape[1:]
+  if _floating(x).shape[1:] != shape:
+    raise InputError(f"x has examples of the shape {x.shape[1:]}, but the charts are of {shape}.")
+  anchors = charts.anchors.reshape(len(charts.anchors), -1)
+  return charts.bases[_nearest(anchors, x.reshape(len(x), -1))].astype(x.dtype)
+
+
+class Autoencoder(NamedTuple):
+  """One hidden layer whose decoder has the encoder's weights.
+
+  Attributes:
+    weights: [H, n], of the encoder; transposed, of the decoder.
+    hidden_bias: [H].
+    visible_bias: [n].
+  """
+
+  weights: Array
+  hidden_bias: Array
+  visible_bias: Array
+
+
+def contractive_autoencoder(
+  images: np.ndarray | Array,
+  key: Array,
+  *,
+  hidden: int = 128,
+  penalty: float = 3.0,
+  epochs: int = 20,
+  batch_size: int = 100,
+  learning_rate: float = 1e-3,
+) -> Autoencoder:
+  """An auto-encoder whose code changes as little with its input as reconstruction allows.
+
+    h(x) = sigmoid(W x + b),   y(x) = sigmoid(W^T h(x) + c)
+    minimise the mean over images of  cross_entropy(y(x), x) + penalty |dh / dx|_F^2
+
+  The cross-entropy is summed over the pixels, as if each were a probability. Reconstruction keeps
+  the code sensitive along the manifold, the penalty makes it insensitive to all else. By Adam, in
+  one compiled loop; an epoch leaves out the N mod batch_size last images of its random order.
+  Source: Rifai, Vincent, Muller, Glorot and Bengio (2011, ICML), with tied weights as there.
+
+  Args:
+    images: [N, *S], uint8 or floats in [0, 1].
+    key: of the first weights and of the order of the images.
+    hidden: H, the units of the code; at least as many as the planes' dimension.
+    penalty: >= 0. Of 1, 3 and 10, on 5,000 MNIST digits and 5,000 steps, 3 gave the planes that
+      contain most of the difference between a held-out digit and its nearest of the same class.
+      Too large a penalty for images of few or little varying pixels makes the code constant: the
+      weights go to 0, `contraction` with them, and what is left of the planes means nothing.
+    epochs: passes over the images, >= 1.
+    batch_size: >= 1; N where that is less.
+    learning_rate: of Adam, > 0.
+
+  Raises:
+    InputError: images in another form, or a number outside its range.
+  """
+  x = _checked(images)
+  for name, value in (("hidden", hidden), ("epochs", epochs), ("batch_size", batch_size)):
+    if value < 1:
+      raise InputError(f"{name} must be at least 1, but was {value}.")
+  if not penalty >= 0:
+    raise InputError(f"penalty must be >= 0, but was {penalty}.")
+  if not learning_rate > 0:
+    raise InputError(f"learning_rate must be > 0, but was {learning_rate}.")
+  batch_size = min(batch_size, len(x))
+  return _train(_pixels(x), key, penalty, learning_rate, hidden, epochs, batch_size)
+
+
+def encode(params: Autoencoder, x: Array) -> Array:
+  """The code sigmoid(W x + b), [B, H] in [0, 1], of x [B, *S]."""
+  flat = x.reshape(len(x), -1)
+  return jax.nn.sigmoid(flat @ params.weights.T + params.hidden_bias)
+
+
+def contraction(params: Autoencoder, x: Array) -> Array:
+  """|dh / dx|_F^2, the squared Frobenius norm of the encoder's Jacobian: x [B, *S] -> [B].
+
+  For sigmoid units in closed form, sum_j (h_j (1 - h_j))^2 |W_j|^2.
+  """
+  return _slopes(params, x) ** 2 @ jnp.sum(params.weights**2, axis=1)
+
+
+def autoencoder_loss(params: Autoencoder, x: Array, penalty: float | Array) -> Array:
+  """What `contractive_autoencoder` minimises the mean of: x [B, *S] in [0, 1] -> [B]."""
+  flat = x.reshape(len(x), -1)
+  logits = encode(params, x) @ params.weights + params.visible_bias
+  reconstruction = jnp.sum(optax.losses.sigmoid_binary_cross_entropy(logits, flat), axis=1)
+  return reconstruction + penalty * contraction(params, x)
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "iterations"))
+def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6) -> Array:
+  """The leading right singular vectors of the encoder's Jacobian at x: the plane of the code.
+
+    J = diag(h (1 - h)) W  [H, n]
+
+  The directions in which the code changes most, largest first, up to their signs; rows of 0 past
+  the rank of J (all of them, where every unit is saturated). No derivative flows through them.
+
+  They come from subspace iteration on J J^T with twice as many vectors as are wanted, from a fixed
+  start: exact if H <= 2 rank, and otherwise an approximation whose error in the plane shrinks with
+  (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; on MNIST it was below a
+  degree. A singular value decomposition of every J would be many times slower on a CPU.
+
+  Args:
+    params: from `contractive_autoencoder`.
+    x: [B, *S], floats in [0, 1].
+    rank: 1 to min(H, n).
+    iterations: of the subspace, >= 0.
+
+  Returns:
+    [B, rank, *S], orthonormal rows.
+
+  Raises:
+    InputError: the rank is outside its range, x is not floating point, or its examples have not as
+      many entries as the encoder reads.
+  """
+  hidden, num_entries = params.weights.shape
+  _check_whole("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
+  if _size(_floating(x)) != num_entries:
+    raise InputError(f"x has examples of {_size(x)} entries, but the encoder reads {num_entries}.")
+  # Where the weights are constants, XLA would spend seconds to fold their product when it compiles.
+  params = jax.lax.optimization_barrier(params)
+  slopes = _slopes(params, x)
+  # The scale of J does not matter to the plane, but its square may underflow.
+  slopes = jax.lax.stop_gradient(_over_largest(slopes, axis=1))[:, :, None]
+  weights = jax.lax.stop_gradient(_over_largest(params.weights, axis=None))
+  gram = jnp.matmul(weights, weights.T, precision=_EXACT)  # the same for all x
+
+  def times(q: Array) -> Array:
+    """J J^T q, [B, H, columns]."""
+    return slopes * jnp.einsum("hk,bkc->bhc", gram, slopes * q, precision=_EXACT)
+
+  def iterate(_: int, q: Array) -> Array:
+    return jnp.linalg.qr(times(q))[0]
+
+  num_vectors = min(hidden, 2 * rank)
+  start = jax.random.normal(jax.random.key(0), (hidden, num_vectors), weights.dtype)
+  q = jnp.broadcast_to(jnp.linalg.qr(start)[0], (len(x), hidden, num_vectors))
+  q = jax.lax.fori_loop(0, iterations, iterate, q)
+  within = jnp.einsum("bhc,bhd->bcd", q, times(q), precision=_EXACT)
+  q = jnp.matmul(q, _leading(within, rank), precision=_EXACT)
+  rows = jnp.einsum("bhc,hn->bcn", slopes * q, weights, precision=_EXACT)  # J^T q
+  return _orthonormal(rows).reshape(len(x), rank, *x.shape[1:])
+
+
+def _slopes(params: Autoencoder, x: Array) -> Array:
+  """The derivatives h (1 - h) of the sigmoids, [B, H]."""
+  h = encode(params, x)
+  return h * (1.0 - h)
+
+
+@functools.partial(jax.jit, static_argnames=("hidden", "epochs", "batch_size"))
+def _train(
+  x: Array,
+  key: Array,
+  penalty: Array,
+  learning_rate: Array,
+  hidden: int,
+  epochs: int,
+  batch_size: int,
+) -> Autoencoder:
+  """Minimises the mean `autoencoder_loss` of x [N, n] by Adam."""
+  weights_key, order_key = jax.random.split(key)
+  num_entries = x.shape[1]
+  bound = jnp.sqrt(6.0 / (hidden + num_entries))  # Glorot and Bengio (2010)
+  params = Autoencoder(
+    jax.random.uniform(weights_key, (hidden, num_entries), x.dtype, -bound, bound),
+    jnp.zeros(hidden, x.dtype),
+    jnp.zeros(num_entries, x.dtype),
+  )
+  optimizer = optax.adam(learning_rate)
+  gradient = jax.grad(lambda params, x: jnp.mean(autoencoder_loss(params, x, penalty)))
+
+  def step(
+    carry: tuple[Autoencoder, optax.OptState], chosen: Array
+  ) -> tuple[tuple[Autoencoder, optax.OptState], None]:
+    params, state = carry
+    updates, state = optimizer.update(gradient(params, x[chosen]), state)
+    return (optax.apply_updates(params, updates), state), None
+
+  def epoch(
+    carry: tuple[Autoencoder, optax.OptState], key: Array
+  ) -> tuple[tuple[Autoencoder, optax.OptState], None]:
+    num_batches = len(x) // batch_size
+    order = jax.random.permutation(key, len(x))[: num_batches * batch_size]
+    return jax.lax.scan(step, carry, order.reshape(num_batches, batch_size))
+
+  carry = (params, optimizer.init(params))
+  (params, _), _ = jax.lax.scan(epoch, carry, jax.random.split(order_key, epochs))
+  return params
+
+
+@functools.partial(jax.jit, static_argnames=("rank", "num_charts", "neighbours", "iterations"))
+def _fit_charts(
+  x: Array, key: Array, rank: int, num_charts: int, neighbours: int, iterations: int
+) -> tuple[Array, Array]:
+  """The anchors [M, n] and bases [M, rank, n] of x [N, n]."""
+
+  def lloyd(_: int, centres: Array) -> Array:
+    cell = _nearest(centres, x)
+    count = jax.ops.segment_sum(jnp.ones(len(x), x.dtype), cell, num_charts)[:, None]
+    total = jax.ops.segment_sum(x, cell, num_charts)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), centres)
+
+  first = jax.random.permutation(key, len(x))[:num_charts]
+  anchors = jax.lax.fori_loop(0, iterations, lloyd, x[first])
+  squares = jnp.sum(x**2, axis=1)
+
+  def plane(anchor: Array) -> Array:
+    distance = squares - 2.0 * jnp.matmul(x, anchor, precision=_EXACT)  # and |anchor|^2
+    around = x[jax.lax.top_k(-distance, neighbours)[1]]
+    around = around - jnp.mean(around, axis=0)
+    vectors = _leading(jnp.matmul(around, around.T, precision=_EXACT), rank)
+    return _orthonormal(jnp.matmul(vectors.T, around, precision=_EXACT))
+
+  # Without a remainder, which XLA would decompose beside the rest: two batched LAPACK calls that
+  # each wait for its two threads wait for ever (jaxlib 0.10).
+  at_a_time = math.gcd(num_charts, _ANCHORS_AT_A_TIME)
+  return anchors, jax.lax.map(plane, anchors, batch_size=at_a_time)
+
+
+def _leading(gram: Array, rank: int) -> Array:
+  """The eigenvectors [..., k, rank] of the largest eigenvalues of gram [..., k, k], in order.
+
+  For gram = A A^T they are left singular vectors of A, many times sooner than by LAPACK's
+  decomposition of A itself.
+  """
+  _, vectors = jnp.linalg.eigh(gram)  # ascending
+  return vectors[..., ::-1][..., :rank]
+
+
+def _orthonormal(rows: Array) -> Array:
+  """Singular vectors from singular vectors times singular values, [..., rank, n], largest first."""
+  size = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+  largest = jnp.max(size, axis=-2, keepdims=True)
+  return jnp.where(size <= _LEAST * largest, 0.0, jnp.linalg.qr(rows.mT)[0].mT)
+
+
+def _over_largest(v: Array, axis: int | None) -> Array:
+  """v over its largest absolute entry along the axis; 0 where all are 0."""
+  largest = jnp.max(jnp.abs(v), axis=axis, keepdims=True)
+  return v / jnp.where(largest > 0, largest, 1.0)
+
+
+def _nearest(anchors: Array, x: Array) -> Array:
+  """The index of the anchor [M, n] nearest to each of x [N, n]: [N], the first where they tie."""
+  squares = jnp.sum(anchors**2, axis=1)
+
+  def of_one(x: Array) -> Array:
+    return jnp.argmin(squares - 2.0 * jnp.matmul(anchors, x, precision=_EXACT))  # and |x|^2
+
+  return jax.lax.map(of_one, x, batch_size=_IMAGES_AT_A_TIME)
+
+
+def _checked(images: np.ndarray | Array) -> np.ndarray:
+  x = np.asarray(images)
+  if x.ndim < 2 or x.size == 0:
+    raise InputError(
+      f"images must be [N, *S] with at least one image and one entry, but have the shape {x.shape}."
+    )
+  if x.dtype == np.uint8:
+    return x
+  # not <=, so that a NaN is refused too
+  if not (np.issubdtype(x.dtype, np.floating) and np.min(x) >= 0 and np.max(x) <= 1):
+    raise InputError(
+      f"images must be uint8, or floating point in [0, 1], but are {x.dtype} from {np.min(x)} to "
+      f"{np.max(x)}."
+    )
+  return x
+
+
+def _pixels(images: np.ndarray) -> Array:
+  """[N, n], float32 in [0, 1]."""
+  flat = images.reshape(len(images), -1).astype(np.float32)
+  return jnp.asarray(flat / np.float32(255) if images.dtype == np.uint8 else flat)
+
+
+def _size(x: np.ndarray | Array) -> int:
+  """The number of entries of one example of x [B, *S]."""
+  return int(np.prod(x.shape[1:]))
+
+
+def _check_whole(name: str, value: int, most: int, of_what: str) -> None:
+  if not isinstance(value, int | np.integer) or not 1 <= value <= most:
+    raise InputError(
+      f"{name} must be a whole number from 1 to {most} ({of_what}), but was {value}."
+    )
+
+
+def _floating(x: Array) -> Array:
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
+  return x

@@ -1,0 +1,1 @@
+"""Exact answers: robust linear models, Gaussian models, linear explanations."""

@@ -1,0 +1,153 @@
+"""The theory against the method: two solutions on one path, and Algorithm 1 against its optimum.
+
+found = paths(x, y, np.geomspace(0.01, 1.0, 12))          # found.robust == found.lasso
+run = algorithm1_gap(x, y, "linf", 0.1, jax.random.key(0))  # run.gap [epochs] falls to 0
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import maximizers
+from robust_opt.certify import exact
+from robust_opt.errors import InputError
+from robust_opt.theory.linear import counterparts, solve
+from robust_opt.types import Array
+
+
+class Paths(NamedTuple):
+  """Coefficients of two problems that have the same solutions.
+
+  Attributes:
+    radii: [R], of the noise on each column.
+    strengths: [R], lambda = r |Xw + b - y|_2 at the robust solution of each radius.
+    robust: [R, n], of robust least squares with column-wise noise.
+    lasso: [R, n], of the lasso of each strength.
+    gap: the largest duality gap of all, divided by its problem's value.
+  """
+
+  radii: np.ndarray
+  strengths: np.ndarray
+  robust: np.ndarray
+  lasso: np.ndarray
+  gap: float
+
+
+class Algorithm1Run(NamedTuple):
+  """How near Algorithm 1 comes to the certified optimum.
+
+  Attributes:
+    gap: [epochs + 1], the exact robust objective before the first and after every epoch, minus the
+      certified lower bound of its minimum.
+    optimum: the solver's solution.
+    w: [n], the weights at the end.
+    b: the intercept at the end.
+  """
+
+  gap: np.ndarray
+  optimum: solve.Solution
+  w: np.ndarray
+  b: float
+
+
+def paths(x: np.ndarray, y: np.ndarray, radii: np.ndarray) -> Paths:
+  """Robust least squares for every radius, and the lasso of the strength that belongs to it.
+
+  Column-wise noise of radius r has the optimality condition X'e / |e|_2 + r g = 0 with
+  e = Xw + b - y and g a subgradient of |w|_1: that of the lasso with lambda = r |e|_2 (Xu,
+  Caramanis and Mannor 2010).
+
+  Args:
+    x: [N, n].
+    y: [N].
+    radii: [R], > 0, and such that the residual is not 0.
+
+  Raises:
+    InputError: a radius is not > 0.
+  """
+  x, y = np.asarray(x, float), np.asarray(y, float)
+  robust = [solve.least_squares(x, y, "columns", float(r)) for r in radii]
+  strengths = np.array([r * np.linalg.norm(x @ s.w + s.b - y) for r, s in zip(radii, robust)])
+  lasso = [solve.lasso(x, y, float(strength)) for strength in strengths]
+  return Paths(
+    radii=np.asarray(radii),
+    strengths=strengths,
+    robust=np.stack([s.w for s in robust]),
+    lasso=np.stack([s.w for s in lasso]),
+    gap=max(s.gap / s.value for s in robust + lasso),
+  )
+
+
+def algorithm1_loss(w: Array, b: Array, x: Array, y: Array) -> Array:
+  """The plain logistic loss [N] of a linear score, for `robustify`; y is -1 or 1."""
+  return counterparts.logistic(y * (x @ w + b))
+
+
+def algorithm1_gap(
+  x: np.ndarray,
+  y: np.ndarray,
+  norm: str,
+  radius: float,
+  key: Array,
+  num_epochs: int = 200,
+  batch_size: int = 8,
+  learning_rate: float = 0.5,
+) -> Algorithm1Run:
+  """Algorithm 1 on robust logistic regression: its objective minus the certified optimum.
+
+  Every update takes one steepest-ascent step to the edge of the ball and one descent step in w, b
+  at the perturbed batch (Shaham et al. 2015, algorithm 1). On a linear score the ascent is exact,
+  so that this is stochastic subgradient descent on the exact robust counterpart. It starts at 0,
+  and the step falls linearly to 0, which a method without a smooth objective needs.
+
+  Args:
+    x: [N, n].
+    y: [N], -1 or 1, which no hyperplane may separate at this radius.
+    norm: of the ball, 'linf', 'l2' or 'l1'.
+    radius: r > 0, in the units of x.
+    key: shuffles; what is left over of an epoch's last batch is dropped.
+    num_epochs: passes over the data.
+    batch_size: at most N.
+    learning_rate: of the first update.
+
+  Raises:
+    InputError: as for solve.margin, or of a batch size that does not fit.
+  """
+  if not 1 <= batch_size <= len(y):
+    raise InputError(f"batch_size must be from 1 to {len(y)}, but was {batch_size}.")
+  x, y = np.asarray(x, float), np.asarray(y, float)
+  optimum = solve.margin(x, y, norm, radius)
+  inputs, labels = jnp.asarray(x, float), jnp.asarray(y, float)
+  attack = maximizers.steepest(exact.ball(norm, radius, None))
+  robust_loss = maximizers.robustify(algorithm1_loss, attack, argnum=2)
+  num_batches = len(y) // batch_size
+
+  def update(
+    params: tuple[Array, Array], batch: tuple[Array, Array]
+  ) -> tuple[tuple[Array, Array], None]:
+    rows, step = batch
+
+    def objective(params: tuple[Array, Array]) -> Array:
+      return jnp.mean(robust_loss(*params, inputs[rows], labels[rows]))
+
+    return jax.tree.map(lambda p, g: p - step * g, params, jax.grad(objective)(params)), None
+
+  def epoch(
+    params: tuple[Array, Array], now: tuple[Array, Array]
+  ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    key, steps = now
+    rows = jax.random.permutation(key, len(y))[: num_batches * batch_size]
+    params, _ = jax.lax.scan(update, params, (rows.reshape(num_batches, batch_size), steps))
+    return params, params
+
+  steps = jnp.linspace(learning_rate, 0.0, num_epochs * num_batches, endpoint=False)
+  start = (jnp.zeros(inputs.shape[1], inputs.dtype), jnp.zeros((), inputs.dtype))
+  schedule = (jax.random.split(key, num_epochs), steps.reshape(num_epochs, num_batches))
+  _, (w, b) = jax.jit(lambda start, schedule: jax.lax.scan(epoch, start, schedule))(start, schedule)
+
+  trail = [(np.zeros(inputs.shape[1]), 0.0), *zip(np.asarray(w, float), np.asarray(b, float))]
+  values = [solve.margin_objective(w, float(b), x, y, norm, radius) for w, b in trail]
+  gap = np.array(values) - (optimum.value - optimum.gap)
+  return Algorithm1Run(gap, optimum, trail[-1][0], float(trail[-1][1]))

@@ -1,0 +1,422 @@
+"""Robust linear models to high accuracy, certified by a duality gap.
+
+  found = margin(x, y, "linf", 0.1)              # the robust logistic regression
+  found = least_squares(x, y, "columns", 0.1)    # the square-root lasso
+  found.value - found.gap <= the true minimum <= found.value
+
+x [N, n], y [N]; numpy, float64. cvxpy finds the point (an extra: pip install 'robust_opt[theory]').
+It is not taken at its word: `value` is the objective at (w, b) computed here, and `gap` is its
+distance to the dual objective at a point that is made feasible here, so that by weak duality the
+minimum lies between value - gap and value, up to the rounding of float64. The intercept b is free:
+neither penalised nor subject to noise. The duals are those of Lagrange, with 1/p + 1/q = 1.
+"""
+
+import contextlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from robust_opt.errors import InputError
+from robust_opt.theory.linear import counterparts
+
+_DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
+_TOLERANCES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
+_DEAD = 1e-6  # of the largest: a group of weights that is 0 but for the solver's last digits
+_NEWTON_STEPS = 6
+_Answer = TypeVar("_Answer")
+_ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+
+
+class Solution(NamedTuple):
+  """A minimiser and its certificate.
+
+  Attributes:
+    w: [n], the weights.
+    b: the intercept.
+    value: the objective at (w, b).
+    gap: value minus a lower bound of the minimum.
+  """
+
+  w: np.ndarray
+  b: float
+  value: float
+  gap: float
+
+
+def margin(
+  x: np.ndarray, y: np.ndarray, norm: str, radius: float, loss: str = "logistic"
+) -> Solution:
+  """min over w, b of mean_i phi(y_i (w'x_i + b) - r |w|_q).
+
+  Its dual, over a [N] with sum_i a_i y_i = 0 and |sum_i a_i y_i x_i|_p <= r sum_i a_i:
+
+    max of mean_i e(a_i),   logistic     -a log a - (1 - a) log(1 - a),   0 <= a <= 1
+                            hinge        a,                               0 <= a <= 1
+                            exponential  a - a log a,                     0 <= a
+
+  Args:
+    x: [N, n].
+    y: [N], -1 or 1, both present.
+    norm: of the ball, 'linf', 'l2' or 'l1'.
+    radius: r > 0, in the units of x.
+    loss: 'logistic', 'hinge' or 'exponential'.
+
+  Raises:
+    InputError: of an unknown norm or loss, labels other than -1 and 1, a radius that is not > 0,
+      or, unless the loss is the hinge, classes that a hyperplane separates at this radius: then
+      the infimum is 0 and no w attains it.
+  """
+  x, y = _labelled(x, y)
+  _known(norm, radius)
+  if loss not in counterparts.MARGIN_LOSSES:
+    raise InputError(
+      f"loss must be one of {', '.join(counterparts.MARGIN_LOSSES)}, but was {loss!r}."
+    )
+  inside, slack = _strictly_inside(x, y, norm, radius)
+  if slack <= 1e-9 * radius and loss != "hinge":
+    raise InputError(
+      f"A hyperplane separates the classes at radius {radius}: the {loss} loss has no minimum."
+    )
+  cp, scale = _cvxpy(), _scale(x)
+  w, b, t, m = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(), cp.Variable(len(y))
+  phi = {
+    "logistic": lambda: cp.logistic(-m),
+    "hinge": lambda: cp.pos(1 - m),
+    "exponential": lambda: cp.exp(-m),
+  }[loss]()
+  reached = cp.multiply(y, (x / scale) @ w + b) - radius / scale * t >= m
+
+  def certify() -> Solution:
+    weights, bias = _point(w, b, scale)
+    value = margin_objective(weights, bias, x, y, norm, radius, loss)
+
+    # Into the domain, then onto sum a y = 0, then towards the inside until the norm fits.
+    a = _balanced(np.clip(reached.dual_value, 0, np.inf if loss == "exponential" else 1), y)
+    excess = _excess(a, x, y, norm, radius)
+    if excess > 0:
+      mix = excess / (excess + slack) if slack > 0 else 1.0
+      a = (1 - mix) * a + mix * inside if slack > 0 else np.zeros_like(a)
+    return Solution(weights, bias, value, value - max(0.0, _margin_dual(a, loss)))
+
+  return _best(cp, cp.sum(phi), [reached, cp.norm(w, _DUAL_ORDERS[norm]) <= t], certify, _gap)
+
+
+def margin_objective(
+  w: np.ndarray,
+  b: float,
+  x: np.ndarray,
+  y: np.ndarray,
+  norm: str,
+  radius: float,
+  loss: str = "logistic",
+) -> float:
+  """mean_i phi(y_i (w'x_i + b) - r |w|_q) in float64, what `margin` minimises; arguments alike."""
+  m = y * (x @ w + b) - radius * np.linalg.norm(w, _DUAL_ORDERS[norm])
+  if loss == "logistic":
+    return float(np.mean(np.logaddexp(0.0, -m)))
+  return float(np.mean(np.maximum(0.0, 1 - m) if loss == "hinge" else np.exp(-m)))
+
+
+def svm(x: np.ndarray, y: np.ndarray, norm: str, budget: float) -> Solution:
+  """min over w, b of sum_i hinge(y_i (w'x_i + b)) + c |w|_q, the norm-regularised SVM.
+
+  For classes that no hyperplane separates it is the robust SVM, the minimum of total_hinge_loss.
+  Its dual: max of sum_i a_i over 0 <= a <= 1, sum_i a_i y_i = 0, |sum_i a_i y_i x_i|_p <= c.
+
+  Args:
+    x: [N, n].
+    y: [N], -1 or 1, both present.
+    norm: of the perturbations, p, 'linf', 'l2' or 'l1'.
+    budget: c > 0.
+
+  Raises:
+    InputError: as for margin.
+  """
+  x, y = _labelled(x, y)
+  _known(norm, budget)
+  cp, scale = _cvxpy(), _scale(x)
+  w, b, s = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y), nonneg=True)
+  reached = s >= 1 - cp.multiply(y, (x / scale) @ w + b)
+
+  def certify() -> Solution:
+    weights, bias = _point(w, b, scale)
+    hinges = np.maximum(0.0, 1 - y * (x @ weights + bias))
+    value = float(hinges.sum() + budget * np.linalg.norm(weights, _DUAL_ORDERS[norm]))
+    a = _balanced(np.clip(reached.dual_value, 0, 1), y)
+    a = a * _shrink(np.linalg.norm((a * y) @ x, _ORDERS[norm]), budget)
+    return Solution(weights, bias, value, value - float(a.sum()))
+
+  return _best(
+    cp, cp.sum(s) + budget / scale * cp.norm(w, _DUAL_ORDERS[norm]), [reached], certify, _gap
+  )
+
+
+def squared(x: np.ndarray, y: np.ndarray, norm: str, radius: float) -> Solution:
+  """min over w, b of mean_i (|w'x_i + b - y_i| + r |w|_q)^2.
+
+  Its dual: max of mean_i (-2 u_i y_i - a_i^2) over |u_i| <= a_i, sum_i u_i = 0 and
+  |sum_i u_i x_i|_p <= r sum_i a_i.
+
+  Args:
+    x: [N, n].
+    y: [N].
+    norm: of the ball, 'linf', 'l2' or 'l1'.
+    radius: r > 0, in the units of x.
+
+  Raises:
+    InputError: of an unknown norm, or a radius that is not > 0.
+  """
+  x, y = _arrays(x, y)
+  _known(norm, radius)
+  cp, scale = _cvxpy(), _scale(x)
+  w, b, t, s = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(), cp.Variable(len(y))
+  above = s >= (x / scale) @ w + b - y + radius / scale * t
+  below = s >= y - (x / scale) @ w - b + radius / scale * t
+
+  def certify() -> Solution:
+    weights, bias = _point(w, b, scale)
+    worst = np.abs(x @ weights + bias - y) + radius * np.linalg.norm(weights, _DUAL_ORDERS[norm])
+    value = float(np.mean(worst**2))
+
+    # Raising a is allowed and makes room for the norm.
+    u = (above.dual_value - below.dual_value) / 2
+    u = u - u.mean()
+    a = np.maximum((above.dual_value + below.dual_value) / 2, np.abs(u))
+    excess = np.linalg.norm(u @ x, _ORDERS[norm]) / radius - a.sum()
+    a = a + max(0.0, excess) / len(a)
+    return Solution(weights, bias, value, value - float(np.mean(-2 * u * y - a**2)))
+
+  return _best(
+    cp, cp.sum_squares(s), [above, below, cp.norm(w, _DUAL_ORDERS[norm]) <= t], certify, _gap
+  )
+
+
+def least_squares(
+  x: np.ndarray, y: np.ndarray, noise: counterparts.Noise, radius: float | np.ndarray
+) -> Solution:
+  """min over w, b of |Xw + b - y|_2 + sum_g r_g |w_g|_2.
+
+  Its dual: max of -u'y over |u|_2 <= 1, sum_i u_i = 0, |X_g'u|_2 <= r_g for every group.
+
+  Args:
+    x: [N, n].
+    y: [N].
+    noise: 'frobenius', 'columns' (the square-root lasso), or the group of every column.
+    radius: [] or [G], > 0.
+
+  Raises:
+    InputError: of an unknown noise, groups that do not fit, or a radius that is not > 0.
+  """
+  x, y = _arrays(x, y)
+  _positive(radius)
+  groups, _ = counterparts.column_groups(noise, radius, x.shape[1])
+  members = [groups == g for g in range(groups.max() + 1)]
+  radii = np.broadcast_to(np.asarray(radius, float), len(members))
+  cp, scale = _cvxpy(), _scale(x)
+  w, b, z = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y))
+  residual = z == (x / scale) @ w + b - y
+  penalty = sum(r / scale * cp.norm(w[np.flatnonzero(g)], 2) for r, g in zip(radii, members))
+
+  def solution(weights: np.ndarray, bias: float, u: np.ndarray) -> Solution:
+    norms = sum(r * np.linalg.norm(weights[g]) for r, g in zip(radii, members))
+    value = float(np.linalg.norm(x @ weights + bias - y) + norms)
+    u = u - u.mean()
+    u = u * _shrink(np.linalg.norm(u), 1.0)
+    u = u * min(_shrink(np.linalg.norm(u @ x[:, g]), r) for r, g in zip(radii, members))
+    return Solution(weights, bias, value, value - float(-u @ y))
+
+  def certify() -> Solution:
+    return solution(*_point(w, b, scale), -residual.dual_value)
+
+  found = _best(cp, cp.norm(z, 2) + penalty, [residual], certify, _gap)
+  weights, bias = _newton(found, x, y, members, radii)
+  u = x @ weights + bias - y
+  length = np.linalg.norm(u)
+  return min(found, solution(weights, bias, u / (length or 1.0)), key=_gap)
+
+
+def _newton(
+  found: Solution, x: np.ndarray, y: np.ndarray, members: list[np.ndarray], radii: np.ndarray
+) -> tuple[np.ndarray, float]:
+  """Newton steps of robust least squares in the groups that are not 0, where it is smooth.
+
+  The solver's own digits end at the root of its gap; these steps end at float64's.
+  """
+  lengths = [np.linalg.norm(found.w[g]) for g in members]
+  alive = [(r, g) for r, g, length in zip(radii, members, lengths) if length > _DEAD * max(lengths)]
+  used = np.flatnonzero(sum((g for _, g in alive), np.zeros(x.shape[1], bool)))
+  a = np.concatenate([x[:, used], np.ones((len(y), 1))], axis=1)
+  v = np.append(found.w[used], found.b)
+  for _ in range(_NEWTON_STEPS):
+    error = a @ v - y
+    length = np.linalg.norm(error)
+    if length <= _DEAD * np.linalg.norm(y):  # no residual: not smooth either
+      return found.w, found.b
+    slope = a.T @ error / length
+    gradient, hessian = slope.copy(), (a.T @ a - np.outer(slope, slope)) / length
+    for r, g in alive:
+      place = np.flatnonzero(g[used])
+      unit = v[place] / np.linalg.norm(v[place])
+      gradient[place] += r * unit
+      curved = np.eye(len(place)) - np.outer(unit, unit)
+      hessian[np.ix_(place, place)] += r / np.linalg.norm(v[place]) * curved
+    v = v - np.linalg.lstsq(hessian, gradient, rcond=None)[0]
+  weights = np.zeros_like(found.w)
+  weights[used] = v[:-1]
+  return weights, float(v[-1])
+
+
+def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
+  """min over w, b of |Xw + b - y|_2^2 / 2 + lambda |w|_1.
+
+  Its dual: max of -u'y - |u|_2^2 / 2 over sum_i u_i = 0, |X'u|_inf <= lambda. Robust least squares
+  with column-wise noise of radius r has the solution of lambda = r |Xw + b - y|_2 at its own w, b.
+
+  Args:
+    x: [N, n].
+    y: [N].
+    strength: lambda > 0; scikit-learn's alpha is lambda / N.
+
+  Raises:
+    InputError: of a strength that is not > 0.
+  """
+  x, y = _arrays(x, y)
+  _positive(strength)
+  cp, scale = _cvxpy(), _scale(x)
+  w, b, z = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y))
+  residuals = z == (x / scale) @ w + b - y
+
+  def certify() -> Solution:
+    weights, bias = _point(w, b, scale)
+    residual = x @ weights + bias - y
+    value = float(residual @ residual / 2 + strength * np.abs(weights).sum())
+    u = residual - residual.mean()
+    u = u * _shrink(np.abs(u @ x).max(), strength)
+    return Solution(weights, bias, value, value - float(-u @ y - u @ u / 2))
+
+  return _best(
+    cp, cp.sum_squares(z) / 2 + strength / scale * cp.norm(w, 1), [residuals], certify, _gap
+  )
+
+
+def _strictly_inside(
+  x: np.ndarray, y: np.ndarray, norm: str, radius: float
+) -> tuple[np.ndarray, float]:
+  """The a in [0, 1]^N, sum a y = 0, of the largest slack r sum a - |sum a y x|_p, and that slack.
+
+  It is > 0 exactly where no hyperplane separates the classes at this radius.
+  """
+  cp, scale = _cvxpy(), _scale(x)
+  a = cp.Variable(len(y))
+  moment = cp.norm((x / scale).T @ cp.multiply(y, a), _ORDERS[norm])
+  slack = radius / scale * cp.sum(a) - moment
+
+  def certify() -> tuple[np.ndarray, float]:
+    inside = _balanced(np.clip(a.value, 0, 1), y)
+    return inside, -_excess(inside, x, y, norm, radius)
+
+  return _best(cp, -slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda found: -found[1])
+
+
+def _excess(a: np.ndarray, x: np.ndarray, y: np.ndarray, norm: str, radius: float) -> float:
+  return float(np.linalg.norm((a * y) @ x, _ORDERS[norm]) - radius * a.sum())
+
+
+def _balanced(a: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """a >= 0 with one class scaled down, so that sum a y = 0."""
+  of_class = np.where(y > 0, a[y > 0].sum(), a[y < 0].sum())
+  return a * np.divide(of_class.min(), of_class, out=np.zeros_like(a), where=of_class > 0)
+
+
+def _margin_dual(a: np.ndarray, loss: str) -> float:
+  if loss == "hinge":
+    return float(a.mean())
+  rest = _times_log(1 - a) if loss == "logistic" else -a
+  return float(np.mean(-_times_log(a) - rest))
+
+
+def _times_log(a: np.ndarray) -> np.ndarray:
+  """a log a, 0 at 0."""
+  return a * np.log(np.where(a > 0, a, 1.0))
+
+
+def _shrink(length: Any, limit: float) -> float:
+  """The factor <= 1 that brings a length down to the limit."""
+  return min(1.0, limit / float(length)) if length > 0 else 1.0
+
+
+def _best(
+  cp: Any,
+  objective: Any,
+  constraints: list[Any],
+  certify: Callable[[], _Answer],
+  gap: Callable[[_Answer], float],
+) -> _Answer:
+  """Minimises to falling tolerances; of the answers, that of the least gap by our own count.
+
+  An interior point that goes on after its last digit may move away again, and what the solver
+  calls inaccurate may be the better answer all the same. Hence no trust in its word or warnings.
+  """
+  problem = cp.Problem(cp.Minimize(objective), constraints)
+  answers = []
+  for tolerance in _TOLERANCES:
+    options = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
+    with warnings.catch_warnings(), contextlib.suppress(cp.SolverError):
+      warnings.simplefilter("ignore")
+      problem.solve(solver=cp.CLARABEL, **options)
+      if problem.status in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
+        answers.append(certify())
+      if problem.status == cp.OPTIMAL:
+        break
+  if not answers:
+    raise ArithmeticError(f"The solver found no minimum: {problem.status}.")
+  return min(answers, key=gap)
+
+
+def _gap(solution: Solution) -> float:
+  return solution.gap
+
+
+def _cvxpy() -> Any:
+  if importlib.util.find_spec("cvxpy") is None:
+    raise InputError("This needs cvxpy: pip install 'robust_opt[theory]'.")
+  import cvxpy  # an extra, and two seconds to import
+
+  return cvxpy
+
+
+def _scale(x: np.ndarray) -> float:
+  """The largest entry: the solver sees x / scale and finds scale * w, else it loses digits."""
+  return float(np.abs(x).max()) or 1.0
+
+
+def _point(w: Any, b: Any, scale: float) -> tuple[np.ndarray, float]:
+  return np.asarray(w.value, float) / scale, float(b.value)
+
+
+def _arrays(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  x, y = np.asarray(x, float), np.asarray(y, float)
+  if x.ndim != 2 or y.shape != x.shape[:1]:
+    raise InputError(f"x must be [N, n] and y [N], but they have the shapes {x.shape}, {y.shape}.")
+  return x, y
+
+
+def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  x, y = _arrays(x, y)
+  if set(y.tolist()) != {-1.0, 1.0}:
+    raise InputError(f"y must hold both -1 and 1, but holds {sorted(set(y.tolist()))[:5]}.")
+  return x, y
+
+
+def _known(norm: str, radius: float) -> None:
+  if norm not in _ORDERS:
+    raise InputError(f"norm must be 'linf', 'l2' or 'l1', but was {norm!r}.")
+  _positive(radius)
+
+
+def _positive(radius: float | np.ndarray) -> None:
+  if not np.all(np.asarray(radius) > 0):
+    raise InputError(f"A radius, budget or strength must be > 0, but was {radius}.")

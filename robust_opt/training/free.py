@@ -1,0 +1,152 @@
+"""Training steps whose ascent costs no pass: one backward pass gives the gradients of theta and x.
+
+  step = one_pass.make_free_train_step(apply, optimizer, u, u, num_replays=4)
+  step = one_pass.make_recall_train_step(apply, optimizer, u)
+
+Both start from an adversary that an earlier backward pass left in `TrainState.memory`: free
+training that of the same batch, a moment ago, recalled training that of the same example, an epoch
+ago.
+Under jit, on one device or over a mesh.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from robust_opt import losses
+from robust_opt.sets.balls import UncertaintySet
+from robust_opt.training.step import TrainMetrics, TrainState, TrainStep, check_batch, check_losses
+from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
+
+
+def make_free_train_step(
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  uncertainty: UncertaintySet,
+  ascent: UncertaintySet,
+  num_replays: int,
+  loss: LossFn = losses.cross_entropy,
+) -> TrainStep:
+  """ "Free" adversarial training: one backward pass gives both gradients, of theta and of delta.
+
+  Every batch is trained on num_replays times in a row, and each time delta takes a step too; it
+  goes on from batch to batch in state.memory, [B, *S], which `init_state` must be given (zeros).
+  Source: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of
+  the model in train mode.
+
+  It runs under jit, on one device or over a mesh.
+
+  Args:
+    apply: the model.
+    optimizer: what descends, num_replays times a step: a schedule counts replays.
+    uncertainty: the set that delta stays in.
+    ascent: the set of one step of delta; the authors' is as large as the set.
+    num_replays: m of the paper, >= 1.
+    loss: J.
+
+  Returns:
+    step(state, batch, key) -> (state, metrics): one batch; the loss is the mean over its replays.
+  """
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
+    chex.assert_equal_shape((state.memory, batch.x))
+
+    def replay(state: TrainState, key: Array) -> tuple[TrainState, tuple[Array, Array]]:
+      delta = state.memory
+      (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
+      params, opt_state = _descend(optimizer, state, grads)
+      delta = uncertainty.project(delta + ascent.steepest_ascent(g, batch.x + delta), batch.x)
+      zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
+      return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
+
+    # What the last batch left may lie outside of the set around this one.
+    inside = uncertainty.project(state.memory, batch.x)
+    state, (values, zeros) = jax.lax.scan(
+      replay, dataclasses.replace(state, memory=inside), jax.random.split(key, num_replays)
+    )
+    after = dataclasses.replace(state, step=state.step + 1)
+    return after, TrainMetrics(jnp.mean(values), zeros[0])
+
+  return step
+
+
+def make_recall_train_step(
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  uncertainty: UncertaintySet,
+  loss: LossFn = losses.cross_entropy,
+) -> TrainStep:
+  """Algorithm 1 at the directions that the example's last visit left: one bit a pixel.
+
+  The backward pass of the descent, at x + delta, also gives the gradient in x. Its signs are kept
+  in state.memory, and are the direction of steepest ascent when the example comes next, an epoch
+  later:
+
+    delta = argmax over U of <s, delta>,  s = sign of grad_x J at the last visit's theta, x + delta
+
+  So an update costs one forward and one backward pass. What is given up is that the direction is
+  as old as an epoch, and for sets other than l_inf that it is that of the signs alone; a pixel
+  whose gradient is 0 counts as negative. Over l_1 signs name no largest pixel: not for that set.
+
+  Args:
+    apply: the model, differentiated in train mode.
+    optimizer: what descends.
+    uncertainty: U.
+    loss: J.
+
+  Returns:
+    step(state, batch, key) -> (state, metrics); state.memory is [N, ceil(n / 8)] uint8 with
+    n pixels, from `unknown_directions`, and batch.ids are places in it.
+  """
+
+  def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
+    shape = batch.x.shape
+    remembered = state.memory[batch.ids]
+    bits = jnp.unpackbits(remembered, axis=-1, count=int(np.prod(shape[1:])))
+    signs = 2.0 * bits.reshape(shape).astype(batch.x.dtype) - 1.0
+    delta = uncertainty.steepest_ascent(signs, batch.x)
+
+    (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
+    params, opt_state = _descend(optimizer, state, grads)
+    g = g.reshape(len(g), -1)
+    zero = jnp.all(g == 0, axis=-1)
+    seen = jnp.where(zero[:, None], remembered, jnp.packbits(g > 0, axis=-1))
+    memory = state.memory.at[batch.ids].set(seen)
+    after = TrainState(state.step + 1, params, model_state, opt_state, memory)
+    return after, TrainMetrics(value, jnp.sum(zero, dtype=jnp.int32))
+
+  return step
+
+
+def unknown_directions(key: Array, num_examples: int, image_shape: Sequence[int]) -> Array:
+  """Random signs, [N, ceil(n / 8)] uint8, for examples that were not seen yet."""
+  size = -(-int(np.prod(image_shape)) // 8)
+  return jax.random.bits(key, (num_examples, size), jnp.uint8)
+
+
+def _both_gradients(
+  apply: ApplyFn, loss: LossFn, state: TrainState, batch: Batch, delta: Array, key: Array
+) -> tuple[tuple[Array, ModelState], tuple[Params, Array]]:
+  """((mean loss at x + delta, model_state), its gradients in theta and in delta)."""
+
+  def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
+    logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
+    losses_of_batch = loss(logits, batch.y)
+    check_losses(losses_of_batch, batch)
+    return jnp.mean(losses_of_batch), model_state
+
+  check_batch(batch)
+  return jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(state.params, delta)
+
+
+def _descend(
+  optimizer: optax.GradientTransformation, state: TrainState, grads: Params
+) -> tuple[Params, PyTree]:
+  """Parameters and the optimiser's state after one update."""
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  return optax.apply_updates(state.params, updates), opt_state

@@ -1,0 +1,160 @@
+"""Descent that optax lacks.
+
+optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)   # as Torch has it
+optimizer = optax.chain(optax.adam(1e-3), weight_average(0.999))            # beside the weights
+optimizer = optax.chain(optax.sgd(0.1, 0.5), max_column_norm(1.9365))       # within a ball
+step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AWP
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from robust_opt.sets.projections import furthest_l2, l2_norm
+from robust_opt.types import Array, PyTree
+
+__all__ = ["dampened_sgd"]  # what a config may name, beside all of optax
+
+
+class DampenedState(NamedTuple):
+  """How many updates have been made, and the velocity."""
+
+  step: Array
+  velocity: PyTree
+
+
+def dampened_sgd(
+  learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, dampening: float | None = None
+) -> optax.GradientTransformationExtraArgs:
+  """Torch's SGD with momentum and dampening, to the letter.
+
+    v_1 = g_1,   v_t = momentum v_{t-1} + (1 - dampening) g_t,   theta_t = theta_{t-1} - lr v_t
+
+  The first gradient is not dampened: with dampening = momentum = 0.9 it counts ten times as much as
+  any other. From then on it is optax.sgd at learning_rate (1 - dampening). Source: Lua Torch's
+  optim.sgd (and PyTorch's SGD), by which the paper's nets were trained.
+
+  Args:
+    learning_rate: a number, or a schedule.
+    momentum: 0 <= momentum < 1.
+    dampening: None: as the momentum, which is Lua Torch's default.
+  """
+  fresh = 1.0 - (momentum if dampening is None else dampening)
+
+  def init(params: PyTree) -> DampenedState:
+    return DampenedState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def update(
+    gradient: PyTree, state: DampenedState, params: PyTree | None = None
+  ) -> tuple[PyTree, DampenedState]:
+    del params
+    weight = jnp.where(state.step == 0, 1.0, fresh)
+    velocity = jax.tree.map(
+      lambda v, g: (momentum * v + weight * g).astype(v.dtype), state.velocity, gradient
+    )
+    return velocity, DampenedState(state.step + 1, velocity)
+
+  rate = optax.scale_by_learning_rate(learning_rate)
+  return optax.chain(optax.GradientTransformation(init, update), rate)
+
+
+class AverageState(NamedTuple):
+  """How many updates have been made, and the average of the weights after each."""
+
+  step: Array
+  average: PyTree
+
+
+def weight_average(decay: float) -> optax.GradientTransformation:
+  """Keeps an exponential moving average of the weights, and changes no update; the last of a chain.
+
+    average_t = d_t average_{t-1} + (1 - d_t) theta_t,   d_t = min(decay, t / (t + 9)),  t >= 1
+
+  Early weights are forgotten faster, so that a short run is not judged by its start.
+  `training.evaluated_params` finds the average. Source: Polyak and Juditsky (1992); against robust
+  overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be mitigated by properly learned
+  smoothening").
+
+  Args:
+    decay: in [0, 1).
+  """
+
+  def init(params: PyTree) -> AverageState:
+    # A copy: the same buffer twice in a state could not be donated.
+    return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+  def update(
+    updates: PyTree, state: AverageState, params: PyTree | None = None
+  ) -> tuple[PyTree, AverageState]:
+    assert params is not None, "an average of weights needs the weights"
+    step = state.step + 1
+    keep = jnp.minimum(decay, step / (step + 9))
+    moved = optax.apply_updates(params, updates)
+    average = jax.tree.map(
+      lambda a, w: (keep * a + (1 - keep) * w).astype(a.dtype), state.average, moved
+    )
+    return updates, AverageState(step, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def max_column_norm(limit: float) -> optax.GradientTransformation:
+  """Keeps the incoming weights of every unit within an l_2 ball; after the rest of the descent.
+
+    w <- w min(1, limit / |w|_2)   after the update, for the weights w that lead to one unit
+
+  That is the Euclidean projection, so that with it descent is projected descent. Kernels are the
+  parameters of rank >= 2, [..., units] as Flax has them: [n, m] has m columns of n weights, a
+  convolution's [h, w, C, D] has D of h w C. What has a lower rank (biases, scales) is left alone,
+  and so is, to the bit, the update of a column that stays within. Before weight_average, which
+  averages what it sees. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm and max-norm"),
+  with dropout Hinton et al. 2012 (arXiv 1207.0580).
+
+  Args:
+    limit: > 0, the largest norm; 1.9365 (its square is 15/4) in the maxout nets of Goodfellow et
+      al. 2013 (arXiv 1302.4389).
+  """
+
+  def update(
+    updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
+  ) -> tuple[PyTree, optax.EmptyState]:
+    assert params is not None, "a bound on the weights needs the weights"
+
+    def bounded(update: Array, before: Array, after: Array) -> Array:
+      if before.ndim < 2:
+        return update
+      columns = after.reshape(-1, after.shape[-1])
+      norm = jax.vmap(l2_norm, in_axes=1)(columns)
+      inside = norm <= limit
+      scale = limit / jnp.where(inside, 1.0, norm)
+      return jnp.where(inside, update, (after * scale - before).astype(update.dtype))
+
+    moved = optax.apply_updates(params, updates)
+    return jax.tree.map(bounded, updates, params, moved), state
+
+  return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
+  """What adversarial weight perturbation adds to the weights: (params, gradient) -> perturbation.
+
+    v_l = gamma |w_l| g_l / |g_l|   for every layer's kernel; biases and scales stay
+
+  Source: Wu, Xia and Wang 2020 (arXiv 2004.05884), equations 7 to 9 with one step.
+
+  Args:
+    gamma: >= 0, the length of a kernel's perturbation relative to the kernel's own.
+  """
+
+  def perturbation(params: PyTree, gradient: PyTree) -> PyTree:
+    def of_kernel(w: Array, g: Array) -> Array:
+      if w.ndim < 2:
+        return jnp.zeros_like(w)
+      return gamma * l2_norm(w) * furthest_l2(g, jnp.ones((), g.dtype), None)
+
+    return jax.tree.map(of_kernel, params, gradient)
+
+  return perturbation

@@ -1,0 +1,295 @@
+"""FAB on linear models, where it is exact, and as an attack within a radius."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rounding import rounding
+
+import robust_opt as ro
+from robust_opt.attacks import fab, hyperplanes, white_box
+from robust_opt.sets import balls
+
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
+SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+WIDE = (-50.0, 50.0)  # binds nowhere
+BATCH, NUM_ENTRIES = 12, 6
+# A gradient through the entries, and a hyperplane's margin and norm over them.
+ROUNDING = rounding(terms=6 * NUM_ENTRIES + 16)
+EVERY_NORM = pytest.mark.parametrize("norm", ORDERS)
+NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 3, 10])
+
+
+def size(delta, norm):
+  return np.linalg.norm(np.asarray(delta, np.float64), ORDERS[norm], -1)
+
+
+def keys_of(seed=3):
+  return jax.random.split(jax.random.key(seed), BATCH)
+
+
+@functools.cache
+def linear_problem(num_classes):
+  """x [B, n] in the middle of [0, 1], labels, weights [n, C], bias [C]."""
+  rng = np.random.default_rng(num_classes)
+  x = rng.uniform(0.3, 0.7, (BATCH, NUM_ENTRIES)).astype(np.float32)
+  weights = rng.normal(size=(NUM_ENTRIES, num_classes)).astype(np.float32)
+  bias = (0.3 * rng.normal(size=num_classes)).astype(np.float32)
+  return x, np.argmax(x @ weights + bias, -1), weights, bias
+
+
+def class_distances(norm, num_classes):
+  """(z_y - z_j) / |w_j - w_y|_q for every class, largest clean logit first, [B, C - 1], float64."""
+  x, y, weights, bias = linear_problem(num_classes)
+  logits = x.astype(np.float64) @ weights + bias
+  distances = []
+  for z, label in zip(logits, y):
+    others = [j for j in np.argsort(-z) if j != label]
+    apart = (weights.T - weights[:, label]).astype(np.float64)
+    steepness = np.linalg.norm(apart, DUAL_ORDERS[norm], axis=-1)
+    distances.append(((z[label] - z) / np.where(steepness > 0, steepness, 1))[others])
+  return np.array(distances)
+
+
+@functools.cache
+def runner(norm, num_classes, box=WIDE, **kwargs):
+  """(keys, radius, target_rank) -> (Found, Minimal) of a linear problem."""
+  x, y, weights, bias = linear_problem(num_classes)
+  chex.clear_trace_counter()
+
+  def logits_fn(x):
+    return x @ weights + bias
+
+  @jax.jit
+  @chex.assert_max_traces(1)
+  def run(keys, radius, target_rank):
+    within = fab.fab(norm, radius, box, num_steps=5, target_rank=target_rank, **kwargs)
+    smallest = fab.fab_minimal(norm, box, num_steps=5, target_rank=target_rank)
+    return within(keys, logits_fn, x, y), smallest(keys, logits_fn, x, y)
+
+  return run
+
+
+@EVERY_NORM
+@NUM_CLASSES
+def test_a_linear_model_is_fooled_at_its_exact_distance(norm, num_classes):
+  x, y, weights, bias = linear_problem(num_classes)
+  exact = class_distances(norm, num_classes).min(-1)
+  run = fab.fab_minimal(norm, WIDE, num_steps=3)
+  delta, found = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, y))(x)
+  assert np.all(found)
+  ratio = size(delta, norm) / exact
+  assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1 + 1e-3))
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_the_radius_decides_and_the_rank_is_traced(norm):
+  """One compilation for all radii, ranks and examples; the best rank is the untargeted result."""
+  num_classes = 10
+  x, y, weights, bias = linear_problem(num_classes)
+  distances = class_distances(norm, num_classes)
+  nearest = distances.min(-1)
+  run, norms = runner(norm, num_classes), []
+  for rank in range(num_classes - 1):
+    factor = np.resize([0.5, 0.99, 1.01, 3.0], BATCH)
+    radius = (factor * distances[:, rank]).astype(np.float32)
+    (delta, fooled), smallest = run(keys_of(), radius, rank)
+    assert np.all(size(delta, norm) <= radius * (1 + ROUNDING))
+    np.testing.assert_array_equal(fooled, np.argmax((x + delta) @ weights + bias, -1) != y)
+    np.testing.assert_array_equal(delta[~fooled], 0)
+    assert np.all(fooled[factor > 1])
+    assert not np.any(fooled[radius < nearest * (1 - ROUNDING)])
+
+    assert np.all(smallest.found)
+    norms.append(size(smallest.delta, norm))
+    assert np.all(norms[-1] >= nearest * (1 - ROUNDING))
+    assert np.all(norms[-1] <= distances[:, rank] * (1 + 1e-3))
+  np.testing.assert_allclose(np.min(norms, 0), nearest, rtol=1e-3)
+  assert np.any(np.max(norms, 0) > 1.01 * nearest)  # the rank does matter
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_a_box_that_binds(norm):
+  """Two classes, so that the distance within the box is that of one hyperplane."""
+  x, _, weights, bias = linear_problem(2)
+  edge = np.float32(0.02) * np.arange(NUM_ENTRIES)  # from binding at once to hardly
+  box = (0.3, 0.7)
+  x = np.where(np.arange(NUM_ENTRIES) < 3, np.clip(x, 0.3 + edge, 0.7 - edge), 0.5)
+  x = x.astype(np.float32)
+
+  def logits_fn(x):
+    return x @ weights + bias
+
+  labels = np.argmax(logits_fn(x), -1)
+  w, gap = hyperplanes.closest_hyperplane(norm, logits_fn, x, labels, 1 - labels[None])
+  shortest = hyperplanes.to_hyperplanes(norm, w, gap, balls.bounds_within(box, x))
+  reachable = np.sum(w * shortest, -1) >= gap * (1 - ROUNDING)
+  run = fab.fab_minimal(norm, box, num_steps=30)
+  delta, found = jax.jit(lambda x: run(keys_of(), logits_fn, x, labels))(x)
+  np.testing.assert_array_equal(found, reachable)
+  ratio = (size(delta, norm) / size(shortest, norm))[found]
+  assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1.02))
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_misclassified_already(norm):
+  x, y, weights, bias = linear_problem(3)
+  wrong = (y + 1 + np.arange(BATCH) % 2) % 3
+  radius = np.linspace(0, 0.2, BATCH)  # 0 too
+  run = fab.fab(norm, radius, num_steps=2)
+  delta, fooled = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, wrong))(x)
+  assert np.all(fooled)
+  np.testing.assert_array_equal(delta, 0)
+
+
+def test_radius_0_finds_nothing_else():
+  (delta, fooled), _ = runner("l2", 10)(keys_of(), np.zeros(BATCH, np.float32), 0)
+  assert not np.any(fooled)
+  np.testing.assert_array_equal(delta, 0)
+
+
+@pytest.mark.parametrize("rank", [None, 0])
+@pytest.mark.slow
+def test_zero_gradients_find_nothing(rank):
+  x, *_ = linear_problem(3)
+  run = fab.fab("l2", 0.5, num_steps=3, target_rank=rank)
+  delta, fooled = run(keys_of(), lambda x: jnp.zeros((len(x), 3)), x, np.zeros(BATCH, int))
+  assert not np.any(fooled)
+  np.testing.assert_array_equal(delta, 0)
+
+
+@pytest.mark.slow
+def test_logits_that_are_not_finite_are_misclassified():
+  x, *_ = linear_problem(3)
+  bad = np.resize([np.nan, np.inf, -np.inf], (BATCH, 1)).astype(np.float32)
+  run = fab.fab("l2", 0.5, num_steps=2)
+  delta, fooled = run(keys_of(), lambda x: x[:, :3] + bad, x, np.zeros(BATCH, int))
+  assert np.all(fooled)
+  np.testing.assert_array_equal(delta, 0)
+
+
+@pytest.mark.slow
+def test_restarts_leave_where_the_gradient_is_0():
+  """From the clean example there is no way; random starts find it, and by their own keys alone."""
+  x = np.full((BATCH, 1), 0.5, np.float32)
+
+  def ramp(x):  # flat up to 0.6, and misclassified from 0.62 on
+    return jnp.concatenate([jnp.full_like(x, 0.02), jnp.maximum(x - 0.6, 0.0)], -1)
+
+  def runs(**kwargs):
+    find = fab.fab("linf", 1.0, num_steps=5, **kwargs)
+    return jax.jit(lambda keys: find(keys, ramp, x, np.zeros(BATCH, int)))
+
+  assert not np.any(runs()(keys_of()).fooled)
+  delta, fooled = runs(num_restarts=20)(keys_of())
+  assert np.all(fooled)
+  np.testing.assert_allclose(delta, 0.12, rtol=0.01)
+
+  one_run = runs(random_start=True)
+  fooled = one_run(keys_of()).fooled
+  assert 0 < np.sum(fooled) < BATCH
+  np.testing.assert_array_equal(one_run(keys_of()[::-1]).fooled, fooled[::-1])
+  assert np.any(one_run(keys_of(4)).fooled != fooled)
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_a_random_start_is_in_half_the_ball(norm):
+  """The first point at which it looks: one step, from logits that say where they were asked."""
+  x = np.full((BATCH, NUM_ENTRIES), 0.5, np.float32)
+  radius = np.linspace(0.1, 0.4, BATCH, dtype=np.float32)
+  asked = []
+
+  def logits_fn(x):
+    jax.debug.callback(lambda x: asked.append(np.asarray(x)), x, ordered=True)
+    return jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(x), 2))
+
+  run = fab.fab(norm, radius, num_steps=1, random_start=True, num_search_steps=0)
+  run(keys_of(), logits_fn, x, np.zeros(BATCH, int))
+  jax.effects_barrier()
+  starts = asked[1] - x  # after the clean logits
+  share = size(starts, norm) / radius
+  assert np.all((share > 0) & (share <= 0.5 * (1 + ROUNDING)))
+  assert np.max(share) > 0.3
+
+
+def test_the_final_search_shortens_what_one_step_overshoots():
+  x, y, weights, bias = linear_problem(3)
+  exact = class_distances("l2", 3).min(-1)
+
+  def ratio(num_search_steps):
+    run = fab.fab_minimal("l2", WIDE, num_steps=1, num_search_steps=num_search_steps)
+    delta, found = run(keys_of(), lambda x: x @ weights + bias, x, y)
+    assert np.all(found)
+    return size(delta, "l2") / exact
+
+  np.testing.assert_allclose(ratio(0), 1.05, rtol=1e-4)  # eta
+  np.testing.assert_allclose(ratio(1), 1.0005, rtol=1e-4)
+
+
+@EVERY_NORM
+@pytest.mark.slow
+def test_no_worse_than_pgd_with_its_radius(norm):
+  """A net of one hidden layer: what PGD fools at a radius, FAB nearly always does at 1.05 of it."""
+  rng = np.random.default_rng(11)
+  first = (1.5 * rng.normal(size=(NUM_ENTRIES, 16))).astype(np.float32)
+  second = rng.normal(size=(16, 5)).astype(np.float32)
+
+  def logits_fn(x):
+    return jnp.tanh((x - 0.5) @ first) @ second
+
+  x = rng.random((BATCH, NUM_ENTRIES)).astype(np.float32)
+  y = np.argmax(logits_fn(x), -1)
+
+  @jax.jit
+  def both(radius):
+    u = SETS[norm](radius, (0.0, 1.0))
+    step = ro.linf(radius / 8) if norm == "linf" else ro.l2(radius / 4)
+    pgd = ro.ascend(ro.pgd(u, step, random_start=False), 40)
+    delta, _ = pgd(lambda x: ro.losses.margin(logits_fn(x), y), None, x)
+    by_pgd = ~ro.losses.correct(logits_fn(x + delta), y)
+    return by_pgd, fab.fab(norm, 1.05 * radius, num_steps=50)(keys_of(), logits_fn, x, y).fooled
+
+  unit = {"linf": 1.0, "l2": 2.0, "l1": 4.0}[norm]
+  by_pgd, by_fab = (
+    np.stack(a) for a in zip(*(both(np.float32(unit * r)) for r in np.geomspace(0.01, 0.4, 12)))
+  )
+  assert 0.2 < np.mean(by_pgd) < 0.8
+  assert np.mean(by_pgd & ~by_fab) <= 0.03
+  assert np.mean(by_fab) >= np.mean(by_pgd)
+
+
+@pytest.mark.parametrize(
+  ("make", "sentence"),
+  [
+    (lambda: fab.fab("l0", 0.1), "norm must be one of linf, l2, l1"),
+    (lambda: fab.fab("l2", -0.1), "radius must be >= 0"),
+    (lambda: fab.fab("l2", 0.1, box=(1.0, 0.0)), "box must be"),
+    (lambda: fab.fab("l2", 0.1, num_steps=0), "num_steps must be at least 1"),
+    (lambda: fab.fab("l2", 0.1, num_restarts=0), "num_restarts must be at least 1"),
+    (lambda: fab.fab("l2", 0.1, beta=1.5), "beta in"),
+    (lambda: fab.fab_minimal("l2", num_restarts=2), "need start_radius"),
+  ],
+)
+def test_bad_input_is_one_sentence(make, sentence):
+  with pytest.raises(ro.InputError, match=sentence):
+    make()
+
+
+@pytest.mark.parametrize("rank", [2, -1, np.int32(2)])
+def test_a_rank_that_the_logits_do_not_have(rank):
+  x, y, weights, bias = linear_problem(3)
+  steepest = ro.steepest(ro.l2(0.1))
+  for attack in (
+    fab.fab("l2", 0.1, target_rank=rank),
+    white_box.targeted_ascent(steepest, ro.losses.targeted_margin, rank),
+  ):
+    with pytest.raises(ro.InputError, match="from 0 to 1 for logits of 3 classes"):
+      attack(keys_of(), lambda x: x @ weights + bias, x, y)

@@ -1,0 +1,459 @@
+"""Minimal-norm attacks: exact on linear models, near the brute-force optimum in the plane."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rounding import rounding
+from scipy import optimize
+
+import robust_opt as ro
+from robust_opt.attacks import fab, hyperplanes, minimal, szegedy
+from robust_opt.sets import balls
+
+pytestmark = pytest.mark.slow  # they compile for minutes
+
+
+ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
+WIDE = (-50.0, 50.0)  # binds nowhere
+BATCH, NUM_ENTRIES = 12, 6
+# A gradient through the entries, and a hyperplane's margin and norm over them.
+ROUNDING = rounding(terms=6 * NUM_ENTRIES + 16)
+MAKERS = {
+  "fab": lambda norm, box: fab.fab_minimal(norm, box, num_steps=8),
+  "fab_t": lambda norm, box: fab.fab_minimal(norm, box, num_steps=8, target_rank=0),
+  "fab_restarts": lambda norm, box: fab.fab_minimal(
+    norm, box, num_steps=4, num_restarts=2, random_start=True, start_radius=1.0
+  ),
+  "deepfool": lambda norm, box: minimal.deepfool(norm, box, num_steps=10),
+  "fast_minimum_norm": lambda norm, box: minimal.fast_minimum_norm(norm, box, num_steps=20),
+  "szegedy": lambda norm, box: szegedy.szegedy(box, num_steps=8, num_constants=5),
+}
+TABLE = [(a, n) for a in ("fab", "deepfool", "fast_minimum_norm") for n in ORDERS]
+TABLE += [("fab_t", "linf"), ("fab_restarts", "l1"), ("szegedy", "l2")]
+CONTRACT = pytest.mark.parametrize(("attack", "norm"), TABLE)
+IN_L2 = pytest.mark.parametrize("attack", ["fab", "deepfool", "fast_minimum_norm", "szegedy"])
+EVERY_NORM = pytest.mark.parametrize("norm", ORDERS)
+NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 3, 10])
+
+
+def size(delta, norm):
+  return np.linalg.norm(np.asarray(delta, np.float64).reshape(len(delta), -1), ORDERS[norm], -1)
+
+
+def keys_of(batch=BATCH):
+  return jax.random.split(jax.random.key(3), batch)
+
+
+def linear_problem(num_classes, batch=BATCH):
+  """x [B, n] in the middle of [0, 1], weights [n, C], bias [C]."""
+  rng = np.random.default_rng(num_classes)
+  x = rng.uniform(0.3, 0.7, (batch, NUM_ENTRIES)).astype(np.float32)
+  weights = rng.normal(size=(NUM_ENTRIES, num_classes)).astype(np.float32)
+  return x, weights, (0.3 * rng.normal(size=num_classes)).astype(np.float32)
+
+
+def linear(weights, bias):
+  return lambda x: x @ weights + bias
+
+
+def exact_distance(norm, x, y, weights, bias):
+  """min over j of (z_y - z_j) / |w_j - w_y|_q, in float64."""
+  x, weights, bias = (np.asarray(a, np.float64) for a in (x, weights, bias))
+  logits = x @ weights + bias
+  distances = []
+  for z, label in zip(logits, y):
+    others = np.arange(len(z)) != label
+    steepness = np.linalg.norm(weights.T - weights[:, label], DUAL_ORDERS[norm], axis=-1)
+    distances.append(np.min((z[label] - z[others]) / steepness[others]))
+  return np.array(distances)
+
+
+def net(x, gain=1.0):
+  """A fixed smooth net of 4 classes: [B, *S] -> [B, 4]."""
+  rng = np.random.default_rng(5)
+  flat = x.reshape(x.shape[0], -1)
+  first = jnp.asarray(rng.normal(size=(flat.shape[1], 8)), jnp.float32)
+  second = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+  return gain * jnp.tanh(2 * (flat - 0.5) @ first) @ second
+
+
+@functools.cache
+def image_problem(box=(0.0, 1.0)):
+  """x [B, 2, 3, 1], some pixels on the edges of the box; labels, the first two of them wrong."""
+  rng = np.random.default_rng(6)
+  x = rng.uniform(*box, (BATCH, 2, 3, 1)).astype(np.float32)
+  x[::3] = np.where(rng.random(x[::3].shape) < 0.5, *np.float32(box))
+  y = np.array(jnp.argmax(net(x), -1), np.int32)
+  y[:2] = (y[:2] + 1) % 4
+  return x, y
+
+
+@functools.cache
+def runner(attack, norm, box=(0.0, 1.0)):
+  """(keys, x, y, gain) -> Minimal; one compilation for every test of a row."""
+  run = MAKERS[attack](norm, box)
+  return jax.jit(lambda keys, x, y, gain=1.0: run(keys, functools.partial(net, gain=gain), x, y))
+
+
+# The shortest step onto a hyperplane within a box.
+
+
+def planes(num_cases, seed=0):
+  """w [N, n], gap [N], lower and upper [N, n]; zeros, ties and entries without room among them."""
+  rng = np.random.default_rng(seed)
+  w = rng.normal(size=(num_cases, NUM_ENTRIES))
+  w[rng.random(w.shape) < 0.1] = 0
+  w[::5] = np.round(w[::5])
+  w[::7] = w[::7, :1]
+  lower, upper = -rng.random(w.shape), rng.random(w.shape)
+  upper[rng.random(w.shape) < 0.2] = 0
+  reach = np.sum(np.where(w > 0, w * upper, w * lower), -1)
+  gap = reach * rng.choice([0.0, 0.01, 0.3, 0.9, 1.5], num_cases)
+  turned = rng.random(num_cases) < 0.5  # the same problem, seen from the other side
+  w[turned], gap[turned] = -w[turned], -gap[turned]
+  return tuple(a.astype(np.float32) for a in (w, gap, lower, upper))
+
+
+def steps_onto(norm, w, gap, lower, upper):
+  run = jax.jit(functools.partial(hyperplanes.to_hyperplanes, norm))
+  return np.asarray(run(w, gap, (lower, upper)), np.float64)
+
+
+@EVERY_NORM
+def test_to_hyperplane_gets_there_or_as_near_as_the_box_allows(norm):
+  w, gap, lower, upper = planes(2000)
+  step = steps_onto(norm, w, gap, lower, upper)
+  assert np.all((step >= lower) & (step <= upper))
+  towards = np.where(gap < 0, -1.0, 1.0)[:, None] * w
+  reach = np.sum(np.where(towards > 0, towards * upper, towards * lower), -1)
+  scale = np.abs(w).sum(-1)
+  np.testing.assert_allclose(
+    np.sum(towards * step, -1) / np.maximum(scale, 1e-9),
+    np.minimum(np.abs(gap), reach) / np.maximum(scale, 1e-9),
+    atol=1e-6,
+  )
+  np.testing.assert_array_equal(step[w == 0], 0)
+  np.testing.assert_array_equal(step[gap == 0], 0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_to_hyperplane_is_the_shortest_by_linear_programming(norm):
+  cases = planes(60, seed=1)
+  steps = steps_onto(norm, *cases)
+  n, num_solved = NUM_ENTRIES, 0
+  for (w, gap, lower, upper), step in zip(zip(*(a.astype(np.float64) for a in cases)), steps):
+    # In z = (step, t): |step_j| <= t_j for l_1, all t_j the same for l_inf; sum t is minimised.
+    num_t = n if norm == "l1" else 1
+    t_of = np.eye(n) if norm == "l1" else np.ones((n, 1))
+    found = optimize.linprog(
+      np.concatenate([np.zeros(n), np.ones(num_t)]),
+      A_ub=np.block([[np.eye(n), -t_of], [-np.eye(n), -t_of]]),
+      b_ub=np.zeros(2 * n),
+      A_eq=np.concatenate([w, np.zeros(num_t)])[None],
+      b_eq=[gap],
+      bounds=[*zip(lower, upper), *[(0, None)] * num_t],
+    )
+    if found.success:
+      num_solved += 1
+      np.testing.assert_allclose(size(step[None], norm), found.fun, rtol=1e-5, atol=1e-6)
+  assert num_solved > 35  # the others are beyond the reach of their box
+
+
+def test_to_hyperplane_is_the_shortest_by_the_kkt_conditions():
+  # In l_2, <step, z - step> >= 0 for every z of the box on the hyperplane; 400 halvings of lambda.
+  w, gap, lower, upper = (a.astype(np.float64) for a in planes(500, seed=2))
+  step = steps_onto("l2", *planes(500, seed=2))
+  w, gap = np.where(gap < 0, -1.0, 1.0)[:, None] * w, np.abs(gap)
+  low, high = np.zeros(len(w)), np.full(len(w), 1e6)
+  for _ in range(400):
+    middle = (low + high) / 2
+    there = np.sum(w * np.clip(middle[:, None] * w, lower, upper), -1) >= gap
+    low, high = np.where(there, low, middle), np.where(there, middle, high)
+  np.testing.assert_allclose(step, np.clip(high[:, None] * w, lower, upper), atol=2e-6)
+
+
+@EVERY_NORM
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_to_hyperplane_has_no_scale(norm, scale):
+  w, gap, lower, upper = planes(200)
+  scaled = steps_onto(norm, w * np.float32(scale), gap * np.float32(scale), lower, upper)
+  np.testing.assert_allclose(scaled, steps_onto(norm, w, gap, lower, upper), atol=2e-5)
+
+
+@EVERY_NORM
+@NUM_CLASSES
+def test_closest_hyperplane_of_a_linear_model(norm, num_classes):
+  x, weights, bias = linear_problem(num_classes)
+  logits_fn = linear(weights, bias)
+  logits = logits_fn(x)
+  y = np.argmax(logits, -1)
+  rivals = hyperplanes.rivals_by_rank(logits, y)
+  chex.assert_shape(rivals, (num_classes - 1, BATCH))
+  ranked = np.take_along_axis(logits, rivals.T, -1)
+  assert np.all(np.diff(ranked, axis=-1) <= 0)
+  assert not np.any(np.asarray(rivals) == y)
+  w, gap = hyperplanes.closest_hyperplane(norm, logits_fn, x, y, rivals)
+  distance = gap / np.linalg.norm(w, DUAL_ORDERS[norm], axis=-1)
+  np.testing.assert_allclose(distance, exact_distance(norm, x, y, weights, bias), rtol=1e-5)
+
+
+# What all minimal attacks owe.
+
+
+def check_found(attack, norm, box):
+  x, y = image_problem(box)
+  delta, found = runner(attack, norm, box)(keys_of(), x, y)
+  chex.assert_shape(delta, x.shape)
+  chex.assert_type([delta, found], [jnp.float32, bool])
+  moved = x + np.asarray(delta)
+  assert np.all((moved >= np.float32(box[0])) & (moved <= np.float32(box[1])))
+  np.testing.assert_array_equal(found, np.argmax(net(moved), -1) != y)
+  np.testing.assert_array_equal(delta[~found], 0)
+  np.testing.assert_array_equal(delta[:2], 0)  # misclassified already
+  assert np.all(found[:2])
+  assert np.mean(found[2:]) > 0.6
+  assert np.all(size(delta, norm)[2:][found[2:]] > 0)
+
+
+@CONTRACT
+def test_found_points_are_misclassified_and_in_the_box(attack, norm):
+  check_found(attack, norm, (0.0, 1.0))
+
+
+@IN_L2
+def test_and_in_a_box_whose_ends_round(attack):
+  check_found(attack, "l2", (-2.1, 2.6))
+
+
+@CONTRACT
+def test_examples_do_not_mix(attack, norm):
+  """The order of the batch does not matter, and neither do the neighbours."""
+  x, y = image_problem()
+  run = runner(attack, norm)
+  delta, found = run(keys_of(), x, y)
+  order = np.random.default_rng(7).permutation(BATCH)
+  permuted = run(keys_of()[order], x[order], y[order])
+  chex.assert_trees_all_close(tuple(permuted), (delta[order], found[order]), rtol=1e-4, atol=1e-5)
+  here = np.arange(BATCH) % 2 == 0
+  keys = jnp.where(here, keys_of(), jax.random.split(jax.random.key(9), BATCH))
+  among_others = run(keys, np.where(here[:, None, None, None], x, 1 - x), y)
+  kept = tuple(a[here] for a in among_others)
+  chex.assert_trees_all_close(kept, (delta[here], found[here]), rtol=1e-4, atol=1e-5)
+
+
+@IN_L2
+def test_the_size_of_the_batch_does_not_matter(attack):
+  x, y = image_problem()
+  delta, found = runner(attack, "l2")(keys_of(), x, y)
+  some = runner(attack, "l2")(keys_of()[3:8], x[3:8], y[3:8])
+  chex.assert_trees_all_close(tuple(some), (delta[3:8], found[3:8]), rtol=1e-4, atol=1e-5)
+
+
+@CONTRACT
+def test_zero_gradients_find_nothing(attack, norm):
+  x, y = image_problem()
+  delta, found = runner(attack, norm)(keys_of(), x, 0 * y, 0.0)  # all logits 0: class 0
+  np.testing.assert_array_equal(delta, 0)
+  assert not np.any(found)
+
+
+@IN_L2
+def test_no_gradient_flows(attack):
+  """Neither through x nor into the net: the attack is a constant of the outer problem."""
+  x, y = image_problem()
+
+  def total(x, gain):
+    return jnp.sum(runner(attack, "l2")(keys_of(), x, y, gain).delta)
+
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(x, 1.0)
+  chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
+
+
+@pytest.mark.parametrize(("attack", "norm"), [row for row in TABLE if row[0] != "szegedy"])
+def test_the_scale_of_the_logits_does_not_matter(attack, norm):
+  """A power of two changes no digit. The loss of szegedy has a scale."""
+  x, y = image_problem()
+  unscaled = runner(attack, norm)(keys_of(), x, y, 1.0)
+  for exponent in (-60, 40):
+    scaled = runner(attack, norm)(keys_of(), x, y, 2.0**exponent)
+    chex.assert_trees_all_close(scaled, unscaled, rtol=1e-5, atol=1e-6)
+
+
+@EVERY_NORM
+@NUM_CLASSES
+@pytest.mark.parametrize("attack", ["deepfool", "fast_minimum_norm"])
+def test_a_linear_model_is_fooled_at_its_exact_distance(attack, norm, num_classes):
+  x, weights, bias = linear_problem(num_classes)
+  logits_fn = linear(weights, bias)
+  y = np.argmax(logits_fn(x), -1)
+  exact = exact_distance(norm, x, y, weights, bias)
+  run = {
+    "deepfool": minimal.deepfool(norm, WIDE, overshoot=5e-4),
+    "fast_minimum_norm": minimal.fast_minimum_norm(norm, WIDE),
+  }[attack]
+  delta, found = jax.jit(lambda x, y: run(keys_of(), logits_fn, x, y))(x, y)
+  assert np.all(found)
+  ratio = size(delta, norm) / exact
+  assert np.all(ratio >= 1 - ROUNDING)  # nothing that is misclassified is closer
+  if attack == "deepfool":
+    assert np.all(ratio <= 1 + 1e-3)
+  else:  # which climbs the margin, whose largest rival need not be the closest
+    assert np.median(ratio) <= 1 + 1e-3
+    assert np.all(ratio <= 1.2)
+
+
+# Each attack on its own.
+
+
+def test_deepfool_oversteps_by_what_it_says():
+  x, weights, bias = linear_problem(3)
+  y = np.argmax(linear(weights, bias)(x), -1)
+  delta, _ = minimal.deepfool("l2", WIDE, overshoot=0.3)(keys_of(), linear(weights, bias), x, y)
+  exact = exact_distance("l2", x, y, weights, bias)
+  np.testing.assert_allclose(size(delta, "l2"), 1.3 * exact, rtol=1e-4)
+
+
+def test_deepfool_looks_at_as_many_classes_as_it_is_told():
+  x, weights, bias = linear_problem(10)
+  y = np.argmax(linear(weights, bias)(x), -1)
+  norms = []
+  for num_candidates in (1, None):
+    run = minimal.deepfool("l2", WIDE, num_candidates=num_candidates)
+    delta, found = run(keys_of(), linear(weights, bias), x, y)
+    assert np.all(found)
+    norms.append(size(delta, "l2"))
+  assert np.all(norms[1] <= norms[0] * (1 + ROUNDING))
+  assert np.any(norms[1] < 0.99 * norms[0])
+
+
+def test_szegedy_on_a_linear_model_of_two_classes():
+  x, weights, bias = linear_problem(2)
+  logits_fn = linear(weights, bias)
+  y = np.argmax(logits_fn(x), -1)
+  exact = exact_distance("l2", x, y, weights, bias)
+  run = szegedy.szegedy(WIDE)
+  delta, found = jax.jit(lambda x, y: run(keys_of(), logits_fn, x, y))(x, y)
+  assert np.all(found)
+  ratio = size(delta, "l2") / exact
+  assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1.05))
+
+
+def test_szegedy_reaches_its_targets():
+  x, y = image_problem()
+  run = jax.jit(lambda targets: szegedy.szegedy()(keys_of(), net, x, y, targets))
+  for shift in (1, 2, 3):
+    targets = (y + shift) % 4
+    delta, found = run(targets)
+    mistaken_for = np.argmax(net(x + delta), -1)
+    np.testing.assert_array_equal(mistaken_for[2:] == targets[2:], found[2:])
+    assert np.mean(found) > 0.6
+  assert not np.any(run(y).found[2:])  # the label itself is no target
+
+
+def test_szegedy_minimises_as_scipy_does():
+  """One constant, so that the descent itself is seen: the minimum within the box, pixels pinned."""
+  x, weights, bias = linear_problem(3, batch=6)
+  x = np.clip(x, 0.35, 0.6).astype(np.float32)
+  box, constant = (0.3, 0.65), np.float32(0.2)
+  logits_fn = linear(weights, bias)
+  y = np.argmax(logits_fn(x), -1)
+  targets = (y + 1) % 3
+  bounds = balls.bounds_within(box, x)
+
+  def objective(delta, x=x, targets=targets):
+    logits = logits_fn(x + delta)
+    loss = ro.losses.cross_entropy(logits, targets)
+    return constant * jnp.sum(delta**2, -1) + loss, logits
+
+  def step(descent, _):
+    return szegedy._lbfgs_step(objective, descent, bounds, 12)[0], None
+
+  descent, _ = jax.lax.scan(step, szegedy._start_descent(x, 8), length=30)
+  reached = objective(descent.delta)[0]
+  num_pinned = 0
+
+  @jax.jit
+  @jax.value_and_grad
+  def one(delta, x, target):
+    return objective(delta[None], x[None], target[None])[0][0]
+
+  for i in range(len(x)):
+    best = optimize.minimize(
+      lambda delta, i=i: tuple(np.float64(a) for a in one(jnp.float32(delta), x[i], targets[i])),
+      np.zeros(NUM_ENTRIES),
+      jac=True,
+      bounds=list(zip(*(np.float64(end[i]) for end in bounds))),
+      method="L-BFGS-B",
+    )
+    np.testing.assert_allclose(reached[i], best.fun, rtol=2e-5)
+    np.testing.assert_allclose(descent.delta[i], best.x, atol=5e-3)
+    num_pinned += np.sum((best.x <= bounds[0][i]) | (best.x >= bounds[1][i]))
+  assert num_pinned > 5
+
+
+@functools.cache
+def plane_problem():
+  """A ReLU net of three classes over the unit square, examples, and all points of a fine grid."""
+  rng = np.random.default_rng(8)
+  first = (4 * rng.normal(size=(2, 16))).astype(np.float32)
+  bias = (2 * rng.normal(size=16) - first.sum(0) / 2).astype(np.float32)
+  second = rng.normal(size=(16, 3)).astype(np.float32)
+
+  def logits_fn(x):
+    return jax.nn.relu(x @ first + bias) @ second
+
+  x = rng.random((48, 2)).astype(np.float32)
+  ticks = np.linspace(0, 1, 251, dtype=np.float32)
+  grid = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+  labels = np.argmax(logits_fn(grid), -1)
+  assert len(np.unique(labels)) >= 2
+  return logits_fn, x, np.argmax(logits_fn(x), -1), grid, labels
+
+
+@EVERY_NORM
+def test_near_the_brute_force_minimum_in_the_plane(norm):
+  logits_fn, x, y, grid, labels = plane_problem()
+  distances = np.linalg.norm(grid[None] - x[:, None], ORDERS[norm], axis=-1)
+  smallest = np.where(labels != y[:, None], distances, np.inf).min(-1)
+  cell = np.linalg.norm(np.ones(2), ORDERS[norm]) / 250
+
+  attacks = {
+    "fab": fab.fab_minimal(norm, num_steps=50, num_restarts=3, start_radius=0.5),
+    "deepfool": minimal.deepfool(norm),
+    "fast_minimum_norm": minimal.fast_minimum_norm(norm),
+  }
+  if norm == "l2":
+    attacks["szegedy"] = szegedy.szegedy()
+  norms = {}
+  for name, run in attacks.items():
+    delta, found = jax.jit(lambda x, y, run=run: run(keys_of(len(x)), logits_fn, x, y))(x, y)
+    assert np.all(found) or name == "szegedy"  # whose second class may lie nowhere
+    norms[name] = np.where(found, size(delta, norm), np.inf)
+    assert np.all(norms[name] >= smallest - cell), name
+  for name in ("fab", "fast_minimum_norm"):
+    assert np.median(norms[name] / smallest) <= 1.01, name
+    assert np.quantile(norms[name] / smallest, 0.9) <= 1.1, name
+  assert np.median(norms["fab"]) <= 1.1 * np.median(norms["deepfool"])
+
+
+@pytest.mark.parametrize(
+  ("make", "sentence"),
+  [
+    (lambda: minimal.deepfool("l3"), "norm must be one of linf, l2, l1"),
+    (lambda: minimal.deepfool("l2", (1.0, 0.0)), "box must be"),
+    (lambda: minimal.deepfool("l2", None), "box must be"),
+    (lambda: minimal.deepfool("l2", num_steps=0), "num_steps must be at least 1"),
+    (lambda: minimal.deepfool("l2", num_candidates=0), "num_candidates must be at least 1"),
+    (lambda: minimal.fast_minimum_norm("l2", num_steps=0), "num_steps must be at least 1"),
+    (lambda: szegedy.szegedy((0.0, np.inf)), "box must be"),
+    (lambda: szegedy.szegedy(first_constant=0.0), "first_constant must be positive"),
+  ],
+)
+def test_bad_input_is_one_sentence(make, sentence):
+  with pytest.raises(ro.InputError, match=sentence):
+    make()

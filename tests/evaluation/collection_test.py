@@ -1,0 +1,284 @@
+"""Collections: the net scores 0, perturbations have their length, and the file can be trusted."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import robust_opt as ro
+from robust_opt import models
+from robust_opt.arrays import digest
+from robust_opt.data.datasets import load
+from robust_opt.errors import InputError
+from robust_opt.evaluation import collection, verdict
+from robust_opt.experiments import build, config
+from robust_opt.files import write_sealed
+
+RADII = {"linf": 0.1, "l2": 0.5, "l1": 1.0}
+BATCH_SIZE = 64
+
+
+def make_ascend(apply, box=False, batch_size=BATCH_SIZE):
+  config_ = config.base()
+  config_.uncertainty.box = box
+  return collection.make_ascend(
+    apply, ro.robust(), lambda norm, radius: build.attack(config_, norm, radius, 1), batch_size
+  )
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """(apply, params, model_state) of an MLP after three epochs, and the test set."""
+  net, digits, optimizer = models.MLP(widths=(32,)), load("digits", "train"), optax.adam(3e-3)
+  apply = models.from_linen(net)
+  params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
+  state = ro.init_state(params, model_state, optimizer)
+  plan = ro.EpochPlan(len(digits.labels), 32)
+  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.l2(0)), 0))
+  run = jax.jit(ro.make_scan(step, plan), static_argnums=3)
+  data = ro.ArrayData(digits.images, digits.labels)
+  for _ in range(3):
+    state, _ = run(state, data, jax.random.key(1), plan.num_steps)
+  return apply, state.params, state.model_state, load("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def logits_of(trained):
+  apply, params, model_state, _ = trained
+  return functools.partial(collection.make_logits_of(apply, BATCH_SIZE), params, model_state)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["ball", "box"])
+def examples(request, trained, logits_of):
+  apply, params, model_state, test = trained
+  ascend = functools.partial(make_ascend(apply, request.param), params, model_state)
+  found = collection.collect(logits_of, ascend, test.images, test.labels, RADII, digest(params))
+  if request.param:
+    assert found.images.min() >= 0
+    assert found.images.max() <= 1
+  return found
+
+
+def test_the_net_is_wrong_on_all_and_was_right_on_the_sources(examples, trained, logits_of):
+  apply, params, model_state, test = trained
+  assert set(examples.norms) == set(RADII)
+  assert len(examples.labels) > 50
+  logits, _ = apply(params, model_state, examples.images, train=False, key=None)
+  assert not (np.argmax(logits, axis=1) == examples.labels).any()
+  sources = test.images[examples.source_ids] / np.float32(255)
+  logits, _ = apply(params, model_state, sources, train=False, key=None)
+  np.testing.assert_array_equal(np.argmax(logits, axis=1), examples.labels)
+  np.testing.assert_array_equal(test.labels[examples.source_ids], examples.labels)
+
+
+@pytest.mark.parametrize(
+  ("norm", "length"),
+  [
+    ("linf", lambda d: np.abs(d).max(axis=1)),
+    ("l2", lambda d: np.linalg.norm(d, axis=1)),
+    ("l1", lambda d: np.abs(d).sum(axis=1)),
+  ],
+)
+def test_perturbations_are_as_long_as_their_radius(examples, trained, norm, length):
+  mine = examples.norms == norm
+  sources = collection.pixels(trained[3].images)[examples.source_ids]
+  delta = (examples.images.astype(np.float64) - sources).reshape(len(sources), -1)
+  ratio = length(delta[mine]) / RADII[norm]
+  assert ratio.max() <= 1 + 1e-6
+  assert ratio.max() >= 1 - 1e-5
+  np.testing.assert_array_equal(examples.radii[mine], RADII[norm])
+  relative = collection.relative_norms(examples, trained[3].images)
+  np.testing.assert_allclose(relative[mine], ratio, rtol=1e-12)
+  if norm == "l1" and examples.images.max() > 1:  # no box: one pixel
+    assert ((delta[mine] != 0).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("examples", [False], ids=["ball"], indirect=True)
+def test_nothing_that_fools_the_net_is_left_out(examples, trained, logits_of):
+  """Beside the errors that another machine might round away."""
+  apply, params, model_state, test = trained
+  batch = ro.Batch(collection.pixels(test.images), test.labels, np.arange(len(test.labels)))
+  right = collection.correct(logits_of, batch.x, batch.y)
+
+  def value_fn(x):
+    return ro.losses.cross_entropy(apply(params, model_state, x, train=False, key=None)[0], batch.y)
+
+  for norm, radius in RADII.items():
+    delta, _ = ro.steepest(getattr(ro, norm)(radius))(value_fn, None, batch.x)
+    fooled = right & ~collection.correct(logits_of, np.asarray(batch.x + delta), batch.y)
+    missing = set(np.flatnonzero(fooled)) - set(examples.source_ids[examples.norms == norm])
+    logits = logits_of(np.asarray(batch.x + delta))
+    for i in missing:
+      assert logits[i].max() - logits[i, batch.y[i]] < 2 * collection.MARGIN
+
+
+@pytest.mark.parametrize("examples", [False], ids=["ball"], indirect=True)
+def test_batch_size_changes_nothing(examples, trained):
+  apply, params, model_state, test = trained
+  logits_of = functools.partial(collection.make_logits_of(apply, 7), params, model_state)
+  ascend = functools.partial(make_ascend(apply, batch_size=31), params, model_state)
+  other = collection.collect(logits_of, ascend, test.images, test.labels, RADII, examples.net)
+  np.testing.assert_array_equal(other.source_ids, examples.source_ids)
+  np.testing.assert_array_equal(other.norms, examples.norms)
+  np.testing.assert_allclose(other.images, examples.images, atol=1e-6)
+
+
+def test_file_round_trips_to_the_same_bytes(examples, tmp_path):
+  first, second = tmp_path / "a" / "first.npz", tmp_path / "second.npz"
+  collection.save(examples, first)
+  loaded = collection.load(first)
+  for name, value in examples._asdict().items():
+    np.testing.assert_array_equal(getattr(loaded, name), value)
+  assert loaded.images.dtype == np.float32
+  collection.save(loaded, second)
+  assert first.read_bytes() == second.read_bytes()
+  with np.load(first, allow_pickle=False) as file:
+    assert not any(file[name].dtype.hasobject for name in file.files)
+
+
+def test_verify_accepts_its_own(examples, trained, logits_of):
+  test = trained[3]
+  collection.verify(examples, logits_of, test.images, test.labels, examples.net)
+
+
+def changed(examples, **fields):
+  copies = {name: getattr(examples, name).copy() for name in fields}
+  for name, change in fields.items():
+    change(copies[name])
+  return examples._replace(**copies)
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"labels": lambda a: a.__setitem__(0, (a[0] + 1) % 10)}, "labels"),
+    ({"images": lambda a: a.__setitem__(0, a[0] + 0.5)}, "of its radius"),
+    ({"images": lambda a: a.__setitem__(0, a[0] + np.nan)}, "of its radius"),
+    ({"radii": lambda a: a.__imul__(1 - 1e-4)}, "of its radius"),
+    ({"norms": lambda a: a.__setitem__(0, "l9")}, "of its radius"),
+  ],
+)
+def test_verify_refuses_a_changed_collection(examples, trained, logits_of, fields, words):
+  test, bad = trained[3], changed(examples, **fields)
+  with pytest.raises(InputError, match=words):
+    collection.verify(bad, logits_of, test.images, test.labels, examples.net)
+
+
+def test_verify_refuses_examples_that_the_net_gets_right(examples, trained, logits_of):
+  test = trained[3]
+
+  def restore(images):
+    images[3] = collection.pixels(test.images)[examples.source_ids[3]]
+
+  with pytest.raises(InputError, match=r"1 of the \d+ examples"):
+    collection.verify(
+      changed(examples, images=restore), logits_of, test.images, test.labels, examples.net
+    )
+
+
+def test_verify_refuses_another_net(examples, trained, logits_of):
+  test = trained[3]
+  with pytest.raises(InputError, match="was made from net"):
+    collection.verify(examples, logits_of, test.images, test.labels, "0" * 64)
+
+
+def test_load_refuses_a_tampered_file(examples, tmp_path):
+  path = tmp_path / "c.npz"
+  collection.save(examples, path)
+  with np.load(path) as file:
+    arrays = {name: file[name] for name in file.files}
+  arrays["images"][0, 0, 0, 0] += 1e-6
+  np.savez_compressed(path, **arrays)
+  with pytest.raises(InputError, match="SHA-256"):
+    collection.load(path)
+
+
+def test_load_refuses_what_is_no_collection(examples, tmp_path):
+  collection.save(examples, tmp_path / "damaged.npz")
+  content = (tmp_path / "damaged.npz").read_bytes()
+  (tmp_path / "damaged.npz").write_bytes(content[: len(content) // 2])
+  np.savez(tmp_path / "foreign.npz", images=np.zeros(3))
+  write_sealed(tmp_path / "another_kind.npz", {"images": np.zeros(3), "net": "net"})
+  for name in ("absent", "damaged", "foreign", "another_kind"):
+    with pytest.raises(InputError, match="no collection that can be read"):
+      collection.load(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda c: c._replace(images=c.images[1:]), "labels have the shape .* but must have"),
+    (lambda c: c._replace(radii=c.radii[1:]), "radii have the shape .* but must have"),
+    (
+      lambda c: c._replace(images=c.images.reshape(len(c.images), -1)),
+      r"of shape \(64,\), but the",
+    ),
+    (lambda c: c._replace(source_ids=c.source_ids + 10_000), "not among the 360 test images"),
+  ],
+)
+def test_arrays_that_do_not_fit_together_are_named(examples, trained, logits_of, change, words):
+  test = trained[3]
+  with pytest.raises(InputError, match=words):
+    collection.verify(change(examples), logits_of, test.images, test.labels, examples.net)
+
+
+def test_nothing_can_be_collected_from_a_net_that_nothing_fools(trained, logits_of):
+  test = trained[3]
+
+  def ascend(norm, radius, x, y):
+    return np.zeros_like(x)
+
+  found = collection.collect(logits_of, ascend, test.images, test.labels, RADII, "net")
+  assert len(found.labels) == 0
+  collection.verify(found, logits_of, test.images, test.labels, "net")
+
+
+def test_nan_logits_are_neither_right_nor_collected():
+  def nan_logits(images):
+    return np.full((len(images), 10), np.nan, np.float32)
+
+  images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32)
+  assert not collection.correct(nan_logits, images, labels).any()
+
+
+def test_rounding_is_that_of_an_image_file():
+  images = np.array([-0.2, 0.0, 0.1, 0.4999, 0.999, 1.5], np.float32)
+  expected = np.array([0, 0, 26, 127, 255, 255]) / 255
+  np.testing.assert_allclose(collection.rounded(images), expected, rtol=1e-6)
+  exact = np.arange(256, dtype=np.uint8)
+  np.testing.assert_array_equal(
+    collection.rounded(collection.pixels(exact)), collection.pixels(exact)
+  )
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (1, 4), (4, 4), (9, 4), (3, 8)])
+def test_batches_are_padded_and_cut(count, batch_size):
+  shapes = []
+
+  def double(x):
+    shapes.append(x.shape)
+    return 2 * x
+
+  x = np.arange(3.0 * count).reshape(count, 3)
+  np.testing.assert_array_equal(collection.in_batches(double, batch_size, x), 2 * x)
+  assert set(shapes) == {(batch_size, 3)}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_images_near_one_stay_within_a_small_radius(norm):
+  """x + delta rounds by up to 3e-8 a pixel: that may be more than a relative 1e-6 of a radius."""
+  rng = np.random.default_rng(0)
+  x = rng.uniform(0.5, 1, (64, 784)).astype(np.float32)
+  ball = getattr(ro, norm)(0.01)
+  delta = np.asarray(ball.steepest_ascent(jnp.asarray(rng.normal(size=x.shape), x.dtype), x))
+
+  def lengths(image):
+    return verdict.lengths(image.astype(np.float64) - x, norm)
+
+  inwards = lengths(collection._rounded_inwards(x, delta))
+  assert inwards.max() <= 0.01 * (1 + verdict.TOLERANCE)
+  assert inwards.min() > 0.01 * (1 - 1e-3)
+  assert lengths(x + delta).max() > 0.01 * (1 + verdict.TOLERANCE)

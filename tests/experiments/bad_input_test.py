@@ -1,0 +1,272 @@
+"""Every way of getting the input wrong ends with one sentence, code 2, and nothing half-written."""
+
+import importlib.util
+import json
+import tempfile
+
+import jax
+import pytest
+from main_test import SMALL, run_main
+from ml_collections import ConfigDict
+
+from robust_opt.errors import InputError
+from robust_opt.experiments import build
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import workdir as workdirs
+
+CONFIGS = {
+  "good": "from robust_opt.experiments.config import get_config\n",
+  "syntax": "def get_config(:\n",
+  "without": "x = 1\n",
+  "raises": "def get_config():\n  raise RuntimeError('no luck')\n",
+  "type_error": "def get_config():\n  return 1 + 'a'\n",
+  "none": "def get_config():\n  pass\n",
+  "dict": "def get_config():\n  return {'seed': 1}\n",
+  "import": "import no_such_module\n",
+  "model": """
+from robust_opt.experiments.config import digits
+def get_config():
+  config = digits()
+  config.model.depth = 3
+  return config
+""",
+}
+
+# (arguments, what the sentence must hold); {name} is the path of that config, {tmp} a folder
+TABLE = [
+  # Flags
+  (["stray"], ["--flag=value", "'stray'"]),
+  (["--wrkdir=x"], ["--wrkdir", "did you mean --workdir"]),
+  (["--training.epochs=3"], ["--training.epochs", "did you mean --config.training.epochs"]),
+  (["--zzzzzz=3"], ["--zzzzzz", "--help"]),
+  (["--num_processes=two"], ["num_processes", "two"]),
+  (["--coordinator=localhost:1"], ["--coordinator", "--workdir"], "no workdir"),
+  (["--coordinator=localhost:1"], ["--coordinator", "--num_processes and --process_id"]),
+  (["--coordinator=localhost:1", "--num_processes=2"], ["--process_id", "None"]),
+  (["--coordinator=localhost", "--num_processes=2", "--process_id=0"], ["host:port", "localhost"]),
+  (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], ["--process_id", "2"]),
+  (["--num_processes=2", "--process_id=0"], ["--coordinator"]),
+  # The file
+  (["--config={tmp}/absent.py"], ["--config", "absent.py", "file that defines get_config()"]),
+  (["--config={tmp}"], ["--config", "file that defines get_config()"]),
+  (["--config="], ["--config", "file that defines get_config()"]),
+  (["--config"], ["--config", "file that defines get_config()"]),
+  (["--config={syntax}"], ["--config=", "syntax.py", "invalid syntax", "line 1"]),
+  (["--config={without}"], ["without.py", "get_config"]),
+  (["--config={raises}"], ["raises.py", "no luck"]),
+  (["--config={type_error}"], ["type_error.py", "unsupported operand"]),
+  (["--config={none}"], ["none.py", "ConfigDict", "NoneType"]),
+  (["--config={dict}"], ["dict.py", "ConfigDict", "dict"]),
+  (["--config={import}"], ["import.py", "no_such_module"]),
+  (["--config={good}:argument"], ["good.py:argument", "get_config"]),
+  (["--config={model}"], ["--config.model", "DigitsCNN", "depth"]),
+  # Keys
+  (["--config.trainng.epochs=3"], ["--config.trainng.epochs", "did you mean training.epochs"]),
+  (["--config.epochz=3"], ["--config.epochz", "did you mean training.epochs"]),
+  (["--config.training.zzz=3"], ["--config.training.zzz", "epochs", "batch_size"]),
+  (["--config.zzz=3"], ["--config.zzz", "training", "seed"]),
+  (["--config.seed.zzz=3"], ["--config.seed.zzz", "no key"]),
+  (["--config.uncertainty=3"], ["--config.uncertainty", "name", "radius", "box"]),
+  (["--config.model.depth=3"], ["--config.model.depth", "name"]),
+  # Types
+  (["--config.training.epochs=many"], ["--config.training.epochs", "int", "'many'"]),
+  (["--config.training.epochs=2.5"], ["--config.training.epochs", "int", "'2.5'"]),
+  (["--config.uncertainty.radius=big"], ["--config.uncertainty.radius", "float", "'big'"]),
+  (["--config.uncertainty.box=maybe"], ["--config.uncertainty.box", "bool", "'maybe'"]),
+  (["--config.evaluation.sweep=(0, 'a')"], ["--config.evaluation.sweep", "multiples"]),
+  (["--config.training.augment=('flip', 'spin')"], ["--config.training.augment", "crop", "spin"]),
+  # Values
+  (["--config.uncertainty.radius=-0.1"], ["--config.uncertainty.radius", ">= 0", "-0.1"]),
+  (["--config.uncertainty.radius=nan"], ["--config.uncertainty.radius", ">= 0", "nan"]),
+  (["--config.uncertainty.radius=inf"], ["--config.uncertainty.radius", "finite", "inf"]),
+  (["--config.evaluation.radii.l2=nan"], ["--config.evaluation.radii.l2", ">= 0", "nan"]),
+  (["--config.uncertainty.name=l3"], ["--config.uncertainty.name", "linf, l2, l1", "'l3'"]),
+  (["--config.objective.name=kind"], ["--config.objective.name", "robust", "'kind'"]),
+  (["--config.objective.name=trades"], ["--config.objective.name=trades", "random_start"]),
+  (["--config.model.name=ResNet"], ["--config.model.name", "MnistCNN", "'ResNet'"]),
+  (["--config.model.mean=(0.1, 0.2)"], ["--config.model.mean", "1 channels", "(0.1, 0.2)"]),
+  (["--config.optimizer.name=sgdd"], ["--config.optimizer.name", "optax", "'sgdd'"]),
+  (["--config.optimizer.name=adam"], ["--config.optimizer.kwargs", "adam", "momentum"]),
+  (["--config.optimizer.name=softmax"], ["--config.optimizer", "softmax"]),
+  (["--config.optimizer.schedule=step"], ["--config.optimizer.schedule", "cosine", "'step'"]),
+  (["--config.optimizer.learning_rate=0.0"], ["--config.optimizer.learning_rate", "> 0", "0.0"]),
+  (["--config.training.epochs=0"], ["--config.training.epochs", ">= 1", "0"]),
+  (["--config.training.batch_size=0"], ["--config.training.batch_size", ">= 1", "0"]),
+  (["--config.training.batch_size=4000"], ["--config.training.batch_size", "1293", "4000"]),
+  (["--config.training.batch_size=30"], ["--config.training.batch_size", "8 devices", "30"]),
+  (["--config.checkpoint.keep=0"], ["--config.checkpoint.keep", ">= 1", "0"]),
+  (["--config.evaluation.checkpoint=first"], ["--config.evaluation.checkpoint", "best", "'first'"]),
+  # Data
+  (["--config.dataset.name=mnst"], ["dataset.name", "'mnst'", "did you mean mnist"]),
+  (["--config.dataset.name=../x"], ["dataset.name", "../x"]),
+  (
+    ["--config.dataset.name=svhn_cropped", "--config.dataset.data_dir={tmp}"],
+    ["dataset.name='svhn_cropped'", "data_dir", "TensorFlow"],
+  ),
+  (
+    ["--config.dataset.name=mnist", "--config.dataset.data_dir={tmp}/x"],
+    ["dataset.data_dir", "/x"],
+  ),
+  (["--config.dataset.holdout=1.0"], ["--config.dataset.holdout", "< 1", "1.0"]),
+  (["--config.dataset.holdout=0.00001"], ["1e-05", "at least one"]),
+  (["--config.dataset.train_examples=-1"], ["--config.dataset.train_examples", ">= 0", "-1"]),
+  # A network that cannot take the images
+  (["--config.model.name=MnistCNN"], ["--config.model.name=MnistCNN", "digits, 8 x 8 x 1"]),
+  (["--config.model.name=VGG"], ["--config.model.name=VGG", "digits, 8 x 8 x 1"]),
+]
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+  """Configs by name, and a folder for temporary work directories."""
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "temporary").mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+  paths = {name: tmp_path / "configs" / f"{name}.py" for name in CONFIGS}
+  for name, path in paths.items():
+    path.write_text(CONFIGS[name])
+  return {**paths, "tmp": tmp_path}
+
+
+def the_sentence(captured):
+  """What the program said, if it was one sentence."""
+  assert captured.out == ""
+  (line,) = captured.err.splitlines()
+  assert line.startswith("robust_opt: ")
+  assert len(line) < 500
+  return line
+
+
+def tree(root):
+  return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def name_of(row):
+  return " ".join(row[0])
+
+
+@pytest.mark.parametrize("row", TABLE, ids=name_of)
+def test_one_sentence(row, places, monkeypatch, capfd):
+  arguments, fragments, *without = row
+  if "TensorFlow" in fragments and importlib.util.find_spec("tensorflow"):
+    pytest.skip("with TensorFlow the set would be prepared")
+  arguments = [a.format_map(places) if "{" in a else a for a in arguments]
+  workdir = [] if without else [f"--workdir={places['tmp'] / 'run'}"]
+  before = tree(places["tmp"])
+  assert run_main(monkeypatch, *workdir, *arguments) == 2
+  said = the_sentence(capfd.readouterr())
+  for fragment in fragments:
+    assert fragment in said
+  after = {path for path in tree(places["tmp"]) if "__pycache__" not in str(path)}
+  assert after == set(before)
+  assert not (places["tmp"] / "run").exists()
+  assert not list((places["tmp"] / "temporary").iterdir())
+
+
+def test_devices_are_those_the_table_speaks_of():
+  assert jax.device_count() == 8
+
+
+def earlier_run(workdir, **changes):
+  """A work directory as a run of the default config leaves it first."""
+  workdir.mkdir()
+  config = config_lib.as_dict(config_lib.get_config())
+  config["seed"] = changes.get("seed", 0)
+  config["dataset"]["data_dir"] = changes.get("data_dir", "")
+  (workdir / "config.json").write_text(json.dumps(config))
+
+
+def other_config(workdir):
+  earlier_run(workdir, seed=7)
+
+
+def foreign_files(workdir):
+  workdir.mkdir()
+  (workdir / "thesis.tex").write_text("all my work")
+
+
+def a_file(workdir):
+  workdir.write_text("a file")
+
+
+def cut_config(workdir):
+  earlier_run(workdir)
+  text = (workdir / "config.json").read_text()
+  (workdir / "config.json").write_text(text[: len(text) // 2])
+
+
+def binary_config(workdir):
+  earlier_run(workdir)
+  (workdir / "config.json").write_bytes(b"\xff\xfe\x00")
+
+
+def list_config(workdir):
+  earlier_run(workdir)
+  (workdir / "config.json").write_text("[1, 2]")
+
+
+def folder_config(workdir):
+  (workdir / "config.json").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+  ("make", "fragments"),
+  [
+    (other_config, ["another experiment", "seed: 7 -> 0"]),
+    (foreign_files, ["new or empty directory", "thesis.tex"]),
+    (a_file, ["new or empty directory", "run is none of ours"]),
+    (cut_config, ["config.json cannot be read", "choose a new directory"]),
+    (binary_config, ["config.json cannot be read"]),
+    (list_config, ["config.json cannot be read"]),
+    (folder_config, ["config.json cannot be read"]),
+  ],
+)
+def test_work_directories_that_are_refused_stay_as_they_are(
+  make, fragments, tmp_path, monkeypatch, capfd
+):
+  workdir = tmp_path / "run"
+  make(workdir)
+  before = tree(tmp_path)
+  assert run_main(monkeypatch, f"--workdir={workdir}") == 2
+  said = the_sentence(capfd.readouterr())
+  for fragment in [f"--workdir={workdir}", *fragments]:
+    assert fragment in said
+  assert tree(tmp_path) == before
+
+
+def test_every_difference_is_named(tmp_path):
+  earlier_run(tmp_path / "run")
+  config = config_lib.get_config()
+  config.seed = 1
+  config.optimizer.kwargs = ConfigDict({"nesterov": True})
+  with pytest.raises(InputError) as caught:
+    workdirs.check(tmp_path / "run", config)
+  for words in (
+    "seed: 0 -> 1",
+    "optimizer.kwargs.momentum: 0.9 -> (absent)",
+    "optimizer.kwargs.nesterov: (absent) -> True",
+  ):
+    assert words in str(caught.value)
+
+
+def test_data_may_have_moved(tmp_path):
+  earlier_run(tmp_path / "run", data_dir="/elsewhere")
+  config = config_lib.get_config()
+  config.dataset.cache_dir = "/tmp"
+  workdirs.check(tmp_path / "run", config)
+
+
+def test_what_a_killed_start_left_is_no_foreign_file(tmp_path):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  (workdir / ".config.json.abc.part").write_text("{")
+  config = config_lib.get_config()
+  workdirs.check(workdir, config)
+  workdirs.claim(workdir, config, build.splits(config_lib.digits()))
+  assert {path.name for path in workdir.iterdir()} == {"config.json", "inputs.json"}
+
+
+def test_a_work_directory_that_cannot_be_made_is_named(tmp_path, monkeypatch, capfd):
+  (tmp_path / "file").write_text("in the way")
+  assert run_main(monkeypatch, *SMALL, f"--workdir={tmp_path / 'file' / 'run'}") == 1
+  assert str(tmp_path / "file" / "run") in the_sentence(capfd.readouterr())

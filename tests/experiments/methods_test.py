@@ -1,0 +1,151 @@
+"""Every method by name: its config, its update, and what it costs."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rounding import rounding
+
+import robust_opt as ro
+from robust_opt import models
+from robust_opt.experiments import build, config, methods, updates
+from robust_opt.training.step import init_state, take
+
+ALL = pytest.mark.parametrize("name", methods.ALL)
+
+
+def configured(name):
+  c = config.digits()
+  c.uncertainty.box = True
+  c.training.epochs = 6
+  methods.ALL[name].apply(c)
+  config.validate(c)
+  return c
+
+
+def parts(name):
+  """(step, state, batch) of a net of two layers on a hundred digits."""
+  c = configured(name)
+  c.training.batch_size = 100
+  data = build.data.load("digits", "train")
+  batch = take(ro.ArrayData(data.images, data.labels), jnp.arange(100, dtype=jnp.int32))
+  net = models.MLP(widths=(16,))
+  params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
+  optimizer = build.optimizer(c, 5)
+  images = data.images[:200]
+  step, memory = updates.make(c, net, optimizer, images, 5), updates.memory(c, images)
+  return step, init_state(params, model_state, optimizer, memory), batch
+
+
+@ALL
+def test_an_update_of_every_method(name):
+  """It is traced, and keeps every shape and type of the state, as a scan needs it."""
+  step, state, batch = parts(name)
+  after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+  before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))
+  same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), after, before)
+  assert all(jax.tree.leaves(same))
+  assert metrics.loss.shape == ()
+
+
+def multiply_adds(name):
+  """Of the matrix products of an update, as it is traced."""
+  step, state, batch = parts(name)
+
+  def count(jaxpr, times=1):
+    total = 0
+    for eqn in jaxpr.eqns:
+      length = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+      if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        summed = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+        total += times * summed * np.prod(eqn.outvars[0].aval.shape)
+      inside = list(jax.extend.core.jaxprs_in_params(eqn.params))
+      if eqn.primitive.name == "cond":  # an update in two takes either branch
+        length = 1 / len(inside)
+      total += sum(count(jaxpr, times * length) for jaxpr in inside)
+    return total
+
+  return count(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
+
+
+def passes(name):
+  """Forward and backward passes of an update; standard training's is 1."""
+  return multiply_adds(name) / multiply_adds("standard")
+
+
+# The line search of L-BFGS is a loop of unknown length. Tangent planes are computed beside the net.
+UNCOUNTED = ("szegedy", "free", "manifold_tangent")
+# Where one backward pass gives the gradients of x and of theta.
+BOTH_GRADIENTS = ("recall", "gradient_penalty", "layer_jacobian")
+
+
+@pytest.mark.parametrize("name", [name for name in methods.ALL if name not in UNCOUNTED])
+def test_the_budget_counts_what_an_update_does(name):
+  """`passes` is what the table calls equal.
+
+  A pass with a gradient of x and none of theta has nearly as many products as one of theta alone;
+  one with both has 0.41 of one more.
+  """
+  expected = methods.ALL[name].passes + (0.41 if name in BOTH_GRADIENTS else 0.0)
+  assert passes(name) == pytest.approx(expected, rel=0.09)
+
+
+def test_a_replay_of_free_training_costs_hardly_more_than_a_standard_update():
+  assert 1 < passes("free") / methods.REPLAYS <= 1.5
+
+
+# Standard training and Algorithm 1 are mnist_standard.py and mnist_linf.py, as in the paper.
+@pytest.mark.parametrize(
+  "name", [name for name in methods.ALL if name not in ("standard", "robust")]
+)
+def test_every_method_has_its_config(name):
+  path = Path(__file__).parents[2] / "configs" / f"mnist_{name}.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  expected = config.mnist_methods()
+  methods.ALL[name].apply(expected)
+  assert config.differences(config.as_dict(expected), config.as_dict(module.get_config())) == []
+
+
+def test_names_are_functions():
+  assert all(getattr(methods, name) is method.apply for name, method in methods.ALL.items())
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("robust", "edge"),
+    ("fast", "inside"),
+    ("n_fgsm", "beyond"),
+    ("pgd", "inside"),
+    ("standard", "nowhere"),
+  ],
+)
+def test_where_an_adversary_goes(name, expected):
+  """Of a linear function: to the edge, from a random start not all the way, beyond by noise."""
+  c = configured(name)
+  c.uncertainty.box = False
+  g = np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)
+  delta, _ = build.attack(c, "linf", 0.1, c.attack.num_steps)(
+    lambda x: (x * g).sum(-1), jax.random.key(0), jnp.zeros((4, 30))
+  )
+  farthest, size = np.abs(delta).max(), np.abs(delta)
+  if expected == "nowhere":
+    np.testing.assert_array_equal(delta, 0)
+  elif expected == "edge":
+    np.testing.assert_allclose(delta, 0.1 * np.sign(g), rtol=rounding(terms=4))
+  elif expected == "inside":
+    assert farthest <= 0.1 * (1 + rounding(terms=4))
+    assert ((delta * g) > 0).mean() > 0.6
+  else:
+    noise = delta - 0.1 * np.sign(g)
+    assert 0.1 < farthest <= 0.3 * (1 + rounding(terms=4))
+    assert np.abs(noise).max() <= 0.2 * (1 + rounding(terms=4))
+    assert np.abs(noise).std() > 0.03
+    assert size.min() < 0.1

@@ -1,0 +1,389 @@
+"""Whole experiments on the digits: they make nets robust, and leave what they promise."""
+
+import json
+import math
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from rounding import rounding
+from tensorboardX.proto.event_pb2 import Event
+
+import robust_opt as ro
+from robust_opt import losses, models
+from robust_opt.evaluation import accuracy as evaluation
+from robust_opt.experiments import assembly, build, metrics, run, target
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.checkpoint import Checkpoints
+from robust_opt.training import sharding
+from robust_opt.training.step import TrainMetrics, init_state
+
+RADIUS = 0.15
+SEEDS = (0, 1, 2)
+
+
+def small_config(num_steps=1, epochs=2):
+  config = config_lib.digits()
+  config.model = config_lib.ConfigDict({"name": "MLP", "widths": (64,), "mean": (), "std": ()})
+  config.uncertainty.radius = RADIUS
+  config.attack.num_steps = num_steps
+  config.attack.relative_step = 0.1
+  config.training.epochs = epochs
+  config.dataset.train_examples = 1000
+  config.dataset.test_examples = 150
+  config.evaluation.radii.linf = RADIUS
+  config.evaluation.sweep = (0.0, 1.0, 3.0)
+  config.evaluation.batch_size = 64
+  return config
+
+
+def fresh_state(config, parts, seed):
+  net = build.model(config, parts.splits.train)
+  params, model_state = models.init(net, jax.random.key(seed), (8, 8, 1))
+  state = init_state(params, model_state, build.optimizer(config, parts.steps_per_epoch))
+  return sharding.replicate(state, sharding.data_mesh())
+
+
+@pytest.mark.slow
+def test_robust_training_makes_nets_robust_over_several_seeds():
+  """Against the step that it was trained on, and against 20 steps that it was not."""
+  epochs, rows = 8, []
+  robust, standard = (assembly.assemble(small_config(steps, epochs)) for steps in (1, 0))
+  pgd = assembly.assemble(small_config(20, epochs)).evaluate
+
+  def accuracy(evaluate, state):
+    result = evaluate(state, "linf", robust.test, RADIUS)
+    return result.clean_correct.mean(), result.robust_correct.mean()
+
+  for seed in SEEDS:
+    row = {}
+    for name, parts in (("robust", robust), ("standard", standard)):
+      scan = parts.scan(parts.steps_per_epoch)
+      state, losses = fresh_state(small_config(), parts, seed), []
+      for _ in range(epochs):
+        state, metrics = scan(state)
+        losses.append(np.asarray(metrics.loss).mean())
+      assert losses[-1] < 0.6 * losses[0]
+      clean, one_step = accuracy(robust.evaluate, state)
+      _, twenty = accuracy(pgd, state)
+      assert twenty <= one_step + 0.01 <= clean + 0.02
+      row[name] = (clean, one_step, twenty)
+    rows.append(row)
+  for row in rows:
+    assert row["robust"][0] > 0.85
+    assert row["robust"][1] > row["standard"][1] + 0.15
+    assert row["robust"][2] > row["standard"][2] + 0.15
+
+
+@pytest.mark.parametrize(
+  ("per_epoch", "most", "expected"),
+  [
+    (100, 100, 100),
+    (300, 100, 100),
+    (40, 100, 40),
+    (90, 40, 30),
+    (41, 100, 41),
+    (41, 10, 10),  # a prime: no divisor but 1, so the last scan of an epoch is shorter
+    (1, 100, 1),
+    (550, 100, 55),
+    (100, 1, 1),
+  ],
+)
+def test_scan_length(per_epoch, most, expected):
+  assert assembly.scan_length(per_epoch, most) == expected
+
+
+# A run whose scan and evaluation only say what they are told to: what is made of it.
+
+
+def outcome(data, clean, robust, zeros=0):
+  """An Evaluation with so many of the data correct, and so many without a gradient."""
+  place = np.arange(len(data.labels))
+  return evaluation.Evaluation(place < clean, place < robust, place < zeros)
+
+
+@pytest.fixture(scope="module")
+def parts():
+  return assembly.assemble(small_config(epochs=3))
+
+
+def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
+  """By PGD: clean and one-step accuracy rise on. The test set is never looked at."""
+  config, asked = small_config(epochs=3), []
+  config.checkpoint.every_epochs = 3
+  config.evaluation.checkpoint = "best"
+
+  def scan(num_steps):
+    return lambda state: (
+      state.replace(step=state.step + num_steps),
+      TrainMetrics(np.ones(num_steps), np.zeros(num_steps, np.int32)),
+    )
+
+  def evaluate(state, norm, data, radius):
+    asked.append(data)
+    epoch = int(state.step) // parts.steps_per_epoch
+    return outcome(data, clean=50 + 10 * epoch, robust=40 + 10 * epoch)
+
+  def watch(state):
+    return np.arange(100) < {1: 20, 2: 40, 3: 30}[int(state.step) // parts.steps_per_epoch]
+
+  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+  stub = parts._replace(scan=scan, evaluate=evaluate, watch=watch)
+  run.train(config, tmp_path, stub, parts.state, checkpoints)
+  assert checkpoints.best_step() == 2 * parts.steps_per_epoch
+  assert int(checkpoints.restore(parts.state, "best").step) == 2 * parts.steps_per_epoch
+  checkpoints.close()
+  assert len(asked) == 3
+  assert all(data is parts.heldout for data in asked)
+  images = parts.splits.train.images, parts.splits.heldout.images
+  original = build.data.load("digits", "train").images[:1000]
+  pixels = [{image.tobytes() for image in part} for part in (*images, original)]
+  assert pixels[1] <= pixels[2]  # what is held out comes from the training set
+  assert len(images[0]) + len(images[1]) == 1000
+
+
+def test_zero_gradients_are_reported(parts):
+  """In the log of training and of the held-out examples, and beside every accuracy."""
+  config = small_config()
+
+  def scan(num_steps):
+    zeros = np.arange(num_steps, dtype=np.int32)
+    return lambda state: (state, TrainMetrics(np.ones(num_steps), zeros))
+
+  def evaluate(state, norm, data, radius):
+    return outcome(data, clean=90, robust=60, zeros=7 if data is parts.heldout else 11)
+
+  stub = parts._replace(scan=scan, evaluate=evaluate)
+  _, logged = run._scan(config, stub, parts.state, 0, 4, None)
+  assert logged["train/zero_gradients"] == 0 + 1 + 2 + 3
+  assert run._heldout(config, stub, parts.state)["heldout/zero_gradients"] == 7
+  _, *attacked = run.evaluate_and_describe(config, stub, parts.state)["results"]
+  assert [(row["correct"], row["total"], row["zero_gradients"]) for row in attacked] == 3 * [
+    (60, 150, 11)
+  ]
+
+
+def test_a_norm_of_radius_0_is_left_out(parts):
+  """But never the norm that is trained over, whose clean half is the clean accuracy."""
+  config = small_config()
+  config.evaluation.radii.l1 = config.evaluation.radii.linf = config.uncertainty.radius = 0.0
+  asked = []
+
+  def evaluate(state, norm, data, radius):
+    asked.append((norm, radius))
+    return outcome(data, clean=90, robust=60, zeros=0)
+
+  stub = parts._replace(evaluate=evaluate)
+  found = run.evaluate_and_describe(config, stub, parts.state)
+  assert [row.get("norm") for row in found["results"]] == [None, "linf", "l2"]
+  # Multiples 0 and 1 of a radius are known already.
+  assert asked == [("linf", 0.0), ("l2", 0.5), ("l2", 1.5)]
+  assert found["sweeps"][1]["correct"] == [90, 60, 60]
+
+
+def test_a_sweep_over_radii_traces_once(parts, monkeypatch):
+  traced, genuine = [], build.evaluation_attack
+  monkeypatch.setattr(
+    build, "evaluation_attack", lambda *args: traced.append(args) or genuine(*args)
+  )
+  results = [parts.evaluate(parts.state, "l2", parts.heldout, r) for r in (0.0, 0.3, 2.0)]
+  assert len(traced) == 1
+  assert np.any(results[0].robust_correct != results[2].robust_correct)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_measuring_attacks_reach_the_maximum_in_the_box(norm):
+  """Over l_1 too, where most of an attack's steps would be lost on pixels that are saturated."""
+  config = small_config()
+  config.uncertainty.box, config.attack.relative_step = True, 0.25
+  rng = np.random.default_rng(0)
+  x, slope = rng.random((8, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+  radius = {"linf": 0.3, "l2": 1.0, "l1": 2.0}[norm]
+  attack = build.evaluation_attack(config, norm, radius, 100)
+  delta, _ = attack(lambda x: x @ slope, None, x)
+  best = build.uncertainty_set(config, norm, radius).steepest_ascent(0 * x + slope, x)
+  np.testing.assert_allclose(delta @ slope, best @ slope, rtol=rounding(terms=2 * 12 + 8))
+
+
+def test_measuring_attacks_keep_the_best_iterate_not_the_last():
+  config = small_config()
+  config.attack.relative_step = 1.0  # to and fro
+  x = np.random.default_rng(0).random((20, 6)).astype(np.float32)
+
+  def value_fn(x):
+    return ro.Scored(x.sum(-1), np.sin(20 * np.arange(1, 7)) @ jax.numpy.cos(9 * x).T)
+
+  delta, info = build.evaluation_attack(config, "linf", 0.3, 6)(value_fn, None, x)
+  ours, last = value_fn(x + delta).score, info.score[-1]
+  assert np.all(ours >= info.score.max(axis=0) - 1e-4)
+  assert np.mean(ours > last + 0.1) > 0.3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """(config, work directory, summary) of one short run; scans that do not divide the epoch."""
+  workdir = tmp_path_factory.mktemp("runs") / "new" / "robust"
+  config = small_config(epochs=2)
+  config.dataset.train_examples = 1032
+  config.training.steps_per_scan = 11  # of 29, a prime
+  config.evaluation.checkpoint = "best"
+  config.training.augment = ("crop",)
+  return config, workdir, run.run(config, workdir)
+
+
+def strict(text):
+  def refuse(constant):
+    raise ValueError(f"{constant} is no JSON")
+
+  return json.loads(text, parse_constant=refuse)
+
+
+def test_work_directory_holds_what_it_promises(finished):
+  config, workdir, summary = finished
+  promised = {"config.json", "inputs.json", "metrics.jsonl", "summary.json"}
+  promised |= {"tensorboard", "checkpoints"}
+  pictures = {"curves.png", "accuracy.png", "examples.png"}
+  assert {path.name for path in workdir.iterdir()} == promised | pictures
+  assert strict((workdir / "config.json").read_text()) == config_lib.as_dict(config)
+  assert strict((workdir / "summary.json").read_text()) == json.loads(json.dumps(summary))
+  for name in pictures:
+    with Image.open(workdir / name) as image:
+      assert image.format == "PNG"
+      image.load()
+      assert min(image.size) > 100
+      assert len(np.unique(np.asarray(image.convert("L")))) > 10  # something is drawn
+
+
+def test_metrics_are_strict_json_with_every_step_once(finished):
+  _, workdir, _ = finished
+  steps = [11, 22, 29, 40, 51, 58]
+  records = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [r["step"] for r in records] == steps
+  assert [r["epoch"] for r in records] == pytest.approx([step / 29 for step in steps])
+  for record in records:
+    assert all(math.isfinite(v) for v in record.values())
+    at_end = record["step"] % 29 == 0
+    assert ("heldout/robust_accuracy" in record) == at_end
+    assert 0 <= record["train/zero_gradients"] <= 11 * 32
+
+
+def events(path):
+  """The records of a TensorBoard file: length [8], its crc [4], event, crc [4]."""
+  content, place = path.read_bytes(), 0
+  while place < len(content):
+    (length,) = struct.unpack_from("<Q", content, place)
+    yield Event.FromString(content[place + 12 : place + 12 + length])
+    place += 16 + length
+
+
+def test_tensorboard_events_hold_the_same_numbers(finished):
+  _, workdir, _ = finished
+  (path,) = (workdir / "tensorboard").iterdir()
+  scalars = {
+    (event.step, value.tag): value.simple_value
+    for event in events(path)
+    for value in event.summary.value
+  }
+  for line in (workdir / "metrics.jsonl").read_text().splitlines():
+    record = json.loads(line)
+    step = record.pop("step")
+    for name, value in record.items():
+      assert scalars.pop((step, name)) == pytest.approx(value, rel=rounding())
+  assert not scalars
+
+
+def test_counts_of_the_summary_add_up(finished):
+  config, _, summary = finished
+  clean, own, *others = summary["results"]
+  assert (clean["what"], clean["zero_gradients"]) == ("clean", None)
+  assert [row["norm"] for row in (own, *others)] == ["linf", "l2", "l1"]
+  assert [row["radius"] for row in (own, *others)] == [RADIUS, 0.5, 1.0]
+  assert "training" in own["what"]
+  assert not any("training" in row["what"] for row in others)
+  assert {row["total"] for row in summary["results"]} == {150}
+  assert own["correct"] <= clean["correct"] <= 150
+  for row, sweep in zip((own, *others), summary["sweeps"], strict=True):
+    radius = config.evaluation.radii[row["norm"]]
+    assert sweep["norm"] == row["norm"]
+    assert sweep["radii"] == pytest.approx([0.0, radius, 3 * radius])
+    assert sweep["correct"][0] == clean["correct"]  # radius 0 is the clean example
+    assert sweep["correct"][1] == row["correct"]
+    assert sweep["correct"][0] >= sweep["correct"][1] >= sweep["correct"][2]
+    assert sweep["total"] == 150
+  assert summary["train_examples"] + summary["heldout_examples"] == 1032
+  assert summary["step"] == summary["best_checkpoint"]["step"]  # the config asks for the best
+  assert summary["step"] in (29, 58)
+  assert 0 <= summary["best_checkpoint"]["heldout_robust"] <= 1
+  assert len(summary["params_sha256"]) == len(summary["data_sha256"]["train"]) == 64
+  assert summary["config"] == config_lib.as_dict(config)
+  assert summary["seconds_since_last_start"] > 0
+  assert summary["peak_memory_mb"] > 50
+
+
+# Overfitting, which is watched on held-out data.
+
+
+def collapsing(parts):
+  """A run whose net stands one step ever better, and PGD no more from the third epoch on."""
+
+  def scan(num_steps):
+    return lambda state: (
+      state.replace(step=state.step + num_steps),
+      TrainMetrics(np.full(num_steps, 1.0), np.zeros(num_steps, np.int32)),
+    )
+
+  def evaluate(state, norm, data, radius):
+    return outcome(data, clean=90, robust=60 + 5 * (int(state.step) // parts.steps_per_epoch))
+
+  def watch(state):
+    return np.arange(100) < {1: 30, 2: 50, 3: 2, 4: 1}[int(state.step) // parts.steps_per_epoch]
+
+  return parts._replace(scan=scan, evaluate=evaluate, watch=watch)
+
+
+@pytest.mark.parametrize("what", ["say", "stop"])
+def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, monkeypatch, what):
+  config, said = small_config(epochs=4), []
+  config.training.on_overfitting = what
+  monkeypatch.setattr(metrics.ProgressDisplay, "say", lambda self, text: said.append(text))
+  monkeypatch.setattr(run, "assemble", lambda config: collapsing(parts))
+  monkeypatch.setattr(run, "draw", lambda *args: None)
+  summary = run.run(config, tmp_path / "run")
+  (sentence,) = said
+  assert sentence.startswith("Catastrophic overfitting: ")
+  assert len(summary["overfitting"]) == 1
+  epoch = {"say": 4, "stop": 2}[what]  # where it stops, the best checkpoint is reported on
+  assert summary["step"] == epoch * parts.steps_per_epoch
+  assert summary["best_checkpoint"]["step"] == 2 * parts.steps_per_epoch
+  assert summary["checkpoint"] == {"say": "last", "stop": "best"}[what]
+  assert target._reported(tmp_path / "run") == summary["checkpoint"]
+  records = metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")
+  last = {"say": 4, "stop": 3}[what] * parts.steps_per_epoch
+  assert records[-1]["step"] == last
+  assert records[-1]["heldout/pgd_accuracy"] < 0.03 < records[-1]["heldout/single_step_accuracy"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_what_is_watched_is_the_other_attack(num_steps):
+  config = small_config()
+  config.attack.num_steps = num_steps
+  x, y = jnp.full((4, 6), 0.5), jnp.arange(4) % 3
+  w = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+  def value(z):
+    return losses.cross_entropy(jnp.sin(9 * z @ w), y)
+
+  attack = build.watching_attack(config, "linf", 0.2)
+  _, info = attack(value, jax.random.key(0), x)
+  assert len(info.value) == {1: 10, 3: 1}[num_steps]
+
+
+def test_standard_training_is_not_watched():
+  config = small_config()
+  config.attack.num_steps = 0
+  assert assembly.assemble(config).watch is None
+  config.attack.num_steps, config.training.watch_examples = 1, 0
+  assert assembly.assemble(config).watch is None

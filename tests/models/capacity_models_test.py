@@ -1,0 +1,472 @@
+"""Maxout and RBF nets, their losses and the bound on their weights: closed forms, invariants."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rounding import assert_close, rounding
+from scipy import signal
+
+import robust_opt as ro
+from robust_opt import models
+from robust_opt.data.datasets import load
+from robust_opt.models.maxout import max_of_pieces
+from robust_opt.models.rbf import squared_distances
+from robust_opt.training import optimizers
+from robust_opt.training import step as training
+
+SHAPE = (3, 2, 1)
+N = 6
+# Up to three layers of at most 4 x 6 units, an exponential or a logarithm, and a sum over classes.
+TERMS = 3 * 4 * N + 16
+ROUNDING = rounding(terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
+X = np.random.default_rng(0).uniform(0, 1, (5, *SHAPE)).astype(np.float32)
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def logits_of(net, params, x):
+  return models.from_linen(net)(params, {}, x, train=False, key=None)[0]
+
+
+# Maxout.
+
+
+def test_one_piece_is_linear_and_the_identity_the_identity():
+  net = models.Maxout(num_classes=N, widths=(N,), pieces=1)
+  eye = {"kernel": jnp.eye(N), "bias": jnp.zeros(N)}
+  np.testing.assert_array_equal(
+    logits_of(net, {"Dense_0": eye, "Dense_1": eye}, X), X.reshape(5, N)
+  )
+  kernel, bias = normal(N, N), normal(N, seed=1)
+  logits = logits_of(net, {"Dense_0": {"kernel": kernel, "bias": bias}, "Dense_1": eye}, X)
+  close(logits, X.reshape(5, N) @ kernel + bias)
+
+
+def test_two_opposite_pieces_are_the_absolute_value():
+  w, width = normal(N, 4), 4
+  net = models.Maxout(num_classes=width, widths=(width,), pieces=2)
+  params = {
+    "Dense_0": {"kernel": np.concatenate([w, -w], axis=1), "bias": jnp.zeros(2 * width)},
+    "Dense_1": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)},
+  }
+  expected = np.abs((X.reshape(5, N) - 0.5) / 0.25 @ w)
+  standardising = net.clone(mean=0.5, std=0.25)
+  close(logits_of(standardising, params, X), expected)
+
+
+def test_maxout_by_hand():
+  """Unit by unit and piece by piece, in float64."""
+  net = models.Maxout(num_classes=3, widths=(4, 2), pieces=3, mean=0.3, std=0.4)
+  fresh, _ = models.init(net, jax.random.key(0), SHAPE)
+  params = jax.tree.map(lambda w: normal(*w.shape), fresh)
+  h = (X.reshape(5, N).astype(np.float64) - 0.3) / 0.4
+  for layer, width in (("Dense_0", 4), ("Dense_1", 2)):
+    kernel, bias = (params[layer][k].astype(np.float64) for k in ("kernel", "bias"))
+    assert kernel.shape == (h.shape[1], 3 * width)
+    units = [
+      np.max([h @ kernel[:, p * width + u] + bias[p * width + u] for p in range(3)], axis=0)
+      for u in range(width)
+    ]
+    h = np.stack(units, axis=1)
+  expected = h @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+  close(logits_of(net, params, X), expected)
+
+
+def test_a_convolutional_maxout_layer_by_scipy():
+  """Correlate, take the maximum over pieces, pool: in that order, in float64."""
+  net = models.ConvMaxout(num_classes=2, widths=(3,), pieces=2, mean=0.3, std=0.4)
+  x = np.random.default_rng(1).uniform(0, 1, (2, 4, 6, 2)).astype(np.float32)
+  fresh, _ = models.init(net, jax.random.key(0), x.shape[1:])
+  params = jax.tree.map(lambda w: normal(*w.shape), fresh)
+  kernel, bias = params["ConvPool_0"]["kernel"], params["ConvPool_0"]["bias"]
+  z = np.stack(
+    [
+      sum(
+        signal.correlate2d((image[..., c] - 0.3) / 0.4, kernel[..., c, feature], mode="same")
+        for c in range(2)
+      )
+      + bias[feature]
+      for image in x.astype(np.float64)
+      for feature in range(6)
+    ]
+  ).reshape(2, 2, 3, 4, 6)  # image, piece, unit, row, column
+  h = z.max(axis=1).reshape(2, 3, 2, 2, 3, 2).max(axis=(3, 5)).transpose(0, 2, 3, 1)
+  top = params["Dense_0"]
+  expected = h.reshape(2, -1) @ top["kernel"] + top["bias"]
+  close(logits_of(net, params, x), expected)
+
+
+def test_maxout_starts_as_the_paper_does():
+  params, state = models.init(models.Maxout(), jax.random.key(0), (28, 28, 1))
+  shapes = {name: layer["kernel"].shape for name, layer in params.items()}
+  assert shapes == {"Dense_0": (784, 1200), "Dense_1": (240, 1200), "Dense_2": (240, 10)}
+  assert state == {}
+  for layer in params.values():
+    np.testing.assert_array_equal(layer["bias"], 0)
+    assert np.abs(layer["kernel"]).max() <= 0.005
+    # The standard deviation of the uniform distribution, and no sign preferred.
+    np.testing.assert_allclose(np.std(layer["kernel"]), 0.005 / np.sqrt(3), rtol=0.03)
+    assert abs(np.mean(layer["kernel"])) < 5 * np.std(layer["kernel"]) / layer["kernel"].size ** 0.5
+
+
+def test_a_maxout_layer_is_convex():
+  kernel = normal(N, 5 * 7)
+  layer = lambda x: max_of_pieces(x @ kernel, 5)  # noqa: E731
+  a, b = normal(40, N, seed=1), normal(40, N, seed=2)
+  t = np.linspace(0, 1, 40, dtype=np.float32)[:, None]
+  chord = t * layer(a) + (1 - t) * layer(b)
+  below = chord - layer(t * a + (1 - t) * b)
+  assert below.min() >= -ROUNDING * np.abs(chord).max()
+  assert below.max() > 0.1
+
+
+def test_pieces_that_tie_share_the_gradient():
+  """All of them, as at zero input, or some."""
+  z = jnp.array([[0.0, 0, 0, 0, 0, 0], [1, 5, 1, 2, 0, 5], [3, 1, 2, 2, 1, 3]])
+  gradient = jax.grad(lambda z: max_of_pieces(z, 3).sum())(z)
+  third, half = 1 / 3, 1 / 2
+  expected = [[third] * 6, [half, half, half, 0, 0, half], [1, 0, 0, 0, 0, 1]]
+  close(gradient, expected)
+
+
+def test_dropout_keeps_the_expectation_and_only_in_training():
+  """With one piece the net is linear, and so are dropout's means."""
+  net = models.Maxout(num_classes=2, widths=(3,), pieces=1)
+  params, _ = models.init(net, jax.random.key(0), SHAPE)
+  params = jax.tree.map(lambda w: normal(*w.shape), params)
+  apply = models.from_linen(net)
+  train = jax.jit(jax.vmap(lambda key: apply(params, {}, X, train=True, key=key)[0]))
+  drawn = train(jax.random.split(jax.random.key(1), 4000))
+  evaluated = logits_of(net, params, X)
+  deviation = 5 * drawn.std(axis=0) / np.sqrt(4000)
+  assert (np.abs(drawn.mean(axis=0) - evaluated) < deviation).all()
+  assert drawn.std(axis=0).min() > 0.01
+  np.testing.assert_array_equal(
+    apply(params, {}, X, train=False, key=jax.random.key(3))[0], evaluated
+  )
+  undropped = models.from_linen(net.clone(input_dropout=0.0, hidden_dropout=0.0))
+  np.testing.assert_array_equal(
+    undropped(params, {}, X, train=True, key=jax.random.key(0))[0], evaluated
+  )
+
+
+def test_dropout_rates_are_rates_of_dropping():
+  ones = jnp.ones((1, 20, 20, 1))
+  net = models.Maxout(num_classes=400, widths=(400,), pieces=1)
+  eye = {"kernel": jnp.eye(400), "bias": jnp.zeros(400)}
+  params = {"Dense_0": eye, "Dense_1": eye}
+
+  def kept(**rates):
+    apply = models.from_linen(net.clone(**rates))
+    out = apply(params, {}, ones, train=True, key=jax.random.key(0))[0]
+    return np.mean(out > 0), out.max()
+
+  share, scale = kept(hidden_dropout=0.0)
+  assert abs(share - 0.8) < 0.1
+  close(scale, 1 / 0.8)
+  share, scale = kept(input_dropout=0.0)
+  assert abs(share - 0.5) < 0.125
+  close(scale, 2)
+
+
+# The bound on columns.
+
+LIMIT = 1.9365
+
+
+def column_norms(kernel):
+  w = np.asarray(kernel, np.float64)
+  return np.linalg.norm(w.reshape(-1, w.shape[-1]), axis=0)
+
+
+def projected(params, updates, limit=LIMIT):
+  bound = optimizers.max_column_norm(limit)
+  new, state = jax.jit(bound.update)(updates, bound.init(params), params)
+  assert state == optax.EmptyState()
+  return optax.apply_updates(params, new), new
+
+
+def test_columns_are_projected_exactly():
+  params = {"kernel": normal(5, 8), "conv": 0.3 * normal(2, 3, 4, 6), "bias": 100 * normal(8)}
+  updates = jax.tree.map(lambda w: 0.3 * normal(*w.shape, seed=1), params)
+  moved, changed = projected(params, updates)
+  np.testing.assert_array_equal(changed["bias"], updates["bias"])
+  for name in ("kernel", "conv"):
+    after = params[name].astype(np.float64) + updates[name]
+    norm = column_norms(after)
+    assert (norm <= LIMIT).any()
+    assert (norm > LIMIT).any()
+    close(moved[name], after * np.minimum(1, LIMIT / norm))
+    inside = norm <= LIMIT
+    np.testing.assert_array_equal(changed[name][..., inside], updates[name][..., inside])
+    close(column_norms(moved[name])[~inside], LIMIT)
+    assert column_norms(moved[name]).max() <= LIMIT * (1 + ROUNDING)
+
+
+def test_projecting_again_changes_nothing():
+  params = {"kernel": 3 * normal(5, 8)}
+  zero = jax.tree.map(jnp.zeros_like, params)
+  once, _ = projected(params, zero)
+  twice, _ = projected(once, zero)
+  close(twice, once)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_columns_of_any_scale(scale):
+  """No square under- or overflows: from weights of 0, the update is the new weight."""
+  direction = normal(5, 3)
+  params = {"kernel": jnp.zeros((5, 3))}
+  moved, _ = projected(params, {"kernel": np.float32(scale) * direction}, limit=2.0)
+  if scale < 1:
+    np.testing.assert_array_equal(moved["kernel"], np.float32(scale) * direction)
+  else:
+    expected = 2 * direction / np.linalg.norm(direction, axis=0)
+    close(moved["kernel"], expected)
+
+
+def test_projected_descent_in_a_chain():
+  """min -<c, w> over the ball: each column ends on its ball along c; the bias descends freely."""
+  c = normal(4, 3)
+  optimizer = optax.chain(optax.sgd(0.5, 0.5), optimizers.max_column_norm(LIMIT))
+  params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+
+  def step(carry, _):
+    params, state = carry
+    gradient = {"kernel": -c, "bias": -jnp.ones(3)}
+    updates, state = optimizer.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, state), params["kernel"]
+
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=100))
+  (params, _), seen = run((params, optimizer.init(params)))
+  assert max(column_norms(kernel).max() for kernel in seen) <= LIMIT * (1 + ROUNDING)
+  expected = LIMIT * c / np.linalg.norm(c, axis=0)
+  close(params["kernel"], expected)
+  assert params["bias"].min() > 10 * LIMIT
+
+
+# RBF nets.
+
+RBFS = ["ShallowRBF", "DeepRBF"]
+
+
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_shallow_rbf_by_hand(num_classes):
+  net = models.ShallowRBF(num_classes=num_classes, mean=0.3, std=0.4)
+  mu, log_beta = normal(N, num_classes), normal(N, num_classes, seed=1)
+  z = (X.reshape(5, N).astype(np.float64) - 0.3) / 0.4
+  expected = np.zeros((5, num_classes))
+  for k in range(num_classes):
+    difference = z - mu[:, k]
+    expected[:, k] = -np.diag(difference @ np.diag(np.exp(log_beta[:, k])) @ difference.T)
+  params = {"output": {"mu": mu, "log_beta": log_beta}}
+  close(logits_of(net, params, X), expected)
+
+
+def test_deep_rbf_by_hand():
+  net = models.DeepRBF(num_classes=3, width=4)
+  params, _ = models.init(net, jax.random.key(0), SHAPE)
+  params = jax.tree.map(lambda w: 0.5 * normal(*w.shape), params)
+  z = X.reshape(5, N).astype(np.float64)
+  square = ((z[:, :, None] - params["mu"]) ** 2).sum(axis=1)
+  close(squared_distances(X.reshape(5, N), params["mu"]), square)
+  h = np.exp(-np.exp(params["log_beta"]) * square)
+  top = params["output"]
+  expected = -(np.exp(top["log_beta"]) * (h[:, :, None] - top["mu"]) ** 2).sum(axis=1)
+  close(logits_of(net, params, X), expected)
+
+
+def test_a_template_is_its_class_and_what_lies_far_is_none():
+  net = models.ShallowRBF(num_classes=3)
+  params, _ = models.init(net, jax.random.key(0), SHAPE)
+  mu = params["output"]["mu"]
+  p = ro.losses.probabilities(logits_of(net, params, mu.T.reshape(3, *SHAPE)), "rbf")
+  np.testing.assert_array_equal(np.diag(p), 1)
+  assert (p[~np.eye(3, dtype=bool)] < 1).all()
+  directions = np.concatenate([np.eye(N), -np.eye(N), normal(20, N)]).astype(np.float32)
+  directions = directions.reshape(-1, *SHAPE)
+  last = jnp.ones((len(directions), 3))
+  for distance in (2.0, 5.0, 25.0, 1e4):
+    p = ro.losses.probabilities(logits_of(net, params, distance * directions), "rbf")
+    assert ((p < last) | (p == 0)).all()
+    last = p
+  np.testing.assert_array_equal(last, 0)
+
+
+@pytest.mark.parametrize("name", RBFS)
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.1307, 0.3081)])
+def test_fresh_rbf_nets_are_neither_sure_nor_blind(name, mean, std):
+  """On images as dark as MNIST's, with and without standardisation."""
+  rng = np.random.default_rng(0)
+  x = (rng.uniform(0, 1, (8, 28, 28, 1)) * (rng.random((8, 28, 28, 1)) < 0.2)).astype(np.float32)
+  net = getattr(models, name)(mean=mean, std=std)
+  params, _ = models.init(net, jax.random.key(0), x.shape[1:])
+  log_p = jax.jit(models.from_linen(net), static_argnames="train")(
+    params, {}, x, train=False, key=None
+  )[0]
+  assert log_p.max() < -0.05
+  assert log_p.min() > -20
+  loss = lambda p: ro.losses.independent(logits_of(net, p, x), jnp.arange(8)).mean()  # noqa: E731
+  for gradient in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient) > 0).mean() > 0.9
+
+
+# Losses.
+
+
+def test_one_vs_all_in_float64():
+  logits, labels = 20 * normal(50, 6), np.random.default_rng(1).integers(0, 6, 50)
+  z = logits.astype(np.float64) * np.where(np.arange(6) == labels[:, None], -1, 1)
+  loss = jax.jit(ro.losses.one_vs_all)(logits, labels)
+  chex.assert_shape(loss, (50,))
+  np.testing.assert_allclose(loss, np.logaddexp(0, z).sum(-1), rtol=ROUNDING)
+  gradient = jax.grad(lambda z: ro.losses.one_vs_all(z, labels).sum())(logits)
+  expected = jax.nn.sigmoid(logits) - np.eye(6)[labels]
+  close(gradient, expected)
+
+
+def test_independent_in_float64():
+  log_p, labels = -np.exp(4 * normal(50, 6)), np.random.default_rng(1).integers(0, 6, 50)
+  is_label = np.arange(6) == labels[:, None]
+  wide = np.minimum(log_p.astype(np.float64), -1e-6)
+  rest = np.where(wide > -1, np.log(-np.expm1(wide)), np.log1p(-np.exp(wide)))
+  curved = np.all((log_p <= -1e-6) | is_label, axis=-1)
+  expected = np.where(is_label, -log_p, -rest).sum(-1)
+  loss = jax.jit(ro.losses.independent)(log_p, labels)
+  chex.assert_shape(loss, (50,))
+  assert curved.sum() > 30
+  np.testing.assert_allclose(loss[curved], expected[curved], rtol=ROUNDING)
+  slope = np.where(is_label, -1, np.exp(wide) / -np.expm1(wide))
+  gradient = jax.grad(lambda z: ro.losses.independent(z, labels).sum())(log_p)
+  np.testing.assert_allclose(gradient[curved], slope[curved], rtol=ROUNDING, atol=1e-30)
+
+
+def test_both_say_the_same_of_the_same_probabilities():
+  logits, labels = 3 * normal(30, 4), np.random.default_rng(1).integers(0, 4, 30)
+  both = [
+    jax.value_and_grad(lambda z: ro.losses.one_vs_all(z, labels).sum())(logits),
+    jax.value_and_grad(lambda z: ro.losses.independent(jax.nn.log_sigmoid(z), labels).sum())(
+      logits
+    ),
+  ]
+  close(*both)
+
+
+def test_certain_and_impossible_classes_have_finite_gradients():
+  values = jnp.array([0.0, -1e-38, -1e-6, -0.5, -50.0, -1000.0])
+  log_p, labels = jnp.tile(values[:, None], 3), jnp.arange(6) % 3
+  loss = ro.losses.independent(log_p, labels)
+  gradient = jax.jit(jax.grad(lambda z: ro.losses.independent(z, labels).sum()))(log_p)
+  chex.assert_tree_all_finite((loss, gradient))
+  np.testing.assert_allclose(loss[-1], 1000)
+  is_label = np.eye(3, dtype=bool)[labels]
+  np.testing.assert_array_equal(gradient[is_label], -1)
+  others = gradient[~is_label].reshape(6, 2)
+  assert (others[:5] > 0).all()  # what should be absent is pushed away, also from certainty
+  np.testing.assert_allclose(others[:3], 1e6, rtol=1e-3)
+  np.testing.assert_array_equal(others[5], 0)
+
+
+def test_the_tangent_meets_the_curve():
+  """Around 1e-6 the loss and its slope are continuous."""
+  labels = jnp.array([0])
+  f = lambda t: ro.losses.independent(jnp.array([[-1.0, t]]), labels)[0]  # noqa: E731
+  values, slopes = jax.vmap(jax.value_and_grad(f))(jnp.array([-1.001e-6, -1e-6, -0.999e-6]))
+  np.testing.assert_allclose(values, values[1], rtol=1e-3)
+  np.testing.assert_allclose(slopes, 1e6, rtol=2e-3)
+  assert (np.diff(values) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["one_vs_all", "independent"])
+@pytest.mark.parametrize("num_classes", [2, 100])
+def test_labels_that_do_not_exist_and_ranks(name, num_classes):
+  loss = getattr(ro.losses, name)
+  logits = -jnp.ones((4, num_classes))
+  values = loss(logits, jnp.array([0, num_classes - 1, num_classes, -1]))
+  np.testing.assert_array_equal(np.isnan(values), [False, False, True, True])
+  spoilt = loss(logits.at[1, 1].set(jnp.nan), jnp.zeros(4, int))
+  np.testing.assert_array_equal(np.isnan(spoilt), [False, True, False, False])
+  with pytest.raises(AssertionError):
+    loss(logits, jnp.zeros((4, num_classes), int))
+
+
+def test_what_is_no_probability_is_nan():
+  log_p = jnp.array([[-1.0, 0.1], [0.1, -1.0], [-1.0, 0.0]])
+  loss = ro.losses.independent(log_p, jnp.zeros(3, int))
+  np.testing.assert_array_equal(np.isnan(loss), [True, True, False])
+
+
+def test_probabilities():
+  z = -np.abs(3 * normal(20, 5))
+  e = np.exp(z.astype(np.float64))
+  expected = {"softmax": e / e.sum(-1, keepdims=True), "sigmoid": e / (1 + e), "rbf": e}
+  for kind, p in expected.items():
+    np.testing.assert_allclose(ro.losses.probabilities(z, kind), p, rtol=ROUNDING)
+  labels = jnp.arange(20) % 5
+  taken = lambda p: p[jnp.arange(20), labels]  # noqa: E731
+  close(-np.log(taken(ro.losses.probabilities(z, "softmax"))), ro.losses.cross_entropy(z, labels))
+  with pytest.raises(ro.InputError, match="must be 'softmax', 'sigmoid' or 'rbf', but was 'relu'"):
+    ro.losses.probabilities(z, "relu")
+
+
+# Training, on scikit-learn's digits.
+
+
+def accuracy_after_training(net, loss, optimizer, num_steps=300):
+  """(accuracy on the test set, parameters) after some updates on minibatches of 50."""
+  train, test = (
+    training.take(ro.ArrayData(d.images, d.labels), jnp.arange(len(d.labels), dtype=jnp.int32))
+    for d in (load("digits", "train"), load("digits", "test"))
+  )
+  params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
+  apply = models.from_linen(net)
+
+  def step(carry, key):
+    params, state = carry
+    rows, stream = jax.random.split(key)
+    chosen = jax.random.randint(rows, (50,), 0, len(train.y))
+
+    def mean_loss(params):
+      logits, _ = apply(params, {}, train.x[chosen], train=True, key=stream)
+      return loss(logits, train.y[chosen]).mean()
+
+    value, gradient = jax.value_and_grad(mean_loss)(params)
+    updates, state = optimizer.update(gradient, state, params)
+    return (optax.apply_updates(params, updates), state), value
+
+  keys = jax.random.split(jax.random.key(1), num_steps)
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))
+  (params, _), losses = run((params, optimizer.init(params)))
+  assert np.isfinite(losses).all()
+  return ro.losses.correct(logits_of(net, params, test.x), test.y).mean(), params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["cross_entropy", "one_vs_all"])
+def test_maxout_learns_digits_within_its_bound(loss):
+  net = models.Maxout(widths=(32,), pieces=3, mean=0.3, std=0.4)
+  optimizer = optax.chain(optax.adam(1e-2), optimizers.max_column_norm(LIMIT))
+  accuracy, params = accuracy_after_training(net, getattr(ro.losses, loss), optimizer)
+  assert accuracy > 0.85
+  for layer in params.values():
+    assert column_norms(layer["kernel"]).max() <= LIMIT * (1 + ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RBFS)
+def test_rbf_nets_learn_digits_and_take_no_noise_for_one(name):
+  net = getattr(models, name)(mean=0.3, std=0.4)
+  accuracy, params = accuracy_after_training(net, ro.losses.independent, optax.adam(3e-2))
+  assert accuracy > 0.85
+  rubbish = jax.random.normal(jax.random.key(2), (200, 8, 8, 1))
+  p = ro.losses.probabilities(logits_of(net, params, rubbish), "rbf")
+  assert p.max() < 0.01

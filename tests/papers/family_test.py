@@ -1,0 +1,104 @@
+"""The study of all methods in small: what it leaves, that it resumes, what it refuses."""
+
+import json
+
+import pytest
+
+from robust_opt.errors import InputError
+from robust_opt.evaluation import autoattack
+from robust_opt.experiments import methods
+from robust_opt.papers import family
+
+
+def options(workdir, **changed):
+  numbers = family.Numbers(seeds=2, passes=4, examples=24, version="quick")
+  usual = {"numbers": numbers, "chosen": ("standard", "free", "trades")}
+  return family.Options("digits", workdir, **usual | changed)
+
+
+@pytest.mark.parametrize("name", methods.ALL)
+def test_the_budget_pays_for_the_epochs(name, tmp_path):
+  numbers = family.PRESETS["paper", "mnist"]
+  config = family.config_of(options(tmp_path)._replace(numbers=numbers), name, 3)
+  assert config.seed == 3
+  spent = config.training.epochs * methods.ALL[name].passes
+  assert abs(spent - numbers.passes) <= methods.ALL[name].passes / 2
+
+
+@pytest.mark.slow
+def test_a_small_study(tmp_path, monkeypatch, capsys):
+  few = (autoattack._apgd_ce(4),)
+  monkeypatch.setitem(autoattack.VERSIONS, "quick", few)
+  table = family.run(options(tmp_path / "study"))
+  assert [row["method"] for row in table.rows] == ["standard", "free", "trades"]
+  for row in table.rows:
+    assert len(row["clean"].seeds) == 2
+    assert row["PGD-50"].mean <= row["clean"].mean + 0.1
+    assert float(row["time of an update"]) > 0
+  results = tmp_path / "study" / "results"
+  shown = (results / "family.md").read_text()
+  assert shown.strip() in capsys.readouterr().out
+  assert "radius 0.15" in shown
+  manifest = json.loads((results / "manifest.json").read_text())
+  assert manifest["numbers"]["passes"] == 4
+  assert str(tmp_path) not in json.dumps(manifest)
+  measured = json.loads((results / "measured.json").read_text())
+  assert len(measured) == 6  # three methods, two seeds
+  assert {(m["method"], m["seed"]) for m in measured.values()} == {
+    (name, seed) for name in ("standard", "free", "trades") for seed in (1, 2)
+  }
+
+  # Again: nothing is trained or attacked anew, and the table is the same.
+  def never(*_):
+    raise AssertionError("it was done before")
+
+  monkeypatch.setattr(family, "attack", never)
+  times = family.costs.side_by_side
+  monkeypatch.setattr(family.costs, "side_by_side", never)
+  monkeypatch.setattr(family.experiment, "train", never)
+  again = family.run(options(tmp_path / "study"))
+  assert again.rows == table.rows
+
+  # Elsewhere updates are timed: it may be another machine.
+  monkeypatch.setattr(family.costs, "side_by_side", times)
+
+  # But no net is trained where the file is known: of some methods and seeds, or from two files.
+  known = {"known": [results / "measured.json"]}
+  numbers = options(tmp_path).numbers._replace(seeds=1)
+  fewer = options(tmp_path / "one", chosen=("trades", "standard"), numbers=numbers, **known)
+  assert [row["method"] for row in family.run(fewer).rows] == ["trades", "standard"]
+  kept = json.loads((tmp_path / "one" / "results" / "measured.json").read_text())
+  assert len(kept) == 2
+  assert kept.items() <= measured.items()
+  # Fewer methods in the same directory throw nothing away.
+  family.run(options(tmp_path / "study", chosen=("free",)))
+  assert json.loads((results / "measured.json").read_text()) == measured
+  # But a net that is attacked otherwise, or trained otherwise, is another.
+  for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 5}):
+    other = fewer._replace(
+      workdir=tmp_path / next(iter(changed)), numbers=numbers._replace(**changed)
+    )
+    with pytest.raises(AssertionError, match="it was done before"):
+      family.run(other)
+
+
+def test_every_method_and_seed_is_another_net(tmp_path):
+  given, digests = options(tmp_path), {"train": "a", "test": "b"}
+  keys = {family.identity(given, name, seed, digests) for name in methods.ALL for seed in (1, 2)}
+  assert len(keys) == 2 * len(methods.ALL)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"a": {"method": "pgd"}}'])
+def test_a_file_that_is_no_measurement_is_refused(content, tmp_path):
+  path = tmp_path / "measured.json"
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(InputError, match=r"--known must name files .*measured\.json"):
+    family.run(options(tmp_path / "study", known=[path]))
+  assert not (tmp_path / "study").exists()
+
+
+def test_what_is_refused(tmp_path):
+  with pytest.raises(InputError, match=r"must be of standard, .* but magic is none"):
+    family.run(options(tmp_path / "study", chosen=("magic",)))
+  assert not (tmp_path / "study").exists()

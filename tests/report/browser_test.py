@@ -1,0 +1,258 @@
+"""The report in a real browser: drawn, browsed by keys, at the width of a phone, in the dark.
+
+Needs Chromium and its driver (Debian: chromium, chromium-driver); skipped only where they are not.
+"""
+
+import json
+import shutil
+
+import pytest
+
+from robust_opt import evaluate
+from robust_opt.evaluation import autoattack, trust
+from robust_opt.experiments import config, run
+from robust_opt.report import page
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+SMALL = (autoattack._apgd_ce(2), autoattack._apgd_t(20, 2))
+PHONE, DESKTOP = (360, 800), (1280, 900)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+  """The page of two runs, one of them evaluated, as a file."""
+  folder = tmp_path_factory.mktemp("runs")
+  c = config.digits()
+  c.model.name = "SoftmaxRegression"
+  c.dataset.train_examples, c.dataset.test_examples = 300, 100
+  c.training.epochs = 2
+  c.evaluation.sweep = (0.0, 1.0, 2.0)
+  run.run(c, folder / "a run with a rather long name, as they are")
+  shutil.copytree(folder / "a run with a rather long name, as they are", folder / "second")
+  given = {"workdir": str(folder / "second")}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(autoattack.VERSIONS, "quick", SMALL)
+    checks = [trust.Check("logits", False, "counted", "meant"), trust.Check("x", True, "c", "m")]
+    patch.setattr(trust, "report", lambda *_, **__: checks)
+    evaluate.run(evaluate.Options(given, "linf", 0.1, "quick", examples=60, batch_size=64))
+  places = {"data_dir": "", "cache_dir": ""}
+  return page.run(sorted(folder.iterdir()), folder / "page.html", places).as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """Chromium without a window and without a network."""
+  if not CHROMIUM or not DRIVER:
+    pytest.skip("no Chromium with its driver on this machine")
+  from selenium import webdriver
+
+  options = webdriver.ChromeOptions()
+  options.binary_location = CHROMIUM
+  for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+    options.add_argument(argument)
+  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+  driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+  driver.set_page_load_timeout(300)
+  driver.set_script_timeout(300)
+  driver.execute_cdp_cmd("Network.enable", {})
+  offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+  driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+  yield driver
+  driver.quit()
+
+
+def opened(browser, address, size=DESKTOP, scheme="light"):
+  """The page at a size in CSS pixels and a colour scheme, as never visited before."""
+  width, height = size
+  metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size == PHONE}
+  browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+  emulate(browser, scheme, "reduce")  # what moves cannot be clicked
+  browser.get(address)
+  browser.execute_script("localStorage.clear()")
+  browser.get(address)
+  return browser
+
+
+def emulate(browser, scheme, motion):
+  wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+  features = [{"name": name, "value": value} for name, value in wanted.items()]
+  browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def value(browser, expression):
+  return browser.execute_script(f"return {expression}")
+
+
+def press(browser, *keys):
+  from selenium.webdriver import ActionChains
+
+  ActionChains(browser).send_keys(*keys).perform()
+
+
+def select(browser, name, option):
+  event = "select.dispatchEvent(new Event('change', {bubbles: true}))"
+  browser.execute_script(
+    f"const select = document.getElementById({name!r}); select.value = arguments[0]; {event}",
+    option,
+  )
+
+
+def brightness(browser, expression):
+  """Of a CSS colour rgb(r, g, b), in [0, 255]."""
+  numbers = value(browser, expression).partition("(")[2].rstrip(")").split(",")[:3]
+  return sum(map(float, numbers)) / 3
+
+
+BODY = "getComputedStyle(document.body)"
+TICKS = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+
+
+def test_it_is_drawn_without_errors_and_without_a_network(browser, address):
+  opened(browser, address)
+  assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+  assert value(browser, "performance.getEntriesByType('resource').length") == 0
+  count = value(browser, "Object.keys(data.plots).length")
+  assert count == 3 + 4 + 1  # norms, curves of training, the confusion of the evaluated run
+  assert value(browser, "document.querySelectorAll('.plot svg.main-svg').length") >= count
+  # Two lines with two or three points each, and the marker of the evaluation.
+  assert value(browser, "document.querySelectorAll('#plot0 .scatterlayer .trace').length") == 3
+  assert value(browser, "document.querySelectorAll('#plot0 .point').length") >= 7
+  assert value(browser, "document.querySelectorAll('#plot0 .yerror').length") >= 7
+  assert value(browser, "document.querySelectorAll('.square .heatmap-label').length") > 0
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP])
+def test_nothing_is_wider_than_the_window(browser, address, size):
+  opened(browser, address, size)
+  assert value(browser, "innerWidth") == size[0]
+  assert value(browser, "document.documentElement.scrollWidth") <= size[0]
+  browser.execute_script("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+  assert value(browser, "document.documentElement.scrollWidth") <= size[0]
+  wide = """[...document.querySelectorAll('.plot .main-svg')]
+    .filter((svg) => svg.getBoundingClientRect().right > innerWidth).length"""
+  assert value(browser, wide) == 0
+
+
+def test_keys_and_buttons_browse_the_examples(browser, address):
+  from selenium.webdriver.common.by import By
+  from selenium.webdriver.common.keys import Keys
+
+  opened(browser, address)
+  total = value(browser, "data.sets[0].examples.length")
+  assert total > 3
+  words = "document.getElementById('words').textContent"
+  source = "document.getElementById('perturbed').src"
+  position = "document.getElementById('position').textContent"
+  first = value(browser, f"[{words}, {source}]")
+  assert value(browser, position) == f"1 of {total}"
+  press(browser, Keys.ARROW_RIGHT)
+  assert value(browser, position) == f"2 of {total}"
+  second = value(browser, f"[{words}, {source}]")
+  assert second[0] != first[0]
+  assert second[1] != first[1]
+  press(browser, Keys.ARROW_LEFT)
+  assert value(browser, f"[{words}, {source}]") == first
+  browser.find_element(By.ID, "previous").click()
+  assert value(browser, position) == f"{total} of {total}"
+  browser.find_element(By.ID, "next").click()
+  assert value(browser, f"[{words}, {source}]") == first
+  naturals = "[...document.querySelectorAll('.stage img')].map((image) => image.naturalWidth)"
+  assert value(browser, naturals) == [8, 8, 8]
+
+
+def test_filters_leave_what_fits(browser, address):
+  opened(browser, address)
+  examples = value(browser, "data.sets[0].examples")
+  attack = examples[-1]["attack"]
+  label = examples[-1]["label"]
+  of_attack = [e for e in examples if e["attack"] == attack]
+  both = [e for e in of_attack if e["label"] == label]
+  assert len(both) < len(of_attack)
+  select(browser, "attack", attack)
+  assert value(browser, "shown") == of_attack
+  select(browser, "label", str(label))
+  assert value(browser, "shown") == both
+  assert f"class {label}: broken by {attack}" in value(
+    browser, "document.getElementById('words').textContent"
+  )
+  options = "[...document.getElementById('label').options].map((option) => option.value)"
+  labels = value(browser, options)[1:]
+  assert labels == [str(label) for label in sorted({e["label"] for e in examples})]
+  # An arrow within a list of choices belongs to that list.
+  before = value(browser, "place")
+  browser.execute_script(
+    "document.getElementById('label').dispatchEvent("
+    "new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))"
+  )
+  assert value(browser, "place") == before
+
+
+def test_the_scheme_of_the_system_then_of_the_reader(browser, address):
+  from selenium.webdriver.common.by import By
+
+  opened(browser, address, scheme="light")
+  assert brightness(browser, f"{BODY}.backgroundColor") > 200
+  assert brightness(browser, TICKS) < 80
+  opened(browser, address, scheme="dark")
+  assert brightness(browser, f"{BODY}.backgroundColor") < 50
+  assert brightness(browser, f"{BODY}.color") > 200
+  assert brightness(browser, TICKS) > 200
+  button = browser.find_element(By.ID, "theme")
+  assert button.text == "Light colours"
+  button.click()
+  assert brightness(browser, f"{BODY}.backgroundColor") > 200
+  assert brightness(browser, TICKS) < 80
+  browser.get(address)  # it is remembered
+  assert brightness(browser, f"{BODY}.backgroundColor") > 200
+
+
+def test_a_run_can_be_switched_off_in_all_plots(browser, address):
+  from selenium.webdriver.common.by import By
+
+  opened(browser, address)
+  count = "document.querySelectorAll('#plot0 .scatterlayer .trace').length"
+  before = value(browser, count)
+  browser.find_element(By.CSS_SELECTOR, "#radius input[data-run='0']").click()
+  assert value(browser, count) == before - 1
+  assert not browser.find_element(By.CSS_SELECTOR, "#training input[data-run='0']").is_selected()
+
+
+def test_everything_has_a_name_and_the_keyboard_reaches_it(browser, address):
+  from selenium.webdriver.common.keys import Keys
+
+  opened(browser, address)
+  unnamed = "[...document.images].filter((image) => !image.alt.trim()).map((image) => image.id)"
+  assert value(browser, unnamed) == []
+  plots = "[...document.querySelectorAll('.plot')].map((plot) => plot.getAttribute('aria-label'))"
+  labels = value(browser, plots)
+  assert len(labels) == len(set(labels))
+  assert all(len(label) > 40 for label in labels)
+  tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+  for role in ("button", "combobox", "checkbox", "link", "image", "region"):
+    nodes = [node for node in tree if node.get("role", {}).get("value") == role]
+    assert nodes, role
+    assert all(node["name"]["value"].strip() for node in nodes if not node["ignored"]), role
+
+  reached = []
+  for _ in range(80):
+    press(browser, Keys.TAB)
+    active = value(
+      browser, "[document.activeElement.id, document.activeElement.getAttribute('href') || '']"
+    )
+    reached.append(active[0] or active[1])
+    if reached[-1] == "next":
+      break
+  wanted = ["#results", "theme", "#examples", "label", "attack", "previous", "next"]
+  places = [reached.index(name) for name in wanted]
+  assert places == sorted(places), json.dumps(reached)
+
+
+def test_motion_is_reduced_where_the_reader_wants_it(browser, address):
+  opened(browser, address)
+  scroll = "getComputedStyle(document.documentElement).scrollBehavior"
+  assert value(browser, scroll) == "auto"
+  emulate(browser, "light", "no-preference")
+  assert value(browser, scroll) == "smooth"

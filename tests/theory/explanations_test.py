@@ -1,0 +1,459 @@
+"""The measurements on nets whose answers are known, and the pictures of them."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from plots.figures_test import opened
+from rounding import assert_close, rounding
+
+from robust_opt import losses
+from robust_opt.errors import InputError
+from robust_opt.plots import explanations as pictures
+from robust_opt.theory import explanations
+
+BATCH, SHAPE, NUM_CLASSES = 5, (3, 2, 1), 3
+EPSILONS = np.linspace(-2, 2, 9, dtype=np.float32)
+# Forward and back through 6 inputs, to 3 classes, and least squares over 9 points.
+TERMS = 2 * (6 + NUM_CLASSES) + 4 * 9
+ROUNDING = rounding(terms=TERMS)
+close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
+
+
+def draw(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def linear_net(weights):
+  """weights [C, *S]: logits <w_k, x>."""
+  return lambda x: jnp.sum(x[:, None] * weights, axis=tuple(range(2, x.ndim + 1)))
+
+
+X, DIRECTION = draw(BATCH, *SHAPE), draw(BATCH, *SHAPE, seed=1)
+WEIGHTS = draw(NUM_CLASSES, *SHAPE, seed=2)
+LINEAR = linear_net(WEIGHTS)
+
+
+def first_coordinate(x):
+  """Logits (x_0, 0): class 1 where the first input is below 0; NaN where it is."""
+  first = x.reshape(len(x), -1)[:, 0]
+  return jnp.stack([first, 0 * first], axis=-1)
+
+
+# Growth with the dimension
+
+
+def test_the_worst_change_grows_with_n_and_noise_with_its_root():
+  dimensions = (1, 16, 256)
+  growth = explanations.activation_growth(jax.random.key(0), dimensions, 0.25, 2000)
+  n = np.array(dimensions)
+  close(growth.worst, 0.25 * n)
+  close(growth.noise[0], 0.25)  # one input: noise is the worst
+  np.testing.assert_allclose(growth.noise[1:], 0.25 * np.sqrt(np.pi * n[1:] / 2), rtol=0.08)
+
+
+def test_growth_at_one_dimension_does_not_depend_on_the_others():
+  key = jax.random.key(1)
+  alone = explanations.activation_growth(key, [7], 0.1, 3)
+  among = jax.jit(lambda eps: explanations.activation_growth(key, np.array([2, 7]), eps, 3))(0.1)
+  close(among.noise[1], alone.noise[0])
+
+
+@pytest.mark.parametrize(
+  ("dimensions", "trials"), [([], 1), (np.array([], int), 1), ([0], 1), ([2, -1], 1), ([2], 0)]
+)
+def test_growth_rejects_nothing_to_draw(dimensions, trials):
+  with pytest.raises(InputError, match="but w"):
+    explanations.activation_growth(jax.random.key(0), dimensions, 0.1, trials)
+
+
+# Along a line
+
+
+def test_the_sweep_of_a_linear_net_is_linear():
+  logits = explanations.epsilon_sweep(LINEAR, X, DIRECTION, EPSILONS)
+  chex.assert_shape(logits, (9, BATCH, NUM_CLASSES))
+  expected = LINEAR(X) + EPSILONS[:, None, None] * LINEAR(DIRECTION)
+  close(logits, expected)
+  fit = jax.jit(explanations.linearity)(EPSILONS, logits)
+  chex.assert_shape(fit, (BATCH, NUM_CLASSES))
+  close(fit.line, 1)
+  close(fit.knee, 1)
+
+
+def test_the_sweep_takes_the_net_along_the_line_and_compiles_it_once():
+  traces = []
+
+  def net(x):
+    traces.append(1)
+    return jnp.tanh(LINEAR(x))
+
+  logits = jax.jit(lambda e: explanations.epsilon_sweep(net, X, DIRECTION, e))(EPSILONS)
+  assert len(traces) == 1
+  for eps, at in zip(EPSILONS, logits):
+    close(at, jnp.tanh(LINEAR(X + eps * DIRECTION)))
+
+
+def test_a_knee_at_zero_is_seen():
+  both_ways = np.abs(EPSILONS)[:, None, None]
+  fit = explanations.linearity(EPSILONS, both_ways)
+  close(fit.line, 0, scale=1.0)  # it rises as much as it falls
+  close(fit.knee, 1)
+
+
+def test_r_squared_is_that_of_least_squares():
+  logits = np.asarray(draw(9, 2, NUM_CLASSES))
+  fit = explanations.linearity(EPSILONS, logits)
+  one = np.ones(9)
+  designs = {
+    "line": [one, EPSILONS],
+    "knee": [one, np.minimum(EPSILONS, 0), np.maximum(EPSILONS, 0)],
+  }
+  flat = logits.reshape(9, -1)
+  total = np.sum((flat - flat.mean(0)) ** 2, axis=0)
+  for name, columns in designs.items():
+    _, residual, _, _ = np.linalg.lstsq(np.stack(columns, axis=1), flat, rcond=None)
+    found = np.ravel(getattr(fit, name))
+    close(found, 1 - residual / total)
+  assert np.all(fit.knee >= fit.line - ROUNDING)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_r_squared_knows_no_units(scale):
+  logits = draw(9, 1, 2)
+  expected = explanations.linearity(EPSILONS, logits)
+  found = explanations.linearity(EPSILONS * np.float32(1 / scale), 5.0 * scale + scale * logits)
+  chex.assert_trees_all_close(found, expected, atol=1e-4)
+
+
+def test_linearity_on_one_side_of_x_only():
+  eps = np.arange(6, dtype=np.float32)
+  fit = explanations.linearity(eps, eps[:, None, None] ** 2)
+  close(fit.knee, fit.line)
+  assert fit.line[0, 0] < 0.99
+
+
+def test_linearity_of_constant_and_of_broken_curves_is_nan():
+  logits = np.stack([np.full(9, 3.3), np.full(9, np.nan), EPSILONS], axis=1)[:, None]
+  logits[4, 0, 1] = np.inf
+  fit = explanations.linearity(EPSILONS, jnp.asarray(logits, jnp.float32))
+  for r_squared in fit:
+    np.testing.assert_array_equal(np.isnan(r_squared[0]), [True, True, False])
+
+
+def test_lines_reject_what_says_nothing():
+  with pytest.raises(InputError, match="at least 4"):
+    explanations.linearity(EPSILONS[:3], jnp.zeros((3, 1, 2)))
+  with pytest.raises(InputError, match="direction must have the shape"):
+    explanations.epsilon_sweep(LINEAR, X, DIRECTION[0], EPSILONS)
+  with pytest.raises(InputError, match="has none"):
+    explanations.intervals(jnp.zeros((0, 2), bool))
+
+
+@pytest.mark.parametrize(
+  ("wrong", "runs", "longest"),
+  [("", 0, 0), ("111111", 1, 6), ("101101", 3, 2), ("011100", 1, 3), ("110001", 2, 2)],
+)
+def test_intervals(wrong, runs, longest):
+  column = np.array([digit == "1" for digit in wrong.ljust(6, "0")])
+  found = jax.jit(explanations.intervals)(np.stack([column, ~column], axis=1))
+  assert (found.runs[0], found.longest[0]) == (runs, longest)
+  chex.assert_type(found, jnp.int32)
+
+
+def test_a_class_of_a_linear_net_is_one_interval_of_every_line():
+  y = jnp.argmin(LINEAR(X), axis=-1)
+  logits = explanations.epsilon_sweep(LINEAR, X, DIRECTION, EPSILONS)
+  right = jax.vmap(losses.correct, (0, None))(logits, y)
+  assert np.all(explanations.intervals(right).runs <= 1)
+
+
+# In a plane
+
+
+def test_the_plane_of_a_linear_net():
+  u, v = X, DIRECTION
+  found = jax.jit(lambda extent: explanations.plane(LINEAR, X, u, v, extent, 5))(2.0)
+  chex.assert_shape(found, (BATCH, 5, 5))
+  grid = np.linspace(-2, 2, 5)
+  for j, a in enumerate(grid):
+    for k, b in enumerate(grid):
+      np.testing.assert_array_equal(found[:, j, k], jnp.argmax(LINEAR(X + a * u + b * v), axis=-1))
+  np.testing.assert_array_equal(found[:, 2, 2], jnp.argmax(LINEAR(X), axis=-1))
+
+
+@pytest.mark.parametrize("resolution", [3, 83])
+def test_the_middle_of_a_plane_is_x_to_the_bit(resolution):
+  seen = []
+
+  def net(x):
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+    return x.reshape(len(x), -1)
+
+  jax.block_until_ready(explanations.plane(net, X, 1e6 * X, 1e7 * X, 0.3, resolution))
+  jax.effects_barrier()
+  assert sum(np.array_equal(x, X) for x in seen) == 1
+
+
+def test_the_plane_marks_what_is_not_finite():
+  found = explanations.plane(lambda x: LINEAR(x) + jnp.inf * x[:, 0, 0], X, X, X, 1.0, 3)
+  assert np.all(found == -1)
+
+
+def test_the_plane_rejects_what_is_no_slice():
+  with pytest.raises(InputError, match="v must have the shape"):
+    explanations.plane(LINEAR, X, X, X[:1], 1.0, 3)
+  with pytest.raises(InputError, match="at least 2"):
+    explanations.plane(LINEAR, X, X, X, 1.0, 1)
+
+
+def test_components():
+  corners = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 0]])  # touching at corners only
+  masks = np.stack([corners, np.zeros((3, 3)), np.ones((3, 3)), 1 - corners]).astype(bool)
+  np.testing.assert_array_equal(explanations.components(masks), [4, 0, 1, 3])
+  assert explanations.components(masks[0]) == 4
+  with pytest.raises(InputError, match="1 axes"):
+    explanations.components(masks[0, 0])
+
+
+# Turns
+
+
+def length(x):
+  return np.linalg.norm(np.asarray(x, np.float64).reshape(len(x), -1), axis=1)
+
+
+def angle_between(a, b):
+  """By the half angle, exact for small and for large angles."""
+  a, b = (np.asarray(v, np.float64).reshape(len(v), -1) for v in (a, b))
+  a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+  return 2 * np.arctan2(np.linalg.norm(a - b, axis=1), np.linalg.norm(a + b, axis=1))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("angle", [1e-3, 0.3, np.pi / 2, 2.5])
+def test_rotation_turns_by_the_angle_and_keeps_the_norm(angle, scale):
+  turned = jax.jit(explanations.rotate_toward)(X, scale * DIRECTION, angle)
+  close(length(turned), length(X))
+  np.testing.assert_allclose(angle_between(X, turned), angle, rtol=3e-4)
+  full = angle_between(X, DIRECTION)
+  close(angle_between(turned, DIRECTION), np.abs(full - angle))
+
+
+def test_rotation_by_the_full_angle_ends_at_g():
+  full = jnp.asarray(angle_between(X, DIRECTION), jnp.float32)
+  turned = explanations.rotate_toward(X, DIRECTION, full)
+  expected = DIRECTION * (length(X) / length(DIRECTION)).reshape(-1, 1, 1, 1)
+  close(turned, expected)
+
+
+def test_rotation_by_nothing_and_without_a_plane_leaves_x():
+  np.testing.assert_array_equal(explanations.rotate_toward(X, DIRECTION, 0.0), X)
+  for g in (0 * X, X, -X, 3e-7 * X, 1e20 * X):
+    np.testing.assert_array_equal(explanations.rotate_toward(X, g, 0.7), X)
+  np.testing.assert_array_equal(explanations.rotate_toward(0 * X, DIRECTION, 0.7), 0 * X)
+
+
+def test_rotation_keeps_examples_apart():
+  turned = explanations.rotate_toward(X, DIRECTION.at[1].set(jnp.nan), 0.2)
+  assert np.all(np.isnan(turned[1]))
+  alone = explanations.rotate_toward(X[:1], DIRECTION[:1], 0.2)
+  close(turned[:1], alone)
+  with pytest.raises(InputError, match="g must have the shape"):
+    explanations.rotate_toward(X, DIRECTION[:1], 0.2)
+
+
+def test_the_smallest_angle_is_that_at_which_the_class_turns():
+  """x at the angle a from the boundary x_0 = 0: the first of the grid beyond a."""
+  distance = np.array([0.25, 0.55, 1.4])
+  x = jnp.asarray(np.stack([np.sin(distance), np.cos(distance)], axis=1), jnp.float32)
+  g = jnp.tile(jnp.array([-1.0, 0.0]), (3, 1))
+  angles = jnp.arange(8) / 10
+  y = jnp.zeros(3, int)
+  found = jax.jit(lambda a: explanations.smallest_angle(first_coordinate, x, y, g, a))(angles)
+  close(found, [0.3, 0.6, np.inf])
+  mistaken = explanations.smallest_angle(first_coordinate, x, y + 1, g, angles)
+  np.testing.assert_array_equal(mistaken, 0)
+  still = explanations.smallest_angle(first_coordinate, x, y, 0 * g, angles)
+  np.testing.assert_array_equal(still, np.inf)
+  broken = explanations.smallest_angle(first_coordinate, x * jnp.nan, y, g, angles)
+  np.testing.assert_array_equal(broken, 0)
+  with pytest.raises(InputError, match="at least one angle"):
+    explanations.smallest_angle(first_coordinate, x, y, g, angles[:0])
+
+
+# Nets side by side
+
+
+def test_agreement_on_mistakes():
+  y = jnp.array([0, 0, 0, 0, 1, 2])
+  a = jnp.array([0, 1, 1, 2, 0, 1])  # wrong from the second on
+  b = jnp.array([1, 1, 0, 1, 0, 2])  # as a: the second and the fifth; both wrong: the fourth too
+  found = jax.jit(explanations.agreement_on_mistakes)(a, b, y)
+  close((found.mistakes, found.both), (2 / 5, 2 / 3))
+  assert (found.num_mistakes, found.num_both) == (5, 3)
+  same = explanations.agreement_on_mistakes(a, a, y)
+  assert (same.mistakes, same.both) == (1, 1)
+
+
+def test_agreement_where_nobody_errs_is_nan():
+  y = jnp.array([0, 1])
+  found = explanations.agreement_on_mistakes(y, 1 - y, y)
+  assert np.isnan(found.mistakes)
+  assert np.isnan(found.both)
+  assert (found.num_mistakes, found.num_both) == (0, 0)
+  only_a = explanations.agreement_on_mistakes(1 - y, y, y)
+  assert only_a.mistakes == 0
+  assert np.isnan(only_a.both)
+
+
+def test_transfer_matrix():
+  nets = [LINEAR, lambda x: -LINEAR(x), lambda x: jnp.nan * LINEAR(x)]
+  sets = [X, -X]
+  y = jnp.argmax(LINEAR(X), axis=-1)
+  found = explanations.transfer_matrix(nets, sets, y)
+  np.testing.assert_array_equal(found, [[1, 0, 0], [0, 1, 0]])
+  np.testing.assert_array_equal(explanations.transfer_matrix(nets, jnp.stack(sets), y), found)
+  half = y.at[:2].set((y[:2] + 1) % NUM_CLASSES)
+  np.testing.assert_allclose(explanations.transfer_matrix(nets[:1], sets[:1], half), [[0.6]])
+  for missing in (([], sets), (nets, [])):
+    with pytest.raises(InputError, match="at least one net and one set"):
+      explanations.transfer_matrix(*missing, y)
+
+
+def test_effective_weights_of_a_linear_net_are_its_own():
+  expected = WEIGHTS - jnp.mean(WEIGHTS, axis=0)
+  found = explanations.effective_weights(LINEAR, X)
+  close(found, expected)
+  shifted = explanations.effective_weights(lambda x: LINEAR(x) + jnp.sum(x**2), X)
+  close(shifted, expected)  # what all logits share
+
+
+def test_effective_weights_are_averaged_over_examples():
+  found = explanations.effective_weights(lambda x: LINEAR(x**2), X)
+  expected = 2 * jnp.mean(X, axis=0) * (WEIGHTS - jnp.mean(WEIGHTS, axis=0))
+  close(found, expected)
+
+
+def test_effective_weights_need_two_classes():
+  with pytest.raises(InputError, match="at least 2 classes"):
+    explanations.effective_weights(lambda x: LINEAR(x)[:, :1], X)
+
+
+def test_cosine_similarity():
+  a = jnp.array([[3.0, 4.0], [3.0, 4.0], [1.0, 0.0], [1e-30, 0.0], [0.0, 0.0]])
+  b = jnp.array([[30.0, 40.0], [-3.0, -4.0], [0.0, 2.0], [1e30, 1e30], [1.0, 1.0]])
+  found = jax.jit(explanations.cosine_similarity)(a, b)
+  np.testing.assert_allclose(found, [1, -1, 0, np.sqrt(0.5), np.nan], atol=ROUNDING)
+  with pytest.raises(InputError, match="b must have the shape"):
+    explanations.cosine_similarity(a, b[0])
+
+
+def test_the_weights_of_a_nearly_linear_net_resemble_it():
+  deep = explanations.effective_weights(lambda x: jnp.tanh(0.01 * LINEAR(x)), X)
+  linear = explanations.effective_weights(LINEAR, X)
+  assert np.all(explanations.cosine_similarity(deep, linear) > 0.999)
+
+
+# Confidence
+
+
+def test_confidence_on_mistakes():
+  probabilities = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [1.0, 0.0]])
+  found = jax.jit(explanations.confidence_on_mistakes)(probabilities, jnp.array([0, 0, 0, 0]))
+  np.testing.assert_allclose(found, (0.7, 0.95, 0.5), rtol=ROUNDING)
+
+
+def test_confidence_where_nobody_errs_or_everybody_does():
+  probabilities = jnp.array([[0.9, 0.1], [0.7, 0.3]])
+  right = explanations.confidence_on_mistakes(probabilities, jnp.array([0, 0]))
+  np.testing.assert_allclose(right, (np.nan, 0.8, 0), rtol=ROUNDING)
+  wrong = explanations.confidence_on_mistakes(probabilities, jnp.array([1, 1]))
+  np.testing.assert_allclose(wrong, (0.8, np.nan, 1), rtol=ROUNDING)
+  broken = explanations.confidence_on_mistakes(probabilities.at[0, 0].set(jnp.nan), jnp.zeros(2))
+  np.testing.assert_allclose(broken, (np.nan, 0.7, 0.5), rtol=ROUNDING)
+
+
+def test_rubbish_rate():
+  probabilities = jnp.array([[0.9, 0.9, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.0, 0.0, 0.0]])
+  assert explanations.rubbish_rate(probabilities) == 0.5
+  assert explanations.rubbish_rate(probabilities, 0.8) == 0.25
+  assert explanations.rubbish_rate(probabilities, 0.0) == 0.75
+  assert np.isnan(explanations.rubbish_rate(probabilities.at[0].set(jnp.nan)))
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("dimensions", [[10], [1, 10, 100, 1000]])
+def test_growth_with_dimension(tmp_path, dimensions):
+  n = np.array(dimensions)
+  path = tmp_path / "growth.png"
+  pictures.growth_with_dimension(dimensions, 0.25 * n, 0.3 * np.sqrt(n), path)
+  assert opened(path) == (702, 468)
+
+
+@pytest.mark.parametrize(("panels", "num_classes"), [(1, 2), (4, 10), (2, 100), (6, 100)])
+def test_logits_against_epsilon(tmp_path, panels, num_classes):
+  epsilons = np.linspace(-10, 10, 41)
+  slopes = np.asarray(draw(2, panels, num_classes))
+  logits = 3 * np.asarray(draw(panels, num_classes)) + sum(
+    side(epsilons, 0)[:, None, None] * slope
+    for side, slope in zip((np.minimum, np.maximum), slopes)
+  )
+  path = tmp_path / "sweep.png"
+  labels = logits[20].argmax(axis=-1)
+  pictures.logits_against_epsilon(epsilons, logits, labels, path)
+  width, height = opened(path)
+  assert width == pytest.approx(130 * (3 * min(panels, 3) + 1.3), abs=1)
+  assert height == pytest.approx(130 * (2.5 * -(-panels // 3) + 0.3), abs=1)
+
+
+@pytest.mark.parametrize(("panels", "num_classes"), [(1, 2), (5, 10), (1, 100), (2, 100)])
+def test_class_slices(tmp_path, panels, num_classes):
+  a, b = np.meshgrid(*(np.linspace(-1, 1, 31),) * 2, indexing="ij")
+  weights = np.asarray(draw(3, panels, num_classes))
+  logits = sum(w[:, None, None] * z[..., None] for w, z in zip(weights, (a, b, 0.4 + 0 * a)))
+  predictions = logits.argmax(axis=-1)
+  predictions[0, :2, :2] = -1
+  path = tmp_path / "slices.png"
+  labels = predictions[:, 15, 15]
+  pictures.class_slices(predictions, labels, 1.0, num_classes, path)
+  width, height = opened(path)
+  assert width == pytest.approx(130 * (2.3 * min(panels, 4) + 1.2), abs=1)
+  assert height == pytest.approx(130 * (2.5 * -(-panels // 4) + 0.2), abs=1)
+
+
+@pytest.mark.parametrize("nets", [1, 6])
+def test_error_against_angle(tmp_path, nets):
+  angles = np.radians(np.arange(0, 31, 3))
+  errors = {f"net {k}": np.minimum(1, (k + 1) * angles) for k in range(nets)}
+  path = tmp_path / "angle.png"
+  pictures.error_against_angle(angles, errors, path)
+  assert opened(path) == (702, 468)
+
+
+@pytest.mark.parametrize("names", [["a net"], ["maxout", "softmax regression", "RBF", "MLP"]])
+def test_transfer_heat_map(tmp_path, names):
+  accuracy = np.linspace(0, 1, len(names) ** 2).reshape(len(names), -1)
+  accuracy[0, 1:2] = np.nan
+  path = tmp_path / "transfer.png"
+  pictures.transfer_heat_map(accuracy, names, names, path)
+  width, height = opened(path)
+  assert width == pytest.approx(130 * (0.85 * len(names) + 3.2), abs=1)
+  assert height == pytest.approx(130 * (0.5 * len(names) + 2), abs=1)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_weights_and_examples(tmp_path, count, scale):
+  weights = scale * np.asarray(draw(28, 28))
+  clean = np.random.default_rng(0).random((count, 28, 28))
+  perturbation = 0.25 * np.sign(weights)
+  path = tmp_path / "weights.png"
+  errors = (0.016, 0.99) if scale else None
+  pictures.weights_and_examples(weights, perturbation, clean, clean + perturbation, path, errors)
+  assert opened(path) == (1300, 416)

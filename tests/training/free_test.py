@@ -1,0 +1,225 @@
+"""Training by one backward pass an update: against closed forms, and what it may not cost."""
+
+import functools
+
+import chex
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rounding import assert_close, rounding, widest
+
+import robust_opt as ro
+from robust_opt import models
+from robust_opt.data.datasets import load
+from robust_opt.training import free
+from robust_opt.training import step as training
+
+SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+LR = 0.5
+pytestmark = pytest.mark.usefixtures("float64")
+# Forward and back through 64 pixels, 10 classes and 12 examples, at most twice.
+close = functools.partial(assert_close, terms=2 * (64 + 10 + 12), steps=2, scale=1.0)
+
+
+def digits_batch(size=12, start=0):
+  data = load("digits", "train")
+  ids = jnp.arange(start, start + size, dtype=jnp.int32)
+  return training.take(ro.ArrayData(widest(data.images / 255), data.labels), ids)
+
+
+def products(step, state, batch):
+  """Matrix products of an update, wherever in its program."""
+
+  def count(jaxpr):
+    inside = sum(
+      count(inner) for eqn in jaxpr.eqns for inner in jax.extend.core.jaxprs_in_params(eqn.params)
+    )
+    return inside + sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+
+  return count(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
+
+
+def free_setup(num_replays, radius=0.3, norm="linf", size=12):
+  """(step, state before the first update, batch) of softmax regression."""
+  optimizer, batch = optax.sgd(LR), digits_batch(size)
+  net = models.SoftmaxRegression()
+  params, model_state = widest(models.init(net, jax.random.key(0), (8, 8, 1)))
+  apply = models.from_linen(models.SoftmaxRegression())
+  uncertainty = SETS[norm](radius)
+  step = free.make_free_train_step(apply, optimizer, uncertainty, uncertainty, num_replays)
+  state = ro.init_state(params, model_state, optimizer, jnp.zeros_like(batch.x))
+  return jax.jit(step), state, batch
+
+
+def test_free_training_in_closed_form():
+  """Softmax regression in float64: both gradients of the first pass come from the clean batch."""
+  step, state, batch = free_setup(num_replays=2)
+  x = np.asarray(batch.x, np.float64).reshape(12, -1)
+  w, b = (np.asarray(a, np.float64) for a in jax.tree.leaves(state.params)[::-1])
+  one_hot, delta = np.eye(10)[np.asarray(batch.y)], 0.0
+  for _ in range(2):
+    z = (x + delta) @ w + b
+    p = np.exp(z - z.max(1, keepdims=True))
+    error = p / p.sum(1, keepdims=True) - one_hot
+    g = error @ w.T
+    w, b = w - LR * (x + delta).T @ error / 12, b - LR * error.mean(0)
+    delta = np.clip(delta + 0.3 * np.sign(g), -0.3, 0.3)
+  after, metrics = step(state, batch, jax.random.key(0))
+  found = jax.tree.leaves(after.params)
+  close(found[1], w)
+  close(found[0], b)
+  close(after.memory.reshape(12, -1), delta)
+  assert int(after.step) == 1
+  assert int(metrics.zero_gradients) == 0
+
+
+def test_one_replay_of_free_training_is_a_standard_step_at_what_it_remembers():
+  step, state, batch = free_setup(num_replays=1)
+  remembered = 0.2 * jnp.sign(jnp.sin(jnp.arange(batch.x.size, dtype=float)))
+  state = state.replace(memory=remembered.reshape(batch.x.shape))
+  after, _ = step(state, batch, jax.random.key(0))
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
+  plain = jax.jit(
+    ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.linf(0.0)), 0))
+  )
+  expected, _ = plain(state, batch._replace(x=batch.x + state.memory), jax.random.key(0))
+  close(after.params, expected.params)
+  assert np.abs(after.memory - state.memory).max() > 0.1  # and delta goes on
+
+
+def test_what_free_training_remembers_fits_the_next_batch():
+  """delta of one batch, around another: back into the box first."""
+  uncertainty = ro.linf(0.5, (0.0, 1.0))
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
+  step, seen = free.make_free_train_step(apply, optimizer, uncertainty, uncertainty, 3), []
+  _, state, batch = free_setup(1)
+  state = state.replace(memory=jnp.full_like(batch.x, 0.5))
+  for i in range(3):
+    x = jnp.roll(batch.x, i, axis=0)
+    state, _ = jax.jit(step)(state, batch._replace(x=x), jax.random.key(i))
+    seen.append(uncertainty.gauge(state.memory, x))
+  assert np.max(seen) <= 1 + rounding(dtype=np.float64)
+
+
+def test_a_free_update_costs_one_pass_forward_and_back():
+  """Three matrix products: forward, and the gradients of theta and of delta; no pass of its own."""
+  step, state, batch = free_setup(1)
+  assert products(step, state, batch) == 3
+
+
+# Recalled training
+
+
+def recall_setup(norm="linf", radius=0.3, num_examples=20, box=None, optimizer=None):
+  """(step, state before the first update) of softmax regression on the first digits."""
+  optimizer = optimizer or optax.sgd(LR)
+  net = models.SoftmaxRegression()
+  params, model_state = widest(models.init(net, jax.random.key(0), (8, 8, 1)))
+  apply = models.from_linen(models.SoftmaxRegression())
+  step = free.make_recall_train_step(apply, optimizer, SETS[norm](radius, box))
+  memory = free.unknown_directions(jax.random.key(1), num_examples, (8, 8, 1))
+  return jax.jit(step), ro.init_state(params, model_state, optimizer, memory)
+
+
+def signs_of(state, batch):
+  bits = np.unpackbits(np.asarray(state.memory)[np.asarray(batch.ids)], axis=-1)
+  return 2.0 * bits.reshape(batch.x.shape) - 1.0
+
+
+def input_gradient(params, x, y):
+  def loss(x):
+    logits, _ = models.from_linen(models.SoftmaxRegression())(params, {}, x, train=True, key=None)
+    return ro.losses.cross_entropy(logits, y).sum()
+
+  return np.asarray(jax.grad(loss)(x))
+
+
+@pytest.mark.parametrize("norm", SETS)
+def test_a_recalled_update_is_a_standard_one_at_what_was_recalled(norm):
+  step, state = recall_setup(norm)
+  batch = digits_batch(8, start=5)
+  delta = SETS[norm](0.3).steepest_ascent(jnp.asarray(signs_of(state, batch)), batch.x)
+  after, metrics = step(state, batch, jax.random.key(0))
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
+  clean = ro.ascend(ro.frank_wolfe(ro.linf(0.0)), 0)
+  plain = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), clean))
+  bare = ro.init_state(state.params, {}, optimizer)
+  expected, reported = plain(bare, batch._replace(x=batch.x + delta), jax.random.key(0))
+  close(after.params, expected.params)
+  close(metrics.loss, reported.loss)
+
+
+def test_what_is_remembered_is_the_gradient_there_and_only_of_who_was_there():
+  step, state = recall_setup()
+  batch = digits_batch(8, start=5)
+  at = batch.x + 0.3 * jnp.asarray(signs_of(state, batch))
+  g = input_gradient(state.params, at, batch.y)
+  after, _ = step(state, batch, jax.random.key(0))
+  np.testing.assert_array_equal(signs_of(after, batch), np.where(g > 0, 1.0, -1.0))
+  others = np.setdiff1d(np.arange(20), np.asarray(batch.ids))
+  np.testing.assert_array_equal(np.asarray(after.memory)[others], state.memory[others])
+
+
+def test_of_a_net_that_stands_still_the_second_visit_is_algorithm_1():
+  """With a rate of 0 and a gradient that does not turn, one visit old is as good as new."""
+  step, state = recall_setup(radius=1e-3, optimizer=optax.sgd(0.0))
+  batch = digits_batch(8)
+  second, _ = step(state, batch, jax.random.key(0))
+  _, metrics = step(second, batch, jax.random.key(1))
+  attack = ro.steepest(ro.linf(1e-3))
+  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(0.0)
+  robust = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
+  _, expected = robust(ro.init_state(state.params, {}, optimizer), batch, jax.random.key(1))
+  close(metrics.loss, expected.loss)
+
+
+def test_a_recalled_adversary_is_feasible():
+  seen, u = [], ro.linf(0.4, (0.0, 1.0))
+
+  def recording(params, model_state, x, *, train, key):
+    jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
+    return models.from_linen(models.SoftmaxRegression())(
+      params, model_state, x, train=train, key=key
+    )
+
+  _, state = recall_setup()
+  step = free.make_recall_train_step(recording, optax.sgd(LR), u)
+  batch = digits_batch(8)
+  jax.block_until_ready(step(state, batch, jax.random.key(0)))
+  jax.effects_barrier()
+  assert seen
+  for moved in seen:
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert np.abs(moved - batch.x).max() <= 0.4 + rounding(dtype=np.float64)
+
+
+def test_an_example_without_a_gradient_keeps_what_it_remembers():
+  def flat(params, model_state, x, *, train, key):
+    del train, key
+    return jnp.broadcast_to(params, (x.shape[0], 10)), model_state
+
+  batch, optimizer = digits_batch(8), optax.sgd(LR)
+  memory = free.unknown_directions(jax.random.key(1), 20, (8, 8, 1))
+  step = jax.jit(free.make_recall_train_step(flat, optimizer, ro.linf(0.1)))
+  after, metrics = step(
+    ro.init_state(jnp.zeros(10), {}, optimizer, memory), batch, jax.random.key(0)
+  )
+  np.testing.assert_array_equal(after.memory, memory)
+  assert int(metrics.zero_gradients) == 8
+
+
+def test_a_recalled_update_costs_one_pass_forward_and_back():
+  step, state = recall_setup()
+  assert products(step, state, digits_batch()) == 3
+
+
+def test_directions_take_a_bit_a_pixel():
+  memory = free.unknown_directions(jax.random.key(0), 1000, (5, 5, 3))
+  chex.assert_shape(memory, (1000, 10))
+  assert memory.dtype == jnp.uint8
+  share = np.unpackbits(np.asarray(memory)).mean()
+  assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(80_000)
