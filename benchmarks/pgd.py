@@ -41,7 +41,7 @@ def robust_opt_entry(net: nets.Net, radius: float) -> Entry:
   @jax.jit
   def fooled(radius: Array) -> Array:
     maximizer = ro.pgd(
-      ro.linf(radius, (0.0, 1.0)), ro.linf(RELATIVE_STEP * radius), random_start=True
+      ro.LInf(radius, (0.0, 1.0)), ro.LInf(RELATIVE_STEP * radius), random_start=True
     )
     attack = white_box.ascent(ro.ascend(maximizer, STEPS, keep_best=True), losses.cross_entropy)
     keys = keys_of(jax.random.key(0), jnp.arange(BATCH))

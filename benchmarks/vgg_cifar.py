@@ -32,7 +32,7 @@ def prepare(
   net = models.VGG(mean=MEAN, std=STD, dtype=jnp.dtype(dtype), width=width)
   params, model_state = models.init(net, jax.random.key(0), (32, 32, 3))
   optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
-  attack = ro.ascend(ro.frank_wolfe(ro.l2(0.05)), num_ascents)
+  attack = ro.ascend(ro.frank_wolfe(ro.L2(0.05)), num_ascents)
   step = ro.make_train_step(models.from_linen(net), optimizer, ro.robust(), attack)
   plan = ro.EpochPlan(NUM_EXAMPLES, batch_size)
   key = jax.random.key(1)

@@ -112,7 +112,7 @@ print(f"Batches are split over a mesh of {dict(mesh.shape)}. JAX {jax.__version_
 # | $\ell_2$ | $r\, g / \lVert g \rVert_2$ | $r\,\lVert g \rVert_2$ |
 # | $\ell_1$ | $r\,\mathrm{sign}(g)$ where $g$ is largest in size | $r\,\lVert g \rVert_\infty$ |
 #
-# In the library a set is a small object, `ro.linf(r)`, `ro.l2(r)` or `ro.l1(r)`, and this answer
+# In the library a set is a small object, `ro.LInf(r)`, `ro.L2(r)` or `ro.L1(r)`, and this answer
 # is its `steepest_ascent`. Let us see it in two dimensions.
 
 # %%
@@ -229,18 +229,18 @@ def accuracy(params, make_attack, radius):
 # Standard training is the min-max without an adversary: an attack of no steps.
 
 # %%
-no_attack = ro.ascend(ro.pgd(ro.linf(0.0), ro.linf(0.0), random_start=False), 0)
+no_attack = ro.ascend(ro.pgd(ro.LInf(0.0), ro.LInf(0.0), random_start=False), 0)
 standard, _ = train(no_attack)
 
 
 def one_step(radius):
   """The ascent step of Algorithm 1; over the l_inf ball, the fast gradient sign method."""
-  return ro.steepest(ro.linf(radius, BOX))
+  return ro.steepest(ro.LInf(radius, BOX))
 
 
 def twenty_steps(radius):
   """Projected gradient descent: small steps, each time back into the ball."""
-  return ro.ascend(ro.pgd(ro.linf(radius, BOX), ro.linf(radius / 4)), 20)
+  return ro.ascend(ro.pgd(ro.LInf(radius, BOX), ro.LInf(radius / 4)), 20)
 
 
 attacks = {"one step": one_step, "twenty steps": twenty_steps}
@@ -322,7 +322,7 @@ def algorithm_1(params, opt_state, x, y):
 # and leaves your training loop as it is:
 
 # %%
-robust_loss = ro.robustify(loss, ro.steepest(ro.linf(RADIUS)))
+robust_loss = ro.robustify(loss, ro.steepest(ro.LInf(RADIUS)))
 
 
 @jax.jit
@@ -340,7 +340,7 @@ def robustified(params, opt_state, x, y):
 
 # %%
 train_step = jax.jit(
-  ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.linf(RADIUS)))
+  ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.LInf(RADIUS)))
 )
 start = fresh_state(SEED)
 by_hand = by_robustify = (start.params, start.opt_state)
@@ -381,7 +381,7 @@ for words, params in (("ro.robustify", by_robustify[0]), ("ro.make_train_step", 
 # differs.
 
 # %%
-robust, metrics = train(ro.steepest(ro.linf(RADIUS)))
+robust, metrics = train(ro.steepest(ro.LInf(RADIUS)))
 first, last = metrics.loss[:10].mean(), metrics.loss[-10:].mean()
 print(f"Loss at the perturbed batches: {first:.2f} at first, {last:.3f} at the end.")
 nets = {"standard": standard, "robust": robust}
@@ -441,7 +441,7 @@ def boxed_step(norm):
 
 def boxed_steps(norm):
   """Twenty; over l_2 and l_1 in steps of l_2, which is projected gradient ascent."""
-  step = ro.linf if norm == "linf" else ro.l2
+  step = ro.LInf if norm == "linf" else ro.L2
   return lambda radius: ro.ascend(ro.pgd(getattr(ro, norm)(radius, BOX), step(radius / 4)), 20)
 
 
@@ -473,8 +473,8 @@ display(Markdown(tables.markdown(tables.Table(title, ["net", "clean", *columns],
 # %% [markdown]
 # ## To go on
 #
-# - Change `ro.steepest(ro.linf(RADIUS))` in section 6 to `ro.ascend(ro.pgd(ro.linf(RADIUS),
-#   ro.linf(RADIUS / 4)), 7)`, PGD training (Madry et al. 2018), and compare the curves. What does
+# - Change `ro.steepest(ro.LInf(RADIUS))` in section 6 to `ro.ascend(ro.pgd(ro.LInf(RADIUS),
+#   ro.LInf(RADIUS / 4)), 7)`, PGD training (Madry et al. 2018), and compare the curves. What does
 #   an update cost then?
 # - Set `RADIUS` to 0.3 and see what training does. On MNIST that is the radius of the literature,
 #   and one step is no longer enough.

@@ -251,8 +251,8 @@ def fit(logits, params, attack=None):
   return run(*sharding.replicate((params, x_train, y_train), mesh))
 
 
-ball = ro.linf(RADIUS, BOX)
-adversary = ro.ascend(ro.pgd(ball, ro.linf(RADIUS / 3), random_start=False), 5)
+ball = ro.LInf(RADIUS, BOX)
+adversary = ro.ascend(ro.pgd(ball, ro.LInf(RADIUS / 3), random_start=False), 5)
 nets = {
   "Linen": Partial(linen_logits, fit(linen_logits, linen_params)),
   "NNX": Partial(nnx_logits, fit(nnx_logits, nnx_params)),
@@ -464,7 +464,7 @@ def accuracy_under(attack, logits_fn, x, y):
 
 
 fgsm = ro.steepest(ball)
-pgd = ro.ascend(ro.pgd(ball, ro.linf(RADIUS / 4), random_start=False), 40)
+pgd = ro.ascend(ro.pgd(ball, ro.LInf(RADIUS / 4), random_start=False), 40)
 
 
 def compared(name, logits_fn, version="standard"):

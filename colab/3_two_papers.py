@@ -120,7 +120,7 @@ applied = functools.cache(models.from_linen)  # one function a network, so that 
 @functools.cache
 def trainer(net):
   """The whole training as one program: (parameters, images, labels, key) -> parameters."""
-  no_attack = ro.ascend(ro.pgd(ro.l2(0.0), ro.l2(0.0), random_start=False), 0)
+  no_attack = ro.ascend(ro.pgd(ro.L2(0.0), ro.L2(0.0), random_start=False), 0)
   plan = ro.EpochPlan(len(y_train), SETTINGS["batch"])
   num_steps = SETTINGS["epochs"] * plan.num_steps
   optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_steps))
@@ -301,7 +301,7 @@ def adversarial(logits_fn, images, labels):
   def value_fn(x):
     return ro.losses.cross_entropy(logits_fn(x), labels)
 
-  maximizer = ro.pgd(ro.linf(EPS, BOX), ro.linf(EPS / 4), random_start=False)
+  maximizer = ro.pgd(ro.LInf(EPS, BOX), ro.LInf(EPS / 4), random_start=False)
   delta, _ = ro.ascend(maximizer, 10)(value_fn, None, images)
   return images + delta
 

@@ -42,7 +42,7 @@ def train(num_steps: int, epochs: int = 20) -> Any:
   """Parameters after some epochs of Adam against so many steps of PGD; 0: standard training."""
   optimizer = optax.adam(2e-3)
   params = net.init(jax.random.key(0), train_data.images[:1])
-  pgd = ro.pgd(ro.linf(RADIUS), step=ro.linf(RADIUS / 2), random_start=num_steps > 0)
+  pgd = ro.pgd(ro.LInf(RADIUS), step=ro.LInf(RADIUS / 2), random_start=num_steps > 0)
   attack = ro.ascend(pgd, num_steps)
   step = ro.make_train_step(apply, optimizer, ro.robust(), attack)
   plan = ro.EpochPlan(num_examples=len(train_data.labels), batch_size=64)

@@ -35,7 +35,7 @@ def loss(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 # The model goes through as it is, functions among its leaves and all. One with eqx.nn.BatchNorm or
 # dropout is trained as in linen.py: `apply` combines params with the rest and knows the mode.
-robust_loss = ro.robustify(loss, ro.steepest(ro.linf(RADIUS)))  # the one line
+robust_loss = ro.robustify(loss, ro.steepest(ro.LInf(RADIUS)))  # the one line
 
 
 def train(loss: Callable[..., Any], epochs: int = 20) -> Any:

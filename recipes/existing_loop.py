@@ -52,7 +52,7 @@ def loss_fn(
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
 
 
-loss_fn = ro.robustify(loss_fn, ro.steepest(ro.linf(0.15)), has_aux=True)  # the one line
+loss_fn = ro.robustify(loss_fn, ro.steepest(ro.LInf(0.15)), has_aux=True)  # the one line
 
 
 @jax.jit

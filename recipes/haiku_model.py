@@ -36,7 +36,7 @@ def loss(params: hk.Params, x: jax.Array, y: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), y).mean()
 
 
-robust_loss = ro.robustify(loss, ro.steepest(ro.linf(RADIUS)))  # the one line
+robust_loss = ro.robustify(loss, ro.steepest(ro.LInf(RADIUS)))  # the one line
 
 
 def train(loss: Callable[..., Any], epochs: int = 20) -> hk.Params:

@@ -42,7 +42,7 @@ def train(num_steps: int, epochs: int = 15) -> ro.TrainState:
   optimizer = optax.adam(2e-3)
   params, batch_stats = models.init(Net(), jax.random.key(0), image_shape=(8, 8, 1))
   state = ro.init_state(params, batch_stats, optimizer)
-  pgd = ro.pgd(ro.linf(RADIUS), step=ro.linf(RADIUS / 2), random_start=num_steps > 0)
+  pgd = ro.pgd(ro.LInf(RADIUS), step=ro.LInf(RADIUS / 2), random_start=num_steps > 0)
   attack = ro.ascend(pgd, num_steps)
   # The adversary sees the running statistics, so that every example has one of its own; the learner
   # those of the batch, and it alone updates them. (`robustify` has one loss for both.)

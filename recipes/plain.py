@@ -43,7 +43,7 @@ def loss(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits_fn(params, x), y).mean()
 
 
-robust_loss = ro.robustify(loss, ro.steepest(ro.linf(RADIUS)))  # the one line
+robust_loss = ro.robustify(loss, ro.steepest(ro.LInf(RADIUS)))  # the one line
 
 
 def train(loss: Callable[..., Any], epochs: int = 20) -> dict[str, jax.Array]:

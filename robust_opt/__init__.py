@@ -1,7 +1,7 @@
-"""robust_opt: robust optimisation of neural networks, min over theta of max over delta in U.
+"""robust_opt: robust optimization of neural networks, min over theta of max over delta in U.
 
 import robust_opt as ro
-robust_loss = ro.robustify(loss, ro.steepest(ro.l2(0.5)))
+robust_loss = ro.robustify(loss, ro.steepest(ro.L2(0.5)))
 """
 
 from robust_opt import losses, sets
@@ -18,7 +18,7 @@ from robust_opt.maximizers import (
   apgd,
   ascend,
   frank_wolfe,
-  grid,
+  grid_search,
   lbfgs,
   noise,
   noisy_step,
@@ -39,8 +39,7 @@ from robust_opt.objectives import (
   trades,
   virtual,
 )
-from robust_opt.sets import projections
-from robust_opt.sets.balls import UncertaintySet, l1, l2, linf
+from robust_opt.sets import L1, L2, LInf, UncertaintySet, projections
 from robust_opt.training.step import (
   ArrayData,
   EpochPlan,
@@ -55,6 +54,8 @@ from robust_opt.types import Batch, Scored
 __version__ = "0.1.0"
 
 __all__ = [
+  "L1",
+  "L2",
   "ArrayData",
   "AscentInfo",
   "AscentState",
@@ -63,6 +64,7 @@ __all__ = [
   "EpochPlan",
   "InnerMaximizer",
   "InputError",
+  "LInf",
   "Randomized",
   "RobustObjective",
   "ScheduledAttack",
@@ -76,12 +78,9 @@ __all__ = [
   "autoattack",
   "frank_wolfe",
   "gradient_penalty",
-  "grid",
+  "grid_search",
   "init_state",
-  "l1",
-  "l2",
   "lbfgs",
-  "linf",
   "losses",
   "make_evaluate",
   "make_scan",

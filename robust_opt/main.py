@@ -8,8 +8,8 @@ trains on the digits that scikit-learn bundles, in half a minute. Any config, an
     --config.training.epochs=5 --config.uncertainty.radius=0.1
 
 The keys, with their meanings and defaults, are in robust_opt/experiments/config.py; radii are in
-pixels of [0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same bits.
-On several hosts start it once a host, with --coordinator.
+pixels of [0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same
+bits. On several hosts start it once a host, with --coordinator.
 """
 
 import logging as python_logging

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.precision import computed_wide, wide
-from robust_opt.sets.balls import UncertaintySet
+from robust_opt.sets import UncertaintySet
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 
 # What a config may name; gradient_penalty takes the set besides.

@@ -13,7 +13,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import losses, objectives
-from robust_opt import sets as structured
+from robust_opt import sets as sets_lib
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import fab, fab_minimal
 from robust_opt.attacks.minimal import deepfool, fast_minimum_norm
@@ -49,17 +49,17 @@ BASIS = RNG.normal(size=(3, ENTRIES)).astype(np.float32)
 def sets(radius, box):
   """Every set; those without a box are the same in both."""
   return {
-    "linf": ro.linf(radius, box),
-    "l2": ro.l2(radius, box),
-    "l1": ro.l1(radius, box),
-    "group_l21": structured.group_l21(radius, GROUPS),
-    "group_linf2": structured.group_linf2(radius, GROUPS),
-    "ellipsoid": structured.ellipsoid(radius, np.linspace(0.5, 1.0, ENTRIES)),
-    "l0": structured.l0(2, radius, box),
-    "tangent": structured.tangent(radius, BASIS),
-    "linf_l2": structured.linf_l2(radius, 2 * radius, box),
-    "intersection": structured.intersection(ro.linf(radius, box), ro.l2(2 * radius)),
-    "product": structured.product((ro.l1(radius, box), (5,)), (ro.l2(radius), (3,))),
+    "linf": ro.LInf(radius, box),
+    "l2": ro.L2(radius, box),
+    "l1": ro.L1(radius, box),
+    "group_l21": sets_lib.GroupL21(radius, GROUPS),
+    "group_linf2": sets_lib.GroupLInf2(radius, GROUPS),
+    "ellipsoid": sets_lib.Ellipsoid(radius, np.linspace(0.5, 1.0, ENTRIES)),
+    "l0": sets_lib.L0(2, radius, box),
+    "tangent": sets_lib.Tangent(radius, BASIS),
+    "linf_l2": sets_lib.LInfL2(radius, 2 * radius, box),
+    "intersection": sets_lib.Intersection(ro.LInf(radius, box), ro.L2(2 * radius)),
+    "product": sets_lib.Product((ro.L1(radius, box), ro.L2(radius)), ((5,), (3,))),
   }
 
 
@@ -143,15 +143,15 @@ def deltas(box, v, x):
 def test_long_sums_in_few_bits(dtype):
   """10^5 entries: squares of which the sum overflows float16, and rounds to 256 in bfloat16."""
   v = jnp.ones((1, 100_000), dtype)
-  for u, length in ((ro.l2(2.0), 2 / np.sqrt(1e5)), (ro.l1(5.0), 5e-5)):
+  for u, length in ((ro.L2(2.0), 2 / np.sqrt(1e5)), (ro.L1(5.0), 5e-5)):
     inside = u.project(v, 0 * v)
     np.testing.assert_allclose(np.asarray(inside, float), length, rtol=jnp.finfo(dtype).eps)
 
 
 MAXIMIZERS = {
   "frank_wolfe": lambda make: ro.frank_wolfe(make(0.3, BOX)),
-  "pgd": lambda make: ro.pgd(make(0.3), ro.l2(0.1), momentum=0.5),
-  "noisy_step": lambda make: ro.noisy_step(make(0.3), ro.l2(0.1)),
+  "pgd": lambda make: ro.pgd(make(0.3), ro.L2(0.1), momentum=0.5),
+  "noisy_step": lambda make: ro.noisy_step(make(0.3), ro.L2(0.1)),
   "projected": lambda make: ro.projected(make(0.3), optax.sgd(0.1, momentum=0.9)),
   "power_iteration": lambda make: ro.power_iteration(make(0.3)),
   "lbfgs": lambda make: ro.lbfgs(make(0.3), memory_size=2),
@@ -165,7 +165,7 @@ MAXIMIZERS = {
 def test_maximizers(dtype, x64, name):
   with jax.enable_x64(x64):
     x, key = jnp.asarray(X, dtype), jax.random.key(0)
-    for make, of_net in ((ro.linf, dtype), (ro.l2, "float32"), (ro.l1, "bfloat16")):
+    for make, of_net in ((ro.LInf, dtype), (ro.L2, "float32"), (ro.L1, "bfloat16")):
       attack = ro.restarts(ro.ascend(MAXIMIZERS[name](make), 2, keep_best=True), 2)
       delta, info = jax.eval_shape(functools.partial(attack, loss_of(of_net), key), x)
       assert delta.dtype == x.dtype
@@ -178,7 +178,7 @@ def test_ascents_stay_in_the_ball(dtype):
   x, key, eps = jnp.asarray(X, dtype), jax.random.key(0), float(jnp.finfo(dtype).eps)
   value_fn = loss_of(dtype)
   for name, roundings in (("pgd", 1), ("apgd_box", 1), ("lbfgs", 1), ("frank_wolfe", 4)):
-    delta, info = jax.jit(ro.ascend(MAXIMIZERS[name](ro.l1), 4), static_argnums=0)(value_fn, key, x)
+    delta, info = jax.jit(ro.ascend(MAXIMIZERS[name](ro.L1), 4), static_argnums=0)(value_fn, key, x)
     lengths = np.abs(np.asarray(delta, np.float64)).sum(axis=-1)
     assert np.all(lengths <= 0.3 * (1 + roundings * eps)), name
     assert np.mean(value_fn(x + delta) - info.value[0]) > 0.01, name
@@ -219,7 +219,7 @@ def test_objectives(dtype, x64):
     x, forward = jnp.asarray(X, dtype), lambda x: (net(dtype)(x), {})
     for name in objectives.__all__:
       make = getattr(objectives, name)
-      objective = make(ro.l1(0.3)) if name == "gradient_penalty" else make()
+      objective = make(ro.L1(0.3)) if name == "gradient_penalty" else make()
       outer = jax.eval_shape(lambda x, o=objective: o.outer(forward, x, x, jnp.asarray(Y))[0], x)
       assert outer.dtype == x.dtype, name
 

@@ -12,8 +12,8 @@ from robust_opt.training import free as one_pass
 from robust_opt.training.step import check_batch, take
 
 COUNT, ENTRIES, OUTPUTS, RADIUS = 48, 6, 3, 0.05
-BALL = ro.linf(RADIUS)
-PGD = ro.pgd(BALL, ro.linf(RADIUS / 2))
+BALL = ro.LInf(RADIUS)
+PGD = ro.pgd(BALL, ro.LInf(RADIUS / 2))
 ATTACKS = {
   "one_step": ro.steepest(BALL),
   "best_of_restarts": ro.restarts(ro.ascend(PGD, 2, keep_best=True), 2),
@@ -136,7 +136,7 @@ def test_algorithm_1_of_a_linear_regression_in_closed_form(outputs):
 
 def test_the_worst_point_is_kept_by_the_loss():
   """Beside the maximum of a sine one step leads to where the loss is smaller: the example stays."""
-  attack = ro.ascend(ro.frank_wolfe(ro.linf(1.0)), 1, keep_best=True)
+  attack = ro.ascend(ro.frank_wolfe(ro.LInf(1.0)), 1, keep_best=True)
   x, y = jnp.array([[-0.55]]), jnp.ones(1)
   objective = ro.robust(lambda z, y: jnp.abs(jnp.sin(3 * z[:, 0]) - y))
   delta, info = attack(objective.inner(lambda x: (x, {}), x, y), None, x)

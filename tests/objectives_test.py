@@ -56,7 +56,7 @@ def test_robust_ascends_cross_entropy_unless_told():
 def test_the_two_halves_make_robustify():
   """attack(inner), then outer: what a training step does is what robustify does."""
   w, x, _, y = problem()
-  objective, attack = ro.robust(), ro.steepest(ro.l2(0.3))
+  objective, attack = ro.robust(), ro.steepest(ro.L2(0.3))
 
   def two_halves(w):
     frozen = forward_of(jax.lax.stop_gradient(w))
@@ -76,7 +76,7 @@ ALL = {
   "virtual": ro.virtual(2.0),
   "trades": ro.trades(3.0),
   "mart": ro.mart(4.0),
-  "gradient_penalty": ro.gradient_penalty(ro.l2(0.2)),
+  "gradient_penalty": ro.gradient_penalty(ro.L2(0.2)),
 }
 
 
@@ -99,7 +99,7 @@ def test_every_example_has_a_loss_of_its_own(name):
     (ro.mixture(1.0), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
     (ro.trades(0.0), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
     (ro.virtual(0.0), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
-    (ro.gradient_penalty(ro.l2(0.0)), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
+    (ro.gradient_penalty(ro.L2(0.0)), lambda clean, moved, y: ro.losses.cross_entropy(clean, y)),
   ],
   ids=["mixture 0", "mixture 1", "trades 0", "virtual 0", "no penalty"],
 )

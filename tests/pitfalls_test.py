@@ -26,7 +26,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The units of a radius are said where it is typed, and where an accuracy is read.
 
 FUNCTIONS = (
-  ro.linf,
+  ro.LInf,
   ro.apgd,
   ro.autoattack,
   autoattack.checked,
@@ -72,12 +72,12 @@ X, Y = np.random.default_rng(0).random((6, 4)).astype(np.float32), np.arange(6) 
 
 
 def by_evaluate(apply):
-  run = ro.make_evaluate(apply, ro.robust(), lambda r: ro.steepest(ro.l2(r)), 4)
+  run = ro.make_evaluate(apply, ro.robust(), lambda r: ro.steepest(ro.L2(r)), 4)
   run({}, {}, ro.ArrayData(X, Y), jnp.float32(0.1), jax.random.key(0))
 
 
 def by_collection(apply):
-  make_attack = lambda norm, r: ro.steepest(ro.l2(r))  # noqa: E731
+  make_attack = lambda norm, r: ro.steepest(ro.L2(r))  # noqa: E731
   ascend = collection.make_ascend(apply, ro.robust(), make_attack, 4)
   ascend({}, {}, "l2", 0.1, X, Y)
 
@@ -138,9 +138,9 @@ def test_such_a_generator_would_be_seen(fault):
 ONE = lambda x: x.reshape(len(x), -1)[:, :1]  # noqa: E731
 IMAGES, ZEROS = np.full((2, 4), 0.5, np.float32), np.zeros(2, np.int32)
 ATTACKS = {
-  "ascent": lambda: white_box.ascent(ro.steepest(ro.l2(0.1)), ro.losses.cross_entropy),
+  "ascent": lambda: white_box.ascent(ro.steepest(ro.L2(0.1)), ro.losses.cross_entropy),
   "targeted_ascent": lambda: white_box.targeted_ascent(
-    ro.steepest(ro.l2(0.1)), ro.losses.targeted_margin, 0
+    ro.steepest(ro.L2(0.1)), ro.losses.targeted_margin, 0
   ),
   "fab": lambda: fab.fab("l2", 0.1, num_steps=1),
   "fab_t": lambda: fab.fab("l2", 0.1, num_steps=1, target_rank=0),

@@ -134,7 +134,7 @@ def test_a_loss_that_is_a_closure_is_made_robust_by_one_line():
   params = recipe.CNN().init(jax.random.key(0), images[:1])["params"]
   names = {
     "state": recipe.TrainState.create(apply_fn=recipe.CNN().apply, params=params, tx=optax.sgd(1)),
-    "attack": ro.steepest(ro.linf(0.15)),
+    "attack": ro.steepest(ro.LInf(0.15)),
     "cross_entropy": ro.losses.cross_entropy,
     "images": images,
     "labels": labels,
@@ -328,7 +328,7 @@ def test_modules_with_a_state_are_trained_by_an_apply(make):
   digits = datasets.load("digits", "train")
   images, labels = digits.images / np.float32(255), digits.labels
   optimizer = optax.adam(5e-3)
-  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.linf(0.1)))
+  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.LInf(0.1)))
   plan = ro.EpochPlan(len(labels), 64)
   run = jax.jit(ro.make_scan(step, plan), static_argnums=3)
   start = ro.init_state(params, model_state, optimizer)

@@ -23,7 +23,8 @@ from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Found, LogitsAttack, Minimal, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
-from robust_opt.sets.balls import Box, Radius, bounds_within
+from robust_opt.sets import Box, Radius
+from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 # A point of the final search lies this share of its length past the boundary, so that it is still
@@ -84,7 +85,7 @@ def fab(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
     delta = ball.project(find(keys, logits_fn, x, y).delta, x)
-    delta = jnp.clip(delta, *bounds_within(box, x))
+    delta = jnp.clip(delta, *box_bounds(box, x))
     fooled = hyperplanes.misclassified(logits_fn, x + delta, y)
     return rounded(Found(jax.lax.stop_gradient(jnp.where(over(fooled, x), delta, 0.0)), fooled))
 
@@ -152,7 +153,7 @@ def fab_minimal(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
     keys = per_example(keys, x.shape[0])
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = bounds_within(box, x)
+    lower, upper = box_bounds(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     rivals = _rivals(clean, y, target_rank)
 

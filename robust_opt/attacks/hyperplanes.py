@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.errors import InputError
-from robust_opt.sets import balls, projections
-from robust_opt.sets.balls import Box
+from robust_opt.sets import Box, balls, projections
 from robust_opt.types import Array, LogitsFn
 
 # One example: delta [*S] -> [].
@@ -25,7 +24,7 @@ NORMS: dict[str, Callable[[Array], Array]] = {
   "l1": projections.l1_norm,
 }
 DUAL_NORMS = {"linf": NORMS["l1"], "l2": NORMS["l2"], "l1": NORMS["linf"]}
-SETS = {"linf": balls.linf, "l2": balls.l2, "l1": balls.l1}
+SETS = {"linf": balls.LInf, "l2": balls.L2, "l1": balls.L1}
 
 
 class Smallest(NamedTuple):

@@ -35,8 +35,8 @@ from robust_opt.attacks.hyperplanes import (
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Minimal, MinimalAttack
 from robust_opt.errors import InputError
-from robust_opt.sets import balls
-from robust_opt.sets.balls import Box, bounds_within
+from robust_opt.sets import Box, balls
+from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 
@@ -75,7 +75,7 @@ def deepfool(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = bounds_within(box, x)
+    lower, upper = box_bounds(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     rivals = rivals_by_rank(clean, y)[:num_candidates]
 
@@ -133,7 +133,7 @@ def fast_minimum_norm(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = bounds_within(box, x)
+    lower, upper = box_bounds(box, x)
 
     def beaten(x: Array) -> tuple[Array, tuple[Array, Array]]:
       logits = logits_fn(x)
@@ -155,7 +155,7 @@ def fast_minimum_norm(
       shrunk = jnp.minimum(radius * (1 - gamma), smallest.norm)
       radius = jnp.where(fooled, shrunk, grown)
 
-      moved = delta + balls.l2(alpha).steepest_ascent(g, x)
+      moved = delta + balls.L2(alpha).steepest_ascent(g, x)
       moved = SETS[norm](radius, box).project(moved, x)
       return (jnp.clip(moved, lower, upper), radius, smallest), None
 

@@ -37,8 +37,8 @@ from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
 from robust_opt.layout import ChannelAxis
-from robust_opt.sets import balls, projections
-from robust_opt.sets.balls import Box, Radius, bounds_within
+from robust_opt.sets import Box, Radius, balls, projections
+from robust_opt.sets.base import box_bounds
 from robust_opt.sets.projections import Bounds
 from robust_opt.types import Array, LogitsFn
 
@@ -445,7 +445,7 @@ def _bounds(images: Array, box: Box | None) -> Bounds:
   """How far every entry may go; without a box, as far as it likes."""
   if box is None:
     return jnp.full_like(images, -jnp.inf), jnp.full_like(images, jnp.inf)
-  return bounds_within(box, images)
+  return box_bounds(box, images)
 
 
 def _where(choose: Array, yes: Array, no: Array) -> Array:

@@ -22,8 +22,8 @@ from robust_opt.attacks.hyperplanes import (
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.types import Minimal
 from robust_opt.errors import InputError
-from robust_opt.sets import projections
-from robust_opt.sets.balls import Box, bounds_within
+from robust_opt.sets import Box, projections
+from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 
@@ -89,7 +89,7 @@ def szegedy(
   ) -> Minimal:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    bounds = bounds_within(box, x)
+    bounds = box_bounds(box, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     towards = rivals_by_rank(clean, y)[0] if targets is None else targets
 

@@ -48,7 +48,7 @@ from robust_opt.models.affine import (
   inner_up,
   largest,
 )
-from robust_opt.sets.balls import Box, Radius, UncertaintySet
+from robust_opt.sets import Box, Radius, UncertaintySet
 from robust_opt.types import Array
 
 _BLOCK = 256  # units that are bounded at once; bounds the memory, changes no result

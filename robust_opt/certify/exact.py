@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.precision import check_floating
-from robust_opt.sets import projections
-from robust_opt.sets.balls import Box, Radius, UncertaintySet, l1, l2, linf
+from robust_opt.sets import BALLS, Box, Radius, UncertaintySet, projections
 from robust_opt.types import Array
 
-_BALLS = {"linf": linf, "l2": l2, "l1": l1}
+_BALLS = BALLS
 _DUAL_NORMS = {"linf": projections.l1_norm, "l2": projections.l2_norm, "l1": projections.linf_norm}
 
 

@@ -29,7 +29,7 @@ from robust_opt import losses, maximizers
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.files import read_sealed, write_sealed
-from robust_opt.sets.balls import l2
+from robust_opt.sets import L2
 from robust_opt.types import Array, LogitsFn
 
 FeaturesFn = Callable[[Array], Array]  # x [B, *S] -> representation [B, F]
@@ -78,7 +78,7 @@ def inverted(
     return -jnp.sum((features_fn(z) - wanted) ** 2)
 
   def approach(z: Array, _: None) -> tuple[Array, None]:
-    move = l2(settings.step).steepest_ascent(jax.grad(nearness)(z), z)
+    move = L2(settings.step).steepest_ascent(jax.grad(nearness)(z), z)
     return jnp.clip(z + move, *BOX), None
 
   z, _ = jax.lax.scan(approach, start, length=settings.num_steps)
@@ -102,7 +102,7 @@ def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = 
   def value_fn(x: Array) -> Array:
     return -losses.cross_entropy(logits_fn(x), targets)
 
-  maximizer = maximizers.pgd(l2(settings.radius, BOX), l2(settings.step), random_start=False)
+  maximizer = maximizers.pgd(L2(settings.radius, BOX), L2(settings.step), random_start=False)
   delta, _ = maximizers.ascend(maximizer, settings.num_steps)(value_fn, None, x)
   return jnp.clip(x + delta, *BOX)
 

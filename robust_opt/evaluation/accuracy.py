@@ -1,6 +1,6 @@
 """Accuracy on clean examples and at the examples an attack makes of them.
 
-  evaluate = make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.l2(radius)), 500)
+  evaluate = make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.L2(radius)), 500)
   result = evaluate(params, model_state, data, radius, key)
   accuracy = result.robust_correct.mean()
 

@@ -31,8 +31,9 @@ from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.layout import ChannelAxis
-from robust_opt.maximizers import Attack, apgd, ascend, restarts
+from robust_opt.maximizers import Attack, apgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
+from robust_opt.sets import L1, ball_of
 from robust_opt.training.step import keys_of
 from robust_opt.types import Array, LogitsFn
 
@@ -106,9 +107,9 @@ class Progress(NamedTuple):
 
 
 def _apgd(norm: str, radius: Array, num_steps: int) -> Attack:
-  if norm == "l1":
-    return apgd_shrinking_l1(radius, num_steps, box=BOX, keep_best=True)
-  return ascend(apgd(norm, radius, num_steps, box=BOX), num_steps, keep_best=True)
+  u = ball_of(norm)(radius, BOX)
+  attack = apgd_shrinking_l1 if isinstance(u, L1) else apgd
+  return attack(u, num_steps, keep_best=True)
 
 
 def _apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> Phase:

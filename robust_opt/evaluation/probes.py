@@ -23,9 +23,10 @@ from robust_opt.attacks import white_box
 from robust_opt.attacks.square import square
 from robust_opt.attacks.types import LogitsAttack
 from robust_opt.evaluation.autoattack import BOX, predictions
-from robust_opt.maximizers import ascend, steepest
-from robust_opt.maximizers.apgd import SETS, apgd
+from robust_opt.maximizers import steepest
+from robust_opt.maximizers.apgd import apgd
 from robust_opt.maximizers.base import value_and_input_gradient
+from robust_opt.sets import BALLS
 from robust_opt.training.step import keys_of
 from robust_opt.types import Array, LogitsFn
 
@@ -135,7 +136,7 @@ def apgd_attack(num_steps: int) -> Maker:
   """The white-box attack."""
 
   def make(norm: str, radius: Array, which: Array) -> Attack:
-    climb = ascend(apgd(norm, radius, num_steps, BOX), num_steps, keep_best=True)
+    climb = apgd(BALLS[norm](radius, BOX), num_steps, keep_best=True)
     return _of_found(white_box.ascent(climb, _loss(which)))
 
   return make
@@ -154,13 +155,13 @@ def square_attack(num_queries: int, channel_axis: int | None) -> Maker:
 
 def fgsm_attack(norm: str, radius: Array, which: Array) -> Attack:
   """One step from the clean image."""
-  return _of_found(white_box.ascent(steepest(SETS[norm](radius, BOX)), _loss(which)))
+  return _of_found(white_box.ascent(steepest(BALLS[norm](radius, BOX)), _loss(which)))
 
 
 def noise_attack(norm: str, radius: Array, which: Array) -> Attack:
   """The furthest points of the set in directions drawn at random."""
   del which
-  ball = SETS[norm](radius, BOX)
+  ball = BALLS[norm](radius, BOX)
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Array:
     def draw(fooled: Array, number: Array) -> tuple[Array, None]:

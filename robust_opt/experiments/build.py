@@ -180,7 +180,7 @@ def _maximizer(
 
 def _pgd(config: ConfigDict, norm: str, radius: float | Array) -> maximizers.InnerMaximizer:
   # Over l_2 and l_1 the projection knows of the box, and gradient steps (l_2) climb to the maximum.
-  step_ball = balls.linf if norm == "linf" else balls.l2
+  step_ball = balls.LInf if norm == "linf" else balls.L2
   step = step_ball(config.attack.relative_step * radius)
   ball = uncertainty_set(config, norm, radius)
   return maximizers.pgd(ball, step, random_start=config.attack.random_start)

@@ -103,7 +103,7 @@ def training_attack(
 
   def attack(radius: float | Array) -> Attack:
     if basis_of is not None:
-      return maximizers.steepest(sets.tangent_at(radius, basis_of))
+      return maximizers.steepest(sets.TangentAt(radius, basis_of))
     if config.uncertainty.hidden_radius:
       first = build.uncertainty_set(config, norm, radius)
       return maximizers.steepest(
@@ -150,7 +150,7 @@ def _one_pass(
   if config.attack.name == "recall":
     return free.make_recall_train_step(apply, optimizer, ball, loss)
   # A step of l_1 would be lost on a saturated pixel.
-  ascent = balls.linf(radius) if norm == "linf" else balls.l2(radius)
+  ascent = balls.LInf(radius) if norm == "linf" else balls.L2(radius)
   steps = config.attack.num_steps
   return free.make_free_train_step(apply, optimizer, ball, ascent, steps, loss)
 

@@ -1,8 +1,8 @@
 """Inner maximisers: how the adversary climbs within its uncertainty set.
 
-attack = ro.steepest(ro.l2(0.5))                       # Algorithm 1's one step
-attack = ro.ascend(ro.pgd(ro.linf(0.3), step=ro.linf(0.01)), num_steps=40)
-attack = ro.restarts(ro.ascend(maximizer, 100, keep_best=True), 10)
+attack = ro.steepest(ro.L2(0.5))                       # Algorithm 1's one step
+attack = ro.ascend(ro.pgd(ro.LInf(0.3), step=ro.LInf(0.01)), num_steps=40)
+attack = ro.restarts(ro.apgd(ro.LInf(0.3), num_steps=100, keep_best=True), 10)
 delta, info = attack(value_fn, key, x)                 # x + delta raises value_fn
 robust_loss = ro.robustify(loss, attack)               # same arguments as loss
 """
@@ -28,6 +28,7 @@ from robust_opt.maximizers.first_order import (
   projected,
   steepest,
 )
+from robust_opt.maximizers.grid import grid_search
 from robust_opt.maximizers.lbfgs import lbfgs
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
   "apgd",
   "ascend",
   "frank_wolfe",
+  "grid_search",
   "lbfgs",
   "noise",
   "noisy_step",

@@ -1,11 +1,10 @@
 """Auto-PGD: projected ascent that picks its step sizes by itself (Croce and Hein 2020, 2021).
 
-attack = ro.ascend(apgd("linf", 8 / 255, num_steps=100, box=(0.0, 1.0)), 100, keep_best=True)
+attack = ro.apgd(ro.LInf(8 / 255, box=(0.0, 1.0)), num_steps=100, keep_best=True)
 delta, info = attack(value_fn, keys, x)
 
-The number of steps is said twice, to `apgd`, whose schedule depends on it, and to `ascend`. A step
-evaluates one input gradient: an example that restarts from its best point takes the gradient there
-from memory. Every example has step sizes and restarts of its own.
+A step evaluates one input gradient: an example that restarts from its best point takes the gradient
+there from memory. Every example has step sizes and restarts of its own.
 
 |  input                                  |  what happens                                          |
 |  value_fn returns one number for all    |  InputError, in the first step                         |
@@ -15,6 +14,7 @@ from memory. Every example has step sizes and restarts of its own.
 |  radius 0                               |  delta stays 0                                         |
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import keys, precision
+from robust_opt.arrays import expand_like, where_examples
 from robust_opt.errors import InputError
 from robust_opt.maximizers.base import (
   AscentInfo,
@@ -35,11 +36,10 @@ from robust_opt.maximizers.base import (
   run_steps,
   value_and_input_gradient,
 )
-from robust_opt.sets import projections
-from robust_opt.sets.balls import Box, Radius, UncertaintySet, l1, l2, linf
+from robust_opt.sets import L1, Ball, check_ball, projections
+from robust_opt.sets.base import Box, Radius
 from robust_opt.types import Array, Stochastic, ValueFn
 
-SETS: dict[str, Callable[..., UncertaintySet]] = {"linf": linf, "l2": l2, "l1": l1}
 # Radii and shares of the steps of apgd_shrinking_l1.
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
@@ -109,14 +109,13 @@ class SparseMemory(NamedTuple):
 
 
 def apgd(
-  norm: str,
-  radius: Radius,
+  u: Ball,
   num_steps: int,
-  box: Box | None = None,
   random_start: bool = True,
   momentum: float = 0.75,
-) -> InnerMaximizer:
-  """Auto-PGD in the ball of a norm, cut by a box.
+  keep_best: bool = False,
+) -> Attack:
+  """Auto-PGD in the ball of a norm, alone or cut by a box.
 
   Over l_inf and l_2 (Croce and Hein 2020, arXiv 2003.01690, algorithm 1), with P the projection
   onto the set and d the steepest ascent of unit norm:
@@ -146,42 +145,42 @@ def apgd(
   `ascend(keep_best=True)` keeps, outside of all this, the best by score.
 
   Args:
-    norm: "linf", "l2" or "l1".
-    radius: [] or [B], finite, in the units of x (pixels in [0, 1]); may be traced.
-    num_steps: of the ascent, on which the checkpoints depend. Beyond it nothing is adapted.
-    box: (low, high) that x + delta must stay in; x itself must lie in it.
+    u: LInf, L2 or L1, of finite radius.
+    num_steps: of the ascent, on which the checkpoints depend.
     random_start: whether to start from a sample of the set (needs a key: one, or one for every
       example) rather than from 0.
     momentum: alpha of algorithm 1, the weight of the new step against the last; 1 means none.
+    keep_best: as in `ascend`.
 
   Raises:
-    InputError: another norm, fewer than 0 steps, a radius or box that the sets refuse; in init, a
-      random start without a key; in a step, a value_fn that returns one number for the whole batch.
+    InputError: another set, or fewer than 0 steps; from the attack: a random start without a key,
+      or a value_fn that returns one number for the whole batch.
   """
-  if norm not in SETS:
-    raise InputError(f"norm must be one of linf, l2, l1, but was {norm!r}.")
+  return ascend(apgd_steps(u, num_steps, random_start, momentum), num_steps, keep_best)
+
+
+def apgd_steps(
+  u: Ball, num_steps: int, random_start: bool = True, momentum: float = 0.75
+) -> InnerMaximizer:
+  """The single steps of `apgd`, whose arguments these are; past num_steps nothing is adapted."""
+  check_ball(u, "apgd")
   if num_steps < 0:
     raise InputError(f"num_steps must be >= 0, but was {num_steps}.")
-  uncertainty = SETS[norm](radius, box)
 
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
     delta = jnp.zeros_like(x)
     if random_start:
-      delta = uncertainty.sample(keys.required(key, "A random start"), x)
+      delta = u.sample(keys.required(key, "A random start"), x)
     sparsity = jnp.full(x.shape[:1], _FIRST_SPARSITY * np.prod(x.shape[1:]), jnp.float32)
-    return uncertainty.project(delta, x), sparsity
+    return u.project(delta, x), sparsity
 
-  if norm == "l1":
-    return _sparse_ascent(radius, num_steps, box, start)
-  return _momentum_ascent(SETS[norm], radius, num_steps, box, start, momentum)
+  if isinstance(u, L1):
+    return _sparse_ascent(u, num_steps, start)
+  return _momentum_ascent(u, num_steps, start, momentum)
 
 
 def apgd_shrinking_l1(
-  radius: Radius,
-  num_steps: int,
-  box: Box | None = None,
-  random_start: bool = True,
-  keep_best: bool = False,
+  u: L1, num_steps: int, random_start: bool = True, keep_best: bool = False
 ) -> Attack:
   """Auto-PGD over l_1 that begins in larger balls (Croce and Hein 2021, section 4, multi-epsilon).
 
@@ -190,24 +189,25 @@ def apgd_shrinking_l1(
   AscentInfo lies ascent after ascent, value [num_steps, B]; what is returned is from the last.
 
   Args:
-    radius: of the last ball; like all else as in `apgd`.
+    u: the last ball.
     num_steps: of the three ascents together.
-    box: as in `apgd`.
     random_start: whether the first ascent starts from a sample of the largest ball.
     keep_best: as in `ascend`, among the clean example and the points of the last ascent.
   """
+  if not isinstance(u, L1):
+    raise InputError(f"apgd_shrinking_l1 takes ro.L1, not {type(u).__name__}.")
   early = [round(share * num_steps) for _, share in STAGES[:-1]]
   lengths = [*early, num_steps - sum(early)]
 
   def attack(
     value_fn: ValueFn | Stochastic, key: Array | None, x: Array
   ) -> tuple[Array, AscentInfo]:
-    maximizer = apgd("l1", STAGES[0][0] * radius, lengths[0], box, random_start)
+    maximizer = apgd_steps(_scaled(u, STAGES[0][0]), lengths[0], random_start)
     infos = []
     for (factor, _), length, next_length in zip(STAGES[1:], lengths[:-1], lengths[1:]):
       state, info = run_steps(maximizer, length, value_fn, key, x)
       infos.append(info)
-      maximizer = _continued_l1(factor * radius, next_length, box, state.memory.best.delta)
+      maximizer = _continued_l1(_scaled(u, factor), next_length, state.memory.best.delta)
       value_fn = after_steps(value_fn, length)
     delta, info = ascend(maximizer, lengths[-1], keep_best)(value_fn, key, x)
     return delta, jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos, info)
@@ -227,15 +227,11 @@ def checkpoints(num_steps: int) -> tuple[int, ...]:
   return tuple(sorted({-(-int(p) * num_steps // 100) for p in np.cumsum(periods)} - {0}))
 
 
-def _momentum_ascent(
-  make: Callable[..., UncertaintySet],
-  radius: Radius,
-  num_steps: int,
-  box: Box | None,
-  start: _Start,
-  momentum: float,
-) -> InnerMaximizer:
-  uncertainty = make(radius, box)
+def _scaled(u: L1, factor: float) -> L1:
+  return dataclasses.replace(u, radius=factor * u.radius)
+
+
+def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) -> InnerMaximizer:
   windows = _windows(checkpoints(num_steps), num_steps)
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -245,7 +241,7 @@ def _momentum_ascent(
       num_taken=jnp.zeros((), jnp.int32),
       best=_no_best(delta),
       previous=delta,
-      step_size=2 * _radii(radius, x),
+      step_size=2 * _radii(u.radius, x),
       last_value=none + jnp.inf,  # the first value is no increase
       num_increases=none.astype(jnp.int32),
       checkpoint_value=none,
@@ -260,10 +256,10 @@ def _momentum_ascent(
     memory, restart = _reconsider(memory, here.value, best, windows)
     here = _where(restart, best, here)
 
-    eta = make(memory.step_size)
-    projected = uncertainty.project(here.delta + eta.steepest_ascent(here.gradient, x), x)
+    eta = dataclasses.replace(u, radius=memory.step_size, box=None)
+    projected = u.project(here.delta + eta.steepest_ascent(here.gradient, x), x)
     carried = momentum * (projected - here.delta) + (1 - momentum) * (here.delta - memory.previous)
-    mixed = uncertainty.project(here.delta + carried, x)
+    mixed = u.project(here.delta + carried, x)
     moved = jnp.where(memory.num_taken == 0, projected, mixed)
     moved = jnp.where(_flat(here.gradient), here.delta, moved)  # the momentum alone is no ascent
 
@@ -295,10 +291,7 @@ def _reconsider(
   return memory, restart
 
 
-def _sparse_ascent(
-  radius: Radius, num_steps: int, box: Box | None, start: _Start
-) -> InnerMaximizer:
-  uncertainty = l1(radius, box)
+def _sparse_ascent(u: L1, num_steps: int, start: _Start) -> InnerMaximizer:
   period = max(1, 4 * num_steps // 100)
   windows = _windows(tuple(range(period, num_steps + 1, period)), num_steps)
 
@@ -307,7 +300,7 @@ def _sparse_ascent(
     memory = SparseMemory(
       num_taken=jnp.zeros((), jnp.int32),
       best=_no_best(delta),
-      step_size=_radii(radius, x),
+      step_size=_radii(u.radius, x),
       sparsity=sparsity,
     )
     return AscentState(delta, memory)
@@ -320,15 +313,17 @@ def _sparse_ascent(
     at_checkpoint = _at(windows, memory.num_taken) > 0
     sparsity = jnp.where(at_checkpoint, _num_entries(best.delta) / _SPARSER, memory.sparsity)
     restart = at_checkpoint & (sparsity < _STILL_AS_DENSE * memory.sparsity)
-    longest = _radii(radius, x)
+    longest = _radii(u.radius, x)
     shorter = jnp.maximum(memory.step_size / _SHORTER, _SHORTEST * longest)
     step_size = jnp.where(at_checkpoint, shorter, memory.step_size)
     step_size = jnp.where(restart, longest, step_size)
     here = _where(restart, best, here)
 
-    free = here.gradient != 0 if box is None else _has_room(here.gradient, here.delta, x, box)
+    free = here.gradient != 0
+    if u.box is not None:
+      free = _has_room(here.gradient, here.delta, x, u.box)
     ascent = jax.vmap(_sparse_step)(here.gradient, free, sparsity, step_size)
-    moved = uncertainty.project(here.delta + ascent, x)
+    moved = u.project(here.delta + ascent, x)
     return AscentState(moved, SparseMemory(memory.num_taken + 1, best, step_size, sparsity)), info
 
   return InnerMaximizer(init, step)
@@ -362,16 +357,15 @@ def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
   return projections.room(gradient, bounds) > ulp * (box[1] - box[0])
 
 
-def _continued_l1(radius: Radius, num_steps: int, box: Box | None, delta: Array) -> InnerMaximizer:
-  """Auto-PGD over l_1 from a given delta [B, *S], and as sparse as that is."""
-  uncertainty = l1(radius, box)
+def _continued_l1(u: L1, num_steps: int, delta: Array) -> InnerMaximizer:
+  """Auto-PGD over l_1 that starts from delta [B, *S] projected, and as sparse as that is."""
 
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
     del key
-    inside = uncertainty.project(delta, x)
+    inside = u.project(delta, x)
     return inside, _num_entries(inside) / _SPARSER
 
-  return _sparse_ascent(radius, num_steps, box, start)
+  return _sparse_ascent(u, num_steps, start)
 
 
 def _evaluate(
@@ -391,12 +385,12 @@ def _no_best(delta: Array) -> Best:
 
 def _where(condition: Array, yes: Best, no: Best) -> Best:
   """Every example's choice by condition [B]."""
-  return jax.tree.map(lambda a, b: jnp.where(_along(condition, a), a, b), yes, no)
+  return jax.tree.map(lambda a, b: where_examples(condition, a, b), yes, no)
 
 
 def _flat(gradient: Array) -> Array:
   """Which examples have a gradient of exactly 0, [B, 1, ...]."""
-  return _along(jnp.all(gradient == 0, axis=range(1, gradient.ndim)), gradient)
+  return expand_like(jnp.all(gradient == 0, axis=range(1, gradient.ndim)), gradient)
 
 
 def _num_entries(delta: Array) -> Array:
@@ -408,11 +402,6 @@ def _num_entries(delta: Array) -> Array:
   axes = tuple(range(1, delta.ndim))
   largest = jnp.max(magnitude, axis=axes, keepdims=True)
   return jnp.sum(magnitude > _ROUNDING * largest, axis=axes).astype(jnp.float32)
-
-
-def _along(values: Array, like: Array) -> Array:
-  """[B] -> [B, 1, ...] of as many dimensions as like has."""
-  return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _radii(radius: Radius, x: Array) -> Array:

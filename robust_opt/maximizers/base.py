@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import keys
+from robust_opt.arrays import where_examples
 from robust_opt.errors import InputError
-from robust_opt.sets.balls import UncertaintySet
+from robust_opt.sets.base import UncertaintySet
 from robust_opt.types import Array, PyTree, Scored, Stochastic, ValueFn
 
 
@@ -61,7 +62,7 @@ Attack = Callable[[ValueFn | Stochastic, Array | None, Array], tuple[Array, Asce
 class ScheduledAttack(NamedTuple):
   """An attack that changes as training goes on: a curriculum, of which a training step makes use.
 
-    ScheduledAttack(lambda step: ro.steepest(ro.linf(0.3 * jnp.minimum(step / 1000, 1.0))))
+    ScheduledAttack(lambda step: ro.steepest(ro.LInf(0.3 * jnp.minimum(step / 1000, 1.0))))
 
   Attributes:
     at: (step [], int32, traced) -> the attack of that update.
@@ -251,7 +252,7 @@ def check_attack(attack: object, scheduled: bool = False) -> None:
   if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
     return
   if isinstance(attack, UncertaintySet):
-    hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.linf(0.1))"
+    hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.LInf(0.1))"
   elif isinstance(attack, InnerMaximizer):
     hint = "pass ro.ascend(maximizer, num_steps)"
   elif isinstance(attack, ScheduledAttack):
@@ -318,12 +319,7 @@ def per_example(values: Array, x: Array) -> Array:
 def better(best: Candidates, new: Candidates) -> Candidates:
   """Every example's point of the higher score; the first where they are equal, NaN above all."""
   higher = (new[1] > best[1]) | (jnp.isnan(new[1]) & ~jnp.isnan(best[1]))
-  return unless(~higher, new[0], best[0]), jnp.where(higher, new[1], best[1])
-
-
-def unless(stays: Array, moved: Array, delta: Array) -> Array:
-  """Every example's moved point, [B, *S]; delta where it stays, [B] bool."""
-  return jnp.where(stays.reshape(-1, *(1,) * (delta.ndim - 1)), delta, moved)
+  return where_examples(higher, new[0], best[0]), jnp.where(higher, new[1], best[1])
 
 
 def _scored(out: Array | Scored) -> Scored:

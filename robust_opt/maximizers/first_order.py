@@ -7,24 +7,25 @@ import jax.numpy as jnp
 import optax
 
 from robust_opt import keys
+from robust_opt.arrays import where_examples
 from robust_opt.maximizers.base import (
   AscentInfo,
   AscentState,
   Attack,
   InnerMaximizer,
   ascend,
-  unless,
   value_and_input_gradient,
 )
 from robust_opt.precision import computed_wide
-from robust_opt.sets.balls import UncertaintySet, l2
+from robust_opt.sets import L2
+from robust_opt.sets.base import UncertaintySet
 from robust_opt.types import Array, Stochastic, ValueFn
 
 # t [] -> the set of the t-th step, t = 0, 1, ...
 StepSchedule = Callable[[Array], UncertaintySet]
 
 
-def frank_wolfe(uncertainty: UncertaintySet) -> InnerMaximizer:
+def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
   """The conditional gradient method from the clean example; it never leaves the set.
 
     s_t = argmax over s in U(x) of <grad value_fn(x + delta_t), s>
@@ -41,16 +42,16 @@ def frank_wolfe(uncertainty: UncertaintySet) -> InnerMaximizer:
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     delta, t = state
     info, grad = value_and_input_gradient(value_fn, x + delta)
-    towards = uncertainty.steepest_ascent(grad, x)
+    towards = u.steepest_ascent(grad, x)
     share = (2.0 / (t + 2.0)).astype(x.dtype)
     moved = delta + share * (towards - delta)
-    return AscentState(unless(info.zero_gradient, moved, delta), t + 1), info
+    return AscentState(where_examples(info.zero_gradient, delta, moved), t + 1), info
 
   return InnerMaximizer(init, step)
 
 
 def pgd(
-  uncertainty: UncertaintySet,
+  u: UncertaintySet,
   step: UncertaintySet | StepSchedule,
   random_start: bool = True,
   momentum: float = 0.0,
@@ -59,16 +60,16 @@ def pgd(
 
     delta_{t+1} = project onto U(x) of delta_t + steepest ascent in step(x + delta_t)
 
-  A step is itself a steepest ascent, over a smaller set around the current point. Over l2 and l1
-  take steps of `l2` without a box: that is projected gradient ascent, which climbs to the maximum
+  A step is itself a steepest ascent, over a smaller set around the current point. Over L2 and L1
+  take steps of `L2` without a box: that is projected gradient ascent, which climbs to the maximum
   of a concave function, since the projection knows of the box. An l1 step without a box is lost on
   a pixel that is saturated; l2 and l1 steps with one stop short of the maximum, since the
   projection then takes from saturated pixels what no step gives back.
 
   Args:
-    uncertainty: the set to stay in.
-    step: the set of one step: `linf(0.01)` moves every pixel by 0.01; or a schedule, from the
-      number of the step to its set: `lambda t: linf(0.05 * 0.9**t)`.
+    u: the set to stay in.
+    step: the set of one step: `LInf(0.01)` moves every pixel by 0.01; or a schedule, from the
+      number of the step to its set: `lambda t: LInf(0.05 * 0.9**t)`.
     random_start: whether to start from a sample of the set (needs a key) rather than from 0.
     momentum: mu of momentum PGD, whose steps ascend along g_{t+1} = mu g_t + grad / |grad|_1
       (Dong et al. 2018, arXiv 1710.06081, equation 6); 0: along the gradient.
@@ -79,7 +80,7 @@ def pgd(
     if not random_start:
       return AscentState(jnp.zeros_like(x), memory)
     key = keys.required(key, "A random start")
-    return AscentState(uncertainty.sample(key, x), memory)
+    return AscentState(u.sample(key, x), memory)
 
   def ascend_once(
     value_fn: ValueFn, state: AscentState, x: Array
@@ -89,8 +90,8 @@ def pgd(
     if momentum:
       grad = velocity = momentum * velocity + _of_unit_l1(grad)
     ball = step if isinstance(step, UncertaintySet) else step(t)
-    moved = uncertainty.project(delta + ball.steepest_ascent(grad, x + delta), x)
-    return AscentState(unless(info.zero_gradient, moved, delta), (t + 1, velocity)), info
+    moved = u.project(delta + ball.steepest_ascent(grad, x + delta), x)
+    return AscentState(where_examples(info.zero_gradient, delta, moved), (t + 1, velocity)), info
 
   return InnerMaximizer(init, ascend_once)
 
@@ -116,41 +117,41 @@ def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
   ) -> tuple[AscentState, AscentInfo]:
     info, grad = value_and_input_gradient(value_fn, x + state.delta)
     moved = state.delta + step.steepest_ascent(grad, x + state.delta)
-    return AscentState(unless(info.zero_gradient, moved, state.delta)), info
+    return AscentState(where_examples(info.zero_gradient, state.delta, moved)), info
 
   return InnerMaximizer(init, ascend_once)
 
 
 def projected(
-  uncertainty: UncertaintySet, optimizer: optax.GradientTransformation, random_start: bool = False
+  u: UncertaintySet, optimizer: optax.GradientTransformation, random_start: bool = False
 ) -> InnerMaximizer:
   """Any optimiser of optax as the ascent, projected onto U(x) after every step.
 
-    projected(ro.linf(0.3), optax.adam(0.01))
+    projected(ro.LInf(0.3), optax.adam(0.01))
 
   The optimiser minimises -value_fn in delta, each example by itself: norms and counts that it keeps
   are those of one example.
 
   Args:
-    uncertainty: the set to stay in.
+    u: the set to stay in.
     optimizer: of optax; its learning rate is in pixels.
     random_start: whether to start from a sample of the set (needs a key) rather than from 0.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
-    delta = pgd(uncertainty, uncertainty, random_start).init(key, x).delta
+    delta = pgd(u, u, random_start).init(key, x).delta
     return AscentState(delta, jax.vmap(optimizer.init)(delta))
 
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     info, grad = value_and_input_gradient(value_fn, x + state.delta)
     updates, memory = jax.vmap(optimizer.update)(-grad, state.memory, state.delta)
-    moved = uncertainty.project(state.delta + updates, x)
-    return AscentState(unless(info.zero_gradient, moved, state.delta), memory), info
+    moved = u.project(state.delta + updates, x)
+    return AscentState(where_examples(info.zero_gradient, state.delta, moved), memory), info
 
   return InnerMaximizer(init, step)
 
 
-def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
+def power_iteration(u: UncertaintySet) -> InnerMaximizer:
   """Ascends what is flat at the clean example: delta along the dominant direction of its Hessian H.
 
     d_{t+1} = H d_t / |H d_t|_2,   delta = argmax over delta in U(x) of <H d_t, delta>
@@ -162,7 +163,7 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
   direction (needs a key); an example whose H d is zero stays where it is.
 
   Args:
-    uncertainty: the set to stay in.
+    u: the set to stay in.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -179,29 +180,29 @@ def power_iteration(uncertainty: UncertaintySet) -> InnerMaximizer:
 
     _, curved, info = jax.jvp(gradient, (x,), (_of_unit_l2(direction),), has_aux=True)
     zero = jnp.all(curved == 0, axis=range(1, x.ndim))
-    moved = uncertainty.steepest_ascent(curved, x)
-    state = AscentState(unless(zero, moved, delta), unless(zero, curved, direction))
+    moved = u.steepest_ascent(curved, x)
+    state = AscentState(where_examples(zero, delta, moved), where_examples(zero, direction, curved))
     return state, info._replace(zero_gradient=zero)
 
   return InnerMaximizer(init, step)
 
 
-def steepest(uncertainty: UncertaintySet) -> Attack:
+def steepest(u: UncertaintySet) -> Attack:
   """The ascent of Algorithm 1: one step from the clean example to the edge of the set.
 
-  With `linf` it is the fast gradient sign method (Goodfellow et al. 2015).
+  With `LInf` it is the fast gradient sign method (Goodfellow et al. 2015).
   """
-  return ascend(frank_wolfe(uncertainty), num_steps=1)
+  return ascend(frank_wolfe(u), num_steps=1)
 
 
-def noise(uncertainty: UncertaintySet, extreme: bool = False) -> Attack:
+def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
   """A random point of the set, blind to the loss: the control of adversarial training.
 
   Source: Goodfellow et al. 2015 (arXiv 1412.6572), section 6, which trains on uniform noise in the
   l_inf ball and on random signs times its radius.
 
   Args:
-    uncertainty: where the noise lies.
+    u: where the noise lies.
     extreme: rather than a sample of the set, its furthest point in the direction of random signs;
       in the l_inf ball a corner.
 
@@ -217,17 +218,17 @@ def noise(uncertainty: UncertaintySet, extreme: bool = False) -> Attack:
     nothing = jnp.zeros((0, x.shape[0]), x.dtype)
     info = AscentInfo(nothing, nothing.astype(bool), nothing)
     if not extreme:
-      return uncertainty.sample(key, x), info
+      return u.sample(key, x), info
     each = keys.per_example(key, x.shape[0])
     signs = jax.vmap(lambda key: jax.random.rademacher(key, x.shape[1:], x.dtype))(each)
-    return uncertainty.steepest_ascent(signs, x), info
+    return u.steepest_ascent(signs, x), info
 
   return blind
 
 
 def _of_unit_l2(v: Array) -> Array:
   """Every example's vector at unit length, [B, *S]; 0 where it is 0, whatever its scale."""
-  return l2(1.0).steepest_ascent(v, v)
+  return L2(1.0).steepest_ascent(v, v)
 
 
 @computed_wide

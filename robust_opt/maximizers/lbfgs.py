@@ -1,9 +1,10 @@
-"""L-BFGS within an uncertainty set: the paper's other way to solve the inner problem."""
+"""L-BFGS within an u set: the paper's other way to solve the inner problem."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from robust_opt.arrays import where_examples
 from robust_opt.maximizers.base import (
   AscentInfo,
   AscentState,
@@ -11,17 +12,16 @@ from robust_opt.maximizers.base import (
   InnerMaximizer,
   better,
   per_example,
-  unless,
   value_and_input_gradient,
 )
-from robust_opt.sets.balls import UncertaintySet
+from robust_opt.sets.base import UncertaintySet
 from robust_opt.types import Array, Scored, ValueFn
 
 # Lengths that the line search tries, as fractions of the whole step.
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625)
 
 
-def lbfgs(uncertainty: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
+def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
   """Projected L-BFGS with a line search of every example's own (Shaham et al. 2015, section 4).
 
     d = H grad, H the limited-memory estimate of -(Hessian)^-1,   s = steepest ascent in U(x)
@@ -35,7 +35,7 @@ def lbfgs(uncertainty: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
   ascends, is the safeguard. Source of H: Nocedal and Wright (2006), algorithm 7.4 (optax).
 
   Args:
-    uncertainty: the set to stay in; convex, as s and delta_t are then joined by a segment in it.
+    u: the set to stay in; convex, as s and delta_t are then joined by a segment in it.
     memory_size: how many differences of points and gradients are remembered.
 
   Raises:
@@ -53,20 +53,20 @@ def lbfgs(uncertainty: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
     info, grad = value_and_input_gradient(value_fn, x + delta)
     # optax minimises -value_fn, and returns H times its gradient.
     opposite, memory = jax.vmap(estimate.update)(-grad, state.memory, delta)
-    towards = uncertainty.steepest_ascent(grad, x) - delta
+    towards = u.steepest_ascent(grad, x) - delta
 
     def value_of(candidate: Array) -> Array:
       out = value_fn(x + candidate)
       return out.value if isinstance(out, Scored) else out
 
     def search(best: Candidates, length: Array) -> tuple[Candidates, None]:
-      quasi_newton = uncertainty.project(delta - length * opposite, x)
-      steepest = uncertainty.project(delta + length * towards, x)  # rounding apart, a no-op
+      quasi_newton = u.project(delta - length * opposite, x)
+      steepest = u.project(delta + length * towards, x)  # rounding apart, a no-op
       best = better(best, (quasi_newton, value_of(quasi_newton)))
       return better(best, (steepest, value_of(steepest))), None
 
     here = (delta, per_example(info.value, x))
     (moved, _), _ = jax.lax.scan(search, here, jnp.array(STEP_LENGTHS, x.dtype))
-    return AscentState(unless(info.zero_gradient, moved, delta), memory), info
+    return AscentState(where_examples(info.zero_gradient, delta, moved), memory), info
 
   return InnerMaximizer(init, step)

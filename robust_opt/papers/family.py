@@ -4,8 +4,8 @@ r"""Every method of robust training on one ground, for one budget: the table of 
   python -m robust_opt.papers.family --dataset=mnist --preset=paper --workdir=runs/family \
       --data_dir=/path/to/tensorflow_datasets
 
-Each method of experiments/methods.py trains on the same data with the same net, optimizer and number of
-forward and backward passes over the training set; the cheap ones take more epochs. With
+Each method of experiments/methods.py trains on the same data with the same net, optimizer and
+number of forward and backward passes over the training set; the cheap ones take more epochs. With
 --budget=updates all take the same number of updates instead, and the question is what a cheaper
 update costs in robustness. Every net is then judged over the same l_inf ball: PGD of 50 steps and
 AutoAttack; and what an update of each method takes is timed side by side. The runs lie in
@@ -50,7 +50,7 @@ TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
 def _pgd(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
   del rank, channel_axis
   ball = getattr(ro, norm)(radius, autoattack.BOX)
-  step = ro.linf if norm == "linf" else ro.l2
+  step = ro.LInf if norm == "linf" else ro.L2
   maximizer = ro.pgd(ball, step(PGD_RELATIVE_STEP * radius))
   return white_box.ascent(ro.ascend(maximizer, PGD_STEPS, keep_best=True), losses.cross_entropy)
 

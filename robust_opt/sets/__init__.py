@@ -1,50 +1,70 @@
-"""Uncertainty sets with structure: groups, ellipsoids, tangents, intersections, masks and more.
+"""Uncertainty sets: what delta may be. A set is a value with four methods (base.py).
 
-  u = structured.group_l21(0.5, structured.patches(4))  # few 4 x 4 patches carry the change
-  u = structured.ellipsoid(1.0, scale)                  # scale [*S]: how far each pixel may go
-  u = structured.l0(10, 1.0, box=(0.0, 1.0))            # at most ten entries change
-  u = structured.tangent(0.5, basis)                    # along the rows of basis [d, *S] only
-  u = structured.tangent_at(0.5, basis_of)              # along basis_of(x) [B, d, *S], at every x
-  u = structured.linf_l2(8 / 255, 0.5)                  # both at once, exact
-  u = structured.intersection(first, second)            # any two convex sets, approximate
-  u = structured.product((first, (4, 4)), (second, (9,)))  # a set for each block of [B, 16 + 9]
-  u = structured.masked(ro.l2(0.5), mask)               # only where mask [*S] or [B, *S] is True
+  u = ro.LInf(8 / 255, box=(0.0, 1.0))             # balls of a norm: LInf, L2, L1
+  u = sets.GroupL21(0.5, sets.patches(4))          # few 4 x 4 patches change
+  u = sets.Ellipsoid(1.0, scale)                   # scale [*S]: how far each pixel may go
+  u = sets.L0(10, 1.0, box=(0.0, 1.0))             # at most ten entries change
+  u = sets.Tangent(0.5, basis)                     # along the rows of basis [d, *S] only
+  u = sets.TangentAt(0.5, basis_of)                # along basis_of(x) [B, d, *S], at every x
+  u = sets.LInfL2(8 / 255, 0.5)                    # both at once, exact
+  u = sets.Intersection(first, second)             # any two convex sets, approximate
+  u = sets.Product((first, second), ((4, 4), (9,)))  # one set per block of [B, 16 + 9]
+  u = sets.Masked(ro.L2(0.5), mask)                # only where mask [*S] or [B, *S] is True
+  u = sets.Transforms(30.0, 3.0)                   # rotations and translations; samples only
 
-Every function returns an UncertaintySet as those of uncertainty.py do, with the same promises for
-zero, tiny, huge and NaN gradients, and a radius [] or [B] that may be traced.
+All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), and take radii [] or
+[B] that may be traced.
 
 |  set           |  convex  |  steepest ascent  |  projection                              |
-|  group_l21     |  yes     |  exact            |  exact                                   |
-|  group_linf2   |  yes     |  exact            |  exact                                   |
-|  ellipsoid     |  yes     |  exact            |  exact, by a root search                 |
-|  l0            |  no      |  exact            |  exact (a nearest point, of maybe many)  |
-|  tangent       |  yes     |  exact            |  exact                                   |
-|  tangent_at    |  yes     |  exact            |  exact                                   |
-|  linf_l2       |  yes     |  exact            |  exact                                   |
-|  intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
-|  product       |  if its blocks are, every column                                         |
-|  masked        |  as the set that it masks, every column                                  |
+|  LInf, L2, L1  |  yes     |  exact            |  exact                                   |
+|  GroupL21      |  yes     |  exact            |  exact                                   |
+|  GroupLInf2    |  yes     |  exact            |  exact                                   |
+|  Ellipsoid     |  yes     |  exact            |  exact, by a root search                 |
+|  L0            |  no      |  exact            |  exact (a nearest point, of maybe many)  |
+|  Tangent       |  yes     |  exact            |  exact                                   |
+|  TangentAt     |  yes     |  exact            |  exact                                   |
+|  LInfL2        |  yes     |  exact            |  exact                                   |
+|  Intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
+|  Product       |  if its blocks are, every column                                         |
+|  Masked        |  as the set that it masks, every column                                  |
+|  Transforms    |  no      |  none             |  none: `ro.grid_search` searches it      |
 """
 
-from robust_opt.sets.groups import Groups, channels, group_l21, group_linf2, patches
-from robust_opt.sets.intersections import intersection, linf_l2
-from robust_opt.sets.masks import masked
-from robust_opt.sets.products import product
-from robust_opt.sets.shapes import BasisOf, ellipsoid, l0, tangent, tangent_at
+from robust_opt.sets.balls import BALLS, L1, L2, Ball, LInf, ball_of, check_ball
+from robust_opt.sets.base import Box, Radius, UncertaintySet, set_dataclass, static
+from robust_opt.sets.groups import GroupL21, GroupLInf2, Groups, channels, patches
+from robust_opt.sets.intersections import Intersection, LInfL2
+from robust_opt.sets.masks import Masked
+from robust_opt.sets.products import Product
+from robust_opt.sets.shapes import L0, BasisOf, Ellipsoid, Tangent, TangentAt
+from robust_opt.sets.spatial import Transforms
 
 __all__ = [
+  "BALLS",
+  "L0",
+  "L1",
+  "L2",
+  "Ball",
   "BasisOf",
+  "Box",
+  "Ellipsoid",
+  "GroupL21",
+  "GroupLInf2",
   "Groups",
+  "Intersection",
+  "LInf",
+  "LInfL2",
+  "Masked",
+  "Product",
+  "Radius",
+  "Tangent",
+  "TangentAt",
+  "Transforms",
+  "UncertaintySet",
+  "ball_of",
   "channels",
-  "ellipsoid",
-  "group_l21",
-  "group_linf2",
-  "intersection",
-  "l0",
-  "linf_l2",
-  "masked",
+  "check_ball",
   "patches",
-  "product",
-  "tangent",
-  "tangent_at",
+  "set_dataclass",
+  "static",
 ]

@@ -1,5 +1,6 @@
 """Balls over groups of entries: few groups that change, or every group by itself."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,8 +12,7 @@ from robust_opt import layout
 from robust_opt.errors import InputError
 from robust_opt.layout import ChannelAxis
 from robust_opt.sets import projections
-from robust_opt.sets.balls import OfOne, Radius, UncertaintySet
-from robust_opt.sets.per_example import make_set, ratio
+from robust_opt.sets.base import ExampleSet, Radius, ratio, set_dataclass, static
 from robust_opt.types import Array
 
 # Labels [*S], or a function from the shape of one example to them.
@@ -39,118 +39,127 @@ def channels(shape: Sequence[int], channel_axis: ChannelAxis = layout.AUTO) -> n
   return np.indices(shape)[axis]
 
 
-def patches(
-  side: int, channel_axis: ChannelAxis = layout.AUTO
-) -> Callable[[Sequence[int]], np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class patches:  # noqa: N801
   """A group for every square of side x side pixels, with all its channels; patches(1): pixels.
 
-  Of a signal the groups are intervals, of a volume cubes: over all axes but the channel axis.
+  Of a signal the groups are intervals, of a volume cubes: over all axes but the channel axis. Call
+  it with the shape of an example to get its labels of that shape.
 
-  Args:
+  Attributes:
     side: in pixels, >= 1. Where it does not divide the length of an axis, the last patches along it
       are smaller.
     channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
       shape (`robust_opt.layout.resolve`).
 
-  Returns:
-    A function from the shape of an example to its labels of that shape.
-
   Raises:
-    InputError: the side is < 1, or (later) channel_axis is not an axis of the examples.
+    InputError: the side is < 1, or (when called) channel_axis is not an axis of the examples.
   """
-  if side < 1:
-    raise InputError(f"side must be at least 1 pixel, but was {side}.")
 
-  def labels(shape: Sequence[int]) -> np.ndarray:
-    counts, places = [-(-size // side) for size in shape], np.indices(shape) // side
-    axis = layout.resolve(channel_axis, shape)
+  side: int
+  channel_axis: ChannelAxis = layout.AUTO
+
+  def __post_init__(self) -> None:
+    if self.side < 1:
+      raise InputError(f"side must be at least 1 pixel, but was {self.side}.")
+
+  def __call__(self, shape: Sequence[int]) -> np.ndarray:
+    """Labels of an example of this shape."""
+    counts, indices = [-(-size // self.side) for size in shape], np.indices(shape) // self.side
+    axis = layout.resolve(self.channel_axis, shape)
     if axis is not None:
-      counts[axis], places[axis] = 1, 0
-    return np.asarray(np.ravel_multi_index(tuple(places), counts))
-
-  return labels
+      counts[axis], indices[axis] = 1, 0
+    return np.asarray(np.ravel_multi_index(tuple(indices), counts))
 
 
-def group_l21(radius: Radius, groups: Groups) -> UncertaintySet:
+@set_dataclass
+class GroupL21(ExampleSet):
   """{sum over groups of |delta_g|_2 <= radius}, the l_1 ball of the groups' l_2 norms.
 
-  Its steepest ascent moves the one group of largest |g_g|_2, by the whole radius along its unit
+  Its steepest ascent moves the one group of largest |grad_g|_2, by the whole radius along its unit
   gradient; ties go to the group of the smallest label. Its samples are uniform. Source: the norm of
   the group lasso, Yuan and Lin (2006).
 
-  Args:
+  Attributes:
     radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
     groups: integer labels [*S] of one example, a group for every label; or a function from the
       shape *S to them: `channels`, `patches(4)`.
 
   Raises:
-    InputError: the radius is negative or NaN; from the set's functions: the labels are not integers
-      of the shape of an example, x is not floating point, or the radius is neither [] nor [B].
+    InputError: the radius is negative or NaN; from the methods: the labels are not integers of the
+      shape of an example, x is not floating point, or the radius is neither [] nor [B].
   """
 
-  def furthest(g: Array, radii: tuple[Array, ...], x: Array) -> Array:
-    partition = _partition(groups, x.shape)
-    grouped = partition.gather(g)
+  radius: Radius
+  groups: Groups = static()
+
+  def _steepest_ascent(self, grad: Array, x: Array) -> Array:
+    partition = _partition(self.groups, x.shape)
+    grouped = partition.gather(grad)
     norms = _norms(grouped)
     largest = jnp.arange(len(norms)) == jnp.argmax(norms)  # of NaN norms, if there are any
-    return partition.scatter(_per_group(projections.furthest_l2)(grouped, radii[0] * largest))
+    return partition.scatter(_per_group(projections.furthest_l2)(grouped, self.radius * largest))
 
-  def project(delta: Array, radii: tuple[Array, ...], x: Array) -> Array:
-    partition = _partition(groups, x.shape)
+  def _project(self, delta: Array, x: Array) -> Array:
+    partition = _partition(self.groups, x.shape)
     grouped = partition.gather(delta)
     # By symmetry every group keeps its direction, so that only the norms are left to project.
-    lengths = projections.l1(_norms(grouped), radii[0])
+    lengths = projections.l1(_norms(grouped), self.radius)
     return partition.scatter(_per_group(projections.l2)(grouped, lengths))
 
-  def sample(key: Array, radii: tuple[Array, ...], x: Array) -> Array:
+  def _sample(self, key: Array, x: Array) -> Array:
     # z of density exp(-N(z)) over N(z) + e is uniform in the unit ball of any norm N: the length
     # N(z) is Gamma(n), and N / (N + e) then the n-th root of a uniform number. Here the groups of z
     # are independent, of uniform direction and Gamma(size) length.
-    partition = _partition(groups, x.shape)
+    partition = _partition(self.groups, x.shape)
     normal_key, gamma_key, exponential_key = jax.random.split(key, 3)
-    dtype = radii[0].dtype
+    dtype = jnp.result_type(self.radius)
     z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
     lengths = jax.random.gamma(gamma_key, jnp.asarray(partition.sizes, dtype), dtype=dtype)
     total = jnp.sum(lengths) + jax.random.exponential(exponential_key, (), dtype)
-    return partition.scatter(_per_group(projections.furthest_l2)(z, radii[0] * lengths / total))
+    return partition.scatter(_per_group(projections.furthest_l2)(z, self.radius * lengths / total))
 
-  def gauge(delta: Array, radii: tuple[Array, ...], x: Array) -> Array:
-    return ratio(jnp.sum(_norms(_partition(groups, x.shape).gather(delta))), radii[0])
+  def _gauge(self, delta: Array, x: Array) -> Array:
+    norms = _norms(_partition(self.groups, x.shape).gather(delta))
+    return ratio(jnp.sum(norms), self.radius)
 
-  return make_set({"radius": radius}, furthest, project, sample, gauge)
 
-
-def group_linf2(radius: Radius, groups: Groups) -> UncertaintySet:
+@set_dataclass
+class GroupLInf2(ExampleSet):
   """{|delta_g|_2 <= radius for every group g}: every group has its own l_2 ball.
 
   Its steepest ascent moves every group by the radius along its own unit gradient, and leaves alone
-  a group whose gradient is 0. Its samples are uniform. Arguments and errors as for group_l21.
+  a group whose gradient is 0. Its samples are uniform. Attributes and errors as for GroupL21.
   """
 
-  def by_group(function: Callable[[Array, Array], Array]) -> OfOne:
-    def mapped(v: Array, radii: tuple[Array, ...], x: Array) -> Array:
-      partition = _partition(groups, x.shape)
-      grouped = partition.gather(v)
-      radius = jnp.broadcast_to(radii[0], grouped.shape[:1])
-      return partition.scatter(_per_group(function)(grouped, radius))
+  radius: Radius
+  groups: Groups = static()
 
-    return mapped
+  def _by_group(self, function: Callable[[Array, Array], Array], v: Array) -> Array:
+    partition = _partition(self.groups, v.shape)
+    grouped = partition.gather(v)
+    radius = jnp.broadcast_to(self.radius, grouped.shape[:1])
+    return partition.scatter(_per_group(function)(grouped, radius))
 
-  def sample(key: Array, radii: tuple[Array, ...], x: Array) -> Array:
+  def _steepest_ascent(self, grad: Array, x: Array) -> Array:
+    return self._by_group(projections.furthest_l2, grad)
+
+  def _project(self, delta: Array, x: Array) -> Array:
+    return self._by_group(projections.l2, delta)
+
+  def _sample(self, key: Array, x: Array) -> Array:
     # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2, in every group.
-    partition = _partition(groups, x.shape)
+    partition = _partition(self.groups, x.shape)
     normal_key, exponential_key = jax.random.split(key)
-    dtype = radii[0].dtype
+    dtype = jnp.result_type(self.radius)
     z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
     e = jax.random.exponential(exponential_key, partition.sizes.shape, dtype)
     length = jnp.sqrt(jnp.sum(z**2, axis=1) + 2.0 * e)
-    return partition.scatter(radii[0] * z / length[:, None])
+    return partition.scatter(self.radius * z / length[:, None])
 
-  def gauge(delta: Array, radii: tuple[Array, ...], x: Array) -> Array:
-    return ratio(jnp.max(_norms(_partition(groups, x.shape).gather(delta))), radii[0])
-
-  furthest, project = by_group(projections.furthest_l2), by_group(projections.l2)
-  return make_set({"radius": radius}, furthest, project, sample, gauge)
+  def _gauge(self, delta: Array, x: Array) -> Array:
+    norms = _norms(_partition(self.groups, x.shape).gather(delta))
+    return ratio(jnp.max(norms), self.radius)
 
 
 class _Partition(NamedTuple):
@@ -161,13 +170,13 @@ class _Partition(NamedTuple):
   Attributes:
     members: [G, M], the flat index of every member; n where a group has fewer.
     labels: [*S], the group of every entry.
-    places: [*S], its place in that group.
+    indices: [*S], its index in that group.
     sizes: [G].
   """
 
   members: np.ndarray
   labels: np.ndarray
-  places: np.ndarray
+  indices: np.ndarray
   sizes: np.ndarray
 
   def gather(self, v: Array) -> Array:
@@ -176,24 +185,24 @@ class _Partition(NamedTuple):
 
   def scatter(self, grouped: Array) -> Array:
     """[G, M] -> [*S]."""
-    return grouped[self.labels, self.places]
+    return grouped[self.labels, self.indices]
 
 
 def _partition(groups: Groups, shape: Sequence[int]) -> _Partition:
-  given = np.asarray(groups(shape) if callable(groups) else groups)
-  if given.shape != tuple(shape) or not np.issubdtype(given.dtype, np.integer):
+  values = np.asarray(groups(shape) if callable(groups) else groups)
+  if values.shape != tuple(shape) or not np.issubdtype(values.dtype, np.integer):
     raise InputError(
       f"groups must be integer labels of the shape {tuple(shape)} of an example, but are "
-      f"{given.dtype} of the shape {given.shape}."
+      f"{values.dtype} of the shape {values.shape}."
     )
-  _, labels, sizes = np.unique(given.reshape(-1), return_inverse=True, return_counts=True)
+  _, labels, sizes = np.unique(values.reshape(-1), return_inverse=True, return_counts=True)
   labels = labels.reshape(-1)
   order = np.argsort(labels, kind="stable")
-  places = np.empty(given.size, np.int64)
-  places[order] = np.arange(given.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-  members = np.full((len(sizes), sizes.max()), given.size)
-  members[labels, places] = np.arange(given.size)
-  return _Partition(members, labels.reshape(shape), places.reshape(shape), sizes)
+  indices = np.empty(values.size, np.int64)
+  indices[order] = np.arange(values.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+  members = np.full((len(sizes), sizes.max()), values.size)
+  members[labels, indices] = np.arange(values.size)
+  return _Partition(members, labels.reshape(shape), indices.reshape(shape), sizes)
 
 
 def _per_group(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:

@@ -1,11 +1,11 @@
 """A product of sets: every block of an example has a set, a norm and a radius of its own.
 
-u = product((ro.linf(0.1, box=(0.0, 1.0)), (28, 28, 1)), (ro.l2(0.5), (200,)))
-delta = u.steepest_ascent(g, x)  # g and x are [B, 28 * 28 + 200]: the two blocks, flattened
+u = Product((ro.LInf(0.1, box=(0.0, 1.0)), ro.L2(0.5)), shapes=((28, 28, 1), (200,)))
+delta = u.steepest_ascent(grad, x)  # grad and x are [B, 28 * 28 + 200]: the two blocks, flattened
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import chex
 import jax
@@ -13,59 +13,68 @@ import jax.numpy as jnp
 
 from robust_opt import keys
 from robust_opt.errors import InputError
-from robust_opt.sets.balls import UncertaintySet
+from robust_opt.sets.base import UncertaintySet, set_dataclass, static
 from robust_opt.types import Array
 
 Shape = Sequence[int]
 
 
-def product(*blocks: tuple[UncertaintySet, Shape]) -> UncertaintySet:
+@set_dataclass
+class Product(UncertaintySet):
   """{delta: block i of delta lies in set i, for every i}, over flattened examples [B, n].
 
-  The blocks lie in an example one after the other; the i-th set is handed its own block of g, delta
-  and x, in the block's shape, so that one block may be an image in a box and another not. Both
-  <g, delta> and the squared distance are sums over the blocks, which makes the steepest ascent and
-  the projection those of every block by itself: exact where the blocks' are, and every block may be
-  at the edge of its set at once. The gauge is the largest of the blocks'. The blocks' samples are
-  independent, and uniform in the product where they are uniform in the blocks.
+  The blocks lie in an example one after the other; the i-th set is handed its own block of grad,
+  delta and x, in the block's shape, so that one block may be an image in a box and another not.
+  Both <grad, delta> and the squared distance are sums over the blocks, which makes the steepest
+  ascent and the projection those of every block by itself: exact where the blocks' are, and every
+  block may be at the edge of its set at once. The gauge is the largest of the blocks'. The blocks'
+  samples are independent, and uniform in the product where they are uniform in the blocks.
 
-  Args:
-    *blocks: (set, shape of its block in one example); at least one. n is the sum of the sizes of
-      the shapes. A radius of a set is [] or [B], as it is for that set alone.
+  Attributes:
+    sets: of the blocks, at least one. A radius of a set is [] or [B], as it is for that set alone.
+    shapes: of each block in one example. n is the sum of their sizes.
 
   Raises:
-    InputError: there is no block, or a shape has an entry < 1; from the set's functions: the
-      examples are not [B, n], and as for the sets.
+    InputError: there is no block, not one shape per set, or a shape has an entry < 1; from the
+      methods: the examples are not [B, n], and as for the sets.
   """
-  if not blocks:
-    raise InputError("A product needs at least one block (set, shape), but was given none.")
-  sets, shapes = [u for u, _ in blocks], [tuple(shape) for _, shape in blocks]
-  if any(side < 1 for shape in shapes for side in shape):
-    raise InputError(f"Every entry of a block's shape must be >= 1, but the shapes are {shapes}.")
 
-  def by_block(
-    operation: Callable[[UncertaintySet], Callable[[Array, Array], Array]], v: Array, x: Array
-  ) -> list[Array]:
+  sets: tuple[UncertaintySet, ...]
+  shapes: tuple[tuple[int, ...], ...] = static()
+
+  def __post_init__(self) -> None:
+    object.__setattr__(self, "sets", tuple(self.sets))
+    object.__setattr__(self, "shapes", tuple(tuple(shape) for shape in self.shapes))
+    if not self.sets or len(self.sets) != len(self.shapes):
+      raise InputError(
+        f"A product needs at least one set and one shape per set, but was given "
+        f"{len(self.sets)} sets and {len(self.shapes)} shapes."
+      )
+    if any(side < 1 for shape in self.shapes for side in shape):
+      raise InputError(
+        f"Every entry of a block's shape must be >= 1, but the shapes are {list(self.shapes)}."
+      )
+
+  def _by_block(self, method: str, v: Array, x: Array) -> list[Array]:
     chex.assert_equal_shape((v, x))
-    pairs = zip(sets, split(v, shapes), split(x, shapes), strict=True)
-    return [operation(u)(of_v, of_x) for u, of_v, of_x in pairs]
+    blocks = zip(self.sets, split(v, self.shapes), split(x, self.shapes), strict=True)
+    return [getattr(u, method)(of_v, of_x) for u, of_v, of_x in blocks]
 
-  def steepest_ascent(g: Array, x: Array) -> Array:
-    return join(by_block(lambda u: u.steepest_ascent, g, x))
+  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
+    return join(self._by_block("steepest_ascent", grad, x))
 
-  def project(delta: Array, x: Array) -> Array:
-    return join(by_block(lambda u: u.project, delta, x))
+  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
+    return join(self._by_block("project", delta, x))
 
-  def sample(key: Array, x: Array) -> Array:
-    parts = split(x, shapes)
+  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
+    blocks = split(x, self.shapes)
     each = keys.per_example(key, x.shape[0])
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    return join([u.sample(fold(each, i), part) for i, (u, part) in enumerate(zip(sets, parts))])
+    pairs = enumerate(zip(self.sets, blocks, strict=True))
+    return join([u.sample(fold(each, i), block) for i, (u, block) in pairs])
 
-  def gauge(delta: Array, x: Array) -> Array:
-    return jnp.max(jnp.stack(by_block(lambda u: u.gauge, delta, x)), axis=0)
-
-  return UncertaintySet(steepest_ascent, project, sample, gauge)
+  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
+    return jnp.max(jnp.stack(self._by_block("gauge", delta, x)), axis=0)
 
 
 def split(v: Array, shapes: Sequence[Shape]) -> list[Array]:

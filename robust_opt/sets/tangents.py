@@ -1,7 +1,7 @@
 """Tangent planes of the manifold that the data lie on, learnt from unlabelled training images.
 
   basis_of = tangents.fit("autoencoder", train.images, rank=10, seed=0)
-  u = structured.tangent_at(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
+  u = structured.TangentAt(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
 
 That set with one steepest ascent step is how Shaham, Yamada and Negahban (2015, arXiv 1511.05432)
 read the manifold tangent classifier of Rifai et al. (2011, NIPS): the net is trained against the
@@ -53,7 +53,7 @@ def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
     seed: 0, 1, ...; the same seed gives the same planes.
 
   Returns:
-    basis_of: x [B, *S], floats in [0, 1] -> [B, rank, *S], for `structured.tangent_at`.
+    basis_of: x [B, *S], floats in [0, 1] -> [B, rank, *S], for `structured.TangentAt`.
 
   Raises:
     InputError: an unknown name, images in another form, or a rank that they do not allow.

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from robust_opt import losses
-from robust_opt.sets.balls import UncertaintySet
+from robust_opt.sets import UncertaintySet
 from robust_opt.training.step import TrainMetrics, TrainState, TrainStep, check_batch, check_losses
 from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
 

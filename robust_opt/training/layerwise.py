@@ -11,7 +11,7 @@ gradient, all at once, from one backward pass. So every set, maximiser and objec
 `ro.make_train_step`, serve as they are:
 
   shapes = hidden.shapes(net, image_shape)                         # [(28, 28, 1), (9, 9, 32), ...]
-  u = hidden.layerwise(net, image_shape, ro.linf(0.1, (0.0, 1.0)), hidden_radius=0.05)
+  u = hidden.layerwise(net, image_shape, ro.LInf(0.1, (0.0, 1.0)), hidden_radius=0.05)
   apply = hidden.lifted_apply(net, image_shape)
   step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(u))
   step = hidden.lifted_step(step, shapes)                          # takes batches of images
@@ -46,7 +46,7 @@ import jax.numpy as jnp
 from robust_opt import models, sets
 from robust_opt.errors import InputError
 from robust_opt.models import affine
-from robust_opt.sets.balls import Radius, UncertaintySet, linf
+from robust_opt.sets import LInf, Radius, UncertaintySet
 from robust_opt.sets.products import split
 from robust_opt.training.step import TrainMetrics, TrainState, TrainStep
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
@@ -148,7 +148,7 @@ def layerwise(
 ) -> UncertaintySet:
   """U of a lifted example: `first` for the image, l_inf balls for the inputs of the later stages.
 
-  For other hidden sets, or a radius for each layer, call `structured.product` with `shapes`.
+  For other hidden sets, or a radius for each layer, call `sets.Product` with `shapes`.
 
   Args:
     net: as for `lifted_apply`.
@@ -161,8 +161,8 @@ def layerwise(
     InputError: the net is another, or the radius is negative or NaN.
   """
   image, *later = shapes(net, image_shape)
-  hidden = linf(hidden_radius)
-  return sets.product((first, image), *((hidden, shape) for shape in later))
+  blocks = (first, *(LInf(hidden_radius) for _ in later))
+  return sets.Product(blocks, (image, *later))
 
 
 def lifted_step(step: TrainStep, shapes: Sequence[Shape]) -> TrainStep:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.models.affine import AffineLayer, Conv, Dense, Layer, apply, stages
-from robust_opt.sets.balls import UncertaintySet
+from robust_opt.sets import UncertaintySet
 from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params
 
 # What a config may name.

@@ -1,6 +1,6 @@
 """The training step and the scan over many of them: pure functions, placed by the caller.
 
-  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.l2(0.5)))
+  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.L2(0.5)))
   state, metrics = jax.jit(step, donate_argnums=0)(state, batch, key)     # one device, or a mesh
   state, metrics = jax.pmap(step_with_axis_name, "data", in_axes=(None, 0, None))(...)
 

@@ -15,7 +15,7 @@ from robust_opt.sets import balls
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 WIDE = (-50.0, 50.0)  # binds nowhere
 BATCH, NUM_ENTRIES = 12, 6
 # A gradient through the entries, and a hyperplane's margin and norm over them.
@@ -251,7 +251,7 @@ def test_no_worse_than_pgd_with_its_radius(norm):
   @jax.jit
   def both(radius):
     u = SETS[norm](radius, (0.0, 1.0))
-    step = ro.linf(radius / 8) if norm == "linf" else ro.l2(radius / 4)
+    step = ro.LInf(radius / 8) if norm == "linf" else ro.L2(radius / 4)
     pgd = ro.ascend(ro.pgd(u, step, random_start=False), 40)
     delta, _ = pgd(lambda x: ro.losses.margin(logits_fn(x), y), None, x)
     by_pgd = ~ro.losses.correct(logits_fn(x + delta), y)
@@ -286,7 +286,7 @@ def test_bad_input_is_one_sentence(make, sentence):
 @pytest.mark.parametrize("rank", [2, -1, np.int32(2)])
 def test_a_rank_that_the_logits_do_not_have(rank):
   x, y, weights, bias = linear_problem(3)
-  steepest = ro.steepest(ro.l2(0.1))
+  steepest = ro.steepest(ro.L2(0.1))
   for attack in (
     fab.fab("l2", 0.1, target_rank=rank),
     white_box.targeted_ascent(steepest, ro.losses.targeted_margin, rank),

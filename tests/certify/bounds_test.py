@@ -28,7 +28,7 @@ from robust_opt.models.affine import (
 pytestmark = pytest.mark.slow  # they compile for minutes
 
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 EVERY_NORM = pytest.mark.parametrize("norm", list(SETS))
 EVERY_METHOD = pytest.mark.parametrize("method", ["ibp", "crown"])
@@ -246,7 +246,7 @@ def attacked(net, norm, box):
 
   @jax.jit
   def reached(key, radius):
-    u, step = SETS[norm](radius, box), ro.linf(radius / 4) if norm == "linf" else ro.l2(radius / 2)
+    u, step = SETS[norm](radius, box), ro.LInf(radius / 4) if norm == "linf" else ro.L2(radius / 2)
     value_fn = lambda x: losses.margin(apply(layers, x), y)  # noqa: E731
     delta, _ = ro.ascend(ro.pgd(u, step), 20)(value_fn, key, x)
     return value_fn(x + delta)

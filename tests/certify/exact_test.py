@@ -12,7 +12,7 @@ import robust_opt as ro
 from robust_opt import losses
 from robust_opt.certify import exact
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 EVERY_NORM = pytest.mark.parametrize("norm", list(SETS))
 EVERY_BOX = pytest.mark.parametrize("box", [None, (0.0, 1.0)], ids=["ball", "ball_with_box"])

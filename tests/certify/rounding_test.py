@@ -11,7 +11,7 @@ import robust_opt as ro
 from robust_opt.certify import bounds, exact
 from robust_opt.models.affine import Dense, ReLU, gamma, inner_up
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 BATCH, ENTRIES, CLASSES = 128, 20, 3
 

@@ -43,11 +43,11 @@ NETS = {"mlp": PlainNet(), "batch_norm": BatchNormNet()}
 
 
 def one_step(radius):
-  return ro.steepest(ro.l2(radius))
+  return ro.steepest(ro.L2(radius))
 
 
 def random_start(radius):
-  return ro.ascend(ro.pgd(ro.linf(radius), ro.linf(radius / 2)), 2)
+  return ro.ascend(ro.pgd(ro.LInf(radius), ro.LInf(radius / 2)), 2)
 
 
 def digits(count=COUNT):

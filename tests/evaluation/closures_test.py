@@ -17,9 +17,9 @@ X = RNG.random((4, 3, 3, 1)).astype(np.float32)
 Y = np.array([0, 1, 2, 0])
 KEYS = jax.random.split(jax.random.key(0), 4)
 DIRECTION = RNG.choice([-1.0, 1.0], X.shape).astype(np.float32)
-STEEPEST = ro.steepest(ro.linf(0.2))
+STEEPEST = ro.steepest(ro.LInf(0.2))
 TOWARDS = constructed.TARGETED._replace(num_steps=3)
-PGD = ro.ascend(ro.pgd(ro.l2(0.3), ro.l2(0.1)), 2, keep_best=True)
+PGD = ro.ascend(ro.pgd(ro.L2(0.3), ro.L2(0.1)), 2, keep_best=True)
 ASCENT = white_box.ascent(PGD, losses.cross_entropy)
 
 
@@ -31,7 +31,7 @@ def evaluated(logits_fn):
   def apply(params, model_state, x, *, train, key):
     return logits_fn(x), model_state
 
-  evaluate = ro.make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.l2(radius)), 4)
+  evaluate = ro.make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.L2(radius)), 4)
   return evaluate({}, {}, ro.ArrayData(X, Y), jnp.float32(0.1), jax.random.key(0))
 
 
@@ -40,7 +40,7 @@ def attacked(attack):
 
 
 def turned(logits_fn):
-  spatial = ro.grid.grid_search(30.0, 1.0, 3, 1)
+  spatial = ro.grid_search(ro.sets.Transforms(30.0, 1.0), 3, 1)
   return spatial(lambda x: losses.cross_entropy(logits_fn(x), Y), None, X)[1].value
 
 

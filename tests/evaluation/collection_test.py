@@ -37,7 +37,7 @@ def trained():
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   state = ro.init_state(params, model_state, optimizer)
   plan = ro.EpochPlan(len(digits.labels), 32)
-  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.l2(0)), 0))
+  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.L2(0)), 0))
   run = jax.jit(ro.make_scan(step, plan), static_argnums=3)
   data = ro.ArrayData(digits.images, digits.labels)
   for _ in range(3):

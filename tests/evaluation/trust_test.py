@@ -103,8 +103,8 @@ def train(radius):
     "w1": jax.random.normal(w1_key, (64, 10)) / 8,
     "b1": jnp.zeros(10),
   }
-  ball = ro.linf(radius, (0.0, 1.0))
-  attack = ro.ascend(ro.pgd(ball, ro.linf(radius / 2), random_start=False), 4)
+  ball = ro.LInf(radius, (0.0, 1.0))
+  attack = ro.ascend(ro.pgd(ball, ro.LInf(radius / 2), random_start=False), 4)
   optimizer = optax.adam(0.01)
 
   def loss(params, x, y):

@@ -13,9 +13,15 @@ from rounding import rounding
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.maximizers.apgd import _sparse_step, apgd, apgd_shrinking_l1, checkpoints
+from robust_opt.maximizers.apgd import (
+  _sparse_step,
+  apgd,
+  apgd_shrinking_l1,
+  apgd_steps,
+  checkpoints,
+)
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
 EVERY_NORM = pytest.mark.parametrize("name", list(SETS))
@@ -50,7 +56,7 @@ def linear(x, g):
 
 
 def run_eagerly(name, box, function, num_steps, keys, x, radius, g):
-  maximizer = apgd(name, radius, num_steps, BOXES[box])
+  maximizer = apgd_steps(SETS[name](radius, BOXES[box]), num_steps)
   return ro.ascend(maximizer, num_steps, keep_best=True)(lambda x: function(x, g), keys, x)
 
 
@@ -76,7 +82,7 @@ def trajectory(name):
   keys, x, radius, g = problem()
   run = jax.jit(
     lambda keys, x, radius, g: scan_states(
-      apgd(name, radius, NUM_STEPS, (0.0, 1.0)), lambda x: wave(x, g), keys, x
+      apgd_steps(SETS[name](radius, (0.0, 1.0)), NUM_STEPS), lambda x: wave(x, g), keys, x
     )
   )
   return jax.tree.map(np.asarray, run(keys, x, radius, g))
@@ -165,7 +171,7 @@ def test_agrees_with_a_reference_step_by_step(name):
     keys, *arrays = problem()
     x, radius, g = (np.asarray(a, np.float64) for a in arrays)
     radius = np.maximum(radius, 0.5)  # in small balls the ascent converges at once
-    maximizer = apgd(name, radius, num_steps, (0.0, 1.0))
+    maximizer = apgd_steps(SETS[name](radius, (0.0, 1.0)), num_steps)
 
     run = jax.jit(
       lambda keys, x, g: scan_states(maximizer, lambda x: wave(x, g), keys, x, num_steps)
@@ -234,7 +240,7 @@ def test_the_l1_step_adapts_its_sparsity_and_length():
 
 def test_the_first_l1_step_moves_a_fifth_of_the_entries():
   _, x, radius, g = problem()
-  maximizer = apgd("l1", radius, 10, random_start=False)
+  maximizer = apgd_steps(ro.L1(radius), 10, random_start=False)
   step = jax.jit(lambda x: maximizer.step(lambda x: linear(x, g), maximizer.init(None, x), x))
   state, _ = step(x)
   flat_g, delta = g.reshape(BATCH, -1), state.delta.reshape(BATCH, -1)
@@ -247,7 +253,9 @@ def test_the_first_l1_step_moves_a_fifth_of_the_entries():
 
 def test_an_l1_step_is_not_lost_on_entries_at_the_box():
   x, slope = jnp.full((1, 3), 0.5), jnp.array([3.0, 2.0, 1.0])
-  maximizer = apgd("l1", 1.0, 100, (0.0, 1.0), random_start=False)  # no checkpoint before step 4
+  maximizer = apgd_steps(
+    ro.L1(1.0, (0.0, 1.0)), 100, random_start=False
+  )  # no checkpoint before step 4
   delta, info = ro.ascend(maximizer, 4)(lambda x: x @ slope, None, x)
   np.testing.assert_allclose(delta, [[0.5, 0.5, 0.0]], rtol=ROUNDING)
   np.testing.assert_allclose(info.value[:, 0] - 3.0, [0, 1.5, 2.5, 2.5], rtol=ROUNDING)
@@ -341,7 +349,7 @@ def test_one_gradient_a_step():
   x = jnp.linspace(0, 1, 6).reshape(2, 3)
   for name in ("l2", "l1"):
     calls.clear()
-    maximizer = apgd(name, 0.5, 20, random_start=False)
+    maximizer = apgd_steps(SETS[name](0.5), 20, random_start=False)
     jax.block_until_ready(ro.ascend(maximizer, 20, keep_best=True)(value_fn, None, x))
     jax.effects_barrier()
     assert len(calls) == 20
@@ -350,11 +358,13 @@ def test_one_gradient_a_step():
 def test_keys_of_every_example_and_one_key_for_all():
   keys, x, radius, _ = problem()
   for name in SETS:
-    init = apgd(name, radius, 1).init
+    init = apgd_steps(SETS[name](radius), 1).init
     sample = SETS[name](radius).sample
     np.testing.assert_array_equal(init(keys, x).delta, sample(keys, x))
     np.testing.assert_array_equal(init(keys[3], x).delta, sample(keys[3], x))
-    np.testing.assert_array_equal(apgd(name, radius, 1, random_start=False).init(None, x).delta, 0)
+    np.testing.assert_array_equal(
+      apgd_steps(SETS[name](radius), 1, random_start=False).init(None, x).delta, 0
+    )
 
 
 # Degenerate functions.
@@ -369,7 +379,7 @@ def test_a_zero_gradient_stays_and_goes_on_from_the_best(name):
     return jnp.sum(jnp.maximum(0.0, 0.3 - jnp.abs(x - 0.45)), axis=-1)
 
   flat = np.asarray(hat(x) == 0)
-  maximizer = apgd(name, 0.5, NUM_STEPS, (0.0, 1.0), random_start=False)
+  maximizer = apgd_steps(SETS[name](0.5, (0.0, 1.0)), NUM_STEPS, random_start=False)
   attack = jax.jit(lambda x: ro.ascend(maximizer, NUM_STEPS, keep_best=True)(hat, None, x))
   delta, info = attack(x)
   chex.assert_tree_all_finite((delta, info))
@@ -388,7 +398,7 @@ def test_nan_is_never_the_best_to_restart_from(name):
     gained = linear(delta, g)
     return jnp.where(gained > 0.1, jnp.nan, 0.0) + gained
 
-  maximizer = apgd(name, 0.3, NUM_STEPS, random_start=False)
+  maximizer = apgd_steps(SETS[name](0.3), NUM_STEPS, random_start=False)
   states, info = jax.jit(lambda x: scan_states(maximizer, cliff, None, x))(0 * x)
   assert np.isnan(info.value).any(axis=0).all()
   chex.assert_tree_all_finite((states.delta, states.memory.best.value[1:]))
@@ -427,9 +437,9 @@ def mean_gain(name, method, radius, num_steps=20):
   logits_fn, x, y = classifier()
   u = SETS[name](radius, (0.0, 1.0))
   attacks = {
-    "apgd": lambda: ro.ascend(apgd(name, radius, num_steps, (0.0, 1.0)), num_steps, True),
+    "apgd": lambda: ro.apgd(SETS[name](radius, (0.0, 1.0)), num_steps, keep_best=True),
     "pgd": lambda: ro.ascend(ro.pgd(u, step_of(name, 2.5 * radius / num_steps)), num_steps, True),
-    "shrinking": lambda: apgd_shrinking_l1(radius, num_steps, (0.0, 1.0), keep_best=True),
+    "shrinking": lambda: apgd_shrinking_l1(ro.L1(radius, (0.0, 1.0)), num_steps, keep_best=True),
   }
   value_fn = lambda x: ro.losses.cross_entropy(logits_fn(x), y)  # noqa: E731
   keys = jax.random.split(jax.random.key(4), len(x))
@@ -443,7 +453,7 @@ def mean_gain(name, method, radius, num_steps=20):
 
 def step_of(name, length):
   """Signs over l_inf, Euclidean steps over l_2 and l_1."""
-  return ro.linf(length) if name == "linf" else ro.l2(length)
+  return ro.LInf(length) if name == "linf" else ro.L2(length)
 
 
 @pytest.mark.parametrize(("name", "radius"), [("linf", 0.2), ("l2", 0.6), ("l1", 1.0)])
@@ -464,17 +474,17 @@ def test_shrinking_balls_maximise_a_linear_function():
 
   @jax.jit
   def attack(keys, x, radius, g):
-    shrinking = apgd_shrinking_l1(radius, 2 * NUM_STEPS, (0.0, 1.0))
+    shrinking = apgd_shrinking_l1(ro.L1(radius, (0.0, 1.0)), 2 * NUM_STEPS)
     return shrinking(lambda x: linear(x, g), keys, x)
 
   delta, info = attack(keys, x, radius, g)
   check_feasible(delta, "l1", "ball_with_box", x, radius)
   chex.assert_shape(info, (2 * NUM_STEPS, BATCH))
-  best = np.sum(g * ro.l1(radius, (0.0, 1.0)).steepest_ascent(g, x), axis=(1, 2))
+  best = np.sum(g * ro.L1(radius, (0.0, 1.0)).steepest_ascent(g, x), axis=(1, 2))
   np.testing.assert_allclose(np.sum(g * delta, axis=(1, 2)), best, rtol=1e-3)
   gained = info.value - linear(x, g)
   assert np.all(gained.max(0) > best)  # on the way it was outside
-  delta, info = apgd_shrinking_l1(radius, 0)(lambda x: linear(x, g), keys, x)
+  delta, info = apgd_shrinking_l1(ro.L1(radius), 0)(lambda x: linear(x, g), keys, x)
   check_feasible(delta, "l1", "ball", x, radius)
   chex.assert_shape(info, (0, BATCH))
 
@@ -484,18 +494,18 @@ def test_shrinking_balls_maximise_a_linear_function():
 
 def test_what_is_refused():
   x = jnp.zeros((2, 3))
-  with pytest.raises(InputError, match="one of linf, l2, l1, but was 'l0'"):
-    apgd("l0", 0.1, 10)
+  with pytest.raises(InputError, match=r"takes ro\.LInf, ro\.L2 or ro\.L1.*not a L0"):
+    apgd(ro.sets.L0(2, 0.1), 10)
   with pytest.raises(InputError, match="num_steps must be >= 0, but was -1"):
-    apgd("linf", 0.1, -1)
+    apgd(ro.LInf(0.1), -1)
   for name in SETS:
     with pytest.raises(InputError, match="radius must be >= 0"):
-      apgd(name, -0.1, 10)
+      apgd(SETS[name](-0.1), 10)
     with pytest.raises(InputError, match="random start needs a key"):
-      apgd(name, 0.1, 10).init(None, x)
+      apgd_steps(SETS[name](0.1), 10).init(None, x)
     with pytest.raises(InputError, match="one for each of the 2 examples"):
-      apgd(name, np.ones(3), 10, random_start=False).init(None, x)
-    maximizer = apgd(name, 0.1, 10, random_start=False)
+      apgd_steps(SETS[name](np.ones(3)), 10, random_start=False).init(None, x)
+    maximizer = apgd_steps(SETS[name](0.1), 10, random_start=False)
     with pytest.raises(InputError, match="one value for each of the 2 examples"):
       ro.ascend(maximizer, 10)(jnp.sum, None, x)
 
@@ -505,7 +515,9 @@ def test_more_steps_than_were_planned_adapt_nothing(name):
   """And fewer are the beginning of the plan."""
   keys, x, radius, g = problem()
   run = jax.jit(
-    lambda keys, x: scan_states(apgd(name, radius, 4), lambda x: wave(x, g), keys, x, 8)[0].memory
+    lambda keys, x: (
+      scan_states(apgd_steps(SETS[name](radius), 4), lambda x: wave(x, g), keys, x, 8)[0].memory
+    )
   )
   step_size = np.asarray(run(keys, x).step_size)
   assert np.any(step_size[:6] != step_size[0])

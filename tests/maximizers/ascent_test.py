@@ -36,7 +36,7 @@ def problem(seed=0):
 
 def overshooting():
   """Steps of half the radius: the last point is rarely the best."""
-  return ro.pgd(ro.linf(0.5), ro.linf(0.4))
+  return ro.pgd(ro.LInf(0.5), ro.LInf(0.4))
 
 
 def test_the_best_is_the_highest_point_that_the_ascent_passed():
@@ -51,7 +51,7 @@ def test_the_best_is_the_highest_point_that_the_ascent_passed():
 
 def test_the_best_is_never_below_the_clean_example():
   keys, x, value_fn = problem()
-  start_only = ro.ascend(ro.pgd(ro.linf(0.5), ro.linf(0.1)), 0, keep_best=True)
+  start_only = ro.ascend(ro.pgd(ro.LInf(0.5), ro.LInf(0.1)), 0, keep_best=True)
   best, _ = start_only(value_fn, keys, x)
   kept = np.all(best == 0, axis=-1)
   assert 0.2 < kept.mean() < 0.8  # a random point is worse about half the time
@@ -62,7 +62,7 @@ def test_points_are_compared_by_their_score():
   """The value climbs away from the score: the best point by score is the start."""
   _, x, value_fn = problem()
   scored = lambda x: ro.Scored(value_fn(x), -value_fn(x))  # noqa: E731
-  step_up = ro.ascend(ro.pgd(ro.l2(0.02), ro.l2(0.01), random_start=False), 2, keep_best=True)
+  step_up = ro.ascend(ro.pgd(ro.L2(0.02), ro.L2(0.01), random_start=False), 2, keep_best=True)
   assert np.all(value_fn(x + step_up(value_fn, None, x)[0]) > value_fn(x))
   delta, info = step_up(scored, None, x)
   np.testing.assert_array_equal(delta, 0)
@@ -72,7 +72,7 @@ def test_points_are_compared_by_their_score():
 def test_a_net_that_answers_nan_is_beaten():
   x = jnp.zeros((3, 2)) + jnp.array([[0.0], [0.05], [0.9]])
   value_fn = lambda x: jnp.where(x[:, 0] > 0.1, jnp.nan, 1.0) * x.sum(-1)  # noqa: E731
-  delta, _ = ro.ascend(ro.frank_wolfe(ro.linf(0.07)), 1, keep_best=True)(value_fn, None, x)
+  delta, _ = ro.ascend(ro.frank_wolfe(ro.LInf(0.07)), 1, keep_best=True)(value_fn, None, x)
   np.testing.assert_array_equal(np.isnan(value_fn(x + delta)), [False, True, True])
 
 
@@ -85,7 +85,7 @@ def test_better_keeps_the_first_of_equals():
 
 def test_restarts_keep_the_best_of_every_example():
   keys, x, value_fn = problem()
-  one = ro.ascend(ro.pgd(ro.linf(0.5), ro.linf(0.1)), 5, keep_best=True)
+  one = ro.ascend(ro.pgd(ro.LInf(0.5), ro.LInf(0.1)), 5, keep_best=True)
   best, info = jax.jit(lambda keys, x: ro.restarts(one, 4)(value_fn, keys, x))(keys, x)
   chex.assert_shape(info.value, (4 * 5, BATCH))
   each = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
@@ -111,8 +111,8 @@ def test_one_number_for_the_batch_has_no_best_example():
   _, x, value_fn = problem()
   total = lambda x: value_fn(x).sum()  # noqa: E731
   for attack in (
-    ro.ascend(ro.frank_wolfe(ro.l2(0.1)), 1, keep_best=True),
-    ro.ascend(ro.lbfgs(ro.l2(0.1)), 1),
+    ro.ascend(ro.frank_wolfe(ro.L2(0.1)), 1, keep_best=True),
+    ro.ascend(ro.lbfgs(ro.L2(0.1)), 1),
   ):
     with pytest.raises(InputError, match="one value for each of the 24 examples"):
       attack(total, None, x)
@@ -122,7 +122,7 @@ def test_a_schedule_gives_every_step_its_set():
   _, x, _ = problem()
   lengths = jnp.array([0.4, 0.2, 0.1])
   slope = np.where(np.arange(NUM_ENTRIES) % 2, 1.0, -1.0)
-  climber = ro.pgd(ro.linf(10.0), lambda t: ro.linf(lengths[t]), random_start=False)
+  climber = ro.pgd(ro.LInf(10.0), lambda t: ro.LInf(lengths[t]), random_start=False)
   delta, _ = ro.ascend(climber, 3)(lambda x: x @ slope, None, x)
   np.testing.assert_allclose(delta, np.broadcast_to(0.7 * slope, x.shape), rtol=ROUNDING)
 
@@ -136,13 +136,13 @@ def test_momentum_by_hand():
     grad = np.asarray(gradient(x + delta))
     velocity = 0.9 * velocity + grad / np.abs(grad).sum(-1, keepdims=True)
     delta = np.clip(delta + 0.1 * np.sign(velocity), -0.25, 0.25)
-  attack = ro.ascend(ro.pgd(ro.linf(0.25), ro.linf(0.1), random_start=False, momentum=0.9), 4)
+  attack = ro.ascend(ro.pgd(ro.LInf(0.25), ro.LInf(0.1), random_start=False, momentum=0.9), 4)
   close(attack(value_fn, None, x)[0], delta)
 
 
 def test_momentum_does_not_depend_on_the_scale_of_the_loss():
   _, x, value_fn = problem()
-  attack = ro.ascend(ro.pgd(ro.l2(0.3), ro.l2(0.1), random_start=False, momentum=0.9), 4)
+  attack = ro.ascend(ro.pgd(ro.L2(0.3), ro.L2(0.1), random_start=False, momentum=0.9), 4)
   tiny = attack(lambda x: 1e-30 * value_fn(x), None, x)[0]
   close(tiny, attack(value_fn, None, x)[0])
 
@@ -151,7 +151,7 @@ def test_momentum_does_not_depend_on_the_scale_of_the_loss():
 def test_an_optimiser_of_optax_ascends_each_example_alone(name):
   _, x, value_fn = problem()
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), getattr(optax, name)(0.05))
-  attack = ro.ascend(ro.projected(ro.l2(0.4), optimizer), 10)
+  attack = ro.ascend(ro.projected(ro.L2(0.4), optimizer), 10)
   delta, info = attack(value_fn, None, x)
   assert np.all(np.linalg.norm(delta, axis=-1) <= 0.4 * (1 + ROUNDING))
   assert np.mean(value_fn(x + delta) - value_fn(x)) > 0.5
@@ -160,7 +160,7 @@ def test_an_optimiser_of_optax_ascends_each_example_alone(name):
   chex.assert_tree_all_finite(info)
 
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 
 
 @pytest.mark.parametrize("name", list(SETS))
@@ -188,7 +188,7 @@ def test_lbfgs_finds_the_maximum_of_a_concave_quadratic(name):
     return -0.5 * jnp.sum(curvature * (x - centre) ** 2, axis=-1)
 
   x, u = jnp.zeros((BATCH, NUM_ENTRIES)), SETS[name](1.0)
-  slow = ro.pgd(u, ro.l2(1.0), random_start=False)
+  slow = ro.pgd(u, ro.L2(1.0), random_start=False)
   delta, _ = ro.ascend(ro.lbfgs(u), 60)(value_fn, None, x)
   # Projected gradient ascent with steps 1 / L converges to the maximum of a concave function.
   best, _ = ro.ascend(ro.projected(u, optax.sgd(0.1)), 3000)(value_fn, None, x)
@@ -202,7 +202,7 @@ def test_lbfgs_finds_the_maximum_of_a_concave_quadratic(name):
 def test_lbfgs_stays_where_the_gradient_is_zero():
   x = jnp.ones((2, 3))
   value_fn = lambda x: jnp.array([0.0, 1.0]) * x.sum(-1)  # noqa: E731
-  delta, info = ro.ascend(ro.lbfgs(ro.l2(0.5)), 5)(value_fn, None, x)
+  delta, info = ro.ascend(ro.lbfgs(ro.L2(0.5)), 5)(value_fn, None, x)
   np.testing.assert_array_equal(delta[0], 0)
   np.testing.assert_allclose(delta[1], 0.5 / np.sqrt(3), rtol=ROUNDING)
   np.testing.assert_array_equal(info.zero_gradient[:, 0], True)

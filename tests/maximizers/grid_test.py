@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from rounding import assert_close
 
+import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.maximizers import grid as spatial
+from robust_opt.sets import Transforms
+from robust_opt.sets.spatial import transform
 from robust_opt.types import Scored
 
 SHAPE = (3, 5, 5, 2)
@@ -28,20 +30,20 @@ def weigh(weights):
 
 def test_whole_pixels_and_right_angles_are_exact():
   x = images()
-  np.testing.assert_array_equal(spatial.transform(x, 0.0, (0.0, 0.0)), x)
-  moved = spatial.transform(x, 0.0, (1.0, -2.0))  # down and to the left
+  np.testing.assert_array_equal(transform(x, 0.0, (0.0, 0.0)), x)
+  moved = transform(x, 0.0, (1.0, -2.0))  # down and to the left
   expected = np.zeros_like(x)
   expected[:, 1:, :3] = x[:, :-1, 2:]
   np.testing.assert_array_equal(moved, expected)
-  turned = spatial.transform(x, 90.0, (0.0, 0.0))
+  turned = transform(x, 90.0, (0.0, 0.0))
   close(turned, np.rot90(x, axes=(1, 2)))
   wide = images((2, 4, 7, 1))
-  close(spatial.transform(wide, 180.0, (0.0, 0.0)), wide[:, ::-1, ::-1])
+  close(transform(wide, 180.0, (0.0, 0.0)), wide[:, ::-1, ::-1])
 
 
 def test_half_a_pixel_is_the_mean_of_two():
   x = images()
-  moved = np.asarray(spatial.transform(x, 0.0, (0.0, 0.5)))
+  moved = np.asarray(transform(x, 0.0, (0.0, 0.5)))
   close(moved[:, :, 1:], (x[:, :, 1:] + x[:, :, :-1]) / 2)
   close(moved[:, :, 0], x[:, :, 0] / 2)
 
@@ -49,17 +51,17 @@ def test_half_a_pixel_is_the_mean_of_two():
 def test_rotating_back_returns_a_smooth_image():
   rows, columns = np.meshgrid(np.arange(21) - 10, np.arange(21) - 10, indexing="ij")
   x = np.exp(-((rows - 2) ** 2 + columns**2) / 30).astype(np.float32)[None, :, :, None]
-  back = spatial.transform(spatial.transform(x, 20.0, (0.0, 0.0)), -20.0, (0.0, 0.0))
+  back = transform(transform(x, 20.0, (0.0, 0.0)), -20.0, (0.0, 0.0))
   # A bilinear error is at most |f''| / 8 = 1 / 120 an axis; there are two axes and two transforms.
   np.testing.assert_allclose(back[0, 4:-4, 4:-4], x[0, 4:-4, 4:-4], atol=4 / 120)
 
 
 def test_the_worst_of_the_grid_by_hand():
   x, weights = images(), np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-  attack = jax.jit(lambda x: spatial.grid_search(30.0, 1.0, 3, 3)(weigh(weights), None, x))
+  attack = jax.jit(lambda x: ro.grid_search(Transforms(30.0, 1.0), 3, 3)(weigh(weights), None, x))
   delta, info = attack(x)
   grid = [(a, (r, c)) for a in (-30, 0, 30) for r in (-1, 0, 1) for c in (-1, 0, 1)]
-  values = np.stack([weigh(weights)(spatial.transform(x, *candidate)) for candidate in grid])
+  values = np.stack([weigh(weights)(transform(x, *candidate)) for candidate in grid])
   close(weigh(weights)(x + delta), values.max(0))
   chex.assert_shape([info.value, info.score, info.zero_gradient], (27, 3))  # the identity once
   close(info.value[0], weigh(weights)(x))
@@ -71,7 +73,7 @@ def test_never_worse_than_clean_and_within_the_pixels():
   x = np.round(images())  # pixels on the edge of the box
   away = 0 * x
   clean = np.zeros(3, np.float32)
-  attack = spatial.grid_search(20.0, 2.0, 4, 2)  # a grid without the identity
+  attack = ro.grid_search(Transforms(20.0, 2.0), 4, 2)  # a grid without the identity
   delta, info = attack(lambda z: -jnp.sum((z - x) ** 2, axis=(1, 2, 3)), None, x)
   np.testing.assert_array_equal(delta, away)
   np.testing.assert_array_equal(info.value[0], clean)
@@ -86,7 +88,7 @@ def test_translations_find_what_was_moved():
   x[0, 3, 3] = x[1, 2, 4] = 1
   weights = np.zeros((2, 7, 7, 1), np.float32)
   weights[0, 1, 4] = weights[1, 3, 3] = 1
-  delta, _ = spatial.grid_search(0.0, 2.0, 1, 5)(weigh(weights), None, x)
+  delta, _ = ro.grid_search(Transforms(0.0, 2.0), 1, 5)(weigh(weights), None, x)
   np.testing.assert_array_equal(x + delta, weights)
 
 
@@ -97,7 +99,7 @@ def test_points_are_judged_by_their_score_and_nan_wins():
     moved = jnp.sum((z - x) ** 2, axis=(1, 2, 3))
     return Scored(moved, jnp.where(jnp.arange(3) == 2, jnp.where(moved > 0, jnp.nan, 0.0), -moved))
 
-  delta, info = spatial.grid_search(10.0, 1.0, 3, 1)(value_fn, None, x)
+  delta, info = ro.grid_search(Transforms(10.0, 1.0), 3, 1)(value_fn, None, x)
   np.testing.assert_array_equal(delta[:2], 0)
   assert np.abs(delta[2]).max() > 0
   assert np.all(info.value[1:] > 0)
@@ -106,7 +108,7 @@ def test_points_are_judged_by_their_score_and_nan_wins():
 
 def test_an_example_by_itself():
   x, weights = images(), np.random.default_rng(1).normal(size=SHAPE[1:]).astype(np.float32)
-  attack = spatial.grid_search(30.0, 1.0, 2, 3)
+  attack = ro.grid_search(Transforms(30.0, 1.0), 2, 3)
   together, _ = attack(weigh(weights), None, x)
   for i in range(3):
     alone, _ = attack(weigh(weights), None, x[i : i + 1])
@@ -124,11 +126,11 @@ def test_an_example_by_itself():
 )
 def test_bad_grids(arguments, message):
   with pytest.raises(InputError, match=f"^{message}"):
-    spatial.grid_search(*arguments)
+    ro.grid_search(Transforms(*arguments[:2]), *arguments[2:])
 
 
 def test_bad_inputs():
-  attack = spatial.grid_search(1.0, 1.0, 3, 3)
+  attack = ro.grid_search(Transforms(1.0, 1.0), 3, 3)
   with pytest.raises(InputError, match=r"^x must be floating point images"):
     attack(lambda z: jnp.sum(z, axis=1), None, jnp.zeros((3, 4)))
   with pytest.raises(InputError, match=r"one value for each"):

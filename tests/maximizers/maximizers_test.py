@@ -15,7 +15,7 @@ from rounding import assert_close, widest
 import robust_opt as ro
 from robust_opt.errors import InputError
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 MARGIN_LOSSES = {
   "logistic": lambda margin: jax.nn.softplus(-margin),
@@ -114,7 +114,7 @@ def test_softmax_regression_with_two_classes_is_logistic_regression(name):
 def test_fgsm_is_steepest_over_linf():
   params, x, y = mlp_problem()
   value_fn = lambda x: mlp_loss(params, x, y)  # noqa: E731
-  delta, info = ro.steepest(ro.linf(0.1))(value_fn, None, x)
+  delta, info = ro.steepest(ro.LInf(0.1))(value_fn, None, x)
   gradient = jax.grad(lambda x: value_fn(x).sum())(x)
   np.testing.assert_array_equal(delta, 0.1 * np.sign(gradient))
   close(info.value, value_fn(x)[None])
@@ -123,7 +123,7 @@ def test_fgsm_is_steepest_over_linf():
 def test_frank_wolfe_steps_by_hand():
   params, x, y = mlp_problem()
   value_fn = lambda x: mlp_loss(params, x, y)  # noqa: E731
-  u, delta = ro.l2(1.0), 0 * x
+  u, delta = ro.L2(1.0), 0 * x
   for t in range(3):
     towards = u.steepest_ascent(jax.grad(lambda x: value_fn(x).sum())(x + delta), x)
     delta = delta + 2 / (t + 2) * (towards - delta)
@@ -136,7 +136,7 @@ def test_a_zero_gradient_is_reported_and_never_made_up():
   params = {"w": jnp.array([1.0, 0.0]), "b": jnp.array(0.0)}
   x, y = jnp.array([[5.0, 0.0], [0.5, 0.0]]), jnp.ones(2)
   hinge = lambda x: MARGIN_LOSSES["hinge"](margins(params, x, y))  # noqa: E731
-  delta, info = ro.steepest(ro.l2(0.25))(hinge, None, x)
+  delta, info = ro.steepest(ro.L2(0.25))(hinge, None, x)
   np.testing.assert_array_equal(delta, [[0, 0], [-0.25, 0]])
   np.testing.assert_array_equal(info.zero_gradient, [[True, False]])
 
@@ -144,11 +144,11 @@ def test_a_zero_gradient_is_reported_and_never_made_up():
 @pytest.mark.parametrize(
   "maximizer",
   [
-    ro.frank_wolfe(ro.l2(2.0)),
-    ro.pgd(ro.l2(2.0), ro.l2(0.5), random_start=False),
-    ro.pgd(ro.l2(2.0), ro.l2(0.5), random_start=False, momentum=0.9),
-    ro.projected(ro.l2(2.0), optax.adam(0.5)),
-    ro.lbfgs(ro.l2(2.0)),
+    ro.frank_wolfe(ro.L2(2.0)),
+    ro.pgd(ro.L2(2.0), ro.L2(0.5), random_start=False),
+    ro.pgd(ro.L2(2.0), ro.L2(0.5), random_start=False, momentum=0.9),
+    ro.projected(ro.L2(2.0), optax.adam(0.5)),
+    ro.lbfgs(ro.L2(2.0)),
   ],
   ids=["frank_wolfe", "pgd", "momentum", "projected", "lbfgs"],
 )
@@ -166,12 +166,12 @@ def test_an_example_stays_where_its_gradient_is_zero(maximizer):
 
 def test_keys_of_both_forms_serve():
   x, climb = jnp.zeros((3, 2)), lambda x: x.sum(-1)
-  started = ro.ascend(ro.pgd(ro.l2(1.0), ro.l2(0.1)), 2)
+  started = ro.ascend(ro.pgd(ro.L2(1.0), ro.L2(0.1)), 2)
   for attack in (
     started,
     ro.restarts(started, 2),
-    ro.noise(ro.linf(0.1)),
-    ro.noise(ro.linf(0.1), extreme=True),
+    ro.noise(ro.LInf(0.1)),
+    ro.noise(ro.LInf(0.1), extreme=True),
   ):
     run = jax.jit(functools.partial(attack, climb))
     np.testing.assert_array_equal(run(jax.random.PRNGKey(7), x)[0], run(jax.random.key(7), x)[0])
@@ -180,34 +180,34 @@ def test_keys_of_both_forms_serve():
 
 
 def test_a_nan_is_seen():
-  delta, info = ro.steepest(ro.linf(0.1))(lambda x: x.sum(-1) * jnp.nan, None, jnp.ones((2, 3)))
+  delta, info = ro.steepest(ro.LInf(0.1))(lambda x: x.sum(-1) * jnp.nan, None, jnp.ones((2, 3)))
   assert np.isnan(delta).all()
   assert np.isnan(info.value).all()
   assert not info.zero_gradient.any()
 
 
 def test_noise_stays_where_the_gradient_is_zero():
-  x, noise, key = jnp.full((4, 3), 0.5), ro.linf(0.9), jax.random.key(0)
-  step = ro.linf(0.1, box=(0.0, 1.0))  # of its own, which the noise leaves
+  x, noise, key = jnp.full((4, 3), 0.5), ro.LInf(0.9), jax.random.key(0)
+  step = ro.LInf(0.1, box=(0.0, 1.0))  # of its own, which the noise leaves
   delta, _ = ro.ascend(ro.noisy_step(noise, step), 1)(lambda x: 0 * x.sum(-1), key, x)
   np.testing.assert_array_equal(delta, noise.sample(key, x))
   assert (x + delta).max() > 1
 
 
 def test_examples_by_name_are_refused():
-  robust = ro.robustify(lambda params, x: x.sum(-1), ro.steepest(ro.l2(0.1)))
+  robust = ro.robustify(lambda params, x: x.sum(-1), ro.steepest(ro.L2(0.1)))
   with pytest.raises(InputError, match=r"positional argument 1 .* given 1 .* and \['x'\] by name"):
     robust({}, x=jnp.ones((2, 3)))
 
 
 def test_a_random_start_needs_a_key():
-  attack = ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.01)), 2)
+  attack = ro.ascend(ro.pgd(ro.LInf(0.1), ro.LInf(0.01)), 2)
   with pytest.raises(InputError, match=r"needs a key"):
     attack(lambda x: x.sum(-1), None, jnp.ones((2, 3)))
 
 
 def test_an_empty_batch_is_no_error():
-  delta, info = ro.steepest(ro.l2(0.1))(lambda x: x.sum(-1), None, jnp.ones((0, 3)))
+  delta, info = ro.steepest(ro.L2(0.1))(lambda x: x.sum(-1), None, jnp.ones((0, 3)))
   chex.assert_shape(delta, (0, 3))
   chex.assert_shape(info, (1, 0))
 
@@ -233,7 +233,7 @@ def test_danskin(name):
 
 def test_has_aux_argnum_and_keywords():
   params, x, y = mlp_problem()
-  attack = ro.steepest(ro.l2(RADIUS))
+  attack = ro.steepest(ro.L2(RADIUS))
   expected = ro.robustify(mlp_loss, attack)(params, x, y)
 
   def images_last(y, params, x, *, scale, name):
@@ -253,7 +253,7 @@ def test_has_aux_argnum_and_keywords():
 
 def test_keys_reach_the_start_and_the_loss():
   params, x, y = mlp_problem()
-  attack = ro.ascend(ro.pgd(ro.l2(1.0), ro.l2(0.1)), 1)
+  attack = ro.ascend(ro.pgd(ro.L2(1.0), ro.L2(0.1)), 1)
 
   def noisy(params, x, y, noise_key):
     return mlp_loss(params, x + 0.1 * jax.random.normal(noise_key, x.shape), y)
@@ -298,14 +298,14 @@ def test_examples_are_one_array_of_floats(x, words):
 )
 def test_a_set_is_no_attack(make, words):
   with pytest.raises(InputError, match=rf"{words}.*but was an UncertaintySet"):
-    make(ro.linf(0.1))
+    make(ro.LInf(0.1))
 
 
 @pytest.mark.parametrize(
   ("given", "words"),
   [
-    (ro.linf(0.1), r"ro\.steepest\(ro\.linf\(0\.1\)\)"),
-    (ro.frank_wolfe(ro.linf(0.1)), r"an InnerMaximizer: pass ro\.ascend\(maximizer, num_steps\)"),
+    (ro.LInf(0.1), r"ro\.steepest\(ro\.linf\(0\.1\)\)"),
+    (ro.frank_wolfe(ro.LInf(0.1)), r"an InnerMaximizer: pass ro\.ascend\(maximizer, num_steps\)"),
     (ro.ScheduledAttack(never), "a ScheduledAttack: only ro.make_train_step takes one"),
     (0.1, "a float: pass what ro.steepest"),
   ],
@@ -319,7 +319,7 @@ def test_what_is_no_attack_is_told_how_to_become_one(given, words):
 
 def test_numpy_arrays_are_arrays():
   arguments = mlp_problem()
-  robust = ro.robustify(mlp_loss, ro.steepest(ro.l2(RADIUS)))
+  robust = ro.robustify(mlp_loss, ro.steepest(ro.L2(RADIUS)))
   as_numpy = jax.tree.map(np.asarray, arguments)
   close(robust(*as_numpy), robust(*arguments))
 
@@ -340,7 +340,7 @@ def dots(jaxpr, counts=None):
 def test_the_ascent_computes_no_parameter_gradient():
   """Two layers: 2 products forward, 2 back to the input; the learner adds 2 + 1 + 2 of its own."""
   params, x, y = mlp_problem()
-  robust = ro.robustify(lambda *args: mlp_loss(*args).mean(), ro.steepest(ro.l2(RADIUS)))
+  robust = ro.robustify(lambda *args: mlp_loss(*args).mean(), ro.steepest(ro.L2(RADIUS)))
   forward = dots(jax.make_jaxpr(robust)(params, x, y).jaxpr)
   assert forward == {(BATCH, 7): 3, (BATCH, 3): 2, (BATCH, NUM_ENTRIES): 1}
   backward = dots(jax.make_jaxpr(jax.grad(robust))(params, x, y).jaxpr)
@@ -352,7 +352,7 @@ def test_the_ascent_computes_no_parameter_gradient():
 
   # Compiled and with a large first layer, the ascent costs what forward and input gradient cost.
   wide = {"first": jnp.ones((256, 512)), "second": jnp.ones((512, 3))}
-  delta_of = lambda params, x: ro.steepest(ro.l2(1.0))(lambda x: mlp_loss(params, x, y), None, x)[0]  # noqa: E731
+  delta_of = lambda params, x: ro.steepest(ro.L2(1.0))(lambda x: mlp_loss(params, x, y), None, x)[0]  # noqa: E731
   cost = jax.jit(delta_of).lower(wide, jnp.ones((BATCH, 256))).compile().cost_analysis()
   assert cost["flops"] < 1.2 * 2 * (2 * BATCH * 256 * 512)
 
@@ -360,7 +360,7 @@ def test_the_ascent_computes_no_parameter_gradient():
 def test_second_derivatives_and_hessian_vector_products_exist():
   params, x, y = mlp_problem()
   robust = ro.robustify(
-    lambda *args: mlp_loss(*args).mean(), ro.steepest(ro.l2(RADIUS, (0.0, 1.0)))
+    lambda *args: mlp_loss(*args).mean(), ro.steepest(ro.L2(RADIUS, (0.0, 1.0)))
   )
 
   @jax.jit
@@ -400,11 +400,11 @@ def test_vmap_over_models():
 def attacks():
   box = (0.0, 1.0)
   return {
-    "steepest_l2": ro.steepest(ro.l2(RADIUS)),
-    "steepest_l2_box": ro.steepest(ro.l2(RADIUS, box)),
-    "pgd_linf": ro.ascend(ro.pgd(ro.linf(RADIUS), ro.linf(0.1), random_start=False), 3),
-    "pgd_l1_box": ro.ascend(ro.pgd(ro.l1(RADIUS, box), ro.l1(0.2, box), random_start=False), 2),
-    "pgd_random": ro.ascend(ro.pgd(ro.l2(RADIUS, box), ro.l2(0.2, box)), 2),
+    "steepest_l2": ro.steepest(ro.L2(RADIUS)),
+    "steepest_l2_box": ro.steepest(ro.L2(RADIUS, box)),
+    "pgd_linf": ro.ascend(ro.pgd(ro.LInf(RADIUS), ro.LInf(0.1), random_start=False), 3),
+    "pgd_l1_box": ro.ascend(ro.pgd(ro.L1(RADIUS, box), ro.L1(0.2, box), random_start=False), 2),
+    "pgd_random": ro.ascend(ro.pgd(ro.L2(RADIUS, box), ro.L2(0.2, box)), 2),
   }
 
 
@@ -469,7 +469,7 @@ def divergence_problem(classes):
 def test_power_iteration_finds_the_direction_of_two_classes_in_one_step():
   """Of two classes the Hessian of the divergence has rank one: along w_0 - w_1."""
   w, x, divergence = divergence_problem(2)
-  attack = ro.ascend(ro.power_iteration(ro.l2(0.3)), 1)
+  attack = ro.ascend(ro.power_iteration(ro.L2(0.3)), 1)
   delta, info = attack(divergence, jax.random.key(0), x)
   direction = (w[:, 0] - w[:, 1]) / np.linalg.norm(w[:, 0] - w[:, 1])
   close(np.abs(delta @ direction), 0.3)
@@ -479,7 +479,7 @@ def test_power_iteration_finds_the_direction_of_two_classes_in_one_step():
 
 def test_power_iteration_converges_to_the_first_eigenvector():
   w, x, divergence = divergence_problem(5)
-  delta, _ = ro.ascend(ro.power_iteration(ro.l2(1.0)), 60)(divergence, jax.random.key(1), x)
+  delta, _ = ro.ascend(ro.power_iteration(ro.L2(1.0)), 60)(divergence, jax.random.key(1), x)
   p = np.asarray(jax.nn.softmax(x @ w), np.float64)
   for i in range(4):
     hessian = w @ (np.diag(p[i]) - np.outer(p[i], p[i])) @ w.T
@@ -489,7 +489,7 @@ def test_power_iteration_converges_to_the_first_eigenvector():
 
 def test_power_iteration_stays_where_nothing_curves():
   _, x, _ = divergence_problem(2)
-  attack = ro.ascend(ro.power_iteration(ro.l2(1.0)), 2)
+  attack = ro.ascend(ro.power_iteration(ro.L2(1.0)), 2)
   delta, info = attack(lambda z: z.sum(-1), jax.random.key(0), x)
   np.testing.assert_array_equal(delta, 0)
   assert info.zero_gradient.all()
@@ -500,7 +500,7 @@ def test_power_iteration_stays_where_nothing_curves():
 def test_power_iteration_depends_on_each_key_alone():
   _, x, divergence = divergence_problem(3)
   keys = jax.random.split(jax.random.key(3), 4)
-  attack = ro.ascend(ro.power_iteration(ro.l2(0.1)), 1)
+  attack = ro.ascend(ro.power_iteration(ro.L2(0.1)), 1)
   delta, _ = attack(divergence, keys, x)
   other, _ = attack(divergence, keys.at[0].set(jax.random.key(9)), x)
   np.testing.assert_array_equal(delta[1:], other[1:])

@@ -349,8 +349,8 @@ def test_seeds_together_are_seeds_apart(shuffle):
   net, optimizer = models.MLP(widths=(16,)), optax.sgd(0.05, 0.9)
   digits = datasets.load("digits", "train")
   apply, plan = models.from_linen(net), ro.EpochPlan(256, 32, shuffle)
-  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.l2(0.2)))
-  no_attack = ro.ascend(ro.frank_wolfe(ro.l2(0.0)), 0)
+  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.L2(0.2)))
+  no_attack = ro.ascend(ro.frank_wolfe(ro.L2(0.0)), 0)
   evaluate = ro.make_evaluate(apply, ro.robust(), lambda _: no_attack, 100)
   epochs = seeds.make_epochs(
     ro.make_scan(step, plan),

@@ -15,7 +15,7 @@ import robust_opt as ro
 from robust_opt.errors import InputError
 from robust_opt.sets import projections
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
 OPERATIONS = ("steepest_ascent", "project", "gauge")
@@ -187,8 +187,8 @@ def test_steepest_ascent_is_equivariant(name, box):
 def test_l1_ties_go_to_the_first():
   g = np.array([[0.0, 2.0, -2.0, 2.0]], np.float32)
   x = np.full_like(g, 0.5)
-  np.testing.assert_array_equal(ro.l1(0.3).steepest_ascent(g, x), np.float32([[0, 0.3, 0, 0]]))
-  in_box = ro.l1(0.75, (0.0, 1.0)).steepest_ascent(g, x)
+  np.testing.assert_array_equal(ro.L1(0.3).steepest_ascent(g, x), np.float32([[0, 0.3, 0, 0]]))
+  in_box = ro.L1(0.75, (0.0, 1.0)).steepest_ascent(g, x)
   np.testing.assert_array_equal(in_box, np.float32([[0, 0.5, -0.25, 0]]))
 
 
@@ -196,7 +196,7 @@ def test_l1_spends_its_step_where_there_is_room():
   # The largest entry is saturated and the second nearly: the third takes what is left.
   g = np.array([[9.0, -5.0, 1.0, 0.0]], np.float32)
   x = np.array([[1.0, 0.25, 0.5, 0.5]], np.float32)
-  u = ro.l1(jnp.float32(0.5), (0.0, 1.0))
+  u = ro.L1(jnp.float32(0.5), (0.0, 1.0))
   np.testing.assert_array_equal(u.steepest_ascent(g, x), np.float32([[0, -0.25, 0.25, 0]]))
 
   g, x, radius = random_cases()
@@ -297,7 +297,7 @@ def test_a_sample_depends_on_its_own_key_only(name, box):
 
 
 def test_one_key_serves_the_batch_and_raw_keys_are_keys():
-  x, u = np.zeros((3, 2), np.float32), ro.l2(1.0)
+  x, u = np.zeros((3, 2), np.float32), ro.L2(1.0)
   typed = u.sample(jax.random.key(3), x)
   assert len(np.unique(typed)) == typed.size
   np.testing.assert_array_equal(u.sample(jax.random.PRNGKey(3), x), typed)
@@ -443,7 +443,7 @@ def test_shapes_that_differ_and_integers_are_refused(name):
 def test_a_radius_of_another_shape_is_refused(shape):
   x = jnp.full((3, 4), 0.5)
   with pytest.raises(InputError, match="one for each of the 3 examples, but has the shape"):
-    ro.l2(jnp.ones(shape)).project(x, x)
+    ro.L2(jnp.ones(shape)).project(x, x)
 
 
 @EVERY_SET

@@ -11,8 +11,9 @@ import pytest
 from rounding import assert_close, rounding
 
 import robust_opt as ro
+from robust_opt.maximizers.apgd import apgd_steps
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
 MAXIMIZERS = {
@@ -24,7 +25,7 @@ MAXIMIZERS = {
   ),
   "projected": lambda make, radius, box: ro.projected(make(radius, box), optax.sgd(1.0)),
   "lbfgs": lambda make, radius, box: ro.lbfgs(make(radius, box)),
-  "apgd": lambda make, radius, box: ro.apgd(make.__name__, radius, NUM_STEPS, box, False),
+  "apgd": lambda make, radius, box: apgd_steps(make(radius, box), NUM_STEPS, False),
 }
 ONE_SET = ("l2", "ball_with_box")
 # Each row compiles: the fast set has all of the basic three, and of the others one set.
@@ -52,7 +53,7 @@ close = functools.partial(assert_close, terms=TERMS, steps=NUM_STEPS, dtype=np.f
 
 def step_of(make, radius):
   """Euclidean steps, whose limit is the maximum over any set; signs over linf, as is usual."""
-  return ro.linf(radius / 2) if make is ro.linf else ro.l2(radius)
+  return ro.LInf(radius / 2) if make is ro.LInf else ro.L2(radius)
 
 
 def values(x, weights, gain):

@@ -38,27 +38,27 @@ def basis_of(x):
 
 
 SETS = {
-  "group_l21": lambda radius: sets.group_l21(radius, LABELS),
-  "group_linf2": lambda radius: sets.group_linf2(radius, LABELS),
-  "ellipsoid": lambda radius: sets.ellipsoid(radius, SCALE),
-  "l0": lambda radius: sets.l0(2, radius),
-  "l0_with_box": lambda radius: sets.l0(2, radius, BOX),
-  "tangent": lambda radius: sets.tangent(radius, BASIS),
-  "tangent_at": lambda radius: sets.tangent_at(radius, basis_of),
-  "linf_l2": lambda radius: sets.linf_l2(0.6 * radius, radius),
-  "linf_l2_with_box": lambda radius: sets.linf_l2(0.6 * radius, radius, BOX),
-  "intersection": lambda radius: sets.intersection(ro.l1(1.5 * radius), ro.l2(radius, BOX)),
-  "product": lambda radius: sets.product(
-    (ro.l2(radius), (1, 3)), (ro.l1(0.5 * radius), (2,)), (ro.linf(2 * radius), (1,))
+  "group_l21": lambda radius: sets.GroupL21(radius, LABELS),
+  "group_linf2": lambda radius: sets.GroupLInf2(radius, LABELS),
+  "ellipsoid": lambda radius: sets.Ellipsoid(radius, SCALE),
+  "l0": lambda radius: sets.L0(2, radius),
+  "l0_with_box": lambda radius: sets.L0(2, radius, BOX),
+  "tangent": lambda radius: sets.Tangent(radius, BASIS),
+  "tangent_at": lambda radius: sets.TangentAt(radius, basis_of),
+  "linf_l2": lambda radius: sets.LInfL2(0.6 * radius, radius),
+  "linf_l2_with_box": lambda radius: sets.LInfL2(0.6 * radius, radius, BOX),
+  "intersection": lambda radius: sets.Intersection(ro.L1(1.5 * radius), ro.L2(radius, BOX)),
+  "product": lambda radius: sets.Product(
+    (ro.L2(radius), ro.L1(0.5 * radius), ro.LInf(2 * radius)), ((1, 3), (2,), (1,))
   ),
-  "product_with_box": lambda radius: sets.product(
-    (ro.linf(radius, BOX), (2, 2)), (ro.l2(0.5 * radius, BOX), (2,))
+  "product_with_box": lambda radius: sets.Product(
+    (ro.LInf(radius, BOX), ro.L2(0.5 * radius, BOX)), ((2, 2), (2,))
   ),
-  "masked_linf": lambda radius: sets.masked(ro.linf(radius), MASK),
-  "masked_linf_with_box": lambda radius: sets.masked(ro.linf(radius, BOX), MASK),
-  "masked_l2": lambda radius: sets.masked(ro.l2(radius), MASK),
-  "masked_l1_with_box": lambda radius: sets.masked(ro.l1(radius, BOX), MASK),
-  "masked_group_l21": lambda radius: sets.masked(sets.group_l21(radius, LABELS), MASK[None]),
+  "masked_linf": lambda radius: sets.Masked(ro.LInf(radius), MASK),
+  "masked_linf_with_box": lambda radius: sets.Masked(ro.LInf(radius, BOX), MASK),
+  "masked_l2": lambda radius: sets.Masked(ro.L2(radius), MASK),
+  "masked_l1_with_box": lambda radius: sets.Masked(ro.L1(radius, BOX), MASK),
+  "masked_group_l21": lambda radius: sets.Masked(sets.GroupL21(radius, LABELS), MASK[None]),
 }
 EXACT = [name for name in SETS if name != "intersection"]
 CONVEX = [name for name in SETS if not name.startswith("l0")]
@@ -302,10 +302,10 @@ def test_groups_of_one_and_of_all_are_the_balls():
   g, x, radius = random_cases()
   single, whole = np.arange(NUM_ENTRIES), np.zeros(NUM_ENTRIES, int)
   pairs = [
-    (sets.group_l21(radius, single), ro.l1(radius)),
-    (sets.group_l21(radius, whole), ro.l2(radius)),
-    (sets.group_linf2(radius, single), ro.linf(radius)),
-    (sets.group_linf2(radius, whole), ro.l2(radius)),
+    (sets.GroupL21(radius, single), ro.L1(radius)),
+    (sets.GroupL21(radius, whole), ro.L2(radius)),
+    (sets.GroupLInf2(radius, single), ro.LInf(radius)),
+    (sets.GroupLInf2(radius, whole), ro.L2(radius)),
   ]
   for ours, ball in pairs:
     for operation in ("steepest_ascent", "project", "gauge"):
@@ -322,10 +322,10 @@ def test_channels_and_patches():
   x = np.zeros((2, 4, 4, 3), np.float32)
   g = np.ones_like(x)
   g[0, 2:, :2] = g[1, :, :, 1] = -3
-  of_patch = run(sets.group_l21(1.0, sets.patches(2)), "steepest_ascent", g, x)
+  of_patch = run(sets.GroupL21(1.0, sets.patches(2)), "steepest_ascent", g, x)
   np.testing.assert_allclose(of_patch[0, 2:, :2], -1 / np.sqrt(12), rtol=ROUNDING)
   np.testing.assert_allclose(np.sum(np.abs(of_patch[0])), np.sqrt(12), rtol=ROUNDING)
-  of_channel = run(sets.group_l21(1.0, sets.channels), "steepest_ascent", g, x)
+  of_channel = run(sets.GroupL21(1.0, sets.channels), "steepest_ascent", g, x)
   np.testing.assert_allclose(of_channel[1, :, :, 1], -0.25, rtol=ROUNDING)
   np.testing.assert_array_equal(of_channel[1, :, :, ::2], 0)
 
@@ -339,9 +339,9 @@ def test_ellipsoid_in_closed_form():
   step = jitted("ellipsoid", "steepest_ascent")(g, x, radius)
   expected = r * scale**2 * g / length(scale * g)[:, None]
   np.testing.assert_allclose(step, expected, rtol=2 * ROUNDING)
-  ball = sets.ellipsoid(radius, np.full(NUM_ENTRIES, 2, np.float32))
+  ball = sets.Ellipsoid(radius, np.full(NUM_ENTRIES, 2, np.float32))
   np.testing.assert_allclose(
-    run(ball, "project", g, x), run(ro.l2(2 * radius), "project", g, x), rtol=2 * ROUNDING
+    run(ball, "project", g, x), run(ro.L2(2 * radius), "project", g, x), rtol=2 * ROUNDING
   )
 
 
@@ -396,15 +396,15 @@ def test_l0_by_all_supports():
 def test_l0_counts():
   g, x, _ = random_cases(batch=5)
   for k in (0, 4, 100):
-    step = run(sets.l0(k, 0.25), "steepest_ascent", g, x)
+    step = run(sets.L0(k, 0.25), "steepest_ascent", g, x)
     np.testing.assert_array_equal(np.count_nonzero(step, axis=-1), min(k, NUM_ENTRIES))
     np.testing.assert_array_equal(step[step != 0], 0.25 * np.sign(g)[step != 0])
-  np.testing.assert_array_equal(run(sets.l0(2, 0.25), "gauge", np.sign(g), x), np.inf)
+  np.testing.assert_array_equal(run(sets.L0(2, 0.25), "gauge", np.sign(g), x), np.inf)
   ties = np.float32([[0.0, 2.0, -2.0, 2.0]])
-  step = run(sets.l0(2, 0.5), "steepest_ascent", ties, 0 * ties)
+  step = run(sets.L0(2, 0.5), "steepest_ascent", ties, 0 * ties)
   np.testing.assert_array_equal(step, np.float32([[0, 0.5, -0.5, 0]]))
   tiny = np.float32([[0.0, 1e-30, 1e30, 0.0]])
-  step = run(sets.l0(2, 0.5), "steepest_ascent", tiny, 0 * tiny)
+  step = run(sets.L0(2, 0.5), "steepest_ascent", tiny, 0 * tiny)
   np.testing.assert_array_equal(step, np.float32([[0, 0.5, 0.5, 0]]))
 
 
@@ -431,11 +431,11 @@ def test_tangent_in_closed_form():
 def test_tangent_gives_no_direction_for_a_gradient_off_the_span():
   g, x, radius = random_cases()
   normal = (g - onto_span(g, BASIS)).astype(np.float32)
-  axes = sets.tangent(radius, np.eye(NUM_ENTRIES, dtype=np.float32)[:2])
+  axes = sets.Tangent(radius, np.eye(NUM_ENTRIES, dtype=np.float32)[:2])
   off = g * (np.arange(NUM_ENTRIES) >= 2)
   np.testing.assert_array_equal(run(axes, "steepest_ascent", off, x), 0)
   np.testing.assert_array_equal(jitted("tangent", "steepest_ascent")(normal, x, radius), 0)
-  nothing = sets.tangent(radius, 0 * BASIS)
+  nothing = sets.Tangent(radius, 0 * BASIS)
   np.testing.assert_array_equal(run(nothing, "steepest_ascent", g, x), 0)
 
 
@@ -445,20 +445,20 @@ def test_tangent_with_a_basis_for_every_example():
   g, x, radius = random_cases(batch=4)
   g, x = g.reshape(4, 2, 3), x.reshape(4, 2, 3)
   basis = (rng.normal(size=(4, 2, 2, 3)) * 1e-3).astype(np.float32)
-  together = sets.tangent(radius, basis, per_example=True)
+  together = sets.Tangent(radius, basis, per_example=True)
   for i in (0, 3):
-    alone = sets.tangent(radius[i], basis[i])
+    alone = sets.Tangent(radius[i], basis[i])
     for operation in ("steepest_ascent", "project", "gauge"):
       expected = run(alone, operation, g[i : i + 1], x[i : i + 1])[0]
       np.testing.assert_allclose(run(together, operation, g, x)[i], expected, atol=1e-5)
-  everything = sets.tangent(radius, rng.normal(size=(9, 2, 3)).astype(np.float32))
-  step, expected = (run(u, "steepest_ascent", g, x) for u in (everything, ro.l2(radius)))
+  everything = sets.Tangent(radius, rng.normal(size=(9, 2, 3)).astype(np.float32))
+  step, expected = (run(u, "steepest_ascent", g, x) for u in (everything, ro.L2(radius)))
   np.testing.assert_allclose(step, expected, atol=1e-5)
 
 
 def test_tangent_at_is_tangent_with_the_basis_of_every_x():
   g, x, radius = random_cases(batch=8)
-  expected = sets.tangent(radius, basis_of(x), per_example=True)
+  expected = sets.Tangent(radius, basis_of(x), per_example=True)
   inside = run(expected, "steepest_ascent", g, x)
   keys = jax.random.split(jax.random.key(0), 8)
   for operation, first in (
@@ -472,7 +472,7 @@ def test_tangent_at_is_tangent_with_the_basis_of_every_x():
 def test_no_derivative_flows_into_the_basis():
   """Not even one of NaN, as of singular vectors where two singular values are equal."""
   g, x, radius = random_cases(batch=4)
-  bad = sets.tangent_at(radius, lambda x: BASIS * (1 + jnp.sqrt(0 * x))[:, None])
+  bad = sets.TangentAt(radius, lambda x: BASIS * (1 + jnp.sqrt(0 * x))[:, None])
   for operation in ("steepest_ascent", "project", "gauge"):
     of_x = jax.grad(lambda x, u=bad, op=operation: jnp.sum(getattr(u, op)(0.1 * g, x)))(x)
     np.testing.assert_array_equal(of_x, 0)
@@ -499,8 +499,8 @@ def test_linf_l2_has_the_two_balls_as_limits():
   g, x, radius = random_cases()
   for operation in ("steepest_ascent", "project", "gauge"):
     for ours, ball in (
-      (sets.linf_l2(radius, 10 * radius, BOX), ro.linf(radius, BOX)),
-      (sets.linf_l2(10 * radius, radius, BOX), ro.l2(radius, BOX)),
+      (sets.LInfL2(radius, 10 * radius, BOX), ro.LInf(radius, BOX)),
+      (sets.LInfL2(10 * radius, radius, BOX), ro.L2(radius, BOX)),
     ):
       value, expected = (run(u, operation, g, x) for u in (ours, ball))
       np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
@@ -509,8 +509,8 @@ def test_linf_l2_has_the_two_balls_as_limits():
 def test_intersection_against_the_exact_set():
   """Dykstra nears the projection, and the ascent the maximum, which it never exceeds."""
   g, x, radius = random_cases()
-  exact = sets.linf_l2(0.6 * radius, radius)
-  ours = sets.intersection(ro.linf(0.6 * radius), ro.l2(radius))
+  exact = sets.LInfL2(0.6 * radius, radius)
+  ours = sets.Intersection(ro.LInf(0.6 * radius), ro.L2(radius))
   for distance, tolerance in ((1.2, 1e-6), (2.0, 1e-3)):
     delta = distance * (radius / length(g)).astype(np.float32)[:, None] * g
     error = np.abs(run(ours, "project", delta, x) - run(exact, "project", delta, x)).max(-1)
@@ -524,15 +524,15 @@ def test_intersection_against_the_exact_set():
 
 def test_intersection_of_a_set_with_a_larger_one_is_the_set():
   g, x, radius = random_cases()
-  ours = sets.intersection(ro.l2(radius), ro.linf(1.01 * radius), num_iterations=5)
+  ours = sets.Intersection(ro.L2(radius), ro.LInf(1.01 * radius), num_iterations=5)
   for operation in ("steepest_ascent", "project", "gauge"):
-    value, expected = (run(u, operation, g, x) for u in (ours, ro.l2(radius)))
+    value, expected = (run(u, operation, g, x) for u in (ours, ro.L2(radius)))
     np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_intersection_with_a_plane():
   g, x, radius = random_cases()
-  ours = sets.intersection(ro.linf(radius), sets.tangent(2 * radius, BASIS))
+  ours = sets.Intersection(ro.LInf(radius), sets.Tangent(2 * radius, BASIS))
   step = run(ours, "steepest_ascent", g, x)
   assert np.all(run(ours, "gauge", step, x) <= 1 + ROUNDING)
   assert np.all(inner(g, step) > 0)
@@ -545,8 +545,8 @@ def test_product_is_every_block_by_itself():
   """Each set sees its own block of g and of x in the block's shape: one has a box, another not."""
   g, x, radius = random_cases()
   labels = np.array([[0, 1], [1, 0]])
-  image, vector = sets.group_l21(radius, labels), ro.linf(2 * radius, BOX)
-  u = sets.product((image, (2, 2)), (vector, (2,)))
+  image, vector = sets.GroupL21(radius, labels), ro.LInf(2 * radius, BOX)
+  u = sets.Product((image, vector), ((2, 2), (2,)))
   blocks = [(image, slice(0, 4), (2, 2)), (vector, slice(4, 6), (2,))]
 
   def each(operation):
@@ -565,12 +565,12 @@ def test_product_is_every_block_by_itself():
 def test_products_that_are_other_sets():
   """Cubes make a cube, l_2 balls the set of group_linf2, and one block is the set itself."""
   g, x, radius = random_cases()
-  cube, ball = ro.linf(radius, BOX), ro.l2(radius)
-  groups = sets.group_linf2(radius, np.array([0, 0, 1, 1, 1, 2]))
+  cube, ball = ro.LInf(radius, BOX), ro.L2(radius)
+  groups = sets.GroupLInf2(radius, np.array([0, 0, 1, 1, 1, 2]))
   pairs = [
-    (sets.product((cube, (2, 1)), (cube, (4,))), cube),
-    (sets.product((ro.l1(radius), (NUM_ENTRIES,))), ro.l1(radius)),
-    (sets.product((ball, (2,)), (ball, (3, 1)), (ball, (1,))), groups),
+    (sets.Product((cube, cube), ((2, 1), (4,))), cube),
+    (sets.Product((ro.L1(radius),), ((NUM_ENTRIES,),)), ro.L1(radius)),
+    (sets.Product((ball,) * 3, ((2,), (3, 1), (1,))), groups),
   ]
   for ours, same in pairs:
     for operation in ("steepest_ascent", "project", "gauge"):
@@ -580,7 +580,7 @@ def test_products_that_are_other_sets():
 
 def test_a_block_of_radius_0_stays():
   g, x, radius = random_cases()
-  u = sets.product((ro.l2(0.0), (4,)), (ro.l2(radius), (2,)))
+  u = sets.Product((ro.L2(0.0), ro.L2(radius)), ((4,), (2,)))
   for operation in ("steepest_ascent", "project"):
     moved = run(u, operation, g, x)
     np.testing.assert_array_equal(moved[:, :4], 0)
@@ -591,7 +591,7 @@ def test_a_block_of_radius_0_stays():
 
 def test_blocks_are_sampled_independently():
   x = np.zeros((2000, NUM_ENTRIES), np.float32)
-  half = (ro.linf(1.0), (3,))
+  half = (ro.LInf(1.0), (3,))
   drawn = run(sets.product(half, half), "sample", jax.random.key(0), x)
   correlations = np.corrcoef(drawn.T) - np.eye(NUM_ENTRIES)
   assert np.abs(correlations).max() < 4.5 / np.sqrt(2000)
@@ -606,7 +606,7 @@ def test_blocks_are_sampled_independently():
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_masked_ball_is_the_ball_of_the_entries_that_may_change(norm, box):
   g, x, radius = random_cases()
-  u = sets.masked(getattr(ro, norm)(radius, box), MASK)
+  u = sets.Masked(getattr(ro, norm)(radius, box), MASK)
   ball = getattr(ro, norm)(radius, box)
   for operation in ("steepest_ascent", "project"):
     moved = run(u, operation, 2 * g, x)
@@ -624,7 +624,7 @@ def test_the_worst_case_of_a_linear_function_through_a_mask():
   """For l_p the maximum of <g, delta> is the radius times the dual norm of the masked g."""
   g, x, radius = random_cases()
   for norm, order in (("linf", 1), ("l2", 2), ("l1", np.inf)):
-    u = sets.masked(getattr(ro, norm)(radius), MASK)
+    u = sets.Masked(getattr(ro, norm)(radius), MASK)
     step = run(u, "steepest_ascent", g, x)
     expected = radius * np.linalg.norm(g[:, MASK].astype(np.float64), order, axis=1)
     np.testing.assert_allclose(inner(g, step), expected, rtol=ROUNDING)
@@ -638,7 +638,7 @@ def test_masks_of_every_example_hold_from_the_random_start_on(norm):
   mask = rng.random((20, 4, 4, 1)) < 0.3
 
   def ball(radius):
-    return sets.masked(getattr(ro, norm)(radius, BOX), mask)
+    return sets.Masked(getattr(ro, norm)(radius, BOX), mask)
 
   attack = ro.restarts(ro.ascend(ro.pgd(ball(0.3), ball(0.1)), 3), 2)
   starts = ro.noise(ball(0.3))
@@ -655,16 +655,16 @@ def test_masks_of_every_example_hold_from_the_random_start_on(norm):
 def test_samples_within_a_mask():
   """Of l_inf uniform; of l_2 as the entries of a uniform point of the whole ball are."""
   x = np.zeros((2000, NUM_ENTRIES), np.float32)
-  cube = run(sets.masked(ro.linf(1.0), MASK), "sample", KEY, x)
+  cube = run(sets.Masked(ro.LInf(1.0), MASK), "sample", KEY, x)
   assert stats.kstest(cube[:, MASK].ravel(), "uniform", (-1, 2)).pvalue > 0.01
-  for ball in (ro.l2(1.0), ro.l1(1.0)):
-    drawn = run(sets.masked(ball, MASK), "sample", KEY, x)
+  for ball in (ro.L2(1.0), ro.L1(1.0)):
+    drawn = run(sets.Masked(ball, MASK), "sample", KEY, x)
     np.testing.assert_array_equal(drawn[:, MASK], run(ball, "sample", KEY, x)[:, MASK])
 
 
 def test_a_mask_keeps_the_type_of_x():
   x = jnp.zeros((2, NUM_ENTRIES), jnp.bfloat16)
-  u = sets.masked(ro.linf(0.5), MASK)
+  u = sets.Masked(ro.LInf(0.5), MASK)
   assert u.steepest_ascent(x + 1, x).dtype == u.sample(KEY, x).dtype == jnp.bfloat16
   assert u.gauge(x + 1, x).dtype == u.project(x, x).dtype == jnp.bfloat16
 
@@ -675,20 +675,20 @@ def test_a_mask_keeps_the_type_of_x():
 @pytest.mark.parametrize(
   ("build", "message"),
   [
-    (lambda: sets.group_l21(-1.0, LABELS), "radius must be >= 0"),
-    (lambda: sets.linf_l2(0.1, float("nan")), "radius_2 must be >= 0"),
-    (lambda: sets.linf_l2(-0.1, 1.0), "radius_inf must be >= 0"),
-    (lambda: sets.ellipsoid(1.0, 0 * SCALE), "Every entry of scale must be > 0"),
-    (lambda: sets.l0(-1, 0.1), "k must be an integer >= 0"),
-    (lambda: sets.l0(1, 0.1, (1.0, 0.0)), "box must be"),
+    (lambda: sets.GroupL21(-1.0, LABELS), "radius must be >= 0"),
+    (lambda: sets.LInfL2(0.1, float("nan")), "radius_2 must be >= 0"),
+    (lambda: sets.LInfL2(-0.1, 1.0), "radius_inf must be >= 0"),
+    (lambda: sets.Ellipsoid(1.0, 0 * SCALE), "Every entry of scale must be > 0"),
+    (lambda: sets.L0(-1, 0.1), "k must be an integer >= 0"),
+    (lambda: sets.L0(1, 0.1, (1.0, 0.0)), "box must be"),
     (lambda: sets.patches(0), "side must be at least 1"),
-    (lambda: sets.tangent(1.0, SCALE), "basis must be floating point"),
-    (lambda: sets.tangent_at(-1.0, basis_of), "radius must be >= 0"),
-    (lambda: sets.intersection(ro.l2(1.0), ro.l1(1.0), 0), "num_iterations must be"),
-    (lambda: sets.masked(ro.l2(1.0), 1.0 * MASK), "mask must be an array of bool.* float64"),
-    (lambda: sets.masked(ro.l2(1.0), [True]), "mask must be an array of bool.* list"),
-    (lambda: sets.product(), "A product needs at least one block"),
-    (lambda: sets.product((ro.l2(1.0), (3, 0))), "Every entry of a block's shape must be"),
+    (lambda: sets.Tangent(1.0, SCALE), "basis must be floating point"),
+    (lambda: sets.TangentAt(-1.0, basis_of), "radius must be >= 0"),
+    (lambda: sets.Intersection(ro.L2(1.0), ro.L1(1.0), 0), "num_iterations must be"),
+    (lambda: sets.Masked(ro.L2(1.0), 1.0 * MASK), "mask must be an array of bool.* float64"),
+    (lambda: sets.Masked(ro.L2(1.0), [True]), "mask must be an array of bool.* list"),
+    (lambda: sets.Product((), ()), "A product needs at least one set"),
+    (lambda: sets.product((ro.L2(1.0), (3, 0))), "Every entry of a block's shape must be"),
   ],
 )
 def test_bad_sets(build, message):
@@ -699,15 +699,15 @@ def test_bad_sets(build, message):
 @pytest.mark.parametrize(
   ("u", "message"),
   [
-    (sets.group_l21(1.0, LABELS), "groups must be integer labels"),
-    (sets.group_linf2(1.0, 0.5 * np.ones((2, 3))), "groups must be integer labels"),
-    (sets.ellipsoid(1.0, SCALE), "scale must have the shape"),
-    (sets.tangent(1.0, BASIS), "basis has the shape"),
-    (sets.tangent_at(1.0, lambda x: x[:, None, 0]), "basis has the shape"),
-    (sets.l0(1, np.ones(5)), "magnitude must be one number"),
-    (sets.masked(ro.l2(1.0), MASK), r"mask must have the shape \(2, 3\) of an example or"),
-    (sets.masked(ro.l2(1.0), np.ones((3, 2, 3), bool)), "mask must have the shape"),
-    (sets.product((ro.l2(1.0), (2, 3))), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
+    (sets.GroupL21(1.0, LABELS), "groups must be integer labels"),
+    (sets.GroupLInf2(1.0, 0.5 * np.ones((2, 3))), "groups must be integer labels"),
+    (sets.Ellipsoid(1.0, SCALE), "scale must have the shape"),
+    (sets.Tangent(1.0, BASIS), "basis has the shape"),
+    (sets.TangentAt(1.0, lambda x: x[:, None, 0]), "basis has the shape"),
+    (sets.L0(1, np.ones(5)), "magnitude must be one number"),
+    (sets.Masked(ro.L2(1.0), MASK), r"mask must have the shape \(2, 3\) of an example or"),
+    (sets.Masked(ro.L2(1.0), np.ones((3, 2, 3), bool)), "mask must have the shape"),
+    (sets.product((ro.L2(1.0), (2, 3))), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
   ],
 )
 def test_bad_shapes(u, message):

@@ -286,7 +286,7 @@ def test_one_step_within_the_tangent_planes(name):
   basis = flat(basis_of(x))
   along = np.einsum("bdn,bd->bn", basis, np.einsum("bdn,bn->bd", basis, g.reshape(24, -1)))
   expected = 0.5 * along / np.linalg.norm(along, axis=1, keepdims=True)
-  u = sets.tangent_at(0.5, basis_of)
+  u = sets.TangentAt(0.5, basis_of)
   step = jax.jit(u.steepest_ascent)(g, x).reshape(24, -1)
   close(step, expected)
   assert np.all(jax.jit(u.gauge)(step.reshape(x.shape), x) <= 1 + ROUNDING)

@@ -15,7 +15,7 @@ from robust_opt.theory.linear import algorithm1_gap, comparisons, counterparts, 
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 EVERY_NORM = pytest.mark.parametrize("norm", list(ORDERS))
 EVERY_LOSS = pytest.mark.parametrize("loss", list(counterparts.MARGIN_LOSSES))
 GROUPS = np.array([0, 1, 0, 2])

@@ -17,7 +17,7 @@ from robust_opt.data.datasets import load
 from robust_opt.training import free
 from robust_opt.training import step as training
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 LR = 0.5
 pytestmark = pytest.mark.usefixtures("float64")
 # Forward and back through 64 pixels, 10 classes and 12 examples, at most twice.
@@ -83,7 +83,7 @@ def test_one_replay_of_free_training_is_a_standard_step_at_what_it_remembers():
   after, _ = step(state, batch, jax.random.key(0))
   apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
   plain = jax.jit(
-    ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.linf(0.0)), 0))
+    ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.LInf(0.0)), 0))
   )
   expected, _ = plain(state, batch._replace(x=batch.x + state.memory), jax.random.key(0))
   close(after.params, expected.params)
@@ -92,7 +92,7 @@ def test_one_replay_of_free_training_is_a_standard_step_at_what_it_remembers():
 
 def test_what_free_training_remembers_fits_the_next_batch():
   """delta of one batch, around another: back into the box first."""
-  uncertainty = ro.linf(0.5, (0.0, 1.0))
+  uncertainty = ro.LInf(0.5, (0.0, 1.0))
   apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
   step, seen = free.make_free_train_step(apply, optimizer, uncertainty, uncertainty, 3), []
   _, state, batch = free_setup(1)
@@ -144,7 +144,7 @@ def test_a_recalled_update_is_a_standard_one_at_what_was_recalled(norm):
   delta = SETS[norm](0.3).steepest_ascent(jnp.asarray(signs_of(state, batch)), batch.x)
   after, metrics = step(state, batch, jax.random.key(0))
   apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
-  clean = ro.ascend(ro.frank_wolfe(ro.linf(0.0)), 0)
+  clean = ro.ascend(ro.frank_wolfe(ro.LInf(0.0)), 0)
   plain = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), clean))
   bare = ro.init_state(state.params, {}, optimizer)
   expected, reported = plain(bare, batch._replace(x=batch.x + delta), jax.random.key(0))
@@ -169,7 +169,7 @@ def test_of_a_net_that_stands_still_the_second_visit_is_algorithm_1():
   batch = digits_batch(8)
   second, _ = step(state, batch, jax.random.key(0))
   _, metrics = step(second, batch, jax.random.key(1))
-  attack = ro.steepest(ro.linf(1e-3))
+  attack = ro.steepest(ro.LInf(1e-3))
   apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(0.0)
   robust = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
   _, expected = robust(ro.init_state(state.params, {}, optimizer), batch, jax.random.key(1))
@@ -177,7 +177,7 @@ def test_of_a_net_that_stands_still_the_second_visit_is_algorithm_1():
 
 
 def test_a_recalled_adversary_is_feasible():
-  seen, u = [], ro.linf(0.4, (0.0, 1.0))
+  seen, u = [], ro.LInf(0.4, (0.0, 1.0))
 
   def recording(params, model_state, x, *, train, key):
     jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
@@ -204,7 +204,7 @@ def test_an_example_without_a_gradient_keeps_what_it_remembers():
 
   batch, optimizer = digits_batch(8), optax.sgd(LR)
   memory = free.unknown_directions(jax.random.key(1), 20, (8, 8, 1))
-  step = jax.jit(free.make_recall_train_step(flat, optimizer, ro.linf(0.1)))
+  step = jax.jit(free.make_recall_train_step(flat, optimizer, ro.LInf(0.1)))
   after, metrics = step(
     ro.init_state(jnp.zeros(10), {}, optimizer, memory), batch, jax.random.key(0)
   )

@@ -139,7 +139,7 @@ def test_a_block_is_added_where_it_says():
 def test_one_step_is_the_sign_of_every_layers_gradient(name):
   net, image_shape, _, batch = problem(name)
   radii = (0.1, *(0.03,) * (len(SHAPES[name]) - 1))
-  u = layerwise.layerwise(net, image_shape, ro.linf(0.1), 0.03)
+  u = layerwise.layerwise(net, image_shape, ro.LInf(0.1), 0.03)
   z = layerwise.lift(batch.x, SHAPES[name])
   delta, info = jax.jit(lambda z: ro.steepest(u)(lifted_loss(name), None, z))(z)
   assert not np.any(info.zero_gradient)
@@ -154,7 +154,7 @@ def test_one_step_is_the_sign_of_every_layers_gradient(name):
 
 def test_the_box_is_the_images_alone():
   net, image_shape, _, batch = problem("mlp")
-  u = layerwise.layerwise(net, image_shape, ro.linf(0.6, (0.0, 1.0)), 0.6)
+  u = layerwise.layerwise(net, image_shape, ro.LInf(0.6, (0.0, 1.0)), 0.6)
   z = layerwise.lift(batch.x, SHAPES["mlp"])
   for sign, edge in ((1, 1 - z[:, :12]), (-1, -z[:, :12])):
     delta = u.steepest_ascent(sign * jnp.ones_like(z), z)
@@ -192,7 +192,7 @@ def test_worst_case_of_two_linear_layers():
   @jax.jit
   @chex.assert_max_traces(1)
   def worst(first_radius, hidden_radius):
-    u = layerwise.layerwise(net, (2, 3, 1), ro.linf(first_radius), hidden_radius)
+    u = layerwise.layerwise(net, (2, 3, 1), ro.LInf(first_radius), hidden_radius)
     penalised, _ = ro.gradient_penalty(u).outer(forward, z, z, y)
     sampled = loss(z + u.sample(jax.random.key(0), z))
     return ro.robustify(loss, ro.steepest(u), argnum=0)(z), penalised, sampled
@@ -220,9 +220,9 @@ def test_worst_case_of_two_linear_layers():
 @pytest.mark.parametrize(
   ("name", "first"),
   [
-    ("mlp", ro.linf(0.1, (0.0, 1.0))),
-    ("mlp", ro.l1(0.5)),
-    pytest.param("digits_cnn", ro.l2(0.3, (0.0, 1.0)), marks=pytest.mark.slow),
+    ("mlp", ro.LInf(0.1, (0.0, 1.0))),
+    ("mlp", ro.L1(0.5)),
+    pytest.param("digits_cnn", ro.L2(0.3, (0.0, 1.0)), marks=pytest.mark.slow),
   ],
 )
 def test_hidden_radius_0_is_algorithm_1(name, first):
@@ -252,7 +252,7 @@ def test_hidden_radius_0_is_algorithm_1(name, first):
 def test_first_radius_0_moves_hidden_layers_only():
   net, image_shape, _, batch = problem("mlp")
   z = layerwise.lift(batch.x, SHAPES["mlp"])
-  u = layerwise.layerwise(net, image_shape, ro.l2(0.0), 0.1)
+  u = layerwise.layerwise(net, image_shape, ro.L2(0.0), 0.1)
   delta, _ = jax.jit(lambda z: ro.steepest(u)(lifted_loss("mlp"), None, z))(z)
   np.testing.assert_array_equal(delta[:, :12], 0)
   close(np.abs(delta[:, 12:]), 0.1)
@@ -262,7 +262,7 @@ def test_a_few_updates_on_digits():
   net, image_shape = models.MLP(widths=(32,)), (8, 8, 1)
   optimizer, data = optax.adam(0.02), load("digits", "train")
   params, model_state = models.init(net, jax.random.key(0), image_shape)
-  attack = ro.steepest(layerwise.layerwise(net, image_shape, ro.linf(0.05, (0.0, 1.0)), 0.05))
+  attack = ro.steepest(layerwise.layerwise(net, image_shape, ro.LInf(0.05, (0.0, 1.0)), 0.05))
   apply = layerwise.lifted_apply(net, image_shape)
   step = ro.make_train_step(apply, optimizer, ro.robust(), attack)
   step = layerwise.lifted_step(step, layerwise.shapes(net, image_shape))
@@ -289,7 +289,7 @@ def test_other_nets_are_refused(net):
     lambda: layerwise.stages(net, {}),
     lambda: layerwise.shapes(net, (28, 28, 1)),
     lambda: layerwise.lifted_apply(net, (28, 28, 1)),
-    lambda: layerwise.layerwise(net, (28, 28, 1), ro.linf(0.1), 0.1),
+    lambda: layerwise.layerwise(net, (28, 28, 1), ro.LInf(0.1), 0.1),
   ):
     with pytest.raises(InputError, match=r"^from_params knows"):
       build()
@@ -304,4 +304,4 @@ def test_other_shapes_and_radii_are_refused():
   with pytest.raises(InputError, match=r"^Blocks of the shapes"):
     layerwise.unlift(jnp.zeros((3, 23)), SHAPES["mlp"])
   with pytest.raises(InputError, match=r"^radius must be >= 0"):
-    layerwise.layerwise(net, image_shape, ro.linf(0.1), -0.1)
+    layerwise.layerwise(net, image_shape, ro.LInf(0.1), -0.1)

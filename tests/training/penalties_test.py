@@ -182,7 +182,7 @@ def curved(params, model_state, x, *, train, key):
 def test_gradient_alignment_in_closed_form():
   """The gradient of every loss is along x, so that the angle is that between x and x + eta."""
   batch = batch_of((5,), classes=2)
-  uncertainty = ro.linf(0.5)
+  uncertainty = ro.LInf(0.5)
   keys = keys_for(batch)
   penalty = penalties.gradient_alignment(curved, uncertainty)
   moved = batch.x + uncertainty.sample(keys, batch.x)
@@ -195,13 +195,13 @@ def test_a_linear_model_is_aligned():
   net = models.SoftmaxRegression(num_classes=2)
   params, _ = models.init(net, jax.random.key(0), (5,))
   batch = batch_of((5,), classes=2)
-  penalty = penalties.gradient_alignment(models.from_linen(net), ro.linf(0.3))
+  penalty = penalties.gradient_alignment(models.from_linen(net), ro.LInf(0.3))
   close(penalty(params, {}, batch, keys_for(batch)), 0)
 
 
 def test_no_gradient_is_no_direction():
   batch = batch_of((5,), classes=2)
-  penalty = penalties.gradient_alignment(curved, ro.linf(0.3))
+  penalty = penalties.gradient_alignment(curved, ro.LInf(0.3))
   value, gradient = jax.value_and_grad(lambda a: jnp.mean(penalty(a, {}, batch, keys_for(batch))))(
     0.0
   )
@@ -215,7 +215,7 @@ def test_an_example_is_penalised_by_itself():
   backwards = jax.tree.map(lambda leaf: leaf[::-1], batch)
   for penalty in (
     penalties.layer_jacobian(of_net),
-    penalties.gradient_alignment(models.from_linen(net), ro.linf(0.3)),
+    penalties.gradient_alignment(models.from_linen(net), ro.LInf(0.3)),
   ):
     together = penalty(params, {}, batch, keys_for(batch))
     close(together[::-1], penalty(params, {}, backwards, keys_for(backwards)))
@@ -231,7 +231,7 @@ def test_the_learner_descends_loss_and_penalty():
   penalty = penalties.weighted(
     0.01, penalties.operator_norm(functools.partial(layers_lib.from_params, net))
   )
-  attack = ro.steepest(ro.linf(0.1))
+  attack = ro.steepest(ro.LInf(0.1))
   make = functools.partial(ro.make_train_step, model, optimizer, ro.robust(), attack)
   start = init_state(params, state, optimizer)
   plain, _ = jax.jit(make())(start, batch, jax.random.key(0))

@@ -96,7 +96,7 @@ def make_step(name, axis_name=None):
     models.from_linen(net),
     optimizer,
     ro.robust(),
-    ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.06)), 2),
+    ro.ascend(ro.pgd(ro.LInf(0.1), ro.LInf(0.06)), 2),
     ascent_in_train_mode=train_mode,
     axis_name=axis_name,
   )
@@ -189,7 +189,7 @@ def test_statistics_of_each_device_alone_would_be_others():
     models.from_linen(BatchNormNet(None)),
     optimizer,
     ro.robust(),
-    ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.06)), 2),
+    ro.ascend(ro.pgd(ro.LInf(0.1), ro.LInf(0.06)), 2),
     axis_name="data",
   )
   mapped = jax.pmap(step, "data", in_axes=(None, 0, None), out_axes=None)
@@ -258,7 +258,7 @@ def test_evaluation_over_a_mesh_is_the_evaluation_on_one_device():
   params, model_state = widest(models.init(net, jax.random.key(0), (8, 8, 1)))
 
   def attack(radius):
-    return ro.ascend(ro.pgd(ro.l2(radius), ro.l2(radius / 2)), 2)
+    return ro.ascend(ro.pgd(ro.L2(radius), ro.L2(radius / 2)), 2)
 
   def run(place, *arguments):
     evaluate = ro.make_evaluate(models.from_linen(net), ro.robust(), attack, 16, place_batch=place)

@@ -22,7 +22,7 @@ from robust_opt.experiments import build, config, updates
 from robust_opt.training import optimizers
 from robust_opt.training import step as training
 
-SETS = {"linf": ro.linf, "l2": ro.l2, "l1": ro.l1}
+SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 LR = 0.5
 NET, IMAGES = models.SoftmaxRegression(), np.zeros((30, 8, 8, 1), np.uint8)
 FLOAT64 = pytest.mark.usefixtures("float64")
@@ -143,7 +143,7 @@ def test_step_is_a_standard_step_at_the_perturbed_batch(norm):
 
 
 def no_attack():
-  return ro.ascend(ro.frank_wolfe(ro.linf(0.3)), num_steps=0)
+  return ro.ascend(ro.frank_wolfe(ro.LInf(0.3)), num_steps=0)
 
 
 def test_gradient_through_delta_would_be_another():
@@ -160,7 +160,7 @@ def test_gradient_through_delta_would_be_another():
     norms = jnp.sqrt(jnp.sum(g**2, axis=(1, 2, 3), keepdims=True))
     return loss(params, batch.x + 0.7 * g / norms)
 
-  robust_loss = ro.robustify(loss, ro.steepest(ro.l2(0.7)))
+  robust_loss = ro.robustify(loss, ro.steepest(ro.L2(0.7)))
   stopped = jax.jit(jax.grad(robust_loss))(state.params, batch.x)
   moving = jax.jit(jax.grad(through))(state.params)
   difference = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), stopped, moving)
@@ -169,7 +169,7 @@ def test_gradient_through_delta_would_be_another():
 
 @FLOAT64
 @pytest.mark.parametrize(
-  "attack", [no_attack(), ro.steepest(ro.linf(0.0)), ro.steepest(ro.l1(0.0))]
+  "attack", [no_attack(), ro.steepest(ro.LInf(0.0)), ro.steepest(ro.L1(0.0))]
 )
 def test_no_steps_or_no_radius_is_standard_training(attack):
   optimizer = optax.sgd(LR, momentum=0.9)
@@ -206,12 +206,12 @@ def test_a_curriculum_is_the_attack_of_each_step():
 
   scheduled = step_of(
     ro.ScheduledAttack(
-      lambda step: ro.steepest(ro.linf(radius * jnp.minimum(step.astype(float) / 4, 1)))
+      lambda step: ro.steepest(ro.LInf(radius * jnp.minimum(step.astype(float) / 4, 1)))
     )
   )
   for i, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0, 1.0)):
     key = jax.random.key(i)
-    expected, _ = step_of(ro.steepest(ro.linf(radius * share)))(state, batch, key)
+    expected, _ = step_of(ro.steepest(ro.LInf(radius * share)))(state, batch, key)
     state, _ = scheduled(state, batch, key)
     assert_close(state.params, expected.params, terms=TERMS)
   assert scheduled._cache_size() == 1
@@ -260,7 +260,7 @@ def test_the_ascent_may_compute_in_fewer_bits(dtype):
   few = models.from_linen(net.clone(dtype=jnp.dtype(dtype)))
   for name, ascent_apply in (("full", None), ("few", few)):
     step = ro.make_train_step(
-      apply, optimizer, recording(name), ro.steepest(ro.linf(0.1)), ascent_apply=ascent_apply
+      apply, optimizer, recording(name), ro.steepest(ro.LInf(0.1)), ascent_apply=ascent_apply
     )
     step(state, batch, jax.random.key(0))
   same = np.mean(np.sign(seen["few"]) == np.sign(seen["full"]))
@@ -369,17 +369,17 @@ def test_ascent_costs_a_forward_pass_and_an_input_gradient():
     return dot_products(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
 
   first = 12 * 64 * 16
-  algorithm_1 = cost(ro.steepest(ro.l2(0.1)))
+  algorithm_1 = cost(ro.steepest(ro.L2(0.1)))
   np.testing.assert_array_equal(algorithm_1, [5 * layers - 1, 5 * forward - first])
   # However many steps: the body of the ascent stands there once.
-  np.testing.assert_array_equal(cost(ro.ascend(ro.frank_wolfe(ro.l2(0.1)), 7)), algorithm_1)
+  np.testing.assert_array_equal(cost(ro.ascend(ro.frank_wolfe(ro.L2(0.1)), 7)), algorithm_1)
 
   def flops(attack):
     step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
     lowered = step.lower(state, batch, jax.random.key(0))
     return lowered.compile().cost_analysis()["flops"]
 
-  extra = (flops(ro.steepest(ro.linf(0.1))) - flops(no_attack())) / 2  # a multiply-add is two
+  extra = (flops(ro.steepest(ro.LInf(0.1))) - flops(no_attack())) / 2  # a multiply-add is two
   assert round(extra / forward) == 2  # what is elementwise does not amount to half a pass
 
 
@@ -407,7 +407,7 @@ def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
     recording(apply, calls),
     optimizer,
     ro.robust(),
-    ro.steepest(ro.linf(0.2)),
+    ro.steepest(ro.LInf(0.2)),
     ascent_in_train_mode=train_mode,
   )
   new, _ = step(state, batch, jax.random.key(3))
@@ -449,7 +449,7 @@ def make_probe(net, attack, train_mode=False):
 @FLOAT64
 def test_evaluation_mode_ascent_ignores_dropout_and_neighbours():
   """An example's delta is the same among other examples and under another key."""
-  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.l2(0.5)))
+  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.L2(0.5)))
   batch = digits_batch()
   others = jax.tree.map(
     lambda a, b: jnp.concatenate([a[:4], b[4:]]),
@@ -463,7 +463,7 @@ def test_evaluation_mode_ascent_ignores_dropout_and_neighbours():
 
 
 def test_train_mode_couples_the_ascent_to_dropout_and_neighbours():
-  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.l2(0.5)), train_mode=True)
+  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.L2(0.5)), train_mode=True)
   batch = digits_batch()
   one = delta(batch, jax.random.key(0))
   assert np.abs(one - delta(batch, jax.random.key(1))).max() > 0.01
@@ -472,7 +472,7 @@ def test_train_mode_couples_the_ascent_to_dropout_and_neighbours():
 @FLOAT64
 def test_random_starts_depend_on_the_id_alone():
   """Shuffling a batch moves every example's delta along with it."""
-  attack = ro.ascend(ro.pgd(ro.linf(0.2), ro.linf(0.05)), 2)
+  attack = ro.ascend(ro.pgd(ro.LInf(0.2), ro.LInf(0.05)), 2)
   delta = make_probe(PlainNet(), attack)
   batch, order = digits_batch(), np.random.default_rng(0).permutation(12)
   straight = delta(batch, jax.random.key(5))
@@ -582,7 +582,7 @@ def test_every_step_has_a_key_of_its_own_that_can_be_made_again():
 def digits_run():
   """(jitted scan, its state, data, the step, key): random starts, dropout and momentum."""
   optimizer = optax.sgd(0.1, momentum=0.9)
-  attack = ro.ascend(ro.pgd(ro.linf(0.1), ro.linf(0.05)), 2)
+  attack = ro.ascend(ro.pgd(ro.LInf(0.1), ro.LInf(0.05)), 2)
   digits = load("digits", "train")
   with jax.enable_x64(True):
     apply, state = setup(BatchNormNet(0.3), optimizer)

@@ -226,7 +226,7 @@ def _gradient(logits_fn: LogitsFn, x: Array, y: Array, loss: LossFn) -> Array:
 
 def fgsm(net: Net, x: Array, y: Array, radius: float) -> Array:
   """x + radius sign(gradient), [B, *S]; not cut to the pixel box, as in the paper."""
-  return x + ro.linf(radius).steepest_ascent(gradient(net, x, y), x)
+  return x + ro.LInf(radius).steepest_ascent(gradient(net, x, y), x)
 
 
 def logits(net: Net, x: Array, batch_size: int = 1000) -> Array:

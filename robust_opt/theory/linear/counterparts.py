@@ -31,8 +31,7 @@ import numpy as np
 
 from robust_opt.certify import exact
 from robust_opt.errors import InputError
-from robust_opt.sets import projections
-from robust_opt.sets.balls import Radius
+from robust_opt.sets import Radius, projections
 from robust_opt.types import Array
 
 Noise = str | np.ndarray  # 'frobenius', 'columns', or the group of every column, [n]

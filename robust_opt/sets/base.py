@@ -1,0 +1,251 @@
+"""What an uncertainty set U(x) is: a value with four methods, and a pytree.
+
+  @set_dataclass
+  class Cube(ExampleSet):
+    radius: Radius
+
+    def _steepest_ascent(self, grad, x):                 # of ONE example, radius []
+      return self.radius * jnp.sign(grad)
+    ...                                                  # _project, _sample, _gauge
+
+  u = Cube(0.1)
+  delta = u.steepest_ascent(grad, x)                     # of a batch, [B, *S]
+
+A set is immutable. Its radii and arrays are leaves, so that it goes through jit (one trace for many
+radii), vmap and grad as an argument; everything else is static.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import keys, precision
+from robust_opt.errors import InputError
+from robust_opt.sets import projections
+from robust_opt.types import Array
+
+Box = tuple[float, float]
+Radius = Any  # [] or [B]: a number or an array, which may be traced
+
+SetClass = TypeVar("SetClass", bound=type["UncertaintySet"])
+
+
+def static(*, default: Any = dataclasses.MISSING) -> Any:
+  """A field of a set that is a compile-time constant: hashable, or a NumPy array."""
+  return dataclasses.field(default=default, metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(static,))
+def set_dataclass(cls: SetClass) -> SetClass:
+  """A frozen dataclass that is a pytree: fields marked `static` are static, the others its data."""
+  cls = dataclasses.dataclass(frozen=True, eq=False)(cls)  # type: ignore[assignment]
+  fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+  constants = [field.name for field in fields if field.metadata.get("static")]
+  data = [field.name for field in fields if field.name not in constants]
+
+  def flatten_with_keys(u: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    children = [(jax.tree_util.GetAttrKey(name), getattr(u, name)) for name in data]
+    return children, tuple(_Constant(getattr(u, name)) for name in constants)
+
+  def unflatten(values: tuple[Any, ...], children: Any) -> Any:
+    # Without the checks of __init__: leaves may be tracers, axes or derivatives.
+    u = object.__new__(cls)
+    for name, child in zip(data, children, strict=True):
+      object.__setattr__(u, name, child)
+    for name, constant in zip(constants, values, strict=True):
+      object.__setattr__(u, name, constant.value)
+    return u
+
+  jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+  return cls
+
+
+class UncertaintySet:
+  """The perturbations U(x) that the adversary may add to each example of a batch.
+
+  The methods take a batch, delta or grad [B, *S] and x [B, *S], and return x's type. Two sets are
+  equal if they have the same type and equal fields.
+  """
+
+  def steepest_ascent(self, grad: Array, x: Array) -> Array:
+    """The argmax over delta in U(x) of <grad, delta>, [B, *S]; 0 where grad is 0.
+
+    This is the ascent step of Algorithm 1 (Shaham et al. 2015, section 4).
+    """
+    raise _unsupported(self, "steepest ascent")
+
+  def project(self, delta: Array, x: Array) -> Array:
+    """The nearest point of U(x) in the Euclidean sense, [B, *S]."""
+    raise _unsupported(self, "projection")
+
+  def sample(self, key: Array, x: Array) -> Array:
+    """A random point of U(x), [B, *S]. `key` is one key, or one per example [B]."""
+    raise _unsupported(self, "sampling")
+
+  def gauge(self, delta: Array, x: Array) -> Array:
+    """The smallest t with delta in t U(x), [B]; at most 1 inside."""
+    raise _unsupported(self, "gauge")
+
+  def __eq__(self, other: object) -> bool:
+    if type(self) is not type(other):
+      return NotImplemented
+    mine, its = jax.tree.leaves(self), jax.tree.leaves(other)
+    return hash_key(self) == hash_key(other) and all(
+      a is b or np.array_equal(a, b) for a, b in zip(mine, its, strict=True)
+    )
+
+  def __hash__(self) -> int:
+    return hash(jax.tree.structure(self))
+
+
+class ExampleSet(UncertaintySet):
+  """A set whose geometry is written for one example, and is mapped over the batch here.
+
+  Subclasses define `_steepest_ascent(grad, x)`, `_project(delta, x)`, `_sample(key, x)` and
+  `_gauge(delta, x)` for x [*S]. There the fields named in `_radii` are [], in x's type or in
+  float32 if that has fewer bits, and so are grad and delta. x keeps its type, whose rounding
+  decides what stays in a box.
+
+  The methods raise an InputError if x is not floating point, or a radius is neither [] nor [B].
+  """
+
+  _radii: ClassVar[tuple[str, ...]] = ("radius",)
+
+  def __post_init__(self) -> None:
+    for name in self._radii:
+      check_radius(name, getattr(self, name))
+    if getattr(self, "box", None) is not None:
+      box = tuple(self.box)  # type: ignore[attr-defined]
+      check_box(box)
+      object.__setattr__(self, "box", box)
+
+  def _steepest_ascent(self, grad: Array, x: Array) -> Array:
+    raise NotImplementedError
+
+  def _project(self, delta: Array, x: Array) -> Array:
+    raise NotImplementedError
+
+  def _sample(self, key: Array, x: Array) -> Array:
+    raise NotImplementedError
+
+  def _gauge(self, delta: Array, x: Array) -> Array:
+    raise NotImplementedError
+
+  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
+    chex.assert_equal_shape((grad, x))
+    return self._mapped(type(self)._steepest_ascent, grad, x)
+
+  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
+    chex.assert_equal_shape((delta, x))
+    return self._mapped(type(self)._project, delta, x)
+
+  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
+    return self._mapped(type(self)._sample, keys.per_example(key, x.shape[0]), x)
+
+  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
+    chex.assert_equal_shape((delta, x))
+    return self._mapped(type(self)._gauge, delta, x)
+
+  def _mapped(self, method: Callable[[Self, Array, Array], Array], first: Array, x: Array) -> Array:
+    x = check_floating(x)
+    dtype, count = precision.wide(x.dtype), x.shape[:1]
+    radii = {}
+    for name in self._radii:
+      radius = getattr(self, name)
+      if jnp.shape(radius) not in ((), count):
+        raise InputError(
+          f"{name} must be one number or one for each of the {count[0]} examples, but has the "
+          f"shape {jnp.shape(radius)}."
+        )
+      radii[name] = jnp.broadcast_to(jnp.asarray(radius, dtype), count)
+
+    def of_one(radii: dict[str, Array], first: Array, x: Array) -> Array:
+      return method(dataclasses.replace(self, **radii), first, x)  # type: ignore[type-var]
+
+    return jax.vmap(of_one)(radii, precision.cast(first, dtype), x).astype(x.dtype)
+
+
+def check_floating(x: Array) -> Array:
+  """x as an array of JAX; an InputError if it is not floating point."""
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
+  return x
+
+
+def check_radius(name: str, radius: Radius) -> None:
+  """InputError for a radius that is negative or NaN; a traced one cannot be checked."""
+  if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
+    raise InputError(f"{name} must be >= 0 (0 means the clean example), but was {radius}.")
+
+
+def check_box(box: Box | None) -> None:
+  """InputError for a box that is not an interval."""
+  if box is not None and not (len(box) == 2 and box[0] < box[1]):
+    raise InputError(f"box must be (low, high) with low < high, but was {box}.")
+
+
+def box_bounds(box: Box, x: Array) -> projections.Bounds:
+  """The (lower, upper) [*S] of delta that keep x + delta, as it is rounded, in the box; x [*S]."""
+  low, high = (jnp.asarray(end, x.dtype) for end in box)
+  lower, upper = low - x, high - x
+
+  def inward(bound: Array, outside: Array) -> Array:
+    # In wide boxes high - x is rounded more coarsely than high is.
+    frozen = jax.lax.stop_gradient(bound)  # nextafter has no derivative, and moves none
+    ulp = jnp.nextafter(frozen, jnp.zeros_like(frozen)) - frozen
+    return bound + jnp.where(outside, ulp, 0.0)
+
+  return inward(lower, x + lower < low), inward(upper, x + upper > high)
+
+
+def cube_bounds(radius: Array, box: Box | None, x: Array) -> projections.Bounds:
+  """The bounds [*S] of delta in the l_inf ball cut by the box."""
+  lower, upper = jnp.broadcast_to(-radius, x.shape), jnp.broadcast_to(radius, x.shape)
+  if box is None:
+    return lower, upper
+  least, most = box_bounds(box, x)
+  return jnp.maximum(lower, least), jnp.minimum(upper, most)
+
+
+def ratio(a: Array, b: Array) -> Array:
+  """The largest a / b: 0 / 0 is inside, anything else / 0 infinitely far outside, NaN is NaN."""
+  return jnp.max(jnp.where(a == 0, 0.0, jnp.where(b > 0, a / b, jnp.inf + a)))
+
+
+def uniform_l2(key: Array, radius: Array, live: Array) -> Array:
+  """A uniform point of the l_2 ball of the entries where live [*S] is 1; 0 where it is 0.
+
+  Source: Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
+  """
+  normal_key, exponential_key = jax.random.split(key)
+  z = live * jax.random.normal(normal_key, live.shape, radius.dtype)
+  e = jax.random.exponential(exponential_key, (), radius.dtype)
+  return radius * z / jnp.sqrt(jnp.sum(z**2) + 2.0 * e)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Constant:
+  """A static field, comparable and hashable also where it is a NumPy array."""
+
+  value: Any
+
+  def _key(self) -> Any:
+    if isinstance(self.value, np.ndarray):
+      return self.value.dtype.str, self.value.shape, self.value.tobytes()
+    return self.value
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Constant) and bool(self._key() == other._key())
+
+  def __hash__(self) -> int:
+    return hash(self._key())
+
+
+def _unsupported(u: UncertaintySet, operation: str) -> InputError:
+  return InputError(f"{type(u).__name__} has no {operation}.")

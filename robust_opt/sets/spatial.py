@@ -1,0 +1,104 @@
+"""Small rotations and translations of images, as a set to sample from or to search on a grid.
+
+u = Transforms(max_rotation=30.0, max_translation=3.0)
+attack = ro.grid_search(u, num_rotations=31, num_translations=5)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy import ndimage
+
+from robust_opt import keys, layout, precision
+from robust_opt.errors import InputError
+from robust_opt.layout import ChannelAxis
+from robust_opt.sets.base import UncertaintySet, set_dataclass, static
+from robust_opt.types import Array
+
+
+@set_dataclass
+class Transforms(UncertaintySet):
+  """{transform(x) - x} for rotations and translations up to a maximum; not convex.
+
+  It has samples, of uniform angle and shift, but neither a steepest ascent nor a projection.
+  Source: Engstrom et al. 2019 (arXiv 1712.02779).
+
+  Attributes:
+    max_rotation: in degrees, >= 0.
+    max_translation: in pixels of either axis, >= 0.
+    channel_axis: as for `transform`.
+
+  Raises:
+    InputError: a maximum is negative or not finite; from `sample`: x is not images.
+  """
+
+  max_rotation: float
+  max_translation: float
+  channel_axis: ChannelAxis = static(default=layout.AUTO)
+
+  def __post_init__(self) -> None:
+    for name in ("max_rotation", "max_translation"):
+      limit = getattr(self, name)
+      if not isinstance(limit, jax.core.Tracer) and not 0 <= limit < np.inf:
+        raise InputError(f"{name} must be >= 0 and finite, but was {limit}.")
+
+  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
+    def of_one(key: Array, x: Array) -> Array:
+      angle, *shift = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
+      moved = transform(
+        x[None],
+        self.max_rotation * angle,
+        self.max_translation * jnp.stack(shift),
+        layout.resolve(self.channel_axis, x.shape),
+      )
+      return moved[0] - x
+
+    return jax.vmap(of_one)(keys.per_example(key, x.shape[0]), x)
+
+
+def transform(
+  x: Array,
+  degrees: float | Array,
+  shift: tuple[float, float] | Array,
+  channel_axis: ChannelAxis = layout.AUTO,
+) -> Array:
+  """Rotates images about their center, then moves them: [B, *S] -> [B, *S].
+
+  Bilinear; what comes from beyond the border is 0. No value leaves the range of its image with 0.
+
+  Args:
+    x: images [B, H, W, C], or of another layout.
+    degrees: [], counter-clockwise as the image is seen (rows downwards).
+    shift: by how many pixels, down and to the right, [2].
+    channel_axis: of one image, 0 for [C, H, W]; None for [H, W]; "auto" guesses it from the shape
+      (`robust_opt.layout.resolve`).
+
+  Raises:
+    InputError: x is not floating point, or has not two axes beside those of batch and channels.
+  """
+  axis = layout.resolve(channel_axis, x.shape[1:])
+  shape, x = x.shape, layout.to_last(x, axis)
+  if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+    raise InputError(
+      f"x must be floating point images with two axes beside those of batch and channels, but is "
+      f"{x.dtype} of the shape {shape}, with the channel axis {axis} of an image."
+    )
+  height, width = x.shape[1:3]
+  dtype, x = x.dtype, x.astype(precision.wide(x.dtype))
+  angle = jnp.deg2rad(jnp.asarray(degrees, x.dtype))
+  shift = jnp.asarray(shift, x.dtype)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+  row = jnp.arange(height, dtype=x.dtype)[:, None] - middle_row - shift[0]
+  column = jnp.arange(width, dtype=x.dtype)[None, :] - middle_column - shift[1]
+  # Where each pixel of the result comes from: the inverse of the rotation.
+  source = [cos * row + sin * column + middle_row, cos * column - sin * row + middle_column]
+
+  def plane(image: Array) -> Array:
+    return ndimage.map_coordinates(image, source, order=1, mode="constant", cval=0.0)
+
+  moved = jax.vmap(jax.vmap(plane, in_axes=-1, out_axes=-1))(x)
+  # Weights that sum to 1 but for rounding.
+  low = jnp.minimum(jnp.min(x, axis=(1, 2), keepdims=True), 0.0)
+  high = jnp.maximum(jnp.max(x, axis=(1, 2), keepdims=True), 0.0)
+  return layout.from_last(jnp.clip(moved, low, high).astype(dtype), axis)
