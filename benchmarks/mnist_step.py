@@ -35,7 +35,7 @@ def robust_opt_epoch(x: np.ndarray, y: np.ndarray, steps: int, k: int, norm: str
   net = models.MnistCNN(mean=MEAN, std=STD)
   params, model_state = models.init(net, jax.random.key(0), (28, 28, 1))
   optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-3, momentum=0.9))
-  ball, step_ball = getattr(ro, norm)(RADIUS), getattr(ro, norm)(RADIUS / 4)
+  ball, step_ball = ro.sets.BALLS[norm](RADIUS), ro.sets.BALLS[norm](RADIUS / 4)
   maximizer = ro.frank_wolfe(ball) if k <= 1 else ro.pgd(ball, step_ball, random_start=False)
   attack = ro.ascend(maximizer, k)
   step = ro.make_train_step(models.from_linen(net), optimizer, ro.robust(), attack)

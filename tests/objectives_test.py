@@ -185,7 +185,7 @@ def test_mart_of_a_confident_net_is_finite(classes):
 def test_a_gradient_penalty_is_robust_optimisation_to_first_order(norm):
   """Exactly so for a loss that is linear in x; otherwise loss plus radius times the dual norm."""
   w, x, _, y = problem()
-  uncertainty = getattr(ro, norm)(0.3)
+  uncertainty = ro.sets.BALLS[norm](0.3)
 
   def linear(logits, y):
     return logits[:, 0] - 2 * logits[:, 1]

@@ -217,7 +217,7 @@ def test_training_measuring_and_collecting_take_any_number_of_classes(num_classe
   def apply(params, model_state, x, *, train, key):
     return x @ params, model_state
 
-  steepest = lambda norm, r: ro.steepest(getattr(ro, norm)(r))  # noqa: E731
+  steepest = lambda norm, r: ro.steepest(ro.sets.BALLS[norm](r))  # noqa: E731
   run = jax.jit(ro.make_evaluate(apply, ro.robust(), lambda r: steepest("l2", r), 16))
   key = jax.random.key(0)
   found = run(weights, {}, ro.ArrayData(x, y), jnp.float32(0.2), key)

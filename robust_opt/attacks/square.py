@@ -122,7 +122,7 @@ def counting_square(
     raise InputError(f"num_queries must be at least 1, but was {num_queries}.")
   if not 0 < p_init <= 1:
     raise InputError(f"p_init is a share of the image and must be in (0, 1], but was {p_init}.")
-  moves, ball = _MOVES[norm], getattr(balls, norm)(radius, box)
+  moves, ball = _MOVES[norm], balls.BALLS[norm](radius, box)
   halvings = np.array(HALVINGS) * num_queries / 10_000
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Searched:

@@ -108,8 +108,9 @@ class Progress(NamedTuple):
 
 def _apgd(norm: str, radius: Array, num_steps: int) -> Attack:
   u = ball_of(norm)(radius, BOX)
-  attack = apgd_shrinking_l1 if isinstance(u, L1) else apgd
-  return attack(u, num_steps, keep_best=True)
+  if isinstance(u, L1):
+    return apgd_shrinking_l1(u, num_steps, keep_best=True)
+  return apgd(u, num_steps, keep_best=True)
 
 
 def _apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> Phase:

@@ -121,7 +121,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
 
 def uncertainty_set(config: ConfigDict, norm: str, radius: float | Array) -> balls.UncertaintySet:
   """The ball of that norm and radius, within the pixel box if the config asks for it."""
-  return getattr(balls, norm)(radius, box=PIXEL_BOX if config.uncertainty.box else None)
+  return balls.BALLS[norm](radius, box=PIXEL_BOX if config.uncertainty.box else None)
 
 
 def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int) -> Attack:

@@ -277,8 +277,10 @@ def check_examples(what: str, x: object) -> None:
 
 
 def _in_words(value: object) -> str:
-  """'an UncertaintySet', 'a dict': for an error message."""
+  """'the uncertainty set LInf', 'a dict': for an error message."""
   name = type(value).__name__
+  if isinstance(value, UncertaintySet):
+    return f"the uncertainty set {name}"
   return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 

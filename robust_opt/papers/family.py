@@ -49,7 +49,7 @@ TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
 
 def _pgd(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
   del rank, channel_axis
-  ball = getattr(ro, norm)(radius, autoattack.BOX)
+  ball = ro.sets.BALLS[norm](radius, autoattack.BOX)
   step = ro.LInf if norm == "linf" else ro.L2
   maximizer = ro.pgd(ball, step(PGD_RELATIVE_STEP * radius))
   return white_box.ascent(ro.ascend(maximizer, PGD_STEPS, keep_best=True), losses.cross_entropy)

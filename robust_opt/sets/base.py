@@ -94,10 +94,10 @@ class UncertaintySet:
   def __eq__(self, other: object) -> bool:
     if type(self) is not type(other):
       return NotImplemented
-    mine, its = jax.tree.leaves(self), jax.tree.leaves(other)
-    return hash_key(self) == hash_key(other) and all(
-      a is b or np.array_equal(a, b) for a, b in zip(mine, its, strict=True)
-    )
+    if jax.tree.structure(self) != jax.tree.structure(other):  # type: ignore[operator]
+      return False
+    pairs = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True)
+    return all(a is b or np.array_equal(a, b) for a, b in pairs)
 
   def __hash__(self) -> int:
     return hash(jax.tree.structure(self))

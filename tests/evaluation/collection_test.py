@@ -107,7 +107,7 @@ def test_nothing_that_fools_the_net_is_left_out(examples, trained, logits_of):
     return ro.losses.cross_entropy(apply(params, model_state, x, train=False, key=None)[0], batch.y)
 
   for norm, radius in RADII.items():
-    delta, _ = ro.steepest(getattr(ro, norm)(radius))(value_fn, None, batch.x)
+    delta, _ = ro.steepest(ro.sets.BALLS[norm](radius))(value_fn, None, batch.x)
     fooled = right & ~collection.correct(logits_of, np.asarray(batch.x + delta), batch.y)
     missing = set(np.flatnonzero(fooled)) - set(examples.source_ids[examples.norms == norm])
     logits = logits_of(np.asarray(batch.x + delta))
@@ -272,7 +272,7 @@ def test_images_near_one_stay_within_a_small_radius(norm):
   """x + delta rounds by up to 3e-8 a pixel: that may be more than a relative 1e-6 of a radius."""
   rng = np.random.default_rng(0)
   x = rng.uniform(0.5, 1, (64, 784)).astype(np.float32)
-  ball = getattr(ro, norm)(0.01)
+  ball = ro.sets.BALLS[norm](0.01)
   delta = np.asarray(ball.steepest_ascent(jnp.asarray(rng.normal(size=x.shape), x.dtype), x))
 
   def lengths(image):

@@ -297,14 +297,14 @@ def test_examples_are_one_array_of_floats(x, words):
   ],
 )
 def test_a_set_is_no_attack(make, words):
-  with pytest.raises(InputError, match=rf"{words}.*but was an UncertaintySet"):
+  with pytest.raises(InputError, match=rf"{words}.*but was the uncertainty set LInf"):
     make(ro.LInf(0.1))
 
 
 @pytest.mark.parametrize(
   ("given", "words"),
   [
-    (ro.LInf(0.1), r"ro\.steepest\(ro\.linf\(0\.1\)\)"),
+    (ro.LInf(0.1), r"ro\.steepest\(ro\.LInf\(0\.1\)\)"),
     (ro.frank_wolfe(ro.LInf(0.1)), r"an InnerMaximizer: pass ro\.ascend\(maximizer, num_steps\)"),
     (ro.ScheduledAttack(never), "a ScheduledAttack: only ro.make_train_step takes one"),
     (0.1, "a float: pass what ro.steepest"),

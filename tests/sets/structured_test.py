@@ -592,11 +592,11 @@ def test_a_block_of_radius_0_stays():
 def test_blocks_are_sampled_independently():
   x = np.zeros((2000, NUM_ENTRIES), np.float32)
   half = (ro.LInf(1.0), (3,))
-  drawn = run(sets.product(half, half), "sample", jax.random.key(0), x)
+  drawn = run(sets.Product(*zip(half, half)), "sample", jax.random.key(0), x)
   correlations = np.corrcoef(drawn.T) - np.eye(NUM_ENTRIES)
   assert np.abs(correlations).max() < 4.5 / np.sqrt(2000)
   old_keys = jax.random.PRNGKey(0)
-  np.testing.assert_array_equal(run(sets.product(half, half), "sample", old_keys, x), drawn)
+  np.testing.assert_array_equal(run(sets.Product(*zip(half, half)), "sample", old_keys, x), drawn)
 
 
 # Masks.
@@ -606,8 +606,8 @@ def test_blocks_are_sampled_independently():
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_masked_ball_is_the_ball_of_the_entries_that_may_change(norm, box):
   g, x, radius = random_cases()
-  u = sets.Masked(getattr(ro, norm)(radius, box), MASK)
-  ball = getattr(ro, norm)(radius, box)
+  u = sets.Masked(ro.sets.BALLS[norm](radius, box), MASK)
+  ball = ro.sets.BALLS[norm](radius, box)
   for operation in ("steepest_ascent", "project"):
     moved = run(u, operation, 2 * g, x)
     np.testing.assert_array_equal(moved[:, ~MASK], 0)
@@ -624,7 +624,7 @@ def test_the_worst_case_of_a_linear_function_through_a_mask():
   """For l_p the maximum of <g, delta> is the radius times the dual norm of the masked g."""
   g, x, radius = random_cases()
   for norm, order in (("linf", 1), ("l2", 2), ("l1", np.inf)):
-    u = sets.Masked(getattr(ro, norm)(radius), MASK)
+    u = sets.Masked(ro.sets.BALLS[norm](radius), MASK)
     step = run(u, "steepest_ascent", g, x)
     expected = radius * np.linalg.norm(g[:, MASK].astype(np.float64), order, axis=1)
     np.testing.assert_allclose(inner(g, step), expected, rtol=ROUNDING)
@@ -638,7 +638,7 @@ def test_masks_of_every_example_hold_from_the_random_start_on(norm):
   mask = rng.random((20, 4, 4, 1)) < 0.3
 
   def ball(radius):
-    return sets.Masked(getattr(ro, norm)(radius, BOX), mask)
+    return sets.Masked(ro.sets.BALLS[norm](radius, BOX), mask)
 
   attack = ro.restarts(ro.ascend(ro.pgd(ball(0.3), ball(0.1)), 3), 2)
   starts = ro.noise(ball(0.3))
@@ -688,7 +688,7 @@ def test_a_mask_keeps_the_type_of_x():
     (lambda: sets.Masked(ro.L2(1.0), 1.0 * MASK), "mask must be an array of bool.* float64"),
     (lambda: sets.Masked(ro.L2(1.0), [True]), "mask must be an array of bool.* list"),
     (lambda: sets.Product((), ()), "A product needs at least one set"),
-    (lambda: sets.product((ro.L2(1.0), (3, 0))), "Every entry of a block's shape must be"),
+    (lambda: sets.Product((ro.L2(1.0),), ((3, 0),)), "Every entry of a block's shape must be"),
   ],
 )
 def test_bad_sets(build, message):
@@ -707,7 +707,7 @@ def test_bad_sets(build, message):
     (sets.L0(1, np.ones(5)), "magnitude must be one number"),
     (sets.Masked(ro.L2(1.0), MASK), r"mask must have the shape \(2, 3\) of an example or"),
     (sets.Masked(ro.L2(1.0), np.ones((3, 2, 3), bool)), "mask must have the shape"),
-    (sets.product((ro.L2(1.0), (2, 3))), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
+    (sets.Product((ro.L2(1.0),), ((2, 3),)), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
   ],
 )
 def test_bad_shapes(u, message):
