@@ -131,8 +131,8 @@ def apgd(
   Over l_1 (Croce and Hein 2021, arXiv 2103.01208, section 4) a step moves the k entries of largest
   |gradient|, each by eta / k, and is projected; there is no momentum. k starts at 1/5 of all
   entries and eta at the radius. Every 4 % of the steps k becomes the number of non-zero entries of
-  the best point / 1.5. If that is less than 0.95 of the last k, eta is reset to the radius and the example
-  restarts from its best point; otherwise eta is divided by 1.5, down to radius / 10.
+  the best point / 1.5. If that is less than 0.95 of the last k, eta is reset to the radius and the
+  example restarts from its best point; otherwise eta is divided by 1.5, down to radius / 10.
 
   P is the exact projection onto the ball and the box together, as the papers state the algorithms.
   AutoAttack's own code, over l_inf and l_2, shortens to the ball and then clips to the box. The k
