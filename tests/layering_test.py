@@ -174,8 +174,8 @@ def test_the_checks_would_see():
   """What the checks above rest on, on sources that break the rules."""
   assert list(ours("from robust_opt import main, l2")) == ["main", ""]
   assert list(ours("def f():\n  import robust_opt.models.mlp")) == ["models.mlp"]
-  assert list(ours("from robust_opt.training.step import take")) == ["training.step"]
+  assert list(ours("from robust_opt.training.scan import take")) == ["training.scan"]
   assert offences("from absl import app, logging, flags", ALLOWED) == {"absl.app", "absl.flags"}
   assert offences("from ml_collections import ConfigDict", ALLOWED) == {"ml_collections"}
   assert not offences("import absl.logging, matplotlib_inline", ALLOWED)
-  assert "training.step" in closure("experiments.assembly")
+  assert "training.scan" in closure("experiments.assembly")
