@@ -102,3 +102,8 @@ __all__ = [
   "trades",
   "virtual",
 ]
+
+
+def __dir__() -> list[str]:
+  """The public names, without the submodules that other imports make attributes of the package."""
+  return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -30,11 +30,12 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import Experiment, assemble
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.experiments.metrics import NORMS, ProgressDisplay, read_metrics
+from robust_opt.experiments.metrics import ProgressDisplay, read_metrics
 from robust_opt.experiments.signals import sigterm_ends_the_run
 from robust_opt.files import write_json
 from robust_opt.objectives import robust
 from robust_opt.plots import figures
+from robust_opt.sets import BALLS
 from robust_opt.training import (
   TrainMetrics,
   TrainState,
@@ -86,7 +87,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     summary = evaluate_and_describe(config, experiment, state)
     summary["best_checkpoint"] = best
     summary["checkpoint"] = reported
-    summary["overfitting"] = overfitting.found(log.history)
+    detected = overfitting.detect(log.history)
+    summary["overfitting"] = None if detected is None else detected._asdict()
     summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
     if jax.process_index() == 0:
       draw(config, workdir, experiment, state, summary)
@@ -177,8 +179,9 @@ class RunLog:
     self._records.append(values)
     if measured:
       self._display.epoch(epoch, values)
-      for sentence in overfitting.new(self.history):
-        self._display.say(sentence)
+      detected = overfitting.newly_detected(self.history)
+      if detected is not None:
+        self._display.say(overfitting.in_words(detected))
       self.stopped = self._overfits()
     return self.stopped
 
@@ -199,7 +202,7 @@ class RunLog:
 
   def _overfits(self) -> bool:
     stops = self._config.training.on_overfitting == "stop"
-    return stops and bool(overfitting.found(self.history))
+    return stops and overfitting.detect(self.history) is not None
 
 
 def heldout_accuracies(
@@ -234,20 +237,27 @@ def evaluate_and_describe(
   radii = {norm: radius for norm, radius in radii.items() if radius or norm == own}
   results: list[dict[str, Any]] = []
   sweeps = []
-  for norm in sorted(radii, key=lambda n: (n != own, list(NORMS).index(n))):
+  for norm in sorted(radii, key=lambda n: (n != own, list(BALLS).index(n))):
     u = build.uncertainty_set(config, norm, radii[norm])
     at_radius = experiment.evaluate(state, experiment.test, u, experiment.attack)
     total = len(at_radius.clean_correct)
     if not results:
       clean = int(at_radius.clean_correct.sum())
-      results.append({"what": "clean", "correct": clean, "total": total, "zero_gradients": None})
-    plural = "step" if steps == 1 else "steps"
-    mark = " (training)" if trained_on and norm == own else ""
+      results.append(
+        {
+          "set": None,
+          "attack": None,
+          "trained_on": False,
+          "correct": clean,
+          "total": total,
+          "zero_gradients": None,
+        }
+      )
     results.append(
       {
-        "what": f"{NORMS[norm]} {radii[norm]:.4g}, {steps} {plural}{mark}",
-        "norm": norm,
-        "radius": radii[norm],
+        "set": {"name": norm, "radius": radii[norm]},
+        "attack": {"num_steps": steps},
+        "trained_on": trained_on and norm == own,
         "correct": int(at_radius.robust_correct.sum()),
         "total": total,
         "zero_gradients": int(at_radius.zero_gradient.sum()),
@@ -307,10 +317,10 @@ def draw(
       "norm": sweep["norm"],
       "radii": sweep["radii"],
       "accuracy": np.array(sweep["correct"]) / sweep["total"],
-      "radius": next(r["radius"] for r in summary["results"] if r.get("norm") == sweep["norm"]),
+      "radius": result["set"]["radius"],
       "label": f"{config.model.name}, {config.dataset.name}",
     }
-    for sweep in summary["sweeps"]
+    for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True)
   ]
   figures.accuracy_against_radius(sweeps, workdir / "accuracy.png")
   _draw_examples(config, workdir / "examples.png", experiment, state)
@@ -328,6 +338,7 @@ def _draw_examples(
   batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(index))
   attack = experiment.attack(build.own_set(config))
   objective, key = robust(), jax.random.key(config.seed)
+  ball = tables.ball_name(config.uncertainty.name, config.uncertainty.radius)
   out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
     params, model_state, batch
   )
@@ -338,7 +349,7 @@ def _draw_examples(
     clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
     robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
     path=path,
-    title=f"{NORMS[config.uncertainty.name]} {config.uncertainty.radius:.4g} (pixels in [0, 1])",
+    title=f"{ball} (pixels in [0, 1])",
   )
 
 

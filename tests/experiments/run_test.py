@@ -174,7 +174,7 @@ def test_a_norm_of_radius_0_is_left_out(parts):
 
   stub = parts._replace(evaluate=evaluate)
   found = run.evaluate_and_describe(config, stub, parts.state)
-  assert [row.get("norm") for row in found["results"]] == [None, "linf", "l2"]
+  assert [row["set"] and row["set"]["name"] for row in found["results"]] == [None, "linf", "l2"]
   # Multiples 0 and 1 of a radius are known already.
   assert asked == [ro.LInf(0.0), ro.L2(0.5), ro.L2(1.5)]
   assert found["sweeps"][1]["correct"] == [90, 60, 60]
@@ -297,16 +297,17 @@ def test_tensorboard_events_hold_the_same_numbers(finished):
 def test_counts_of_the_summary_add_up(finished):
   config, _, summary = finished
   clean, own, *others = summary["results"]
-  assert (clean["what"], clean["zero_gradients"]) == ("clean", None)
-  assert [row["norm"] for row in (own, *others)] == ["linf", "l2", "l1"]
-  assert [row["radius"] for row in (own, *others)] == [RADIUS, 0.5, 1.0]
-  assert "training" in own["what"]
-  assert not any("training" in row["what"] for row in others)
+  assert clean["set"] is clean["attack"] is clean["zero_gradients"] is None
+  radii = {"linf": RADIUS, "l2": 0.5, "l1": 1.0}
+  sets = [{"name": norm, "radius": radius} for norm, radius in radii.items()]
+  assert [row["set"] for row in (own, *others)] == sets
+  assert [row["trained_on"] for row in summary["results"]] == [False, True, False, False]
+  assert own["attack"] == {"num_steps": 1}
   assert {row["total"] for row in summary["results"]} == {150}
   assert own["correct"] <= clean["correct"] <= 150
   for row, sweep in zip((own, *others), summary["sweeps"], strict=True):
-    radius = config.evaluation.radii[row["norm"]]
-    assert sweep["norm"] == row["norm"]
+    radius = config.evaluation.radii[row["set"]["name"]]
+    assert sweep["norm"] == row["set"]["name"]
     assert sweep["radii"] == pytest.approx([0.0, radius, 3 * radius])
     assert sweep["correct"][0] == clean["correct"]  # radius 0 is the clean example
     assert sweep["correct"][1] == row["correct"]
@@ -353,7 +354,7 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
   summary = run.run(config, tmp_path / "run")
   (sentence,) = said
   assert sentence.startswith("Catastrophic overfitting: ")
-  assert len(summary["overfitting"]) == 1
+  assert summary["overfitting"]["kind"] == "catastrophic"
   epoch = {"say": 4, "stop": 2}[what]  # where it stops, the best checkpoint is reported on
   assert summary["step"] == epoch * parts.plan.num_steps
   assert summary["best_checkpoint"]["step"] == 2 * parts.plan.num_steps

@@ -97,8 +97,8 @@ def test_two_processes_are_one_run(tmp_path):
   assert int(state.step) == STEPS
   # Two ascent gradients and one of the parameters, through 64 pixels, two layers and 32 examples.
   assert_close(state, expected, terms=3 * 2 * (64 + 128 + 64 + 32), steps=STEPS)
-  assert [(r["what"], r["total"]) for r in summary(two)["results"]] == [
-    (r["what"], r["total"]) for r in summary(alone)["results"]
+  assert [(r["set"], r["total"]) for r in summary(two)["results"]] == [
+    (r["set"], r["total"]) for r in summary(alone)["results"]
   ]
   correct = [[r["correct"] for r in summary(where)["results"]] for where in (two, alone)]
   np.testing.assert_allclose(*correct, atol=1)
