@@ -40,8 +40,7 @@ from robust_opt.files import write_json
 from robust_opt.objectives import robust
 from robust_opt.plots import runs, studies
 from robust_opt.sets import BALLS
-from robust_opt.training import overfitting, sharding
-from robust_opt.training.step import TrainState, evaluated_params, take
+from robust_opt.training import TrainState, evaluated_params, overfitting, sharding, take
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -18,8 +18,7 @@ from robust_opt.evaluation import accuracy as evaluation
 from robust_opt.experiments import assembly, build, metrics, run, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training import sharding
-from robust_opt.training.step import TrainMetrics, init_state
+from robust_opt.training import TrainMetrics, init_state, sharding
 
 RADIUS = 0.15
 SEEDS = (0, 1, 2)

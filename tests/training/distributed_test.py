@@ -16,7 +16,7 @@ from robust_opt.data import datasets
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training.step import init_state
+from robust_opt.training import init_state
 
 OVERRIDES = {
   "model.name": "MLP",

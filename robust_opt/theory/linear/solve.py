@@ -12,13 +12,13 @@ neither penalised nor subject to noise. The duals are those of Lagrange, with 1/
 """
 
 import contextlib
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from robust_opt import extras
 from robust_opt.errors import InputError
 from robust_opt.theory.linear import counterparts
 
@@ -381,8 +381,7 @@ def _gap(solution: Solution) -> float:
 
 
 def _cvxpy() -> Any:
-  if importlib.util.find_spec("cvxpy") is None:
-    raise InputError("This needs cvxpy: pip install 'robust_opt[theory]'.")
+  extras.require("theory", "cvxpy")
   import cvxpy  # an extra, and two seconds to import
 
   return cvxpy
