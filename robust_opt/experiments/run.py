@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from robust_opt import tables
+from robust_opt import statistics, tables
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.evaluation.accuracy import perturb
@@ -34,7 +34,7 @@ from robust_opt.experiments.metrics import ProgressDisplay, read_metrics
 from robust_opt.experiments.signals import sigterm_ends_the_run
 from robust_opt.files import write_json
 from robust_opt.objectives import robust
-from robust_opt.plots import figures
+from robust_opt.plots import runs, studies
 from robust_opt.sets import BALLS
 from robust_opt.training import (
   TrainMetrics,
@@ -311,19 +311,23 @@ def draw(
   summary: dict[str, Any],
 ) -> None:
   """The three pictures of a run."""
-  figures.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
-  sweeps = [
+  runs.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
+  label = f"{config.model.name}, {config.dataset.name}"
+  panels = [
     {
+      "title": "",
       "norm": sweep["norm"],
-      "radii": sweep["radii"],
-      "accuracy": np.array(sweep["correct"]) / sweep["total"],
       "radius": result["set"]["radius"],
-      "label": f"{config.model.name}, {config.dataset.name}",
+      "curves": {label: {"radii": sweep["radii"], "interval": _interval(sweep)}},
     }
     for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True)
   ]
-  figures.accuracy_against_radius(sweeps, workdir / "accuracy.png")
+  studies.accuracy_against_radius([panels], workdir / "accuracy.png")
   _draw_examples(config, workdir / "examples.png", experiment, state)
+
+
+def _interval(sweep: Mapping[str, Any]) -> statistics.Interval:
+  return statistics.accuracy_interval([np.array(sweep["correct"]) / sweep["total"]], sweep["total"])
 
 
 def _draw_examples(
@@ -342,7 +346,7 @@ def _draw_examples(
   out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
     params, model_state, batch
   )
-  figures.example_grid(
+  runs.example_grid(
     clean=np.asarray(batch.x),
     delta=np.asarray(out.delta),
     labels=np.asarray(batch.y),
