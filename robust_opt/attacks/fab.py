@@ -31,7 +31,6 @@ from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
 from robust_opt.sets import Ball
-from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 # Points of the final search overshoot the boundary by this share of their length, so that they stay
@@ -87,7 +86,7 @@ def fab(u: Ball, **settings: Any) -> LogitsAttack:
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
     delta = u.project(_smallest(u, options, keys, logits_fn, x, y).delta, x)
-    delta = jnp.clip(delta, *box_bounds(u.box, x))
+    delta = jnp.clip(delta, *hyperplanes.bounds_of(u, x))
     fooled = hyperplanes.misclassified(logits_fn, x + delta, y)
     delta = jnp.where(expand_like(fooled, x), delta, 0.0)
     return rounded(AttackResult(jax.lax.stop_gradient(delta), fooled))
@@ -183,7 +182,7 @@ def _boundary_step(
   delta: Array,
 ) -> Array:
   """delta' of `fab_minimal`, [B, *S]."""
-  lower, upper = box_bounds(u.box, x)
+  lower, upper = hyperplanes.bounds_of(u, x)
   norms = jax.vmap(u.norm)
   w, gap = hyperplanes.closest_hyperplane(u, logits_fn, x + delta, y, rivals)
   gap_clean = gap + jnp.sum(w * delta, axis=range(1, x.ndim))
@@ -213,7 +212,7 @@ def _start(
   radius = jnp.minimum(jnp.asarray(u.radius, x.dtype), smallest.norm) / 2
   run_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, restart)
   drawn = dataclasses.replace(u, radius=radius).sample(run_keys, x)
-  drawn = jax.lax.stop_gradient(jnp.clip(drawn, *box_bounds(u.box, x)))
+  drawn = jax.lax.stop_gradient(jnp.clip(drawn, *hyperplanes.bounds_of(u, x)))
   return drawn if options.random_start else jnp.where(restart == 0, 0.0, drawn)
 
 

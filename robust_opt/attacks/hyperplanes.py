@@ -15,6 +15,7 @@ from robust_opt.arrays import expand_like, where_examples
 from robust_opt.attacks.types import AttackResult
 from robust_opt.errors import InputError
 from robust_opt.sets import L1, Ball, LInf, projections
+from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 
@@ -42,6 +43,12 @@ def within(u: Ball, smallest: Smallest) -> AttackResult:
   """The result of a minimal-norm attack: perturbations no longer than the radius of u."""
   fooled = (smallest.norm < jnp.inf) & (smallest.norm <= u.radius)
   return AttackResult(jnp.where(expand_like(fooled, smallest.delta), smallest.delta, 0.0), fooled)
+
+
+def bounds_of(u: Ball, x: Array) -> projections.Bounds:
+  """The bounds of delta that the box gives, [B, *S]; attacks here require a box (support.py)."""
+  assert u.box is not None
+  return box_bounds(u.box, x)
 
 
 def closest_hyperplane(

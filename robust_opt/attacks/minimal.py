@@ -24,6 +24,7 @@ from robust_opt import losses
 from robust_opt.arrays import where_examples
 from robust_opt.attacks.hyperplanes import (
   Smallest,
+  bounds_of,
   check_counts,
   closest_hyperplane,
   misclassified,
@@ -38,7 +39,6 @@ from robust_opt.attacks.support import check_support
 from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.sets import L2, Ball
-from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 
@@ -76,7 +76,7 @@ def deepfool(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = box_bounds(u.box, x)
+    lower, upper = bounds_of(u, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     rivals = rivals_by_rank(clean, y)[:num_candidates]
 
@@ -134,7 +134,7 @@ def fast_minimum_norm(
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = box_bounds(u.box, x)
+    lower, upper = bounds_of(u, x)
 
     def total_margin(x: Array) -> tuple[Array, tuple[Array, Array]]:
       logits = logits_fn(x)

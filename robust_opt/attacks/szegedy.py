@@ -14,6 +14,7 @@ from robust_opt import losses
 from robust_opt.arrays import where_examples
 from robust_opt.attacks.hyperplanes import (
   Smallest,
+  bounds_of,
   check_counts,
   none_yet,
   rivals_by_rank,
@@ -25,7 +26,6 @@ from robust_opt.attacks.support import check_support
 from robust_opt.attacks.types import AttackResult
 from robust_opt.errors import InputError
 from robust_opt.sets import L2, projections
-from robust_opt.sets.base import box_bounds
 from robust_opt.types import Array, LogitsFn
 
 
@@ -87,7 +87,7 @@ def szegedy(
   ) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    bounds = box_bounds(u.box, x)
+    bounds = bounds_of(u, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
     targets = rivals_by_rank(clean, y)[0] if targets is None else targets
 

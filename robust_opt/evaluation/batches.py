@@ -18,8 +18,8 @@ from robust_opt import losses
 from robust_opt.arrays import pad_to
 from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.evaluation import network
+from robust_opt.keys import keys_of
 from robust_opt.sets import UncertaintySet
-from robust_opt.training.step import keys_of
 from robust_opt.types import Array, LogitsFn
 
 # (set, choice [] int32, channel axis of an example or None) -> attack, called under trace. The

@@ -45,7 +45,7 @@ def check_set(u: UncertaintySet) -> UncertaintySet:
       raise InputError(
         f"{name} must be a finite number > 0, in pixels of [0, 1], but was {radius}."
       )
-  return jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else np.float32(leaf), u)  # type: ignore[no-any-return]
+  return jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else np.float32(leaf), u)
 
 
 def _radii(u: UncertaintySet) -> Iterator[tuple[str, Any]]:

@@ -66,9 +66,9 @@ class Claim(NamedTuple):
     return set_name(self.u)
 
   @property
-  def radius(self) -> float | None:
-    """In pixels of [0, 1]; None for a set without one radius."""
-    return self.set.get("radius")
+  def radius(self) -> float:
+    """In pixels of [0, 1]; NaN for a set without a radius of its own."""
+    return float(self.set.get("radius", math.nan))
 
 
 class StoredVerdict(NamedTuple):
@@ -115,10 +115,11 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
     batch = slice(start, start + _IMAGES_AT_A_TIME)
     delta = np.asarray(deltas[batch], np.float32)
-    nearest = np.asarray(u.project(jnp.asarray(delta), x[batch]))
+    clean = jnp.asarray(x[batch])
+    nearest = np.asarray(u.project(jnp.asarray(delta), clean))
     rounded = lengths(L2, delta - nearest) <= rounding
     delta = np.where(rounded.reshape(-1, *(1,) * (delta.ndim - 1)), nearest, delta)
-    gauges.append(np.asarray(u.gauge(jnp.asarray(delta), x[batch]), np.float64))
+    gauges.append(np.asarray(u.gauge(jnp.asarray(delta), clean), np.float64))
   return np.concatenate(gauges)
 
 

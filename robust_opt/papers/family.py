@@ -28,18 +28,15 @@ from ml_collections import ConfigDict
 
 import robust_opt as ro
 from robust_opt import commands, losses, statistics, tables
-from robust_opt.attacks import white_box
-from robust_opt.attacks.types import LogitsAttack
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack
+from robust_opt.evaluation.phases import Phase, pgd_phase
 from robust_opt.experiments import build, costs, methods, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as experiment
 from robust_opt.files import write_json
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
-from robust_opt.types import Array
 
 NUM_CLASSES = 10  # of every data set here
 PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
@@ -47,15 +44,7 @@ PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
 TIMED_EXAMPLES, TIMED_UPDATES, TIMED_CALLS = 6000, 20, 5
 
 
-def _pgd(norm: str, radius: Array, rank: Array, channel_axis: int | None) -> LogitsAttack:
-  del rank, channel_axis
-  ball = ro.sets.BALLS[norm](radius, autoattack.BOX)
-  step = ro.LInf if norm == "linf" else ro.L2
-  maximizer = ro.pgd(ball, step(PGD_RELATIVE_STEP * radius))
-  return white_box.ascent(ro.ascend(maximizer, PGD_STEPS, keep_best=True), losses.cross_entropy)
-
-
-PGD = (autoattack.Phase(f"pgd-{PGD_STEPS}", _pgd),)
+PGD = (pgd_phase(f"pgd-{PGD_STEPS}", losses.cross_entropy, PGD_STEPS, PGD_RELATIVE_STEP),)
 
 
 class Numbers(NamedTuple):
@@ -266,15 +255,14 @@ def attack(options: Options, workdir: Path) -> dict[str, Any]:
 
 
 def standing(
-  found: target.Subject, norm: str, radius: float, version: str | tuple[autoattack.Phase, ...]
+  found: target.Subject, norm: str, radius: float, version: str | tuple[Phase, ...]
 ) -> float:
   """The share of the examples that stand a version of the ensemble, or PGD alone."""
   return ro.autoattack(
     found.logits_fn,
     found.x,
     found.y,
-    norm=norm,
-    radius=radius,
+    ro.sets.BALLS[norm](radius, box=(0.0, 1.0)),
     version=version,
     batch_size=min(100, len(found.y)),
   ).robust_accuracy
@@ -297,11 +285,12 @@ def _learned(runs: list[dict[str, Any]]) -> np.ndarray:
 
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
   """What training left: clean accuracy on the whole test set, and what went wrong."""
+  detected = summary["overfitting"]
   return {
     "clean": clean(summary),
     "tested": tested(summary),
     "epochs": summary["config"]["training"]["epochs"],
-    "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
+    "overfitting": [f"{detected['kind'].capitalize()} overfitting"] if detected else [],
     "params_sha256": summary["params_sha256"],
   }
 

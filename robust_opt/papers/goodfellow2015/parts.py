@@ -16,7 +16,7 @@ import numpy as np
 from robust_opt import losses
 from robust_opt.attacks import szegedy
 from robust_opt.papers.goodfellow2015.nets import Net, ensemble, fgsm, gradient, logits
-from robust_opt.sets import projections
+from robust_opt.sets import L2, projections
 from robust_opt.theory import explanations
 from robust_opt.theory.linear import decay
 from robust_opt.types import Array
@@ -171,7 +171,7 @@ def minimal(nets: dict[str, Net], x: Array, y: Array, num_steps: int) -> dict[st
   for source in ("maxout", "mlp"):
     found = _szegedy(nets[source].logits_fn, x, y, num_steps)
     norm = jax.vmap(projections.l2_norm)(found.delta)
-    usable = np.asarray(found.found & (norm > 0))  # 0: misclassified when clean
+    usable = np.asarray(found.fooled & (norm > 0))  # 0: misclassified when clean
     images, labels = (x + found.delta)[usable], y[usable]
     out[source] = {
       "found": int(usable.sum()),
@@ -187,7 +187,7 @@ def _error(net: Net, x: Array, y: Array) -> float | None:
 
 
 def _szegedy(logits_fn: Any, x: Array, y: Array, num_steps: int) -> Any:
-  attack = szegedy.szegedy(num_steps=num_steps)
+  attack = szegedy.szegedy(L2(math.inf, box=(0.0, 1.0)), num_steps=num_steps)
   keys = jax.random.split(jax.random.key(0), len(x))
   return jax.jit(attack)(keys, logits_fn, x, y)
 
