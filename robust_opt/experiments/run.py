@@ -11,6 +11,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
