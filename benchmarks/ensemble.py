@@ -13,9 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_opt.experiments import seeds
-from robust_opt.papers.goodfellow2015 import nets as nets
-from robust_opt.papers.goodfellow2015 import study as study
+from robust_opt.experiments import build, seeds
+from robust_opt.papers.goodfellow2015 import study
 from robust_opt.papers.shaham2015.nets import assemble
 
 MEMBERS, NUM_IMAGES = 12, 10_000
@@ -23,10 +22,11 @@ MEMBERS, NUM_IMAGES = 12, 10_000
 
 def seconds(members: int, vmapped: bool, data_dir: str) -> float:
   """Of one epoch of so many nets."""
-  options = study.Options("mnist", Path(), study.PRESETS["paper", "mnist"], data_dir=data_dir)
-  config = study._config(options, "maxout", 0)
+  preset = study.PRESETS["paper", "mnist"]
+  options = study.Options(dataset="mnist", workdir=Path(), preset=preset, data_dir=data_dir)
+  config = study.config_of(options, "maxout", 0)
   config.dataset.train_examples = NUM_IMAGES
-  train = nets.data_of(config)
+  train = build.splits(config).train
   keys = jax.vmap(jax.random.key)(np.arange(members))
   net = assemble(config, train, keys, points=1, vmapped=vmapped, evaluation_batch=100)
   arrays = seeds.ArrayData(train.images, train.labels)

@@ -324,7 +324,7 @@ def _channel_axis(given: str) -> ChannelAxis:
 
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
-  commands.define_subject_flags()
+  commands.define_source_flags()
   flags.DEFINE_enum("norm", None, list(autoattack.NORMS), "Of the ball; not given: the run's own.")
   flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; by default the run's own.")
   words = "Of the ensemble; rand: for a --model that answers at random, with --draws."

@@ -1,1 +1,1 @@
-"""What the studies of all papers share."""
+"""What the studies of all papers share: options, progress, claims, attacked accuracies."""

@@ -1,11 +1,12 @@
-"""What is measured of the nets of one seed, for Goodfellow et al. 2015; JSON values, no flags.
+"""What Goodfellow et al. 2015 measure of the networks of one seed; JSON values.
 
-  rows = judged(nets, x, y, radius)          # kind -> errors and confidences
-  found = transferred(nets, x, y, radius)    # {"names": [...], "accuracy": [[...]]}
+  rates = error_rates(nets, x, y, radius)          # kind -> errors and confidences
+  transfer = transfer_accuracy(nets, x, y, radius) # {"names": [...], "accuracy": [[...]]}
 
 Errors and rates are shares in [0, 1]; a share of nothing is None.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from robust_opt import losses
 from robust_opt.attacks import szegedy
-from robust_opt.papers.goodfellow2015.nets import Net, ensemble, fgsm, gradient, logits
+from robust_opt.papers.goodfellow2015.nets import TrainedNet, ensemble, fgsm, gradient, logits
 from robust_opt.sets import projections
 from robust_opt.theory import explanations
 from robust_opt.theory.linear import decay
@@ -31,44 +32,43 @@ TRANSFER = (
 )  # fmt: skip
 
 
-def judged(nets: dict[str, Net], x: Array, y: Array, radius: float) -> dict[str, dict[str, Any]]:
-  """Of every net: clean and FGSM error, and its confidence where it errs and where not."""
+def error_rates(
+  nets: dict[str, TrainedNet], x: Array, y: Array, radius: float
+) -> dict[str, dict[str, Any]]:
+  """Clean and FGSM error of every network, and its confidence in wrong and in right answers."""
   out = {}
   for name, net in nets.items():
     rows = {}
     for what, images in (("clean", x), ("adversarial", fgsm(net, x, y, radius))):
       p = losses.probabilities(logits(net, images), net.top)
-      found = explanations.confidence_on_mistakes(p, y)
-      rows[what] = {key: _number(value) for key, value in found._asdict().items()}
+      rows[what] = _numbers(explanations.confidence_on_mistakes(p, y))
     out[name] = rows
   return out
 
 
-def transferred(nets: dict[str, Net], x: Array, y: Array, radius: float) -> dict[str, Any]:
-  """Accuracy of every net (column) on FGSM examples made against every net (row)."""
+def transfer_accuracy(
+  nets: dict[str, TrainedNet], x: Array, y: Array, radius: float
+) -> dict[str, Any]:
+  """Accuracy of every network (column) on FGSM examples made against every network (row)."""
   names = [name for name in TRANSFER if name in nets]
-  made = [fgsm(nets[name], x, y, radius) for name in names]
-  found = explanations.transfer_matrix([nets[name].logits_fn for name in names], made, y)
-  return {"names": names, "accuracy": np.asarray(found).tolist()}
+  examples = [fgsm(nets[name], x, y, radius) for name in names]
+  accuracy = explanations.transfer_matrix([nets[name].logits_fn for name in names], examples, y)
+  return {"names": names, "accuracy": np.asarray(accuracy).tolist()}
 
 
-def agreement(nets: dict[str, Net], x: Array, y: Array, radius: float) -> dict[str, Any]:
-  """Whether others make the maxout net's mistakes on the examples made against it."""
+def agreement(nets: dict[str, TrainedNet], x: Array, y: Array, radius: float) -> dict[str, Any]:
+  """Whether others make the maxout network's mistakes on the examples made against it."""
   x_adv = fgsm(nets["maxout"], x, y, radius)
-  predicted = {name: jnp.argmax(logits(nets[name], x_adv), axis=-1) for name in AGREEING}
-  pairs = (("maxout", "softmax"), ("maxout", "rbf"), ("softmax", "rbf"))
-  out = {}
-  for a, b in pairs:
-    found = explanations.agreement_on_mistakes(predicted[a], predicted[b], y)
-    out[f"{a} {b}"] = {key: _number(value) for key, value in found._asdict().items()}
-  return out
+  names = ("maxout", "softmax", "rbf")
+  predicted = {name: jnp.argmax(logits(nets[name], x_adv), axis=-1) for name in names}
+  return {
+    f"{a} {b}": _numbers(explanations.agreement_on_mistakes(predicted[a], predicted[b], y))
+    for a, b in itertools.combinations(names, 2)
+  }
 
 
-AGREEING = ("maxout", "softmax", "rbf")
-
-
-def similarity(nets: dict[str, Net], x: Array) -> dict[str, float]:
-  """Mean over classes of the cosine between a net's effective weights and softmax regression's."""
+def similarity(nets: dict[str, TrainedNet], x: Array) -> dict[str, float]:
+  """Mean over classes of the cosine between a network's effective weights and softmax's."""
   weights = {
     name: _effective_weights(nets[name].logits_fn, x)
     for name in ("softmax", "maxout", "mlp", "maxout_adversarial")
@@ -83,8 +83,8 @@ def similarity(nets: dict[str, Net], x: Array) -> dict[str, float]:
 _effective_weights = jax.jit(explanations.effective_weights)
 
 
-def rubbish(nets: dict[str, Net], x: Array, key: Array) -> dict[str, dict[str, float]]:
-  """Share of inputs of no class that are taken for one, with a probability above a half."""
+def rubbish(nets: dict[str, TrainedNet], x: Array, key: Array) -> dict[str, dict[str, float]]:
+  """Share of inputs of no class that get a class with a probability above a half."""
   normal_key, uniform_key, shuffle_key = jax.random.split(key, 3)
   inputs = {
     "normal": jax.random.normal(normal_key, x.shape),
@@ -102,8 +102,8 @@ def rubbish(nets: dict[str, Net], x: Array, key: Array) -> dict[str, dict[str, f
   }
 
 
-def turned(nets: dict[str, Net], x: Array, y: Array) -> dict[str, list[float]]:
-  """Error under turns towards the gradient of up to every angle of ANGLES."""
+def rotation_sweep(nets: dict[str, TrainedNet], x: Array, y: Array) -> dict[str, list[float]]:
+  """Error under rotations towards the gradient, by the largest angle allowed, of ANGLES."""
   angles = jnp.asarray(ANGLES, x.dtype)
   out = {}
   for name in ("softmax", "maxout", "maxout_adversarial"):
@@ -116,16 +116,17 @@ def turned(nets: dict[str, Net], x: Array, y: Array) -> dict[str, list[float]]:
 _smallest_angle = jax.jit(explanations.smallest_angle)
 
 
-def swept(net: Net, x: Array, y: Array, radius: float) -> dict[str, Any]:
-  """How straight the logits are along x + eps sign(gradient), and how wide what they misjudge."""
+def epsilon_sweep(net: TrainedNet, x: Array, y: Array, radius: float) -> dict[str, Any]:
+  """How linear the logits are along x + eps sign(gradient), and where the class is wrong."""
   direction = jnp.sign(gradient(net, x, y))
   epsilons = jnp.asarray(EPSILONS, x.dtype)
   z = _sweep(net.logits_fn, x, direction, epsilons)
   wrong = ~jax.vmap(losses.correct, (0, None))(z, y)
   beyond = epsilons >= radius
+  near = np.abs(EPSILONS) <= 1.0
   fits, within = (
     explanations.linearity(epsilons, z),
-    explanations.linearity(epsilons[np.abs(EPSILONS) <= 1.0], z[np.abs(EPSILONS) <= 1.0]),
+    explanations.linearity(epsilons[near], z[near]),
   )
   runs = explanations.intervals(wrong)
   step = float(EPSILONS[1] - EPSILONS[0])
@@ -143,81 +144,74 @@ def swept(net: Net, x: Array, y: Array, radius: float) -> dict[str, Any]:
 _sweep = jax.jit(explanations.epsilon_sweep)
 
 
-def sliced(
-  net: Net, x: Array, y: Array, extent: float, key: Array
+def plane_slices(
+  net: TrainedNet, x: Array, y: Array, extent: float, key: Array
 ) -> tuple[np.ndarray, float | None]:
-  """Classes on slices spanned by the sign of the gradient and by random signs, [B, R, R].
+  """Classes on planes spanned by the sign of the gradient and by random signs, [B, R, R].
 
-  Also the mean number of connected parts that the wrong classes of a slice make, each by itself;
-  None where no slice has any.
+  Also the mean number of connected regions of a wrong class on a plane; None if there is none.
   """
   u = jnp.sign(gradient(net, x, y))
   v = jax.random.rademacher(key, x.shape, x.dtype)
   classes = np.asarray(_plane(net.logits_fn, x, u, v, extent, 41))
-  parts = []
-  for picture, label in zip(classes, np.asarray(y)):
-    wrong = [k for k in np.unique(picture) if k not in (-1, label)]
-    parts += [int(explanations.components(picture == k)) for k in wrong]
-  return classes, float(np.mean(parts)) if parts else None
+  regions = [
+    int(explanations.components(picture == k))
+    for picture, label in zip(classes, np.asarray(y))
+    for k in np.unique(picture)
+    if k not in (-1, label)
+  ]
+  return classes, float(np.mean(regions)) if regions else None
 
 
 _plane = jax.jit(explanations.plane, static_argnums=5)
 
 
-def minimal(nets: dict[str, Net], x: Array, y: Array, num_steps: int) -> dict[str, Any]:
-  """Szegedy's L-BFGS examples of two nets, and how often all nets misjudge them."""
+def minimal(nets: dict[str, TrainedNet], x: Array, y: Array, num_steps: int) -> dict[str, Any]:
+  """Szegedy's L-BFGS examples of two networks, and the error of all networks on them."""
   out: dict[str, Any] = {}
-  others = [name for name in TRANSFER if name in nets]
+  keys = jax.random.split(jax.random.key(0), len(x))
   for source in ("maxout", "mlp"):
-    found = _szegedy(nets[source].logits_fn, x, y, num_steps)
-    norm = jax.vmap(projections.l2_norm)(found.delta)
-    usable = np.asarray(found.found & (norm > 0))  # 0: misclassified when clean
-    images, labels = (x + found.delta)[usable], y[usable]
+    attack = jax.jit(szegedy.szegedy(num_steps=num_steps))
+    result = attack(keys, nets[source].logits_fn, x, y)
+    norm = jax.vmap(projections.l2_norm)(result.delta)
+    usable = np.asarray(result.found & (norm > 0))  # 0: misclassified when clean
+    images, labels = (x + result.delta)[usable], y[usable]
     out[source] = {
       "found": int(usable.sum()),
       "norm": _number(jnp.mean(norm[usable])),
-      "error": {name: _error(nets[name], images, labels) for name in others},
+      "error": {name: _error(nets[name], images, labels) for name in TRANSFER if name in nets},
     }
   return out
 
 
-def _error(net: Net, x: Array, y: Array) -> float | None:
+def _error(net: TrainedNet, x: Array, y: Array) -> float | None:
   """Share of the examples that are misclassified."""
   return float(1 - jnp.mean(losses.correct(logits(net, x), y))) if len(y) else None
 
 
-def _szegedy(logits_fn: Any, x: Array, y: Array, num_steps: int) -> Any:
-  attack = szegedy.szegedy(num_steps=num_steps)
-  keys = jax.random.split(jax.random.key(0), len(x))
-  return jax.jit(attack)(keys, logits_fn, x, y)
-
-
-def of_ensemble(members: list[Net], x: Array, y: Array, radius: float) -> dict[str, float]:
-  """Error of an ensemble: clean, attacked as one, and through its first member."""
-  whole = ensemble(members)
-  made = {
-    "clean": x,
-    "ensemble": fgsm(whole, x, y, radius),
-    "member": fgsm(members[0], x, y, radius),
+def ensemble_errors(
+  members: list[TrainedNet], x: Array, y: Array, radius: float
+) -> dict[str, float | None]:
+  """Error of an ensemble: clean, attacked as one, and on examples against its first member."""
+  whole, x_member = ensemble(members), fgsm(members[0], x, y, radius)
+  return {
+    "clean": _error(whole, x, y),
+    "ensemble": _error(whole, fgsm(whole, x, y, radius), y),
+    "member": _error(whole, x_member, y),
+    "member alone": _error(members[0], x_member, y),
   }
-  out = {
-    what: float(1 - jnp.mean(losses.correct(logits(whole, images), y)))
-    for what, images in made.items()
-  }
-  own = logits(members[0], made["member"])
-  return out | {"member alone": float(1 - jnp.mean(losses.correct(own, y)))}
 
 
-def grown(key: Array, radius: float) -> dict[str, list[float]]:
+def activation_growth(key: Array, radius: float) -> dict[str, list[float]]:
   """The change of a linear activation against its number of inputs."""
-  found = explanations.activation_growth(key, DIMENSIONS, radius, trials=200)
-  return {name: np.asarray(value).tolist() for name, value in found._asdict().items()}
+  growth = explanations.activation_growth(key, DIMENSIONS, radius, trials=200)
+  return {name: np.asarray(value).tolist() for name, value in growth._asdict().items()}
 
 
 def logistic(
   train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], radius: float
 ) -> dict[str, Any]:
-  """Logistic regression of 3 against 7: the adversary beside weight decay, at every strength."""
+  """Logistic regression of 3 against 7: adversary and weight decay, at every strength."""
   (x, y), (test_x, test_y) = (_three_or_seven(*part) for part in (train, test))
   out: dict[str, Any] = {"train": len(y), "test": len(test_y), "strengths": list(STRENGTHS)}
   for kind in decay.KINDS:
@@ -236,9 +230,14 @@ def logistic(
 
 
 def _three_or_seven(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
-  chosen = (labels == 3) | (labels == 7)
-  x = jnp.asarray(images[chosen]).reshape(int(chosen.sum()), -1)
-  return x, jnp.where(jnp.asarray(labels[chosen]) == 7, 1.0, -1.0)
+  either = (labels == 3) | (labels == 7)
+  x = jnp.asarray(images[either]).reshape(int(either.sum()), -1)
+  return x, jnp.where(jnp.asarray(labels[either]) == 7, 1.0, -1.0)
+
+
+def _numbers(values: Any) -> dict[str, float | None]:
+  """A NamedTuple of scalars as JSON numbers."""
+  return {name: _number(value) for name, value in values._asdict().items()}
 
 
 def _number(value: Any) -> float | None:
