@@ -186,6 +186,7 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
     summary = experiment.run(config_of(options, name, seed), workdir)
   with study.timed(f"attack {name}"):
     attacked = attack(options, workdir)
+  detected = summary["overfitting"]
   return {
     **attacked,
     "method": name,
@@ -194,7 +195,7 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
     "clean": accuracy.clean_accuracy(summary),
     "tested": accuracy.test_examples(summary),
     "epochs": summary["config"]["training"]["epochs"],
-    "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
+    "overfitting": [f"{detected['kind'].capitalize()} overfitting"] if detected else [],
     "params_sha256": summary["params_sha256"],
   }
 

@@ -299,7 +299,7 @@ def figures(options: Options, results: Path) -> None:
   ids = ids[ids < min(len(shard.labels) for shard in shards.values())]
   rows = {"original": (construct.pixels(train.images[ids]), train.labels[ids])}
   rows |= {name: (shard.images[ids], shard.labels[ids]) for name, shard in shards.items()}
-  explanations.labelled_rows(rows, results / "sets.png")
+  explanations.labeled_rows(rows, results / "sets.png")
 
   budgets = np.concatenate([[0.0], np.geomspace(0.01, 30.0, 60)])
   covariance, mean = np.diag([1.0, 0.05]), np.array([1.0, 0.4])

@@ -1,6 +1,6 @@
 """Robust optimization of linear models is regularization: every equivalence, in numbers.
 
-  python -m pip install ".[theory]"
+  python -m pip install ".[run,theory]"
   python -m robust_opt.papers.linear_theory --output=runs/linear_theory
 
 On data that scikit-learn bundles (diabetes: 442 patients; breast cancer: 569), some ten seconds on
@@ -23,6 +23,7 @@ from robust_opt import commands, tables
 from robust_opt.errors import InputError
 from robust_opt.files import write_json
 from robust_opt.plots import linear
+from robust_opt.sets import ball_of
 from robust_opt.studies import claims
 from robust_opt.studies.claims import Claim
 from robust_opt.studies.study import command
@@ -66,7 +67,12 @@ def run(output: Path) -> tables.Table:
     paths = comparisons.paths(*regression(), np.geomspace(0.01, 8.0, 25))
     runs = {
       norm: comparisons.algorithm1_gap(
-        *classification(), norm, radius, jax.random.key(0), EPOCHS, BATCH_SIZE, LEARNING_RATE
+        *classification(),
+        ball_of(norm)(radius),
+        jax.random.key(0),
+        EPOCHS,
+        BATCH_SIZE,
+        LEARNING_RATE,
       )
       for norm, radius in RADII.items()
     }
@@ -113,15 +119,16 @@ def classifications(runs: dict[str, comparisons.Algorithm1Run]) -> list[Claim]:
   rows = []
   for norm, result in runs.items():
     w, b = jnp.asarray(result.optimum.w), jnp.asarray(result.optimum.b)
-    closed = counterparts.margin_loss(w, b, x, y, norm, RADII[norm])
-    delta = counterparts.margin_perturbation(w, x, y, norm, RADII[norm])
+    u = ball_of(norm)(RADII[norm])
+    closed = counterparts.margin_loss(w, b, x, y, u)
+    delta = counterparts.margin_perturbation(w, x, y, u)
     attained = counterparts.logistic(y * ((x + delta) @ w + b))
     name = f"softplus(r |w|_q - y (w'x + b)) is attained, {norm}"
     rows.append(_equality(name, "breast cancer", np.asarray(closed - attained)))
   for norm in RADII:
-    svm = solve.svm(inputs, labels, norm, BUDGET)
-    w, b, budget = (jnp.asarray(value) for value in (svm.w, svm.b, BUDGET))
-    worst = float(counterparts.total_hinge_loss(w, b, x, y, norm, budget))
+    u = ball_of(norm)(BUDGET)
+    svm = solve.svm(inputs, labels, u)
+    worst = float(counterparts.total_hinge_loss(jnp.asarray(svm.w), jnp.asarray(svm.b), x, y, u))
     name = f"robust SVM = regularised SVM, {norm}"
     rows.append(_equality(name, "breast cancer", np.array((worst - svm.value) / svm.value)))
   for norm, result in runs.items():

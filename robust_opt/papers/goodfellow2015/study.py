@@ -21,19 +21,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import robust_opt as ro
 from robust_opt import tables
 from robust_opt.data import datasets
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import logits_of
-from robust_opt.experiments import build, seeds
+from robust_opt.experiments import build, engine, seeds
 from robust_opt.experiments import run as experiment
+from robust_opt.experiments.assembly import assemble
 from robust_opt.papers.goodfellow2015 import measure, report
 from robust_opt.papers.goodfellow2015 import nets as nets_lib
-from robust_opt.papers.shaham2015.nets import assemble
 from robust_opt.studies import options as study_options
 from robust_opt.studies.options import configured, option
 from robust_opt.studies.study import Study, sha256_of
-from robust_opt.training.step import streams
+from robust_opt.training import TrainState
+from robust_opt.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,27 +185,23 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   config = config_of(options, "maxout", 0)
   train = build.splits(config).train
   keys = jax.vmap(jax.random.key)(np.array(names))
-  net = assemble(
-    config,
-    train,
-    keys,
-    points=1,
-    vmapped=jax.default_backend() != "cpu",
-    evaluation_batch=config.evaluation.batch_size,
-  )
-  folder, train_keys = options.workdir / "ensemble", jax.vmap(streams)(keys).training
-  arrays = seeds.ArrayData(train.images, train.labels)
   test = nets_lib.dataset(options.dataset, "test", options.places)
-  few = seeds.ArrayData(test.images[:100], test.labels[:100])
+  few = test._replace(images=test.images[:100], labels=test.labels[:100])
+  splits = build.Splits(train, few, few)
+  ensemble = assemble(config, splits, keys, vmapped=jax.default_backend() != "cpu")
+
+  def count_correct(state: TrainState) -> Array:
+    clean = ensemble.evaluate(state, ensemble.test, ro.LInf(0.0), ro.steepest)
+    return clean.clean_correct.sum(axis=1)
+
   with study.timed("train the ensemble"):
-    state = seeds.train(
-      folder,
-      net.state,
-      lambda state, count: net.train(state, arrays, few, train_keys, num_epochs=count),
-      epochs=config.training.epochs,
+    state = engine.train_seeds(
+      options.workdir / "ensemble",
+      ensemble,
+      names,
+      count_correct,
+      points=1,
       epochs_per_call=1,
-      steps_per_epoch=net.steps_per_epoch,
-      names=names,
       timed=functools.partial(study.timed, "update the ensemble"),
       progress=lambda epochs, words, **given: study.progress(
         epochs * count / 10, f"ensemble, {words}", **given
@@ -211,9 +209,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     )
   loss = nets_lib.loss_of("softmax")
   members = [
-    nets_lib.TrainedNet(
-      logits_of(net.functions.apply, *seeds.of_seed(state, member)), loss, "softmax"
-    )
+    nets_lib.TrainedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
     for member in range(count)
   ]
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)

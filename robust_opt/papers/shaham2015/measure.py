@@ -17,15 +17,15 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, collection
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.experiments import config as config_lib
-from robust_opt.papers.shaham2015.nets import Net
-from robust_opt.training.step import ArrayData, TrainState
+from robust_opt.papers.shaham2015.nets import SeededNet
+from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import Array
 
 Weights = tuple[Any, Any]  # parameters and batch statistics of one seed
 
 
 def radius_sweep(
-  net: Net, state: TrainState, norm: str, steps: int, test: ArrayData, keys: Array
+  net: SeededNet, state: TrainState, norm: str, steps: int, test: ArrayData, keys: Array
 ) -> dict[str, Any]:
   """The number of correct examples of each seed against the radius, attacked by its own gradient.
 
@@ -65,7 +65,7 @@ def _counts(masks: list[Array]) -> list[list[int]]:
 
 
 def broken_by_autoattack(
-  net: Net, weights: Weights, norm: str, test: datasets.Dataset, count: int
+  net: SeededNet, weights: Weights, norm: str, test: datasets.Dataset, count: int
 ) -> dict[str, Any]:
   """How many of the first test examples each attack of AutoAttack breaks, at the norm's radius."""
   verdict = autoattack.autoattack(
@@ -82,7 +82,7 @@ def broken_by_autoattack(
 
 
 def verified_collection(
-  path: Path, net: Net, weights: Weights, test: datasets.Dataset
+  path: Path, net: SeededNet, weights: Weights, test: datasets.Dataset
 ) -> collection.Collection:
   """The collection of one baseline, verified; made first if the file has none of it."""
   sha256 = digest(weights)
@@ -102,7 +102,7 @@ def verified_collection(
 
 def collection_counts(
   examples: collection.Collection,
-  nets: dict[str, Net],
+  nets: dict[str, SeededNet],
   weights: dict[str, Weights],
   test: datasets.Dataset,
 ) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def collection_counts(
 
 
 def sample(
-  examples: collection.Collection, net: Net, weights: Weights, count: int = 10
+  examples: collection.Collection, net: SeededNet, weights: Weights, count: int = 10
 ) -> dict[str, Any]:
   """For the figures: of each norm one example of each class, with the network's predictions."""
   rows = {}

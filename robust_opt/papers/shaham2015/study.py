@@ -22,15 +22,15 @@ from ml_collections import ConfigDict
 
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
+from robust_opt.experiments import build, engine, seeds
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import seeds
 from robust_opt.models import layers
 from robust_opt.papers.shaham2015 import measure, report
-from robust_opt.papers.shaham2015.nets import Net, assemble
+from robust_opt.papers.shaham2015.nets import SeededNet, assembled, count_correct
 from robust_opt.studies import options as study_options
 from robust_opt.studies.options import OVERRIDE, configured, option
 from robust_opt.studies.study import Study, file_sha256, sha256_of
-from robust_opt.training.step import ArrayData, TrainState, streams
+from robust_opt.training import ArrayData, TrainState, streams
 from robust_opt.types import Array
 
 NETS = ("baseline", "l1", "l2", "linf")
@@ -150,10 +150,10 @@ class Work(NamedTuple):
     return training + self.seeds * self.collection() + sweeps + autoattack
 
 
-class Nets(NamedTuple):
+class StudyNets(NamedTuple):
   """The four networks and what they share."""
 
-  nets: dict[str, Net]
+  nets: dict[str, SeededNet]
   train: datasets.Dataset
   test: datasets.Dataset
   seeds: list[int]
@@ -190,8 +190,9 @@ def run(options: Options) -> None:
     jax.default_matmul_precision(options.matmul_precision),
   ):
     keys = jax.vmap(jax.random.key)(np.array(seed_names))
-    study_nets = Nets(_assembled(options, configs, train, keys), train, test, seed_names, keys)
-    states = train_all(study, study_nets, preset.epochs_per_call, work)
+    nets = _assembled(options, configs, build.Splits(train, test, test), keys)
+    study_nets = StudyNets(nets, train, test, seed_names, keys)
+    states = train_all(study, study_nets, preset, work)
     measured = {"dataset": options.dataset} | measure_all(study, study_nets, states, options, work)
     with study.timed("report"):
       report.draw(report.Accuracies(measured), options.workdir / "results")
@@ -200,17 +201,11 @@ def run(options: Options) -> None:
 
 
 def _assembled(
-  options: Options, configs: dict[str, ConfigDict], train: datasets.Dataset, keys: Array
-) -> dict[str, Net]:
+  options: Options, configs: dict[str, ConfigDict], splits: build.Splits, keys: Array
+) -> dict[str, SeededNet]:
+  batch_size = options.evaluation_batch or (100 if _on_cpu() else 2000)
   return {
-    name: assemble(
-      config,
-      train,
-      keys,
-      points=options.preset.points,
-      vmapped=_vmapped(options),
-      evaluation_batch=options.evaluation_batch or (100 if _on_cpu() else 2000),
-    )
+    name: assembled(config, splits, keys, vmapped=_vmapped(options), batch_size=batch_size)
     for name, config in configs.items()
   }
 
@@ -223,20 +218,17 @@ def _vmapped(options: Options) -> bool:
   return not _on_cpu() if options.vmap_seeds is None else options.vmap_seeds
 
 
-def train_all(study: Study, nets: Nets, epochs_per_call: int, work: Work) -> dict[str, TrainState]:
+def train_all(study: Study, nets: StudyNets, preset: Preset, work: Work) -> dict[str, TrainState]:
   """The state of every network after its last epoch."""
-  train = ArrayData(*jax.device_put((nets.train.images, nets.train.labels)))
-  test = ArrayData(*jax.device_put((nets.test.images, nets.test.labels)))
-  train_keys = jax.vmap(streams)(nets.keys).training
+  keys = jax.vmap(streams)(nets.keys).evaluation
   return {
-    name: seeds.train(
+    name: engine.train_seeds(
       study.workdir / name,
-      net.state,
-      lambda state, count, net=net: net.train(state, train, test, train_keys, num_epochs=count),
-      epochs=net.config.training.epochs,
-      epochs_per_call=epochs_per_call,
-      steps_per_epoch=net.steps_per_epoch,
-      names=nets.seeds,
+      net.experiment,
+      nets.seeds,
+      functools.partial(count_correct, net, net.experiment.test, keys),
+      points=preset.points,
+      epochs_per_call=preset.epochs_per_call,
       timed=functools.partial(study.timed, f"train {name}"),
       progress=lambda epochs, words, skipped=False, name=name: study.progress(
         work.epoch(name) * epochs, f"{name}: {words}", skipped
@@ -247,7 +239,7 @@ def train_all(study: Study, nets: Nets, epochs_per_call: int, work: Work) -> dic
 
 
 def measure_all(
-  study: Study, study_nets: Nets, states: dict[str, TrainState], options: Options, work: Work
+  study: Study, study_nets: StudyNets, states: dict[str, TrainState], options: Options, work: Work
 ) -> dict[str, Any]:
   """All numbers of the report, each part once."""
   nets, test = study_nets.nets, study_nets.test
@@ -299,7 +291,7 @@ def measure_all(
 
 
 def autoattack(
-  study: Study, study_nets: Nets, states: dict[str, TrainState], count: int, work: Work
+  study: Study, study_nets: StudyNets, states: dict[str, TrainState], count: int, work: Work
 ) -> dict[str, dict[str, Any]]:
   """By network and norm what AutoAttack breaks of the first test examples, for the first seed."""
   broken: dict[str, dict[str, Any]] = {name: {} for name in NETS}
@@ -317,7 +309,7 @@ def autoattack(
 
 
 def manifest_of(
-  options: Options, study: Study, nets: Nets, states: dict[str, TrainState]
+  options: Options, study: Study, nets: StudyNets, states: dict[str, TrainState]
 ) -> dict[str, Any]:
   """What the results were made of, by what, and how long it took."""
   seconds, device = study.seconds(), jax.devices()[0]
