@@ -1,14 +1,14 @@
 """Accuracies of finished runs, clean and attacked, as studies compare them.
 
 evaluated = target.load({"workdir": str(workdir)}, examples=500)
-robust_accuracy(evaluated, ro.LInf(0.1, box=(0.0, 1.0)), PGD)          # in [0, 1]
+robust_accuracy(evaluated, LInf(0.1, box=(0.0, 1.0)), PGD)          # in [0, 1]
 clean_accuracy(summary)
 """
 
 from typing import Any
 
-import robust_opt as ro
 from robust_opt import losses
+from robust_opt.evaluation.autoattack import autoattack
 from robust_opt.evaluation.phases import Phase, pgd_phase
 from robust_opt.experiments import target
 from robust_opt.sets import Ball
@@ -26,7 +26,7 @@ def robust_accuracy(evaluated: target.Subject, u: Ball, version: str | tuple[Pha
     u: the set of the attack, with the pixel box.
     version: of AutoAttack, or PGD.
   """
-  return ro.autoattack(
+  return autoattack(
     evaluated.logits_fn,
     evaluated.x,
     evaluated.y,
