@@ -40,7 +40,7 @@ from robust_opt.objectives import (
   virtual,
 )
 from robust_opt.sets import L1, L2, LInf, UncertaintySet, projections
-from robust_opt.training.step import (
+from robust_opt.training import (
   ArrayData,
   EpochPlan,
   TrainMetrics,

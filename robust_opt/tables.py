@@ -75,6 +75,27 @@ class Percent(NamedTuple):
     return ", ".join(f"{100 * v:.2f}{' (failed)' if failed else ''}" for v, failed in pairs)
 
 
+class NormName(NamedTuple):
+  """A norm as plain text, with Unicode signs, and as TeX for matplotlib."""
+
+  text: str
+  sign: str
+  tex: str
+
+
+# By the names that flags, configs and files use (robust_opt.sets.BALLS).
+NORM_NAMES = {
+  "linf": NormName("l_inf", "\u2113\u221e", r"$\ell_\infty$"),
+  "l2": NormName("l_2", "\u2113\u2082", r"$\ell_2$"),
+  "l1": NormName("l_1", "\u2113\u2081", r"$\ell_1$"),
+}
+
+
+def ball_name(norm: str, radius: float) -> str:
+  """'l_inf 0.1'; sets other than these balls keep their own name."""
+  return f"{NORM_NAMES[norm].text if norm in NORM_NAMES else norm} {radius:.4g}"
+
+
 def counted(number: int, noun: str) -> str:
   """'1 seed', '3 seeds', '10,000 examples'."""
   return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -88,21 +109,6 @@ def interval_note(seeds: int) -> str:
     f"Mean of {counted(seeds, 'seed')} [95 % interval for the draw of the seeds and of the test "
     "examples that they share]."
   )
-
-
-def claims_note(seeds: int) -> str:
-  """How the answers to a study's claims were found, as the beginning of a note."""
-  if seeds == 1:
-    return "One seed, so no test."
-  return (
-    f"Paired t tests over {counted(seeds, 'seed')} on the given test examples, two-sided, at 5 % "
-    "for all claims of the table together (Holm's correction)."
-  )
-
-
-def p_value(p: float) -> str:
-  """'0.031'; empty where nothing was tested."""
-  return "" if math.isnan(p) else f"{p:.2g}"
 
 
 class Table(NamedTuple):
