@@ -24,7 +24,7 @@ def seconds(members: int, vmapped: bool, data_dir: str) -> float:
   """Of one epoch of so many nets."""
   options = study.Options("mnist", Path(), study.PRESETS["paper", "mnist"], data_dir=data_dir)
   config = study._config(options, "maxout", 0)
-  config.dataset.train_examples = NUM_IMAGES
+  config.data.train_examples = NUM_IMAGES
   splits = build.splits(config)
   keys = jax.vmap(jax.random.key)(np.arange(members))
   ensemble = assemble(config, splits, keys, vmapped)

@@ -6,7 +6,7 @@ r"""Makes a data set of robust or of non-robust features, from a trained net and
 
 The kinds and their source are in robust_opt/data/constructed.py. --output gets shards (.npz, no
 pickle), card.json and a README.md that says what it is. Killed, the same command goes on from the
-last shard. Train on it with --config.dataset.train_files=runs/d_rand; the test set stays the true
+last shard. Train on it with --config.data.train_files=runs/d_rand; the test set stays the true
 one.
 """
 
@@ -72,7 +72,7 @@ def run(options: Options) -> datasets.Dataset:
   if np.any(original.labels < 0):
     raise InputError(
       f"--workdir={options.source['workdir']} learnt from examples without a label; a data set can "
-      f"be made of a run alone whose --config.dataset.labels is 0."
+      f"be made of a run alone whose --config.data.labels is 0."
     )
   count = min(options.examples or len(original.labels), len(original.labels))
   description = {

@@ -27,7 +27,7 @@ SMALL = (autoattack._apgd_ce(10), autoattack._apgd_t(10, 3), autoattack._square(
 def small_config():
   c = config.digits()
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 120
+  c.data.train_examples, c.data.test_examples = 300, 120
   c.training.epochs = 3
   c.evaluation.sweep = (0.0, 1.0)
   return c

@@ -36,6 +36,7 @@ from robust_opt.evaluation import autoattack
 from robust_opt.experiments import build, costs, methods, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as experiment
+from robust_opt.experiments.sections import choose
 from robust_opt.files import write_json
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
@@ -113,9 +114,8 @@ def ground(dataset: str) -> ConfigDict:
     config = config_lib.mnist_methods()
   else:
     config = config_lib.digits()
-    config.uncertainty.radius, config.uncertainty.box = 0.15, True
-    config.evaluation.radii.linf = config.uncertainty.radius
-    config.optimizer.schedule = "cosine"
+    choose(config, "set", "LInf", radius=0.15, box=config_lib.PIXEL_BOX)
+    choose(config, "schedule", "cosine")
   # What the table needs of a run is its clean accuracy; the rest is attacked afterwards.
   config.evaluation.sweep, config.evaluation.radii.l1 = (0.0, 1.0), 0.0
   return config
@@ -125,12 +125,12 @@ def config_of(options: Options, name: str, seed: int) -> ConfigDict:
   """The config of a method's run: as many epochs as the budget pays for, at least one."""
   config, method = ground(options.dataset), methods.ALL[name]
   config.seed = seed
-  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
+  config.data.data_dir, config.data.cache_dir = options.data_dir, options.cache_dir
   numbers = options.numbers
   cost = method.passes if numbers.budget == "passes" else method.updates
   config.training.epochs = max(1, round(numbers.passes / cost))
   method.apply(config)
-  if config.uncertainty.name != "l2":
+  if config.set.name != "L2":
     config.evaluation.radii.l2 = 0.0  # set until now for the methods that train over it
   return config
 
@@ -146,7 +146,7 @@ def identity(options: Options, name: str, seed: int, digests: dict[str, str]) ->
   """
   numbers = options.numbers
   config = config_lib.as_dict(config_of(options, name, seed))
-  del config["dataset"]["data_dir"], config["dataset"]["cache_dir"]
+  del config["data"]["data_dir"], config["data"]["cache_dir"]
   judged = {
     "examples": numbers.examples,
     "version": numbers.version,
@@ -352,8 +352,7 @@ def table_of(
     rows.append(row)
   config, count = ground(options.dataset), next(iter(measured.values()))[0]["examples"]
   return tables.Table(
-    f"Robust training on {options.dataset}: accuracy (%) over l_inf, radius "
-    f"{config.uncertainty.radius:g}",
+    f"Robust training on {options.dataset}: accuracy (%) over l_inf, radius {config.set.radius:g}",
     columns,
     rows,
     [

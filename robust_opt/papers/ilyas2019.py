@@ -30,6 +30,7 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import methods, overrides, target
 from robust_opt.experiments import run as experiment
+from robust_opt.experiments.sections import choose
 from robust_opt.files import write_json
 from robust_opt.papers import family
 from robust_opt.plots import explanations
@@ -135,16 +136,14 @@ def config_of(options: Options, seed: int) -> ConfigDict:
   """Standard training on the original set."""
   config = GROUNDS[options.dataset]()
   config.seed = seed
-  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
-  config.uncertainty.name, config.uncertainty.radius = "l2", options.numbers.trained_radius
-  config.uncertainty.box = True
-  config.optimizer.schedule = "cosine"
+  config.data.data_dir, config.data.cache_dir = options.data_dir, options.cache_dir
+  choose(config, "set", "L2", radius=options.numbers.trained_radius, box=config_lib.PIXEL_BOX)
+  choose(config, "schedule", "cosine")
   config.training.epochs = options.numbers.epochs
   config.evaluation.sweep = (0.0, 1.0)
   config.evaluation.radii.linf = config.evaluation.radii.l1 = 0.0
   methods.standard(config)
-  for item in options.override:
-    overrides.override(config, item)
+  overrides.apply_all(config, options.override)
   config_lib.validate(config)
   return config
 
@@ -222,10 +221,10 @@ def _learn(options: Options, study: Study, name: str, seed: int) -> dict[str, An
   """A fresh net, taught by standard training, and what it is worth on the true test set."""
   config, workdir = config_of(options, seed), options.workdir / "learners" / name / str(seed)
   if SETS[name].kind:
-    config.dataset.train_files = str(_made(options, name))
+    config.data.train_files = str(_made(options, name))
   elif options.numbers.examples:  # as many as the others have, beside what is held out
-    held = config.dataset.holdout
-    config.dataset.train_examples = round(options.numbers.examples / (1 - held))
+    held = config.data.holdout
+    config.data.train_examples = round(options.numbers.examples / (1 - held))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
   return study.once(

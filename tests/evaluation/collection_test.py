@@ -23,7 +23,7 @@ BATCH_SIZE = 64
 
 def make_ascend(apply, box=False, batch_size=BATCH_SIZE):
   config_ = config.base()
-  config_.uncertainty.box = box
+  config_.set.box = (0.0, 1.0) if box else None
   return collection.make_ascend(
     apply, ro.robust(), lambda norm, radius: build.attack(config_, norm, radius, 1), batch_size
   )

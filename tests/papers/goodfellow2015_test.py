@@ -147,9 +147,9 @@ def test_the_ground_and_its_kinds():
   assert adversarial.objective.to_dict() == {"name": "mixture", "alpha": 0.5}
   assert adversarial.evaluation.checkpoint == "best"
   halves = [nets_lib.config_of(f"maxout_{part}_half", ground, 3, 1) for part in ("first", "second")]
-  assert [half.dataset.train_start for half in halves] == [0, 30_000]
+  assert [half.data.train_start for half in halves] == [0, 30_000]
   assert [half.training.epochs for half in halves] == [6, 6]
-  assert nets_lib.config_of("mlp_hidden", ground, 3, 1).uncertainty.radius == 0.0
+  assert nets_lib.config_of("mlp_hidden", ground, 3, 1).set.radius == 0.0
   assert ground.training.epochs != 3  # the ground stays as it was
 
 

@@ -76,9 +76,9 @@ def test_every_ground_is_valid_and_keeps_what_is_overridden(tmp_path):
     numbers = ilyas2019.PRESETS["paper", dataset]
     given = ilyas2019.Options(dataset, tmp_path, numbers, override=["training.batch_size=50"])
     config = ilyas2019.config_of(given, 3)
-    assert (config.seed, config.dataset.name, config.training.batch_size) == (3, dataset, 50)
-    assert config.attack.num_steps == 0
-    assert (config.uncertainty.name, config.uncertainty.box) == ("l2", True)
+    assert (config.seed, config.data.name, config.training.batch_size) == (3, dataset, 50)
+    assert config.attack.name == "none"
+    assert (config.set.name, config.set.box) == ("L2", (0.0, 1.0))
   with pytest.raises(InputError, match=r"--override=model\.depth=3 does not fit"):
     ilyas2019.config_of(given._replace(override=["model.depth=3"]), 1)
 

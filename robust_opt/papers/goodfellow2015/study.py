@@ -164,7 +164,7 @@ def _found(options: Options, study: Study, chosen: dict[str, nets_lib.Kind]) -> 
 
 def _config(options: Options, name: str, seed: int) -> Any:
   numbers, ground = options.numbers, nets_lib.ground(options.dataset)
-  ground.dataset.data_dir, ground.dataset.cache_dir = options.data_dir, options.cache_dir
+  ground.data.data_dir, ground.data.cache_dir = options.data_dir, options.cache_dir
   epochs = numbers.large_epochs if name in nets_lib.LARGE else numbers.epochs
   return nets_lib.config_of(name, ground, epochs, seed)
 

@@ -19,10 +19,11 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, collection
 from robust_opt.evaluation.accuracy import Evaluation, logits_of, make_evaluate
 from robust_opt.experiments import build, seeds
-from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment, assemble
-from robust_opt.maximizers import Attack
+from robust_opt.experiments.attacks import PGD
+from robust_opt.maximizers import Attack, steepest
 from robust_opt.objectives import robust
+from robust_opt.sets import BALLS, Box
 from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import ApplyFn, Array
 
@@ -47,18 +48,17 @@ class Functions(NamedTuple):
 
 
 @functools.cache
-def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> Functions:
+def functions_of(net: nn.Module, box: Box | None, batch_size: int, vmapped: bool) -> Functions:
   """Attacks of one step and of PGD-50 from the clean example, and the parts of a collection."""
-  config = config_lib.base()
-  config.uncertainty.box, config.attack.relative_step = box, PGD_RELATIVE_STEP
   apply, objective = models.from_linen(net), robust()
 
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
   ) -> Evaluation:
+    kind = PGD(num_steps=steps, relative_step=PGD_RELATIVE_STEP, random_start=False)
+
     def attack(radius: Array) -> Attack:
-      u = build.uncertainty_set(config, norm, radius)
-      return build.evaluation_attack(config, u, steps)
+      return kind.evaluate(BALLS[norm](radius, box))
 
     evaluator = make_evaluate(apply, objective, attack, min(batch_size, len(test.labels)))
     return evaluator(params, model_state, test, radius, key)
@@ -70,10 +70,7 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
     ),
     logits_of=collection.make_logits_of(apply, batch_size),
     ascend=collection.make_ascend(
-      apply,
-      objective,
-      lambda norm, radius: build.attack(config, build.uncertainty_set(config, norm, radius), 1),
-      batch_size,
+      apply, objective, lambda norm, radius: steepest(BALLS[norm](radius, box)), batch_size
     ),
   )
 
@@ -84,13 +81,13 @@ def assembled(
   """One kind of net, of all seeds."""
   experiment = assemble(config, splits, seed_keys, vmapped)
   module = build.model(config, splits.train)
-  return Net(config, experiment, functions_of(module, config.uncertainty.box, batch_size, vmapped))
+  return Net(config, experiment, functions_of(module, config.set.get("box"), batch_size, vmapped))
 
 
 def count_correct(net: Net, test: ArrayData, keys: Array, state: TrainState) -> Array:
   """[S], the clean examples that each seed's net classifies correctly."""
   out = net.functions.evaluate(
-    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=0
+    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=1
   )
   return out.clean_correct.sum(axis=1)
 
@@ -167,7 +164,7 @@ def scores(
 ) -> dict[str, Any]:
   """How many each net of one seed gets right: clean, and by norm of the collection."""
   out: dict[str, Any] = {"test_total": len(test.labels), "nets": {}}
-  out["totals"] = {norm: int((examples.norms == norm).sum()) for norm in config_lib.NORMS}
+  out["totals"] = {norm: int((examples.norms == norm).sum()) for norm in BALLS}
   rounded = collection.rounded(examples.images)
   for name, net in nets.items():
     logits_of = functools.partial(net.functions.logits_of, *weights[name])
@@ -175,9 +172,7 @@ def scores(
     out["nets"][name] = {"clean": int(clean.sum())}
     for kind, images in (("collection", examples.images), ("rounded", rounded)):
       right = collection.correct(logits_of, images, examples.labels)
-      out["nets"][name][kind] = {
-        norm: int(right[examples.norms == norm].sum()) for norm in config_lib.NORMS
-      }
+      out["nets"][name][kind] = {norm: int(right[examples.norms == norm].sum()) for norm in BALLS}
   return out
 
 
@@ -186,7 +181,7 @@ def sample(
 ) -> dict[str, Any]:
   """For the figures: of each norm one example a class where there is one, and what the net says."""
   rows = {}
-  for norm in config_lib.NORMS:
+  for norm in BALLS:
     mine = np.flatnonzero(examples.norms == norm)
     _, first = np.unique(examples.labels[mine], return_index=True)
     chosen = mine[first][:count]

@@ -28,12 +28,14 @@ from ml_collections import ConfigDict
 from robust_opt import commands
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
-from robust_opt.experiments import build, engine, overrides, seeds
+from robust_opt.errors import InputError
+from robust_opt.experiments import build, engine, overrides, sections, seeds
 from robust_opt.experiments import config as config_lib
 from robust_opt.files import write_json
 from robust_opt.models import layers
 from robust_opt.papers.shaham2015 import nets as parts
 from robust_opt.papers.shaham2015 import report as report
+from robust_opt.sets import BALLS
 from robust_opt.studies.study import Study, command, file_sha256, sha256_of
 from robust_opt.training import ArrayData, TrainState, streams
 from robust_opt.types import Array
@@ -106,26 +108,30 @@ class Options(NamedTuple):
 def net_config(options: Options, net: str) -> ConfigDict:
   """The recipe of one net; a baseline is the same program with no ascent step."""
   config = RECIPES[options.dataset]()
-  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
+  config.data.data_dir, config.data.cache_dir = options.data_dir, options.cache_dir
   config.training.epochs = options.numbers.epochs or config.training.epochs
-  chosen = [*options.override, *(options.robust_override if net != "baseline" else ())]
+  overrides.apply_all(config, options.override)
+  for item in options.override:
+    if item.startswith(("set.name=", "set.radius=")):
+      raise InputError(
+        f"--override={item} differs among the nets: set --override=evaluation.radii.linf for all "
+        f"that is trained and measured over l_inf, or --robust_override=set.radius for the robust "
+        f"nets alone."
+      )
   if net == "baseline":
-    config.attack.num_steps = 0
+    sections.choose(config, "attack", "none")
   else:
-    config.uncertainty.name = net
-  for item in chosen:
-    overrides.override(config, item)
-  if net != "baseline":
-    config.uncertainty.radius = config.evaluation.radii[net]
+    config_lib.train_over(config, net)
+    overrides.apply_all(config, options.robust_override)
   config_lib.validate(config)
   return config
 
 
 def load(config: ConfigDict, split: str) -> datasets.Dataset:
   """A whole split: the paper keeps nothing back."""
-  data_dir, cache_dir = config.dataset.data_dir or None, config.dataset.cache_dir or None
-  dataset = datasets.load(config.dataset.name, split, data_dir=data_dir, cache_dir=cache_dir)
-  count = config.dataset[f"{split}_examples"] or len(dataset.labels)
+  data_dir, cache_dir = config.data.data_dir or None, config.data.cache_dir or None
+  dataset = datasets.load(config.data.name, split, data_dir=data_dir, cache_dir=cache_dir)
+  count = config.data[f"{split}_examples"] or len(dataset.labels)
   return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
 
 
@@ -294,7 +300,7 @@ def measure(
     count = (pgd_examples if kind == "pgd" else 0) or len(test.labels)
     part = ArrayData(*jax.device_put((test.images[:count], test.labels[:count])))
     for name, net in nets.items():
-      for norm in config_lib.NORMS:
+      for norm in BALLS:
         measured["sweeps"][name].setdefault(kind, {})[norm] = study.once(
           f"{name} under {norm}, {steps} step{'s' if steps > 1 else ''}",
           study.workdir / name / f"sweep_{norm}_{kind}.json",
@@ -312,7 +318,7 @@ def autoattack(
   found: dict[str, dict[str, Any]] = {name: {} for name in NETS}
   for name, net in study_nets.nets.items():
     weights = seeds.of_seed(states[name], 0)
-    for norm in config_lib.NORMS:
+    for norm in BALLS:
       found[name][norm] = study.once(
         f"{name} under {norm}, AutoAttack",
         study.workdir / name / f"autoattack_{norm}.json",
@@ -361,7 +367,7 @@ def manifest(
 
 def _placeless(config: ConfigDict) -> dict[str, Any]:
   value = config_lib.as_dict(config)
-  value["dataset"] |= {"data_dir": "", "cache_dir": ""}
+  value["data"] |= {"data_dir": "", "cache_dir": ""}
   return value
 
 
