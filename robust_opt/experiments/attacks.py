@@ -119,13 +119,21 @@ class Steepest(Ascent):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Steps(Ascent):
-  """Several steps of a maximizer."""
+  """Several steps of a maximizer.
 
+  Attributes:
+    num_steps: input gradients.
+    least_steps: fewer would be another attack: none, or the first step, which is `steepest`.
+  """
+
+  least_steps: ClassVar[int] = 1
   num_steps: int = 1
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    check("num_steps", self.num_steps, self.num_steps >= 1, "an integer >= 1 (none: name=none)")
+    fewer = {1: "none: name=none", 2: "one: name=steepest"}[self.least_steps]
+    words = f"an integer >= {self.least_steps} ({fewer})"
+    check("num_steps", self.num_steps, self.num_steps >= self.least_steps, words)
 
   def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
     """What is run to train."""
@@ -183,6 +191,7 @@ class FrankWolfe(Steps):
   """Conditional gradient."""
 
   num_steps: int = 7
+  least_steps = 2
 
   def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
     """Conditional gradient."""
@@ -194,6 +203,7 @@ class LBFGS(Steps):
   """Projected L-BFGS."""
 
   num_steps: int = 5
+  least_steps = 2
 
   def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
     """Projected L-BFGS."""

@@ -234,7 +234,7 @@ def validate(config: ConfigDict) -> None:
   flat = flattened(config.to_dict())
   named = tuple(f"{section}." for section in sections.SECTIONS)
   for key in sorted(flattened(base().to_dict()).keys() ^ flat.keys()):
-    if not key.startswith(named):
+    if not key.startswith((*named, "evaluation.radii.")):
       verb = "lacks" if key not in flat else "has the unknown key"
       raise InputError(
         f"A config has the keys of robust_opt.experiments.config; this {verb} {key}."
@@ -277,8 +277,10 @@ def adversary(config: ConfigDict) -> str:
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-  """The resolved config as plain JSON values (tuples become lists)."""
-  return json.loads(json.dumps(config.to_dict()))
+  """The resolved config as plain JSON values: tuples become lists, an unused radius is left out."""
+  value = json.loads(json.dumps(config.to_dict()))
+  value["evaluation"]["radii"].pop(config.set.name.lower(), None)
+  return value
 
 
 # Where things lie is no part of what is computed: these may differ between a run and its resume.

@@ -106,12 +106,12 @@ def module_of(path: str) -> Any:
   return module
 
 
-def apply_all(config: ConfigDict, items: Sequence[str]) -> None:
-  """`apply` of key=value strings, as of --override."""
+def apply_all(config: ConfigDict, items: Sequence[str], flag: str = "override") -> None:
+  """`apply` of key=value strings, as of --override, or another flag."""
   try:
     apply(config, dict(item.partition("=")[::2] for item in items))
   except InputError as error:
-    words = " ".join(f"--override={item}" for item in items)
+    words = " ".join(f"--{flag}={item}" for item in items)
     raise InputError(f"{words} does not fit the recipe: {error}") from error
 
 

@@ -3,6 +3,7 @@
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import tables
+from robust_opt import statistics, tables
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
@@ -21,7 +22,7 @@ from robust_opt.experiments.assembly import Experiment
 from robust_opt.experiments.attacks import scaled
 from robust_opt.experiments.metrics import read_metrics
 from robust_opt.objectives import robust
-from robust_opt.plots import figures
+from robust_opt.plots import runs, studies
 from robust_opt.sets import BALLS, Ball, UncertaintySet
 from robust_opt.training import TrainState, evaluated_params, sharding, take
 
@@ -52,7 +53,7 @@ def measured_sets(experiment: Experiment) -> list[Measured]:
   others = [
     Measured(norm, radii[norm], ball(radii[norm], box), is_own=False)
     for norm, ball in BALLS.items()
-    if radii[norm] and norm != name
+    if norm != name and radii[norm]
   ]
   return [Measured(name, radius, own, is_own=True), *others]
 
@@ -156,19 +157,23 @@ def _sweep(
 def draw(workdir: Path, experiment: Experiment, state: TrainState, summary: dict[str, Any]) -> None:
   """The three pictures of a run."""
   config = experiment.config
-  figures.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
-  sweeps = [
+  runs.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
+  label = f"{config.model.name}, {config.data.name}"
+  panels = [
     {
+      "title": "",
       "norm": sweep["norm"],
-      "radii": sweep["radii"],
-      "accuracy": np.array(sweep["correct"]) / sweep["total"],
       "radius": result["set"]["radius"],
-      "label": f"{config.model.name}, {config.data.name}",
+      "curves": {label: {"radii": sweep["radii"], "interval": _interval(sweep)}},
     }
     for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True)
   ]
-  figures.accuracy_against_radius(sweeps, workdir / "accuracy.png")
+  studies.accuracy_against_radius([panels], workdir / "accuracy.png")
   _draw_examples(workdir / "examples.png", experiment, state)
+
+
+def _interval(sweep: Mapping[str, Any]) -> statistics.Interval:
+  return statistics.accuracy_interval([np.array(sweep["correct"]) / sweep["total"]], sweep["total"])
 
 
 def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count: int = 8) -> None:
@@ -185,7 +190,7 @@ def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count:
   out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
     params, model_state, batch
   )
-  figures.example_grid(
+  runs.example_grid(
     clean=np.asarray(batch.x),
     delta=np.asarray(out.delta),
     labels=np.asarray(batch.y),

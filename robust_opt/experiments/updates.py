@@ -16,11 +16,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import certify, losses, maximizers, models
+from robust_opt import losses, maximizers, models
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, sections
 from robust_opt.experiments.attacks import TrainingAttack, scaled, step_set
 from robust_opt.maximizers import Attack, ScheduledAttack
+from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
 from robust_opt.sets import UncertaintySet
 from robust_opt.training import (
@@ -126,7 +127,7 @@ def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.
   unweighted = sections.make(
     ConfigDict({"penalty": own}),
     "penalty",
-    layers_of=functools.partial(certify.in_float32, net),
+    layers_of=functools.partial(affine.layers_of, net),
     model=models.from_linen(net),
     uncertainty=u,
   )

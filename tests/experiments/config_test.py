@@ -254,9 +254,10 @@ def test_configs_of_a_data_set_differ_in_the_attack_and_the_set_alone(data):
   assert plain["standard"]["attack"] == {"name": "none"}
   for kind in KINDS[:3]:
     keys = {line.split(":")[0] for line in config.differences(plain["standard"], plain[kind])}
-    assert all(key.startswith(("attack.", "set.")) for key in keys)
+    assert all(key.startswith(("attack.", "set.", "evaluation.radii.")) for key in keys)
     # The run's own radius is the one that the other nets of the table are measured at.
-    assert plain[kind]["set"]["radius"] == plain[kind]["evaluation"]["radii"][kind]
+    other = plain["standard" if kind != "linf" else "l2"]["evaluation"]["radii"]
+    assert plain[kind]["set"]["radius"] == other[kind]
     assert plain[kind]["set"]["name"].lower() == kind
 
 
@@ -388,6 +389,7 @@ def test_bad_value_is_refused_in_a_sentence(key, value, allowed):
     (["set.radius=-0.1"], "--config.set does not fit LInf: radius .*-0.1"),
     (["set.name=L2"], "--config.set.name=L2 needs --config.set.radius"),
     (["attack.name=pgd", "attack.num_steps=0"], "num_steps must be an integer >= 1"),
+    (["attack.name=lbfgs", "attack.num_steps=1"], r"an integer >= 2 \(one: name=steepest\)"),
     (["attack.name=pgd", "attack.relative_step=2.5"], "0 < step <= 2, but was 2.5"),
     (["schedule.name=halving", "schedule.epochs=0.0"], "does not fit halving: epochs"),
     (["schedule.name=inverse_time", "schedule.rate=-1.0"], "does not fit inverse_time: rate"),

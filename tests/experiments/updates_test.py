@@ -51,7 +51,8 @@ def test_attacks_at_one_step_are_different_updates():
     ["attack.name=steepest"],
     ["attack.name=pgd", "attack.random_start=False", "attack.relative_step=0.01", *one],
     ["attack.name=pgd", "attack.relative_step=0.01", *one],
-    ["attack.name=lbfgs", *one],
+    ["attack.name=lbfgs", "attack.num_steps=2"],
+    ["attack.name=frank_wolfe", "attack.num_steps=2"],
     ["attack.name=n_fgsm"],
     ["attack.name=none"],
   ]
@@ -114,7 +115,7 @@ def test_no_penalty_of_a_net_whose_layers_are_unknown():
   images, batch = digits(4)
   step = step_of(c, net, images)
   state = init_state(params, model_state, build.optimizer(c, 5))
-  with pytest.raises(InputError, match="but was given MadryCNN"):
+  with pytest.raises(InputError, match="MadryCNN states no list of layers"):
     jax.eval_shape(step, state, batch, jax.random.key(0))
 
 
