@@ -158,12 +158,19 @@ def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
   Raises:
     InputError: there is no such key, or the value is of another type.
   """
+  items = {key: _unquoted(text) for key, text in items.items()}
   for section in sections.SECTIONS:
     name = items.get(f"{section}.name")
     if name is not None and name != config[section].name:
       sections.choose(config, section, name)
   for key, text in items.items():
     _set(config, key, text)
+
+
+def _unquoted(text: str) -> str:
+  """'MLP' in quotes as it is without."""
+  quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+  return text[1:-1] if quoted else text
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:
