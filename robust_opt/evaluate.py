@@ -79,7 +79,7 @@ def channel_axis(text: str) -> ChannelAxis:
 
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
-  commands.define_subject_flags()
+  commands.define_source_flags()
   flags.DEFINE_enum("norm", None, list(BALLS), "Of the ball in [0, 1]; default: the run's own.")
   flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; default: the run's own.")
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."

@@ -60,5 +60,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  commands.define_subject_flags()
+  commands.define_source_flags()
   app.run(commands.with_sentences(main), flags_parser=commands.parse)
