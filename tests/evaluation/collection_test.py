@@ -24,9 +24,12 @@ BATCH_SIZE = 64
 def make_ascend(apply, box=False, batch_size=BATCH_SIZE):
   config_ = config.base()
   config_.uncertainty.box = box
-  return collection.make_ascend(
-    apply, ro.robust(), lambda norm, radius: build.attack(config_, norm, radius, 1), batch_size
-  )
+
+
+  def make_attack(norm, radius):
+    return build.attack(config_, build.uncertainty_set(config_, norm, radius), 1)
+
+  return collection.make_ascend(apply, ro.robust(), make_attack, batch_size)
 
 
 @pytest.fixture(scope="module")
