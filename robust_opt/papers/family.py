@@ -33,6 +33,7 @@ from robust_opt.experiments import build, costs, methods, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as experiment
 from robust_opt.files import write_json
+from robust_opt.sets import LInf
 from robust_opt.studies import accuracy
 from robust_opt.studies import options as study_options
 from robust_opt.studies.options import configured, option
@@ -203,8 +204,8 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
 def attack(options: Options, workdir: Path) -> dict[str, Any]:
   """Accuracies over the l_inf ball of the base config, whatever the network was trained over."""
   evaluated = target.load({"workdir": str(workdir), **options.places}, options.preset.examples)
-  radius = base_config(options.dataset).uncertainty.radius
-  robust = functools.partial(accuracy.robust_accuracy, evaluated, "linf", radius)
+  u = LInf(base_config(options.dataset).uncertainty.radius, box=(0.0, 1.0))
+  robust = functools.partial(accuracy.robust_accuracy, evaluated, u)
   return {
     "examples": len(evaluated.y),
     "pgd": robust(accuracy.PGD),

@@ -30,6 +30,7 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import methods, target
 from robust_opt.experiments import run as experiment
 from robust_opt.plots import explanations
+from robust_opt.sets import L2
 from robust_opt.studies import accuracy, claims
 from robust_opt.studies import options as study_options
 from robust_opt.studies.claims import Claim
@@ -207,7 +208,7 @@ def _evaluate(
   return {
     "clean": accuracy.clean_accuracy(summary),
     "tested": accuracy.test_examples(summary),
-    "robust": accuracy.robust_accuracy(evaluated, "l2", radius, accuracy.PGD),
+    "robust": accuracy.robust_accuracy(evaluated, L2(radius, box=(0.0, 1.0)), accuracy.PGD),
     "examples": len(evaluated.y),
     "params_sha256": summary["params_sha256"],
   }

@@ -25,7 +25,6 @@ def make_ascend(apply, box=False, batch_size=BATCH_SIZE):
   config_ = config.base()
   config_.uncertainty.box = box
 
-
   def make_attack(norm, radius):
     return build.attack(config_, build.uncertainty_set(config_, norm, radius), 1)
 

@@ -17,7 +17,7 @@ import numpy as np
 from robust_opt import losses
 from robust_opt.attacks import szegedy
 from robust_opt.papers.goodfellow2015.nets import TrainedNet, ensemble, fgsm, gradient, logits
-from robust_opt.sets import projections
+from robust_opt.sets import L2, projections
 from robust_opt.theory import explanations
 from robust_opt.theory.linear import decay
 from robust_opt.types import Array
@@ -171,10 +171,10 @@ def minimal(nets: dict[str, TrainedNet], x: Array, y: Array, num_steps: int) -> 
   out: dict[str, Any] = {}
   keys = jax.random.split(jax.random.key(0), len(x))
   for source in ("maxout", "mlp"):
-    attack = jax.jit(szegedy.szegedy(num_steps=num_steps))
+    attack = jax.jit(szegedy.szegedy(L2(math.inf, box=(0.0, 1.0)), num_steps=num_steps))
     result = attack(keys, nets[source].logits_fn, x, y)
     norm = jax.vmap(projections.l2_norm)(result.delta)
-    usable = np.asarray(result.found & (norm > 0))  # 0: misclassified when clean
+    usable = np.asarray(result.fooled & (norm > 0))  # 0: misclassified when clean
     images, labels = (x + result.delta)[usable], y[usable]
     out[source] = {
       "found": int(usable.sum()),

@@ -18,6 +18,7 @@ from robust_opt.evaluation import autoattack, collection
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.experiments import config as config_lib
 from robust_opt.papers.shaham2015.nets import SeededNet
+from robust_opt.sets import BALLS
 from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import Array
 
@@ -72,8 +73,7 @@ def broken_by_autoattack(
     logits_of(net.functions.apply, *weights),
     collection.pixels(test.images[:count]),
     test.labels[:count].astype(np.int32),
-    norm=norm,
-    radius=net.config.evaluation.radii[norm],
+    BALLS[norm](net.config.evaluation.radii[norm], box=(0.0, 1.0)),
   )
   broken = {
     name: int((verdict.broken_by == index).sum()) for index, name in enumerate(verdict.names)
