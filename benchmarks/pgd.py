@@ -27,7 +27,7 @@ import robust_opt as ro
 from benchmarks import nets
 from robust_opt import losses
 from robust_opt.attacks import white_box
-from robust_opt.training.step import keys_of
+from robust_opt.keys import keys_of
 from robust_opt.types import Array
 
 BATCH, STEPS, RELATIVE_STEP = 100, 40, 0.1

@@ -40,7 +40,7 @@ from robust_opt.objectives import (
   virtual,
 )
 from robust_opt.sets import L1, L2, LInf, UncertaintySet, projections
-from robust_opt.training.step import (
+from robust_opt.training import (
   ArrayData,
   EpochPlan,
   TrainMetrics,
@@ -102,3 +102,8 @@ __all__ = [
   "trades",
   "virtual",
 ]
+
+
+def __dir__() -> list[str]:
+  """The public names, without the submodules that other imports make attributes of the package."""
+  return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

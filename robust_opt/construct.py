@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from robust_opt import commands
+from robust_opt import commands, training
 from robust_opt.data import constructed, datasets
 from robust_opt.data.constructed import Settings, Shard
 from robust_opt.errors import InputError
 from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import target
 from robust_opt.files import atomic_write, write_json
+from robust_opt.keys import keys_of
 from robust_opt.studies.study import Study
-from robust_opt.training import step
 from robust_opt.types import Array
 
 BATCH = 100
@@ -129,12 +129,12 @@ def _make(
   """Images and labels of a batch."""
   start_key, target_key = jax.random.split(jax.random.key(options.seed))
   if options.kind == "inverted":
-    keys = step.keys_of(start_key, ids)
+    keys = keys_of(start_key, ids)
     places = constructed.other_places(keys, ids, len(original.labels))
-    start = step.take(step.ArrayData(original.images, original.labels), places).x
+    start = training.take(training.ArrayData(original.images, original.labels), places).x
     return constructed.inverted(net.features_fn, x, start, options.settings), y
   if options.kind == "random":
-    keys = step.keys_of(target_key, ids)
+    keys = keys_of(target_key, ids)
     targets = constructed.random_targets(keys, original.num_classes)
   else:
     targets = constructed.next_class(y, original.num_classes)

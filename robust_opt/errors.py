@@ -1,19 +1,23 @@
-"""What ends a run with one sentence instead of a traceback; main prints it and exits with the code.
+"""Errors that end a command with one sentence and an exit code instead of a traceback.
 
 The sentence names what was given and what is allowed, or what happened and what was kept.
 """
 
 
 class RunError(Exception):
-  """Ends a run; the message is one sentence for a terminal."""
+  """Ends a command; the message is one sentence for the terminal."""
 
   exit_code = 1
 
 
 class InputError(RunError, ValueError):
-  """Input that the user can mend."""
+  """Input that the user can correct."""
 
   exit_code = 2
+
+
+class MissingExtraError(InputError, ImportError):
+  """A package of an optional extra is not installed; the message names the command."""
 
 
 class WriteError(RunError, OSError):
@@ -25,6 +29,6 @@ class DivergedError(RunError, ArithmeticError):
 
 
 class PreemptedError(RunError):
-  """SIGTERM came and the state was saved; 128 + 15, as the shell reports that signal."""
+  """SIGTERM arrived and the state was saved; 128 + 15, as the shell reports that signal."""
 
   exit_code = 143

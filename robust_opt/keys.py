@@ -31,3 +31,8 @@ def per_example(key: Array, count: int) -> Array:
   """Keys [count]: one key split, or keys as they are."""
   keys = typed(key)
   return keys if keys.ndim else jax.random.split(keys, count)
+
+
+def keys_of(key: Array, ids: Array) -> Array:
+  """A key for every example, [B], that depends on its id alone."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)

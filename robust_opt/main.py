@@ -23,14 +23,13 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from robust_opt.errors import InputError, RunError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import metrics, overrides
 from robust_opt.experiments import run as experiment
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file, as in configs/.")
+_CONFIG = overrides.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "Where results go, or went; a new temporary one if empty."
 )

@@ -75,6 +75,27 @@ class Percent(NamedTuple):
     return ", ".join(f"{100 * v:.2f}{' (failed)' if failed else ''}" for v, failed in pairs)
 
 
+class NormName(NamedTuple):
+  """A norm as plain text, with Unicode signs, and as TeX for matplotlib."""
+
+  text: str
+  sign: str
+  tex: str
+
+
+# By the names that flags, configs and files use (robust_opt.sets.BALLS).
+NORM_NAMES = {
+  "linf": NormName("l_inf", "\u2113\u221e", r"$\ell_\infty$"),
+  "l2": NormName("l_2", "\u2113\u2082", r"$\ell_2$"),
+  "l1": NormName("l_1", "\u2113\u2081", r"$\ell_1$"),
+}
+
+
+def ball_name(norm: str, radius: float) -> str:
+  """'l_inf 0.1'; sets other than these balls keep their own name."""
+  return f"{NORM_NAMES[norm].text if norm in NORM_NAMES else norm} {radius:.4g}"
+
+
 def counted(number: int, noun: str) -> str:
   """'1 seed', '3 seeds', '10,000 examples'."""
   return f"{number:,} {noun}{'' if number == 1 else 's'}"

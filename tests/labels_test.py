@@ -9,7 +9,8 @@ from rounding import assert_close
 
 import robust_opt as ro
 from robust_opt.training import free as one_pass
-from robust_opt.training.step import check_batch, take
+from robust_opt.training import take
+from robust_opt.training.step import check_batch
 
 COUNT, ENTRIES, OUTPUTS, RADIUS = 48, 6, 3, 0.05
 BALL = ro.LInf(RADIUS)

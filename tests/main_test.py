@@ -15,7 +15,7 @@ from absl import app, flags
 from robust_opt import main as main_lib
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import overrides, run
-from robust_opt.experiments.metrics import read_metrics
+from robust_opt.experiments.metrics import read_metrics, result_name
 
 # Softmax regression compiles in a second; the path through the program is that of every network.
 SMALL = [
@@ -109,7 +109,7 @@ def test_a_run_leaves_what_it_promises(finished):
   summary = json.loads((finished / "summary.json").read_text())
   steps = [r["step"] for r in read_metrics(finished / "metrics.jsonl")]
   assert steps[-1] == summary["step"] == 2 * (180 // 32)
-  what = [row["what"] for row in summary["results"]]
+  what = [result_name(row) for row in summary["results"]]
   assert what == ["clean", "l_inf 0.1, 1 step (training)", "l_2 0.5, 1 step", "l_1 1, 1 step"]
   assert {row["total"] for row in summary["results"]} == {64}
   assert summary["config"] == json.loads((finished / "config.json").read_text())

@@ -106,7 +106,7 @@ def test_the_run_command_runs(tmp_path):
   """But for the installation."""
   (block,) = re.findall(r"<!-- run command -->\n```sh\n(.*?)```", README, re.DOTALL)
   install, run = map(str.strip, block.split("&&"))
-  assert install == "python -m pip install ."
+  assert install == 'python -m pip install ".[run]"'
   command = run.replace("python", sys.executable, 1).replace("runs/digits", str(tmp_path / "run"))
   done = subprocess.run(
     shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from robust_opt import layout
+from robust_opt import extras, layout
 from robust_opt.data import tfds
 from robust_opt.errors import InputError, WriteError
 from robust_opt.files import atomic_write
@@ -292,6 +292,7 @@ def _digits(split: str) -> Dataset:
   """
   if split not in ("train", "test"):
     raise tfds.no_such_split("digits", split, ("train", "test"))
+  extras.require("run", "sklearn")
   from sklearn.datasets import load_digits
 
   scans = load_digits()

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from absl import logging
 
+from robust_opt import extras
 from robust_opt.errors import InputError
 
 _CHUNK = 5_000  # records that TFDS decodes in one call
@@ -275,7 +276,8 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
 
 def import_tfds() -> Any:
   """The package tensorflow_datasets, imported when needed: that takes a second or more."""
-  with warnings.catch_warnings():  # what its dependencies deprecate is not our user's business
+  extras.require("data", "tensorflow_datasets", "array_record", "importlib_resources", "PIL")
+  with warnings.catch_warnings():  # deprecations within its dependencies
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
   return tfds
@@ -347,6 +349,7 @@ def _download(name: str, url: str, info: Any, path: Path) -> None:
 
 def _check_reachable(name: str, url: str) -> None:
   """Raises InputError unless the host of `url` answers within seconds (proxies are honoured)."""
+  extras.require("data", "requests")
   import requests
 
   host = urlsplit(url).netloc

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.errors import InputError
+from robust_opt.keys import keys_of
 from robust_opt.maximizers import Attack
 from robust_opt.maximizers.base import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
-from robust_opt.training.step import ArrayData, keys_of, take
+from robust_opt.training import ArrayData, take
 from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params
 
 

@@ -30,11 +30,11 @@ from robust_opt.attacks.square import square
 from robust_opt.attacks.types import Found, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
+from robust_opt.keys import keys_of
 from robust_opt.layout import ChannelAxis
 from robust_opt.maximizers import Attack, apgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
 from robust_opt.sets import L1, ball_of
-from robust_opt.training.step import keys_of
 from robust_opt.types import Array, LogitsFn
 
 BOX = (0.0, 1.0)

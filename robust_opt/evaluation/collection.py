@@ -27,8 +27,7 @@ from robust_opt.evaluation.verdict import TOLERANCE, lengths
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
-from robust_opt.training.step import ApplyFn
-from robust_opt.types import Array, Batch, ModelState, Params
+from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 # A logit difference that another batch size or machine may round away. Examples whose error is
 # smaller are left out: the net must be wrong on the collection wherever it is loaded.

@@ -23,11 +23,11 @@ from robust_opt.attacks import white_box
 from robust_opt.attacks.square import square
 from robust_opt.attacks.types import LogitsAttack
 from robust_opt.evaluation.autoattack import BOX, predictions
+from robust_opt.keys import keys_of
 from robust_opt.maximizers import steepest
 from robust_opt.maximizers.apgd import apgd
 from robust_opt.maximizers.base import value_and_input_gradient
 from robust_opt.sets import BALLS
-from robust_opt.training.step import keys_of
 from robust_opt.types import Array, LogitsFn
 
 NUM_DRAWS = 10  # of noise, at most: a control should be given more than one chance

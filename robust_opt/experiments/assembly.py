@@ -23,8 +23,7 @@ from robust_opt.experiments import build, updates
 from robust_opt.experiments import config as config_lib
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import robust
-from robust_opt.training import sharding
-from robust_opt.training.step import (
+from robust_opt.training import (
   ArrayData,
   EpochPlan,
   TrainMetrics,
@@ -32,6 +31,7 @@ from robust_opt.training.step import (
   evaluated_params,
   init_state,
   make_scan,
+  sharding,
   streams,
 )
 from robust_opt.types import ApplyFn, Array, ModelState, Params

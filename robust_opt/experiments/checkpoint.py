@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 from robust_opt.arrays import digest
 from robust_opt.errors import RunError
 from robust_opt.files import name_in_errors
-from robust_opt.training.step import TrainState
+from robust_opt.training import TrainState
 
 # The metric of a checkpoint that was saved between two evaluations: it is never the best.
 _UNKNOWN = -1.0

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from robust_opt import tables
 from robust_opt.errors import InputError
 
 NORMS = ("linf", "l2", "l1")
@@ -309,7 +310,7 @@ def adversary(config: ConfigDict) -> str:
   given = config.uncertainty
   if not trains_robustly(config):
     return ""
-  words = f"l_{given.name.removeprefix('l')} {given.radius:.4g}"
+  words = tables.ball_name(given.name, given.radius)
   if given.hidden_radius:
     words += f" and hidden layers by {given.hidden_radius:.4g}"
   if given.tangents != "none":

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from robust_opt.data.datasets import Dataset
 from robust_opt.experiments import build, updates
 from robust_opt.experiments.assembly import begin
-from robust_opt.training.step import ArrayData, make_scan
+from robust_opt.training import ArrayData, make_scan
 
 Run = Callable[[], object]
 

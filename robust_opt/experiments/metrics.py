@@ -23,10 +23,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
+from robust_opt import tables
 from robust_opt.files import atomic_write, name_in_errors
-
-# How a norm is spelt for people; configs and JSON have the keys.
-NORMS = {"linf": "l_inf", "l2": "l_2", "l1": "l_1"}
 
 
 class MetricWriter:
@@ -201,8 +199,17 @@ def result_table(summary: Mapping[str, Any]) -> Table:
   for row in summary["results"]:
     correct = f"{row['correct']:,} of {row['total']:,}"
     zeros = "" if row["zero_gradients"] is None else f"{row['zero_gradients']:,}"
-    table.add_row(row["what"], f"{row['correct'] / row['total']:.2%}", correct, zeros)
+    table.add_row(result_name(row), f"{row['correct'] / row['total']:.2%}", correct, zeros)
   return table
+
+
+def result_name(result: Mapping[str, Any]) -> str:
+  """What an entry of summary["results"] measures: 'clean' or 'l_inf 0.1, 1 step (training)'."""
+  if result["set"] is None:
+    return "clean"
+  name = tables.ball_name(result["set"]["name"], result["set"]["radius"])
+  steps = tables.counted(result["attack"]["num_steps"], "step")
+  return f"{name}, {steps}{' (training)' if result['trained_on'] else ''}"
 
 
 def print_table(table: Table) -> None:

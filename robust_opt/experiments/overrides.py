@@ -18,6 +18,11 @@ from robust_opt.errors import InputError
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
+def define_config() -> flags.FlagHolder:
+  """Defines --config, a config file, and --config.key=value for every key of it."""
+  return config_flags.DEFINE_config_file("config", help_string="A config file, as in configs/.")
+
+
 def default_config(argv: list[str], path: Path) -> None:
   """Puts --config=path first if argv names no config; config_flags reads sys.argv itself."""
   if not any(re.match(r"--?config(=|$)", arg) for arg in argv):

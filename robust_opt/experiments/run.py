@@ -35,12 +35,12 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import Experiment, assemble
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.experiments.metrics import NORMS, MetricWriter, ProgressDisplay, read_metrics
+from robust_opt.experiments.metrics import MetricWriter, ProgressDisplay, read_metrics
 from robust_opt.files import write_json
 from robust_opt.objectives import robust
 from robust_opt.plots import figures
-from robust_opt.training import overfitting, sharding
-from robust_opt.training.step import TrainState, evaluated_params, take
+from robust_opt.sets import BALLS
+from robust_opt.training import TrainState, evaluated_params, overfitting, sharding, take
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def _run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   summary = evaluate_and_describe(config, experiment, state)
   summary["best_checkpoint"] = best
   summary["checkpoint"] = reported
-  summary["overfitting"] = overfitting.found(history)
+  detected = overfitting.detect(history)
+  summary["overfitting"] = None if detected is None else detected._asdict()
   summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
   if jax.process_index() == 0:
     draw(config, workdir, experiment, state, summary)
@@ -139,8 +140,9 @@ def train(
         display.epoch(epoch + 1, values)
       log.append(values)
       if robust is not None:
-        for sentence in overfitting.new(_watched(log)):
-          display.say(sentence)
+        detected = overfitting.newly_detected(_watched(log))
+        if detected is not None:
+          display.say(overfitting.in_words(detected))
       if writer is not None:
         writer.write(step, values)
       stop = stop_requested()
@@ -227,8 +229,7 @@ def _log(workdir: Path, step: int) -> list[Mapping[str, Any]]:
 
 def _stops(config: ConfigDict, history: list[overfitting.Epoch]) -> bool:
   """Whether the config wants no more of a training that overfits."""
-  found = overfitting.found(history)
-  return bool(found) and config.training.on_overfitting == "stop"
+  return config.training.on_overfitting == "stop" and overfitting.detect(history) is not None
 
 
 def evaluate_and_describe(
@@ -242,19 +243,26 @@ def evaluate_and_describe(
   radii = {norm: radius for norm, radius in radii.items() if radius or norm == own}
   results: list[dict[str, Any]] = []
   sweeps = []
-  for norm in sorted(radii, key=lambda n: (n != own, list(NORMS).index(n))):
+  for norm in sorted(radii, key=lambda n: (n != own, list(BALLS).index(n))):
     at_radius = experiment.evaluate(state, norm, experiment.test, radii[norm])
     total = len(at_radius.clean_correct)
     if not results:
       clean = int(at_radius.clean_correct.sum())
-      results.append({"what": "clean", "correct": clean, "total": total, "zero_gradients": None})
-    plural = "step" if steps == 1 else "steps"
-    mark = " (training)" if trained_on and norm == own else ""
+      results.append(
+        {
+          "set": None,
+          "attack": None,
+          "trained_on": False,
+          "correct": clean,
+          "total": total,
+          "zero_gradients": None,
+        }
+      )
     results.append(
       {
-        "what": f"{NORMS[norm]} {radii[norm]:.4g}, {steps} {plural}{mark}",
-        "norm": norm,
-        "radius": radii[norm],
+        "set": {"name": norm, "radius": radii[norm]},
+        "attack": {"num_steps": steps},
+        "trained_on": trained_on and norm == own,
         "correct": int(at_radius.robust_correct.sum()),
         "total": total,
         "zero_gradients": int(at_radius.zero_gradient.sum()),
@@ -310,10 +318,10 @@ def draw(
       "norm": sweep["norm"],
       "radii": sweep["radii"],
       "accuracy": np.array(sweep["correct"]) / sweep["total"],
-      "radius": next(r["radius"] for r in summary["results"] if r.get("norm") == sweep["norm"]),
+      "radius": result["set"]["radius"],
       "label": f"{config.model.name}, {config.dataset.name}",
     }
-    for sweep in summary["sweeps"]
+    for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True)
   ]
   figures.accuracy_against_radius(sweeps, workdir / "accuracy.png")
   _draw_examples(config, workdir / "examples.png", experiment, state)
@@ -333,6 +341,7 @@ def _draw_examples(
     config, config.uncertainty.name, config.uncertainty.radius, max(1, config.attack.num_steps)
   )
   objective, key = robust(), jax.random.key(config.seed)
+  ball = tables.ball_name(config.uncertainty.name, config.uncertainty.radius)
   out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
     params, model_state, batch
   )
@@ -343,7 +352,7 @@ def _draw_examples(
     clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
     robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
     path=path,
-    title=f"{NORMS[config.uncertainty.name]} {config.uncertainty.radius:.4g} (pixels in [0, 1])",
+    title=f"{ball} (pixels in [0, 1])",
   )
 
 

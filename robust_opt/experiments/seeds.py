@@ -28,7 +28,7 @@ from robust_opt.errors import DivergedError, InputError
 from robust_opt.evaluation.accuracy import Evaluation
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.experiments.metrics import MetricWriter, read_metrics
-from robust_opt.training.step import ArrayData, TrainMetrics, TrainState, init_state
+from robust_opt.training import ArrayData, TrainMetrics, TrainState, init_state
 from robust_opt.types import Array, PyTree
 
 # Where the axis of seeds lies in a stacked TrainState (None: shared).

@@ -28,7 +28,7 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import begin
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training.step import evaluated_params
+from robust_opt.training import evaluated_params
 from robust_opt.types import LogitsFn
 
 

@@ -27,8 +27,15 @@ from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
 from robust_opt.sets import BasisOf, balls, tangents
-from robust_opt.training import free, layerwise, optimizers, penalties
-from robust_opt.training.step import TrainStep, make_train_step, streams
+from robust_opt.training import (
+  TrainStep,
+  free,
+  layerwise,
+  make_train_step,
+  optimizers,
+  penalties,
+  streams,
+)
 from robust_opt.types import ApplyFn, Array, LossFn, PyTree
 
 # Attacks whose ascent is the descent's own backward pass.

@@ -1,4 +1,4 @@
-"""Inner maximisers: how the adversary climbs within its uncertainty set.
+"""Inner maximizers: how the adversary finds delta in its uncertainty set.
 
 attack = ro.steepest(ro.L2(0.5))                       # Algorithm 1's one step
 attack = ro.ascend(ro.pgd(ro.LInf(0.3), step=ro.LInf(0.01)), num_steps=40)

@@ -1,15 +1,15 @@
-"""Auto-PGD: projected ascent that picks its step sizes by itself (Croce and Hein 2020, 2021).
+"""Auto-PGD: projected ascent with adaptive step sizes (Croce and Hein 2020, 2021).
 
 attack = ro.apgd(ro.LInf(8 / 255, box=(0.0, 1.0)), num_steps=100, keep_best=True)
 delta, info = attack(value_fn, keys, x)
 
-A step evaluates one input gradient: an example that restarts from its best point takes the gradient
-there from memory. Every example has step sizes and restarts of its own.
+Each step evaluates one input gradient; an example that restarts from its best point uses the stored
+gradient. Step sizes and restarts are per example.
 
 |  input                                  |  what happens                                          |
 |  value_fn returns one number for all    |  InputError, in the first step                         |
-|  the gradient is exactly 0              |  the example stays until it restarts from its best     |
-|  a value is NaN                         |  the point is never what an example restarts from      |
+|  the gradient is exactly 0              |  the example does not move until its next restart      |
+|  a value is NaN                         |  the example never restarts from that point            |
 |  NaN in a gradient                      |  delta becomes NaN: the caller must see it             |
 |  radius 0                               |  delta stays 0                                         |
 """
@@ -36,26 +36,25 @@ from robust_opt.maximizers.base import (
   run_steps,
   value_and_input_gradient,
 )
-from robust_opt.sets import L1, Ball, check_ball, projections
-from robust_opt.sets.base import Box, Radius
+from robust_opt.sets import L1, Ball, Box, Radius, check_ball, projections
 from robust_opt.types import Array, Stochastic, ValueFn
 
 # Radii and shares of the steps of apgd_shrinking_l1.
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
 _ENOUGH_INCREASES = 0.75  # rho of condition 1: the share of steps that should raise the value
-_FIRST_SPARSITY = 0.2  # the l_1 step moves this share of the entries at first
-_SPARSER = 1.5  # ... and later the entries of the best point divided by this
-_STILL_AS_DENSE = 0.95  # above this ratio the sparsity has settled, and the l_1 step is shortened
-_ROUNDING = 1e-5  # an entry below this share of the largest is 0
-_SHORTER, _SHORTEST = 1.5, 0.1  # by this factor, but not below this share of the radius
+_INITIAL_SPARSITY = 0.2  # share of the entries that the first l_1 steps move
+_SPARSITY_DIVISOR = 1.5  # later k is the number of entries of the best point divided by this
+_SETTLED_RATIO = 0.95  # above this ratio of new to old k the l_1 step is shortened
+_ZERO_RATIO = 1e-5  # an entry below this share of the largest counts as 0
+_STEP_DIVISOR, _SHORTEST_STEP = 1.5, 0.1  # of the l_1 step size, and its least share of the radius
 
-# (key or None, x [B, *S]) -> (delta [B, *S], how many entries an l_1 step moves [B])
+# (key or None, x [B, *S]) -> (delta [B, *S], number of entries that an l_1 step moves [B])
 _Start = Callable[[Array | None, Array], tuple[Array, Array]]
 
 
 class Best(NamedTuple):
-  """The point of the highest value so far (x_max), the first of equals; value -inf before any.
+  """The point of the highest value so far (x_max), the first in a tie; value -inf before the first.
 
   Attributes:
     delta: [B, *S].
@@ -69,7 +68,7 @@ class Best(NamedTuple):
 
 
 class MomentumMemory(NamedTuple):
-  """What l_inf and l_2 ascents remember.
+  """The memory of l_inf and l_2 ascents.
 
   Attributes:
     num_taken: [], the number of steps so far.
@@ -93,13 +92,13 @@ class MomentumMemory(NamedTuple):
 
 
 class SparseMemory(NamedTuple):
-  """What l_1 ascents remember.
+  """The memory of l_1 ascents.
 
   Attributes:
     num_taken: [], the number of steps so far.
     best: the point to restart from.
     step_size: [B], eta, the l_1 length of a step.
-    sparsity: [B], k, how many entries a step moves, before it is rounded down.
+    sparsity: [B], k, the number of entries that a step moves, not yet rounded down.
   """
 
   num_taken: Array
@@ -123,26 +122,26 @@ def apgd(
     z_{t+1} = P(x_t + eta d_t),   x_1 = z_1
     x_{t+1} = P(x_t + momentum (z_{t+1} - x_t) + (1 - momentum) (x_t - x_{t-1}))
 
-  eta is 2 radius at first. At each of `checkpoints(num_steps)` it is halved, and the example goes
-  on from its best point, if (1) fewer than 3/4 of the steps since the last checkpoint raised the
-  value, or (2) eta was not halved at the last checkpoint and the best value is still the same.
-  This is decided as soon as the value at the checkpoint is known; the algorithm as printed takes
-  one step more and throws it away.
+  eta starts at 2 radius. At each of `checkpoints(num_steps)` it is halved, and the example restarts
+  from its best point, if (1) fewer than 3/4 of the steps since the last checkpoint raised the
+  value, or (2) eta was not halved at the last checkpoint and the best value has not changed. The
+  decision is made as soon as the value at the checkpoint is known; the published algorithm takes
+  one more step and discards it.
 
   Over l_1 (Croce and Hein 2021, arXiv 2103.01208, section 4) a step moves the k entries of largest
-  |gradient|, each by eta / k, and is projected; there is no momentum. k is 1/5 of all entries and
-  eta the radius at first. Every 4 % of the steps k becomes the number of non-zero entries of the
-  best point / 1.5; if that is less than 0.95 of the last k, eta is the radius again and the example
-  goes on from its best point, and if not, eta is divided by 1.5, down to radius / 10.
+  |gradient|, each by eta / k, and is projected; there is no momentum. k starts at 1/5 of all
+  entries and eta at the radius. Every 4 % of the steps k becomes the number of non-zero entries of
+  the best point / 1.5. If that is less than 0.95 of the last k, eta is reset to the radius and the
+  example restarts from its best point; otherwise eta is divided by 1.5, down to radius / 10.
 
-  P is the exact projection onto ball and box together, as the papers state the algorithms.
-  AutoAttack's own code, over l_inf and l_2, shortens to the ball and then cuts by the box. The k
-  entries of an l_1 step include those that the box holds. Where it holds all k of them, the step
-  goes on to the largest entry that can move, and moves all entries up to that one, each by eta over
-  their number (ours): otherwise the projection would undo the step.
+  P is the exact projection onto the ball and the box together, as the papers state the algorithms.
+  AutoAttack's own code, over l_inf and l_2, shortens to the ball and then clips to the box. The k
+  entries of an l_1 step include those at the box. If all k are, the step extends to the largest
+  entry that can move, and moves all entries up to that one, each by eta over their number (our
+  change): otherwise the projection would undo the step.
 
-  The gradients are those of value_fn's value. What an example restarts from is the best by value;
-  `ascend(keep_best=True)` keeps, outside of all this, the best by score.
+  Gradients are those of value_fn's value. Examples restart from the best point by value, while
+  keep_best returns the best point by score.
 
   Args:
     u: LInf, L2 or L1, of finite radius.
@@ -171,7 +170,7 @@ def apgd_steps(
     delta = jnp.zeros_like(x)
     if random_start:
       delta = u.sample(keys.required(key, "A random start"), x)
-    sparsity = jnp.full(x.shape[:1], _FIRST_SPARSITY * np.prod(x.shape[1:]), jnp.float32)
+    sparsity = jnp.full(x.shape[:1], _INITIAL_SPARSITY * np.prod(x.shape[1:]), jnp.float32)
     return u.project(delta, x), sparsity
 
   if isinstance(u, L1):
@@ -182,15 +181,15 @@ def apgd_steps(
 def apgd_shrinking_l1(
   u: L1, num_steps: int, random_start: bool = True, keep_best: bool = False
 ) -> Attack:
-  """Auto-PGD over l_1 that begins in larger balls (Croce and Hein 2021, section 4, multi-epsilon).
+  """Auto-PGD over l_1 that starts in larger balls (Croce and Hein 2021, section 4, multi-epsilon).
 
-  Three ascents follow one another, in 3, 2 and 1 times the radius, over 30, 30 and 40 % of the
-  steps; each starts from the best point of the one before, projected onto its own ball. The
-  AscentInfo lies ascent after ascent, value [num_steps, B]; what is returned is from the last.
+  Three consecutive ascents, in 3, 2 and 1 times the radius, take 30, 30 and 40 % of the steps. Each
+  starts from the best point of the previous one, projected onto its own ball. AscentInfo is
+  concatenated, value [num_steps, B]; delta comes from the last ascent.
 
   Args:
-    u: the last ball.
-    num_steps: of the three ascents together.
+    u: the ball of the last ascent.
+    num_steps: in all three ascents.
     random_start: whether the first ascent starts from a sample of the largest ball.
     keep_best: as in `ascend`, among the clean example and the points of the last ascent.
   """
@@ -216,10 +215,10 @@ def apgd_shrinking_l1(
 
 
 def checkpoints(num_steps: int) -> tuple[int, ...]:
-  """w_1 < w_2 < ... <= num_steps, after which so many steps the step size is reconsidered.
+  """The numbers of steps w_1 < w_2 < ... <= num_steps after which the step size may be halved.
 
-  w_j = ceil(p_j num_steps) with p_0 = 0, p_1 = 0.22, and every period 0.03 shorter than the one
-  before, but not shorter than 0.06. Source: Croce and Hein 2020, section 3.1.
+  w_j = ceil(p_j num_steps) with p_0 = 0, p_1 = 0.22, and each period 0.03 shorter than the previous
+  one, but at least 0.06. Source: Croce and Hein 2020, section 3.1.
   """
   periods = [22]  # in hundredths: as floats, 0.57 * 100 rounds up to 58
   while sum(periods) + max(periods[-1] - 3, 6) <= 100:
@@ -274,7 +273,7 @@ def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) ->
 def _reconsider(
   memory: MomentumMemory, value: Array, best: Best, windows: np.ndarray
 ) -> tuple[MomentumMemory, Array]:
-  """The step sizes after the values [B] of a new point, and which examples restart, [B] bool."""
+  """Updates the step sizes after a new point of values [B]; and says who restarts, [B] bool."""
   window = _at(windows, memory.num_taken)
   at_checkpoint = window > 0
   increases = memory.num_increases + (value > memory.last_value)
@@ -311,10 +310,12 @@ def _sparse_ascent(u: L1, num_steps: int, start: _Start) -> InnerMaximizer:
     info, here, best = _evaluate(value_fn, delta, memory.best, x)
 
     at_checkpoint = _at(windows, memory.num_taken) > 0
-    sparsity = jnp.where(at_checkpoint, _num_entries(best.delta) / _SPARSER, memory.sparsity)
-    restart = at_checkpoint & (sparsity < _STILL_AS_DENSE * memory.sparsity)
+    sparsity = jnp.where(
+      at_checkpoint, _num_entries(best.delta) / _SPARSITY_DIVISOR, memory.sparsity
+    )
+    restart = at_checkpoint & (sparsity < _SETTLED_RATIO * memory.sparsity)
     longest = _radii(u.radius, x)
-    shorter = jnp.maximum(memory.step_size / _SHORTER, _SHORTEST * longest)
+    shorter = jnp.maximum(memory.step_size / _STEP_DIVISOR, _SHORTEST_STEP * longest)
     step_size = jnp.where(at_checkpoint, shorter, memory.step_size)
     step_size = jnp.where(restart, longest, step_size)
     here = _where(restart, best, here)
@@ -330,23 +331,23 @@ def _sparse_ascent(u: L1, num_steps: int, start: _Start) -> InnerMaximizer:
 
 
 def _sparse_step(gradient: Array, free: Array, sparsity: Array, length: Array) -> Array:
-  """Moves the entries of largest |gradient| by signs, all equally far, [*S]; ties move together.
+  """Moves the entries of largest |gradient| by equal signed amounts, [*S]; ties move together.
 
   Args:
     gradient: [*S].
     free: [*S] bool, entries that can move in the direction of the gradient. The largest of them
-      moves in any case, together with all that are larger: of those, which then lie at the box,
-      the projection would else take what no step gives back.
-    sparsity: [], how many entries, rounded down, so that it can fall to one; at least one.
-    length: [], of the step in l_1.
+      always moves, together with all larger entries, which are at the box; otherwise the projection
+      would take from those what no step gives back.
+    sparsity: [], the number of entries, rounded down but at least one.
+    length: [], the l_1 length of the step.
   """
   magnitude = jnp.abs(gradient)
   falling = jnp.sort(magnitude.reshape(-1), descending=True)
   last = jnp.maximum(jnp.floor(sparsity).astype(jnp.int32), 1) - 1
   threshold = jnp.minimum(falling[last], jnp.max(jnp.where(free, magnitude, 0.0)))
-  chosen = ~(magnitude < threshold)  # so said, a NaN is chosen, and seen
-  share = length / jnp.maximum(jnp.sum(chosen & (gradient != 0)), 1)
-  return jnp.where(chosen, share * jnp.sign(gradient), 0.0)
+  moves = ~(magnitude < threshold)  # written so that a NaN moves and is seen
+  share = length / jnp.maximum(jnp.sum(moves & (gradient != 0)), 1)
+  return jnp.where(moves, share * jnp.sign(gradient), 0.0)
 
 
 def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
@@ -363,7 +364,7 @@ def _continued_l1(u: L1, num_steps: int, delta: Array) -> InnerMaximizer:
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
     del key
     inside = u.project(delta, x)
-    return inside, _num_entries(inside) / _SPARSER
+    return inside, _num_entries(inside) / _SPARSITY_DIVISOR
 
   return _sparse_ascent(u, num_steps, start)
 
@@ -371,7 +372,7 @@ def _continued_l1(u: L1, num_steps: int, delta: Array) -> InnerMaximizer:
 def _evaluate(
   value_fn: ValueFn, delta: Array, best: Best, x: Array
 ) -> tuple[AscentInfo, Best, Best]:
-  """What a step reports of delta, delta as a candidate, and the better of it and the best."""
+  """AscentInfo at delta, delta as a candidate, and the better of it and the best."""
   info, gradient = value_and_input_gradient(value_fn, x + delta)
   value = per_example(info.value, x).astype(precision.wide(x.dtype))
   here = Best(delta, gradient, value)
@@ -384,7 +385,7 @@ def _no_best(delta: Array) -> Best:
 
 
 def _where(condition: Array, yes: Best, no: Best) -> Best:
-  """Every example's choice by condition [B]."""
+  """Selects per example by condition [B]."""
   return jax.tree.map(lambda a, b: where_examples(condition, a, b), yes, no)
 
 
@@ -394,14 +395,14 @@ def _flat(gradient: Array) -> Array:
 
 
 def _num_entries(delta: Array) -> Array:
-  """How many entries of each example are not 0, [B] float32.
+  """The number of non-zero entries of each example, [B] float32.
 
-  The projection leaves roundings of 0, which must not pass for entries: the sparsity would settle.
+  The projection leaves roundings of 0, which must not count, or the sparsity would settle.
   """
   magnitude = jnp.abs(delta)
   axes = tuple(range(1, delta.ndim))
   largest = jnp.max(magnitude, axis=axes, keepdims=True)
-  return jnp.sum(magnitude > _ROUNDING * largest, axis=axes).astype(jnp.float32)
+  return jnp.sum(magnitude > _ZERO_RATIO * largest, axis=axes).astype(jnp.float32)
 
 
 def _radii(radius: Radius, x: Array) -> Array:
@@ -409,12 +410,12 @@ def _radii(radius: Radius, x: Array) -> Array:
 
 
 def _windows(points: tuple[int, ...], num_steps: int) -> np.ndarray:
-  """[num_steps + 1], at every checkpoint the steps since the one before; 0 where there is none."""
+  """[num_steps + 1]: at a checkpoint the number of steps since the previous one, elsewhere 0."""
   windows = np.zeros(num_steps + 1, np.int32)
   windows[list(points)] = np.diff(points, prepend=0)
   return windows
 
 
 def _at(windows: np.ndarray, num_taken: Array) -> Array:
-  """windows[num_taken], and 0 beyond its end, where an index would stay at the last."""
+  """windows[num_taken], and 0 past the end, where an index would be clamped to the last."""
   return jnp.asarray(windows).at[num_taken].get(mode="fill", fill_value=0)

@@ -1,8 +1,8 @@
-"""What a maximiser is, how it is run, and how a loss becomes its worst case.
+"""What a maximizer is, how to run it, and how to turn a loss into its worst case.
 
-A maximiser is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack. What
-is carried (AscentState) is kept apart from what is reported (AscentInfo), which the scan stacks
-into curves. Nothing here knows models or data: value_fn [B, *S] -> [B] is all there is.
+A maximizer is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack. The
+state (AscentState) is separate from the report (AscentInfo), which the scan stacks into curves.
+Nothing here knows models or data, only a value_fn, x [B, *S] -> [B].
 """
 
 import functools
@@ -21,7 +21,7 @@ from robust_opt.types import Array, PyTree, Scored, Stochastic, ValueFn
 
 
 class AscentState(NamedTuple):
-  """What an ascent carries: delta [B, *S], and whatever the maximiser remembers."""
+  """The state of an ascent: delta [B, *S], and the maximizer's own memory."""
 
   delta: Array
   memory: PyTree = ()
@@ -31,11 +31,11 @@ class AscentInfo(NamedTuple):
   """What one ascent step reports.
 
   Attributes:
-    value: what value_fn returned at the point that the step started from.
-    zero_gradient: [B] bool, examples whose input gradient was exactly zero there. They stay where
-      they are, and an accuracy that counts them as robust overstates itself: report them.
-    score: what points are compared by, at the same point: the value, or the `score` of a value_fn
-      that returns Scored.
+    value: value_fn at the point where the step started.
+    zero_gradient: [B] bool, examples whose input gradient was exactly zero there. They do not move,
+      and counting them as robust overstates the accuracy, so report them.
+    score: the value used to compare points, at the same point: the value, or the `score` of a
+      value_fn that returns Scored.
   """
 
   value: Array
@@ -44,7 +44,7 @@ class AscentInfo(NamedTuple):
 
 
 class InnerMaximizer(NamedTuple):
-  """Climbs value_fn within a set; one input gradient a step.
+  """Ascends value_fn within a set, with one input gradient per step.
 
   Attributes:
     init: (key or None, x [B, *S]) -> AscentState.
@@ -60,12 +60,12 @@ Attack = Callable[[ValueFn | Stochastic, Array | None, Array], tuple[Array, Asce
 
 
 class ScheduledAttack(NamedTuple):
-  """An attack that changes as training goes on: a curriculum, of which a training step makes use.
+  """An attack that depends on the training step, such as a curriculum.
 
     ScheduledAttack(lambda step: ro.steepest(ro.LInf(0.3 * jnp.minimum(step / 1000, 1.0))))
 
   Attributes:
-    at: (step [], int32, traced) -> the attack of that update.
+    at: (step [], int32, traced) -> the attack to use in that update.
   """
 
   at: Callable[[Array], Attack]
@@ -75,21 +75,21 @@ Candidates = tuple[Array, Array]  # (delta [B, *S], score [B])
 
 
 def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -> Attack:
-  """Runs a maximiser for num_steps as one lax.scan; 0 steps return its starting point.
+  """Runs a maximizer for num_steps as one lax.scan; 0 steps return its starting point.
 
   The attack returns delta [B, *S], through which no gradient flows, and the AscentInfo of every
   step, stacked: value [num_steps, B].
 
   Args:
-    maximizer: what climbs.
-    num_steps: one input gradient each.
-    keep_best: whether delta is, for every example, the point of the highest score among the clean
-      example and all that the ascent passed (two forward passes more), rather than the last. An
-      evaluation wants that; training, as the field does it, takes the last. A score of NaN is the
-      highest: whoever makes a net answer NaN has won, and it shall be seen.
+    maximizer: the maximizer to run.
+    num_steps: number of steps, each with one input gradient.
+    keep_best: whether delta is, per example, the point of the highest score among the clean example
+      and all iterates (two more forward passes) rather than the last iterate. Use it to evaluate;
+      training conventionally takes the last iterate. NaN scores rank highest, so that the attack
+      counts as successful.
 
   Raises:
-    InputError: maximizer is not an InnerMaximizer, but a set or an attack.
+    InputError: maximizer is not an InnerMaximizer (for example, it is a set or an attack).
   """
   if not isinstance(maximizer, InnerMaximizer):
     raise InputError(
@@ -139,14 +139,14 @@ def at_step(value_fn: ValueFn | Stochastic, step: Array | int) -> ValueFn:
 
 
 def after_steps(value_fn: ValueFn | Stochastic, num_steps: int) -> ValueFn | Stochastic:
-  """What an ascent that continues another one after num_steps is given."""
+  """The value_fn for an ascent that continues another one after num_steps."""
   if not isinstance(value_fn, Stochastic):
     return value_fn
   return Stochastic(lambda step: value_fn.at(step + num_steps))
 
 
-def only_if(wanted: Array, attack: Attack) -> Attack:
-  """The attack where `wanted` [], a traced bool, and the clean example at no cost where not."""
+def only_if(condition: Array, attack: Attack) -> Attack:
+  """The attack if `condition` [], a traced bool, holds; otherwise delta = 0 at no cost."""
   check_attack(attack)
 
   def maybe(
@@ -156,23 +156,23 @@ def only_if(wanted: Array, attack: Attack) -> Attack:
       return attack(value_fn, key, x)
 
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
-    return jax.lax.cond(wanted, run, lambda: nothing)
+    return jax.lax.cond(condition, run, lambda: nothing)
 
   return maybe
 
 
 def restarts(attack: Attack, num_restarts: int) -> Attack:
-  """Runs an attack several times, each with a key of its own, and keeps the best PER EXAMPLE.
+  """Runs an attack several times with different keys and keeps the best result PER EXAMPLE.
 
-  The best is of the highest score, the clean example among them: one forward pass more for every
-  restart. The AscentInfo lies restart after restart, value [num_restarts * num_steps, B].
+  The best point has the highest score, and the clean example is a candidate; each restart costs one
+  more forward pass. AscentInfo is concatenated over restarts, value [num_restarts * num_steps, B].
 
   Args:
-    attack: one that starts at random; others give the same every time.
-    num_restarts: how often.
+    attack: an attack with a random start; any other repeats itself.
+    num_restarts: number of runs.
 
   Raises:
-    InputError: attack has another type; when called, there is no key.
+    InputError: attack is not an attack; when called, there is no key.
   """
   check_attack(attack)
 
@@ -196,27 +196,27 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
 def robustify(
   loss: Callable[..., Any], attack: Attack, argnum: int = 1, has_aux: bool = False
 ) -> Callable[..., Any]:
-  """Turns a loss over a batch into the loss at its worst case over the uncertainty set.
+  """Turns a loss over a batch into its worst case over the uncertainty set.
 
     robust_loss(params, x, y) = loss(params, x + delta, y),  delta = attack's argmax over U(x)
 
-  The result takes the same arguments (and an optional `attack_key=` for attacks that start at
-  random), so that a training loop changes in one line. It composes with jit, grad, vmap, pmap and
-  shard_map. By Danskin's theorem the gradient in the parameters is the loss's own at the
-  maximiser: nothing flows through delta, and the ascent computes no gradient in the parameters.
+  The result takes the same arguments, and an optional `attack_key=` for attacks that start at
+  random, so a training loop changes in one line. It composes with jit, grad, vmap, pmap and
+  shard_map. By Danskin's theorem the gradient in the parameters is that of the loss at the
+  maximizing delta: no gradient flows through delta, and the ascent computes none in the parameters.
 
   Args:
-    loss: returns the loss of every example [B] or any sum or mean of it (a steepest ascent does not
-      depend on the scale). The examples are its argument number `argnum`, [B, *S].
-    attack: from `steepest`, `ascend` or `restarts`. One that compares losses (`lbfgs`, `apgd`,
-      keep_best, `restarts`) wants them of every example; take the mean outside.
-    argnum: which positional argument holds the examples.
+    loss: returns per-example losses [B], or any sum or mean of them (a steepest ascent does not
+      depend on the scale). The examples are positional argument `argnum`, [B, *S].
+    attack: from `steepest`, `ascend`, `apgd` or `restarts`. Attacks that compare losses (`lbfgs`,
+      `apgd`, keep_best, `restarts`) need per-example losses; take the mean outside.
+    argnum: index of the positional argument that holds the examples.
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
 
   Raises:
-    InputError: attack is no attack but, say, a set; when called, for examples that are given by
-      name, or are not one array of floats, an attack that starts at random without attack_key=, or
-      one that compares losses with a loss of the whole batch.
+    InputError: attack is not an attack (a set, for example); when called: the examples are passed
+      by keyword or are not one array of floats, an attack with a random start has no attack_key=,
+      or an attack that compares losses gets one loss for the whole batch.
   """
   check_attack(attack)
 
@@ -227,9 +227,9 @@ def robustify(
         f"The examples must be positional argument {argnum} of the loss (argnum={argnum}), but it "
         f"was given {len(args)} positional arguments and {sorted(kwargs) or 'none'} by name."
       )
-    place = range(len(args))[argnum]  # which may be negative, as in jax.grad
-    before, x, after = args[:place], args[place], args[place + 1 :]
-    check_examples(f"The examples (positional argument {place}, by argnum={argnum})", x)
+    index = range(len(args))[argnum]  # argnum may be negative, as in jax.grad
+    before, x, after = args[:index], args[index], args[index + 1 :]
+    check_examples(f"The examples (positional argument {index}, by argnum={argnum})", x)
     frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
 
     def value_fn(x: Array) -> Array:
@@ -243,11 +243,11 @@ def robustify(
 
 
 def check_attack(attack: object, scheduled: bool = False) -> None:
-  """InputError unless it is an attack; the message names the call that makes one of it.
+  """Raises an InputError unless `attack` is an attack; the message says how to make one.
 
   Args:
-    attack: what was given for one.
-    scheduled: whether a ScheduledAttack will do.
+    attack: the object to check.
+    scheduled: whether a ScheduledAttack is allowed.
   """
   if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
     return
@@ -263,7 +263,7 @@ def check_attack(attack: object, scheduled: bool = False) -> None:
 
 
 def check_examples(what: str, x: object) -> None:
-  """InputError unless x is one array of floats [B, *S]; `what` begins the sentence."""
+  """Raises an InputError, starting with `what`, unless x is one array of floats [B, *S]."""
   if not isinstance(x, jax.Array | np.ndarray):
     raise InputError(
       f"{what} must be one floating point array [B, *S], but are {_in_words(x)}; perturb one array "
@@ -285,9 +285,9 @@ def _in_words(value: object) -> str:
 
 
 def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
-  """What a step reports of the point x, and the gradient there, [B, *S].
+  """AscentInfo at the point x, and the input gradient there, [B, *S].
 
-  The gradient of a sum is every example's own gradient: their losses do not mix.
+  The gradient of the summed loss is the per-example gradient, since the losses do not mix.
   """
 
   def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -300,12 +300,12 @@ def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, A
 
 
 def score_of(value_fn: ValueFn | Stochastic, x: Array) -> Array:
-  """What points are compared by, [B]; an InputError if the batch has one number for all."""
+  """The score of each example, [B]; an InputError if there is one number for the whole batch."""
   return per_example(_scored(at_step(value_fn, 0)(x)).score, x)
 
 
 def per_example(values: Array, x: Array) -> Array:
-  """The values, if there is one for each example.
+  """Returns the values, if there is one per example.
 
   Raises:
     InputError: there is one number for the whole batch.
@@ -319,7 +319,7 @@ def per_example(values: Array, x: Array) -> Array:
 
 
 def better(best: Candidates, new: Candidates) -> Candidates:
-  """Every example's point of the higher score; the first where they are equal, NaN above all."""
+  """Per example, the point of the higher score: `best` in a tie; NaN ranks highest."""
   higher = (new[1] > best[1]) | (jnp.isnan(new[1]) & ~jnp.isnan(best[1]))
   return where_examples(higher, new[0], best[0]), jnp.where(higher, new[1], best[1])
 

@@ -1,4 +1,4 @@
-"""Maximisers that follow the input gradient: conditional gradient, projected ascent, optax."""
+"""Maximizers that follow the input gradient: conditional gradient, projected ascent, optax."""
 
 from collections.abc import Callable
 
@@ -21,18 +21,18 @@ from robust_opt.sets import L2
 from robust_opt.sets.base import UncertaintySet
 from robust_opt.types import Array, Stochastic, ValueFn
 
-# t [] -> the set of the t-th step, t = 0, 1, ...
+# t [] -> the set of step t = 0, 1, ...
 StepSchedule = Callable[[Array], UncertaintySet]
 
 
 def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
-  """The conditional gradient method from the clean example; it never leaves the set.
+  """The conditional gradient method from the clean example; its iterates stay in the set.
 
     s_t = argmax over s in U(x) of <grad value_fn(x + delta_t), s>
     delta_{t+1} = delta_t + 2 / (t + 2) (s_t - delta_t),   delta_0 = 0
 
-  Its first iteration goes all the way to s_0: that is the ascent step of Algorithm 1 (Shaham et
-  al. 2015), exact when value_fn is linear. Source: Frank and Wolfe (1956); Jaggi (2013), alg. 1.
+  The first iteration goes all the way to s_0, the ascent step of Algorithm 1 (Shaham et al. 2015),
+  which is exact when value_fn is linear. Source: Frank and Wolfe (1956); Jaggi (2013), alg. 1.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -60,16 +60,16 @@ def pgd(
 
     delta_{t+1} = project onto U(x) of delta_t + steepest ascent in step(x + delta_t)
 
-  A step is itself a steepest ascent, over a smaller set around the current point. Over L2 and L1
-  take steps of `L2` without a box: that is projected gradient ascent, which climbs to the maximum
-  of a concave function, since the projection knows of the box. An l1 step without a box is lost on
-  a pixel that is saturated; l2 and l1 steps with one stop short of the maximum, since the
-  projection then takes from saturated pixels what no step gives back.
+  A step is itself a steepest ascent over a smaller set around the current point. For L2 and L1
+  sets, take steps in an `L2` without a box: this is projected gradient ascent, which reaches the
+  maximum of a concave function, since the projection handles the box. An L1 step without a box is
+  wasted on a saturated pixel; L2 and L1 steps with a box stop short of the maximum, since the
+  projection takes from saturated pixels what no step gives back.
 
   Args:
-    u: the set to stay in.
-    step: the set of one step: `LInf(0.01)` moves every pixel by 0.01; or a schedule, from the
-      number of the step to its set: `lambda t: LInf(0.05 * 0.9**t)`.
+    u: the set to project onto.
+    step: the set of one step: `LInf(0.01)` moves every pixel by 0.01; or a schedule, from the step
+      number to its set: `lambda t: LInf(0.05 * 0.9**t)`.
     random_start: whether to start from a sample of the set (needs a key) rather than from 0.
     momentum: mu of momentum PGD, whose steps ascend along g_{t+1} = mu g_t + grad / |grad|_1
       (Dong et al. 2018, arXiv 1710.06081, equation 6); 0: along the gradient.
@@ -97,16 +97,16 @@ def pgd(
 
 
 def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
-  """Steps from random noise without ever projecting: N-FGSM over l_inf.
+  """Steps from random noise without a projection: N-FGSM for l_inf.
 
     delta_0 ~ noise,   delta_{t+1} = delta_t + steepest ascent in step(x + delta_t)
 
-  One step of it, with noise in twice the ball, trains without catastrophic overfitting where FGSM
-  does not; delta may lie outside of the ball. Source: de Jorge et al. 2022 (arXiv 2202.01181).
+  One step from noise in twice the ball avoids the catastrophic overfitting of FGSM training; delta
+  may lie outside the ball. Source: de Jorge et al. 2022 (arXiv 2202.01181).
 
   Args:
     noise: the set to start in; needs a key.
-    step: the set of one step. Where both have a box, x + delta stays in it.
+    step: the set of one step. If both have a box, x + delta stays in it.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -125,16 +125,16 @@ def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
 def projected(
   u: UncertaintySet, optimizer: optax.GradientTransformation, random_start: bool = False
 ) -> InnerMaximizer:
-  """Any optimiser of optax as the ascent, projected onto U(x) after every step.
+  """Any optax optimizer as the ascent, with a projection onto U(x) after every step.
 
     projected(ro.LInf(0.3), optax.adam(0.01))
 
-  The optimiser minimises -value_fn in delta, each example by itself: norms and counts that it keeps
-  are those of one example.
+  The optimizer minimizes -value_fn in delta for each example separately: its norms and counts are
+  those of one example.
 
   Args:
-    u: the set to stay in.
-    optimizer: of optax; its learning rate is in pixels.
+    u: the set to project onto.
+    optimizer: from optax; its learning rate is in pixels.
     random_start: whether to start from a sample of the set (needs a key) rather than from 0.
   """
 
@@ -152,18 +152,18 @@ def projected(
 
 
 def power_iteration(u: UncertaintySet) -> InnerMaximizer:
-  """Ascends what is flat at the clean example: delta along the dominant direction of its Hessian H.
+  """One step along the dominant direction of the Hessian H, for values that are flat at x.
 
     d_{t+1} = H d_t / |H d_t|_2,   delta = argmax over delta in U(x) of <H d_t, delta>
 
-  For a divergence from the prediction at x, whose gradient there is zero and whose H is positive
-  semidefinite. H d is a forward-over-reverse product, which costs some two forward and backward
-  passes: no finite difference. Over an l_2 ball it is the adversary of virtual adversarial training
-  (Miyato et al. 2015, arXiv 1507.00677, section 3), which takes one step. It starts from a random
-  direction (needs a key); an example whose H d is zero stays where it is.
+  For a divergence from the prediction at x, whose gradient at x is zero and whose H is positive
+  semidefinite. H d is a forward-over-reverse product, at the cost of about two forward and backward
+  passes, not a finite difference. Over an l_2 ball, one step of it is the adversary of virtual
+  adversarial training (Miyato et al. 2015, arXiv 1507.00677, section 3). It starts from a random
+  direction (needs a key); an example whose H d is zero does not move.
 
   Args:
-    u: the set to stay in.
+    u: the set that contains delta.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -188,7 +188,7 @@ def power_iteration(u: UncertaintySet) -> InnerMaximizer:
 
 
 def steepest(u: UncertaintySet) -> Attack:
-  """The ascent of Algorithm 1: one step from the clean example to the edge of the set.
+  """The ascent step of Algorithm 1: from the clean example to the boundary of the set.
 
   With `LInf` it is the fast gradient sign method (Goodfellow et al. 2015).
   """
@@ -196,18 +196,18 @@ def steepest(u: UncertaintySet) -> Attack:
 
 
 def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
-  """A random point of the set, blind to the loss: the control of adversarial training.
+  """A random point of the set that ignores the loss: the control of adversarial training.
 
   Source: Goodfellow et al. 2015 (arXiv 1412.6572), section 6, which trains on uniform noise in the
   l_inf ball and on random signs times its radius.
 
   Args:
-    u: where the noise lies.
-    extreme: rather than a sample of the set, its furthest point in the direction of random signs;
-      in the l_inf ball a corner.
+    u: the set of the noise.
+    extreme: whether to take the furthest point of the set in the direction of random signs (a
+      corner of an l_inf ball) instead of a sample.
 
   Returns:
-    An attack that must have a key and reports no step.
+    An attack that needs a key and reports no steps.
   """
 
   def blind(
@@ -227,13 +227,13 @@ def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
 
 
 def _of_unit_l2(v: Array) -> Array:
-  """Every example's vector at unit length, [B, *S]; 0 where it is 0, whatever its scale."""
+  """Each example's vector scaled to unit length, [B, *S]; 0 stays 0."""
   return L2(1.0).steepest_ascent(v, v)
 
 
 @computed_wide
 def _of_unit_l1(grad: Array) -> Array:
-  """Every example's gradient divided by its l_1 norm; 0 where it is 0, whatever its scale."""
+  """Each example's gradient divided by its l_1 norm; 0 stays 0."""
   axes = tuple(range(1, grad.ndim))
   largest = jnp.max(jnp.abs(grad), axis=axes, keepdims=True)
   scaled = grad / jnp.where(largest > 0, largest, 1.0)

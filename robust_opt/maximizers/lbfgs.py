@@ -1,4 +1,4 @@
-"""L-BFGS within an u set: the paper's other way to solve the inner problem."""
+"""L-BFGS within an uncertainty set, the second inner solver of Shaham et al. (2015)."""
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +17,26 @@ from robust_opt.maximizers.base import (
 from robust_opt.sets.base import UncertaintySet
 from robust_opt.types import Array, Scored, ValueFn
 
-# Lengths that the line search tries, as fractions of the whole step.
+# Step lengths of the line search, as fractions of the full step.
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625)
 
 
 def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
-  """Projected L-BFGS with a line search of every example's own (Shaham et al. 2015, section 4).
+  """Projected L-BFGS with a per-example line search (Shaham et al. 2015, section 4).
 
     d = H grad, H the limited-memory estimate of -(Hessian)^-1,   s = steepest ascent in U(x)
     delta_{t+1} = the best of  delta_t,  project(delta_t + a d),  delta_t + a (s - delta_t)
 
-  over a in STEP_LENGTHS. The value never falls, and since the first s at a = 1 is the ascent step
-  of Algorithm 1, the result is never below that of Algorithm 1. A step costs one input gradient
-  and 2 len(STEP_LENGTHS) forward passes.
+  over a in STEP_LENGTHS. The value never decreases, and since the first s at a = 1 is the ascent
+  step of Algorithm 1, the result is never below that of Algorithm 1. A step costs one input
+  gradient and 2 len(STEP_LENGTHS) forward passes.
 
-  The loss need not be concave, so that H need not be positive: the direction to s, which always
-  ascends, is the safeguard. Source of H: Nocedal and Wright (2006), algorithm 7.4 (optax).
+  The loss need not be concave, so H need not be positive; the direction to s, which always ascends,
+  is the safeguard. Source of H: Nocedal and Wright (2006), algorithm 7.4 (optax).
 
   Args:
-    u: the set to stay in; convex, as s and delta_t are then joined by a segment in it.
-    memory_size: how many differences of points and gradients are remembered.
+    u: a convex set, so that the segment from delta_t to s lies in it.
+    memory_size: number of differences of points and gradients to keep.
 
   Raises:
     InputError: in a step, if value_fn returns one number for the whole batch.
@@ -51,7 +51,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     delta = state.delta
     info, grad = value_and_input_gradient(value_fn, x + delta)
-    # optax minimises -value_fn, and returns H times its gradient.
+    # optax minimizes -value_fn and returns H times its gradient.
     opposite, memory = jax.vmap(estimate.update)(-grad, state.memory, delta)
     towards = u.steepest_ascent(grad, x) - delta
 
@@ -61,7 +61,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
 
     def search(best: Candidates, length: Array) -> tuple[Candidates, None]:
       quasi_newton = u.project(delta - length * opposite, x)
-      steepest = u.project(delta + length * towards, x)  # rounding apart, a no-op
+      steepest = u.project(delta + length * towards, x)  # a no-op except for rounding
       best = better(best, (quasi_newton, value_of(quasi_newton)))
       return better(best, (steepest, value_of(steepest))), None
 

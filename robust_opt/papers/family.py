@@ -297,11 +297,12 @@ def _learned(runs: list[dict[str, Any]]) -> np.ndarray:
 
 def _of_run(summary: dict[str, Any]) -> dict[str, Any]:
   """What training left: clean accuracy on the whole test set, and what went wrong."""
+  detected = summary["overfitting"]
   return {
     "clean": clean(summary),
     "tested": tested(summary),
     "epochs": summary["config"]["training"]["epochs"],
-    "overfitting": [sentence.split(":")[0] for sentence in summary["overfitting"]],
+    "overfitting": [f"{detected['kind'].capitalize()} overfitting"] if detected else [],
     "params_sha256": summary["params_sha256"],
   }
 

@@ -1,6 +1,6 @@
 """Robust optimisation of linear models is regularisation: every equivalence, in numbers.
 
-  python -m pip install ".[theory]"
+  python -m pip install ".[run,theory]"
   python -m robust_opt.papers.linear_theory --output=runs/linear_theory
 
 On data that scikit-learn bundles (diabetes: 442 patients; breast cancer: 569), some ten seconds on

@@ -1,1 +1,5 @@
 """Figures of runs, studies and papers."""
+
+from robust_opt import extras
+
+extras.require("run", "matplotlib")

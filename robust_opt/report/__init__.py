@@ -1,1 +1,5 @@
 """One HTML page about one run or several."""
+
+from robust_opt import extras
+
+extras.require("report", "jinja2", "markupsafe", "PIL", "plotly")

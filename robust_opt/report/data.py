@@ -20,8 +20,6 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.metrics import read_metrics
 
 CONFIDENCE = 0.95
-# How the end of a row of summary.json says that the run was trained against this adversary.
-TRAINING = " (training)"
 
 Parsed = TypeVar("Parsed")
 
@@ -45,20 +43,20 @@ class Rate(NamedTuple):
 
 
 class Result(NamedTuple):
-  """A row of the table of a run.
+  """Test accuracy of a run, clean or under one attack.
 
   Attributes:
-    what: "clean", or norm, radius and steps in words.
-    norm: of the ball; empty for clean.
+    norm: of the ball, as in robust_opt.sets.BALLS; None for clean.
     radius: of the ball; 0 for clean.
-    trained: whether the run was trained against it.
-    rate: how many of the test examples are right.
+    num_steps: of the attack; 0 for clean.
+    trained_on: whether the run was trained against this attack.
+    rate: how many test examples are classified correctly.
   """
 
-  what: str
-  norm: str
+  norm: str | None
   radius: float
-  trained: bool
+  num_steps: int
+  trained_on: bool
   rate: Rate
 
 
@@ -189,16 +187,7 @@ def read(workdir: Path, name: str) -> Run:
 
 
 def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
-  results = tuple(
-    Result(
-      row["what"].removesuffix(TRAINING),
-      row.get("norm", ""),
-      float(row.get("radius", 0.0)),
-      row["what"].endswith(TRAINING),
-      Rate(row["correct"], row["total"]),
-    )
-    for row in value["results"]
-  )
+  results = tuple(map(_result, value["results"]))
   sweeps = tuple(
     Sweep(
       sweep["norm"],
@@ -217,6 +206,14 @@ def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
     "config": config_lib.flattened(value["config"]),
     "summary": value,
   }
+
+
+def _result(row: Mapping[str, Any]) -> Result:
+  rate = Rate(row["correct"], row["total"])
+  if row["set"] is None:
+    return Result(None, 0.0, 0, row["trained_on"], rate)
+  norm, radius = row["set"]["name"], float(row["set"]["radius"])
+  return Result(norm, radius, row["attack"]["num_steps"], row["trained_on"], rate)
 
 
 def _evaluation(folder: Path) -> Evaluation:

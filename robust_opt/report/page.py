@@ -75,9 +75,7 @@ def page(runs: Sequence[Run], places: Mapping[str, str]) -> str:
     "radius_plots": numbered(report_plots.radius_plots(runs)),
     "radius_tables": words.radius_tables(runs),
     "training_plots": numbered(report_plots.training_plots(runs)),
-    "overfitting": [
-      (one.name, said) for one in runs for said in one.summary.get("overfitting", ())
-    ],
+    "overfitting": [(one.name, words.overfitting(one)) for one in runs if words.overfitting(one)],
     "evaluations": [entry for entries in shown for entry in entries],
     "confusion_plots": numbered(
       [entry["confusion"] for entries in shown for entry in entries if entry["confusion"]]
@@ -111,7 +109,6 @@ def page(runs: Sequence[Run], places: Mapping[str, str]) -> str:
   filters = {
     "percent": words.percent,
     "breakable": words.breakable,
-    "spelt": words.spelt,
   }
   environment.filters |= filters
   return environment.get_template("report.html").render(view)

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from robust_opt.report.data import Rate, Run
+from robust_opt.tables import NORM_NAMES
 
 # Told apart by colour-blind readers, on white and on black; dash and marker tell them apart too.
 THEMES: dict[str, dict[str, Any]] = {
@@ -39,7 +40,6 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 # The same as characters, for the legend.
 MARKS = ("\u25cf", "\u25a0", "\u25c6", "\u25b2", "\u25bc", "\u271a", "\u2716")
-SIGNS = {"linf": "\u2113\u221e", "l2": "\u2113\u2082", "l1": "\u2113\u2081"}
 # Beyond so many classes the numbers of a confusion would overlap.
 NUMBERED_CLASSES = 20
 
@@ -70,7 +70,7 @@ def radius_plots(runs: Sequence[Run]) -> list[Plot]:
 
 
 def _radius_plot(runs: Sequence[Run], norm: str) -> Plot:
-  figure, words = _figure(f"radius in {SIGNS[norm]} (pixels in [0, 1])"), []
+  figure, words = _figure(f"radius in {NORM_NAMES[norm].sign} (pixels in [0, 1])"), []
   for place, run in enumerate(runs):
     for sweep in (s for s in run.sweeps if s.norm == norm):
       figure.add_trace(_line(place, run.name, sweep.radii, sweep.rates, "radius"))
@@ -93,8 +93,8 @@ def _radius_plot(runs: Sequence[Run], norm: str) -> Plot:
   # Room on the left, or a marker at 0 lies on the axis' words.
   furthest = max(max(trace.x) for trace in figure.data) or 1.0
   figure.update_xaxes(range=[-0.03 * furthest, 1.03 * furthest])
-  alt = f"Line plot of test accuracy against the radius of the attack in {SIGNS[norm]}. "
-  return Plot(f"Over {SIGNS[norm]}", alt + "; ".join(words) + ".", _json(figure))
+  alt = f"Line plot of test accuracy against the radius of the attack in {NORM_NAMES[norm].sign}. "
+  return Plot(f"Over {NORM_NAMES[norm].sign}", alt + "; ".join(words) + ".", _json(figure))
 
 
 # key of metrics.jsonl -> (title, factor of its values, title of the axis)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from robust_opt.experiments.metrics import NORMS
-from robust_opt.report.data import Evaluation, Rate, Run, command
-from robust_opt.report.plots import SIGNS
+from robust_opt.report.data import Evaluation, Rate, Result, Run, command
 from robust_opt.statistics import accuracy_interval
+from robust_opt.tables import NORM_NAMES, counted
+from robust_opt.training.overfitting import Overfitting, in_words
 
 # Where things lie is no part of what is computed.
 _PLACES = ("dataset.data_dir", "dataset.cache_dir")
@@ -69,7 +69,7 @@ def interval(rate: Rate) -> str:
 
 def ball(norm: str, radius: float) -> str:
   """A norm and its radius."""
-  return f"{SIGNS[norm]} {radius:.4g}"
+  return f"{NORM_NAMES[norm].sign} {radius:.4g}"
 
 
 def ensemble_name(version: str) -> str:
@@ -85,11 +85,17 @@ def evaluation_title(evaluation: Evaluation) -> str:
   return f"{name}, {evaluation.robust.total:,} images"
 
 
-def spelt(words: str) -> str:
-  """Words of a summary with the norms as signs."""
-  for norm, name in NORMS.items():
-    words = words.replace(f"{name} ", f"{SIGNS[norm]} ")
-  return words
+def result_title(result: Result) -> str:
+  """'clean', or ball and steps."""
+  if result.norm is None:
+    return "clean"
+  return f"{ball(result.norm, result.radius)}, {counted(result.num_steps, 'step')}"
+
+
+def overfitting(run: Run) -> str:
+  """The warning of the run; empty if its training did not overfit."""
+  detected = run.summary.get("overfitting")
+  return in_words(Overfitting(**detected)) if detected else ""
 
 
 def breakable(name: str) -> Markup:
@@ -108,14 +114,14 @@ def verdict(run: Run) -> Verdict:
   if evaluation is None:
     sentence = (
       f"{head}, and on {percent(own.rate.accuracy)} ({interval(own.rate)}) of them under "
-      f"{spelt(own.what)}{', the attack of its training' if own.trained else ''}."
+      f"{result_title(own)}{', the attack of its training' if own.trained_on else ''}."
     )
     weak = (
       "No ensemble of attacks has been run: a single attack gives an upper bound, often far too "
       "high."
     )
     return Verdict(
-      percent(clean.rate.accuracy), percent(own.rate.accuracy), spelt(own.what), sentence, weak
+      percent(clean.rate.accuracy), percent(own.rate.accuracy), result_title(own), sentence, weak
     )
   robust, claim = evaluation.robust, evaluation.stored.claim
   which = (
@@ -123,7 +129,7 @@ def verdict(run: Run) -> Verdict:
   )
   sentence = (
     f"{head}; of {which}, {percent(robust.accuracy)} ({interval(robust)}) stand "
-    f"{ensemble_name(claim.version)}, over {SIGNS[claim.norm]} of radius {claim.radius:.4g}."
+    f"{ensemble_name(claim.version)}, over {ball(claim.norm, claim.radius)}."
   )
   if evaluation.checks and not doubt(evaluation):
     sentence += f" {_passed(evaluation.checks)}"
@@ -200,7 +206,7 @@ def radius_tables(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[s
 
   return [
     (
-      f"radius in {SIGNS[norm]}",
+      f"radius in {NORM_NAMES[norm].sign}",
       [(f"{radius:.4g}", cells(rates)) for radius, rates in sorted(radii.items())],
     )
     for norm, radii in swept.items()
@@ -209,22 +215,21 @@ def radius_tables(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[s
 
 def result_table(runs: Sequence[Run]) -> list[Row]:
   """Clean, the attacks of the runs, then the evaluations; each row holds every run."""
-  columns = [_column(run) for run in runs]
-  rows = list(dict.fromkeys(what for column in columns for what in column))
-  rows.sort(key=lambda what: "images" in what)  # evaluations last, else as they come
+  results = [{result_title(r): (r.rate, r.trained_on) for r in run.results} for run in runs]
+  evaluations = [{evaluation_title(e): (e.robust, False) for e in run.evaluations} for run in runs]
   seeds = are_seeds(runs)
+  return [*_result_rows(results, seeds), *_result_rows(evaluations, seeds)]
+
+
+def _result_rows(columns: Sequence[Mapping[str, tuple[Rate, bool]]], seeds: bool) -> list[Row]:
+  """A row for each title, with a cell for each run: rate, and whether the run trained on it."""
   table = []
-  for what in rows:
-    found = [column.get(what) for column in columns]
-    cells = tuple(Cell() if cell is None else _cell(*cell) for cell in found)
-    rates = [cell[0] for cell in found if cell is not None]
-    table.append(Row(what, cells, _mean(rates) if seeds and len(rates) == len(runs) else ""))
+  for title in dict.fromkeys(title for column in columns for title in column):
+    entries = [column.get(title) for column in columns]
+    cells = tuple(Cell() if entry is None else _cell(*entry) for entry in entries)
+    rates = [entry[0] for entry in entries if entry is not None]
+    table.append(Row(title, cells, _mean(rates) if seeds and len(rates) == len(columns) else ""))
   return table
-
-
-def _column(run: Run) -> dict[str, tuple[Rate, bool]]:
-  rows = {spelt(result.what): (result.rate, result.trained) for result in run.results}
-  return rows | {evaluation_title(e): (e.robust, False) for e in run.evaluations}
 
 
 def _cell(rate: Rate, trained: bool) -> Cell:

@@ -20,7 +20,8 @@ import optax
 
 from robust_opt import losses
 from robust_opt.sets import UncertaintySet
-from robust_opt.training.step import TrainMetrics, TrainState, TrainStep, check_batch, check_losses
+from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
+from robust_opt.training.step import check_batch, check_losses
 from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
 
 

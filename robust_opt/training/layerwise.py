@@ -48,7 +48,7 @@ from robust_opt.errors import InputError
 from robust_opt.models import affine
 from robust_opt.sets import LInf, Radius, UncertaintySet
 from robust_opt.sets.products import split
-from robust_opt.training.step import TrainMetrics, TrainState, TrainStep
+from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 Shape = tuple[int, ...]

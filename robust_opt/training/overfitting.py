@@ -1,36 +1,36 @@
-"""Two ways in which robust training goes wrong late, told from held-out accuracies.
+"""Detects catastrophic and robust overfitting from held-out accuracies after each epoch.
 
   history = [Epoch(train_loss=0.9, single_step=0.71, pgd=0.55, num_examples=500), ...]
-  found(history)     # sentences, none while all is well
+  detected = detect(history)     # an Overfitting, or None
+  in_words(detected)             # the warning to print
 
-Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994): a net that trains against
-one step learns to answer that step alone; its accuracy under PGD collapses within an epoch while
-that under one step stays or rises. Robust overfitting (Rice, Wong and Kolter 2020, arXiv
-2002.11569): the accuracy under PGD on data that the net has not seen sinks slowly while the loss on
-the training set still falls.
+Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994): a network trained against
+one step becomes robust to that step only; within an epoch its PGD accuracy collapses while its
+accuracy under one step stays or rises. Robust overfitting (Rice, Wong and Kolter 2020, arXiv
+2002.11569): PGD accuracy on held-out data declines slowly while the training loss still falls.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-# What a collapse leaves of the best accuracy under PGD, at most; and how much it takes at least.
-# A net that has not begun to learn gives one answer, and so stands PGD as often as chance has it.
-COLLAPSE, COLLAPSED_POINTS = 0.5, 0.1
-# Who has gained more than this under one step was only beginning to learn.
-LEARNT_POINTS = 0.1
-# Robust overfitting is said beyond so many standard errors of a difference, and so many points.
+# A collapse loses at least this share of the best PGD accuracy, and at least so much in absolute
+# terms: a constant classifier has PGD accuracy too, by chance.
+COLLAPSE_SHARE, COLLAPSE_POINTS = 0.5, 0.1
+# A network that gained more than this under one step since its best epoch was still starting out.
+LEARNING_POINTS = 0.1
+# A decline counts from this many standard errors of a difference, and this much in absolute terms.
 STANDARD_ERRORS, POINTS = 2.0, 0.02
 
 
 class Epoch(NamedTuple):
-  """What is known after an epoch.
+  """Measurements after one epoch.
 
   Attributes:
-    train_loss: the mean loss at the perturbed training batches.
-    single_step: accuracy on held-out examples under one step.
-    pgd: under PGD, of the same radius.
-    num_examples: that these accuracies are means over.
+    train_loss: mean loss on the perturbed training batches.
+    single_step: held-out accuracy under one step, in [0, 1].
+    pgd: held-out accuracy under PGD of the same radius, in [0, 1].
+    num_examples: number of held-out examples of both accuracies.
   """
 
   train_loss: float
@@ -39,57 +39,72 @@ class Epoch(NamedTuple):
   num_examples: int
 
 
-def catastrophic(history: Sequence[Epoch]) -> bool:
-  """Whether the last epoch has lost half of the best PGD accuracy, but nothing under one step."""
+class Overfitting(NamedTuple):
+  """Overfitting, as of the last epoch of a history.
+
+  Attributes:
+    kind: "catastrophic" or "robust".
+    best_epoch: the epoch of the best PGD accuracy, counted from 1.
+    best_pgd: that accuracy, in [0, 1].
+    epoch: the last epoch, counted from 1.
+    pgd: PGD accuracy after it.
+    single_step: accuracy under one step after it.
+  """
+
+  kind: Literal["catastrophic", "robust"]
+  best_epoch: int
+  best_pgd: float
+  epoch: int
+  pgd: float
+  single_step: float
+
+
+def detect(history: Sequence[Epoch]) -> Overfitting | None:
+  """Overfitting at the end of the history of all epochs so far, or None."""
+  if not history:
+    return None
   last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
-  collapsed = last.pgd < min(COLLAPSE * best.pgd, best.pgd - COLLAPSED_POINTS)
+  numbers = history.index(best) + 1, best.pgd, len(history), last.pgd, last.single_step
+  if _collapsed(last, best):
+    return Overfitting("catastrophic", *numbers)
+  return Overfitting("robust", *numbers) if _declined(last, best) else None
+
+
+def newly_detected(history: Sequence[Epoch]) -> Overfitting | None:
+  """`detect`, or None where the epoch before the last has the same kind already."""
+  before, now = detect(history[:-1]), detect(history)
+  return None if now and before and now.kind == before.kind else now
+
+
+def in_words(overfitting: Overfitting) -> str:
+  """A sentence that says what happened and what to do about it."""
+  drop = (
+    f"held-out accuracy under PGD fell from {100 * overfitting.best_pgd:.1f} % after epoch "
+    f"{overfitting.best_epoch} to {100 * overfitting.pgd:.1f} % after epoch {overfitting.epoch}"
+  )
+  if overfitting.kind == "catastrophic":
+    return (
+      f"Catastrophic overfitting: {drop}, while accuracy under one step is "
+      f"{100 * overfitting.single_step:.1f} %; train with a random start and more steps, or a "
+      f"smaller radius."
+    )
+  return (
+    f"Robust overfitting: {drop}, while the training loss kept falling; use the best checkpoint "
+    f"(--config.evaluation.checkpoint=best) or fewer epochs."
+  )
+
+
+def _collapsed(last: Epoch, best: Epoch) -> bool:
+  collapsed = last.pgd < min(COLLAPSE_SHARE * best.pgd, best.pgd - COLLAPSE_POINTS)
   return collapsed and last.single_step >= best.single_step - POINTS
 
 
-def robust(history: Sequence[Epoch]) -> bool:
-  """Whether PGD accuracy has sunk from its best, beyond noise, while the training loss fell."""
-  last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
+def _declined(last: Epoch, best: Epoch) -> bool:
   noise = math.sqrt((_variance(last.pgd) + _variance(best.pgd)) / last.num_examples)
-  sunk = best.pgd - last.pgd > max(POINTS, STANDARD_ERRORS * noise)
-  begins = last.single_step > best.single_step + LEARNT_POINTS
-  return sunk and not begins and last.train_loss < best.train_loss
-
-
-def found(history: Sequence[Epoch]) -> list[str]:
-  """What is wrong, a sentence each.
-
-  Args:
-    history: of all epochs so far, in order.
-  """
-  if not history:
-    return []
-  last, best = history[-1], max(history, key=lambda epoch: epoch.pgd)
-  drop = (
-    f"held-out accuracy under PGD fell from {100 * best.pgd:.1f} % after epoch "
-    f"{history.index(best) + 1} to {100 * last.pgd:.1f} % after epoch {len(history)}"
-  )
-  if catastrophic(history):
-    return [
-      f"Catastrophic overfitting: {drop}, while {100 * last.single_step:.1f} % stand one step; "
-      f"train with a random start and more steps, or a smaller radius."
-    ]
-  if robust(history):
-    return [
-      f"Robust overfitting: {drop}, while the training loss went on falling; "
-      f"use the best checkpoint (--config.evaluation.checkpoint=best) or fewer epochs."
-    ]
-  return []
+  declined = best.pgd - last.pgd > max(POINTS, STANDARD_ERRORS * noise)
+  still_learning = last.single_step > best.single_step + LEARNING_POINTS
+  return declined and not still_learning and last.train_loss < best.train_loss
 
 
 def _variance(accuracy: float) -> float:
   return accuracy * (1 - accuracy)
-
-
-def new(history: Sequence[Epoch]) -> list[str]:
-  """What is wrong since the last epoch and was not before, a sentence each."""
-  before = {_kind(sentence) for sentence in found(history[:-1])}
-  return [sentence for sentence in found(history) if _kind(sentence) not in before]
-
-
-def _kind(sentence: str) -> str:
-  return sentence.split(":")[0]

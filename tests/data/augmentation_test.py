@@ -6,7 +6,7 @@ import pytest
 
 from robust_opt.data import augmentation
 from robust_opt.experiments import build, config
-from robust_opt.training.step import keys_of
+from robust_opt.keys import keys_of
 
 B, H, W, C = 64, 8, 6, 3
 

@@ -17,7 +17,7 @@ import robust_opt as ro
 from robust_opt import models
 from robust_opt.data.datasets import load
 from robust_opt.evaluation.accuracy import perturb
-from robust_opt.training.step import take
+from robust_opt.training import take
 
 COUNT = 23
 pytestmark = pytest.mark.usefixtures("float64")

@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 from robust_opt.arrays import digest
 from robust_opt.errors import RunError
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training import sharding
-from robust_opt.training.step import TrainState
+from robust_opt.training import TrainState, sharding
 
 # Orbax gives up on a damaged array while the others are still being read; what their callbacks then
 # meet (a closed event loop) Python reports as "Exception ignored".

@@ -13,7 +13,7 @@ from rounding import rounding
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.experiments import build, config, methods, updates
-from robust_opt.training.step import init_state, take
+from robust_opt.training import init_state, take
 
 ALL = pytest.mark.parametrize("name", methods.ALL)
 

@@ -169,9 +169,18 @@ def test_nothing_is_shown_by_those_who_do_not_lead(terminal, caplog):
 def test_table_fits_80_columns_and_wraps_nothing(capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "80")
   rows_of = [
-    {"what": "clean", "correct": 9876, "total": 10000, "zero_gradients": None},
     {
-      "what": "l_inf 0.05504, 20 steps (training)",
+      "set": None,
+      "attack": None,
+      "trained_on": False,
+      "correct": 9876,
+      "total": 10000,
+      "zero_gradients": None,
+    },
+    {
+      "set": {"name": "linf", "radius": 0.0550401},
+      "attack": {"num_steps": 20},
+      "trained_on": True,
       "correct": 1,
       "total": 10000,
       "zero_gradients": 1234,

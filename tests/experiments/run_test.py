@@ -18,8 +18,7 @@ from robust_opt.evaluation import accuracy as evaluation
 from robust_opt.experiments import assembly, build, metrics, run, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training import sharding
-from robust_opt.training.step import TrainMetrics, init_state
+from robust_opt.training import TrainMetrics, init_state, sharding
 
 RADIUS = 0.15
 SEEDS = (0, 1, 2)
@@ -139,7 +138,7 @@ def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
   assert len(asked) == 3
   assert all(data is parts.heldout for data in asked)
   images = parts.splits.train.images, parts.splits.heldout.images
-  original = build.data.load("digits", "train").images[:1000]
+  original = build.datasets.load("digits", "train").images[:1000]
   pixels = [{image.tobytes() for image in part} for part in (*images, original)]
   assert pixels[1] <= pixels[2]  # what is held out comes from the training set
   assert len(images[0]) + len(images[1]) == 1000
@@ -178,7 +177,7 @@ def test_a_norm_of_radius_0_is_left_out(parts):
 
   stub = parts._replace(evaluate=evaluate)
   found = run.evaluate_and_describe(config, stub, parts.state)
-  assert [row.get("norm") for row in found["results"]] == [None, "linf", "l2"]
+  assert [row["set"] and row["set"]["name"] for row in found["results"]] == [None, "linf", "l2"]
   # Multiples 0 and 1 of a radius are known already.
   assert asked == [("linf", 0.0), ("l2", 0.5), ("l2", 1.5)]
   assert found["sweeps"][1]["correct"] == [90, 60, 60]
@@ -298,16 +297,17 @@ def test_tensorboard_events_hold_the_same_numbers(finished):
 def test_counts_of_the_summary_add_up(finished):
   config, _, summary = finished
   clean, own, *others = summary["results"]
-  assert (clean["what"], clean["zero_gradients"]) == ("clean", None)
-  assert [row["norm"] for row in (own, *others)] == ["linf", "l2", "l1"]
-  assert [row["radius"] for row in (own, *others)] == [RADIUS, 0.5, 1.0]
-  assert "training" in own["what"]
-  assert not any("training" in row["what"] for row in others)
+  assert clean["set"] is clean["attack"] is clean["zero_gradients"] is None
+  radii = {"linf": RADIUS, "l2": 0.5, "l1": 1.0}
+  sets = [{"name": norm, "radius": radius} for norm, radius in radii.items()]
+  assert [row["set"] for row in (own, *others)] == sets
+  assert [row["trained_on"] for row in summary["results"]] == [False, True, False, False]
+  assert own["attack"] == {"num_steps": 1}
   assert {row["total"] for row in summary["results"]} == {150}
   assert own["correct"] <= clean["correct"] <= 150
   for row, sweep in zip((own, *others), summary["sweeps"], strict=True):
-    radius = config.evaluation.radii[row["norm"]]
-    assert sweep["norm"] == row["norm"]
+    radius = config.evaluation.radii[row["set"]["name"]]
+    assert sweep["norm"] == row["set"]["name"]
     assert sweep["radii"] == pytest.approx([0.0, radius, 3 * radius])
     assert sweep["correct"][0] == clean["correct"]  # radius 0 is the clean example
     assert sweep["correct"][1] == row["correct"]
@@ -354,7 +354,7 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
   summary = run.run(config, tmp_path / "run")
   (sentence,) = said
   assert sentence.startswith("Catastrophic overfitting: ")
-  assert len(summary["overfitting"]) == 1
+  assert summary["overfitting"]["kind"] == "catastrophic"
   epoch = {"say": 4, "stop": 2}[what]  # where it stops, the best checkpoint is reported on
   assert summary["step"] == epoch * parts.steps_per_epoch
   assert summary["best_checkpoint"]["step"] == 2 * parts.steps_per_epoch

@@ -15,8 +15,7 @@ from robust_opt.data.datasets import load
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, config, run, updates
 from robust_opt.sets import tangents
-from robust_opt.training import penalties
-from robust_opt.training.step import init_state, take
+from robust_opt.training import init_state, penalties, take
 
 NET = models.MLP(widths=(16,))
 

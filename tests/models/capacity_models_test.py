@@ -12,12 +12,11 @@ from rounding import assert_close, rounding
 from scipy import signal
 
 import robust_opt as ro
-from robust_opt import models
+from robust_opt import models, training
 from robust_opt.data.datasets import load
 from robust_opt.models.maxout import max_of_pieces
 from robust_opt.models.rbf import squared_distances
 from robust_opt.training import optimizers
-from robust_opt.training import step as training
 
 SHAPE = (3, 2, 1)
 N = 6

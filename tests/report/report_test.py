@@ -27,6 +27,7 @@ from robust_opt.report import examples
 from robust_opt.report import page as report
 from robust_opt.report import plots as report_plots
 from robust_opt.report import words as report_words
+from robust_opt.training import overfitting
 
 SMALL = (autoattack._apgd_ce(5), autoattack._apgd_t(5, 2))
 # Each would break an attribute, a script or plotly's own markup if it were taken for a part of it.
@@ -75,7 +76,7 @@ def second(trained, tmp_path_factory):
   summary = json.loads((workdir / "summary.json").read_text())
   summary["config"]["seed"], summary["title"] = 7, NASTY_TITLE
   summary["results"][0]["correct"] -= 4
-  summary["overfitting"] = ["Robust overfitting: held-out accuracy fell."]
+  summary["overfitting"] = overfitting.Overfitting("robust", 3, 0.58, 4, 0.5, 0.6)._asdict()
   (workdir / "summary.json").write_text(json.dumps(summary))
   return workdir
 
@@ -126,8 +127,8 @@ def test_what_a_run_has_left(trained):
   assert run.name == "first"
   assert run.title == summary["title"]
   assert [row.rate.correct for row in run.results] == [r["correct"] for r in summary["results"]]
-  assert [row.trained for row in run.results] == [False, True, False, False]
-  assert run.results[1].what == "l_inf 0.1, 1 step"
+  assert [row.trained_on for row in run.results] == [False, True, False, False]
+  assert run.results[1][:3] == ("linf", 0.1, 1)
   assert [sweep.norm for sweep in run.sweeps] == ["linf", "l2", "l1"]
   assert run.sweeps[0].rates[0] == run.results[0].rate
   assert run.config["uncertainty.radius"] == 0.1
@@ -310,7 +311,7 @@ def test_what_the_page_says(both, trained):
     ("2", "passes"),
   ]
   assert "measured <1>" in words
-  assert "Robust overfitting: held-out accuracy fell." in words
+  assert "Robust overfitting: held-out accuracy under PGD fell from 58.0 %" in words
   assert "has no evaluation" in words
   assert run.summary["params_sha256"] in words
   assert run.evaluations[0].stored.claim.net_sha256 in words

@@ -317,7 +317,7 @@ def test_input_errors(call, words):
 
 
 def test_without_cvxpy(monkeypatch):
-  monkeypatch.setattr(solve.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(InputError, match="pip install"):
     solve.lasso(np.eye(2), np.ones(2), 1.0)
 

@@ -16,7 +16,7 @@ from robust_opt.data import datasets
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training.step import init_state
+from robust_opt.training import init_state
 
 OVERRIDES = {
   "model.name": "MLP",
@@ -97,8 +97,8 @@ def test_two_processes_are_one_run(tmp_path):
   assert int(state.step) == STEPS
   # Two ascent gradients and one of the parameters, through 64 pixels, two layers and 32 examples.
   assert_close(state, expected, terms=3 * 2 * (64 + 128 + 64 + 32), steps=STEPS)
-  assert [(r["what"], r["total"]) for r in summary(two)["results"]] == [
-    (r["what"], r["total"]) for r in summary(alone)["results"]
+  assert [(r["set"], r["total"]) for r in summary(two)["results"]] == [
+    (r["set"], r["total"]) for r in summary(alone)["results"]
   ]
   correct = [[r["correct"] for r in summary(where)["results"]] for where in (two, alone)]
   np.testing.assert_allclose(*correct, atol=1)

@@ -12,10 +12,9 @@ import pytest
 from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
-from robust_opt import models
+from robust_opt import models, training
 from robust_opt.data.datasets import load
 from robust_opt.training import free
-from robust_opt.training import step as training
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 LR = 0.5

@@ -11,12 +11,11 @@ import pytest
 from rounding import assert_close, rounding
 
 import robust_opt as ro
-from robust_opt import models
+from robust_opt import models, training
 from robust_opt.data.datasets import load
 from robust_opt.errors import InputError
 from robust_opt.models import affine
 from robust_opt.training import layerwise
-from robust_opt.training import step as training
 
 LR = 0.5
 # Forward and back through the widest net: sums over 9, 9 x 32, 256 and 128 entries.

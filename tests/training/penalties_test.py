@@ -13,9 +13,9 @@ from rounding import assert_close, rounding
 
 import robust_opt as ro
 from robust_opt import models
+from robust_opt.keys import keys_of
 from robust_opt.models import affine
-from robust_opt.training import penalties
-from robust_opt.training.step import init_state, keys_of
+from robust_opt.training import init_state, penalties
 
 SHAPE = (6, 6, 2)
 # Forward and back through at most 72 inputs and 9 outputs, and norms of as many.

@@ -17,10 +17,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rounding import assert_close, widest
 
 import robust_opt as ro
-from robust_opt import models
+from robust_opt import models, training
 from robust_opt.data.datasets import load
 from robust_opt.training import sharding
-from robust_opt.training import step as training
 
 DEVICES, BATCH, STEPS = 8, 24, 3
 BRIGHT = 0.36

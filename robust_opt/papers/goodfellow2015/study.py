@@ -32,7 +32,7 @@ from robust_opt.papers.goodfellow2015 import parts as parts
 from robust_opt.papers.goodfellow2015 import report as report
 from robust_opt.papers.shaham2015.nets import assemble
 from robust_opt.studies.study import Study, sha256_of
-from robust_opt.training.step import streams
+from robust_opt.training import streams
 
 
 class Numbers(NamedTuple):

@@ -23,7 +23,7 @@ from robust_opt.evaluation.accuracy import Evaluation, logits_of, make_evaluate
 from robust_opt.experiments import build, seeds, updates
 from robust_opt.experiments import config as config_lib
 from robust_opt.objectives import robust
-from robust_opt.training.step import ArrayData, EpochPlan, TrainState, make_scan, streams
+from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan, streams
 from robust_opt.types import ApplyFn, Array
 
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times

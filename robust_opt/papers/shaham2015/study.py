@@ -35,7 +35,7 @@ from robust_opt.models import layers
 from robust_opt.papers.shaham2015 import nets as parts
 from robust_opt.papers.shaham2015 import report as report
 from robust_opt.studies.study import Study, command, file_sha256, sha256_of
-from robust_opt.training.step import ArrayData, TrainState, streams
+from robust_opt.training import ArrayData, TrainState, streams
 from robust_opt.types import Array
 
 NETS = ("baseline", "l1", "l2", "linf")

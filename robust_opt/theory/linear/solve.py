@@ -12,13 +12,13 @@ neither penalized nor subject to noise. The duals are Lagrange's, with 1/p + 1/q
 """
 
 import contextlib
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from robust_opt import extras
 from robust_opt.errors import InputError
 from robust_opt.sets import L1, L2, Ball, LInf
 from robust_opt.theory.linear import counterparts
@@ -367,8 +367,7 @@ def _gap(solution: Solution) -> float:
 
 
 def _cvxpy() -> Any:
-  if importlib.util.find_spec("cvxpy") is None:
-    raise InputError("This needs cvxpy: pip install 'robust_opt[theory]'.")
+  extras.require("theory", "cvxpy")
   import cvxpy  # an extra, and two seconds to import
 
   return cvxpy

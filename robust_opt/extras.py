@@ -1,0 +1,49 @@
+"""Packages that only a part of the library needs; `pip install robust_opt` leaves them out.
+
+  extras.require("run", "matplotlib")   # first in the __init__ of the package that imports it
+
+The extras themselves are in pyproject.toml.
+"""
+
+import importlib.util
+import sys
+
+from robust_opt.errors import MissingExtraError
+
+
+def require(extra: str, *modules: str) -> None:
+  """Checks that the modules of an extra are installed, without importing them.
+
+  Args:
+    extra: its name in pyproject.toml.
+    *modules: what is about to be imported, by full name.
+
+  Raises:
+    MissingExtraError: one of them is not installed. While a command (`python -m robust_opt.main`)
+      is being imported, that ends the process with the sentence and the exit code instead.
+  """
+  missing = [module for module in modules if not _installed(module)]
+  if not missing:
+    return
+  error = MissingExtraError(
+    f"{missing[0]} is not installed; install what this part of robust_opt needs by "
+    f'pip install "robust_opt[{extra}]".'
+  )
+  if not _is_command():
+    raise error
+  print(f"robust_opt: {error}", file=sys.stderr)
+  sys.exit(error.exit_code)
+
+
+def _installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # its parent is absent
+    return False
+
+
+def _is_command() -> bool:
+  """Whether this process was started as `python -m robust_opt.something`."""
+  # Not sys.argv or __main__: Python sets them only after it has imported the parent packages.
+  option, module = sys.orig_argv[1:3] if len(sys.orig_argv) > 2 else ("", "")
+  return option == "-m" and module.split(".")[0] == "robust_opt"

@@ -1,0 +1,129 @@
+"""A set from a mapping, as configs and flags state it: `name` and its own keyword arguments.
+
+  build_set({"name": "LInf", "radius": 8 / 255, "box": (0.0, 1.0)})
+  build_set({"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}})
+  build_set({"name": "Ellipsoid", "radius": 1.0, "scale": "scale.npy"})
+  build_set({"name": "my_package.my_module:Cube", "radius": 0.1})
+
+|  value                     |  becomes                                          |
+|  a mapping with `name`     |  name(**the rest), its own values built first     |
+|  a string ending in .npy   |  the array in that file                           |
+|  "package.module:name"     |  that object, imported from the working directory |
+|  a list                    |  a tuple                                          |
+|  anything else             |  itself                                           |
+"""
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robust_opt import layout, sets
+from robust_opt.errors import InputError
+from robust_opt.layout import ChannelAxis
+from robust_opt.sets.base import UncertaintySet
+
+
+@functools.cache  # static fields are compared, and partials are equal to themselves only
+def _channels(channel_axis: ChannelAxis = layout.AUTO) -> sets.Groups:
+  return functools.partial(sets.channels, channel_axis=channel_axis)
+
+
+SETS: dict[str, type[UncertaintySet]] = {
+  name: value
+  for name in sets.__all__
+  if isinstance(value := getattr(sets, name), type)
+  and issubclass(value, UncertaintySet)
+  and value not in (UncertaintySet, sets.Ball)
+}
+_PARTS: dict[str, Callable[..., Any]] = {"channels": _channels, "patches": sets.patches}
+
+
+def build_set(config: Mapping[str, Any]) -> UncertaintySet:
+  """The set that a mapping describes.
+
+  Args:
+    config: `name`, a set of `robust_opt.sets` or "package.module:Class" of your own, and the
+      keyword arguments of its class.
+
+  Raises:
+    InputError: an unknown name or argument, a missing argument, an object or file that cannot be
+      loaded, or what is built is not a set.
+  """
+  built = _build(config)
+  if not isinstance(built, UncertaintySet):
+    raise InputError(f"{config!r} must describe a set, {', '.join(SETS)}, but is {built!r}.")
+  return built
+
+
+def _build(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return _call(value)
+  if isinstance(value, list | tuple):
+    return tuple(_build(entry) for entry in value)
+  if isinstance(value, str) and value.endswith(".npy"):
+    return _load_array(Path(value))
+  if isinstance(value, str) and ":" in value:
+    return import_object(value)
+  return value
+
+
+def _call(config: Mapping[str, Any]) -> Any:
+  arguments = {key: _build(value) for key, value in config.items() if key != "name"}
+  name = config.get("name")
+  function = _find(name)
+  try:
+    inspect.signature(function).bind(**arguments)
+  except TypeError as error:
+    allowed = ", ".join(inspect.signature(function).parameters)
+    raise InputError(f"{name} takes {allowed}, but was given {dict(config)} ({error}).") from error
+  try:
+    return function(**arguments)
+  except (TypeError, ValueError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f"{name} cannot be built from {dict(config)} ({error}).") from error
+
+
+def _find(name: Any) -> Callable[..., Any]:
+  if isinstance(name, str) and ":" in name:
+    function = import_object(name)
+    if not callable(function):
+      raise InputError(f"{name} must be a class or function, but is {function!r}.")
+    return function
+  known = SETS | _PARTS
+  if name not in known:
+    raise InputError(
+      f"name must be one of {', '.join(known)}, or package.module:Class of your own, but was "
+      f"{name!r}."
+    )
+  return known[name]
+
+
+def import_object(name: str) -> Any:
+  """The object that "package.module:name" names; the working directory is searched first.
+
+  Raises:
+    InputError: it cannot be imported.
+  """
+  module_name, _, attribute = name.partition(":")
+  sys.path.insert(0, os.getcwd())
+  try:
+    return getattr(importlib.import_module(module_name), attribute)
+  except Exception as error:  # whatever the user's module raises
+    raise InputError(f"{name} cannot be imported ({error}).") from error
+  finally:
+    sys.path.remove(os.getcwd())
+
+
+def _load_array(path: Path) -> np.ndarray:
+  try:
+    return np.asarray(np.load(path, allow_pickle=False))
+  except (OSError, ValueError, EOFError) as error:
+    raise InputError(f"{path} must be an array in a .npy file ({error}).") from error
