@@ -69,7 +69,7 @@ from IPython.display import Image, Markdown, display
 import robust_opt as ro
 from robust_opt import models, tables
 from robust_opt.data import datasets
-from robust_opt.plots import figures
+from robust_opt.plots import base, runs
 from robust_opt.training import sharding
 
 # %matplotlib inline
@@ -132,7 +132,7 @@ for axis, norm in zip(axes, ("linf", "l2", "l1")):
   )
   axis.annotate("", np.asarray(gradient)[0], (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.5})
   axis.plot(*best, "o", color="#d55e00", ms=8)
-  axis.set(title=figures.NORM_NAMES[norm], aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+  axis.set(title=base.norm_label(norm), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 plt.show()
 
 # %% [markdown]
@@ -278,7 +278,7 @@ def attacked_examples(params, radius, count=8):
   return np.asarray(x), np.asarray(delta), np.asarray(y), *predictions
 
 
-show(figures.example_grid, *attacked_examples(standard, RADIUS), title="the standard network")
+show(runs.example_grid, *attacked_examples(standard, RADIUS), title="the standard network")
 
 # %% [markdown]
 # Above the clean digits, below what the adversary made of them, between the two the change
@@ -393,7 +393,7 @@ print(f"Gradients that were exactly zero, in {num_steps} updates: {metrics.zero_
 # %%
 radii = np.linspace(0.0, 2 * RADIUS, 9)
 figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-for (net_name, params), colour in zip(nets.items(), figures.COLOURS):
+for (net_name, params), colour in zip(nets.items(), base.COLORS):
   for (attack_name, make_attack), line in zip(attacks.items(), ("--", "-")):
     values = [accuracy(params, make_attack, radius) for radius in radii]
     label = f"{net_name}, {attack_name}"
@@ -414,7 +414,7 @@ plt.show()
 # that.
 
 # %%
-show(figures.example_grid, *attacked_examples(robust, RADIUS), title="the robust network")
+show(runs.example_grid, *attacked_examples(robust, RADIUS), title="the robust network")
 
 # %% [markdown]
 # The same digits and the same attack, now against the robust network: fewer words are orange. The

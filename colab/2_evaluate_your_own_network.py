@@ -74,7 +74,7 @@ import robust_opt as ro
 from robust_opt import tables
 from robust_opt.data import datasets
 from robust_opt.evaluation import trust
-from robust_opt.plots import figures
+from robust_opt.plots import base, runs
 from robust_opt.training import sharding
 
 # %matplotlib inline
@@ -340,7 +340,7 @@ def examples_of(verdict, logits_fn, count=8):
   return x_test[chosen], delta, y_test[chosen], verdict.prediction[chosen], after
 
 
-show(figures.example_grid, *examples_of(verdicts["Linen"], nets["Linen"]), title="Linen, standard")
+show(runs.example_grid, *examples_of(verdicts["Linen"], nets["Linen"]), title="Linen, standard")
 
 # %% [markdown]
 # Images that the standard Linen network had right, the change that AutoAttack found, and the
@@ -391,7 +391,7 @@ def bars(groups, title):
       100 * shares,
       0.75 / len(entries),
       yerr=100 * np.abs(ends - shares),
-      color=figures.COLOURS[number],
+      color=base.COLORS[number],
       capsize=3,
       label=entry,
     )

@@ -75,8 +75,8 @@ import robust_opt as ro
 from robust_opt import models, tables
 from robust_opt.data import constructed, datasets
 from robust_opt.evaluation import accuracy as evaluation
+from robust_opt.plots import base
 from robust_opt.plots import explanations as explanation_figures
-from robust_opt.plots import figures
 from robust_opt.theory import explanations
 from robust_opt.training import sharding
 
@@ -389,7 +389,7 @@ sets = {
   "D_det": (moved_set(next_labels), next_labels),
 }
 shown = {name: (images[:8], labels[:8]) for name, (images, labels) in sets.items()}
-show(explanation_figures.labelled_rows, shown, width=560)
+show(explanation_figures.labeled_rows, shown, width=560)
 
 # %% [markdown]
 # Above each image its label. The digits that we see are the same in every row, smudged in the
@@ -423,7 +423,7 @@ figure, axis = plt.subplots(figsize=(7.0, 3.0), layout="constrained")
 places = np.arange(len(learnt))
 for number, family in enumerate(("perceptron", "convnet")):
   shares = [100 * v[family] for v in learnt.values()]
-  axis.bar(places + 0.4 * number - 0.2, shares, 0.38, color=figures.COLOURS[number], label=family)
+  axis.bar(places + 0.4 * number - 0.2, shares, 0.38, color=base.COLORS[number], label=family)
 axis.axhline(10, color="0.4", ls=":", lw=1, label="chance")
 axis.set_xticks(places, list(learnt))
 axis.set(xlabel="learnt from", ylabel="accuracy on true test images (%)", ylim=(0, 105))

@@ -117,7 +117,7 @@ def training_attack(
       return maximizers.steepest(
         layerwise.layerwise(net, images.shape[1:], first, config.uncertainty.hidden_radius)
       )
-    return build.attack(config, norm, radius, num_steps)
+    return build.attack(config, build.uncertainty_set(config, norm, radius), num_steps)
 
   def at(step: Array) -> Attack:
     share = jnp.minimum(step / warmup, 1.0) if warmup else 1.0

@@ -348,7 +348,7 @@ def figures(options: Options, results: Path) -> None:
   chosen = chosen[chosen < min(len(shard.labels) for shard in shards.values())]
   rows = {"original": (construct.pixels(train.images[chosen]), train.labels[chosen])}
   rows |= {name: (shard.images[chosen], shard.labels[chosen]) for name, shard in shards.items()}
-  explanations.labelled_rows(rows, results / "sets.png")
+  explanations.labeled_rows(rows, results / "sets.png")
 
   budgets = np.concatenate([[0.0], np.geomspace(0.01, 30.0, 60)])
   covariance, mean = np.diag([1.0, 0.05]), np.array([1.0, 0.4])

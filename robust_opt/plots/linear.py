@@ -1,6 +1,6 @@
-"""The pictures of the theory of linear models, from arrays; matplotlib alone, no jax.
+"""The figures of the theory of linear models, from arrays.
 
-coefficient_paths(found.strengths, found.lasso, found.robust, Path("paths.png"))
+coefficient_paths(paths.strengths, paths.lasso, paths.robust, Path("paths.png"))
 optimality_gap({"linf": run.gap / run.optimum.value}, Path("gap.png"))
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_opt.plots.figures import COLOURS, NORM_NAMES, new_figure, save
+from robust_opt.plots.base import COLORS, PERCENT, curve, finish, new_figure, norm_label, save
 
 
 def coefficient_paths(
@@ -26,26 +26,19 @@ def coefficient_paths(
   figure = new_figure(5.4, 3.6)
   axis = figure.subplots()
   order = np.argsort(strengths)
+  rings = {"ls": "none", "marker": "o", "ms": 5, "mfc": "none"}
+  kinds = (
+    ("lasso", lasso, {"lw": 1, "marker": None}),
+    ("robust least squares", robust, rings),
+  )
   for column in range(lasso.shape[1]):
-    colour = COLOURS[column % len(COLOURS)]
-    first = column == 0  # one entry of each kind in the legend
-    axis.plot(
-      strengths[order], lasso[order, column], color=colour, lw=1, label="lasso" if first else None
-    )
-    axis.plot(
-      strengths[order],
-      robust[order, column],
-      color=colour,
-      ls="none",
-      marker="o",
-      ms=5,
-      mfc="none",
-      label="robust least squares" if first else None,
-    )
-  axis.set_xscale("log")
-  axis.set(xlabel=r"strength of the lasso, $\lambda = r\,|Xw + b - y|_2$", ylabel="coefficients")
-  axis.grid(alpha=0.3)
-  axis.legend(frameon=False)
+    color = COLORS[column % len(COLORS)]
+    for label, values, style in kinds:
+      shown = label if column == 0 else None  # one legend entry for each kind
+      curve(axis, 0, strengths[order], values[order, column], label=shown, color=color, **style)
+  finish(
+    axis, r"strength of the lasso, $\lambda = r\,|Xw + b - y|_2$", "coefficients", xscale="log"
+  )
   save(figure, path)
 
 
@@ -58,12 +51,9 @@ def optimality_gap(gaps: Mapping[str, np.ndarray], path: Path) -> None:
   """
   figure = new_figure(5.4, 3.6)
   axis = figure.subplots()
-  for (label, gap), colour in zip(gaps.items(), COLOURS * len(gaps)):
-    axis.plot(np.arange(len(gap)), gap, color=colour, lw=1.2, label=NORM_NAMES.get(label, label))
-  axis.set_yscale("log")
-  axis.set(xlabel="epoch", ylabel="objective minus certified optimum")
-  axis.grid(alpha=0.3)
-  axis.legend(frameon=False)
+  for index, (label, gap) in enumerate(gaps.items()):
+    curve(axis, index, np.arange(len(gap)), gap, label=norm_label(label), marker=None)
+  finish(axis, "epoch", "objective minus certified optimum", yscale="log")
   save(figure, path)
 
 
@@ -73,7 +63,7 @@ def adversary_and_decay(
   pulls: Mapping[str, np.ndarray],
   path: Path,
 ) -> None:
-  """Left: test errors against the strength; right: how hard |w|_1 is still pulled down.
+  """Left: test errors against the strength; right: the pull on |w|_1 that remains.
 
   Args:
     strengths: [R], ascending; the first may be 0.
@@ -83,18 +73,14 @@ def adversary_and_decay(
   """
   figure = new_figure(8.6, 3.5)
   left, right = figure.subplots(1, 2)
-  for (label, (clean, adversarial)), colour, marker in zip(errors.items(), COLOURS, "os"):
-    shared = {"color": colour, "marker": marker, "ms": 4, "lw": 1.2}
-    left.plot(strengths, 100 * clean, label=f"{label}, clean", **shared)
-    left.plot(
-      strengths, 100 * adversarial, ls="--", mfc="none", label=f"{label}, adversarial", **shared
-    )
-    right.plot(strengths, pulls[label], **shared)
-  for axis in (left, right):
+  for index, (label, (clean, adversarial)) in enumerate(errors.items()):
+    curve(left, index, strengths, 100 * clean, label=f"{label}, clean")
+    words = f"{label}, adversarial"
+    curve(left, index, strengths, 100 * adversarial, label=words, ls="--", mfc="none")
+    curve(right, index, strengths, pulls[label])
+  for axis, name in ((left, "error on the test set (%)"), (right, r"pull on $|w|_1$")):
     axis.set_xscale("symlog", linthresh=strengths[strengths > 0].min())
-    axis.set_xlabel(r"strength, $\epsilon$ or $\lambda$")
-    axis.grid(alpha=0.3)
+    finish(axis, r"strength, $\epsilon$ or $\lambda$", name, legend=False)
+  left.set_ylim(PERCENT)
   figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-  left.set(ylabel="error on the test set (%)", ylim=(-3, 103))
-  right.set_ylabel(r"pull on $|w|_1$")
   save(figure, path)

@@ -1,7 +1,6 @@
 """The study of Shaham et al. 2015 rebuilt in small, its invariants, its resume, and its claims."""
 
 import csv
-import functools
 import importlib.util
 import json
 import re
@@ -9,15 +8,11 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import chex
 import jax
 import numpy as np
-import optax
 import pytest
-from rounding import assert_close
 
-import robust_opt as ro
-from robust_opt import models, tables
+from robust_opt import tables
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, collection
@@ -326,64 +321,6 @@ def test_a_variant_changes_the_keys_that_its_study_overrides(path, tmp_path):
   options = small(tmp_path, dataset="mnist", override=items)._replace(numbers=PAPER)
   study_config = shaham2015.net_config(options, "linf")
   assert config.differences(config.as_dict(variant), config.as_dict(study_config)) == []
-
-
-# Seeds
-
-
-def test_a_net_with_an_attribute_that_is_a_list_has_seeds_too():
-  keys = jax.vmap(jax.random.key)(np.arange(2))
-  lists, tuples = (
-    seeds.init(models.MLP(widths=widths), optax.sgd(0.1), keys, (8, 8, 1)) for widths in ([4], (4,))
-  )
-  chex.assert_trees_all_equal(lists, tuples)
-
-
-def test_points_that_do_not_divide_an_epoch_are_refused():
-  with pytest.raises(InputError, match="points must divide the 8 updates of an epoch, but was 3"):
-    seeds.make_epochs(lambda *_: None, lambda *_: None, num_steps=8, points=3)
-
-
-@pytest.mark.parametrize("shuffle", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_seeds_together_are_seeds_apart(shuffle):
-  net, optimizer = models.MLP(widths=(16,)), optax.sgd(0.05, 0.9)
-  digits = datasets.load("digits", "train")
-  apply, plan = models.from_linen(net), ro.EpochPlan(256, 32, shuffle)
-  step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.L2(0.2)))
-  no_attack = ro.ascend(ro.frank_wolfe(ro.L2(0.0)), 0)
-  evaluate = ro.make_evaluate(apply, ro.robust(), lambda _: no_attack, 100)
-  epochs = seeds.make_epochs(
-    ro.make_scan(step, plan),
-    lambda p, s, test: evaluate(p, s, test, np.float32(0), jax.random.key(0)),
-    plan.num_steps,
-    points=2,
-  )
-  keys = jax.vmap(jax.random.key)(np.arange(3))
-  train = ro.ArrayData(digits.images[:256], digits.labels[:256])
-  test = ro.ArrayData(digits.images[256:450], digits.labels[256:450])
-  out = []
-  for vmapped in (True, False):
-    run = seeds.over_seeds(
-      epochs, (seeds.AXES, None, None, 0), (seeds.AXES, 0), vmapped=vmapped, static=("num_epochs",)
-    )
-    state = seeds.init(net, optimizer, keys, (8, 8, 1))
-    out.append(run(state, train, test, keys, num_epochs=2))
-  (together, curve), (apart, other) = out
-  assert together.step.shape == ()
-  assert int(together.step) == int(apart.step) == 16
-  # Forward and back in the ascent and in the descent: 64 pixels, 16 units, 10 classes, 32 examples.
-  close = functools.partial(assert_close, terms=4 * (64 + 16 + 10 + 32), steps=16)
-  close((together, curve.loss), (apart, other.loss))
-  chex.assert_shape(curve, (3, 4))
-  assert np.abs(np.asarray(curve.correct) - other.correct).max() <= 1
-
-  # ... and one of them is what a user trains by hand.
-  params, model_state = models.init(net, keys[1], (8, 8, 1))
-  state = ro.init_state(params, model_state, optimizer)
-  scan = jax.jit(ro.make_scan(step, plan), static_argnums=3)
-  for _ in range(2):
-    state, _ = scan(state, train, keys[1], plan.num_steps)
-  close(seeds.of_seed(together, 1)[0], state.params)
 
 
 # Claims, on numbers that are made up

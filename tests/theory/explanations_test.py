@@ -7,12 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plots.figures_test import opened
 from rounding import assert_close, rounding
 
 from robust_opt import losses
 from robust_opt.errors import InputError
-from robust_opt.plots import explanations as pictures
 from robust_opt.theory import explanations
 
 BATCH, SHAPE, NUM_CLASSES = 5, (3, 2, 1), 3
@@ -383,77 +381,3 @@ def test_rubbish_rate():
   assert explanations.rubbish_rate(probabilities, 0.8) == 0.25
   assert explanations.rubbish_rate(probabilities, 0.0) == 0.75
   assert np.isnan(explanations.rubbish_rate(probabilities.at[0].set(jnp.nan)))
-
-
-# Pictures
-
-
-@pytest.mark.parametrize("dimensions", [[10], [1, 10, 100, 1000]])
-def test_growth_with_dimension(tmp_path, dimensions):
-  n = np.array(dimensions)
-  path = tmp_path / "growth.png"
-  pictures.growth_with_dimension(dimensions, 0.25 * n, 0.3 * np.sqrt(n), path)
-  assert opened(path) == (702, 468)
-
-
-@pytest.mark.parametrize(("panels", "num_classes"), [(1, 2), (4, 10), (2, 100), (6, 100)])
-def test_logits_against_epsilon(tmp_path, panels, num_classes):
-  epsilons = np.linspace(-10, 10, 41)
-  slopes = np.asarray(draw(2, panels, num_classes))
-  logits = 3 * np.asarray(draw(panels, num_classes)) + sum(
-    side(epsilons, 0)[:, None, None] * slope
-    for side, slope in zip((np.minimum, np.maximum), slopes)
-  )
-  path = tmp_path / "sweep.png"
-  labels = logits[20].argmax(axis=-1)
-  pictures.logits_against_epsilon(epsilons, logits, labels, path)
-  width, height = opened(path)
-  assert width == pytest.approx(130 * (3 * min(panels, 3) + 1.3), abs=1)
-  assert height == pytest.approx(130 * (2.5 * -(-panels // 3) + 0.3), abs=1)
-
-
-@pytest.mark.parametrize(("panels", "num_classes"), [(1, 2), (5, 10), (1, 100), (2, 100)])
-def test_class_slices(tmp_path, panels, num_classes):
-  a, b = np.meshgrid(*(np.linspace(-1, 1, 31),) * 2, indexing="ij")
-  weights = np.asarray(draw(3, panels, num_classes))
-  logits = sum(w[:, None, None] * z[..., None] for w, z in zip(weights, (a, b, 0.4 + 0 * a)))
-  predictions = logits.argmax(axis=-1)
-  predictions[0, :2, :2] = -1
-  path = tmp_path / "slices.png"
-  labels = predictions[:, 15, 15]
-  pictures.class_slices(predictions, labels, 1.0, num_classes, path)
-  width, height = opened(path)
-  assert width == pytest.approx(130 * (2.3 * min(panels, 4) + 1.2), abs=1)
-  assert height == pytest.approx(130 * (2.5 * -(-panels // 4) + 0.2), abs=1)
-
-
-@pytest.mark.parametrize("nets", [1, 6])
-def test_error_against_angle(tmp_path, nets):
-  angles = np.radians(np.arange(0, 31, 3))
-  errors = {f"net {k}": np.minimum(1, (k + 1) * angles) for k in range(nets)}
-  path = tmp_path / "angle.png"
-  pictures.error_against_angle(angles, errors, path)
-  assert opened(path) == (702, 468)
-
-
-@pytest.mark.parametrize("names", [["a net"], ["maxout", "softmax regression", "RBF", "MLP"]])
-def test_transfer_heat_map(tmp_path, names):
-  accuracy = np.linspace(0, 1, len(names) ** 2).reshape(len(names), -1)
-  accuracy[0, 1:2] = np.nan
-  path = tmp_path / "transfer.png"
-  pictures.transfer_heat_map(accuracy, names, names, path)
-  width, height = opened(path)
-  assert width == pytest.approx(130 * (0.85 * len(names) + 3.2), abs=1)
-  assert height == pytest.approx(130 * (0.5 * len(names) + 2), abs=1)
-
-
-@pytest.mark.parametrize("count", [1, 30])
-@pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_weights_and_examples(tmp_path, count, scale):
-  weights = scale * np.asarray(draw(28, 28))
-  clean = np.random.default_rng(0).random((count, 28, 28))
-  perturbation = 0.25 * np.sign(weights)
-  path = tmp_path / "weights.png"
-  errors = (0.016, 0.99) if scale else None
-  pictures.weights_and_examples(weights, perturbation, clean, clean + perturbation, path, errors)
-  assert opened(path) == (1300, 416)

@@ -20,19 +20,21 @@ import jax
 import numpy as np
 from absl import flags
 
+import robust_opt as ro
 from robust_opt import commands, tables
 from robust_opt.data import datasets
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import logits_of
+from robust_opt.experiments import build, engine, seeds
 from robust_opt.experiments import run as experiment
-from robust_opt.experiments import seeds
+from robust_opt.experiments.assembly import assemble
 from robust_opt.files import write_json
 from robust_opt.papers.goodfellow2015 import nets as nets_lib
 from robust_opt.papers.goodfellow2015 import parts as parts
 from robust_opt.papers.goodfellow2015 import report as report
-from robust_opt.papers.shaham2015.nets import assemble
 from robust_opt.studies.study import Study, sha256_of
-from robust_opt.training import streams
+from robust_opt.training import TrainState
+from robust_opt.types import Array
 
 
 class Numbers(NamedTuple):
@@ -219,35 +221,30 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   config = _config(options, "maxout", 0)
   train = nets_lib.data_of(config)
   keys = jax.vmap(jax.random.key)(np.array(names))
-  net = assemble(
-    config,
-    train,
-    keys,
-    points=1,
-    vmapped=jax.default_backend() != "cpu",
-    evaluation_batch=config.evaluation.batch_size,
-  )
-  folder, train_keys = options.workdir / "ensemble", jax.vmap(streams)(keys).training
-  arrays = seeds.ArrayData(train.images, train.labels)
   test = nets_lib.dataset(options.dataset, "test", options.places)
-  few = seeds.ArrayData(test.images[:100], test.labels[:100])
+  few = test._replace(images=test.images[:100], labels=test.labels[:100])
+  splits = build.Splits(train, few, few)
+  ensemble = assemble(config, splits, keys, vmapped=jax.default_backend() != "cpu")
+
+  def count_correct(state: TrainState) -> Array:
+    clean = ensemble.evaluate(state, ensemble.test, ro.LInf(0.0), ro.steepest)
+    return clean.clean_correct.sum(axis=1)
+
   with study.timed("train the ensemble"):
-    state = seeds.train(
-      folder,
-      net.state,
-      lambda state, count: net.train(state, arrays, few, train_keys, num_epochs=count),
-      epochs=numbers.epochs,
+    state = engine.train_seeds(
+      options.workdir / "ensemble",
+      ensemble,
+      names,
+      count_correct,
+      points=1,
       epochs_per_call=1,
-      steps_per_epoch=net.steps_per_epoch,
-      names=names,
       timed=functools.partial(study.timed, "update the ensemble"),
       progress=lambda count, words, **given: study.progress(
         count * numbers.members / 10, f"ensemble, {words}", **given
       ),
     )
   logits_fns = [
-    logits_of(net.functions.apply, *seeds.of_seed(state, member))
-    for member in range(numbers.members)
+    logits_of(ensemble.apply, *seeds.of_seed(state, member)) for member in range(numbers.members)
   ]
   members = [nets_lib.Net(f, nets_lib.loss_of("softmax"), "softmax") for f in logits_fns]
   x, y = nets_lib.first_tested(options.dataset, numbers.tested, options.places)

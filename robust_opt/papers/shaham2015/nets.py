@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,24 +18,23 @@ from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, collection
 from robust_opt.evaluation.accuracy import Evaluation, logits_of, make_evaluate
-from robust_opt.experiments import build, seeds, updates
+from robust_opt.experiments import build, seeds
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.assembly import Experiment, assemble
+from robust_opt.maximizers import Attack
 from robust_opt.objectives import robust
-from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan, streams
+from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import ApplyFn, Array
 
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times
 
 
 class Net(NamedTuple):
-  """One row of the tables: its config, and its functions over all seeds."""
+  """One row of the tables: its training, and what evaluates it over all seeds."""
 
   config: ConfigDict
-  state: TrainState
-  train: Callable[..., Any]  # (state, train, test, keys, num_epochs=) -> (state, Curve)
+  experiment: Experiment
   functions: "Functions"
-  steps_per_epoch: int
-  points: int
 
 
 class Functions(NamedTuple):
@@ -59,7 +56,10 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
   ) -> Evaluation:
-    attack = functools.partial(build.evaluation_attack, config, norm, num_steps=steps)
+    def attack(radius: Array) -> Attack:
+      u = build.uncertainty_set(config, norm, radius)
+      return build.evaluation_attack(config, u, steps)
+
     evaluator = make_evaluate(apply, objective, attack, min(batch_size, len(test.labels)))
     return evaluator(params, model_state, test, radius, key)
 
@@ -70,49 +70,29 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
     ),
     logits_of=collection.make_logits_of(apply, batch_size),
     ascend=collection.make_ascend(
-      apply, objective, lambda norm, radius: build.attack(config, norm, radius, 1), batch_size
+      apply,
+      objective,
+      lambda norm, radius: build.attack(config, build.uncertainty_set(config, norm, radius), 1),
+      batch_size,
     ),
   )
 
 
-def assemble(
-  config: ConfigDict,
-  train: datasets.Dataset,
-  keys: Array,
-  *,
-  points: int,
-  vmapped: bool,
-  evaluation_batch: int,
+def assembled(
+  config: ConfigDict, splits: build.Splits, seed_keys: Array, *, vmapped: bool, batch_size: int
 ) -> Net:
-  """One kind of net: data and keys are arguments of its program, so that all seeds share it."""
-  plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
-  module, optimizer = build.model(config, train), build.optimizer(config, plan.num_steps)
-  if config.attack.name in updates.ONE_PASS:
-    raise InputError(
-      f"The study trains by Algorithm 1 and its variants, not by attack.name={config.attack.name}."
-    )
-  apply = models.from_linen(module)
-  step = updates.make(config, module, optimizer, train.images, plan.num_steps)
-  run = make_scan(step, plan, augment=build.augment(config))
-  no_attack = build.attack(config, "linf", 0.0, 0)
-  clean = make_evaluate(apply, robust(), lambda _: no_attack, evaluation_batch)
-  points = max(n for n in range(1, points + 1) if plan.num_steps % n == 0)
-  epochs = seeds.make_epochs(
-    run,
-    lambda p, s, test: clean(p, s, test, jnp.float32(0), jax.random.key(0)),
-    plan.num_steps,
-    points,
+  """One kind of net, of all seeds."""
+  experiment = assemble(config, splits, seed_keys, vmapped)
+  module = build.model(config, splits.train)
+  return Net(config, experiment, functions_of(module, config.uncertainty.box, batch_size, vmapped))
+
+
+def count_correct(net: Net, test: ArrayData, keys: Array, state: TrainState) -> Array:
+  """[S], the clean examples that each seed's net classifies correctly."""
+  out = net.functions.evaluate(
+    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=0
   )
-  return Net(
-    config=config,
-    state=seeds.init(module, optimizer, jax.vmap(streams)(keys).net, train.images.shape[1:]),
-    train=seeds.over_seeds(
-      epochs, (seeds.AXES, None, None, 0), (seeds.AXES, 0), vmapped=vmapped, static=("num_epochs",)
-    ),
-    functions=functions_of(module, config.uncertainty.box, evaluation_batch, vmapped),
-    steps_per_epoch=plan.num_steps,
-    points=points,
-  )
+  return out.clean_correct.sum(axis=1)
 
 
 def sweep(

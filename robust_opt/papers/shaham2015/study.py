@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 from robust_opt import commands
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
+from robust_opt.experiments import build, engine, overrides, seeds
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import overrides, seeds
 from robust_opt.files import write_json
 from robust_opt.models import layers
 from robust_opt.papers.shaham2015 import nets as parts
@@ -212,18 +212,17 @@ def run(options: Options) -> None:
     with jax.default_matmul_precision(options.precision):
       keys = jax.vmap(jax.random.key)(np.array(seed_names))
       nets = {
-        name: parts.assemble(
+        name: parts.assembled(
           config,
-          train,
+          build.Splits(train, test, test),
           keys,
-          points=numbers.points,
           vmapped=options.vmapped,
-          evaluation_batch=options.evaluation_batch,
+          batch_size=options.evaluation_batch,
         )
         for name, config in configs.items()
       }
       study_nets = Nets(nets, train, test, seed_names, keys)
-      states = train_all(study, study_nets, numbers.epochs_per_call, work)
+      states = train_all(study, study_nets, numbers, work)
       measured = measure(study, study_nets, states, numbers.pgd_examples, work)
       count = options.autoattack_examples
       measured["autoattack"] = autoattack(study, study_nets, states, count, work) if count else {}
@@ -238,20 +237,17 @@ def run(options: Options) -> None:
   print(f"Everything about this study is in {workdir}")
 
 
-def train_all(study: Study, nets: Nets, epochs_per_call: int, work: Work) -> dict[str, TrainState]:
+def train_all(study: Study, nets: Nets, numbers: Numbers, work: Work) -> dict[str, TrainState]:
   """Every net's state after its last epoch."""
-  train = ArrayData(*jax.device_put((nets.train.images, nets.train.labels)))
-  test = ArrayData(*jax.device_put((nets.test.images, nets.test.labels)))
-  train_keys = jax.vmap(streams)(nets.keys).training
+  keys = jax.vmap(streams)(nets.keys).evaluation
   return {
-    name: seeds.train(
+    name: engine.train_seeds(
       study.workdir / name,
-      net.state,
-      lambda state, count, net=net: net.train(state, train, test, train_keys, num_epochs=count),
-      epochs=net.config.training.epochs,
-      epochs_per_call=epochs_per_call,
-      steps_per_epoch=net.steps_per_epoch,
-      names=nets.seeds,
+      net.experiment,
+      nets.seeds,
+      functools.partial(parts.count_correct, net, net.experiment.test, keys),
+      points=numbers.points,
+      epochs_per_call=numbers.epochs_per_call,
       timed=functools.partial(study.timed, f"train {name}"),
       progress=lambda epochs, words, skipped=False, name=name: study.progress(
         work.epoch(name) * epochs, f"{name}: {words}", skipped

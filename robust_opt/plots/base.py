@@ -1,0 +1,189 @@
+"""What all figures share: colors, panels, curves, rows of images, and writing them to files.
+
+  figure = new_figure(5.4, 3.6)
+  axis = figure.subplots()
+  curve(axis, 0, epochs, losses, label="loss")
+  finish(axis, "epoch", "loss")
+  save(figure, Path("loss.png"))
+
+matplotlib without global state or a display; no jax.
+"""
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from robust_opt.files import atomic_write
+from robust_opt.statistics import Interval
+from robust_opt.tables import NORM_NAMES
+
+# For color-blind readers: https://jfly.uni-koeln.de/color/. Markers and dashes repeat the message.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
+MARKERS = ("o", "s", "^", "v", "D")
+DASHES = ("-", "--", "-.", ":")
+PERCENT = (-3, 103)  # limits of an axis of percentages
+
+
+def norm_label(name: str) -> str:
+  """A norm of robust_opt.sets.BALLS as TeX; other names stay as they are."""
+  return NORM_NAMES[name].tex if name in NORM_NAMES else name
+
+
+def new_figure(width: float, height: float) -> Figure:
+  """An empty figure; width and height in inches."""
+  figure = Figure(figsize=(width, height), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def panels(
+  count: int, columns: int, size: tuple[float, float], legend: float, **options: Any
+) -> tuple[Figure, list[list[Axes]], list[Axes]]:
+  """A figure of `count` panels in rows, with room for a legend on the right.
+
+  Args:
+    count: number of panels.
+    columns: panels per row, at most.
+    size: width and height of a panel in inches.
+    legend: width of the legend in inches.
+    **options: of `Figure.subplots`.
+
+  Returns:
+    The figure; its panels row by row, without those left empty; and the lowest of each column.
+  """
+  columns = min(columns, count)
+  rows = math.ceil(count / columns)
+  figure = new_figure(size[0] * columns + legend, size[1] * rows + 0.3)
+  axes = np.asarray(figure.subplots(rows, columns, squeeze=False, **options)).reshape(-1).tolist()
+  for axis in axes[count:]:
+    axis.set_axis_off()
+  used = axes[:count]
+  return figure, [used[i : i + columns] for i in range(0, count, columns)], used[-columns:]
+
+
+def curve(axis: Axes, index: int, x: Any, y: Any, **style: Any) -> None:
+  """The index-th curve of an axis: color and marker tell it apart; `style` overrides them."""
+  shared = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+  axis.plot(x, y, **{**shared, "ms": 3.5, "lw": 1.2, **style})
+
+
+def band(axis: Axes, index: int, label: str, x: Any, interval: Interval, **style: Any) -> None:
+  """A mean accuracy in percent, with its interval shaded."""
+  name = f"robust {norm_label(label)}" if label in NORM_NAMES else label
+  curve(axis, index, x, 100 * interval.mean, label=name, **style)
+  color = COLORS[index % len(COLORS)]
+  axis.fill_between(x, 100 * interval.low, 100 * interval.high, color=color, alpha=0.2, lw=0)
+
+
+def finish(axis: Axes, xlabel: str, ylabel: str, legend: bool = True, **properties: Any) -> None:
+  """Labels, a grid and a legend without frame; `properties` are those of `Axes.set`."""
+  axis.set(xlabel=xlabel, ylabel=ylabel, **properties)
+  axis.grid(alpha=0.3)
+  if legend:
+    axis.legend(frameon=False, fontsize=9)
+
+
+class Picture(NamedTuple):
+  """One image of a row: [H, W] or [H, W, C], shown clipped to [0, 1], with a caption below."""
+
+  image: np.ndarray
+  caption: str = ""
+  highlight: bool = False
+
+
+def image_rows(
+  rows: Sequence[tuple[str, Sequence[Picture]]],
+  path: Path,
+  title: str = "",
+  columns: Sequence[str] = (),
+) -> None:
+  """Rows of images with captions, the name of each row on its left.
+
+  Args:
+    rows: (name, images) of each row.
+    path: as for `save`.
+    title: of the whole figure.
+    columns: titles of the columns.
+  """
+  count = max(1, *(len(pictures) for _, pictures in rows))
+  figure = new_figure(0.95 * count + 0.8, 1.22 * len(rows) + 0.5)
+  axes = np.asarray(figure.subplots(len(rows), count, squeeze=False))
+  for line, (name, pictures) in zip(axes, rows):
+    line[0].set_ylabel(name, fontsize=9)
+    for axis in line:
+      axis.set(xticks=[], yticks=[])
+      axis.set_frame_on(False)
+    for axis, picture in zip(line, pictures):
+      axis.set_frame_on(True)
+      shown = np.clip(picture.image, 0, 1).squeeze()
+      axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+      color, weight = (COLORS[1], "bold") if picture.highlight else ("black", "normal")
+      axis.set_xlabel(picture.caption, fontsize=8, labelpad=2, color=color, weight=weight)
+  for axis, words in zip(axes[0], columns):
+    axis.set_title(words, fontsize=9)
+  figure.suptitle(title, fontsize=10)
+  save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+  """Writes a PNG or PDF, by the suffix of the path, or both if it has none.
+
+  Each file is written whole or not at all; the same figure gives the same bytes.
+  """
+  for suffix in [path.suffix] if path.suffix else [".png", ".pdf"]:
+    metadata = {"CreationDate": None} if suffix == ".pdf" else None
+    with (
+      matplotlib.rc_context({"pdf.fonttype": 42}),
+      atomic_write(path.with_suffix(suffix)) as file,
+    ):
+      figure.savefig(file, format=suffix[1:], dpi=130, metadata=metadata)
+
+
+def to_svg(
+  figure: Figure, name: str, title: str, description: str, colors: Mapping[str, str]
+) -> str:
+  """The figure as an <svg> element for a page, its text in the page's font.
+
+  Args:
+    figure: with a transparent background, say.
+    name: identifier, unique on the page.
+    title: read out by screen readers.
+    description: likewise.
+    colors: color in the figure (#rrggbb) -> color in CSS, such as var(--text).
+
+  Returns:
+    The element; an artist's gid "class-run-0" has become the class "run-0" of its group.
+  """
+  file = StringIO()
+  with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    figure.savefig(file, format="svg", metadata={"Date": None})
+  width, height = (72 * inches for inches in figure.get_size_inches())
+  body = file.getvalue()
+  body = re.sub(r"^.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+  body = re.sub(r'<g id="(?:class-([\w-]+)|[^"]*)">', _group, body)
+  body = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family:[^;\"]*;?", _font, body)
+  body = re.sub(r"#[0-9a-f]{6}", lambda color: colors.get(color[0], color[0]), body)
+  return (
+    f'<svg viewBox="0 0 {width:g} {height:g}" role="img" '
+    f'aria-labelledby="{name}-title {name}-description">'
+    f'<title id="{name}-title">{html.escape(title)}</title>'
+    f'<desc id="{name}-description">{html.escape(description)}</desc>{body}'
+  )
+
+
+def _group(match: re.Match[str]) -> str:
+  return f'<g class="{match[1]}">' if match[1] else "<g>"
+
+
+def _font(match: re.Match[str]) -> str:
+  return f"font-size: {match[1]}" if match[1] else ""

@@ -1,0 +1,81 @@
+"""The figures of a run, from arrays."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from robust_opt.plots.base import Picture, curve, finish, image_rows, new_figure, save
+
+
+def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+  """Training loss, and held-out clean and robust accuracy, against the epoch.
+
+  Args:
+    records: of metrics.jsonl; those at the end of an epoch hold the accuracies.
+    path: PNG to write.
+  """
+  ends = [record for record in records if "heldout/clean_accuracy" in record]
+  figure = new_figure(8.0, 3.2)
+  left, right = figure.subplots(1, 2)
+  epochs, losses = _column(records, "epoch"), _column(records, "train/loss")
+  curve(left, 0, epochs, losses, marker="o" if len(records) < 30 else None)
+  finish(left, "epoch", "training loss on the perturbed batch", legend=False)
+  left.set_ylim(bottom=0)
+  for index, name in enumerate(("clean", "robust")):
+    values = 100 * _column(ends, f"heldout/{name}_accuracy")
+    marker = {"marker": None} if len(ends) >= 30 else {}
+    curve(right, index, _column(ends, "epoch"), values, label=name, **marker)
+  finish(right, "epoch", "held-out accuracy (%)")
+  for axis in (left, right):
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axis.set_xlim(0, 1.03 * max([1.0, *epochs]))
+  save(figure, path)
+
+
+def example_grid(
+  clean: np.ndarray,
+  delta: np.ndarray,
+  labels: np.ndarray,
+  clean_predictions: np.ndarray,
+  robust_predictions: np.ndarray,
+  path: Path,
+  title: str = "",
+) -> None:
+  """Clean image, perturbation and perturbed image, with the predicted classes.
+
+  Args:
+    clean: [N, H, W, C] in [0, 1], C 1 or 3.
+    delta: [N, H, W, C]; each is shown scaled to its largest entry, around gray.
+    labels: [N], the true classes.
+    clean_predictions: [N].
+    robust_predictions: [N].
+    path: PNG to write.
+    title: of the whole figure.
+  """
+  spans = np.abs(delta).max(axis=(1, 2, 3))
+  rows = [
+    ("clean", _classified(clean, labels, clean_predictions)),
+    (
+      "perturbation\n(scaled)",
+      [
+        Picture(0.5 + d / (2 * span or 1.0), f"max {span:.3f}")
+        for d, span in zip(delta, spans.tolist())
+      ],
+    ),
+    ("perturbed", _classified(clean + delta, labels, robust_predictions)),
+  ]
+  image_rows(rows, path, title, [f"class {label}" for label in labels])
+
+
+def _classified(images: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> list[Picture]:
+  return [
+    Picture(image, f"predicted {prediction}", highlight=bool(prediction != label))
+    for image, label, prediction in zip(images, labels, predictions)
+  ]
+
+
+def _column(records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+  return np.array([np.nan if record[key] is None else record[key] for record in records], float)
