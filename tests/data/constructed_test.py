@@ -67,17 +67,17 @@ def test_an_inversion_stays_in_the_box():
   assert made.max() <= 1
 
 
-def test_random_targets_and_other_places_are_uniform():
+def test_random_targets_and_other_ids_are_uniform():
   keys = jax.random.split(jax.random.key(0), 4000)
   counts = np.bincount(constructed.random_targets(keys, 5), minlength=5)
   assert np.all(np.abs(counts - 800) < 5 * np.sqrt(800))
   ids = jnp.full(4000, 2)
-  places = np.bincount(constructed.other_places(keys, ids, 5), minlength=5)
+  places = np.bincount(constructed.other_ids(keys, ids, 5), minlength=5)
   assert places[2] == 0
   assert np.all(np.abs(places[[0, 1, 3, 4]] - 1000) < 5 * np.sqrt(1000))
   np.testing.assert_array_equal(constructed.next_class(jnp.array([0, 3, 4]), 5), [1, 4, 0])
-  with pytest.raises(InputError, match="two at least, but was 1"):
-    constructed.other_places(keys, ids, 1)
+  with pytest.raises(InputError, match="at least 2, but were 1"):
+    constructed.other_ids(keys, ids, 1)
 
 
 @pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.MnistCNN()], ids=["mlp", "cnn"])
@@ -145,7 +145,7 @@ def test_the_net_takes_what_is_made_for_what_it_is_labelled(kind, tmp_path):
   made = construct.run(
     options(tmp_path / "run", tmp_path / "set", kind=kind, settings=settings, examples=100)
   )
-  net = construct.subject.load_net({"workdir": str(tmp_path / "run")})
+  net = construct.target.load_net({"workdir": str(tmp_path / "run")})
   predicted = np.argmax(net.logits_fn(jnp.asarray(made.images)), -1)
   assert np.mean(predicted == made.labels) > 0.9
   shards = constructed.read_shard(tmp_path / "set" / "shard-00000.npz")
@@ -185,8 +185,8 @@ def test_examples_without_a_label_cannot_be_made_into_others(tmp_path, monkeypat
 
   digits = datasets.load("digits", "train")
   few = datasets.few_labels(digits, 100, 0, keep_others=True)
-  monkeypatch.setattr(construct.subject, "load_net", lambda source: Net(few))
-  with pytest.raises(InputError, match="learnt from examples without a label"):
+  monkeypatch.setattr(construct.target, "load_net", lambda source: Net(few))
+  with pytest.raises(InputError, match="was trained on examples without a label"):
     construct.run(options(tmp_path / "run", tmp_path / "set"))
   assert not (tmp_path / "set").exists()
 

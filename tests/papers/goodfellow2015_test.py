@@ -296,10 +296,9 @@ def test_a_seed_that_failed_is_in_no_mean():
 
 @pytest.mark.slow
 def test_a_small_study(tmp_path, monkeypatch, capsys):
-  given = options(tmp_path / "study")
+  given = options(tmp_path / "study", seeds=1)
   table = study.run(given)
   assert len(table.rows) > 30
-  assert {len(row["ours"].seeds) for row in table.rows} == {1, 2}
   results = tmp_path / "study" / "results"
   pictures = (
     "growth", "rotation", "transfer", "decay", "epsilon_sweep", "slices", "logistic",

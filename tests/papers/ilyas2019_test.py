@@ -28,7 +28,8 @@ PRESET = ilyas2019.Preset(
 
 
 def options(workdir, **changed):
-  return ilyas2019.Options("digits", workdir, PRESET._replace(**changed))
+  preset = dataclasses.replace(PRESET, **changed)
+  return ilyas2019.Options(dataset="digits", workdir=workdir, preset=preset)
 
 
 def test_sets_are_made_of_the_right_nets(tmp_path):
@@ -124,6 +125,6 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
     raise AssertionError("it was done before")
 
   monkeypatch.setattr(ilyas2019, "_evaluate", never)
-  monkeypatch.setattr(ilyas2019.experiment, "train", never)
+  monkeypatch.setattr(ilyas2019.experiment.engine, "train", never)
   monkeypatch.setattr(ilyas2019.construct, "_shard", never)
   assert ilyas2019.run(options(tmp_path / "study")).rows == table.rows

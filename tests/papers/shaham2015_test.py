@@ -15,7 +15,7 @@ import pytest
 from robust_opt import tables
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, collection
+from robust_opt.evaluation import collection, phases
 from robust_opt.experiments import config, overrides, seeds
 from robust_opt.papers.shaham2015 import measure, report
 from robust_opt.papers.shaham2015 import study as shaham2015
@@ -148,21 +148,16 @@ def test_accuracy_is_counted_after_rounding_to_8_bits_too():
 
 
 @pytest.mark.slow
-def test_figures_are_there_and_small(study):
-  for stem in (
-    "figure1_examples",
-    "figure2_accuracy_against_radius",
-    "figure3_collection",
-    "convergence",
-  ):
-    for suffix in (".png", ".pdf"):
-      assert 3_000 < (study / "results" / f"{stem}{suffix}").stat().st_size < 300_000
+def test_figures_are_there(study):
+  for name in ("figure1_examples", "figure2_accuracy_against_radius", "figure3_collection"):
+    assert (study / "results" / f"{name}.png").stat().st_size > 3_000
+  assert (study / "results" / "convergence.pdf").stat().st_size > 3_000
 
 
 @pytest.mark.slow
 def test_autoattack_is_asked_for_when_all_else_is_done(study, tmp_path, monkeypatch):
-  few = (autoattack._apgd_ce(5), autoattack._square(5))
-  monkeypatch.setitem(autoattack.VERSIONS, "standard", few)
+  few = (phases.apgd_ce(5),)
+  monkeypatch.setitem(phases.VERSIONS, "standard", few)
   workdir = tmp_path / "study"
   shutil.copytree(study, workdir)
   shaham2015.run(small(workdir, autoattack_examples=24))
@@ -172,9 +167,9 @@ def test_autoattack_is_asked_for_when_all_else_is_done(study, tmp_path, monkeypa
   ]
   linf = rows[-1]
   for row in rows:
-    left = [float(row[f"after {attack}"]) for attack in ("clean", "apgd-ce", "square")]
+    left = [float(row[f"after {attack}"]) for attack in ("clean", "apgd-ce")]
     assert left == sorted(left, reverse=True)
-  assert 0 < float(linf["after square"]) < float(linf["after clean"]) <= 100
+  assert 0 < float(linf["after apgd-ce"]) < float(linf["after clean"]) <= 100
   assert not (study / "results" / "autoattack.json").exists()
 
 

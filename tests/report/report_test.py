@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_opt import evaluate, statistics
+from robust_opt import statistics
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, trust, verdict
+from robust_opt.evaluation import autoattack, phases, trust, verdict
 from robust_opt.experiments import config, overrides, target
 from robust_opt.experiments import run as experiment
 from robust_opt.report import data as report_data
@@ -25,9 +25,10 @@ from robust_opt.report import examples
 from robust_opt.report import page as report
 from robust_opt.report import plots as report_plots
 from robust_opt.report import words as report_words
+from robust_opt.studies import evaluation
 from robust_opt.training import overfitting
 
-SMALL = (autoattack._apgd_ce(5), autoattack._apgd_t(5, 2))
+SMALL = (phases.apgd_ce(5), phases.apgd_t(5, 2))
 # Each would break an attribute, a script or plotly's own markup if it were taken for a part of it.
 NASTY_NAME = "<b>\"'&run,%{x}"
 NASTY_TITLE = "</script><img src='x' onerror='alert(1)'>"
@@ -56,13 +57,18 @@ def trained(tmp_path_factory):
   """A run with an evaluation of 60 examples."""
   workdir = tmp_path_factory.mktemp("runs") / "first"
   experiment.run(small_config(), workdir)
-  options = evaluate.Options(
-    {"workdir": str(workdir)}, "linf", 0.1, "quick", examples=60, batch_size=64
+  options = evaluation.Options(
+    {"workdir": str(workdir)},
+    norm="linf",
+    radius=0.1,
+    version="quick",
+    examples=60,
+    batch_size=64,
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(autoattack.VERSIONS, "quick", SMALL)
+    patch.setitem(phases.VERSIONS, "quick", SMALL)
     patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
-    assert not evaluate.run(options)
+    assert not evaluation.run(options)
   return workdir
 
 
@@ -236,8 +242,8 @@ def test_few_examples_are_of_every_attack_and_class():
   labels = np.array([0, 0, 0, 0, 0, 0, 1, 0])
   ids = np.flatnonzero(broken_by > 0)
   answer = autoattack.Verdict(("clean", "a", "b"), labels, broken_by, np.zeros((6, 2, 2, 1)))
-  claim = verdict.Claim("linf", 0.1, "quick", 0, 8, {}, "", "", "")
-  stored = verdict.Stored(claim, answer, labels, ids, np.zeros(6), 0.1)
+  claim = verdict.Claim(verdict.ball_config("linf", 0.1), "quick", 0, 8, {}, "", "", "")
+  stored = verdict.StoredVerdict(claim, answer, labels, ids, np.zeros(6), 0.1)
   assert [int(ids[k]) for k in examples.choose(stored, 3)] == [0, 4, 6]
   assert [int(ids[k]) for k in examples.choose(stored, 4)] == [0, 1, 4, 6]
   assert len(examples.choose(stored, 60)) == 6
