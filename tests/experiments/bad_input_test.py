@@ -35,9 +35,9 @@ def get_config():
 TABLE = [
   # Flags
   (["stray"], ["--flag=value", "'stray'"]),
-  (["--wrkdir=x"], ["--wrkdir", "did you mean --workdir"]),
-  (["--training.epochs=3"], ["--training.epochs", "--help"]),
-  (["--zzzzzz=3"], ["--zzzzzz", "--help"]),
+  (["--wrkdir=x"], ["'wrkdir'", "Did you mean: workdir"]),
+  (["--training.epochs=3"], ["training.epochs"]),
+  (["--zzzzzz=3"], ["Unknown command line flag", "zzzzzz"]),
   (["--num_processes=two"], ["num_processes", "two"]),
   (["--coordinator=localhost:1"], ["--coordinator", "--workdir"], "no workdir"),
   (["--coordinator=localhost:1"], ["--coordinator", "--num_processes and --process_id"]),
