@@ -13,20 +13,6 @@
 |  layerwise                    |  hidden_radius                           |  every, warmup  |
 |  uniform_noise, random_signs  |                                          |  every, warmup  |
 
-|  shared keys  |  to evaluate       |
-|  none             |  (standard training)                     |               |  steepest          |
-|  steepest         |  (one step, Algorithm 1)                 |  all          |  itself            |
-|  pgd              |  num_steps, relative_step, random_start  |  all          |  its best points   |
-|  frank_wolfe      |  num_steps                               |  all          |  its best points   |
-|  lbfgs            |  num_steps                               |  all          |  its best points   |
-|  power_iteration  |  num_steps                               |  all          |  PGD of as many    |
-|  n_fgsm           |                                          |  all          |  steepest          |
-|  layerwise        |  hidden_radius                           |  every, warmup|  steepest          |
-|  uniform_noise    |                                          |  every, warmup|  steepest          |
-|  random_signs     |                                          |  every, warmup|  steepest          |
-|  free             |  num_replays                             |               |  PGD of as many    |
-|  recall           |                                          |               |  steepest          |
-
 |  shared key  |  meaning                                                                    |
 |  every       |  attack every k-th update; the others train on the clean batch              |
 |  warmup      |  share of the training in which the set grows from radius 0                 |
