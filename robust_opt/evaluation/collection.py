@@ -1,14 +1,14 @@
-"""Adversarial collections (Shaham et al. 2015, section 5): examples that ONE net gets wrong.
+"""Adversarial collections (Shaham et al. 2015, section 5): examples that one net misclassifies.
 
   collection = collect(logits_of, ascend, test.images, test.labels, {"l2": 0.55}, net=sha256)
   save(collection, path)                                 # .npz, no pickle
   collection = load(path)
   verify(collection, logits_of, test.images, test.labels, net)
 
-From every test point that the net classifies correctly, one ascent step in each norm; those are
-kept that the net then gets wrong, so that it scores exactly 0 on its own collection. Images stay
-float32: rounded to 8 bits, perturbations of a small radius would change or vanish (`rounded`
-makes the 8-bit version on purpose).
+From every test example that the net classifies correctly, one ascent step in each norm; the results
+that the net then misclassifies are kept, so that its accuracy on its own collection is exactly 0.
+Images stay float32: in 8 bits, perturbations of a small radius would change or vanish (`rounded`
+makes the 8-bit version).
 """
 
 from collections.abc import Callable, Mapping
@@ -29,8 +29,8 @@ from robust_opt.objectives import RobustObjective
 from robust_opt.sets import BALLS, lengths
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
-# A logit difference that another batch size or machine may round away. Examples whose error is
-# smaller are left out: the net must be wrong on the collection wherever it is loaded.
+# A logit difference that may be rounding on another machine or in other batches. Examples below
+# it are excluded: the net must misclassify the collection wherever it is loaded.
 MARGIN = 1e-3
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]  # images [N, *S] float32 -> logits [N, C]
@@ -43,7 +43,7 @@ class Collection(NamedTuple):
   Attributes:
     images: [M, *S], float32, in pixels of [0, 1] (outside of it where the set has no box).
     labels: [M], int32, the true classes.
-    source_ids: [M], int32, the place of each one's source in the test set.
+    source_ids: [M], int32, the index of each one's source in the test set.
     norms: [M], '<U4': linf, l2 or l1.
     radii: [M], float64, in pixels.
     net: SHA-256 of the net that they were made from.
@@ -60,7 +60,7 @@ class Collection(NamedTuple):
 def make_logits_of(
   apply: ApplyFn, batch_size: int
 ) -> Callable[[Params, ModelState, np.ndarray], np.ndarray]:
-  """(params, model_state, images [N, *S] float32 on the host) -> logits [N, C], one compilation."""
+  """(params, model_state, images [N, *S] float32 on the host) -> logits [N, C]; compiled once."""
 
   @jax.jit
   def logits(params: Params, model_state: ModelState, x: Array) -> Array:
@@ -106,7 +106,7 @@ def make_ascend(
 
 
 def in_batches(function: Callable[..., Array], batch_size: int, *arrays: np.ndarray) -> np.ndarray:
-  """function over batches of one shape; the last is padded, and the padding cut off again."""
+  """Applies function to batches of one shape; the last is padded and the padding is cut off."""
   count = len(arrays[0])
   if count == 0:
     arrays = tuple(np.zeros((1, *a.shape[1:]), a.dtype) for a in arrays)
@@ -127,7 +127,7 @@ def collect(
   radii: Mapping[str, float],
   net: str,
 ) -> Collection:
-  """One ascent step from every correctly classified example in every norm; keeps the errors.
+  """One ascent step from every correctly classified example in every norm, if it is misclassified.
 
   Args:
     logits_of: the net in evaluation mode.
@@ -141,7 +141,7 @@ def collect(
   ids = np.flatnonzero(correct(logits_of, x, labels)).astype(np.int32)
   parts = []
   for norm, radius in radii.items():
-    adversarial = _rounded_inwards(x[ids], ascend(norm, radius, x[ids], labels[ids]))
+    adversarial = _rounded_inward(x[ids], ascend(norm, radius, x[ids], labels[ids]))
     kept = _error(logits_of(adversarial), labels[ids]) > MARGIN
     count = int(kept.sum())
     parts.append(
@@ -165,17 +165,17 @@ def collect(
 
 
 def correct(logits_of: LogitsOf, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Whether each example is classified as its label, [M] bool, as `losses.correct` decides it."""
+  """Whether each example is classified correctly, [M] bool, as in `losses.correct`."""
   return np.asarray(losses.correct(jnp.asarray(logits_of(images)), jnp.asarray(labels)))
 
 
 def rounded(images: np.ndarray) -> np.ndarray:
-  """What an 8-bit image file would keep: the nearest of 0, 1/255, ..., 1, as float32."""
+  """Images rounded to 8 bits: the nearest of 0, 1/255, ..., 1, as float32."""
   return np.clip(np.rint(images * np.float32(255)), 0, 255).astype(np.float32) / np.float32(255)
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-  """float32 in [0, 1]; on the host, since a GPU may divide by 255 to another last bit."""
+  """float32 in [0, 1]; on the host, since a GPU may round the division by 255 differently."""
   if images.dtype == np.uint8:
     return images.astype(np.float32) / np.float32(255)
   return np.asarray(images, np.float32)
@@ -203,7 +203,7 @@ def save(collection: Collection, path: Path) -> None:
 
 
 def load(path: Path) -> Collection:
-  """Reads a collection and checks that it is what was written.
+  """Reads a collection and checks that it is unchanged.
 
   Raises:
     InputError: the file is absent, damaged, changed, or no collection.
@@ -235,7 +235,7 @@ def verify(
     raise InputError("The collection's labels are not those of its sources in this test set.")
   furthest = relative_norms(collection, images).max(initial=0.0)
   if not furthest <= 1 + TOLERANCE:
-    raise InputError(f"A perturbation of the collection is {furthest:.7f} of its radius long.")
+    raise InputError(f"A perturbation of the collection has {furthest:.7f} of its radius.")
   right = int(correct(logits_of, collection.images, collection.labels).sum())
   if right:
     raise InputError(
@@ -245,17 +245,17 @@ def verify(
 
 
 def _check_shapes(collection: Collection, images: np.ndarray) -> None:
-  """InputError where the arrays do not fit together, or the test set has no such examples."""
-  many = collection.images.shape[:1]
-  if collection.images.shape != many + images.shape[1:]:
+  """InputError if the arrays do not fit together or the test set lacks the sources."""
+  count = collection.images.shape[:1]
+  if collection.images.shape != count + images.shape[1:]:
     raise InputError(
       f"The collection holds images of shape {collection.images.shape[1:]}, but the test set "
       f"{images.shape[1:]}."
     )
   for name in ("labels", "norms", "radii", "source_ids"):
     shape = getattr(collection, name).shape
-    if shape != many:
-      raise InputError(f"The collection's {name} have the shape {shape}, but must have {many}.")
+    if shape != count:
+      raise InputError(f"The collection's {name} have the shape {shape}, but must have {count}.")
   known = (collection.source_ids >= 0) & (collection.source_ids < len(images))
   if not known.all():
     raise InputError(
@@ -264,18 +264,18 @@ def _check_shapes(collection: Collection, images: np.ndarray) -> None:
 
 
 def _error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """How wrong the net is, [N]: its largest wrong logit minus the label's; NaN for NaN logits."""
+  """The margin, [N]: the largest wrong logit minus the label's; NaN for NaN logits."""
   rows = np.arange(len(labels))
   wrong = np.array(logits, np.float32)
   wrong[rows, labels] = -np.inf
   return wrong.max(axis=1) - logits[rows, labels]
 
 
-def _rounded_inwards(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
-  """x + delta in float32, no pixel further from x than delta says, so that no norm grows.
+def _rounded_inward(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
+  """x + delta in float32, rounded toward x, so that no norm exceeds that of delta.
 
-  Near 1 the rounding of a float32 moves a pixel by 3e-8: that may be more than the relative 1e-6 of
-  a radius of 0.01 over l_inf, and of a larger one over l_2.
+  Near 1, float32 rounding changes a pixel by 3e-8, which may be more than 1e-6 of a radius of 0.01
+  over l_inf, and of larger radii over l_2.
   """
   delta = delta.astype(np.float32)
   image = x + delta

@@ -276,7 +276,7 @@ def test_images_near_one_stay_within_a_small_radius(norm):
   def lengths(image):
     return ro.sets.lengths(ball, image.astype(np.float64) - x)
 
-  inwards = lengths(collection._rounded_inwards(x, delta))
+  inwards = lengths(collection._rounded_inward(x, delta))
   assert inwards.max() <= 0.01 * (1 + verdict.TOLERANCE)
   assert inwards.min() > 0.01 * (1 - 1e-3)
   assert lengths(x + delta).max() > 0.01 * (1 + verdict.TOLERANCE)
