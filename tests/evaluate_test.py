@@ -28,7 +28,7 @@ SMALL = (phases.apgd_ce(10), phases.apgd_t(10, 3), phases.square_phase(20))
 def small_config():
   c = config.digits()
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 120
+  c.data.train_examples, c.data.test_examples = 300, 120
   c.training.epochs = 3
   c.evaluation.sweep = (0.0, 1.0)
   return c

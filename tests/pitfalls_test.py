@@ -35,7 +35,7 @@ FUNCTIONS = (
   bounds.certified,
   exact.linear_margin,
   collection.collect,
-  config.standardised,
+  config.standardized,
   ro.Batch,
 )
 

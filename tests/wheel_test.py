@@ -144,7 +144,7 @@ def test_a_command_without_its_extra_says_how_to_install_it(core, command, extra
 @pytest.mark.slow
 def test_the_extras_of_the_commands_train_evaluate_and_report(wheel, tmp_path):
   commands = Environment(tmp_path, wheel, "run")
-  run = ("--workdir=run", "--config.training.epochs=1", "--config.dataset.test_examples=40")
+  run = ("--workdir=run", "--config.training.epochs=1", "--config.data.test_examples=40")
   commands.run("-m", "robust_opt.main", *run)
   assert json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
   attack = ("--workdir=run", "--norm=linf", "--radius=0.1", "--version=quick", "--notrust")

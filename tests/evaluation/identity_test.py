@@ -271,7 +271,7 @@ def test_a_run_is_found_again_wherever_it_and_its_data_lie(tmp_path, monkeypatch
   workdir.claim(tmp_path / "run", c, SPLITS)
   shutil.move(tmp_path / "run", tmp_path / "moved")
   (tmp_path / "moved" / "summary.json").write_text('{"found": 1}')
-  c.dataset.data_dir, c.dataset.train_files = "/elsewhere", "/elsewhere/set"
+  c.data.data_dir, c.data.train_files = "/elsewhere", "/elsewhere/set"
   monkeypatch.setattr(build, "splits", lambda config: SPLITS)
   assert experiment.run(c, tmp_path / "moved") == {"found": 1}
 

@@ -27,7 +27,7 @@ def address(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   c = config.digits()
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 100
+  c.data.train_examples, c.data.test_examples = 300, 100
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0, 2.0)
   run.run(c, folder / "a run with a rather long name, as they are")

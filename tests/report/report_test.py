@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
 from robust_opt import statistics
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, phases, trust, verdict
-from robust_opt.experiments import config, target
+from robust_opt.experiments import config, overrides, target
 from robust_opt.experiments import run as experiment
 from robust_opt.report import data as report_data
 from robust_opt.report import examples
@@ -41,7 +39,7 @@ def small_config(seed=0):
   c = config.digits()
   c.seed = seed
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 100
+  c.data.train_examples, c.data.test_examples = 300, 100
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0)
   return c
@@ -137,7 +135,7 @@ def test_what_a_run_has_left(trained):
   assert run.results[1][:3] == ("linf", 0.1, 1)
   assert [sweep.norm for sweep in run.sweeps] == ["linf", "l2", "l1"]
   assert run.sweeps[0].rates[0] == run.results[0].rate
-  assert run.config["uncertainty.radius"] == 0.1
+  assert run.config["set.radius"] == 0.1
   assert run.picture.startswith(b"\x89PNG")
   assert len([r for r in run.records if "heldout/clean_accuracy" in r]) == 2
 
@@ -192,11 +190,8 @@ def test_the_training_command_gives_the_run_s_config(trained):
   assert words[:3] == ["python", "-m", "robust_opt.main"]
   assert words[-1] == "--workdir=NEW_RUN"
   assert "--config.evaluation.sweep=(0.0, 1.0)" in words
-  argv = ["", f"--config={config.__file__}", *words[3:-1]]  # as robust_opt.main reads them
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  values(argv)
-  assert config.as_dict(holder.value) == run.summary["config"]
+  again = overrides.config_of(config.__file__, words[3:-1])  # as robust_opt.main reads them
+  assert config.as_dict(again) == run.summary["config"]
   other = run._replace(config={**run.config, "unknown.key": 1})
   assert report_data.training_command(other) is None
 
