@@ -77,9 +77,8 @@ def by_evaluate(apply):
 
 
 def by_collection(apply):
-  make_attack = lambda norm, r: ro.steepest(ro.L2(r))  # noqa: E731
-  ascend = collection.make_ascend(apply, ro.robust(), make_attack, 4)
-  ascend({}, {}, "l2", 0.1, X, Y)
+  ascend = collection.make_ascend(apply, ro.robust(), ro.steepest, 4)
+  ascend({}, {}, ro.L2(0.1), X, Y)
 
 
 MEASURED = {
@@ -235,8 +234,8 @@ def test_training_measuring_and_collecting_take_any_number_of_classes(num_classe
   np.testing.assert_allclose(metrics_.loss, np.log(num_classes), rtol=1e-5)
 
   logits_of = lambda images: collection.make_logits_of(apply, 16)(weights, {}, images)  # noqa: E731
-  make_ascend = collection.make_ascend(apply, ro.robust(), steepest, 16)
+  make_ascend = collection.make_ascend(apply, ro.robust(), ro.steepest, 16)
   ascend = lambda *args: make_ascend(weights, {}, *args)  # noqa: E731
-  examples = collection.collect(logits_of, ascend, x, y, {"l2": 0.2}, "net")
+  examples = collection.collect(logits_of, ascend, x, y, [ro.L2(0.2)], "net")
   fooled = np.asarray(found.clean_correct & ~found.robust_correct)
   np.testing.assert_array_equal(examples.source_ids, np.flatnonzero(fooled))
