@@ -1,7 +1,7 @@
 """MNIST, manifold tangents: one step along the manifold of the data.
 
 Rifai, Dauphin, Vincent, Bengio and Muller 2011, as Shaham et al. 2015 read it. The planes come from
-a contractive auto-encoder, or with --config.uncertainty.tangents=local_pca from the neighbours.
+a contractive auto-encoder, or with --config.uncertainty.tangents=local_pca from the neighbors.
 
   python -m robust_opt.main --config=configs/mnist_manifold_tangent.py --workdir=RUN
 
