@@ -15,16 +15,17 @@ import numpy as np
 
 from robust_opt.experiments import build
 from robust_opt.experiments.assembly import assemble
-from robust_opt.papers.goodfellow2015 import study as study
+from robust_opt.papers.goodfellow2015 import study
 
 MEMBERS, NUM_IMAGES = 12, 10_000
 
 
 def seconds(members: int, vmapped: bool, data_dir: str) -> float:
   """Of one epoch of so many nets."""
-  options = study.Options("mnist", Path(), study.PRESETS["paper", "mnist"], data_dir=data_dir)
-  config = study._config(options, "maxout", 0)
-  config.dataset.train_examples = NUM_IMAGES
+  preset = study.PRESETS["paper", "mnist"]
+  options = study.Options(dataset="mnist", workdir=Path(), preset=preset, data_dir=data_dir)
+  config = study.config_of(options, "maxout", 0)
+  config.data.train_examples = NUM_IMAGES
   splits = build.splits(config)
   keys = jax.vmap(jax.random.key)(np.arange(members))
   ensemble = assemble(config, splits, keys, vmapped)

@@ -23,7 +23,7 @@ from PIL import Image
 from robust_opt import losses
 from robust_opt.errors import RunError
 from robust_opt.evaluation import verdict
-from robust_opt.evaluation.probes import answers
+from robust_opt.evaluation.batches import plain_logits
 from robust_opt.experiments import target
 from robust_opt.report.data import Evaluation, Run
 
@@ -108,7 +108,7 @@ def ask(run: Run, evaluation: Evaluation, limit: int, places: Mapping[str, str])
   kind = losses.KINDS[run.config.get("objective.loss", "cross_entropy")]
 
   def beliefs(images: np.ndarray) -> np.ndarray:
-    logits = jnp.asarray(answers(found.logits_fn, images, size), jnp.float32)
+    logits = jnp.asarray(plain_logits(found.logits_fn, images, size), jnp.float32)
     return np.asarray(losses.probabilities(logits, kind))
 
   attacked, clean = beliefs(outcome.images), beliefs(x[stored.broken_ids])
@@ -152,7 +152,7 @@ def _subject(
   return target.load({**source, "data_dir": data_dir, "cache_dir": cache_dir})
 
 
-def choose(stored: verdict.Stored, limit: int) -> list[int]:
+def choose(stored: verdict.StoredVerdict, limit: int) -> list[int]:
   """Places among the broken, at most `limit`: each attack and class in turn gives its next."""
   groups: dict[Any, list[int]] = defaultdict(list)
   for k, place in enumerate(stored.broken_ids):

@@ -6,6 +6,7 @@ config_rows(runs)      # key, the value of every run, whether they differ
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from robust_opt.tables import NORM_NAMES, counted
 from robust_opt.training.overfitting import Overfitting, in_words
 
 # Where things lie is no part of what is computed.
-_PLACES = ("dataset.data_dir", "dataset.cache_dir")
+_PLACES = ("data.data_dir", "data.cache_dir")
 
 
 class Verdict(NamedTuple):
@@ -69,7 +70,8 @@ def interval(rate: Rate) -> str:
 
 def ball(norm: str, radius: float) -> str:
   """A norm and its radius."""
-  return f"{NORM_NAMES[norm].sign} {radius:.4g}"
+  sign = NORM_NAMES[norm].sign if norm in NORM_NAMES else norm
+  return sign if math.isnan(radius) else f"{sign} {radius:.4g}"
 
 
 def ensemble_name(version: str) -> str:
