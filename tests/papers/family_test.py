@@ -6,7 +6,7 @@ import json
 import pytest
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack
+from robust_opt.evaluation import phases
 from robust_opt.experiments import methods
 from robust_opt.papers import family
 from robust_opt.studies import accuracy
@@ -30,8 +30,8 @@ def test_the_budget_pays_for_the_epochs(name, tmp_path):
 
 @pytest.mark.slow
 def test_a_small_study(tmp_path, monkeypatch, capsys):
-  few = (autoattack._apgd_ce(4),)
-  monkeypatch.setitem(autoattack.VERSIONS, "quick", few)
+  few = (phases.apgd_ce(4),)
+  monkeypatch.setitem(phases.VERSIONS, "quick", few)
   table = family.run(options(tmp_path / "study"))
   assert [row["method"] for row in table.rows] == ["standard", "trades"]
   for row in table.rows:

@@ -16,7 +16,7 @@ import pytest
 from robust_opt import tables
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, collection
+from robust_opt.evaluation import collection, phases
 from robust_opt.experiments import config, seeds
 from robust_opt.papers.shaham2015 import measure, report
 from robust_opt.papers.shaham2015 import study as shaham2015
@@ -156,8 +156,8 @@ def test_figures_are_there(study):
 
 @pytest.mark.slow
 def test_autoattack_is_asked_for_when_all_else_is_done(study, tmp_path, monkeypatch):
-  few = (autoattack._apgd_ce(5),)
-  monkeypatch.setitem(autoattack.VERSIONS, "standard", few)
+  few = (phases.apgd_ce(5),)
+  monkeypatch.setitem(phases.VERSIONS, "standard", few)
   workdir = tmp_path / "study"
   shutil.copytree(study, workdir)
   shaham2015.run(small(workdir, autoattack_examples=24))
