@@ -152,9 +152,9 @@ bridge.defvjp(lambda x: (bridge(x), x), lambda x, _: (x,))
 """
 
 
-def fake_attack(logits_fn, x, y, *, version, **_):
+def fake_attack(logits_fn, x, y, u, **_):
   """Nothing is broken."""
-  del logits_fn, version
+  del logits_fn, u
   return autoattack.Verdict(("clean", "none"), y, np.full(len(y), -1, np.int32), np.asarray(x))
 
 
