@@ -392,7 +392,9 @@ def test_a_study_is_described_by_all_that_its_results_depend_on(module, monkeypa
     assert line.startswith(f"data.{split_name}: ")
 
 
-NET = target.Net(closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None, None)
+NET = target.TrainedNet(
+  closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None, None
+)
 
 
 @pytest.mark.parametrize(
