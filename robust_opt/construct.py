@@ -121,7 +121,12 @@ def is_finished(output: Path) -> bool:
 
 
 def _make(
-  options: Options, original: datasets.Dataset, net: target.Net, x: Array, y: Array, ids: Array
+  options: Options,
+  original: datasets.Dataset,
+  net: target.TrainedNet,
+  x: Array,
+  y: Array,
+  ids: Array,
 ) -> tuple[Array, Array]:
   """Images and labels of a batch."""
   start_key, target_key = jax.random.split(jax.random.key(options.seed))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import evaluate, verify
+from robust_opt import evaluate, losses, verify
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, phases, trust, verdict
@@ -76,7 +76,7 @@ def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
   assert evaluation.run(options(trained, norm="", radius=None, examples=16))
   (folder,) = (trained / "evaluations").iterdir()
   assert folder.name == "linf_0.1_quick_16"
-  assert json.loads((folder / "summary.json").read_text())["claim"]["norm"] == "linf"
+  assert json.loads((folder / "summary.json").read_text())["claim"]["set"]["name"] == "LInf"
 
 
 @pytest.mark.slow
@@ -207,6 +207,25 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   verify.run(tmp_path / "found" / "verdict.npz", {})
   with pytest.raises(InputError, match="need --output"):
     evaluation.run(found._replace(output=None))
+
+
+def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  text = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'
+  version = (phases.pgd_phase("pgd", losses.margin, 5, relative_step=0.3),)
+  monkeypatch.setitem(phases.VERSIONS, "pgd", version)
+  given = {"norm": "", "radius": None, "set": evaluate.set_config(text), "version": "pgd"}
+  chosen = options("")._replace(source=own(tmp_path), output=tmp_path / "found", **given)
+  with pytest.raises(InputError, match='version="pgd" attacks every set'):
+    evaluation.run(chosen._replace(version="standard"))
+  with pytest.raises(InputError, match="either --set, or --norm and --radius"):
+    evaluation.run(chosen._replace(radius=0.1))
+  assert evaluation.run(chosen._replace(trust=True))
+  assert "# GroupL21, radius 0.3, pgd, 30 examples" in capsys.readouterr().out
+  verify.run(tmp_path / "found" / "verdict.npz", {})
+  for text, words in (("{", "--set must be JSON"), ("[]", "--set must be JSON such as")):
+    with pytest.raises(InputError, match=words):
+      evaluate.set_config(text)
 
 
 def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch):

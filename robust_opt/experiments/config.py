@@ -264,7 +264,7 @@ def trains_robustly(config: ConfigDict) -> bool:
 def set_in_words(config: ConfigDict) -> str:
   """config.set: 'l_inf 0.1', 'GroupL21 0.5', 'Product'."""
   name, radius = config.set.name, config.set.get("radius")
-  norm = next((n for n, ball in BALLS.items() if ball.__name__ == name), name)
+  norm = next((n for n, ball in BALLS.items() if ball.__name__ == name), name.rpartition(":")[2])
   return norm if radius is None else tables.ball_name(norm, radius)
 
 

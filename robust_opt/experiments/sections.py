@@ -192,6 +192,11 @@ def make_set(config: ConfigDict, fit_planes: Callable[[str, int], sets.BasisOf])
     u = build_set(described)
   except InputError as error:
     raise InputError(f"--config.set does not fit {config.set.name}: {error}") from error
+  if any(leaf is u for leaf in jax.tree.leaves(u)):
+    raise InputError(
+      f"--config.set.name={config.set.name} is no pytree: decorate the class with "
+      f"robust_opt.sets.set_dataclass."
+    )
   return jax.tree.map(lambda leaf: float(leaf) if isinstance(leaf, int) else leaf, u)
 
 

@@ -66,9 +66,7 @@ def functions_of(net: nn.Module, box: Box | None, batch_size: int, vmapped: bool
       evaluate, (0, 0, None, None, 0), vmapped=vmapped, static=("norm", "steps")
     ),
     logits_of=collection.make_logits_of(apply, batch_size),
-    ascend=collection.make_ascend(
-      apply, objective, lambda norm, radius: steepest(BALLS[norm](radius, box)), batch_size
-    ),
+    ascend=collection.make_ascend(apply, objective, steepest, batch_size),
   )
 
 
