@@ -6,7 +6,7 @@ r"""Constructs a data set of robust or of non-robust features, with a trained ne
 
 The kinds and their source are in robust_opt/data/constructed.py. --output gets shards (.npz, no
 pickle), card.json and a README.md that describes the data set. After a kill, the same command
-resumes from the last shard. Train on it with --config.dataset.train_files=runs/d_rand; the test set
+resumes from the last shard. Train on it with --config.data.train_files=runs/d_rand; the test set
 remains the true one.
 """
 
@@ -72,7 +72,7 @@ def run(options: Options) -> datasets.Dataset:
   if np.any(original.labels < 0):
     raise InputError(
       f"--workdir={options.source['workdir']} was trained on examples without a label; a data set "
-      f"can be constructed only from a run whose --config.dataset.labels is 0."
+      f"can be constructed only from a run whose --config.data.labels is 0."
     )
   count = min(options.examples or len(original.labels), len(original.labels))
   description = {

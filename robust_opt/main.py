@@ -5,7 +5,7 @@ r"""Trains a robust network, measures how robust it is, and leaves a work direct
 trains on the digits that scikit-learn bundles, in half a minute. Any config, any key of it:
 
   python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf \
-    --config.training.epochs=5 --config.uncertainty.radius=0.1
+    --config.training.epochs=5 --config.set.radius=0.1
 
 The keys, with their meanings and defaults, are in robust_opt/experiments/config.py; radii are in
 pixels of [0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same
@@ -25,9 +25,8 @@ import jax
 from absl import app, flags, logging
 
 from robust_opt.errors import InputError, RunError
-from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import metrics, overrides
-from robust_opt.experiments import run as experiment
+from robust_opt.experiments import run as run_lib
 
 _CONFIG = overrides.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -42,13 +41,12 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator=host:
 
 def main(argv: Sequence[str]) -> None:
   """Runs one experiment and prints its table."""
-  if len(argv) > 1:
-    raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
+  config = overrides.config_of(_CONFIG.value, argv[1:])
   _connect()
   workdir = Path(_WORKDIR.value or _new_temporary())
   if not _WORKDIR.value:
     logging.info("Pass --workdir=%s to resume this run if it is stopped.", workdir)
-  summary = experiment.run(_CONFIG.value, workdir)
+  summary = run_lib.run(config, workdir)
   if jax.process_index() == 0:
     metrics.print_table(metrics.result_table(summary))
     print(f"Everything about this run is in {workdir}")
@@ -121,7 +119,6 @@ def _say(error: Exception, code: int) -> int:
 
 def run() -> None:
   """What `python -m robust_opt.main` runs."""
-  overrides.default_config(sys.argv, Path(config_lib.__file__))
   app.run(_main_or_sentence, flags_parser=_parse_flags)
 
 

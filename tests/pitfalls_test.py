@@ -14,7 +14,7 @@ import robust_opt as ro
 from robust_opt import commands, evaluate
 from robust_opt.attacks import fab, minimal, square, szegedy, white_box
 from robust_opt.certify import bounds, exact, smoothing
-from robust_opt.evaluation import accuracy, autoattack, collection, trust
+from robust_opt.evaluation import accuracy, autoattack, batches, collection, trust
 from robust_opt.experiments import build, config, metrics
 from robust_opt.models import affine
 from robust_opt.theory import explanations
@@ -35,7 +35,7 @@ FUNCTIONS = (
   bounds.certified,
   exact.linear_margin,
   collection.collect,
-  config.standardised,
+  config.standardized,
   ro.Batch,
 )
 
@@ -137,17 +137,18 @@ def test_such_a_generator_would_be_seen(fault):
 
 ONE = lambda x: x.reshape(len(x), -1)[:, :1]  # noqa: E731
 IMAGES, ZEROS = np.full((2, 4), 0.5, np.float32), np.zeros(2, np.int32)
+BALL = ro.L2(0.1, box=(0.0, 1.0))
 ATTACKS = {
   "ascent": lambda: white_box.ascent(ro.steepest(ro.L2(0.1)), ro.losses.cross_entropy),
   "targeted_ascent": lambda: white_box.targeted_ascent(
     ro.steepest(ro.L2(0.1)), ro.losses.targeted_margin, 0
   ),
-  "fab": lambda: fab.fab("l2", 0.1, num_steps=1),
-  "fab_t": lambda: fab.fab("l2", 0.1, num_steps=1, target_rank=0),
-  "square": lambda: square.square("l2", 0.1, num_queries=2),
-  "deepfool": lambda: minimal.deepfool("l2", num_steps=1),
-  "fast_minimum_norm": lambda: minimal.fast_minimum_norm("l2", num_steps=1),
-  "szegedy": lambda: szegedy.szegedy(num_steps=1, num_constants=1),
+  "fab": lambda: fab.fab(BALL, num_steps=1),
+  "fab_t": lambda: fab.fab(BALL, num_steps=1, target_rank=0),
+  "square": lambda: square.square(BALL, num_queries=2),
+  "deepfool": lambda: minimal.deepfool(BALL, num_steps=1),
+  "fast_minimum_norm": lambda: minimal.fast_minimum_norm(BALL, num_steps=1),
+  "szegedy": lambda: szegedy.szegedy(BALL, num_steps=1, num_constants=1),
 }
 TAKES_LOGITS = {
   **{
@@ -189,7 +190,7 @@ def test_logits_of_one_class_are_refused(name, jit):
 
 def test_predictions_of_one_class_are_refused():
   for measure in (
-    lambda: autoattack.predictions(ONE, IMAGES, 2),
+    lambda: batches.predictions(ONE, IMAGES, 2),
     lambda: collection.correct(ONE, IMAGES, ZEROS),
   ):
     with pytest.raises(ro.InputError, match="at least 2 classes"):

@@ -28,6 +28,7 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
+from robust_opt.sets import BALLS
 from robust_opt.training import evaluated_params
 from robust_opt.types import LogitsFn
 
@@ -144,7 +145,7 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
     raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
   config = _config(workdir / "config.json")
   for key in ("data_dir", "cache_dir", "train_files"):
-    config.dataset[key] = given.get(key) or config.dataset[key]
+    config.data[key] = given.get(key) or config.data[key]
   which = given.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
   if which not in ("last", "best"):
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
@@ -162,7 +163,7 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   # On one device: who evaluates on several places the weights as the batches.
   local = jax.tree.map(np.asarray, weights)
   trained_on = config_lib.trains_robustly(config)
-  norm, radius = config.uncertainty.name, config.uncertainty.radius
+  norm = next((n for n, ball in BALLS.items() if ball.__name__ == config.set.name), None)
   against = f"over {config_lib.adversary(config)}" if trained_on else "standard"
   return Net(
     logits_of(models.from_linen(initial.net), *local),
@@ -170,10 +171,10 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
     splits.train,
     splits.test,
     digest(local),
-    f"{config.model.name} on {config.dataset.name}, {against}",
+    f"{config.model.name} on {config.data.name}, {against}",
     repr(initial.net),
     norm if trained_on else None,
-    radius if trained_on else None,
+    config.set.radius if trained_on and norm else None,
   )
 
 

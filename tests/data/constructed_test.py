@@ -96,8 +96,8 @@ def test_a_representation_is_what_the_last_layer_reads(net):
 def trained(workdir, **changes):
   c = config.digits()
   c.training.epochs, c.training.watch_examples, c.evaluation.sweep = 8, 0, (0.0,)
-  c.attack.num_steps = 0
-  c.dataset.train_examples = 400
+  config.choose(c, "attack", "none")
+  c.data.train_examples = 400
   c.update_from_flattened_dict(changes)
   return experiment.run(c, workdir)
 
@@ -132,7 +132,7 @@ def test_a_data_set_is_made_resumed_and_learnt_from(tmp_path, monkeypatch, capsy
   # Whoever made it takes the images for what they are labelled, and a new net learns from them.
   with pytest.raises(InputError, match="holds another study"):
     construct.run(options(tmp_path / "run", tmp_path / "set", seed=1))
-  learnt = trained(tmp_path / "learnt", **{"dataset.train_files": str(tmp_path / "set")})
+  learnt = trained(tmp_path / "learnt", **{"data.train_files": str(tmp_path / "set")})
   assert learnt["train_examples"] == 360
   assert learnt["data_sha256"]["train"] == datasets.fingerprint(again)
 
@@ -172,9 +172,9 @@ def write_set(folder, num_classes=10, label=3):
 def test_classes_of_another_set_are_refused(tmp_path):
   c = config.digits()
   c.training.batch_size = 32
-  c.dataset.train_files = str(write_set(tmp_path / "ten"))
+  c.data.train_files = str(write_set(tmp_path / "ten"))
   assert len(build.splits(c).train.labels) == 64
-  c.dataset.train_files = str(write_set(tmp_path / "twenty", num_classes=20, label=15))
+  c.data.train_files = str(write_set(tmp_path / "twenty", num_classes=20, label=15))
   with pytest.raises(InputError, match="holds 20 classes, but digits has 10"):
     build.splits(c)
 

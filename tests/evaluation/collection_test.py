@@ -14,7 +14,6 @@ from robust_opt.arrays import digest
 from robust_opt.data.datasets import load
 from robust_opt.errors import InputError
 from robust_opt.evaluation import collection, verdict
-from robust_opt.experiments import build, config
 from robust_opt.files import write_sealed
 
 RADII = {"linf": 0.1, "l2": 0.5, "l1": 1.0}
@@ -22,11 +21,8 @@ BATCH_SIZE = 64
 
 
 def make_ascend(apply, box=False, batch_size=BATCH_SIZE):
-  config_ = config.base()
-  config_.uncertainty.box = box
-
   def make_attack(norm, radius):
-    return build.attack(config_, build.uncertainty_set(config_, norm, radius), 1)
+    return ro.steepest(ro.sets.BALLS[norm](radius, box=(0.0, 1.0) if box else None))
 
   return collection.make_ascend(apply, ro.robust(), make_attack, batch_size)
 
@@ -278,7 +274,7 @@ def test_images_near_one_stay_within_a_small_radius(norm):
   delta = np.asarray(ball.steepest_ascent(jnp.asarray(rng.normal(size=x.shape), x.dtype), x))
 
   def lengths(image):
-    return verdict.lengths(image.astype(np.float64) - x, norm)
+    return ro.sets.lengths(ball, image.astype(np.float64) - x)
 
   inwards = lengths(collection._rounded_inwards(x, delta))
   assert inwards.max() <= 0.01 * (1 + verdict.TOLERANCE)

@@ -108,7 +108,7 @@ def test_a_net_under_another_attack_is_another_measurement(constant, monkeypatch
 
 
 def test_an_override_of_what_a_method_sets_is_refused(tmp_path):
-  given = options(tmp_path, override=("attack.num_steps=3",))
+  given = options(tmp_path, override=("attack.warmup=0.5",))
   with pytest.raises(InputError, match="would have no effect"):
     family.config_of(given, "pgd", 1)
 

@@ -153,9 +153,9 @@ def test_every_kind_is_a_config_of_its_own(tmp_path):
   assert adversarial.objective.to_dict() == {"name": "mixture", "alpha": 0.5}
   assert adversarial.evaluation.checkpoint == "best"
   halves = [made(f"maxout_{part}_half") for part in ("first", "second")]
-  assert [half.dataset.train_start for half in halves] == [0, 30_000]
+  assert [half.data.train_start for half in halves] == [0, 30_000]
   assert [half.training.epochs for half in halves] == [6, 6]
-  assert made("mlp_hidden").uncertainty.radius == 0.0
+  assert made("mlp_hidden").set.radius == 0.0
 
 
 def measured_of(seeds=3):

@@ -82,9 +82,9 @@ def test_every_base_config_is_valid_and_keeps_what_is_overridden(dataset, tmp_pa
     override=("training.batch_size=50",),
   )
   config = ilyas2019.config_of(given, 3)
-  assert (config.seed, config.dataset.name, config.training.batch_size) == (3, dataset, 50)
-  assert config.attack.num_steps == 0
-  assert (config.uncertainty.name, config.uncertainty.box) == ("l2", True)
+  assert (config.seed, config.data.name, config.training.batch_size) == (3, dataset, 50)
+  assert config.attack.name == "none"
+  assert (config.set.name, config.set.box) == ("L2", (0.0, 1.0))
   with pytest.raises(InputError, match=r"--override=training\.epochs=3 would have no effect"):
     ilyas2019.config_of(dataclasses.replace(given, override=("training.epochs=3",)), 1)
 
