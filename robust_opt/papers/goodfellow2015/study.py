@@ -73,7 +73,7 @@ def config_of(options: Options, kind: str, seed: int) -> ConfigDict:
 
   def settle(config: ConfigDict) -> None:
     config.seed, config.training.epochs = seed, _epochs(options, kind)
-    nets_lib.ALL[kind].change(config)
+    nets_lib.change(config, kind)
 
   return configured(nets_lib.base_config(options.dataset), options, settle)
 
