@@ -88,8 +88,8 @@ def base() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 100  # changes speed and memory, not the answer
-  # Balls to measure beside config.set, in pixels; 0: not. That of the norm of config.set is unused.
-  config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})
+  # Balls to measure beside config.set; 0: not. That of the norm of config.set is unused.
+  config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})  # pixels
   config.evaluation.sweep = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # multiples of the radii
   config.evaluation.checkpoint = "last"  # or "best", by held-out robust accuracy
 
