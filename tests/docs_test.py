@@ -123,7 +123,7 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_every_check_of_the_trust_report_is_explained():
-  tree = ast.parse((ROOT / "robust_opt" / "trust.py").read_text("utf-8"))
+  tree = ast.parse((ROOT / "robust_opt" / "evaluation" / "trust_checks.py").read_text("utf-8"))
   names = [
     node.args[0].value
     for node in ast.walk(tree)
