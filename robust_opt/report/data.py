@@ -17,6 +17,7 @@ from scipy import stats
 from robust_opt.errors import InputError
 from robust_opt.evaluation import verdict
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import overrides
 from robust_opt.experiments.metrics import read_metrics
 
 CONFIDENCE = 0.95
@@ -259,13 +260,8 @@ def command(module: str, flags: Sequence[str]) -> str:
 
 def training_command(run: Run) -> str | None:
   """What trains the same net again; None if the run's config has other keys than ours."""
-  usual = config_lib.flattened(config_lib.as_dict(config_lib.get_config()))
-  if usual.keys() != run.config.keys():
-    return None
-  flags = [
-    f"--config.{key}={_literal(value)}" for key, value in run.config.items() if value != usual[key]
-  ]
-  return command("robust_opt.main", [*flags, "--workdir=NEW_RUN"])
+  flags = overrides.flags_of(run.config)
+  return None if flags is None else command("robust_opt.main", [*flags, "--workdir=NEW_RUN"])
 
 
 def evaluation_command(run: Run, evaluation: Evaluation) -> str:
@@ -281,7 +277,3 @@ def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   given |= {key: source[key] for key in ("examples", "checkpoint") if source.get(key)}
   flags = [f"--{key}={value}" for key, value in given.items()]
   return command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
-
-
-def _literal(value: Any) -> str:
-  return str(tuple(value)) if isinstance(value, list) else str(value)

@@ -19,7 +19,7 @@ from robust_opt.tables import NORM_NAMES, counted
 from robust_opt.training.overfitting import Overfitting, in_words
 
 # Where things lie is no part of what is computed.
-_PLACES = ("dataset.data_dir", "dataset.cache_dir")
+_PLACES = ("data.data_dir", "data.cache_dir")
 
 
 class Verdict(NamedTuple):

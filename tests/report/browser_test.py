@@ -8,16 +8,16 @@ import shutil
 
 import pytest
 
-from robust_opt import evaluate
-from robust_opt.evaluation import autoattack, trust
+from robust_opt.evaluation import phases, trust
 from robust_opt.experiments import config, run
 from robust_opt.report import page
+from robust_opt.studies import evaluation
 
 pytestmark = pytest.mark.slow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
-SMALL = (autoattack._apgd_ce(2), autoattack._apgd_t(20, 2))
+SMALL = (phases.apgd_ce(2), phases.apgd_t(20, 2))
 PHONE, DESKTOP = (360, 800), (1280, 900)
 
 
@@ -27,17 +27,18 @@ def address(tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   c = config.digits()
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 100
+  c.data.train_examples, c.data.test_examples = 300, 100
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0, 2.0)
   run.run(c, folder / "a run with a rather long name, as they are")
   shutil.copytree(folder / "a run with a rather long name, as they are", folder / "second")
   given = {"workdir": str(folder / "second")}
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(autoattack.VERSIONS, "quick", SMALL)
+    patch.setitem(phases.VERSIONS, "quick", SMALL)
     checks = [trust.Check("logits", False, "counted", "meant"), trust.Check("x", True, "c", "m")]
     patch.setattr(trust, "report", lambda *_, **__: checks)
-    evaluate.run(evaluate.Options(given, "linf", 0.1, "quick", examples=60, batch_size=64))
+    options = {"norm": "linf", "radius": 0.1, "version": "quick"}
+    evaluation.run(evaluation.Options(given, **options, examples=60, batch_size=64))
   places = {"data_dir": "", "cache_dir": ""}
   return page.run(sorted(folder.iterdir()), folder / "page.html", places).as_uri()
 

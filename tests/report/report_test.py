@@ -13,23 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
-from robust_opt import evaluate, statistics
+from robust_opt import statistics
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, trust, verdict
-from robust_opt.experiments import config, target
+from robust_opt.evaluation import autoattack, phases, trust, verdict
+from robust_opt.experiments import config, overrides, target
 from robust_opt.experiments import run as experiment
 from robust_opt.report import data as report_data
 from robust_opt.report import examples
 from robust_opt.report import page as report
 from robust_opt.report import plots as report_plots
 from robust_opt.report import words as report_words
+from robust_opt.studies import evaluation
 from robust_opt.training import overfitting
 
-SMALL = (autoattack._apgd_ce(5), autoattack._apgd_t(5, 2))
+SMALL = (phases.apgd_ce(5), phases.apgd_t(5, 2))
 # Each would break an attribute, a script or plotly's own markup if it were taken for a part of it.
 NASTY_NAME = "<b>\"'&run,%{x}"
 NASTY_TITLE = "</script><img src='x' onerror='alert(1)'>"
@@ -40,7 +39,7 @@ def small_config(seed=0):
   c = config.digits()
   c.seed = seed
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 100
+  c.data.train_examples, c.data.test_examples = 300, 100
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0)
   return c
@@ -58,13 +57,18 @@ def trained(tmp_path_factory):
   """A run with an evaluation of 60 examples."""
   workdir = tmp_path_factory.mktemp("runs") / "first"
   experiment.run(small_config(), workdir)
-  options = evaluate.Options(
-    {"workdir": str(workdir)}, "linf", 0.1, "quick", examples=60, batch_size=64
+  options = evaluation.Options(
+    {"workdir": str(workdir)},
+    norm="linf",
+    radius=0.1,
+    version="quick",
+    examples=60,
+    batch_size=64,
   )
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(autoattack.VERSIONS, "quick", SMALL)
+    patch.setitem(phases.VERSIONS, "quick", SMALL)
     patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
-    assert not evaluate.run(options)
+    assert not evaluation.run(options)
   return workdir
 
 
@@ -131,7 +135,7 @@ def test_what_a_run_has_left(trained):
   assert run.results[1][:3] == ("linf", 0.1, 1)
   assert [sweep.norm for sweep in run.sweeps] == ["linf", "l2", "l1"]
   assert run.sweeps[0].rates[0] == run.results[0].rate
-  assert run.config["uncertainty.radius"] == 0.1
+  assert run.config["set.radius"] == 0.1
   assert run.picture.startswith(b"\x89PNG")
   assert len([r for r in run.records if "heldout/clean_accuracy" in r]) == 2
 
@@ -186,11 +190,8 @@ def test_the_training_command_gives_the_run_s_config(trained):
   assert words[:3] == ["python", "-m", "robust_opt.main"]
   assert words[-1] == "--workdir=NEW_RUN"
   assert "--config.evaluation.sweep=(0.0, 1.0)" in words
-  argv = ["", f"--config={config.__file__}", *words[3:-1]]  # as robust_opt.main reads them
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  values(argv)
-  assert config.as_dict(holder.value) == run.summary["config"]
+  again = overrides.config_of(config.__file__, words[3:-1])  # as robust_opt.main reads them
+  assert config.as_dict(again) == run.summary["config"]
   other = run._replace(config={**run.config, "unknown.key": 1})
   assert report_data.training_command(other) is None
 
@@ -241,8 +242,8 @@ def test_few_examples_are_of_every_attack_and_class():
   labels = np.array([0, 0, 0, 0, 0, 0, 1, 0])
   ids = np.flatnonzero(broken_by > 0)
   answer = autoattack.Verdict(("clean", "a", "b"), labels, broken_by, np.zeros((6, 2, 2, 1)))
-  claim = verdict.Claim("linf", 0.1, "quick", 0, 8, {}, "", "", "")
-  stored = verdict.Stored(claim, answer, labels, ids, np.zeros(6), 0.1)
+  claim = verdict.Claim(verdict.ball_config("linf", 0.1), "quick", 0, 8, {}, "", "", "")
+  stored = verdict.StoredVerdict(claim, answer, labels, ids, np.zeros(6), 0.1)
   assert [int(ids[k]) for k in examples.choose(stored, 3)] == [0, 4, 6]
   assert [int(ids[k]) for k in examples.choose(stored, 4)] == [0, 1, 4, 6]
   assert len(examples.choose(stored, 60)) == 6

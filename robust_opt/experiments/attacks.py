@@ -1,0 +1,224 @@
+"""The attacks that `config.attack` names: how a run finds its adversarial examples.
+
+  attack = attacks.pgd(num_steps=7)
+  attack.train(u)                                  # set -> Attack, for the update
+  attack.evaluate(u)                               # set -> Attack, for accuracies
+
+|  name                         |  its own keys                            |  shared keys    |
+|  none, free, recall           |  free: num_replays                       |                 |
+|  steepest, n_fgsm             |                                          |  all            |
+|  pgd                          |  num_steps, relative_step, random_start  |  all            |
+|  frank_wolfe, lbfgs           |  num_steps                               |  all            |
+|  power_iteration              |  num_steps                               |  all            |
+|  layerwise                    |  hidden_radius                           |  every, warmup  |
+|  uniform_noise, random_signs  |                                          |  every, warmup  |
+
+|  shared key  |  meaning                                                                    |
+|  every       |  attack every k-th update; the others train on the clean batch              |
+|  warmup      |  share of the training in which the set grows from radius 0                 |
+|  dtype       |  of the network while it is attacked: float32, bfloat16 or float16          |
+|  train_mode  |  attack the network in train mode, with dropout and batch statistics        |
+
+To evaluate, an attack ascends the cross-entropy, whatever the training ascends; of one step it is
+`steepest`, and of more every example's best point counts. free and power_iteration are evaluated by
+PGD of as many steps.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from robust_opt import maximizers
+from robust_opt.errors import InputError
+from robust_opt.maximizers import Attack, InnerMaximizer
+from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet
+from robust_opt.sets.base import Radius
+
+AttackOn = Callable[[UncertaintySet], Attack]
+MaximizerOn = Callable[[UncertaintySet], InnerMaximizer]
+
+
+class TrainingAttack(NamedTuple):
+  """An attack of a config over any set.
+
+  Attributes:
+    train: the attack of an update.
+    evaluate: the attack of a measurement.
+    num_steps: input gradients of `evaluate`.
+    random: whether it can leave the clean example where the gradient is 0.
+  """
+
+  train: AttackOn
+  evaluate: AttackOn = maximizers.steepest
+  num_steps: int = 1
+  random: bool = False
+
+
+def none() -> TrainingAttack:
+  """No adversary; it is evaluated by one step, as the robust networks of the paper are."""
+  return TrainingAttack(lambda u: maximizers.ascend(maximizers.frank_wolfe(u), 0))
+
+
+def steepest() -> TrainingAttack:
+  """Algorithm 1 of Shaham et al. 2015: one steepest-ascent step to the edge of the set."""
+  return TrainingAttack(maximizers.steepest)
+
+
+def pgd(
+  num_steps: int = 7, relative_step: float = 0.25, random_start: bool = True
+) -> TrainingAttack:
+  """Projected ascent; a step is `relative_step` of the radius long."""
+  words = "a fraction of the radius, 0 < step <= 2"
+  _check("relative_step", relative_step, 0 < relative_step <= 2, words)
+  maximizer = _pgd(relative_step, random_start)
+  return _steps(maximizer, num_steps)._replace(random=random_start)
+
+
+def frank_wolfe(num_steps: int = 7) -> TrainingAttack:
+  """Conditional gradient."""
+  return _steps(maximizers.frank_wolfe, num_steps, least=2)
+
+
+def lbfgs(num_steps: int = 5) -> TrainingAttack:
+  """Projected L-BFGS."""
+  return _steps(maximizers.lbfgs, num_steps, least=2)
+
+
+def power_iteration(num_steps: int = 1) -> TrainingAttack:
+  """Along the dominant direction of the Hessian, for the objectives trades and virtual.
+
+  The cross-entropy is not flat where it starts, and is ascended by PGD.
+  """
+  train = _steps(maximizers.power_iteration, num_steps).train
+  return _evaluated_by_pgd(train, num_steps)._replace(random=True)
+
+
+def n_fgsm() -> TrainingAttack:
+  """One step from noise in twice the set, never projected."""
+
+  def train(u: UncertaintySet) -> Attack:
+    return maximizers.ascend(maximizers.noisy_step(scaled(u, 2), u), 1)
+
+  return TrainingAttack(train, random=True)
+
+
+def layerwise(hidden_radius: float) -> TrainingAttack:
+  """One step that moves the input of every layer (training/layerwise.py).
+
+  Hidden layers move in l_inf balls of that radius, in the units of their activations; `train` is
+  given the product of the set of images and those balls.
+  """
+  _check("hidden_radius", hidden_radius, hidden_radius > 0, "a number > 0")
+  return TrainingAttack(maximizers.steepest)
+
+
+def uniform_noise() -> TrainingAttack:
+  """A random point of the set, the control of adversarial training."""
+  return TrainingAttack(maximizers.noise)
+
+
+def random_signs() -> TrainingAttack:
+  """The furthest point of the set in the direction of random signs; a control as well."""
+  return TrainingAttack(lambda u: maximizers.noise(_not_l1("random_signs", u), extreme=True))
+
+
+def free(num_replays: int = 4) -> TrainingAttack:
+  """Every backward pass moves theta and delta, on a batch that is replayed (training/free.py)."""
+  _check("num_replays", num_replays, num_replays >= 1, "an integer >= 1")
+  return _evaluated_by_pgd(maximizers.steepest, num_replays)
+
+
+def recall() -> TrainingAttack:
+  """Algorithm 1 in the directions that the example's last visit left (training/free.py)."""
+  return TrainingAttack(lambda u: maximizers.steepest(_not_l1("recall", u)))
+
+
+SOMETIMES: dict[str, Any] = {"every": 1, "warmup": 0.0}
+ASCENT = SOMETIMES | {"dtype": "float32", "train_mode": False}
+# By name, with the shared keys.
+ATTACKS: dict[str, tuple[Callable[..., TrainingAttack], dict[str, Any]]] = {
+  **{f.__name__: (f, ASCENT) for f in (steepest, pgd, frank_wolfe, lbfgs, power_iteration, n_fgsm)},
+  **{f.__name__: (f, SOMETIMES) for f in (layerwise, uniform_noise, random_signs)},
+  **{f.__name__: (f, {}) for f in (none, free, recall)},
+}
+# Those that do not depend on the loss.
+CONTROLS = ("none", "uniform_noise", "random_signs")
+# Those whose update finds delta by its own backward pass.
+ONE_PASS = ("free", "recall")
+
+
+def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:
+  """What training is compared with: PGD-10 beside one step, one step beside more."""
+  return maximizers.steepest(u) if attack.num_steps > 1 else _best(_pgd(0.25, True), 10, u)
+
+
+def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> UncertaintySet:
+  """The set with `factor` times its radii.
+
+  Args:
+    u: a set with a field radius, radius_2, magnitude, ...
+    factor: [], may be traced.
+    box: whether the box is kept.
+
+  Raises:
+    InputError: the set has no such field.
+  """
+  fields = [field.name for field in dataclasses.fields(u)]  # type: ignore[arg-type]
+  radii = [name for name in fields if name.startswith(("radius", "magnitude"))]
+  if not radii:
+    raise InputError(
+      f"{type(u).__name__} has no radius to scale: pgd, n_fgsm, free and warmup need one; "
+      f"steepest and frank_wolfe do not."
+    )
+  changes = {name: factor * getattr(u, name) for name in radii}
+  if not box and "box" in fields:
+    changes["box"] = None
+  return dataclasses.replace(u, **changes)  # type: ignore[type-var]
+
+
+def step_set(u: UncertaintySet, share: float) -> UncertaintySet:
+  """The set of one projected step whose length is a share of the radius.
+
+  Over l_2 and l_1 it is an l_2 ball without the box: the projection knows of the box, and gradient
+  steps climb to the maximum.
+  """
+  if isinstance(u, Ball):
+    return (LInf if isinstance(u, LInf) else L2)(share * u.radius)
+  return scaled(u, share, box=False)
+
+
+def _pgd(share: float, random_start: bool) -> MaximizerOn:
+  return lambda u: maximizers.pgd(u, step_set(u, share), random_start=random_start)
+
+
+def _steps(maximizer: MaximizerOn, num_steps: int, least: int = 1) -> TrainingAttack:
+  """Trained by the last point, evaluated by the best; fewer steps than `least` have a name."""
+  fewer = {1: "none: name=none", 2: "one: name=steepest"}[least]
+  _check("num_steps", num_steps, num_steps >= least, f"an integer >= {least} ({fewer})")
+  evaluate = (
+    functools.partial(_best, maximizer, num_steps) if num_steps > 1 else maximizers.steepest
+  )
+  return TrainingAttack(lambda u: maximizers.ascend(maximizer(u), num_steps), evaluate, num_steps)
+
+
+def _evaluated_by_pgd(train: AttackOn, num_steps: int) -> TrainingAttack:
+  return _steps(_pgd(0.25, random_start=False), num_steps)._replace(train=train)
+
+
+def _best(maximizer: MaximizerOn, num_steps: int, u: UncertaintySet) -> Attack:
+  return maximizers.ascend(maximizer(u), num_steps, keep_best=True)
+
+
+def _check(key: str, value: object, allowed: bool, words: str) -> None:
+  if not allowed:
+    raise InputError(f"--config.attack.{key} must be {words}, but was {value!r}.")
+
+
+def _not_l1(name: str, u: UncertaintySet) -> UncertaintySet:
+  if isinstance(u, L1):
+    raise InputError(
+      f"--config.attack.name={name} has signs alone, and over l_1 signs name no largest pixel: "
+      f"--config.set.name must be another than L1."
+    )
+  return u
