@@ -169,7 +169,8 @@ def to_svg(
     figure.savefig(file, format="svg", metadata={"Date": None})
   width, height = (72 * inches for inches in figure.get_size_inches())
   body = file.getvalue()
-  body = re.sub(r"^.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+  unused = r'^.*?</metadata>|<style.*?</style>|<g id="[^"]*"/>|xlink:(?=href)'
+  body = re.sub(unused, "", body, flags=re.DOTALL)
   body = re.sub(r'<g id="(?:class-([\w-]+)|[^"]*)">', _group, body)
   body = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family:[^;\"]*;?", _font, body)
   body = re.sub(r"#[0-9a-f]{6}", lambda color: colors.get(color[0], color[0]), body)
