@@ -13,28 +13,27 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from robust_opt.experiments import seeds
-from robust_opt.papers.goodfellow2015 import nets as nets
-from robust_opt.papers.goodfellow2015 import study as study
-from robust_opt.papers.shaham2015.nets import assemble
+from robust_opt.experiments import build
+from robust_opt.experiments.assembly import assemble
+from robust_opt.papers.goodfellow2015 import study
 
 MEMBERS, NUM_IMAGES = 12, 10_000
 
 
 def seconds(members: int, vmapped: bool, data_dir: str) -> float:
   """Of one epoch of so many nets."""
-  options = study.Options("mnist", Path(), study.PRESETS["paper", "mnist"], data_dir=data_dir)
-  config = study._config(options, "maxout", 0)
+  preset = study.PRESETS["paper", "mnist"]
+  options = study.Options(dataset="mnist", workdir=Path(), preset=preset, data_dir=data_dir)
+  config = study.config_of(options, "maxout", 0)
   config.dataset.train_examples = NUM_IMAGES
-  train = nets.data_of(config)
+  splits = build.splits(config)
   keys = jax.vmap(jax.random.key)(np.arange(members))
-  net = assemble(config, train, keys, points=1, vmapped=vmapped, evaluation_batch=100)
-  arrays = seeds.ArrayData(train.images, train.labels)
-  few = seeds.ArrayData(train.images[:100], train.labels[:100])
-  state, _ = net.train(net.state, arrays, few, keys, num_epochs=1)
+  ensemble = assemble(config, splits, keys, vmapped)
+  scan = ensemble.compile(ensemble.plan.num_steps)
+  state, _ = scan(ensemble.state)
   jax.block_until_ready(state)
   start = time.perf_counter()
-  jax.block_until_ready(net.train(state, arrays, few, keys, num_epochs=1))
+  jax.block_until_ready(scan(state))
   return time.perf_counter() - start
 
 

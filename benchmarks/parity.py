@@ -15,7 +15,6 @@ file in --workdir: the command goes on where it was stopped, and prints the tabl
 import argparse
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,13 +30,14 @@ from adv_lib.attacks import auto_pgd
 import robust_opt as ro
 from benchmarks import nets
 from robust_opt.arrays import digest
-from robust_opt.evaluation import autoattack
+from robust_opt.evaluation.phases import VERSIONS, Phase
 from robust_opt.evaluation.verdict import data_sha256
+from robust_opt.sets import BALLS, Ball, lengths
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.types import Array, LogitsFn
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-PHASES = {phase.name: phase for phase in autoattack.VERSIONS["standard"]}
+PHASES = {phase.name: phase for phase in VERSIONS["standard"]}
 EVERYTHING = "ensemble"
 BATCH, COUNTED = 100, 16
 COMPILING = (
@@ -136,7 +136,7 @@ def torch_attack(
   return make[name]()
 
 
-def our_attack(name: str) -> str | tuple[autoattack.Phase, ...]:
+def our_attack(name: str) -> str | tuple[Phase, ...]:
   """What `version` of ro.autoattack it is."""
   return "standard" if name == EVERYTHING else (PHASES[name],)
 
@@ -144,12 +144,13 @@ def our_attack(name: str) -> str | tuple[autoattack.Phase, ...]:
 def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) -> dict[str, Any]:
   """One line of the table, and the verdict on every image."""
   x, y, radius = net.x[:examples], net.y[:examples], net.radii[norm]
-  arguments: dict[str, Any] = {"norm": norm, "radius": radius, "version": our_attack(name)}
+  u = BALLS[norm](radius, box=(0.0, 1.0))
+  arguments: dict[str, Any] = {"u": u, "version": our_attack(name)}
   with compiling() as seconds_compiling:
     began = time.perf_counter()
     verdict = ro.autoattack(net.logits_fn, x, y, batch_size=BATCH, **arguments)
     seconds = time.perf_counter() - began - seconds_compiling[0]
-  ours = broken(net, x, y, verdict.images, norm, radius)
+  ours = broken(net, x, y, verdict.images, u)
   line: dict[str, Any] = {
     "radius": radius,
     "examples": examples,
@@ -183,7 +184,7 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
   seconds = time.perf_counter() - began
   if net.module.training:
     raise RuntimeError("The attack has left the net in training mode.")
-  theirs = broken(net, x, y, np.concatenate(images), norm, radius)
+  theirs = broken(net, x, y, np.concatenate(images), u)
   line["theirs"] = {
     "robust": float(np.mean(~theirs)),
     "seconds": seconds / examples,
@@ -194,14 +195,10 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
   return line
 
 
-def broken(
-  net: nets.Net, x: np.ndarray, y: np.ndarray, images: np.ndarray, norm: str, radius: float
-) -> np.ndarray:
-  """Whether an image is misclassified and within ball and box, [N]; judged by PyTorch's net."""
+def broken(net: nets.Net, x: np.ndarray, y: np.ndarray, images: np.ndarray, u: Ball) -> np.ndarray:
+  """Whether an image is misclassified, by PyTorch's net, and within ball and box, [N]."""
   logits = net.module(nets.channels_first(images)).numpy()
-  delta = (images - x).reshape(len(x), -1).astype(np.float64)
-  order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
-  inside = np.linalg.norm(delta, order, axis=1) <= radius * (1 + 1e-4)
+  inside = lengths(u, images - x) <= float(u.radius) * (1 + 1e-4)
   boxed = ((images >= 0) & (images <= 1)).reshape(len(x), -1).all(axis=1)
   return (logits.argmax(axis=1) != y) & inside & boxed
 

@@ -272,9 +272,9 @@ for name, logits_fn in nets.items():
 # %% [markdown]
 # ## 2. AutoAttack and its verdict
 #
-# AutoAttack (Croce and Hein 2020) is four attacks in a row, each on the images that the ones
-# before left standing. An image counts as robust only if all fail. `version="quick"` runs two of
-# them, shortened, and is for the overview; what is to be believed is run by the standard version.
+# AutoAttack (Croce and Hein 2020) runs four attacks in a row, each on the images that the earlier
+# ones did not break. An image counts as robust only if all fail. `version="quick"` runs two of
+# them, shortened, for an overview; report the result of the standard version.
 
 
 # %%
@@ -284,12 +284,11 @@ def ensemble(logits_fn, version):
     logits_fn,
     x_test,
     y_test,
-    norm="linf",
-    radius=RADIUS,
+    ro.LInf(RADIUS, box=(0.0, 1.0)),
     version=version,
     seed=SEED,
     batch_size=128,
-    place=lambda array: jax.device_put(array, batches_over_the_mesh),
+    put=lambda array: jax.device_put(array, batches_over_the_mesh),
   )
 
 
@@ -297,15 +296,15 @@ verdicts = {name: ensemble(logits_fn, "quick") for name, logits_fn in nets.items
 verdicts["Linen, robust"] = ensemble(nets["Linen, robust"], "standard")
 
 # %% [markdown]
-# What became of every image is in the verdict: which attack broke it, and the image that did.
+# The verdict holds the outcome for every image: which attack broke it, and the adversarial image.
 
 # %%
 verdict = verdicts["Linen, robust"]
 print(f"clean accuracy {verdict.clean_accuracy:.1%}, robust accuracy {verdict.robust_accuracy:.1%}")
-for place, name in enumerate(verdict.names):
+for index, name in enumerate(verdict.names):
   words = "misclassified without an attack" if name == "clean" else f"broken by {name}"
-  print(f"  {words}: {np.sum(verdict.broken_by == place)}")
-print(f"  standing: {np.sum(verdict.broken_by == -1)}")
+  print(f"  {words}: {np.sum(verdict.broken_by == index)}")
+print(f"  robust: {np.sum(verdict.broken_by == -1)}")
 
 # %% [markdown]
 # None of it has to be taken on trust. The images are there, so that anyone who has the network
@@ -421,8 +420,8 @@ bars(shares, title)
 # %%
 def report_on(name, logits_fn):
   """The checks of a network, with the verdict that they examine."""
-  settings = {"norm": "linf", "radius": RADIUS, "batch_size": 128, "verdict": verdicts[name]}
-  return trust.report(logits_fn, x_test, y_test, **settings)
+  u, settings = ro.LInf(RADIUS, box=(0.0, 1.0)), {"batch_size": 128, "verdict": verdicts[name]}
+  return trust.report(logits_fn, x_test, y_test, u, **settings)
 
 
 checks = report_on("Linen, robust", nets["Linen, robust"])

@@ -72,7 +72,11 @@ def main() -> dict[str, ro.Verdict]:
   for name, objective in {"standard": loss, "robust": robust_loss}.items():
     logits_fn = jax.tree_util.Partial(net.apply, train(objective))
     verdict = ro.autoattack(
-      logits_fn, pixels(test["image"]), test["label"], norm="linf", radius=RADIUS, version="quick"
+      logits_fn,
+      pixels(test["image"]),
+      test["label"],
+      ro.LInf(RADIUS, box=(0.0, 1.0)),
+      version="quick",
     )
     print(f"{name}: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
     verdicts[name] = verdict

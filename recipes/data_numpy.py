@@ -60,7 +60,7 @@ def main() -> dict[str, ro.Verdict]:
   for name, num_steps in {"standard": 0, "robust": 3}.items():
     logits_fn = jax.tree_util.Partial(net.apply, train(num_steps))
     verdict = ro.autoattack(
-      logits_fn, test_images, test_labels, norm="linf", radius=RADIUS, version="quick"
+      logits_fn, test_images, test_labels, ro.LInf(RADIUS, box=(0.0, 1.0)), version="quick"
     )
     print(f"{name}: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
     verdicts[name] = verdict

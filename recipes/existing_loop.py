@@ -95,7 +95,7 @@ def main() -> ro.Verdict:
   digits = datasets.load("digits", "test")
   images, labels = digits.images[:80] / np.float32(255), digits.labels[:80]
   net = jax.tree_util.Partial(CNN().apply, {"params": train().params})
-  verdict = ro.autoattack(net, images, labels, norm="linf", radius=0.15, version="quick")
+  verdict = ro.autoattack(net, images, labels, ro.LInf(0.15, box=(0.0, 1.0)), version="quick")
   print(f"test: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
   return verdict
 

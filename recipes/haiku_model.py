@@ -65,7 +65,9 @@ def main() -> dict[str, ro.Verdict]:
   verdicts = {}
   for name, objective in {"standard": loss, "robust": robust_loss}.items():
     logits_fn = jax.tree_util.Partial(net.apply, train(objective))
-    verdict = ro.autoattack(logits_fn, images, labels, norm="linf", radius=RADIUS, version="quick")
+    verdict = ro.autoattack(
+      logits_fn, images, labels, ro.LInf(RADIUS, box=(0.0, 1.0)), version="quick"
+    )
     print(f"{name}: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
     verdicts[name] = verdict
   return verdicts

@@ -72,7 +72,7 @@ def main() -> dict[str, ro.Verdict]:
   verdicts = {}
   for name, objective in {"standard": loss, "robust": robust_loss}.items():
     net = jax.tree_util.Partial(logits_fn, train(objective))
-    verdict = ro.autoattack(net, images, labels, norm="linf", radius=RADIUS, version="quick")
+    verdict = ro.autoattack(net, images, labels, ro.LInf(RADIUS, box=(0.0, 1.0)), version="quick")
     print(f"{name}: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
     verdicts[name] = verdict
   return verdicts

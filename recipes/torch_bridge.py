@@ -89,7 +89,7 @@ def main() -> ro.Verdict:
   digits = datasets.load("digits", "test")
   images, labels = digits.images[:80] / np.float32(255), digits.labels[:80]
   net = bridge(train(), num_classes=10)
-  verdict = ro.autoattack(net, images, labels, norm="linf", radius=RADIUS, version="quick")
+  verdict = ro.autoattack(net, images, labels, ro.LInf(RADIUS, box=(0.0, 1.0)), version="quick")
   print(f"standard: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
   worst = np.abs(verdict.images - images).max()
   print(f"the adversarial images are at most {worst:.3f} away")

@@ -1,20 +1,23 @@
-"""What commands have in common: the flags of evaluations and of studies, a sentence for errors."""
+"""What commands share: flags for the network to evaluate, flags of studies, errors in one sentence.
 
+commands.run_study(Options, PRESETS, run)      # below `if __name__` of a study's module
+"""
+
+import dataclasses
 import logging as python_logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from robust_opt.errors import InputError, RunError
 
-Numbers = TypeVar("Numbers", bound=Any)  # a NamedTuple of a study
-
-
-# The flags of subject.load.
-SUBJECT = (
+# The flags of experiments.target.load.
+SOURCE = (
   "workdir",
   "model",
   "data",
@@ -27,51 +30,112 @@ SUBJECT = (
 
 
 def source() -> dict[str, Any]:
-  """What the flags of define_subject_flags say, as subject.load takes it."""
-  return {name: flags.FLAGS[name].value or "" for name in SUBJECT}
+  """The values of the flags of `define_source_flags`, as experiments.target.load takes them."""
+  return {name: flags.FLAGS[name].value or "" for name in SOURCE}
 
 
-def define_subject_flags() -> None:
-  """The flags of subject.load."""
+def define_source_flags() -> None:
+  """The flags that say which network and data to evaluate."""
   flags.DEFINE_string("workdir", "", "Of a finished run of robust_opt.main; or --model and --data.")
   flags.DEFINE_string("model", "", "module:function, x [B, ...] in [0, 1] -> logits [B, C].")
   flags.DEFINE_string("data", "", "An .npz file with x [N, ...] in [0, 1] and y [N].")
-  words = "The --model is random, (x, key) -> logits: average so many draws. 0: deterministic."
+  words = "If --model is random, (x, key) -> logits: the number of draws to average. 0: it is not."
   flags.DEFINE_integer("draws", 0, words, lower_bound=0)
-  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: the run's own.")
-  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
-  words = "Where the constructed data that a run learnt from lie; empty: the run's own."
+  flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: as in the run.")
+  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: as in the run.")
+  words = "The constructed data set that a run was trained on; empty: as in the run."
   flags.DEFINE_string("train_files", "", words)
-  flags.DEFINE_enum("checkpoint", None, ["last", "best"], "Of the run; not given: its config's.")
+  words = "Which checkpoint of the run; not given: the one that its config names."
+  flags.DEFINE_enum("checkpoint", None, ["last", "best"], words)
 
 
-def define_study_flags(datasets: Iterable[str]) -> None:
-  """The flags that every study of a paper has; those of its numbers are its own."""
-  flags.DEFINE_enum("dataset", "digits", sorted(datasets), "What the nets learn.")
+def run_study(
+  options: type[Any], presets: Mapping[tuple[str, str], Any], run: Callable[[Any], Any]
+) -> None:
+  """The command of a study; called only where its module is the program.
+
+  Args:
+    options: studies.options.Options, or what a study derives from it; its fields become flags.
+    presets: (preset, data set) -> the preset, a dataclass whose fields become flags too.
+    run: the study.
+  """
+  preset_fields = dataclasses.fields(next(iter(presets.values())))
+  of_options = dataclasses.fields(typing.get_origin(options) or options)
+  own = [field for field in of_options if "help" in field.metadata]
+  _define_study_flags(sorted({dataset for _, dataset in presets}))
+  for field in preset_fields:
+    _define(field, None)
+  for field in own:
+    _define(field, field.default)
+
+  def main(argv: list[str]) -> None:
+    refuse_positional(argv)
+    given = flags.FLAGS
+    changed = {f.name: given[f.name].value for f in preset_fields}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    preset = presets.get((given.preset, given.dataset))
+    if preset is None:
+      raise InputError(f"There is no --preset={given.preset} for --dataset={given.dataset}.")
+    run(
+      options(
+        dataset=given.dataset,
+        workdir=Path(given.workdir),
+        preset=dataclasses.replace(preset, **changed),
+        data_dir=given.data_dir,
+        cache_dir=given.cache_dir,
+        **{field.name: _frozen(given[field.name].value) for field in own},
+      )
+    )
+
+  app.run(with_sentences(main), flags_parser=parse)
+
+
+def run_to_folder(run: Callable[[Path], Any]) -> None:
+  """The command of a computation whose only flag is --output, the folder of its results."""
+  flags.DEFINE_string("output", None, "Folder for the tables and figures.", required=True)
+
+  def main(argv: list[str]) -> None:
+    refuse_positional(argv)
+    run(Path(flags.FLAGS.output))
+
+  app.run(with_sentences(main), flags_parser=parse)
+
+
+def _define_study_flags(datasets: Sequence[str]) -> None:
+  """The flags that every study has."""
+  flags.DEFINE_enum("dataset", "digits", datasets, "What the networks learn.")
   flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
   flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
-  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: TFDS' default.")
+  flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: TFDS' default.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
 
 
-def numbers_of(presets: Mapping[tuple[str, str], Numbers]) -> Numbers:
-  """The numbers of the preset for the data set, but those that have a flag of their name."""
-  given = flags.FLAGS
-  numbers = presets[given.preset, given.dataset]
-  values = {name: given[name].value for name in numbers._fields}
-  return numbers._replace(**{name: value for name, value in values.items() if value is not None})
+def _define(field: "dataclasses.Field[Any]", default: Any) -> None:
+  """The flag of a field: its type from the annotation, its help and bounds from the metadata."""
+  kinds = [kind for kind in _members(field.type) if kind is not type(None)]
+  words, low, choices = (field.metadata[name] for name in ("help", "low", "choices"))
+  kind = typing.get_origin(kinds[0]) or kinds[0]
+  if choices:
+    flags.DEFINE_enum(field.name, default, choices, words)
+  elif kind is bool:
+    flags.DEFINE_boolean(field.name, default, words)
+  elif kind is int:
+    flags.DEFINE_integer(field.name, default, words, lower_bound=low)
+  elif kind is float:
+    flags.DEFINE_float(field.name, default, words, lower_bound=low)
+  elif kind is Sequence:  # one flag, separated by commas
+    flags.DEFINE_list(field.name, list(default), words)
+  else:  # a tuple: values may hold commas, and the flag is repeated
+    flags.DEFINE_multi_string(field.name, list(default), words)
 
 
-def study_of(presets: Mapping[tuple[str, str], Numbers]) -> dict[str, Any]:
-  """What the flags of every study say, by the names of its Options."""
-  given = flags.FLAGS
-  return {
-    "dataset": given.dataset,
-    "workdir": Path(given.workdir),
-    "numbers": numbers_of(presets),
-    "data_dir": given.data_dir,
-    "cache_dir": given.cache_dir,
-  }
+def _members(annotation: Any) -> tuple[Any, ...]:
+  """The members of a union, or the annotation alone."""
+  return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _frozen(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list) else value
 
 
 def refuse_positional(argv: Sequence[str]) -> None:
@@ -81,10 +145,10 @@ def refuse_positional(argv: Sequence[str]) -> None:
 
 
 def with_sentences(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """A RunError, or a failure of a disk, ends with one sentence and a code, not a traceback."""
+  """`main`, where a RunError or OSError ends with one sentence and an exit code, no traceback."""
 
   def wrapped(argv: list[str]) -> None:
-    # Orbax and JAX tell of every file that they touch and every backend that is absent.
+    # Orbax and JAX log every file that they touch and every backend that is absent.
     logging.get_absl_handler().addFilter(lambda record: record.levelno >= python_logging.WARNING)
     try:
       main(argv)
@@ -96,10 +160,11 @@ def with_sentences(main: Callable[[list[str]], None]) -> Callable[[list[str]], N
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-  """absl's flags, an unknown one or a value that does not fit as one sentence."""
-  # absl's help lists what the program's own file defines; these are its flags as well.
-  for flag in flags.FLAGS.flags_by_module_dict().get(__name__, ()):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  """Parses absl's flags; an unknown flag or a bad value ends with one sentence."""
+  # absl's help lists what the program's own file defines; other files of ours define its flags too.
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    for flag in defined if module.startswith("robust_opt.") else ():
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   try:
     return flags.FLAGS(list(argv))
   except flags.Error as error:

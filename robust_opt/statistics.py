@@ -2,7 +2,7 @@
 
   accuracy = accuracy_interval([0.991, 0.992, 0.990], examples=10_000)   # mean, low, high
   tests = [paired_t(robust, baseline), paired_t(noisy, baseline)]        # paired by seed
-  verdicts(tests)                # 'yes', 'no', 'within noise' or 'one seed', Holm-corrected
+  holm([test.p for test in tests])                                       # corrected p values
 
 An accuracy has an interval for the draw of the seeds and of the test images. A test is over the
 seeds alone: it speaks of the given test images. Edge cases of the tests:
@@ -24,8 +24,7 @@ from scipy import stats
 
 from robust_opt.errors import InputError
 
-ONE_SEED = "one seed"  # in place of a verdict
-ALPHA = 0.05  # two-sided level of a study's verdicts together; the intervals are of 1 - ALPHA
+ALPHA = 0.05  # two-sided level of a study's tests together; the intervals are of 1 - ALPHA
 # A net whose accuracy covers less than this share of the way from chance to 100 % has not learned.
 LEARNED = 0.1
 
@@ -54,13 +53,6 @@ class PairedTest(NamedTuple):
   t: float
   p: float
   n: int
-
-
-class Verdict(NamedTuple):
-  """The answer to a claim, and its p value after Holm's correction (NaN without a test)."""
-
-  answer: str
-  p: float
 
 
 def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
@@ -159,33 +151,15 @@ def all_of(tests: Sequence[PairedTest]) -> PairedTest:
   return against._replace(p=min(1.0, len(tests) * against.p))
 
 
-def verdicts(tests: Sequence[PairedTest | str]) -> list[Verdict]:
-  """Of the claims of ONE study, corrected for their number by Holm (1979).
-
-  'yes' if a > b beyond noise, 'no' if a < b beyond noise, else 'within noise'; of one seed nothing
-  can be said of noise: 'one seed'. The chance that any of the 'yes' and 'no' is wrong is at most
-  `ALPHA`, however the tests depend on one another.
-
-  Args:
-    tests: one per claim; an answer that needs no test stays as it is and is not counted.
-  """
-  p = np.array([np.nan if isinstance(test, str) else test.p for test in tests], np.float64)
-  tested = np.flatnonzero(~np.isnan(p))
-  order = tested[np.argsort(p[tested], kind="stable")]
-  # The k-th smallest times the number of claims that are left, and never below the one before it.
+def holm(p: ArrayLike) -> np.ndarray:
+  """p values [n] corrected for their number by Holm (1979); NaN, for no test, is not counted."""
+  corrected = np.array(p, np.float64)
+  tested = np.flatnonzero(~np.isnan(corrected))
+  order = tested[np.argsort(corrected[tested], kind="stable")]
+  # The k-th smallest times the number of tests that are left, and never below the one before it.
   left = len(order) - np.arange(len(order))
-  p[order] = np.minimum(1.0, np.maximum.accumulate(left * p[order]))
-  return [Verdict(_answer(test, p_of), float(p_of)) for test, p_of in zip(tests, p)]
-
-
-def _answer(test: PairedTest | str, p: float) -> str:
-  if isinstance(test, str):
-    return test
-  if test.n == 1:
-    return ONE_SEED
-  if not p < ALPHA:
-    return "within noise"
-  return "yes" if test.difference > 0 else "no"
+  corrected[order] = np.minimum(1.0, np.maximum.accumulate(left * corrected[order]))
+  return corrected
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

@@ -111,21 +111,6 @@ def interval_note(seeds: int) -> str:
   )
 
 
-def claims_note(seeds: int) -> str:
-  """How the answers to a study's claims were found, as the beginning of a note."""
-  if seeds == 1:
-    return "One seed, so no test."
-  return (
-    f"Paired t tests over {counted(seeds, 'seed')} on the given test examples, two-sided, at 5 % "
-    "for all claims of the table together (Holm's correction)."
-  )
-
-
-def p_value(p: float) -> str:
-  """'0.031'; empty where nothing was tested."""
-  return "" if math.isnan(p) else f"{p:.2g}"
-
-
 class Table(NamedTuple):
   """Rows by column name; a missing or None cell is empty. Notes stand below the table."""
 

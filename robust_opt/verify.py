@@ -1,13 +1,14 @@
-"""Checks every claim of an evaluation, by asking the net again.
+"""Checks every claim of an evaluation against the net.
 
   python -m robust_opt.verify runs/mnist_linf/evaluations/linf_0.05504_standard/verdict.npz
 
-Recomputes that the file covers the whole data set, that every adversarial image is finite, within
-[0, 1] and within the radius, that the net misclassifies it, and that the stated accuracy is what
-the examples give. Net and data are found where the evaluation found them, or where --workdir, or
---model and --data, say. Exit code 0: all of it is true; 1: what is not is printed.
+Verifies that the file covers the whole data set, that every adversarial image is finite, within the
+box and the set, and misclassified, and that the stated accuracy follows from the examples. Net and
+data are found where the evaluation found them, or where --workdir, or --model and --data, say. Exit
+code 0: everything is true; 1: the untrue claims are printed.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from absl import app
 
 from robust_opt import commands
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import autoattack, verdict
+from robust_opt.evaluation import verdict
+from robust_opt.evaluation.inputs import check_examples
 from robust_opt.experiments import target
 
 
-def run(path: Path, given: dict[str, Any]) -> None:
+def run(path: Path, source: dict[str, Any]) -> None:
   """Prints that the file is true.
 
   Args:
     path: of verdict.npz.
-    given: where net and data are, as subject.load takes it; what is empty is as the file says.
+    source: where net and data are, as target.load takes it; empty values are those of the file.
 
   Raises:
     InputError: the file, the net or the data cannot be read.
@@ -32,22 +34,20 @@ def run(path: Path, given: dict[str, Any]) -> None:
   """
   stored = verdict.load(path)
   claim = stored.claim
-  source = dict(claim.source)
-  examples = int(source.pop("examples", 0))
-  changed = {key: value for key, value in given.items() if value}
+  recorded = dict(claim.source)
+  examples = int(recorded.pop("examples", 0))
+  changed = {key: value for key, value in source.items() if value}
   if changed.keys() & {"workdir", "model"}:
-    source |= {"workdir": "", "model": "", "data": ""}
-  found = target.load(source | changed, examples)
-  x, y = autoattack.checked(
-    found.logits_fn, found.x, found.y, claim.norm, claim.radius, claim.batch_size
-  )
-  problems = verdict.verify(stored, found.logits_fn, x, y, found.net_sha256)
+    recorded |= {"workdir": "", "model": "", "data": ""}
+  net = target.load(recorded | changed, examples)
+  x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size)
+  problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")
-  total = len(stored.verdict.broken_by)
+  radius = "" if math.isnan(claim.radius) else f", radius {claim.radius:.6g}"
   print(
-    f"{path} is true: {100 * stored.robust_accuracy:.2f} % of {total} examples stand under "
-    f"{claim.norm}, radius {claim.radius:.6g}, and {len(stored.broken_ids)} adversarial images are "
+    f"{path} is true: {100 * stored.robust_accuracy:.2f} % of {len(y)} examples remain correctly "
+    f"classified under {claim.norm}{radius}, and {len(stored.broken_ids)} adversarial images are "
     f"feasible and misclassified."
   )
 
@@ -55,10 +55,10 @@ def run(path: Path, given: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
   """One file, and flags."""
   if len(argv) != 2:
-    raise InputError(f"Name one verdict.npz, but given were {len(argv) - 1} arguments.")
+    raise InputError(f"Give one verdict.npz, but there were {len(argv) - 1} arguments.")
   run(Path(argv[1]), commands.source())
 
 
 if __name__ == "__main__":
-  commands.define_subject_flags()
+  commands.define_source_flags()
   app.run(commands.with_sentences(main), flags_parser=commands.parse)

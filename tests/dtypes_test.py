@@ -295,7 +295,7 @@ def test_certificates_and_types():
     for of_net in (np.float32, np.float64):
       stack = [affine.Dense(jnp.asarray(W1, of_net)), affine.ReLU(), affine.Dense(jnp.asarray(W2))]
       found = jax.eval_shape(
-        functools.partial(bounds.certified, norm="l2", radius=0.1), stack, wide, jnp.asarray(Y)
+        functools.partial(bounds.certified, u=ro.L2(0.1)), stack, wide, jnp.asarray(Y)
       )
       assert found.margins.dtype == jnp.float64
 

@@ -51,8 +51,8 @@ ALLOWED = {
     *("main", "experiments.overrides", "commands", "evaluate", "verify", "construct"),
     "report",
   },
-  "absl.app": {"main", "evaluate", "verify", "construct", "report"},
-  "ml_collections": {"experiments"},
+  "absl.app": {"main", "evaluate", "verify", "construct", "report", "commands"},
+  "ml_collections": {"experiments", "studies.options"},
   "matplotlib": {"plots"},
   "orbax": {"experiments.checkpoint"},
   "tensorboardX": {"experiments.metrics"},
@@ -157,6 +157,15 @@ def test_modules_of_a_package_import_one_another_in_one_direction(name):
 def test_no_module_imports_a_paper():
   for name, path in MODULES.items():
     assert not offences(path.read_text(), {f"robust_opt.{PAPERS}"}), name
+
+
+def test_papers_import_neither_one_another_nor_flags():
+  folder = ROOT / PAPERS
+  for path in folder.rglob("*.py"):
+    own = path.relative_to(folder).with_suffix("").parts[0]
+    others = {entry.stem for entry in folder.iterdir()} - {own, "__init__", "__pycache__"}
+    papers = {f"robust_opt.{PAPERS}.{other}" for other in others}
+    assert not offences(path.read_text(), papers | {"absl"}), path
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -164,11 +164,13 @@ TAKES_LOGITS = {
   "plane": lambda z, y: explanations.plane(ONE, z, z, z, 1.0, 3),
   "smallest_angle": lambda z, y: explanations.smallest_angle(ONE, z, y, z, np.float32([0.0, 1.0])),
   "transfer_matrix": lambda z, y: explanations.transfer_matrix([ONE], [z], y),
-  "certified": lambda z, y: bounds.certified([affine.Dense(np.ones((1, 1)))], z, y, "l2", 0.1),
+  "certified": lambda z, y: bounds.certified([affine.Dense(np.ones((1, 1)))], z, y, ro.L2(0.1)),
   "linear_margin": lambda z, y: exact.linear_margin(
-    jnp.ones((1, 1)), jnp.zeros(1), z, y, "l2", 0.1
+    jnp.ones((1, 1)), jnp.zeros(1), z, y, ro.L2(0.1)
   ),
-  "linear_distance": lambda z, y: exact.linear_distance(jnp.ones((1, 1)), jnp.zeros(1), z, y, "l2"),
+  "linear_distance": lambda z, y: exact.linear_distance(
+    jnp.ones((1, 1)), jnp.zeros(1), z, y, ro.L2
+  ),
   "class_counts": lambda z, y: smoothing.class_counts(jax.random.key(0), ONE, z, 0.1, 10),
   **{
     name: lambda z, y, make=make: make()(jax.random.key(0), ONE, z, y)
@@ -222,7 +224,7 @@ def test_training_measuring_and_collecting_take_any_number_of_classes(num_classe
   key = jax.random.key(0)
   found = run(weights, {}, ro.ArrayData(x, y), jnp.float32(0.2), key)
   assert int(found.clean_correct.sum()) == 39
-  lost = exact.linear_margin(weights, np.zeros(num_classes, np.float32), x, y, "l2", 0.2) > 0
+  lost = exact.linear_margin(weights, np.zeros(num_classes, np.float32), x, y, ro.L2(0.2)) > 0
   assert np.all(lost[~np.asarray(found.robust_correct)])
 
   optimizer = build.optimizer(config.digits(), steps_per_epoch=1)

@@ -12,8 +12,8 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import models
-from robust_opt.certify import bounds, exact
-from robust_opt.models.affine import from_params, in_float32
+from robust_opt.certify import bounds, exact, from_params
+from robust_opt.models.affine import layers_of
 from robust_opt.theory.linear import counterparts, decay
 from robust_opt.training import layerwise
 
@@ -34,7 +34,7 @@ def products(jaxpr):
 
 def certify_net(function, method):
   labels = (jnp.zeros(N, int),) if function is bounds.certified else ()
-  return function(LAYERS, IMAGES, *labels, "l2", 0.1, method=method)
+  return function(LAYERS, IMAGES, *labels, ro.L2(0.1), method=method)
 
 
 def layers_of_nothing():
@@ -61,13 +61,13 @@ COMPUTATIONS = {
   "crown": lambda: certify_net(bounds.certified, "crown"),
   "ibp": lambda: certify_net(bounds.certified, "ibp"),
   "logit_bounds": lambda: certify_net(bounds.logit_bounds, "crown"),
-  "linear_margin": lambda: exact.linear_margin(*WEIGHTS, "linf", 0.1),
-  "linear_distance": lambda: exact.linear_distance(*WEIGHTS, "l2"),
-  "margin_loss": lambda: linear(counterparts.margin_loss, "linf", 0.1),
-  "squared_loss": lambda: linear(counterparts.squared_loss, "linf", 0.1),
-  "squared_perturbation": lambda: linear(counterparts.squared_perturbation, "linf", 0.1),
-  "total_hinge_loss": lambda: linear(counterparts.total_hinge_loss, "linf", 0.1),
-  "total_hinge_perturbation": lambda: linear(counterparts.total_hinge_perturbation, "l2", 0.1),
+  "linear_margin": lambda: exact.linear_margin(*WEIGHTS, ro.LInf(0.1)),
+  "linear_distance": lambda: exact.linear_distance(*WEIGHTS, ro.L2),
+  "margin_loss": lambda: linear(counterparts.margin_loss, ro.LInf(0.1)),
+  "squared_loss": lambda: linear(counterparts.squared_loss, ro.LInf(0.1)),
+  "squared_perturbation": lambda: linear(counterparts.squared_perturbation, ro.LInf(0.1)),
+  "total_hinge_loss": lambda: linear(counterparts.total_hinge_loss, ro.LInf(0.1)),
+  "total_hinge_perturbation": lambda: linear(counterparts.total_hinge_perturbation, ro.L2(0.1)),
   "least_squares": lambda: linear(counterparts.least_squares, "columns", 0.1),
   "least_squares_perturbation": lambda: linear(
     counterparts.least_squares_perturbation, "columns", 0.1
@@ -96,10 +96,10 @@ def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds():
   params = jax.tree.map(lambda s: jnp.zeros(s.shape), jax.eval_shape(net.init, *INIT)["params"])
   with pytest.raises(ro.InputError, match="but DigitsCNN computes in bfloat16"):
     from_params(net, params)
-  with pytest.raises(ro.InputError, match="from_params knows"):
+  with pytest.raises(ro.InputError, match="VGG states no list of layers"):
     from_params(models.VGG(dtype=jnp.bfloat16), {})
   # Its weights may be asked about, and its layers perturbed.
-  assert len(in_float32(net, params)) == len(LAYERS)
+  assert len(layers_of(net, params)) == len(LAYERS)
   assert len(layerwise.shapes(net, (8, 8, 1))) == 4
 
 
@@ -108,11 +108,11 @@ def test_nothing_is_proved_in_fewer_bits(name):
   low = jnp.bfloat16
   weights, bias, x, y = WEIGHTS
   arguments = {
-    "linear_margin": lambda: exact.linear_margin(weights, bias, x.astype(low), y, "linf", 0.1),
-    "linear_distance": lambda: exact.linear_distance(weights.astype(low), bias, x, y, "l2"),
-    "crown": lambda: bounds.certified(LAYERS, IMAGES.astype(low), y, "l2", 0.1),
+    "linear_margin": lambda: exact.linear_margin(weights, bias, x.astype(low), y, ro.LInf(0.1)),
+    "linear_distance": lambda: exact.linear_distance(weights.astype(low), bias, x, y, ro.L2),
+    "crown": lambda: bounds.certified(LAYERS, IMAGES.astype(low), y, ro.L2(0.1)),
     "logit_bounds": lambda: bounds.logit_bounds(
-      jax.tree.map(lambda a: jnp.asarray(a, low), LAYERS), IMAGES, "l2", 0.1
+      jax.tree.map(lambda a: jnp.asarray(a, low), LAYERS), IMAGES, ro.L2(0.1)
     ),
   }
   with pytest.raises(ro.InputError, match="needs images and weights in float32, but was given bfl"):

@@ -179,8 +179,8 @@ def test_tables_follow_from_what_was_measured(tmp_path):
     for name, table in goodfellow2015_report.tables_of(measured, dataset, numbers).items():
       made(table, "goodfellow2015", dataset, f"{name}.json")
   for folder in ("mnist", "cifar10_reduced"):
-    learnt = read("ilyas2019", folder, "manifest.json")["learnt"]
-    made(ilyas2019.claims(learnt, 0.1), "ilyas2019", folder, "claims.json")
+    runs = read("ilyas2019", folder, "manifest.json")["learnt"]
+    made(ilyas2019.claims_table(runs), "ilyas2019", folder, "claims.json")
     counts = shaham2015_report.Accuracies(read("shaham2015", folder, "measured.json"))
     made(shaham2015_report.accuracy_table(counts), "shaham2015", folder, "accuracy.json")
     path = "shaham2015", folder, "accuracy_against_radius.json"
@@ -190,9 +190,8 @@ def test_tables_follow_from_what_was_measured(tmp_path):
   runs = {name: [] for name in times}
   for run in read("family", "mnist", "measured.json").values():
     runs[run["method"]].append(run)
-  numbers = family.Numbers(**read("family", "mnist", "manifest.json")["numbers"])
-  options = family.Options("mnist", tmp_path, numbers)
-  made(family.table_of(options, runs, times), "family", "mnist", "family.json")
+  preset = family.Preset(**read("family", "mnist", "manifest.json")["numbers"])
+  made(family.table_of("mnist", preset, runs, times), "family", "mnist", "family.json")
 
 
 def test_cheaper_ascents():

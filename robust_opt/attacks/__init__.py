@@ -1,11 +1,15 @@
-"""Attacks that read logits: what a robust accuracy is measured by.
+"""Attacks on logits, by which robust accuracy is measured.
 
   from robust_opt.attacks.square import square
   from robust_opt.attacks.minimal import deepfool
 
-  found = square("linf", 0.3)(keys, logits_fn, x, y)         # within a radius: Found
-  delta, found = deepfool("l2")(keys, logits_fn, x, y)       # the smallest that fools: Minimal
+  u = ro.L2(0.5, box=(0.0, 1.0))
+  delta, fooled = square(u)(keys, logits_fn, x, y)        # keys [B], x [B, *S], y [B]
+  everywhere = ro.L2(math.inf, box=(0.0, 1.0))
+  delta, fooled = deepfool(everywhere)(keys, logits_fn, x, y)  # the smallest delta that fools
 
-white_box (any inner maximiser), fab, square and transfer work within a radius; minimal, szegedy and
-fab look for the smallest perturbation. `robust_opt.evaluation.autoattack` puts them together.
+white_box (any inner maximizer), fab, square and transfer search within the set. The minimal-norm
+attacks (minimal, szegedy, fab_minimal) look for the smallest perturbation in the set: a radius of
+math.inf lets it have any size, and x + delta stays in the box. support.py has the table of which
+attack takes which sets. `robust_opt.evaluation.autoattack` combines them.
 """

@@ -1,213 +1,223 @@
-"""The fast adaptive boundary attack (FAB): a minimal-norm attack, and whether it fits a radius.
+"""The fast adaptive boundary attack (FAB): a minimal-norm attack, also as an attack within a set.
 
-  attack = fab("linf", 8 / 255, target_rank=0)          # FAB-T, towards the largest wrong logit
-  delta, fooled = attack(keys, logits_fn, x, y)         # keys [B], x [B, *S], y [B]
-  delta, found = fab_minimal("l2")(keys, logits_fn, x, y)  # the smallest perturbation, any size
+  u = ro.L2(0.5, box=(0.0, 1.0))
+  delta, fooled = fab(u, target_rank=0)(keys, logits_fn, x, y)  # keys [B], x [B, *S], y [B]
+  everywhere = ro.L2(math.inf, box=(0.0, 1.0))
+  delta, fooled = fab_minimal(everywhere)(keys, logits_fn, x, y)  # the smallest delta that fools
 
-It goes along the linearised decision boundary while it is drawn back to the clean example, with no
-step size to choose. Untargeted, a step costs a gradient for every wrong class; towards one target
-it costs one, which is the form for ensembles: one attack per rank, and the rank may be traced, so
-that all ranks share one compiled program.
+FAB moves along the linearized decision boundary while it is pulled back toward the clean example;
+there is no step size to choose. An untargeted step costs one gradient per wrong class, a targeted
+one a single gradient. In an ensemble, run one targeted attack per rank: the rank may be traced, so
+that all ranks share one compilation.
 
-Source: Croce and Hein 2020 (arXiv 1907.02044); the targeted form is of their AutoAttack (arXiv
+Source: Croce and Hein 2020 (arXiv 1907.02044); the targeted form is from AutoAttack (arXiv
 2003.01690).
 """
 
+import dataclasses
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt import losses
+from robust_opt.arrays import expand_like, where_examples
 from robust_opt.attacks import hyperplanes
-from robust_opt.attacks.hyperplanes import Smallest, over
+from robust_opt.attacks.hyperplanes import Smallest
 from robust_opt.attacks.precision import widened
-from robust_opt.attacks.types import Found, LogitsAttack, Minimal, MinimalAttack
+from robust_opt.attacks.support import check_support
+from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
-from robust_opt.sets import Box, Radius
-from robust_opt.sets.base import box_bounds
+from robust_opt.sets import Ball
 from robust_opt.types import Array, LogitsFn
 
-# A point of the final search lies this share of its length past the boundary, so that it is still
-# misclassified when its logits are rounded otherwise (in a batch of another size, say).
+# Points of the final search overshoot the boundary by this share of their length, so that they stay
+# misclassified when the logits are rounded differently (in a batch of another size, for example).
 _PAST_BOUNDARY = 5e-4
 
 
-def fab(
-  norm: str,
-  radius: Radius,
-  box: Box = (0.0, 1.0),
-  num_steps: int = 100,
-  target_rank: int | Array | None = None,
-  num_restarts: int = 1,
-  random_start: bool = False,
-  alpha_max: float = 0.1,
-  eta: float = 1.05,
-  beta: float = 0.9,
-  num_search_steps: int = 3,
-) -> LogitsAttack:
-  """FAB as an attack within a radius: the smallest misclassified perturbation, if it fits.
+class Settings(NamedTuple):
+  """The settings of FAB.
 
-  What `fab_minimal` finds is projected onto the ball of the radius (within it that changes
-  nothing), and is kept where it is misclassified there; delta is 0 elsewhere.
+  Attributes:
+    num_steps: of each run, >= 1; a step has two forward passes and the gradients.
+    target_rank: None for the closest boundary over all wrong classes, one gradient each; r for the
+      boundary with the wrong class of rank r (0 for the largest logit of the clean example), one
+      gradient. It may be traced; beyond the last rank it is then clipped. Any wrong prediction
+      counts, not only the target.
+    num_restarts: runs, >= 1; the first starts from the clean example, the others at random in the
+      ball of half the smaller of the radius and the best norm so far.
+    random_start: whether the first run, too, starts at random.
+    alpha_max: the largest weight of the clean example, in [0, 1].
+    eta: extrapolation past the hyperplane, >= 1.
+    beta: how far to go back from a misclassified point toward the clean example, in (0, 1).
+    num_search_steps: of the final search, one forward pass each; 0 for none.
+  """
+
+  num_steps: int = 100
+  target_rank: int | Array | None = None
+  num_restarts: int = 1
+  random_start: bool = False
+  alpha_max: float = 0.1
+  eta: float = 1.05
+  beta: float = 0.9
+  num_search_steps: int = 3
+
+
+def fab(u: Ball, **settings: Any) -> LogitsAttack:
+  """FAB as an attack within a ball: the smallest misclassified perturbation, projected onto it.
+
+  delta counts if it is misclassified after the projection, which changes nothing within the ball;
+  elsewhere it is 0.
 
   Args:
-    norm: "linf", "l2" or "l1".
-    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]); it may be traced. It bounds where
-      restarts begin, too.
-    box: as in `fab_minimal`, as are the rest.
-    num_steps: as in `fab_minimal`.
-    target_rank: as in `fab_minimal`.
-    num_restarts: as in `fab_minimal`.
-    random_start: as in `fab_minimal`.
-    alpha_max: as in `fab_minimal`.
-    eta: as in `fab_minimal`.
-    beta: as in `fab_minimal`.
-    num_search_steps: as in `fab_minimal`.
+    u: LInf, L2 or L1 with a finite box, in which x must lie. The radius, [] or [B], may be traced.
+    **settings: the fields of `Settings`.
 
   Raises:
-    InputError: as in `fab_minimal`, and for a negative radius.
+    InputError: another set, or a setting out of range; from the attack: a target_rank that the
+      logits do not have.
   """
-  find = fab_minimal(
-    norm,
-    box,
-    num_steps,
-    target_rank,
-    num_restarts,
-    random_start,
-    start_radius=radius,
-    alpha_max=alpha_max,
-    eta=eta,
-    beta=beta,
-    num_search_steps=num_search_steps,
-  )
-  ball = hyperplanes.SETS[norm](radius, box)
+  check_support("fab", u)
+  options = _checked(u, settings)
 
-  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
+  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    delta = ball.project(find(keys, logits_fn, x, y).delta, x)
-    delta = jnp.clip(delta, *box_bounds(box, x))
+    delta = u.project(_smallest(u, options, keys, logits_fn, x, y).delta, x)
+    delta = jnp.clip(delta, *hyperplanes.bounds_of(u, x))
     fooled = hyperplanes.misclassified(logits_fn, x + delta, y)
-    return rounded(Found(jax.lax.stop_gradient(jnp.where(over(fooled, x), delta, 0.0)), fooled))
+    delta = jnp.where(expand_like(fooled, x), delta, 0.0)
+    return rounded(AttackResult(jax.lax.stop_gradient(delta), fooled))
 
   return attack
 
 
-def fab_minimal(
-  norm: str,
-  box: Box = (0.0, 1.0),
-  num_steps: int = 100,
-  target_rank: int | Array | None = None,
-  num_restarts: int = 1,
-  random_start: bool = False,
-  start_radius: Radius | None = None,
-  alpha_max: float = 0.1,
-  eta: float = 1.05,
-  beta: float = 0.9,
-  num_search_steps: int = 3,
-) -> MinimalAttack:
-  """FAB without a radius: the smallest misclassified perturbation that it finds.
+def fab_minimal(u: Ball, **settings: Any) -> LogitsAttack:
+  """FAB as a minimal-norm attack: the smallest misclassified perturbation that it finds in u.
 
-    s        = shortest step from x + delta onto the closest linearised boundary, within the box
+    s        = shortest step from x + delta onto the closest linearized boundary, within the box
     s_clean  = shortest step from x onto the same hyperplane, within the box
     alpha    = min(|s|_p / (|s|_p + |s_clean|_p), alpha_max)
-    delta'   = (1 - alpha) (delta + eta s) + alpha eta s_clean, cut by the box
+    delta'   = (1 - alpha) (delta + eta s) + alpha eta s_clean, clipped to the box
     delta   := beta delta' where x + delta' is misclassified, else delta'
 
-  Source: Croce and Hein 2020 (arXiv 1907.02044), algorithm 1. The constants are theirs. It differs
-  in three things. The projections find their multiplier without sorting, with the same result. The
-  final search, a few secant steps on the segment from the clean example to the best point, stops
-  short of the boundary by 0.05 % of the length. Restarts begin anywhere in their ball, not on its
-  surface only.
+  Source: Croce and Hein 2020 (arXiv 1907.02044), algorithm 1, with their constants. Differences:
+  the projections find their multiplier without sorting, with the same result; the final search, a
+  few secant steps on the segment from the clean example to the best point, stops 0.05 % past the
+  boundary; restarts begin anywhere in their ball, not only on its surface.
 
   Args:
-    norm: "linf", "l2" or "l1".
-    box: (low, high) that x + delta stays in; x must lie in it. A wide one stands for none.
-    num_steps: of each run, each with two forward passes and the gradients.
-    target_rank: None for the closest boundary over all wrong classes, a gradient for each; r for
-      the boundary with the class of rank r, from 0, among the wrong logits of the clean example,
-      one gradient. It may be traced, and one beyond the last rank is then taken as the last. Any
-      wrong answer counts, not only the target.
-    num_restarts: runs; the first starts from the clean example and the others at random, from the
-      ball of half the smaller of start_radius and the best norm so far.
-    random_start: whether the first run, too, starts at random.
-    start_radius: [] or [B], what random starts need.
-    alpha_max: the largest weight of the clean example.
-    eta: extrapolation past the hyperplane, >= 1.
-    beta: how far to go on from a misclassified point towards the clean one, in (0, 1).
-    num_search_steps: of the final search, one forward pass each; 0 for none.
+    u: LInf, L2 or L1 with a finite box, in which x must lie. A radius of math.inf allows
+      perturbations of any size; random starts need a finite one.
+    **settings: the fields of `Settings`.
 
   Raises:
-    InputError: for an unknown norm, a box that is no finite interval, a number out of range, a
-      random start without a radius; from the attack: a rank that the logits do not have.
+    InputError: as for `fab`, and for random starts in a ball of infinite radius.
   """
-  hyperplanes.check(norm, box, num_steps=num_steps, num_restarts=num_restarts)
-  if (num_restarts > 1 or random_start) and start_radius is None:
-    raise InputError("Random starts of fab_minimal need start_radius, but it was None.")
-  if not (0 <= alpha_max <= 1 and eta >= 1 and 0 < beta < 1):
-    raise InputError(
-      "FAB needs alpha_max in [0, 1], eta >= 1 and beta in (0, 1), but they were "
-      f"{alpha_max}, {eta} and {beta}."
-    )
-  norms = jax.vmap(hyperplanes.NORMS[norm])
+  check_support("fab_minimal", u)
+  options = _checked(u, settings)
 
-  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Minimal:
-    keys = per_example(keys, x.shape[0])
+  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = box_bounds(box, x)
-    clean = jax.lax.stop_gradient(logits_fn(x))
-    rivals = _rivals(clean, y, target_rank)
-
-    def step(carry: tuple[Array, Smallest], _: None) -> tuple[tuple[Array, Smallest], None]:
-      delta, smallest = carry
-      w, gap = hyperplanes.closest_hyperplane(norm, logits_fn, x + delta, y, rivals)
-      gap_clean = gap + jnp.sum(w * delta, axis=range(1, x.ndim))
-      s, s_clean = jnp.split(
-        hyperplanes.to_hyperplanes(  # one loop for both
-          norm,
-          jnp.concatenate([w, w]),
-          jnp.concatenate([gap, gap_clean]),
-          (jnp.concatenate([lower - delta, lower]), jnp.concatenate([upper - delta, upper])),
-        ),
-        2,
-      )
-      length, length_clean = norms(s), norms(s_clean)
-      both = length + length_clean
-      alpha = jnp.minimum(length / jnp.where(both > 0, both, 1.0), alpha_max)
-      alpha = over(alpha, x)
-      moved = (1 - alpha) * (delta + eta * s) + alpha * eta * s_clean
-      moved = jnp.clip(moved, lower, upper)
-      fooled = hyperplanes.misclassified(logits_fn, x + moved, y)
-      smallest = hyperplanes.smaller(smallest, moved, norms(moved), fooled)
-      return (jnp.where(over(fooled, x), beta * moved, moved), smallest), None
-
-    def start(keys: Array, smallest: Smallest, restart: Array) -> Array:
-      if start_radius is None or (num_restarts == 1 and not random_start):
-        return jnp.zeros_like(x)
-      reach = jnp.minimum(jnp.asarray(start_radius, x.dtype), smallest.norm) / 2
-      run_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, restart)
-      drawn = jnp.clip(hyperplanes.SETS[norm](reach, box).sample(run_keys, x), lower, upper)
-      drawn = jax.lax.stop_gradient(drawn)
-      return drawn if random_start else jnp.where(restart == 0, 0.0, drawn)
-
-    def run(smallest: Smallest, restart: Array) -> tuple[Smallest, None]:
-      carry = (start(keys, smallest, restart), smallest)
-      (_, smallest), _ = jax.lax.scan(step, carry, length=num_steps)
-      return smallest, None
-
-    smallest = hyperplanes.none_found(x, ~losses.correct(clean, y))
-    smallest, _ = jax.lax.scan(run, smallest, jnp.arange(num_restarts))
-    searched = _search(logits_fn, x, y, smallest.delta, clean, num_search_steps)
-    # Judged again: a net in bfloat16 may answer otherwise outside of the compiled loops.
-    holds = hyperplanes.misclassified(logits_fn, x + searched, y)
-    found = holds | hyperplanes.misclassified(logits_fn, x + smallest.delta, y)
-    delta = jnp.where(over(holds, x), searched, smallest.delta)
-    return rounded(Minimal(jnp.where(over(found, x), delta, 0.0), found))
+    return rounded(hyperplanes.within(u, _smallest(u, options, keys, logits_fn, x, y)))
 
   return attack
+
+
+def _checked(u: Ball, settings: dict[str, Any]) -> Settings:
+  options = Settings(**settings)
+  hyperplanes.check_counts(num_steps=options.num_steps, num_restarts=options.num_restarts)
+  random = options.num_restarts > 1 or options.random_start
+  if random and not isinstance(u.radius, jax.core.Tracer) and not np.all(np.isfinite(u.radius)):
+    raise InputError(f"Random starts of FAB need a finite radius, but it was {u.radius}.")
+  if not (0 <= options.alpha_max <= 1 and options.eta >= 1 and 0 < options.beta < 1):
+    raise InputError(
+      "FAB needs alpha_max in [0, 1], eta >= 1 and beta in (0, 1), but they were "
+      f"{options.alpha_max}, {options.eta} and {options.beta}."
+    )
+  return options
+
+
+def _smallest(
+  u: Ball, options: Settings, keys: Array, logits_fn: LogitsFn, x: Array, y: Array
+) -> Smallest:
+  """The smallest misclassified perturbations of any size; 0 of norm inf where none was found."""
+  keys = per_example(keys, x.shape[0])
+  norms = jax.vmap(u.norm)
+  clean = jax.lax.stop_gradient(logits_fn(x))
+  rivals = _rivals(clean, y, options.target_rank)
+
+  def step(carry: tuple[Array, Smallest], _: None) -> tuple[tuple[Array, Smallest], None]:
+    delta, smallest = carry
+    moved = _boundary_step(u, options, logits_fn, x, y, rivals, delta)
+    fooled = hyperplanes.misclassified(logits_fn, x + moved, y)
+    smallest = hyperplanes.smaller(smallest, moved, norms(moved), fooled)
+    return (where_examples(fooled, options.beta * moved, moved), smallest), None
+
+  def run(smallest: Smallest, restart: Array) -> tuple[Smallest, None]:
+    carry = (_start(u, options, keys, x, smallest, restart), smallest)
+    (_, smallest), _ = jax.lax.scan(step, carry, length=options.num_steps)
+    return smallest, None
+
+  smallest = hyperplanes.none_yet(x, ~losses.correct(clean, y))
+  smallest, _ = jax.lax.scan(run, smallest, jnp.arange(options.num_restarts))
+  searched = _search(logits_fn, x, y, smallest.delta, clean, options.num_search_steps)
+  # Evaluated again: a net in bfloat16 may answer differently outside of the compiled loops.
+  holds = hyperplanes.misclassified(logits_fn, x + searched, y)
+  fooled = holds | hyperplanes.misclassified(logits_fn, x + smallest.delta, y)
+  delta = where_examples(holds, searched, smallest.delta)
+  delta = jnp.where(expand_like(fooled, x), delta, 0.0)
+  return Smallest(delta, jnp.where(fooled, norms(delta), jnp.inf))
+
+
+def _boundary_step(
+  u: Ball,
+  options: Settings,
+  logits_fn: LogitsFn,
+  x: Array,
+  y: Array,
+  rivals: Array,
+  delta: Array,
+) -> Array:
+  """delta' of `fab_minimal`, [B, *S]."""
+  lower, upper = hyperplanes.bounds_of(u, x)
+  norms = jax.vmap(u.norm)
+  w, gap = hyperplanes.closest_hyperplane(u, logits_fn, x + delta, y, rivals)
+  gap_clean = gap + jnp.sum(w * delta, axis=range(1, x.ndim))
+  s, s_clean = jnp.split(
+    hyperplanes.to_hyperplanes(  # one loop for both
+      u,
+      jnp.concatenate([w, w]),
+      jnp.concatenate([gap, gap_clean]),
+      (jnp.concatenate([lower - delta, lower]), jnp.concatenate([upper - delta, upper])),
+    ),
+    2,
+  )
+  length, length_clean = norms(s), norms(s_clean)
+  both = length + length_clean
+  alpha = jnp.minimum(length / jnp.where(both > 0, both, 1.0), options.alpha_max)
+  alpha = expand_like(alpha, x)
+  moved = (1 - alpha) * (delta + options.eta * s) + alpha * options.eta * s_clean
+  return jnp.clip(moved, lower, upper)
+
+
+def _start(
+  u: Ball, options: Settings, keys: Array, x: Array, smallest: Smallest, restart: Array
+) -> Array:
+  """Where a run starts, [B, *S]."""
+  if options.num_restarts == 1 and not options.random_start:
+    return jnp.zeros_like(x)
+  radius = jnp.minimum(jnp.asarray(u.radius, x.dtype), smallest.norm) / 2
+  run_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, restart)
+  drawn = dataclasses.replace(u, radius=radius).sample(run_keys, x)
+  drawn = jax.lax.stop_gradient(jnp.clip(drawn, *hyperplanes.bounds_of(u, x)))
+  return drawn if options.random_start else jnp.where(restart == 0, 0.0, drawn)
 
 
 def _rivals(clean: Array, y: Array, target_rank: int | Array | None) -> Array:
-  """The classes whose boundaries count: [C - 1, B], or [1, B] for a target."""
+  """The classes whose boundaries are considered: [C - 1, B], or [1, B] for a target."""
   if target_rank is None:
     return hyperplanes.rivals_by_rank(clean, y)
   return hyperplanes.rival_of_rank(clean, y, target_rank)[None]
@@ -218,12 +228,12 @@ def _search(
 ) -> Array:
   """Shortens delta [B, *S] by secant steps to where the segment from x crosses the boundary.
 
-  The final search of the paper: the secant is that of z_s - z_y, s the class that x + delta is
-  mistaken for. Every point that is taken is misclassified; delta = 0 stays.
+  The final search of the paper: the secant is of z_s - z_y, s the class predicted at x + delta.
+  Accepted points are misclassified; delta = 0 stays 0.
   """
 
   def logits_at(share: Array) -> Array:
-    return jax.lax.stop_gradient(logits_fn(x + over(share, x) * delta))
+    return jax.lax.stop_gradient(logits_fn(x + expand_like(share, x) * delta))
 
   def step(
     carry: tuple[Array, Array, Array, Array], _: None
@@ -231,17 +241,17 @@ def _search(
     inner, below, outer, above = carry
     rise = above - below
     crossing = inner - below / jnp.where(rise > 0, rise, jnp.nan) * (outer - inner)
-    # Where the two values say nothing (they are not finite, say) halve the segment.
+    # Where the secant is not finite, halve the segment.
     share = jnp.where(jnp.isfinite(crossing), crossing, (inner + outer) / 2)
     share = jnp.clip(share * (1 + _PAST_BOUNDARY), inner, outer)
     logits = logits_at(share)
-    value, fooled = losses.targeted_margin(logits, y, mistaken_for), ~losses.correct(logits, y)
+    value, fooled = losses.targeted_margin(logits, y, predicted), ~losses.correct(logits, y)
     nearer, further = (inner, below, share, value), (share, value, outer, above)
     return jax.tree.map(lambda a, b: jnp.where(fooled, a, b), nearer, further), None
 
   every = jnp.ones(x.shape[:1], x.dtype)
   logits = logits_at(every)
-  mistaken_for = hyperplanes.rivals_by_rank(logits, y)[0]
-  below, above = (losses.targeted_margin(z, y, mistaken_for) for z in (clean, logits))
+  predicted = hyperplanes.rivals_by_rank(logits, y)[0]
+  below, above = (losses.targeted_margin(z, y, predicted) for z in (clean, logits))
   (_, _, share, _), _ = jax.lax.scan(step, (0 * every, below, every, above), length=num_steps)
-  return over(share, x) * delta
+  return expand_like(share, x) * delta

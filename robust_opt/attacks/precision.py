@@ -1,11 +1,11 @@
-"""Attacks on nets whose logits have another type than the images: bfloat16, float16, float64.
+"""Attacks on nets whose logits have another dtype than the images: bfloat16, float16, float64.
 
-An attack computes in the type of the images, or in float32 if that has fewer bits:
+An attack computes in the dtype of the images, or in float32 if that has fewer bits:
 
   def attack(keys, logits_fn, x, y):
     logits_fn, x, rounded = widened(logits_fn, x)
     ...
-    return rounded(Found(delta, fooled))
+    return rounded(AttackResult(delta, fooled))
 """
 
 from collections.abc import Callable
@@ -21,18 +21,19 @@ T = TypeVar("T")
 
 
 def widened(logits_fn: LogitsFn, x: Array) -> tuple[LogitsFn, Array, Callable[[T], T]]:
-  """A net whose points and logits have one type, x in that type, and the way back to x's own.
+  """A net whose inputs and logits have one dtype, x in that dtype, and the cast back to x's own.
 
-  If x has fewer bits than float32, the net sees x + delta with delta rounded to x's type, and
-  `rounded` rounds what the attack returns in the same way: what fooled the net is what is returned.
+  If x has fewer bits than float32, the net sees x + delta with delta rounded to x's dtype, and
+  `rounded` rounds the attack's result in the same way, so that the delta returned is the one that
+  fooled the net.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], of any floating type.
-    x: [B, *S]. The net takes points of this shape only.
+    logits_fn: x [B, *S] -> logits [B, C], of any floating dtype.
+    x: [B, *S]. The net takes inputs of this shape only.
 
   Returns:
-    (logits_fn, x, rounded): points and logits of type `precision.wide(x.dtype)`, as x is;
-    rounded(result) casts the floating-point arrays of a result, all deltas [B, *S], to x's type.
+    (logits_fn, x, rounded): inputs, logits and x have the dtype `precision.wide(x.dtype)`;
+    rounded(result) casts the floating-point arrays of a result, all deltas [B, *S], to x's dtype.
 
   Raises:
     InputError: x is not floating point; from the net: its logits are not.

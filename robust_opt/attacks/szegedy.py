@@ -1,6 +1,6 @@
 """The first attack on deep nets: box-constrained L-BFGS (Szegedy et al. 2014).
 
-delta, found = szegedy()(keys, logits_fn, x, y, targets)
+delta, fooled = szegedy(ro.L2(math.inf, box=(0.0, 1.0)))(keys, logits_fn, x, y, targets)
 """
 
 import math
@@ -11,102 +11,100 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
+from robust_opt.arrays import where_examples
 from robust_opt.attacks.hyperplanes import (
   Smallest,
-  check,
-  none_found,
-  over,
+  bounds_of,
+  check_counts,
+  none_yet,
   rivals_by_rank,
   smaller,
+  within,
 )
 from robust_opt.attacks.precision import widened
-from robust_opt.attacks.types import Minimal
+from robust_opt.attacks.support import check_support
+from robust_opt.attacks.types import AttackResult
 from robust_opt.errors import InputError
-from robust_opt.sets import Box, projections
-from robust_opt.sets.base import box_bounds
+from robust_opt.sets import L2, projections
 from robust_opt.types import Array, LogitsFn
 
 
-class TargetedMinimalAttack(Protocol):
-  """A MinimalAttack that takes the classes to be mistaken for, [B], as a last argument."""
+class TargetedAttack(Protocol):
+  """A LogitsAttack that takes the classes to be predicted instead, [B], as a last argument."""
 
   def __call__(
     self, keys: Array, logits_fn: LogitsFn, x: Array, y: Array, targets: Array | None = None
-  ) -> Minimal:
-    """Without targets they are the largest wrong logits of the clean examples."""
+  ) -> AttackResult:
+    """targets: None for the wrong class of the largest clean logit."""
     ...
 
 
 def szegedy(
-  box: Box = (0.0, 1.0),
+  u: L2,
   num_steps: int = 30,
   num_constants: int = 10,
   first_constant: float = 1.0,
   memory_size: int = 8,
   num_halvings: int = 12,
-) -> TargetedMinimalAttack:
-  """The first attack on deep nets: box-constrained L-BFGS towards a target class, in the l_2 norm.
+) -> TargetedAttack:
+  """Box-constrained L-BFGS toward a target class, for the smallest perturbation in l_2.
 
-    minimise over delta   c |delta|_2^2 + cross_entropy(logits(x + delta), target)
-    such that   x + delta in the box
+    minimize over delta   c |delta|_2^2 + cross_entropy(logits(x + delta), target)
+    subject to            x + delta in the box
 
-  for num_constants values of c: ten times larger at a success and ten times smaller at a failure,
-  then halving the interval between the largest c that succeeded and the smallest that failed (on
-  the logarithmic scale). The smallest perturbation that made the net answer the target, at any
-  iterate, is returned. Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.1, which asks for
-  the perturbation of the extreme c that still succeeds, and writes c |r|.
+  for num_constants values of c: ten times larger after a success and ten times smaller after a
+  failure, then bisection, on a logarithmic scale, between the largest c that succeeded and the
+  smallest that failed. The result is the smallest perturbation, over all iterates, for which the
+  target is predicted. Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.1, which asks for
+  the perturbation at the extreme c that still succeeds, and writes c |r|.
 
-  The box is kept by projection (Bertsekas 1982, "Projected Newton methods"): pixels that lie at a
-  bound which the gradient pushes against are left out of the quasi-Newton direction, and the line
-  search (halving from 1, Armijo) follows the direction cut by the box. The usual change of
-  variables by a sigmoid has gradient 0 at pixels of exactly 0 or 1, which is most of a digit. The
-  two-loop recursion is written out, not optax's, since the recursion here must be applied to the
-  gradient of the free pixels but learn from the whole gradient, and skip pairs of negative
-  curvature.
+  The box is enforced by projection (Bertsekas 1982, "Projected Newton methods"): pixels at a bound
+  that the gradient pushes against are excluded from the quasi-Newton direction, and the line search
+  (halving from 1, Armijo) follows the direction clipped to the box. The usual change of variables
+  by a sigmoid has gradient 0 at pixels of exactly 0 or 1, which is most of a digit. The two-loop
+  recursion is written out instead of taken from optax, since it must be applied to the gradient of
+  the free pixels but learn from the whole gradient, and skip pairs of negative curvature.
 
   Args:
-    box: (low, high) that x + delta stays in; x must lie in it.
-    num_steps: L-BFGS iterations for each c, one gradient and some forward passes each.
-    num_constants: how many values of c to try.
+    u: L2 with a finite box, in which x must lie; its radius may be math.inf.
+    num_steps: L-BFGS iterations for each c, >= 1; one gradient and a few forward passes each.
+    num_constants: how many values of c to try, >= 1.
     first_constant: the first c, in units of the loss per squared pixel distance.
-    memory_size: pairs that L-BFGS remembers.
+    memory_size: pairs that L-BFGS remembers, >= 1.
     num_halvings: of the step length, at most.
 
-  Returns:
-    attack(keys, logits_fn, x, y, targets=None) -> Minimal; targets [B] are the classes to be
-    mistaken for; None stands for the largest wrong logit of the clean example.
-
   Raises:
-    InputError: for a box that is no finite interval, or a number out of range.
+    InputError: another set, or a number out of range.
   """
-  check("l2", box, num_steps=num_steps, num_constants=num_constants, memory_size=memory_size)
+  check_support("szegedy", u)
+  check_counts(num_steps=num_steps, num_constants=num_constants, memory_size=memory_size)
   if not 0 < first_constant < math.inf:
     raise InputError(f"first_constant must be positive and finite, but was {first_constant}.")
-  norms = jax.vmap(projections.l2_norm)
+  norms = jax.vmap(u.norm)
 
   def attack(
     keys: Array, logits_fn: LogitsFn, x: Array, y: Array, targets: Array | None = None
-  ) -> Minimal:
+  ) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    bounds = box_bounds(box, x)
+    bounds = bounds_of(u, x)
     clean = jax.lax.stop_gradient(logits_fn(x))
-    towards = rivals_by_rank(clean, y)[0] if targets is None else targets
+    targets = rivals_by_rank(clean, y)[0] if targets is None else targets
 
     def is_target(logits: Array) -> Array:
-      return (jnp.argmax(logits, axis=-1) == towards) & ~losses.correct(logits, y)
+      return (jnp.argmax(logits, axis=-1) == targets) & ~losses.correct(logits, y)
 
-    def minimise(constant: Array, smallest: Smallest) -> tuple[Array, Smallest]:
+    def minimize(constant: Array, smallest: Smallest) -> tuple[Array, Smallest]:
       def objective(delta: Array) -> tuple[Array, Array]:
         logits = logits_fn(x + delta)
         squares = jnp.sum(delta**2, axis=range(1, delta.ndim))
-        return constant * squares + losses.cross_entropy(logits, towards), logits
+        return constant * squares + losses.cross_entropy(logits, targets), logits
 
       def step(carry: tuple[_Descent, Smallest], _: None) -> tuple[tuple[_Descent, Smallest], None]:
         descent, smallest = carry
         descent, logits = _lbfgs_step(objective, descent, bounds, num_halvings)
-        at = descent.previous_delta  # where the logits are from
-        return (descent, smaller(smallest, at, norms(at), is_target(logits))), None
+        delta = descent.previous_delta  # where the logits were computed
+        return (descent, smaller(smallest, delta, norms(delta), is_target(logits))), None
 
       start = _start_descent(x, memory_size)
       (descent, smallest), _ = jax.lax.scan(step, (start, smallest), length=num_steps)
@@ -117,7 +115,7 @@ def szegedy(
       carry: tuple[Array, Array, Array, Smallest], _: None
     ) -> tuple[tuple[Array, Array, Array, Smallest], None]:
       constant, succeeded, failed, smallest = carry
-      hit, smallest = minimise(constant, smallest)
+      hit, smallest = minimize(constant, smallest)
       succeeded = jnp.where(hit, constant, succeeded)
       failed = jnp.where(hit, failed, constant)
       between = jnp.sqrt(succeeded) * jnp.sqrt(failed)
@@ -125,17 +123,17 @@ def szegedy(
       constant = jnp.where((succeeded > 0) & (failed < jnp.inf), between, wider)
       return (constant, succeeded, failed, smallest), None
 
-    every = jnp.ones(x.shape[:1], x.dtype)
-    start = none_found(x, ~losses.correct(clean, y))
-    carry = (first_constant * every, 0.0 * every, jnp.inf * every, start)
+    ones = jnp.ones(x.shape[:1], x.dtype)
+    start = none_yet(x, ~losses.correct(clean, y))
+    carry = (first_constant * ones, 0.0 * ones, jnp.inf * ones, start)
     (*_, smallest), _ = jax.lax.scan(try_constant, carry, length=num_constants)
-    return rounded(Minimal(smallest.delta, smallest.norm < jnp.inf))
+    return rounded(within(u, smallest))
 
   return attack
 
 
 class _Memory(NamedTuple):
-  """The pairs of L-BFGS, newest first; a pair that is not there has inverse_curvature 0.
+  """The pairs of L-BFGS, newest first; an absent pair has inverse_curvature 0.
 
   Attributes:
     steps, changes: [B, m, *S], of delta and of the gradient.
@@ -148,7 +146,7 @@ class _Memory(NamedTuple):
 
 
 class _Descent(NamedTuple):
-  """Where a descent is and where it came from; all [B, *S] but the memory."""
+  """The current and the previous point of a descent; all [B, *S] but the memory."""
 
   delta: Array
   previous_delta: Array
@@ -171,8 +169,8 @@ def _lbfgs_step(
 ) -> tuple[_Descent, Array]:
   """One projected L-BFGS step: objective(delta [B, *S]) -> (value [B], logits [B, C]).
 
-  Returns where it has come to and the logits of where it was. An example whose line search failed
-  stays, and forgets its pairs.
+  Returns the new state and the logits at the old point. Where the line search fails, the example
+  stays where it is and its pairs are dropped.
   """
   lower, upper = bounds
 
@@ -182,7 +180,7 @@ def _lbfgs_step(
 
   delta = descent.delta
   g, (value, logits) = jax.lax.stop_gradient(jax.grad(total, has_aux=True)(delta))
-  # In the very first step there is no step behind, and <0, change> = 0 is no pair.
+  # Before the first step the pair is (0, g), which has no curvature and is not remembered.
   memory = jax.vmap(_remember)(
     descent.memory, delta - descent.previous_delta, g - descent.previous_grad
   )
@@ -197,10 +195,10 @@ def _lbfgs_step(
   def halve(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
     length, accepted, reached, num_done = carry
     tried = jnp.clip(delta + length * direction, lower, upper)
-    promised = jnp.sum(free_g * (tried - delta), axis=range(1, delta.ndim))
+    predicted_change = jnp.sum(free_g * (tried - delta), axis=range(1, delta.ndim))
     tried_value = jax.lax.stop_gradient(objective(tried)[0])
-    accept = ~accepted & (tried_value <= value + 1e-4 * promised)
-    reached = jnp.where(over(accept, tried), tried, reached)
+    accept = ~accepted & (tried_value <= value + 1e-4 * predicted_change)
+    reached = where_examples(accept, tried, reached)
     return length / 2, accepted | accept, reached, num_done + 1
 
   start = (jnp.ones((), delta.dtype), jnp.zeros(delta.shape[0], bool), delta, jnp.int32(0))
@@ -212,7 +210,7 @@ def _lbfgs_step(
 
 
 def _remember(memory: _Memory, step: Array, change: Array) -> _Memory:
-  """Adds a pair, one example; pairs without positive curvature would spoil the definiteness."""
+  """Adds a pair, one example; without positive curvature it would destroy definiteness."""
   curvature = jnp.sum(step * change)
   sound = curvature > 1e-6 * projections.l2_norm(step) * projections.l2_norm(change)
   inverse = 1.0 / jnp.where(sound, curvature, 1.0)
@@ -236,10 +234,10 @@ def _times_inverse_hessian(g: Array, memory: _Memory) -> Array:
 
   q, a = jax.lax.scan(newest_to_oldest, g, memory)
   newest = jax.tree.map(lambda pairs: pairs[0], memory)
-  there = newest.inverse_curvature > 0
+  exists = newest.inverse_curvature > 0
   square = newest.inverse_curvature * jnp.sum(newest.changes**2)
-  # With nothing remembered, a step of Euclidean length 1 at most.
+  # With an empty memory, a step of Euclidean length at most 1.
   first = 1.0 / jnp.maximum(1.0, projections.l2_norm(g))
-  scale = jnp.where(there, 1.0 / jnp.where(there, square, 1.0), first)
+  scale = jnp.where(exists, 1.0 / jnp.where(exists, square, 1.0), first)
   r, _ = jax.lax.scan(oldest_to_newest, scale * q, (memory, a), reverse=True)
   return r

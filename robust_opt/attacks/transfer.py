@@ -1,14 +1,14 @@
-"""Transfer: perturbations made on other nets, judged on the one that is attacked.
+"""Transfer: perturbations computed on other nets, tried on the net under attack.
 
-  attack = transfer([net_a, net_b], square("linf", 8 / 255))   # nets: x [B, *S] -> logits [B, C]
-  found = attack(keys, logits_fn, x, y)
+  attack = transfer([net_a, net_b], square(u))     # nets: x [B, *S] -> logits [B, C]
+  delta, fooled = attack(keys, logits_fn, x, y)
 
-It needs no more of the attacked net than its logits at the results. A net that falls to them but
-not to an attack of its own gradient hides that gradient (Athalye, Carlini and Wagner 2018, arXiv
+Of the net under attack it needs only the logits at the results. A net that such perturbations fool,
+but not an attack on its own gradient, masks that gradient (Athalye, Carlini and Wagner 2018, arXiv
 1802.00420, section 3.1).
 
-An attack stops where it fools the source, and leaves alone what the source misclassifies by itself.
-One that climbs on behind the source's boundary transfers better.
+An attack stops once it fools the source, and leaves examples alone that the source misclassifies
+anyway. Perturbations that go on past the boundary of the source transfer better.
 """
 
 from collections.abc import Sequence
@@ -16,46 +16,47 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from robust_opt import losses
+from robust_opt.arrays import where_examples
 from robust_opt.attacks.precision import widened
-from robust_opt.attacks.types import Found, LogitsAttack
+from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn
 
 
 def transfer(sources: LogitsFn | Sequence[LogitsFn], attack: LogitsAttack) -> LogitsAttack:
-  """An attack, run against each source and judged on the target.
+  """An attack that is run on each source and evaluated on the target.
 
-  For every example it keeps the first perturbation that fools the target; where none does, the one
-  of the highest margin, and 0 if that is no higher than the clean one. Every source is attacked
-  with the same keys.
+  For each example it keeps the first perturbation that fools the target; where none does, the one
+  of the largest margin, or 0 if that is not above the margin of the clean example. Every source is
+  attacked with the same keys.
 
   Args:
-    sources: one net or several, none of which needs to be the target.
-    attack: what is run against a source as if it were the target.
+    sources: one net or several.
+    attack: the attack to run on each source.
 
   Raises:
     InputError: there is no source.
   """
   nets = (sources,) if callable(sources) else tuple(sources)
   if not nets:
-    raise InputError("transfer needs at least one net to make perturbations on, but got none.")
+    raise InputError("transfer needs at least one source net, but got none.")
 
-  def transferred(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
+  def transferred(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     logits_fn, wide_x, rounded = widened(logits_fn, x)
 
-    def judge(x: Array) -> tuple[Array, Array]:
+    def evaluate(x: Array) -> tuple[Array, Array]:
       logits = logits_fn(x)
       return losses.margin(logits, y), ~losses.correct(logits, y)
 
     delta = jnp.zeros_like(wide_x)
-    margin, fooled = judge(wide_x)
+    margin, fooled = evaluate(wide_x)
     for source in nets:
       candidate = attack(keys, source, x, y).delta
-      candidate_margin, candidate_fooled = judge(wide_x + candidate)
+      candidate_margin, candidate_fooled = evaluate(wide_x + candidate)
       better = ~fooled & (candidate_fooled | (candidate_margin > margin))
-      delta = jnp.where(better.reshape(-1, *(1,) * (x.ndim - 1)), candidate, delta)
+      delta = where_examples(better, candidate, delta)
       margin = jnp.where(better, candidate_margin, margin)
       fooled |= candidate_fooled
-    return rounded(Found(delta, fooled))
+    return rounded(AttackResult(delta, fooled))
 
   return transferred

@@ -1,10 +1,10 @@
-"""Attacks by ascending a loss of the logits: any inner maximiser, judged by whether it fools.
+"""White-box attacks: any inner maximizer on a loss of the logits, as an attack on logits.
 
-  attack = ascent(ro.ascend(ro.apgd("linf", 0.3, 100), 100, keep_best=True), losses.cross_entropy)
-  found = attack(keys, logits_fn, x, y)
+  attack = ascent(ro.apgd(ro.LInf(0.3), 100, keep_best=True), losses.cross_entropy)
+  delta, fooled = attack(keys, logits_fn, x, y)
 
-The ascent climbs the loss, and every example's best point is by the margin, so that an iterate that
-fooled the net is never lost to a later one of higher loss.
+The maximizer ascends the loss, but the best point of every example is chosen by the margin, so that
+an iterate that fooled the net is not lost to a later one of higher loss.
 """
 
 from collections.abc import Callable
@@ -13,26 +13,27 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
+from robust_opt.arrays import expand_like
 from robust_opt.attacks.hyperplanes import rival_of_rank
 from robust_opt.attacks.precision import widened
-from robust_opt.attacks.types import Found, LogitsAttack
+from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.maximizers import Attack
 from robust_opt.types import Array, LogitsFn, LossFn, Scored, Stochastic, ValueFn
 
-NOISE = 0x6E6F6973  # folded into the first example's key: the stream of a net's own noise
+NOISE = 0x6E6F6973  # folded into the first example's key: the stream of the net's own noise
 
 
 def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAttack:
   """An untargeted attack: ascends loss(logits, y), [B].
 
   Args:
-    attack: from maximizers.ascend or restarts, with keep_best.
+    attack: from `ro.apgd`, `ro.ascend` or `ro.restarts`, with keep_best.
     loss: cross_entropy, margin or dlr of robust_opt.losses.
-    fresh_noise: whether the net takes a key, logits_fn(x, key), and every step a fresh one
-      (expectation over transformation, `robust_opt.evaluation.network.Randomized`).
+    fresh_noise: whether the net takes a key, logits_fn(x, key), and each step gets a new one
+      (expectation over transformation, `ro.Randomized`).
   """
 
-  def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
+  def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     logits_fn, x, rounded = widened(logits_fn, x)
 
     def value_fn(x: Array, *key: Array) -> Scored:
@@ -44,35 +45,35 @@ def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAtt
       return lambda x: value_fn(x, noise)
 
     delta, _ = attack(Stochastic(at) if fresh_noise else value_fn, keys, x)
-    return rounded(judged(delta, logits_fn, x, y))
+    return rounded(_result(delta, logits_fn, x, y))
 
   return attacked
 
 
 def targeted_ascent(
-  attack: Attack, loss: Callable[[Array, Array, Array], Array], rank: int | Array
+  attack: Attack, loss: Callable[[Array, Array, Array], Array], target_rank: int | Array
 ) -> LogitsAttack:
-  """Ascends toward one wrong class; any wrong class counts.
+  """Ascends toward one wrong class per example; any wrong prediction counts.
 
   Args:
     attack: as for `ascent`.
     loss: targeted_dlr or targeted_margin, (logits, y, targets) -> [B].
-    rank: the target's place among the wrong classes by their clean logits, 0 the largest; it may be
-      traced, so that all targets share one program.
+    target_rank: the rank of the target among the wrong classes by their clean logits, 0 for the
+      largest; it may be traced, so that all targets share one compilation.
 
   Raises:
     InputError: from the attack: a rank that the logits do not have.
   """
 
-  def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
-    targets = rival_of_rank(logits_fn(x), y, rank)
+  def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+    targets = rival_of_rank(logits_fn(x), y, target_rank)
     return ascent(attack, lambda logits, y: loss(logits, y, targets))(keys, logits_fn, x, y)
 
   return attacked
 
 
-def judged(delta: Array, logits_fn: LogitsFn, x: Array, y: Array) -> Found:
-  """What a perturbation did; 0 where the clean example is misclassified already."""
-  lost = ~losses.correct(logits_fn(x), y)
-  delta = jnp.where(lost.reshape(-1, *(1,) * (x.ndim - 1)), 0.0, delta)
-  return Found(delta, lost | ~losses.correct(logits_fn(x + delta), y))
+def _result(delta: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+  """delta, 0 where the clean example is misclassified, and whether it fools."""
+  misclassified = ~losses.correct(logits_fn(x), y)
+  delta = jnp.where(expand_like(misclassified, x), 0.0, delta)
+  return AttackResult(delta, misclassified | ~losses.correct(logits_fn(x + delta), y))

@@ -1,42 +1,43 @@
 """Certified robustness of small ReLU nets: interval bound propagation and CROWN.
 
-  layers = from_params(net, params)                            # or a list of layers: layers.py
-  result = certified(layers, x, y, "linf", 0.1, box=(0.0, 1.0))
-  result.robust      # [B]: a proof that no point of the ball is misclassified; False proves nothing
-  result.margins     # [B, C]: upper bounds of z_j - z_y over the ball, rounding included
+  layers = from_params(net, params)                  # or a list of layers of models.affine
+  certificate = certified(layers, x, y, ro.LInf(0.1, box=(0.0, 1.0)))
+  certificate.robust    # [B], a proof that no point of U(x) is misclassified; False proves nothing
+  certificate.margins   # [B, C], upper bounds of z_j - z_y over U(x), rounding included
 
-  'ibp'    intervals, layer by layer: one pass, loose. The first affine layers and the last ones,
-           with z_j - z_y, are bounded as one. Gowal et al. 2018 (arXiv 1810.12715), section 3.
-  'crown'  linear bounds, from every layer back to the input; a backward pass for each unit of each
+  'ibp'    intervals, layer by layer: one pass, loose. The leading affine layers are bounded as one,
+           and so are the trailing ones with z_j - z_y. Gowal et al. 2018 (arXiv 1810.12715),
+           section 3.
+  'crown'  linear bounds from every layer back to the input; one backward pass per unit of each
            hidden layer. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
 
-CROWN's bounds are cut by the intervals at every layer, and so are never looser than they. Both are
-exact, but for rounding, for a net without hidden layers. The linear maximum over the ball, with or
-without a box, is the steepest ascent of the uncertainty set.
+CROWN's bounds are intersected with the intervals at every layer, so they are never looser. Both are
+exact up to rounding for a net without hidden layers. The linear maximum over U(x) is at the set's
+steepest ascent, with or without a box.
 
-CROWN takes the memory of some 512 B copies of the largest layer: keep batches of large nets small.
+CROWN takes the memory of some 512 B copies of the largest layer: use small batches for large nets.
 
-The proofs hold for the net as it is computed, in the dtype of x and of the layers, in whatever
-order it adds up, at every point x + delta rounded to that dtype. All rounding, of the net and of
-the bounds, is bounded by the number of additions and the size of what is added up (`layers`): some
-1e-5 of that size for layers of a few hundred inputs in float32. If margins are smaller, because the
-classes share a large term, nothing is proved.
+The proofs hold for the net as it is computed, in the dtype of x and the layers, whatever the order
+of its sums, at every point x + delta rounded to that dtype. The rounding of the net and of the
+bounds is bounded by the number and size of the terms (see models.affine): some 1e-5 of that size
+for layers of a few hundred inputs in float32. Margins smaller than that are not certified.
 
-The proofs do NOT hold for a net that is computed in fewer bits. Accelerators round the factors of
-float32 products unless told not to, as the bounds tell them: evaluate the net under
+The proofs do NOT hold for a net computed in fewer bits. Accelerators round the factors of float32
+products by default: the bounds ask for full precision, so evaluate the net under
 jax.default_matmul_precision("highest") too. Fast convolution algorithms (Winograd) round more.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
-from robust_opt.certify.exact import ball, check_precision
+from robust_opt.arrays import expand_like
+from robust_opt.certify.exact import check_precision
 from robust_opt.errors import InputError
 from robust_opt.models.affine import (
   AffineLayer,
@@ -47,21 +48,43 @@ from robust_opt.models.affine import (
   gamma,
   inner_up,
   largest,
+  layers_of,
 )
-from robust_opt.sets import Box, Radius, UncertaintySet
-from robust_opt.types import Array
+from robust_opt.sets import Ball, LInf, check_ball
+from robust_opt.types import Array, Params
 
-_BLOCK = 256  # units that are bounded at once; bounds the memory, changes no result
+_BLOCK = 256  # units bounded at once: limits the memory, does not change the results
 _Interval = tuple[Array, Array]
 
 
+def from_params(net: Any, params: Params) -> list[Layer]:
+  """The layers of a net, for proofs about the net as it is computed.
+
+  Args:
+    net: as for `models.affine.layers_of`: one that states its list of layers.
+    params: its parameters, as from models.init.
+
+  Raises:
+    InputError: the net states none, or computes in fewer bits than float32: its rounding is far
+      larger than the bounds account for.
+  """
+  layers = layers_of(net, params)
+  dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
+  if jnp.finfo(dtype).bits < 32:
+    raise InputError(
+      f"from_params takes a net that computes in float32, but {type(net).__name__} computes in "
+      f"{dtype}, whose rounding no bound covers."
+    )
+  return layers
+
+
 class Certificate(NamedTuple):
-  """What was proved of a batch.
+  """What was proved for each example of a batch.
 
   Attributes:
-    robust: [B] bool, True where every point of the ball is proved to be classified as y. False
-      where that could not be proved, which is not a proof of the contrary.
-    margins: [B, C], upper bounds of z_j - z_y over the ball as the net computes it; 0 for j = y.
+    robust: [B] bool, True where every point of U(x) is proved to be classified as y. False is not a
+      proof of the contrary.
+    margins: [B, C], upper bounds over U(x) of z_j - z_y as the net computes it; 0 for j = y.
   """
 
   robust: Array
@@ -69,86 +92,63 @@ class Certificate(NamedTuple):
 
 
 def certified(
-  layers: Sequence[Layer],
-  x: Array,
-  y: Array,
-  norm: str,
-  radius: Radius,
-  box: Box | None = None,
-  method: str = "crown",
+  layers: Sequence[Layer], x: Array, y: Array, u: Ball, method: str = "crown"
 ) -> Certificate:
-  """Whether all of {x + delta: |delta| <= radius} is proved to be classified as y.
+  """Whether x + delta is proved to be classified as y for every delta in U(x).
 
-  Compiled once for every structure and shape of the layers: their weights and the radius are
-  arguments of what is compiled, and may change.
+  Compiled once per structure and shape of the layers; their weights and the radius are arguments of
+  the compiled function.
 
   Args:
-    layers: a net, the last layer giving logits [B, C], C >= 2.
-    x: [B, *S], pixels in [0, 1]; with a box it must lie in it.
+    layers: a net, whose last layer returns logits [B, C], C >= 2.
+    x: [B, *S], pixels in [0, 1], within the box of u.
     y: [B], integers; a label outside [0, C) is never certified.
-    norm: 'linf', 'l2' or 'l1'.
-    radius: [] or [B], >= 0, in the units of x; it may be traced.
-    box: (low, high) that x + delta stays in: less to certify against.
+    u: an LInf, L2 or L1; its radius may be traced. With a box there is less to certify against.
     method: 'crown' or 'ibp'.
 
   Raises:
-    InputError: of an unknown norm or method, a negative radius, x that is not floating point, or
-      layers that do not give logits of at least 2 classes.
+    InputError: u is another set, an unknown method, x is not floating point, or the layers do not
+      end in logits of at least 2 classes.
   """
   chex.assert_rank(y, 1)
   chex.assert_equal_shape_prefix((x, y), 1)
   x = x.astype(check_precision(x, layers))
-  losses.check_classes(_check(layers, x, norm, radius, box, method))
-  return _certified(tuple(layers), x, y, norm, radius, box, method)
+  losses.check_classes(_check(layers, x, u, "certified", method))
+  return _certified(tuple(layers), x, y, u, method)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "box", "method"))
+@functools.partial(jax.jit, static_argnames="method")
 @jax.default_matmul_precision("highest")
-def _certified(
-  layers: Sequence[Layer],
-  x: Array,
-  y: Array,
-  norm: str,
-  radius: Radius,
-  box: Box | None,
-  method: str,
-) -> Certificate:
+def _certified(layers: Sequence[Layer], x: Array, y: Array, u: Ball, method: str) -> Certificate:
   clean = apply(layers, x)
-  upper = _upper_bound(layers, x, norm, radius, box, method)
+  upper = _upper_bound(layers, x, u, method)
   num_classes = clean.shape[-1]
   label = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
   others = jnp.eye(num_classes, dtype=x.dtype)
   margins = jax.vmap(lambda other: upper(other - label), out_axes=1)(others)
-  beaten = jnp.all((margins < 0) | (label > 0), axis=-1)
-  # Nothing is proved of an example that is misclassified, or not finite, to begin with.
-  return Certificate(beaten & losses.correct(clean, y), margins)
+  label_wins = jnp.all((margins < 0) | (label > 0), axis=-1)
+  # Nothing is proved of a clean example that is misclassified, or whose logits are not finite.
+  return Certificate(label_wins & losses.correct(clean, y), margins)
 
 
 def logit_bounds(
-  layers: Sequence[Layer],
-  x: Array,
-  norm: str,
-  radius: Radius,
-  box: Box | None = None,
-  method: str = "crown",
+  layers: Sequence[Layer], x: Array, u: Ball, method: str = "crown"
 ) -> tuple[Array, Array]:
-  """Bounds (lower [B, C], upper [B, C]) of every logit over the ball; arguments as for certified.
+  """Bounds (lower [B, C], upper [B, C]) of every logit over U(x); arguments as for `certified`.
 
-  For margins, `certified` is tighter than the difference of these. C may be 1: a net of one logit,
-  whose sign decides.
+  The difference of two bounds is looser than the margin that `certified` bounds. C may be 1, for a
+  net of one logit whose sign decides.
   """
   x = x.astype(check_precision(x, layers))
-  _check(layers, x, norm, radius, box, method)
-  return _logit_bounds(tuple(layers), x, norm, radius, box, method)
+  _check(layers, x, u, "logit_bounds", method)
+  return _logit_bounds(tuple(layers), x, u, method)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "box", "method"))
+@functools.partial(jax.jit, static_argnames="method")
 @jax.default_matmul_precision("highest")
-def _logit_bounds(
-  layers: Sequence[Layer], x: Array, norm: str, radius: Radius, box: Box | None, method: str
-) -> tuple[Array, Array]:
+def _logit_bounds(layers: Sequence[Layer], x: Array, u: Ball, method: str) -> tuple[Array, Array]:
   clean = apply(layers, x)
-  upper = _upper_bound(layers, x, norm, radius, box, method)
+  upper = _upper_bound(layers, x, u, method)
 
   units = jnp.eye(clean.shape[-1], dtype=x.dtype)
   bound = lambda unit: _both_ways(upper, jnp.broadcast_to(unit, clean.shape))  # noqa: E731
@@ -156,10 +156,10 @@ def _logit_bounds(
 
 
 def _check(
-  layers: Sequence[Layer], x: Array, norm: str, radius: Radius, box: Box | None, method: str
+  layers: Sequence[Layer], x: Array, u: Ball, who: str, method: str
 ) -> jax.ShapeDtypeStruct:
-  """The shape of the logits, if the arguments are such as bounds can be computed of."""
-  ball(norm, radius, box)
+  """The shape of the logits; an InputError where no bounds can be computed."""
+  check_ball(u, who)
   if method not in ("crown", "ibp"):
     raise InputError(f"method must be 'crown' or 'ibp', but was {method!r}.")
   out = jax.eval_shape(apply, layers, x)
@@ -169,12 +169,11 @@ def _check(
 
 
 def _upper_bound(
-  layers: Sequence[Layer], x: Array, norm: str, radius: Radius, box: Box | None, method: str
+  layers: Sequence[Layer], x: Array, u: Ball, method: str
 ) -> Callable[[Array], Array]:
-  """The function a [B, C] -> an upper bound [B] of <a, logits> over the ball."""
-  u = ball(norm, radius, box)
-  intervals = _intervals(layers, x, u, norm, _enclosing_interval(x, radius, box), method)
-  # The affine layers behind the last nonlinear one.
+  """The function a [B, C] -> an upper bound [B] of <a, logits> over U(x)."""
+  intervals = _intervals(layers, x, u, method)
+  # Where the affine layers after the last nonlinear one begin.
   last = max((k for k, layer in enumerate(layers) if not _is_affine(layer)), default=-1) + 1
 
   def upper(a: Array) -> Array:
@@ -188,22 +187,16 @@ def _upper_bound(
   return upper
 
 
-def _intervals(
-  layers: Sequence[Layer],
-  x: Array,
-  u: UncertaintySet,
-  norm: str,
-  interval: _Interval,
-  method: str,
-) -> list[_Interval]:
-  """Bounds of the input of every layer, given those of the first."""
+def _intervals(layers: Sequence[Layer], x: Array, u: Ball, method: str) -> list[_Interval]:
+  """Bounds of the input of every layer."""
+  interval = _enclosing_interval(x, u)
   intervals: list[_Interval] = []
   for k, layer in enumerate(layers):
     if not _is_affine(layer):
       before = layers[:k]
       if all(_is_affine(other) for other in before):
         # No relaxation so far: the exact bounds, also for 'ibp'.
-        tighten = sum(isinstance(b, Dense | Conv) for b in before) > (norm == "linf")
+        tighten = sum(isinstance(b, Dense | Conv) for b in before) > isinstance(u, LInf)
       else:
         tighten = method == "crown"
       if tighten:
@@ -215,9 +208,9 @@ def _intervals(
 
 
 def _bounds_of_units(
-  layers: Sequence[Layer], intervals: list[_Interval], x: Array, u: UncertaintySet, like: Array
+  layers: Sequence[Layer], intervals: list[_Interval], x: Array, u: Ball, like: Array
 ) -> _Interval:
-  """Linear bounds of every output of the layers, each of the shape of `like` [B, *out]."""
+  """Linear bounds of every output of the layers, both [B, *out] as `like`."""
   shape, units = like.shape, like[0].size
 
   def bounds_of(unit: Array) -> _Interval:
@@ -230,20 +223,19 @@ def _bounds_of_units(
 
 
 def _both_ways(upper: Callable[[Array], Array], a: Array) -> _Interval:
-  """From a function that bounds <a, ...> from above, both bounds of it."""
+  """(lower, upper) of <a, ...> from a function that bounds it from above."""
   of_a, of_minus_a = jax.vmap(upper)(jnp.stack([a, -a]))
   return -of_minus_a, of_a
 
 
 def _bound_from_input(
-  layers: Sequence[Layer], intervals: list[_Interval], x: Array, u: UncertaintySet, a: Array
+  layers: Sequence[Layer], intervals: list[_Interval], x: Array, u: Ball, a: Array
 ) -> Array:
-  """An upper bound [B] of <a, layers(x + delta)> over the ball, linear in x + delta."""
+  """An upper bound [B] of <a, layers(x + delta)> over U(x), linear in x + delta."""
   a, constants = _pull_back(layers, intervals, a)
   # Both delta and x + delta are rounded.
   clean = inner_up(a, x, gamma(10, x.dtype) * largest(*intervals[0]))
-  # No term is negative. The ascent sorts and sums up the entries, as does a norm that says whether
-  # delta is inside.
+  # No term is negative. The steepest ascent sums the entries, as does the norm of delta.
   gain = jnp.sum(a * u.steepest_ascent(a, x), axis=range(1, x.ndim))
   gain *= 1 + gamma(4 * x[0].size + 20, x.dtype)
   return _add_up([clean, gain, *constants])
@@ -257,7 +249,7 @@ def _bound_from_interval(layers: Sequence[Layer], intervals: list[_Interval], a:
 
 
 def _add_up(parts: list[Array]) -> Array:
-  """An upper bound of the sum of [B] each."""
+  """An upper bound of the sum of the parts, each [B]."""
   stacked = jnp.stack(parts, axis=-1)
   return inner_up(jnp.ones_like(stacked), stacked)
 
@@ -273,16 +265,16 @@ def _pull_back(
   return a, constants
 
 
-def _enclosing_interval(x: Array, radius: Radius, box: Box | None) -> _Interval:
-  """The smallest box around the ball, which is the same for every norm, cut by the pixel box.
+def _enclosing_interval(x: Array, u: Ball) -> _Interval:
+  """The smallest interval around U(x), widened by the rounding of x + delta.
 
-  And somewhat larger, by what may be lost where x + delta is rounded.
+  Every norm has the same: |delta_i| <= radius.
   """
-  radius = jnp.asarray(radius, x.dtype)
-  radius = radius.reshape(radius.shape + (1,) * (x.ndim - 1)) if radius.ndim else radius
+  radius = jnp.asarray(u.radius, x.dtype)
+  radius = expand_like(radius, x) if radius.ndim else radius
   lower, upper = x - radius, x + radius
-  if box is not None:
-    lower, upper = jnp.clip(lower, *box), jnp.clip(upper, *box)
+  if u.box is not None:
+    lower, upper = jnp.clip(lower, *u.box), jnp.clip(upper, *u.box)
   lost = gamma(8, x.dtype) * largest(lower, upper)
   return lower - lost, upper + lost
 

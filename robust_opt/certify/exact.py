@@ -1,14 +1,15 @@
 """The exact worst case of a linear model, logits = x @ weights + bias.
 
-  worst = exact.linear_margin(weights, bias, x, y, "linf", 0.1, box=(0.0, 1.0))  # [B]
-  robust = worst < 0                                       # but for rounding
-  distance = exact.linear_distance(weights, bias, x, y, "l2")                    # [B]
+  u = ro.LInf(0.1, box=(0.0, 1.0))
+  worst = exact.linear_margin(weights, bias, x, y, u)              # [B]
+  robust = worst < 0                                               # up to rounding
+  distance = exact.linear_distance(weights, bias, x, y, ro.L2)     # [B]
 
-x [B, *S] is flattened, weights are [n, C] with n the number of entries of one example, bias is [C].
-Any number of classes from 2 on. Everything is exact up to the rounding of float32, and says nothing
-about the rounding of the model: logits that are large beside their differences round away from each
-other, and an example that is robust by less is misclassified. What is proved of the model as it is
-computed is `bounds.certified([Flatten(), Dense(weights, bias)], ...)`, which is as tight.
+x [B, *S] is flattened, weights are [n, C] with n the number of entries of one example, bias is [C],
+C >= 2. The results are exact up to the rounding of float32. They do not cover the rounding of the
+model itself, which can misclassify an example whose margin is small beside its logits: for a proof
+about the model as computed use `bounds.certified([Flatten(), Dense(weights, bias)], ...)`, which is
+as tight.
 """
 
 from typing import Any
@@ -20,79 +21,67 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.precision import check_floating
-from robust_opt.sets import BALLS, Box, Radius, UncertaintySet, projections
+from robust_opt.sets import Ball, check_ball
 from robust_opt.types import Array
-
-_BALLS = BALLS
-_DUAL_NORMS = {"linf": projections.l1_norm, "l2": projections.l2_norm, "l1": projections.linf_norm}
 
 
 @jax.default_matmul_precision("highest")
-def linear_margin(
-  weights: Array,
-  bias: Array,
-  x: Array,
-  y: Array,
-  norm: str,
-  radius: Radius,
-  box: Box | None = None,
-) -> Array:
-  """The largest margin that an adversary can reach; < 0 iff an example is robust, but for rounding.
+def linear_margin(weights: Array, bias: Array, x: Array, y: Array, u: Ball) -> Array:
+  """The largest margin over the set; an example is robust iff it is < 0, up to rounding.
 
     max over delta in U(x) of max over j != y of z_j(x + delta) - z_y(x + delta)
       = max over j != y of z_j(x) - z_y(x) + max over delta in U(x) of <w_j - w_y, delta>
 
-  The two maxima commute, so that this is exact for any number of classes: it says whether ANY
-  class can win. Without a box the last maximum is radius * |w_j - w_y| in the dual norm; with one
-  it is attained at the set's steepest ascent (Shaham et al. 2015, section 4).
+  The two maxima commute, so this is exact for any number of classes. Without a box the last maximum
+  is radius * |w_j - w_y| in the dual norm; with one, the set's steepest ascent attains it (Shaham
+  et al. 2015, section 4).
 
   Args:
     weights: [n, C].
     bias: [C].
-    x: [B, *S], of n entries each; with a box it must lie in it.
+    x: [B, *S] with n entries per example, in pixels of [0, 1], within the box of u.
     y: [B], integers; a label outside [0, C) gives NaN.
-    norm: 'linf', 'l2' or 'l1'.
-    radius: [] or [B], in the units of x (pixels in [0, 1]); it may be traced.
-    box: (low, high) that x + delta stays in.
+    u: an LInf, L2 or L1; its radius may be traced.
 
   Returns:
-    [B]; with radius 0 the clean margin.
+    [B]; the clean margin for radius 0.
 
   Raises:
-    InputError: of an unknown norm, a negative radius, or weights that do not fit x.
+    InputError: u is another set, or the weights do not match x.
   """
-  u = ball(norm, radius, box)
+  check_ball(u, "linear_margin")
   x, difference, margins = _differences(weights, bias, x, y)
   furthest = jax.vmap(lambda g: u.steepest_ascent(g, x), in_axes=1, out_axes=1)(difference)
   return losses.margin(margins + jnp.sum(difference * furthest, axis=-1), y)
 
 
 @jax.default_matmul_precision("highest")
-def linear_distance(weights: Array, bias: Array, x: Array, y: Array, norm: str) -> Array:
-  """The length of the shortest delta at which another class ties with the label, without a box.
+def linear_distance(weights: Array, bias: Array, x: Array, y: Array, ball: type[Ball]) -> Array:
+  """The norm of the smallest delta at which another class ties with the label, without a box.
 
     min over j != y of (z_y - z_j) / |w_j - w_y|_dual
 
-  A model is robust at every radius below it and at none above it. Source: Moosavi-Dezfooli et al.
+  The model is robust at every smaller radius and at no larger one. Source: Moosavi-Dezfooli et al.
   2016 (arXiv 1511.04599), section 3, and Hoelder's inequality for the other norms.
 
   Args:
     weights: [n, C].
     bias: [C].
-    x: [B, *S], of n entries each.
+    x: [B, *S] with n entries per example.
     y: [B], integers; a label outside [0, C) gives NaN.
-    norm: of the length, 'linf', 'l2' or 'l1'.
+    ball: ro.LInf, ro.L2 or ro.L1, the class itself: whose norm to measure in.
 
   Returns:
     [B]; 0 where another class wins or ties already, inf where none ever can.
 
   Raises:
-    InputError: of an unknown norm, or weights that do not fit x.
+    InputError: ball is anything else, or the weights do not match x.
   """
-  _check_norm(norm)
+  if not (isinstance(ball, type) and issubclass(ball, Ball)):
+    raise InputError(f"linear_distance takes ro.LInf, ro.L2 or ro.L1, not {ball!r}.")
   _, difference, margins = _differences(weights, bias, x, y)
   lead = -margins
-  length = jax.vmap(jax.vmap(_DUAL_NORMS[norm]))(difference)
+  length = jax.vmap(jax.vmap(ball.dual_norm))(difference)
   same = jnp.where(lead > 0, jnp.inf, lead)  # equal weights: no delta changes the lead
   distance = jnp.where(length > 0, lead / jnp.where(length > 0, length, 1.0), same)
   is_label = jnp.arange(lead.shape[-1]) == y[:, None]
@@ -100,18 +89,12 @@ def linear_distance(weights: Array, bias: Array, x: Array, y: Array, norm: str) 
   return jnp.maximum(nearest, 0.0)
 
 
-def ball(norm: str, radius: Radius, box: Box | None) -> UncertaintySet:
-  """The uncertainty set of a norm by its name; InputError of any other name."""
-  _check_norm(norm)
-  return _BALLS[norm](radius, box)
-
-
 def check_precision(x: Array, weights: Any = ()) -> Any:
-  """The common type of x and the weights, float32 or more.
+  """The common type of x and the weights.
 
   Raises:
-    InputError: x is not floating point, or an array has fewer bits than float32: nothing is proved
-      in so few.
+    InputError: x is not floating point, or an array has fewer bits than float32, in which nothing
+      is proved.
   """
   check_floating(x, "x")
   arrays = jax.tree.leaves((x, weights))
@@ -125,7 +108,7 @@ def check_precision(x: Array, weights: Any = ()) -> Any:
 def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
   """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist.
 
-  Of the differences of the weights, so that what the classes share does not add to the rounding.
+  The weights are subtracted, not the logits, whose common part would add to the rounding.
   """
   dtype = check_precision(x, weights)
   chex.assert_rank([weights, y], [2, 1])
@@ -141,8 +124,3 @@ def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array
   margins = jnp.einsum("bcn,bn->bc", difference, x) + (bias - bias[y][:, None])
   exists = (y >= 0) & (y < weights.shape[1])
   return x, difference, jnp.where(exists[:, None], margins, jnp.nan)
-
-
-def _check_norm(norm: str) -> None:
-  if norm not in _BALLS:
-    raise InputError(f"norm must be 'linf', 'l2' or 'l1', but was {norm!r}.")

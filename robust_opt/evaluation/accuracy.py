@@ -10,7 +10,7 @@ size nor on the order. The radius is traced: a sweep over radii compiles once.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from robust_opt.maximizers import Attack
 from robust_opt.maximizers.base import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
 from robust_opt.training import ArrayData, take
-from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params
+from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params, PyTree
 
 
 class Evaluation(NamedTuple):
@@ -81,17 +81,17 @@ def perturb(
 def make_evaluate(
   apply: ApplyFn,
   objective: RobustObjective,
-  make_attack: Callable[[Array], Attack],
+  make_attack: Callable[[Any], Attack],
   batch_size: int,
   *,
   place_batch: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Callable[[Params, ModelState, ArrayData, Array, Array], Evaluation]:
+) -> Callable[[Params, ModelState, ArrayData, PyTree, Array], Evaluation]:
   """A jittable evaluation of a whole data set.
 
   Args:
     apply: the model.
     objective: whose inner value the attack ascends.
-    make_attack: (radius []) -> attack; called under trace.
+    make_attack: (radius [], or a set, or any pytree) -> attack; called under trace.
     batch_size: examples at a time; it changes speed and memory, not the answer.
     place_batch: constrains where a batch lies (sharding.py).
 
@@ -103,7 +103,7 @@ def make_evaluate(
   """
 
   def evaluate(
-    params: Params, model_state: ModelState, data: ArrayData, radius: Array, key: Array
+    params: Params, model_state: ModelState, data: ArrayData, radius: PyTree, key: Array
   ) -> Evaluation:
     num_examples = data.labels.shape[0]
     num_batches = -(-num_examples // batch_size)

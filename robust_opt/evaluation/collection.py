@@ -22,11 +22,11 @@ import numpy as np
 from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import perturb
-from robust_opt.evaluation.autoattack import NORMS
-from robust_opt.evaluation.verdict import TOLERANCE, lengths
+from robust_opt.evaluation.verdict import TOLERANCE
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
+from robust_opt.sets import BALLS, lengths
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 # A logit difference that another batch size or machine may round away. Examples whose error is
@@ -189,10 +189,12 @@ def relative_norms(collection: Collection, images: np.ndarray) -> np.ndarray:
     images: [N, *S], the test set that they were made from.
   """
   delta = collection.images.astype(np.float64) - pixels(images)[collection.source_ids]
-  found = np.select(
-    [collection.norms == norm for norm in NORMS], [lengths(delta, norm) for norm in NORMS], np.inf
+  norms = np.select(
+    [collection.norms == name for name in BALLS],
+    [lengths(ball, delta) for ball in BALLS.values()],
+    np.inf,
   )
-  return found / collection.radii
+  return norms / collection.radii
 
 
 def save(collection: Collection, path: Path) -> None:

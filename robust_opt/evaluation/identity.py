@@ -1,4 +1,4 @@
-"""What tells one network from another: its code, its arrays, and what it answers.
+"""What identifies a network: its code, its arrays, and its logits on the first images.
 
   net = of_net(logits_fn, x)     # {"code": ..., "arrays": ..., "logits": ...}, JSON values
   same("logits", old["logits"], net["logits"])
@@ -17,7 +17,7 @@ import numpy as np
 
 from robust_opt.arrays import digest
 from robust_opt.evaluation import network
-from robust_opt.evaluation.probes import answers
+from robust_opt.evaluation.batches import plain_logits
 from robust_opt.types import LogitsFn
 
 NUM_IMAGES = 8
@@ -38,7 +38,7 @@ def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str
     logits: of the first images, [n, C] as nested lists.
   """
   images = x[:NUM_IMAGES]
-  logits = answers(logits_fn, images, len(images)).astype(np.float64)
+  logits = plain_logits(logits_fn, images, len(images)).astype(np.float64)
   rounded = [[float(f"{value:.6g}") for value in row] for row in logits]
   if definition:
     code, arrays = definition, jax.tree.leaves(logits_fn)

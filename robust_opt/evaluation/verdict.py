@@ -1,44 +1,51 @@
-"""The file that an evaluation leaves, and the check of every claim in it.
+"""The file of an evaluation, and the check of every claim in it.
 
   save(path, verdict, claim, x, y)
-  problems = verify(path, logits_fn, x, y, net_sha256)     # [] if all of it is true
+  problems = verify(load(path), logits_fn, x, y, net_sha256)     # [] if everything in it is true
 
-It says of every image what the net makes of it and which attack broke it, and holds the adversarial
-images in float32: whoever has the net and the data can ask the net again. It loads without pickle.
+It records for every image what the net predicts and which attack broke it, and holds the
+adversarial images in float32, so that anyone with the net and the data can check them. It loads
+without pickle.
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from robust_opt.evaluation.autoattack import CLEAN, STANDS, Verdict, predictions
+from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
+from robust_opt.evaluation.batches import predictions
 from robust_opt.files import read_sealed, write_sealed
+from robust_opt.sets import L2, Ball, UncertaintySet, ball_of, lengths
+from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.types import LogitsFn
 
 TOLERANCE = 1e-6  # of the radius
+GAUGE_TOLERANCE = 1e-4  # of sets that are no balls, whose gauges are computed in float32
+_IMAGES_AT_A_TIME = 256
 
 
 class Claim(NamedTuple):
   """What a verdict is about.
 
   Attributes:
-    norm: "linf", "l2" or "l1".
-    radius: in pixels of [0, 1].
+    set: the uncertainty set, as `sets.build.build_set` takes it.
     version: of the ensemble.
     seed: of the ensemble.
     batch_size: of the ensemble and of the predictions.
-    source: where net and data are found again: what `robust_opt.evaluate` was told.
-    net_sha256: of the net's arrays; empty where the net is a function that holds none.
+    source: where net and data are found, as `robust_opt.evaluate` was told.
+    net_sha256: of the net's arrays; empty where the net is a function without arrays.
     data_sha256: of images and labels.
-    device: what computed it, and by which version of jax.
+    device: what computed it, and with which version of jax.
+    set_sha256: of `set`, the contents of its files included; empty in older files.
   """
 
-  norm: str
-  radius: float
+  set: dict[str, Any]
   version: str
   seed: int
   batch_size: int
@@ -46,18 +53,34 @@ class Claim(NamedTuple):
   net_sha256: str
   data_sha256: str
   device: str
+  set_sha256: str = ""
+
+  @property
+  def u(self) -> UncertaintySet:
+    """The uncertainty set."""
+    return build_set(self.set)
+
+  @property
+  def norm(self) -> str:
+    """The norm of a ball, as in BALLS; the class of any other set."""
+    return set_name(self.u)
+
+  @property
+  def radius(self) -> float:
+    """In pixels of [0, 1]; NaN for a set without a radius of its own."""
+    return float(self.set.get("radius", math.nan))
 
 
-class Stored(NamedTuple):
-  """A verdict file: the claim, the verdict with `images` of the broken alone, what else it says.
+class StoredVerdict(NamedTuple):
+  """A verdict file: the claim, the verdict with `images` of the broken examples only, and more.
 
   Attributes:
     claim: what it is about.
     verdict: prediction and broken_by [N]; images [K, *S] of the K examples that an attack broke.
     labels: [N].
-    broken_ids: [K], the places of those examples.
-    norms: [K], the lengths of their perturbations in the norm of the claim.
-    robust_accuracy: the share that stands.
+    broken_ids: [K], the indices of those examples.
+    norms: [K], the norms of their perturbations in a ball, their gauges in any other set.
+    robust_accuracy: the fraction that is robust.
   """
 
   claim: Claim
@@ -68,12 +91,36 @@ class Stored(NamedTuple):
   robust_accuracy: float
 
 
-def lengths(delta: np.ndarray, norm: str) -> np.ndarray:
-  """The norm of every perturbation [K, *S] -> [K], in float64."""
-  flat = np.abs(delta.astype(np.float64)).reshape(len(delta), math.prod(delta.shape[1:]))
-  if norm == "linf":
-    return flat.max(axis=1, initial=0.0)
-  return flat.sum(axis=1) if norm == "l1" else np.sqrt((flat**2).sum(axis=1))
+def set_name(u: UncertaintySet) -> str:
+  """How files and messages name a set: a ball by its norm, any other set by its class."""
+  return u.name if isinstance(u, Ball) else type(u).__name__
+
+
+def ball_config(norm: str, radius: float) -> dict[str, Any]:
+  """The config of the ball of that norm and radius within [0, 1]."""
+  return {"name": ball_of(norm).__name__, "radius": radius, "box": [0.0, 1.0]}
+
+
+def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """The norm of images - x, both [K, *S], in a ball, the gauge in any other set, [K] float64.
+
+  The gauge is that of the nearest point of the set, if the rounding of x + delta to float32 can
+  explain the difference: the points of a plane, say, are rounded off it.
+  """
+  deltas = images.astype(np.float64) - x
+  if isinstance(u, Ball):
+    return lengths(u, deltas)
+  rounding = 2.0**-24 * math.sqrt(math.prod(x.shape[1:]))
+  gauges = [np.zeros(0)]
+  for start in range(0, len(x), _IMAGES_AT_A_TIME):
+    batch = slice(start, start + _IMAGES_AT_A_TIME)
+    delta = np.asarray(deltas[batch], np.float32)
+    clean = jnp.asarray(x[batch])
+    nearest = np.asarray(u.project(jnp.asarray(delta), clean))
+    rounded = lengths(L2, delta - nearest) <= rounding
+    delta = np.where(rounded.reshape(-1, *(1,) * (delta.ndim - 1)), nearest, delta)
+    gauges.append(np.asarray(u.gauge(jnp.asarray(delta), clean), np.float64))
+  return np.concatenate(gauges)
 
 
 def data_sha256(x: np.ndarray, y: np.ndarray) -> str:
@@ -103,22 +150,22 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "labels": np.asarray(y, np.int32),
     "broken_ids": broken.astype(np.int32),
     "images": images,
-    "norms": lengths(images.astype(np.float64) - x[broken], claim.norm),
+    "norms": sizes(claim.u, images, x[broken]),
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
   write_sealed(path, arrays)
 
 
-def load(path: Path) -> Stored:
+def load(path: Path) -> StoredVerdict:
   """Reads a verdict file as it was written.
 
   Raises:
     InputError: the file is absent, damaged, or no verdict.
   """
   with read_sealed(path, "verdict") as arrays:
-    return Stored(
-      Claim(**json.loads(str(arrays["claim"]))),
+    return StoredVerdict(
+      _claim(json.loads(str(arrays["claim"]))),
       Verdict(
         tuple(map(str, arrays["names"])),
         arrays["prediction"],
@@ -132,10 +179,18 @@ def load(path: Path) -> Stored:
     )
 
 
+def _claim(values: Mapping[str, Any]) -> Claim:
+  """A claim from a file; files before version 0.2 state norm and radius of a ball in [0, 1]."""
+  fields = dict(values)
+  if "set" not in fields:
+    fields["set"] = ball_config(fields.pop("norm"), fields.pop("radius"))
+  return Claim(**fields)
+
+
 def verify(
-  stored: Stored, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, net_sha256: str
+  stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, net_sha256: str
 ) -> list[str]:
-  """Every claim of a verdict that is not true, one sentence each; [] if all are.
+  """The claims of a verdict that are not true, one sentence each; [] if all are true.
 
   Args:
     stored: from `load`.
@@ -154,6 +209,8 @@ def verify(
       problems.append(otherwise)
 
   claims(claim.data_sha256 == data_sha256(x, y), "It was made on other images or labels.")
+  same_set = claim.set_sha256 in ("", config_sha256(claim.set))
+  claims(same_set, "The arrays of its set have changed.")
   claims(claim.net_sha256 == net_sha256, "It was made of another net.")
   claims(np.array_equal(stored.labels, y), "Its labels are not those of the data set.")
   problems += _geometry(stored, x)
@@ -161,8 +218,8 @@ def verify(
   return problems
 
 
-def _shapes(stored: Stored, x: np.ndarray) -> list[str]:
-  """What nothing else can be asked of; arrays of other shapes would not even be comparable."""
+def _shapes(stored: StoredVerdict, x: np.ndarray) -> list[str]:
+  """Shapes and dtypes, without which nothing else can be compared."""
   verdict = stored.verdict
   if verdict.broken_by.shape != x.shape[:1] or verdict.images.shape[1:] != x.shape[1:]:
     return [
@@ -170,18 +227,18 @@ def _shapes(stored: Stored, x: np.ndarray) -> list[str]:
       f"data set has {len(x)} of shape {x.shape[1:]}."
     ]
   broken = (stored.broken_ids.size,)
-  wanted = {
+  expected = {
     "predictions": (verdict.prediction, x.shape[:1], np.integer),
     "attacks": (verdict.broken_by, x.shape[:1], np.integer),
     "labels": (stored.labels, x.shape[:1], np.integer),
     "ids of broken examples": (stored.broken_ids, broken, np.integer),
-    "lengths": (stored.norms, broken, np.floating),
+    "norms": (stored.norms, broken, np.floating),
     "images": (verdict.images, verdict.images.shape, np.floating),
   }
   problems = [
     f"Its {name} have the shape {array.shape} and the type {array.dtype}, but must have {shape} "
     f"and {kind.__name__}."
-    for name, (array, shape, kind) in wanted.items()
+    for name, (array, shape, kind) in expected.items()
     if array.shape != shape or not np.issubdtype(array.dtype, kind)
   ]
   if not verdict.names:
@@ -189,8 +246,8 @@ def _shapes(stored: Stored, x: np.ndarray) -> list[str]:
   return problems
 
 
-def _geometry(stored: Stored, x: np.ndarray) -> list[str]:
-  claim, verdict = stored.claim, stored.verdict
+def _geometry(stored: StoredVerdict, x: np.ndarray) -> list[str]:
+  u, verdict = stored.claim.u, stored.verdict
   broken = np.flatnonzero(verdict.broken_by > 0)
   if not np.array_equal(stored.broken_ids, broken) or len(verdict.images) != len(broken):
     return [
@@ -202,38 +259,49 @@ def _geometry(stored: Stored, x: np.ndarray) -> list[str]:
   finite = np.isfinite(images).all(axis=entries)
   if not finite.all():
     problems.append(f"{np.sum(~finite)} of its images are not finite.")
-  inside = ((images >= 0) & (images <= 1)).all(axis=entries)
-  if not inside.all():
-    problems.append(f"{np.sum(~inside)} of its images leave [0, 1].")
-  found = lengths(images.astype(np.float64) - x[broken], claim.norm)
-  if np.any(~(found <= claim.radius * (1 + TOLERANCE))):
+  box = getattr(u, "box", None)
+  if box is not None:
+    inside = ((images >= box[0]) & (images <= box[1])).all(axis=entries)
+    if not inside.all():
+      problems.append(f"{np.sum(~inside)} of its images leave [{box[0]:g}, {box[1]:g}].")
+  return problems + _sizes_are_true(stored, images, x[broken])
+
+
+def _sizes_are_true(stored: StoredVerdict, images: np.ndarray, x: np.ndarray) -> list[str]:
+  u, problems = stored.claim.u, []
+  found = sizes(u, images, x)
+  if isinstance(u, Ball):
+    largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
+  else:
+    largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
+  if np.any(~(found <= largest)):
     worst = np.max(found, initial=0.0)
-    problems.append(f"A perturbation is {worst:.7g} long, of a radius of {claim.radius:.7g}.")
-  if not np.allclose(found, stored.norms, rtol=1e-9, atol=1e-12):
-    problems.append("The lengths that it states are not those of its images.")
+    problems.append(f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed.")
+  if not np.allclose(found, stored.norms, rtol=rtol, atol=1e-12):
+    problems.append(f"The {what}s that it states are not those of its images.")
   return problems
 
 
-def _answers(stored: Stored, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray) -> list[str]:
+def _answers(stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray) -> list[str]:
   claim, verdict = stored.claim, stored.verdict
   problems = []
   prediction = predictions(logits_fn, x, claim.batch_size)
   changed = int(np.sum(prediction != verdict.prediction))
   if changed:
-    problems.append(f"The net answers {changed} clean images otherwise than it says.")
-  known = (verdict.broken_by >= STANDS) & (verdict.broken_by < len(verdict.names))
+    problems.append(f"The net classifies {changed} clean images differently than it says.")
+  known = (verdict.broken_by >= ROBUST) & (verdict.broken_by < len(verdict.names))
   if not known.all() or verdict.names[0] != CLEAN:
-    problems.append(f"{np.sum(~known)} examples are broken by an attack that it does not name.")
+    problems.append(f"{np.sum(~known)} examples are broken by an attack that it does not list.")
   wrong = prediction != y
-  told = int(np.sum((verdict.broken_by == 0) != wrong))
-  if told:
-    problems.append(f"Of {told} clean images it is untrue whether the net is right on them.")
+  disagreements = int(np.sum((verdict.broken_by == 0) != wrong))
+  if disagreements:
+    problems.append(f"It misstates whether the net is right on {disagreements} clean images.")
   attacked = predictions(logits_fn, verdict.images, claim.batch_size)
   labels = y[np.clip(stored.broken_ids, 0, len(y) - 1)]
   right = int(np.sum(attacked == labels)) if len(attacked) == len(labels) else len(attacked)
   if right:
     problems.append(f"The net is right on {right} of its adversarial images.")
-  share = float(np.mean(verdict.broken_by == STANDS))
+  share = float(np.mean(verdict.broken_by == ROBUST))
   if share != stored.robust_accuracy:
     problems.append(
       f"It states a robust accuracy of {stored.robust_accuracy:.6f}, but its examples give "

@@ -1,8 +1,11 @@
-"""From a config to the compiled functions of a run: data on the devices, a scan, an evaluation.
+"""From a config to the functions of a run, of one seed or of several: `assemble`.
 
-parts = assemble(config)
-state, metrics = parts.scan(100)(parts.state)          # the first 100 updates
-parts.evaluate(state, "l2", parts.test, 0.5).robust_correct.mean()
+  experiment = assemble(config)
+  state, metrics = experiment.compile(100)(experiment.state)          # the first 100 updates
+  experiment.evaluate(state, experiment.test, ro.L2(0.5), attack).robust_correct.mean()
+
+Several seeds are one Experiment whose state is stacked (seeds.py); its functions then return arrays
+with a first axis of seeds.
 """
 
 import functools
@@ -19,13 +22,15 @@ from robust_opt import models
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
-from robust_opt.experiments import build, updates
+from robust_opt.experiments import build, seeds, updates
 from robust_opt.experiments import config as config_lib
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import robust
+from robust_opt.sets import UncertaintySet
 from robust_opt.training import (
   ArrayData,
   EpochPlan,
+  Streams,
   TrainMetrics,
   TrainState,
   evaluated_params,
@@ -36,84 +41,198 @@ from robust_opt.training import (
 )
 from robust_opt.types import ApplyFn, Array, ModelState, Params
 
-MakeAttack = Callable[[str, Array], Attack]  # (norm, radius [])
-# (state, norm, data, radius) -> what became of every example
-Evaluate = Callable[[TrainState, str, ArrayData, float], Evaluation]
+AttackOn = Callable[[UncertaintySet], Attack]
+Scan = Callable[[TrainState], tuple[TrainState, TrainMetrics]]
 
 
-class Experiment(NamedTuple):
-  """What a config stands for: data on the devices, the state before the first update, the parts.
-
-  Attributes:
-    splits: the data on the host.
-    train: the data on the devices, to learn from.
-    heldout: chooses checkpoints.
-    test: is reported on.
-    state: before the first update; scan takes its buffers, so start from it once.
-    scan: num_steps -> a compiled function, state -> (state, metrics of every step).
-    evaluate: accuracy under the attack of a norm.
-    watch: state -> [n] bool, which of the first held-out examples stand the attack that is not the
-      run's own: PGD where it trains against one step, one step where it trains against more. None
-      where nothing is watched.
-    apply: the model.
-    steps_per_epoch: updates an epoch.
-    steps_per_scan: updates a call of scan.
-  """
-
-  splits: build.Splits
-  train: ArrayData
-  heldout: ArrayData
-  test: ArrayData
-  state: TrainState
-  scan: Callable[[int], Callable[[TrainState], tuple[TrainState, TrainMetrics]]]
-  evaluate: Evaluate
-  watch: Callable[[TrainState], np.ndarray] | None
-  apply: ApplyFn
-  steps_per_epoch: int
-  steps_per_scan: int
-
-
-class Beginning(NamedTuple):
-  """A run before its first update: its net, and what its checkpoints are restored into.
+class InitialRun(NamedTuple):
+  """A run before its first update: what its checkpoints are restored into.
 
   Attributes:
     plan: the batches of an epoch.
     net: the network.
-    optimizer: what descends.
-    state: before the first update.
+    optimizer: of its parameters.
+    state: before the first update; of several seeds stacked.
+    keys: of the run.
   """
 
   plan: EpochPlan
   net: nn.Module
   optimizer: optax.GradientTransformation
   state: TrainState
+  keys: Streams
 
 
-def begin(config: ConfigDict, train: datasets.Dataset) -> Beginning:
-  """The net that learns from this data, but nothing that trains it."""
+class Experiment(NamedTuple):
+  """A config's data on the devices, the state before its first update, and compiled functions.
+
+  Attributes:
+    config: that it was assembled from.
+    splits: the data on the host.
+    train: the data on the devices, to learn from.
+    heldout: chooses checkpoints.
+    test: is reported on.
+    apply: the model.
+    plan: the batches of an epoch.
+    state: before the first update. A compiled scan takes its buffers, so start from it once.
+    compile: num_steps -> a compiled function, state -> (state, metrics of every step).
+    attack: set -> the attack that measures.
+    other_attack: set -> the one that the run does not train against: PGD where it trains against
+      one step, one step where it trains against more.
+    watched: the first held-out examples, on which both are compared; None where they are not.
+    evaluate: (state, data, set, set -> attack) -> what became of every example. One program for all
+      radii of a kind of set.
+  """
+
+  config: ConfigDict
+  splits: build.Splits
+  train: ArrayData
+  heldout: ArrayData
+  test: ArrayData
+  apply: ApplyFn
+  plan: EpochPlan
+  state: TrainState
+  compile: Callable[[int], Scan]
+  attack: AttackOn
+  other_attack: AttackOn
+  watched: ArrayData | None
+  evaluate: Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]
+
+
+def initial_run(
+  config: ConfigDict, train: datasets.Dataset, seed_keys: Array | None = None
+) -> InitialRun:
+  """The network that learns from this data, but nothing that trains it.
+
+  Args:
+    config: checked by config.validate.
+    train: its training set.
+    seed_keys: [S], one key a seed, to stack the states of several seeds; None: config.seed alone.
+  """
   plan = EpochPlan(len(train.labels), config.training.batch_size, shuffle=config.training.shuffle)
   net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)
-  key = streams(jax.random.key(config.seed)).net
-  params, model_state = _init(config, net, key, train.images.shape[1:])
+  stacked = seed_keys is not None
+  keys = streams(jax.random.key(config.seed)) if seed_keys is None else jax.vmap(streams)(seed_keys)
+  initialize = seeds.initializer(net) if stacked else functools.partial(models.init, net)
+  params, model_state = _init(config, initialize, keys.net, train.images.shape[1:])
   if config.optimizer.average and model_state:
     raise InputError(
       f"--config.optimizer.average={config.optimizer.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
-  memory = updates.memory(config, train.images)
-  return Beginning(plan, net, optimizer, init_state(params, model_state, optimizer, memory))
+  if stacked:
+    state = seeds.stacked_state(params, model_state, optimizer)
+  else:
+    memory = updates.memory(config, train.images)
+    state = init_state(params, model_state, optimizer, memory)
+  return InitialRun(plan, net, optimizer, state, keys)
 
 
-def assemble(config: ConfigDict) -> Experiment:
+def assemble(
+  config: ConfigDict,
+  splits: build.Splits | None = None,
+  seed_keys: Array | None = None,
+  vmapped: bool = False,
+) -> Experiment:
   """Builds every part and places the data on the devices.
+
+  Args:
+    config: checked by config.validate.
+    splits: the data; None: as the config says.
+    seed_keys: [S] as in `initial_run`.
+    vmapped: whether several seeds run in one program rather than in turn.
 
   Raises:
     InputError: parts of the config do not fit together, its data or the devices.
   """
-  if config.training.batch_size % jax.device_count():
+  stacked = seed_keys is not None
+  mesh = sharding.data_mesh()
+  put = jax.device_put if stacked else functools.partial(sharding.replicate, mesh=mesh)
+  place = (lambda batch: batch) if stacked else sharding.batch_placer(mesh)
+  devices = 1 if stacked else jax.device_count()
+  _check_batches(config, devices)
+  splits = splits or build.splits(config)
+  run = initial_run(config, splits.train, seed_keys)
+  apply = models.from_linen(run.net)
+  step = updates.make(config, run.net, run.optimizer, splits.train.images, run.plan.num_steps)
+  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=place)
+  train, heldout, test = (put(ArrayData(split.images, split.labels)) for split in splits)
+  state, train_key, evaluation_key = put((run.state, run.keys.training, run.keys.evaluation))
+
+  def evaluate(
+    params: Params, model_state: ModelState, data: ArrayData, u: UncertaintySet, key: Array,
+    *, attack: AttackOn, batch_size: int,
+  ) -> Evaluation:  # fmt: skip
+    # Whatever a net was trained by, what is measured is the worst case of its cross-entropy.
+    make = make_evaluate(apply, robust(), attack, batch_size, place_batch=place)
+    return make(params, model_state, data, u, key)
+
+  static = ("attack", "batch_size")
+  if stacked:
+    compile_scan = seeds.compiled(scan, train, train_key, vmapped)
+    jitted = seeds.over_seeds(evaluate, (0, 0, None, None, 0), vmapped=vmapped, static=static)
+  else:
+    placed = sharding.replicated(mesh)
+    compile_scan = _compiled(scan, state, train, train_key, placed)
+    jitted = jax.jit(evaluate, static_argnames=static, out_shardings=placed)
+
+  def evaluate_state(
+    state: TrainState, data: ArrayData, u: UncertaintySet, attack: AttackOn
+  ) -> Evaluation:
+    size = min(config.evaluation.batch_size, len(data.labels))
+    size = -(-size // devices) * devices
+    u = put(jax.tree.map(_float32, u))
+    weights = evaluated_params(state), state.model_state
+    out = jitted(*weights, data, u, evaluation_key, attack=attack, batch_size=size)
+    return jax.tree.map(np.asarray, out)
+
+  count = config.training.watch_examples if config_lib.trains_robustly(config) else 0
+  first = ArrayData(splits.heldout.images[:count], splits.heldout.labels[:count])
+  return Experiment(
+    config=config,
+    splits=splits,
+    train=train,
+    heldout=heldout,
+    test=test,
+    apply=apply,
+    plan=run.plan,
+    state=state,
+    compile=compile_scan,
+    attack=functools.partial(build.evaluation_attack, config),
+    other_attack=functools.partial(build.watching_attack, config),
+    watched=put(first) if count else None,
+    evaluate=evaluate_state,
+  )
+
+
+def _compiled(
+  scan: Callable[..., tuple[TrainState, TrainMetrics]],
+  state: TrainState,
+  train: ArrayData,
+  key: Array,
+  placed: jax.sharding.Sharding,
+) -> Callable[[int], Scan]:
+  """Ahead of time, so that the clock sees updates alone."""
+  jitted = jax.jit(scan, static_argnums=3, donate_argnums=0, out_shardings=placed)
+
+  @functools.cache
+  def compile_scan(num_steps: int) -> Scan:
+    compiled = jitted.lower(state, train, key, num_steps).compile()
+    return lambda state: compiled(state, train, key)
+
+  return compile_scan
+
+
+def _float32(leaf: Any) -> Any:
+  """A Python number as an array, so that it is traced and every radius is one program."""
+  return np.float32(leaf) if isinstance(leaf, float | int) else leaf
+
+
+def _check_batches(config: ConfigDict, devices: int) -> None:
+  if config.training.batch_size % devices:
     raise InputError(
-      f"--config.training.batch_size must be a multiple of the {jax.device_count()} devices, "
+      f"--config.training.batch_size must be a multiple of the {devices} devices, "
       f"but was {config.training.batch_size}."
     )
   watched = config.training.watch_examples and config_lib.trains_robustly(config)
@@ -122,104 +241,22 @@ def assemble(config: ConfigDict) -> Experiment:
       "--config.training.on_overfitting=stop needs --config.training.watch_examples > 0 and an "
       "adversary."
     )
-  splits = build.splits(config)
-  plan, net, optimizer, first = begin(config, splits.train)
-  apply = models.from_linen(net)
-  step = updates.make(config, net, optimizer, splits.train.images, plan.num_steps)
-  mesh = sharding.data_mesh()
-  keys = streams(jax.random.key(config.seed))
-  state = sharding.replicate(first, mesh)
-  train, heldout, test = (
-    sharding.replicate(ArrayData(split.images, split.labels), mesh) for split in splits
-  )
-  train_key, evaluation_key = sharding.replicate((keys.training, keys.evaluation), mesh)
-
-  scans = jax.jit(
-    make_scan(step, plan, augment=build.augment(config), place_batch=sharding.batch_placer(mesh)),
-    static_argnums=3,
-    donate_argnums=0,
-    out_shardings=sharding.replicated(mesh),
-  )
-
-  @functools.cache
-  def scan(num_steps: int) -> Callable[[TrainState], tuple[TrainState, TrainMetrics]]:
-    compiled = scans.lower(state, train, train_key, num_steps).compile()
-    return lambda state: compiled(state, train, train_key)
-
-  # A standard net is attacked by one step, as the robust nets of the paper are.
-  steps = max(1, config.attack.num_steps)
-
-  def own(norm: str, radius: Array) -> Attack:
-    return build.evaluation_attack(config, norm, radius, steps)
-
-  def other(norm: str, radius: Array) -> Attack:
-    return build.watching_attack(config, norm, radius)
-
-  @jax.jit(static_argnums=(3, 5, 6), out_shardings=sharding.replicated(mesh))
-  def evaluate(
-    params: Any,
-    model_state: Any,
-    data: ArrayData,
-    norm: str,
-    radius: Array,
-    batch_size: int,
-    make_attack: MakeAttack,
-  ) -> Evaluation:
-    # Whatever a net was trained by, what is measured is its cross-entropy's worst case.
-    evaluator = make_evaluate(
-      apply,
-      robust(),
-      lambda radius: make_attack(norm, radius),
-      batch_size,
-      place_batch=sharding.batch_placer(mesh),
-    )
-    return evaluator(params, model_state, data, radius, evaluation_key)
-
-  def evaluate_norm(
-    state: TrainState, norm: str, data: ArrayData, radius: float, make_attack: MakeAttack = own
-  ) -> Evaluation:
-    size = min(config.evaluation.batch_size, len(data.labels))
-    size = -(-size // jax.device_count()) * jax.device_count()
-    traced = sharding.replicate(np.float32(radius), mesh)
-    params = evaluated_params(state)
-    out = evaluate(params, state.model_state, data, norm, traced, size, make_attack)
-    return jax.tree.map(np.asarray, out)
-
-  count = min(config.training.watch_examples, len(splits.heldout.labels))
-  watched = sharding.replicate(
-    ArrayData(splits.heldout.images[:count], splits.heldout.labels[:count]), mesh
-  )
-
-  def watch(state: TrainState) -> np.ndarray:
-    norm, radius = config.uncertainty.name, config.uncertainty.radius
-    return np.asarray(evaluate_norm(state, norm, watched, radius, other).robust_correct)
-
-  return Experiment(
-    splits=splits,
-    train=train,
-    heldout=heldout,
-    test=test,
-    state=state,
-    scan=scan,
-    evaluate=evaluate_norm,
-    watch=watch if count and config_lib.trains_robustly(config) else None,
-    apply=apply,
-    steps_per_epoch=plan.num_steps,
-    steps_per_scan=scan_length(plan.num_steps, config.training.steps_per_scan),
-  )
 
 
 def _init(
-  config: ConfigDict, net: nn.Module, key: Array, shape: tuple[int, ...]
+  config: ConfigDict,
+  initialize: Callable[[Array, tuple[int, ...]], tuple[Params, ModelState]],
+  key: Array,
+  shape: tuple[int, ...],
 ) -> tuple[Params, ModelState]:
   """Parameters and batch statistics, if the network can take images of this shape."""
   try:
-    params, model_state = models.init(net, key, shape)
+    params, model_state = initialize(key, shape)
     if any(leaf.size == 0 for leaf in jax.tree.leaves(params)):
       raise ZeroDivisionError
   except Exception as error:  # Flax and JAX raise almost anything
     size = " x ".join(map(str, shape))
-    empty = isinstance(error, ZeroDivisionError)  # what an initialiser of Flax says to no inputs
+    empty = isinstance(error, ZeroDivisionError)  # what an initializer of Flax says to no inputs
     reason = (
       "a layer would have no input"
       if empty
@@ -230,9 +267,3 @@ def _init(
       f"{size} ({reason}); choose another model, or another data set."
     ) from error
   return params, model_state
-
-
-def scan_length(steps_per_epoch: int, most: int) -> int:
-  """Updates a scan: a divisor of the epoch where a large one exists, so that one shape compiles."""
-  best = max(n for n in range(1, min(most, steps_per_epoch) + 1) if steps_per_epoch % n == 0)
-  return best if 4 * best >= min(most, steps_per_epoch) else min(most, steps_per_epoch)

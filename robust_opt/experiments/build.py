@@ -1,5 +1,6 @@
 """From a config to objects, by name: getattr(module, name)(**kwargs), no registry."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,71 +120,70 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
   return tuple(map(float, mean)), tuple(float(s) if s > 0 else 1.0 for s in std)
 
 
-def uncertainty_set(config: ConfigDict, norm: str, radius: float | Array) -> balls.UncertaintySet:
+def uncertainty_set(config: ConfigDict, norm: str, radius: float | Array) -> balls.Ball:
   """The ball of that norm and radius, within the pixel box if the config asks for it."""
   return balls.BALLS[norm](radius, box=PIXEL_BOX if config.uncertainty.box else None)
 
 
-def attack(config: ConfigDict, norm: str, radius: float | Array, num_steps: int) -> Attack:
-  """The config's attack over the ball of that norm and radius, to train by.
+def own_set(config: ConfigDict) -> balls.Ball:
+  """The ball that the config trains over."""
+  return uncertainty_set(config, config.uncertainty.name, config.uncertainty.radius)
+
+
+def attack(config: ConfigDict, u: balls.Ball, num_steps: int) -> Attack:
+  """The config's attack over a ball, to train by.
 
   One step is Algorithm 1's, to the full radius, unless it starts at random; more are those of the
-  maximiser that the config names, of which the last point counts.
+  maximizer that the config names, of which the last point counts.
   """
-  ball = uncertainty_set(config, norm, radius)
   match config.attack.name if num_steps else "none":
     case "uniform_noise":
-      return maximizers.noise(ball)
+      return maximizers.noise(u)
     case "random_signs":
-      return maximizers.noise(ball, extreme=True)
+      return maximizers.noise(u, extreme=True)
     case "power_iteration":
-      maximizer = maximizers.power_iteration(ball)
+      maximizer = maximizers.power_iteration(u)
     case "n_fgsm":
-      maximizer = maximizers.noisy_step(uncertainty_set(config, norm, 2 * radius), ball)
+      maximizer = maximizers.noisy_step(dataclasses.replace(u, radius=2 * u.radius), u)
     case "pgd" if config.attack.random_start:
-      maximizer = _pgd(config, norm, radius)
+      maximizer = _pgd(config, u)
     case _:
-      maximizer = _maximizer(config, norm, radius, num_steps)
+      maximizer = _maximizer(config, u, num_steps)
   return maximizers.ascend(maximizer, num_steps)
 
 
-def evaluation_attack(
-  config: ConfigDict, norm: str, radius: float | Array, num_steps: int
-) -> Attack:
+def evaluation_attack(config: ConfigDict, u: balls.Ball, num_steps: int | None = None) -> Attack:
   """`attack`, to measure by: of more than one step every example's best point counts.
 
   It ascends the cross-entropy, which is not flat where power iteration starts: that is PGD here.
+  By default of the config's steps; a standard net is attacked by one, as the paper's robust nets.
   """
-  maximizer = _maximizer(config, norm, radius, num_steps)
-  return maximizers.ascend(maximizer, num_steps, keep_best=num_steps > 1)
+  steps = max(1, config.attack.num_steps) if num_steps is None else num_steps
+  return maximizers.ascend(_maximizer(config, u, steps), steps, keep_best=steps > 1)
 
 
-def watching_attack(config: ConfigDict, norm: str, radius: float | Array) -> Attack:
+def watching_attack(config: ConfigDict, u: balls.Ball) -> Attack:
   """What a training does not train against: PGD-10 beside one step, one step beside more."""
   if config.attack.num_steps > 1:
-    return evaluation_attack(config, norm, radius, 1)
+    return evaluation_attack(config, u, 1)
   pgd = ConfigDict(config).copy_and_resolve_references()
   pgd.attack.update(name="pgd", num_steps=10, relative_step=0.25, random_start=True)
-  return evaluation_attack(pgd, norm, radius, 10)
+  return evaluation_attack(pgd, u, 10)
 
 
-def _maximizer(
-  config: ConfigDict, norm: str, radius: float | Array, num_steps: int
-) -> maximizers.InnerMaximizer:
-  ball = uncertainty_set(config, norm, radius)
+def _maximizer(config: ConfigDict, u: balls.Ball, num_steps: int) -> maximizers.InnerMaximizer:
   if num_steps <= 1:
-    return maximizers.frank_wolfe(ball)
+    return maximizers.frank_wolfe(u)
   if config.attack.name in ("frank_wolfe", "lbfgs"):
-    return getattr(maximizers, config.attack.name)(ball)
-  return _pgd(config, norm, radius)
+    return getattr(maximizers, config.attack.name)(u)
+  return _pgd(config, u)
 
 
-def _pgd(config: ConfigDict, norm: str, radius: float | Array) -> maximizers.InnerMaximizer:
+def _pgd(config: ConfigDict, u: balls.Ball) -> maximizers.InnerMaximizer:
   # Over l_2 and l_1 the projection knows of the box, and gradient steps (l_2) climb to the maximum.
-  step_ball = balls.LInf if norm == "linf" else balls.L2
-  step = step_ball(config.attack.relative_step * radius)
-  ball = uncertainty_set(config, norm, radius)
-  return maximizers.pgd(ball, step, random_start=config.attack.random_start)
+  step_ball = balls.LInf if isinstance(u, balls.LInf) else balls.L2
+  step = step_ball(config.attack.relative_step * u.radius)
+  return maximizers.pgd(u, step, random_start=config.attack.random_start)
 
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

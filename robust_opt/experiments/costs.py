@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from robust_opt.data.datasets import Dataset
 from robust_opt.experiments import build, updates
-from robust_opt.experiments.assembly import begin
+from robust_opt.experiments.assembly import initial_run
 from robust_opt.training import ArrayData, make_scan
 
 Run = Callable[[], object]
@@ -59,7 +59,7 @@ def beside(cost: Cost, other: Cost) -> float:
 
 def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
   """So many batches, as `assembly` would train them on one device."""
-  plan, net, optimizer, state = begin(config, train)
+  plan, net, optimizer, state, _ = initial_run(config, train)
   step = updates.make(config, net, optimizer, train.images, plan.num_steps)
   scan = jax.jit(make_scan(step, plan), static_argnums=3)
   data = jax.device_put(ArrayData(train.images, train.labels))

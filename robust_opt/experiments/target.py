@@ -26,7 +26,7 @@ from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
-from robust_opt.experiments.assembly import begin
+from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.training import evaluated_params
 from robust_opt.types import LogitsFn
@@ -152,9 +152,9 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
     raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
   splits = build.splits(config)
   _refuse_other_data(workdir, splits.train)
-  beginning = begin(config, splits.train)
+  initial = initial_run(config, splits.train)
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)
-  state = checkpoints.restore(beginning.state, which)
+  state = checkpoints.restore(initial.state, which)
   checkpoints.close()
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
@@ -165,13 +165,13 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   norm, radius = config.uncertainty.name, config.uncertainty.radius
   against = f"over {config_lib.adversary(config)}" if trained_on else "standard"
   return Net(
-    logits_of(models.from_linen(beginning.net), *local),
-    logits_of(models.representation(beginning.net), *local),
+    logits_of(models.from_linen(initial.net), *local),
+    logits_of(models.representation(initial.net), *local),
     splits.train,
     splits.test,
     digest(local),
     f"{config.model.name} on {config.dataset.name}, {against}",
-    repr(beginning.net),
+    repr(initial.net),
     norm if trained_on else None,
     radius if trained_on else None,
   )

@@ -19,11 +19,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import certify, losses, maximizers, models, objectives, sets
+from robust_opt import losses, maximizers, models, objectives, sets
 from robust_opt.errors import InputError
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
 from robust_opt.maximizers import Attack, ScheduledAttack
+from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
 from robust_opt.sets import BasisOf, balls, tangents
 from robust_opt.training import (
@@ -116,7 +117,7 @@ def training_attack(
       return maximizers.steepest(
         layerwise.layerwise(net, images.shape[1:], first, config.uncertainty.hidden_radius)
       )
-    return build.attack(config, norm, radius, num_steps)
+    return build.attack(config, build.uncertainty_set(config, norm, radius), num_steps)
 
   def at(step: Array) -> Attack:
     share = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
@@ -139,7 +140,7 @@ def penalty(config: ConfigDict, net: nn.Module) -> penalties.Penalty | None:
       )
     ball = build.uncertainty_set(config, config.uncertainty.name, config.uncertainty.radius)
     return penalties.weighted(weight, penalties.gradient_alignment(models.from_linen(net), ball))
-  layers_of = functools.partial(certify.in_float32, net)
+  layers_of = functools.partial(affine.layers_of, net)
   return penalties.weighted(weight, getattr(penalties, name)(layers_of))
 
 

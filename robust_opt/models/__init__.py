@@ -4,7 +4,7 @@
   params, model_state = models.init(net, key, image_shape=(28, 28, 1))
   apply = models.from_linen(net)              # an ApplyFn for make_train_step and make_evaluate
 
-Every network takes images in pixels of [0, 1] and standardises them in its first layer, so that a
+Every network takes images in pixels of [0, 1] and standardizes them in its first layer, so that a
 radius means the same wherever it is written.
 """
 

@@ -1,45 +1,41 @@
-"""A feed-forward net as a plain sequence of layers, which bounds can follow both ways.
+"""A feed-forward net as a list of layers, for certified bounds and layer-wise penalties.
 
   layers = [Affine(1 / std, -mean / std), Flatten(), Dense(W1, b1), ReLU(), Dense(W2, b2)]
-  layers = from_params(models.MLP(widths=(50,)), params)   # the same, of a net of the library
+  layers = layers_of(models.MLP(widths=(50,)), params)     # the same from a net that states them
   logits = apply(layers, x)                                # x [B, *S] in pixels -> [B, C]
 
-A layer maps batches, [B, *in] -> [B, *out], every example by itself, and answers two questions:
+A model states its list in a method layer_list(params), in its own file; a user's may too. A layer
+maps batches, [B, *in] -> [B, *out], every example by itself, and has two more methods:
 
-  interval(lower, upper)   forwards: bounds [B, *out] of its outputs, given those of its inputs;
+  interval(lower, upper)   forward: bounds [B, *out] of its outputs from bounds of its inputs;
   pull_back(a, lower, upper)
-    backwards: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
-    An equality but for rounding for affine layers, a linear relaxation for ReLU and MaxPool.
+    backward: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
+    An equality up to rounding for affine layers, a linear relaxation for ReLU and MaxPool.
 
-Both hold for layer(z) as floating point computes it, in whatever order it adds up: a sum of n
-products is within gamma_n = n u / (1 - n u) of the sum of their absolute values, u the unit
+Both hold for layer(z) as computed in floating point, whatever the order of its sums: a sum of n
+products is within gamma_n = n u / (1 - n u) times the sum of their absolute values, u the unit
 roundoff of the dtype (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1).
-The rounding of the bound itself is added too.
+The rounding of the bound itself is included.
 
-Layers are pytrees of their parameters, so that they may be arguments of a jitted function.
-Convolutions and their transposes are never turned into matrices.
+Layers are pytrees of their parameters, so they can be arguments of a jitted function. Convolutions
+and their transposes are never expanded into matrices.
 """
 
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from robust_opt.errors import InputError
-from robust_opt.models.digits_cnn import DigitsCNN
 from robust_opt.models.layers import convolve
-from robust_opt.models.linear import SoftmaxRegression
-from robust_opt.models.mlp import MLP
-from robust_opt.models.mnist_cnn import MnistCNN
 from robust_opt.types import Array, Params
 
 
 class Layer(Protocol):
-  """What a net is made of; see the module's docstring."""
+  """One layer of a net; see the module's docstring."""
 
   def __call__(self, x: Array) -> Array:
     """[B, *in] -> [B, *out]."""
@@ -62,27 +58,27 @@ def apply(layers: Sequence[Layer], x: Array) -> Array:
 
 
 def inner_up(a: Array, b: Array, lost: Array | float = 0.0) -> Array:
-  """At least <a, b'> of every example for every b' with |b' - b| <= lost: [B].
+  """An upper bound [B] of <a, b'> for every b' with |b' - b| <= lost, per example.
 
     <a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>,   n entries
 
   Args:
     a: [B, *S].
-    b: [B, *S], or of a shape that broadcasts.
-    lost: the same, >= 0.
+    b: [B, *S], or a shape that broadcasts to it.
+    lost: likewise, >= 0.
   """
   share = gamma(a[0].size + 6, a.dtype)
   return _sum(a * b) + _sum(jnp.abs(a) * (share * jnp.abs(b) + (1 + share) * lost))
 
 
 def gamma(roundings: int, dtype: jnp.dtype) -> float:
-  """gamma_k / (1 - gamma_k) = k u / (1 - 2 k u), for sizes rounded as often; inf from k u = 1/2."""
+  """gamma_k / (1 - gamma_k) = k u / (1 - 2 k u) for k roundings; inf where k u >= 1/2."""
   share = roundings * float(jnp.finfo(dtype).eps) / 2
   return share / (1 - 2 * share) if share < 0.5 else float("inf")
 
 
 class AffineLayer(abc.ABC):
-  """Base of the layers z -> L z + bias; a subclass gives L, |L| and the length of its sums."""
+  """Base of the layers z -> L z + bias; a subclass defines L, |L| and the length of the sums."""
 
   bias: Array | float = 0.0
 
@@ -96,30 +92,30 @@ class AffineLayer(abc.ABC):
 
   @abc.abstractmethod
   def fan(self) -> tuple[int, int]:
-    """At most how many inputs an output depends on, and how many outputs an input goes to."""
+    """The most inputs that an output depends on, and the most outputs that depend on an input."""
 
   def __call__(self, x: Array) -> Array:
     """L x + bias."""
     return self.linear(x) + self.bias
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """L c + bias -+ |L| r for the interval c -+ r; exact but for rounding for every output."""
+    """L c + bias -+ |L| r for the interval c -+ r; exact up to rounding for every output."""
     center, spread = self((lower + upper) / 2), self.magnitude((upper - lower) / 2)
-    # Once for the layer's own arithmetic, once for that of the center and the spread.
+    # The rounding of the layer itself, and that of the center and the spread.
     spread += gamma(2 * self.fan()[0] + 8, lower.dtype) * self._size(lower, upper)
     return center - spread, center + spread
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """<a, L z + bias> = <L^T a, z> + <a, bias>."""
     (pulled,) = jax.linear_transpose(self.linear, lower)(a)
-    # By the layer's own sums, and by those of L^T a.
+    # The rounding of the layer's own sums, and that of L^T a.
     lost = gamma(sum(self.fan()) + 8, lower.dtype) * self._size(lower, upper)
     return pulled, inner_up(a, jnp.asarray(self.bias), lost)
 
   def _size(self, lower: Array, upper: Array) -> Array:
-    """|L| |z| + |bias|, the absolute values that an output is the sum of: [B, *out].
+    """|L| |z| + |bias|, the sum of the absolute values of the terms of an output: [B, *out].
 
-    And a number that is, times u, the smallest normal one: what underflow may lose.
+    Plus a number that, times u, is the smallest normal number: what underflow may lose.
     """
     limits = jnp.finfo(lower.dtype)
     lost = 2 * limits.tiny / limits.eps
@@ -127,7 +123,7 @@ class AffineLayer(abc.ABC):
 
 
 def largest(lower: Array, upper: Array) -> Array:
-  """The largest |z| of every interval."""
+  """The largest |z| in each interval."""
   return jnp.maximum(jnp.abs(lower), jnp.abs(upper))
 
 
@@ -189,7 +185,7 @@ class Conv(AffineLayer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Affine(AffineLayer):
-  """x * scale + bias, a number or one number a channel; standardisation: (1 / std, -mean / std)."""
+  """x * scale + bias, each a number or one number per channel."""
 
   scale: Array | float = 1.0
   bias: Array | float = 0.0
@@ -255,21 +251,21 @@ class ReLU:
     Of the two lines from below, the one that leaves the smaller area on [lower, upper]. Source:
     Zhang et al. 2018 (arXiv 1811.00866), CROWN-Ada.
     """
-    settled = (lower >= 0) | (upper <= 0)
-    chord = upper / jnp.where(settled, 1.0, upper - lower)
+    stable = (lower >= 0) | (upper <= 0)
+    chord = upper / jnp.where(stable, 1.0, upper - lower)
     above = jnp.where(lower >= 0, 1.0, jnp.where(upper <= 0, 0.0, chord))
-    height = jnp.where(settled, 0.0, -above * lower)
+    height = jnp.where(stable, 0.0, -above * lower)
     below = jnp.where(upper > -lower, 1.0, 0.0)
     positive = jnp.maximum(a, 0.0)
     # Neither |above z| nor the height exceeds `upper`.
-    lost = gamma(8, lower.dtype) * jnp.where(settled, 0.0, 2 * upper)
+    lost = gamma(8, lower.dtype) * jnp.where(stable, 0.0, 2 * upper)
     return jnp.where(a > 0, a * above, a * below), inner_up(positive, height, lost)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaxPool:
-  """Maximum over windows of size x size with stride size; what fills no window is dropped."""
+  """Maximum over windows of size x size with stride size; incomplete windows are dropped."""
 
   size: int = dataclasses.field(metadata={"static": True})
 
@@ -288,8 +284,8 @@ class MaxPool:
       max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound and t the
                                                 largest upper bound of the others
 
-    and the ReLU lies below its chord. Both are exact where z_k cannot be beaten, and neither is
-    looser than the interval.
+    and the ReLU lies below its chord. Both are exact where z_k is always the largest, and neither
+    is looser than the interval.
     """
     low, high = self._windows(lower), self._windows(upper)
     entries = high.shape[-1]
@@ -298,14 +294,14 @@ class MaxPool:
     low_k = jnp.sum(jnp.where(is_k, low, 0.0), axis=-1)
     high_k = jnp.max(high, axis=-1)
     t = jnp.max(jnp.where(is_k, -jnp.inf, high), axis=-1)
-    unbeaten = low_k >= t
-    slope = jnp.where(unbeaten, 1.0, (high_k - t) / jnp.where(unbeaten, 1.0, high_k - low_k))
-    height = jnp.where(unbeaten, 0.0, t - slope * low_k)
+    dominant = low_k >= t
+    slope = jnp.where(dominant, 1.0, (high_k - t) / jnp.where(dominant, 1.0, high_k - low_k))
+    height = jnp.where(dominant, 0.0, t - slope * low_k)
     above, below = (a * slope)[..., None] * is_k, a[..., None] * is_m
     spread = jnp.where(a[..., None] > 0, above, below)
     (pulled,) = jax.linear_transpose(self._windows, lower)(spread)
     positive = jnp.maximum(a, 0.0)
-    size = jnp.where(unbeaten, 0.0, jnp.abs(t) + 2 * slope * largest(low_k, high_k))
+    size = jnp.where(dominant, 0.0, jnp.abs(t) + 2 * slope * largest(low_k, high_k))
     return pulled, inner_up(positive, height, gamma(10, lower.dtype) * size)
 
   def _windows(self, x: Array) -> Array:
@@ -317,82 +313,57 @@ class MaxPool:
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, rows, columns, channels, -1)
 
 
-def from_params(net: nn.Module, params: Params) -> list[Layer]:
-  """The layers of a net of robust_opt.models, standardisation first: x in pixels of [0, 1].
+def layers_of(net: Any, params: Params) -> list[Layer]:
+  """The layers of a net that states them, standardization first: x in pixels of [0, 1].
+
+  They compute in float32 whatever the net computes in. For proofs about the net as computed, use
+  `certify.from_params`.
 
   Args:
-    net: SoftmaxRegression, MLP, DigitsCNN, or MnistCNN without batch normalisation.
+    net: with a method layer_list(params) -> [Layer, ...], such as SoftmaxRegression, MLP, DigitsCNN
+      and MnistCNN without input_batch_norm, or a user's own.
     params: its parameters, as from models.init.
 
   Raises:
-    InputError: of any other net, or one that computes in fewer bits than float32: its rounding is
-      far larger than what the bounds leave open.
+    InputError: the net has no such method, or no such list as configured.
   """
-  layers = in_float32(net, params)
-  dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
-  if jnp.finfo(dtype).bits < 32:
+  if not hasattr(net, "layer_list"):
     raise InputError(
-      f"from_params wants a net that computes in float32, but {type(net).__name__} computes in "
-      f"{dtype}, whose rounding no bound covers."
+      f"{type(net).__name__} states no list of layers: give it a method layer_list(params), as "
+      "robust_opt.models.MLP has."
     )
-  return layers
+  return list(net.layer_list(params))
 
 
-def in_float32(net: nn.Module, params: Params) -> list[Layer]:
-  """The layers as from_params, whatever the net computes in: they compute in float32.
+def standardization(mean: Any, std: Any) -> Affine:
+  """(x - mean) / std as a layer; mean and std are a number or one number per channel."""
+  mean, std = jnp.asarray(mean), jnp.asarray(std)
+  return Affine(1 / std, -mean / std)
 
-  For what asks about the weights; what is proved of such layers is not proved of a net in bfloat16.
-  """
 
-  def dense(name: str) -> Dense:
-    return Dense(params[name]["kernel"], params[name]["bias"])
+def conv_pool_relu(params: Params, size: int, padding: str) -> list[Layer]:
+  """relu(ConvPool(x)) with the parameters {kernel, bias} and the pool size of models.layers."""
+  return [Conv(**params, padding=padding), MaxPool(size), ReLU()]
 
-  def conv_pool_relu(name: str, size: int, padding: str) -> list[Layer]:
-    kernel, bias = params[name]["kernel"], params[name]["bias"]
-    return [Conv(kernel, bias, padding=padding), MaxPool(size), ReLU()]
 
-  def perceptron(*names: str) -> list[Layer]:
-    hidden = [layer for name in names[:-1] for layer in (dense(name), ReLU())]
-    return [Flatten(), *hidden, dense(names[-1])]
-
-  match net:
-    case SoftmaxRegression():
-      return [_standardise(net), *perceptron("Dense_0")]
-    case MLP():
-      return [_standardise(net), *perceptron(*(f"Dense_{i}" for i in range(len(net.widths) + 1)))]
-    case DigitsCNN():
-      convolutions = conv_pool_relu("ConvPool_0", 2, "SAME") + conv_pool_relu(
-        "ConvPool_1", 2, "SAME"
-      )
-      return [_standardise(net), *convolutions, *perceptron("Dense_0", "Dense_1")]
-    case MnistCNN(input_batch_norm=False):
-      convolutions = conv_pool_relu("conv1", 3, "VALID") + conv_pool_relu("conv2", 2, "VALID")
-      return [Pad(2), _standardise(net), *convolutions, *perceptron("dense1", "dense2")]
-  raise InputError(
-    "from_params knows SoftmaxRegression, MLP, DigitsCNN, and MnistCNN without "
-    f"input_batch_norm, but was given {type(net).__name__}; describe it as a list of layers."
-  )
+def perceptron(*params: Params) -> list[Layer]:
+  """Flatten, then dense layers with parameters {kernel, bias} each and a ReLU between any two."""
+  hidden = [layer for of_one in params[:-1] for layer in (Dense(**of_one), ReLU())]
+  return [Flatten(), *hidden, Dense(**params[-1])]
 
 
 def stages(layers: Sequence[Layer]) -> list[list[Layer]]:
-  """The layers in groups, each but the first from a dense or convolutional layer on.
+  """The layers in groups that each begin at a Dense or Conv; the first has all that precedes too.
 
-  What comes before the first weights (padding, standardisation) belongs to the first group.
+  So the input of a later stage is what its weights multiply: after ReLU, pooling and flattening.
   """
   groups: list[list[Layer]] = [[]]
-  seen = False
   for layer in layers:
-    weighs = isinstance(layer, Dense | Conv)
-    if weighs and seen:
+    has_weights = isinstance(layer, Dense | Conv)
+    if has_weights and any(isinstance(other, Dense | Conv) for other in groups[-1]):
       groups.append([])
-    seen |= weighs
     groups[-1].append(layer)
   return groups
-
-
-def _standardise(net: SoftmaxRegression | MLP | DigitsCNN | MnistCNN) -> Affine:
-  mean, std = jnp.asarray(net.mean), jnp.asarray(net.std)
-  return Affine(1 / std, -mean / std)
 
 
 def _sum(x: Array) -> Array:

@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robust_opt.models.layers import ConvPool, Standardise
-from robust_opt.types import Array
+from robust_opt.models import affine
+from robust_opt.models.layers import ConvPool, Standardize
+from robust_opt.types import Array, Params
 
 
 class DigitsCNN(nn.Module):
@@ -25,8 +26,17 @@ class DigitsCNN(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` changes nothing here."""
     del train
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):
       x = nn.relu(ConvPool(features, (3, 3), pool_size=2, padding="SAME", dtype=self.dtype)(x))
     x = nn.relu(nn.Dense(128, dtype=self.dtype)(x.reshape(x.shape[0], -1)))
     return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+  def layer_list(self, params: Params) -> list[affine.Layer]:
+    """The same net as a list of layers, for bounds and penalties."""
+    return [
+      affine.standardization(self.mean, self.std),
+      *affine.conv_pool_relu(params["ConvPool_0"], 2, "SAME"),
+      *affine.conv_pool_relu(params["ConvPool_1"], 2, "SAME"),
+      *affine.perceptron(params["Dense_0"], params["Dense_1"]),
+    ]

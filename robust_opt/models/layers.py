@@ -164,7 +164,7 @@ def _affine(module: Conv | ConvPool, x: Array, linear: Callable[[Array, Array], 
   return x
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
   """(x - mean) / std for x [B, H, W, C]; mean and std are a number or one number a channel."""
 
   mean: float | Sequence[float]

@@ -1,11 +1,12 @@
-"""Softmax regression: the one network whose worst case has a closed form."""
+"""Softmax regression: its worst case has a closed form (certify.exact)."""
 
 from collections.abc import Sequence
 
 import flax.linen as nn
 
-from robust_opt.models.layers import Standardise
-from robust_opt.types import Array
+from robust_opt.models import affine
+from robust_opt.models.layers import Standardize
+from robust_opt.types import Array, Params
 
 
 class SoftmaxRegression(nn.Module):
@@ -19,5 +20,10 @@ class SoftmaxRegression(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` changes nothing here."""
     del train
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+  def layer_list(self, params: Params) -> list[affine.Layer]:
+    """The same net as a list of layers, for bounds and penalties."""
+    standardization = affine.standardization(self.mean, self.std)
+    return [standardization, *affine.perceptron(params["Dense_0"])]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from robust_opt.models.layers import ConvPool, Standardise
+from robust_opt.models.layers import ConvPool, Standardize
 from robust_opt.types import Array
 
 
@@ -27,7 +27,7 @@ class MadryCNN(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` changes nothing here."""
     del train
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):
       x = nn.relu(ConvPool(int(features * self.width), (5, 5), pool_size=2)(x))
     x = nn.relu(nn.Dense(int(1024 * self.width))(x.reshape(x.shape[0], -1)))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_opt.models.layers import ConvPool, Initializer, Standardise
+from robust_opt.models.layers import ConvPool, Initializer, Standardize
 from robust_opt.types import Array
 
 
@@ -43,7 +43,7 @@ class Maxout(nn.Module):
     num_classes: number of classes.
     widths: units of every hidden layer.
     pieces: affine maps that a unit takes the maximum of.
-    input_dropout: rate at which standardised pixels are dropped.
+    input_dropout: rate at which standardized pixels are dropped.
     hidden_dropout: rate at which hidden units are dropped.
     init_scale: largest absolute value of a fresh weight.
     mean: of the pixels, one number or one a channel.
@@ -67,7 +67,7 @@ class Maxout(nn.Module):
       return nn.Dropout(rate, deterministic=not train)(x)
 
     kernel_init = _uniform(self.init_scale)
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     x = drop(x.reshape(x.shape[0], -1), self.input_dropout)
     for width in self.widths:
       z = nn.Dense(self.pieces * width, kernel_init=kernel_init)(x)
@@ -100,7 +100,7 @@ class ConvMaxout(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train`: dropout by the rng stream 'dropout', or none."""
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     for width in self.widths:
       # A maximum over pieces and one over a window may be taken in either order.
       z = ConvPool(self.pieces * width, (3, 3), pool_size=2, padding="SAME")(x)

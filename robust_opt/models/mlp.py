@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robust_opt.models.layers import Standardise
-from robust_opt.types import Array
+from robust_opt.models import affine
+from robust_opt.models.layers import Standardize
+from robust_opt.types import Array, Params
 
 
 class MLP(nn.Module):
@@ -26,8 +27,13 @@ class MLP(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` changes nothing here."""
     del train
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)
     for width in self.widths:
       x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
     return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+  def layer_list(self, params: Params) -> list[affine.Layer]:
+    """The same net as a list of layers, for bounds and penalties."""
+    dense = [params[f"Dense_{i}"] for i in range(len(self.widths) + 1)]
+    return [affine.standardization(self.mean, self.std), *affine.perceptron(*dense)]

@@ -6,24 +6,26 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robust_opt.models.layers import ConvPool, Standardise
-from robust_opt.types import Array
+from robust_opt.errors import InputError
+from robust_opt.models import affine
+from robust_opt.models.layers import ConvPool, Standardize
+from robust_opt.types import Array, Params
 
 
 class MnistCNN(nn.Module):
   """Pixels x [B, 28, 28, 1] in [0, 1] -> logits [B, num_classes].
 
-  Zero-pad to 32 x 32, standardise, conv 5x5x32 - ReLU - max pool 3x3, conv 5x5x64 - ReLU -
+  Zero-pad to 32 x 32, standardize, conv 5x5x32 - ReLU - max pool 3x3, conv 5x5x64 - ReLU -
   max pool 2x2, dense 200 - ReLU, dense num_classes.
 
   Attributes:
     num_classes: number of classes.
-    mean: of the padded training pixels, a number or one a channel.
-    std: of the padded training pixels, a number or one a channel.
-    input_batch_norm: also normalise the input by batch statistics, without scale and offset; the
-      running ones (collection 'batch_stats') serve when not train.
+    mean: of the padded training pixels, a number or one per channel.
+    std: of the padded training pixels, a number or one per channel.
+    input_batch_norm: whether to normalize the input by batch statistics too, without scale and
+      offset; by the running statistics (collection 'batch_stats') when not training.
     axis_name: under pmap and shard_map, the axis to share batch statistics over.
-    dtype: of the arithmetic; parameters and logits stay float32.
+    dtype: of the computation; parameters and logits are float32.
   """
 
   num_classes: int = 10
@@ -36,7 +38,7 @@ class MnistCNN(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:  # noqa: D102
     x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     if self.input_batch_norm:
       x = nn.BatchNorm(
         use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False,
@@ -47,3 +49,19 @@ class MnistCNN(nn.Module):
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(200, dtype=self.dtype, name="dense1")(x))
     return nn.Dense(self.num_classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
+
+  def layer_list(self, params: Params) -> list[affine.Layer]:
+    """The same net as a list of layers, for bounds and penalties.
+
+    Raises:
+      InputError: it has input_batch_norm.
+    """
+    if self.input_batch_norm:
+      raise InputError("MnistCNN has a list of layers without input_batch_norm only.")
+    return [
+      affine.Pad(2),
+      affine.standardization(self.mean, self.std),
+      *affine.conv_pool_relu(params["conv1"], 3, "VALID"),
+      *affine.conv_pool_relu(params["conv2"], 2, "VALID"),
+      *affine.perceptron(params["dense1"], params["dense2"]),
+    ]

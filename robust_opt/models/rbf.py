@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_opt.models.layers import Initializer, Standardise
+from robust_opt.models.layers import Initializer, Standardize
 from robust_opt.types import Array
 
 
@@ -26,7 +26,7 @@ class ShallowRBF(nn.Module):
 
     log p_k(x) = -(x - mu_k)^T diag(beta_k) (x - mu_k),   beta_k = exp(log_beta_k) > 0
 
-  of the standardised x; p_k is 1 at mu_k only. Parameters, of the layer 'output': mu and log_beta,
+  of the standardized x; p_k is 1 at mu_k only. Parameters, of the layer 'output': mu and log_beta,
   both [n, num_classes] for n pixels, so that a column belongs to a class as in a kernel.
   """
 
@@ -38,7 +38,7 @@ class ShallowRBF(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` changes nothing here."""
     del train
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     return _Quadratic(self.num_classes, name="output")(x.reshape(x.shape[0], -1))
 
 
@@ -47,7 +47,7 @@ class DeepRBF(nn.Module):
 
     h_j(x) = exp(-beta_j |x - mu_j|^2),   log p_k(h) as in ShallowRBF
 
-  of the standardised x. The paper found such nets hard to train: those with enough quadratic
+  of the standardized x. The paper found such nets hard to train: those with enough quadratic
   inhibition to resist had a high error on the training set. Parameters: mu [n, width] and log_beta
   [width], and those of the layer 'output' above.
 
@@ -67,7 +67,7 @@ class DeepRBF(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` changes nothing here."""
     del train
-    x = Standardise(self.mean, self.std)(x)
+    x = Standardize(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)
     # Distances of some n units^2 then give exponents of -1/2 to -3: not yet flat, not all 1.
     mu = self.param("mu", nn.initializers.normal(0.5), (x.shape[-1], self.width))
@@ -85,7 +85,7 @@ class _Quadratic(nn.Module):
   def __call__(self, x: Array) -> Array:
     shape = (x.shape[-1], self.features)
     mu = self.param("mu", nn.initializers.normal(0.1), shape)
-    # Mean squares of .1 (pixels) to 1 (standardised) an entry give exponents of -1 to -10.
+    # Mean squares of .1 (pixels) to 1 (standardized) an entry give exponents of -1 to -10.
     log_beta = self.param("log_beta", _log_of(10.0 / x.shape[-1]), shape)
     # Not multiplied out, which would cancel near mu and could make a probability above 1.
     return -jnp.sum(jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2, axis=1)

@@ -1,6 +1,6 @@
-"""The CIFAR-10 network of Shaham et al. 2015: VGG with batch normalisation and dropout.
+"""The CIFAR-10 network of Shaham et al. 2015: VGG with batch normalization and dropout.
 
-After every convolution come batch normalisation and ReLU; the recipe is Zagoruyko's "92.45 % on
+After every convolution come batch normalization and ReLU; the recipe is Zagoruyko's "92.45 % on
 CIFAR-10 in Torch" (2015).
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robust_opt.models.layers import Conv, Standardise, max_pool
+from robust_opt.models.layers import Conv, Standardize, max_pool
 from robust_opt.types import Array
 
 # Blocks that end in a 2x2 pool; a convolution is (features, dropout rate behind it).
@@ -59,7 +59,7 @@ class VGG(nn.Module):
     def drop(x: Array, rate: float) -> Array:
       return nn.Dropout(rate if self.dropout else 0.0, deterministic=not train)(x)
 
-    x = Standardise(self.mean, self.std)(x).astype(self.dtype)
+    x = Standardize(self.mean, self.std)(x).astype(self.dtype)
     for block in _BLOCKS:
       for features, rate in block:
         x = Conv(int(features * self.width), (3, 3), kernel_init=_he_fan_out, dtype=self.dtype)(x)

@@ -4,23 +4,22 @@ r"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arX
   python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \
       --data_dir=/path/to/tensorflow_datasets
 
-CIFAR-10 as in the paper wants an accelerator. For what runs on one CPU core in three hours, a
-small net, a third of the images, ten epochs, see docs/results/ilyas2019_cifar10.md.
+CIFAR-10 as in the paper needs an accelerator. For what runs on one CPU core in three hours (a small
+network, a third of the images, ten epochs) see docs/results/ilyas2019_cifar10.md.
 
-Trains a standard and a robust net, makes four data sets of them (robust_opt.construct), trains
-fresh nets on each by standard training and judges them on the true test set. Beside it the Gaussian
-model of the paper, in closed form. --workdir/results gets the table, what it says of every claim,
-and two figures. The same command goes on where it was stopped.
+Trains a standard and a robust network, constructs four data sets with them (robust_opt.construct),
+trains new networks on each by standard training and evaluates them on the true test set. Also the
+Gaussian model of the paper, in closed form. --workdir/results gets the table, the claims and two
+figures. The same command resumes.
 """
 
+import dataclasses
 import functools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
 from ml_collections import ConfigDict
 
 from robust_opt import commands, construct, statistics, tables
@@ -28,326 +27,279 @@ from robust_opt.data import constructed, datasets
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import methods, overrides, target
+from robust_opt.experiments import methods, target
 from robust_opt.experiments import run as experiment
-from robust_opt.files import write_json
-from robust_opt.papers import family
 from robust_opt.plots import explanations
+from robust_opt.sets import L2
+from robust_opt.studies import accuracy, claims
+from robust_opt.studies import options as study_options
+from robust_opt.studies.claims import Claim
+from robust_opt.studies.options import configured, option
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.theory import gaussian
 
+CHANCE = 1 / accuracy.NUM_CLASSES
 
-class Set(NamedTuple):
-  """One data set of the paper.
+
+class Source(NamedTuple):
+  """How one data set of the paper is made.
 
   Attributes:
     kind: of constructed.KINDS; empty: the original.
-    net: which net it is made of.
-    published: clean and robust accuracy on CIFAR-10, [readme] of the authors; None: not stated.
+    network: the network that it is constructed with.
+    published: clean and robust accuracy on CIFAR-10, from the authors' README; None: not stated.
     words: what it holds.
   """
 
   kind: str
-  net: str
+  network: str
   published: tuple[float, float] | None
   words: str
 
 
 SETS = {
-  "original": Set("", "", None, "the training set as it is"),
-  "D_R": Set("inverted", "robust", (84, 48), "robust features only"),
-  "D_NR": Set("inverted", "standard", (88, 0), "inverted from a standard net"),
-  "D_rand": Set("random", "standard", (63, 0), "non-robust features of a random class"),
-  "D_det": Set("deterministic", "standard", (44, 0), "non-robust features of the next class"),
+  "original": Source("", "", None, "the training set as it is"),
+  "D_R": Source("inverted", "robust", (84, 48), "robust features only"),
+  "D_NR": Source("inverted", "standard", (88, 0), "inverted from a standard net"),
+  "D_rand": Source("random", "standard", (63, 0), "non-robust features of a random class"),
+  "D_det": Source("deterministic", "standard", (44, 0), "non-robust features of the next class"),
 }
+Runs = dict[str, list[dict[str, Any]]]  # by data set what was measured of every seed
 
 
-class Numbers(NamedTuple):
-  """What a preset sets; a flag of the same name goes before it.
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """The numbers of the study; radii and steps in l_2, in pixels of [0, 1]."""
 
-  Attributes:
-    seeds: nets that learn from every set.
-    epochs: of every training.
-    examples: of every set; 0: as many as the training set has.
-    tested: the first so many test examples are attacked; 0: all.
-    trained_radius: l_2, in pixels of [0, 1], that the robust net is trained over.
-    radius: l_2, that D_rand and D_det are made within.
-    tested_radius: l_2, that the learners are attacked within.
-    inversion_steps: gradients an image of D_R and D_NR.
-    inversion_step: l_2, of each of them; together they must reach from one image to another.
-    attack_steps: gradients an image of D_rand and D_det.
-  """
-
-  seeds: int
-  epochs: int
-  examples: int
-  tested: int
-  trained_radius: float
-  radius: float
-  tested_radius: float
-  inversion_steps: int
-  inversion_step: float
-  attack_steps: int
+  seeds: int = option("Networks trained on every set.", low=1)
+  epochs: int = option("Of every training run.", low=1)
+  examples: int = option("Of every set; 0: as many as the training set has.", low=0)
+  tested: int = option("Attack the first so many test examples; 0: all.", low=0)
+  trained_radius: float = option("That the robust network is trained over.", low=0.0)
+  radius: float = option("That D_rand and D_det are constructed within.", low=0.0)
+  tested_radius: float = option(
+    "That the networks trained on the sets are attacked within.", low=0.0
+  )
+  inversion_steps: int = option("Gradient steps for an image of D_R and D_NR.", low=1)
+  inversion_step: float = option("Of each; together they must cross from image to image.", low=0.0)
+  attack_steps: int = option("Gradient steps for an image of D_rand and D_det.", low=1)
 
 
 PRESETS = {
-  ("quick", "digits"): Numbers(1, 8, 0, 100, 0.8, 1.5, 0.4, 200, 0.5, 100),
-  ("quick", "mnist"): Numbers(1, 3, 2000, 100, 2.0, 2.0, 0.75, 100, 1.0, 100),
-  ("paper", "digits"): Numbers(5, 40, 0, 0, 0.8, 1.5, 0.4, 1000, 0.1, 100),
-  ("paper", "mnist"): Numbers(3, 8, 0, 500, 2.0, 2.0, 0.75, 200, 0.5, 100),
-  ("quick", "cifar10"): Numbers(1, 2, 500, 100, 0.5, 0.5, 0.25, 50, 2.0, 100),
-  ("paper", "cifar10"): Numbers(3, 150, 0, 0, 0.5, 0.5, 0.25, 1000, 0.1, 100),
+  ("quick", "digits"): Preset(1, 8, 0, 100, 0.8, 1.5, 0.4, 200, 0.5, 100),
+  ("quick", "mnist"): Preset(1, 3, 2000, 100, 2.0, 2.0, 0.75, 100, 1.0, 100),
+  ("paper", "digits"): Preset(5, 40, 0, 0, 0.8, 1.5, 0.4, 1000, 0.1, 100),
+  ("paper", "mnist"): Preset(3, 8, 0, 500, 2.0, 2.0, 0.75, 200, 0.5, 100),
+  ("quick", "cifar10"): Preset(1, 2, 500, 100, 0.5, 0.5, 0.25, 50, 2.0, 100),
+  ("paper", "cifar10"): Preset(3, 150, 0, 0, 0.5, 0.5, 0.25, 1000, 0.1, 100),
 }
+Options = study_options.Options[Preset]
 
 
-class Options(NamedTuple):
-  """What to run and where.
-
-  Attributes:
-    dataset: digits, mnist or cifar10.
-    workdir: new, or that of the same study.
-    numbers: of a preset, or other ones.
-    data_dir: where prepared sets lie; empty: TFDS' default.
-    cache_dir: where arrays are cached; empty: the user's cache directory.
-    override: key=value on the config of every net.
-  """
-
-  dataset: str
-  workdir: Path
-  numbers: Numbers
-  data_dir: str = ""
-  cache_dir: str = ""
-  override: Sequence[str] = ()
-
-
-def _cifar() -> ConfigDict:
-  """The VGG, its images augmented; the adversary climbs in evaluation mode."""
+def base_config(dataset: str) -> ConfigDict:
+  """What all networks share; on CIFAR-10 the VGG with augmentation, attacked in evaluation mode."""
+  if dataset != "cifar10":
+    return {"digits": config_lib.digits, "mnist": config_lib.mnist_methods}[dataset]()
   config = config_lib.cifar()
   config.attack.train_mode = False
   config.training.augment = ("crop", "flip")
   return config
 
 
-GROUNDS = {"digits": config_lib.digits, "mnist": config_lib.mnist_methods, "cifar10": _cifar}
+def config_of(options: Options, seed: int, method: str = "standard") -> ConfigDict:
+  """A method of training on the original set."""
 
+  def settle(config: ConfigDict) -> None:
+    config.seed = seed
+    config.uncertainty.name, config.uncertainty.radius = "l2", options.preset.trained_radius
+    config.uncertainty.box = True
+    config.training.epochs = options.preset.epochs
+    methods.ALL[method].apply(config)
 
-def config_of(options: Options, seed: int) -> ConfigDict:
-  """Standard training on the original set."""
-  config = GROUNDS[options.dataset]()
-  config.seed = seed
-  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
-  config.uncertainty.name, config.uncertainty.radius = "l2", options.numbers.trained_radius
-  config.uncertainty.box = True
+  config = base_config(options.dataset)
   config.optimizer.schedule = "cosine"
-  config.training.epochs = options.numbers.epochs
   config.evaluation.sweep = (0.0, 1.0)
   config.evaluation.radii.linf = config.evaluation.radii.l1 = 0.0
-  methods.standard(config)
-  for item in options.override:
-    overrides.override(config, item)
-  config_lib.validate(config)
-  return config
+  return configured(config, options, settle)
 
 
 def run(options: Options) -> tables.Table:
-  """Trains, makes and judges what is not done yet; returns the table."""
-  numbers, seeds = options.numbers, range(1, options.numbers.seeds + 1)
+  """Trains, constructs and evaluates what is not done yet; returns the table."""
+  preset = study_options.values(options.preset)
   for name in ("trained_radius", "radius", "tested_radius", "inversion_step"):
-    if not getattr(numbers, name) > 0:
-      raise InputError(f"--{name} must be > 0, in pixels, but was {getattr(numbers, name)}.")
+    if not preset[name] > 0:
+      raise InputError(f"--{name} must be > 0, in pixels, but was {preset[name]}.")
   description = {
     "dataset": options.dataset,
-    **numbers._asdict(),
+    **preset,
     "override": list(options.override),
-    "data": datasets.fingerprints(options.dataset, options.data_dir, options.cache_dir),
+    "data": datasets.fingerprints(options.dataset, **options.places),
   }
-  work = 2.0 + len(SETS) + len(SETS) * len(seeds)
-  study = Study(options.workdir, description, work=work)
-  learnt: dict[str, list[dict[str, Any]]] = {}
-  try:
-    # At once over the whole ball a net may never begin to learn.
-    for name, method in (("standard", methods.standard), ("robust", methods.curriculum)):
-      config = config_of(options, 0)
-      method(config)
-      skipped = experiment.is_finished(_net(options, name))
+  seeds = range(1, options.preset.seeds + 1)
+  with Study(options.workdir, description, work=2.0 + len(SETS) * (1 + len(seeds))) as study:
+    # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
+    for name, method in (("standard", "standard"), ("robust", "curriculum")):
+      skipped = experiment.is_finished(_network(options, name))
       with study.timed(f"train the {name} net"):
-        experiment.run(config, _net(options, name))
+        experiment.run(config_of(options, 0, method), _network(options, name))
       study.progress(1.0, f"the {name} net", skipped)
-    for name, what in SETS.items():
-      skipped = not what.kind or construct.is_finished(_made(options, name))
-      if what.kind:
+    for name, source in SETS.items():
+      skipped = not source.kind or construct.is_finished(_constructed(options, name))
+      if source.kind:
         with study.timed(f"make {name}"):
           construct.run(_construction(options, name))
       study.progress(1.0, name, skipped)
-    for name in SETS:
-      learnt[name] = [_learn(options, study, name, seed) for seed in seeds]
-  finally:
-    study.close()
-  table = table_of(options, learnt)
-  results = options.workdir / "results"
-  tables.write(table, results / "sets")
-  said = claims(learnt, 1.0 / 10)
-  tables.write(said, results / "claims")
-  figures(options, results)
-  write_json(results / "manifest.json", manifest(options, study, learnt))
-  for shown in (table, said):
-    print(tables.markdown(shown))
-  print(f"Everything about this study is in {options.workdir}")
+    runs = {name: [_train_on(options, study, name, seed) for seed in seeds] for name in SETS}
+  table = table_of(options, runs)
+  figures(options, options.workdir / "results")
+  made = study.manifest("robust_opt.papers.ilyas2019", preset)
+  made |= {"cards": _cards(options), "learnt": runs}
+  study.publish({"sets": table, "claims": claims_table(runs)}, made)
   return table
 
 
-def _net(options: Options, name: str) -> Path:
+def _network(options: Options, name: str) -> Path:
   return options.workdir / "nets" / name
 
 
-def _made(options: Options, name: str) -> Path:
+def _constructed(options: Options, name: str) -> Path:
   return options.workdir / "sets" / name
 
 
 def _construction(options: Options, name: str) -> construct.Options:
-  what, numbers = SETS[name], options.numbers
-  if what.kind == "inverted":
-    settings = Settings(0.0, numbers.inversion_steps, numbers.inversion_step)
+  preset, source = options.preset, SETS[name]
+  if source.kind == "inverted":
+    settings = Settings(0.0, preset.inversion_steps, preset.inversion_step)
   else:
-    settings = Settings(numbers.radius, numbers.attack_steps, numbers.radius / 5)
-  source = {
-    "workdir": str(_net(options, what.net)),
-    "data_dir": options.data_dir,
-    "cache_dir": options.cache_dir,
-  }
-  return construct.Options(source, what.kind, _made(options, name), settings, numbers.examples)
+    settings = Settings(preset.radius, preset.attack_steps, preset.radius / 5)
+  network = {"workdir": str(_network(options, source.network)), **options.places}
+  return construct.Options(
+    network, source.kind, _constructed(options, name), settings, preset.examples
+  )
 
 
-def _learn(options: Options, study: Study, name: str, seed: int) -> dict[str, Any]:
-  """A fresh net, taught by standard training, and what it is worth on the true test set."""
+def _train_on(options: Options, study: Study, name: str, seed: int) -> dict[str, Any]:
+  """A new network by standard training on a set, and its accuracies on the true test set."""
   config, workdir = config_of(options, seed), options.workdir / "learners" / name / str(seed)
   if SETS[name].kind:
-    config.dataset.train_files = str(_made(options, name))
-  elif options.numbers.examples:  # as many as the others have, beside what is held out
+    config.dataset.train_files = str(_constructed(options, name))
+  elif options.preset.examples:  # as many as the others have, besides what is held out
     held = config.dataset.holdout
-    config.dataset.train_examples = round(options.numbers.examples / (1 - held))
+    config.dataset.train_examples = round(options.preset.examples / (1 - held))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
   return study.once(
     f"{name}, seed {seed}",
-    workdir / "judged.json",
-    sha256_of(summary["params_sha256"], json.dumps(options.numbers._asdict())),
-    functools.partial(_judge, options, name, workdir, summary),
+    workdir / "evaluated.json",
+    sha256_of(summary["params_sha256"], json.dumps(study_options.values(options.preset))),
+    functools.partial(_evaluate, options, name, workdir, summary),
     work=1.0,
   )
 
 
-def _judge(options: Options, name: str, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def _evaluate(
+  options: Options, name: str, workdir: Path, summary: dict[str, Any]
+) -> dict[str, Any]:
   """Clean accuracy on the whole test set, and under PGD-50 on its first examples."""
-  places = {"data_dir": options.data_dir, "cache_dir": options.cache_dir}
+  source = {"workdir": str(workdir), **options.places}
   if SETS[name].kind:
-    places["train_files"] = str(_made(options, name))
-  found = target.load({"workdir": str(workdir), **places}, options.numbers.tested)
+    source["train_files"] = str(_constructed(options, name))
+  evaluated, radius = target.load(source, options.preset.tested), options.preset.tested_radius
   return {
-    "clean": family.clean(summary),
-    "tested": family.tested(summary),
-    "robust": family.standing(found, "l2", options.numbers.tested_radius, family.PGD),
-    "examples": len(found.y),
+    "clean": accuracy.clean_accuracy(summary),
+    "tested": accuracy.test_examples(summary),
+    "robust": accuracy.robust_accuracy(evaluated, L2(radius, box=(0.0, 1.0)), accuracy.PGD),
+    "examples": len(evaluated.y),
     "params_sha256": summary["params_sha256"],
   }
 
 
-def table_of(options: Options, learnt: dict[str, list[dict[str, Any]]]) -> tables.Table:
+def table_of(options: Options, runs: Runs) -> tables.Table:
   """A row for each set, the published figures beside ours.
 
-  No seed is set aside as failed: that a learner is no better than chance on the true test set is
-  what is asked here.
+  No seed is set aside as failed: whether a network trained on a set is better than chance on the
+  true test set is the question.
   """
   columns = [
     "learnt from", "what it holds", "clean", "robust", "clean by seed", "robust by seed",
     "published clean / robust",
   ]  # fmt: skip
   rows = []
-  for name, runs in learnt.items():
-    clean = tables.Percent.of([run["clean"] for run in runs], runs[0]["tested"])
-    robust = tables.Percent.of([run["robust"] for run in runs], runs[0]["examples"])
+  for name, seeds in runs.items():
+    clean = tables.Percent.of([run["clean"] for run in seeds], seeds[0]["tested"])
+    robust = tables.Percent.of([run["robust"] for run in seeds], seeds[0]["examples"])
     published = "{} / {}".format(*(SETS[name].published or ("", ""))).strip(" /")
     row = (name, SETS[name].words, clean, robust, clean.by_seed(), robust.by_seed(), published)
     rows.append(dict(zip(columns, row, strict=True)))
-  numbers, count = options.numbers, learnt["original"][0]["examples"]
+  preset, count = options.preset, runs["original"][0]["examples"]
   return tables.Table(
-    f"Learnt from constructed sets of {options.dataset}: accuracy (%) on the true test set",
+    f"Trained on constructed sets of {options.dataset}: accuracy (%) on the true test set",
     columns,
     rows,
     [
-      f"{tables.interval_note(numbers.seeds)} Seeds are of the learners; the sets are made once: "
-      f"of a standard net, {_accuracy(options, 'standard')} right, and of one trained by PGD over "
-      f"l_2 {numbers.trained_radius:g}, {_accuracy(options, 'robust')} right; D_rand and D_det "
-      f"within l_2 {numbers.radius:g}. "
-      f"Robust: PGD-50 over l_2 {numbers.tested_radius:g}, first {count} test examples. "
+      f"{tables.interval_note(preset.seeds)} Each seed is a network trained on the same set. The "
+      f"sets are constructed once: with a standard network of {_clean(options, 'standard')} clean "
+      f"accuracy, and with one trained by PGD over l_2 {preset.trained_radius:g}, of "
+      f"{_clean(options, 'robust')}; D_rand and D_det within l_2 {preset.radius:g}. "
+      f"Robust: PGD-50 over l_2 {preset.tested_radius:g}, first {count} test examples. "
       f"Published: CIFAR-10, l_2 0.25 (authors' repository).",
     ],
   )
 
 
-def _accuracy(options: Options, name: str) -> str:
-  """Of the net that sets are made of, on clean test examples: a net that has failed is seen."""
-  summary = json.loads((_net(options, name) / "summary.json").read_text(encoding="utf-8"))
-  return f"{100 * family.clean(summary):.1f} %"
+def _clean(options: Options, name: str) -> str:
+  """The clean accuracy of a network that sets are constructed with, which shows if it failed."""
+  summary = json.loads((_network(options, name) / "summary.json").read_text(encoding="utf-8"))
+  return f"{100 * accuracy.clean_accuracy(summary):.1f} %"
 
 
-def claims(learnt: dict[str, list[dict[str, Any]]], chance: float) -> tables.Table:
-  """What the paper says, what was measured, and whether it holds here."""
+def claims_of(runs: Runs) -> list[Claim]:
+  """What the paper claims of the sets."""
 
-  def values(name: str, what: str) -> list[float]:
-    return [run[what] for run in learnt[name]]
+  def against(name: str, what: str, other: str = "") -> Any:
+    values = [run[what] for run in runs[name]]
+    others = [run[what] for run in runs[other]] if other else [CHANCE] * len(values)
+    return statistics.paired_t(values, others)
 
-  count = len(learnt["original"])
-  tests = [
-    (
-      "Standard training on robust features gives a robust net: D_R against the original",
-      statistics.paired_t(values("D_R", "robust"), values("original", "robust")),
+  tests = {
+    "Standard training on robust features gives a robust net: D_R against the original": against(
+      "D_R", "robust", "original"
     ),
-    (
-      "It is the robust net that they come from: D_R against D_NR, robust",
-      statistics.paired_t(values("D_R", "robust"), values("D_NR", "robust")),
+    "It is the robust net that they come from: D_R against D_NR, robust": against(
+      "D_R", "robust", "D_NR"
     ),
-    (
-      "Non-robust features of a random class are enough for the true test set: D_rand, clean, "
-      "against chance",
-      statistics.paired_t(values("D_rand", "clean"), [chance] * count),
+    "Non-robust features of a random class are enough for the true test set: D_rand, clean, "
+    "against chance": against("D_rand", "clean"),
+    "And where every label is wrong to a person: D_det, clean, against chance": against(
+      "D_det", "clean"
     ),
-    (
-      "And where every label is wrong to a person: D_det, clean, against chance",
-      statistics.paired_t(values("D_det", "clean"), [chance] * count),
-    ),
+  }
+  return [
+    Claim(claim, test, {"difference (points)": f"{100 * test.difference:+z.2f}"})
+    for claim, test in tests.items()
   ]
-  said = statistics.verdicts([test for _, test in tests])
-  rows = [
-    {
-      "claim": words,
-      "difference (points)": f"{100 * test.difference:+z.2f}",
-      "p (Holm)": tables.p_value(verdict.p),
-      "holds here": verdict.answer,
-    }
-    for (words, test), verdict in zip(tests, said, strict=True)
-  ]
-  return tables.Table(
-    "What the paper says of them",
-    ["claim", "difference (points)", "p (Holm)", "holds here"],
-    rows,
-    [tables.claims_note(count)],
-  )
+
+
+def claims_table(runs: Runs) -> tables.Table:
+  """The claims and whether they hold here."""
+  columns = ["claim", "difference (points)", claims.P, claims.ANSWER]
+  note = claims.note(len(runs["original"]))
+  return claims.table("The claims of the paper", claims_of(runs), columns, note)
 
 
 def figures(options: Options, results: Path) -> None:
-  """Images of every set beside what they were made of, and the Gaussian model."""
+  """Images of every set beside their sources, and the Gaussian model."""
   shards = {
-    name: constructed.read_shard(_made(options, name) / "shard-00000.npz")
-    for name, what in SETS.items()
-    if what.kind
+    name: constructed.read_shard(_constructed(options, name) / "shard-00000.npz")
+    for name, source in SETS.items()
+    if source.kind
   }
-  source = {"workdir": str(_net(options, "standard")), "data_dir": options.data_dir}
-  train = target.load_net(source | {"cache_dir": options.cache_dir}).train
-  chosen = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
-  chosen = chosen[chosen < min(len(shard.labels) for shard in shards.values())]
-  rows = {"original": (construct.pixels(train.images[chosen]), train.labels[chosen])}
-  rows |= {name: (shard.images[chosen], shard.labels[chosen]) for name, shard in shards.items()}
+  network = {"workdir": str(_network(options, "standard")), **options.places}
+  train = target.load_net(network).train
+  ids = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
+  ids = ids[ids < min(len(shard.labels) for shard in shards.values())]
+  rows = {"original": (construct.pixels(train.images[ids]), train.labels[ids])}
+  rows |= {name: (shard.images[ids], shard.labels[ids]) for name, shard in shards.items()}
   explanations.labeled_rows(rows, results / "sets.png")
 
   budgets = np.concatenate([[0.0], np.geomspace(0.01, 30.0, 60)])
@@ -360,44 +312,18 @@ def figures(options: Options, results: Path) -> None:
   )
 
 
-def manifest(
-  options: Options, study: Study, learnt: dict[str, list[dict[str, Any]]]
-) -> dict[str, Any]:
-  """What the tables were made of."""
-  made = study.made_by("robust_opt.papers.ilyas2019", options.numbers._asdict())
-  return made | {
-    "cards": {
-      name: {k: v for k, v in constructed.read_card(_made(options, name)).items() if k != "files"}
-      for name, what in SETS.items()
-      if what.kind
-    },
-    "learnt": learnt,
+def _cards(options: Options) -> dict[str, Any]:
+  """What each constructed set says of itself, without its files."""
+  return {
+    name: {
+      key: value
+      for key, value in constructed.read_card(_constructed(options, name)).items()
+      if key != "files"
+    }
+    for name, source in SETS.items()
+    if source.kind
   }
 
 
-def main(argv: list[str]) -> None:
-  """Flags to options."""
-  commands.refuse_positional(argv)
-  run(Options(**commands.study_of(PRESETS), override=tuple(flags.FLAGS.override)))
-
-
-def define_flags() -> None:
-  """Only where this file is the program, so that importing it defines none."""
-  commands.define_study_flags(GROUNDS)
-  flags.DEFINE_integer("seeds", None, "Nets that learn from every set.", lower_bound=1)
-  flags.DEFINE_integer("epochs", None, "Of every training.", lower_bound=1)
-  flags.DEFINE_integer("examples", None, "Of every set; 0: all.", lower_bound=0)
-  flags.DEFINE_integer("tested", None, "Attack the first so many; 0: all.", lower_bound=0)
-  flags.DEFINE_float("trained_radius", None, "l_2, of the robust net.", lower_bound=0.0)
-  flags.DEFINE_float("radius", None, "l_2, of D_rand and D_det.", lower_bound=0.0)
-  flags.DEFINE_float("tested_radius", None, "l_2, of the attack on learners.", lower_bound=0.0)
-  flags.DEFINE_integer("inversion_steps", None, "Of D_R and D_NR.", lower_bound=1)
-  flags.DEFINE_float("inversion_step", None, "l_2, of each of them.", lower_bound=0.0)
-  flags.DEFINE_integer("attack_steps", None, "Of D_rand and D_det.", lower_bound=1)
-  words = "key=value on the config of every net, e.g. model.width=0.125; may be repeated."
-  flags.DEFINE_multi_string("override", [], words)
-
-
 if __name__ == "__main__":
-  define_flags()
-  app.run(commands.with_sentences(main), flags_parser=commands.parse)
+  commands.run_study(Options, PRESETS, run)

@@ -79,7 +79,7 @@ class Evaluation(NamedTuple):
   """
 
   name: str
-  stored: verdict.Stored
+  stored: verdict.StoredVerdict
   clean: Rate
   robust: Rate
   attacks: tuple[Mapping[str, Any], ...]

@@ -23,7 +23,7 @@ from PIL import Image
 from robust_opt import losses
 from robust_opt.errors import RunError
 from robust_opt.evaluation import verdict
-from robust_opt.evaluation.probes import answers
+from robust_opt.evaluation.batches import plain_logits
 from robust_opt.experiments import target
 from robust_opt.report.data import Evaluation, Run
 
@@ -101,7 +101,7 @@ def load_examples(
   kind = losses.KINDS[run.config.get("objective.loss", "cross_entropy")]
 
   def probabilities(images: np.ndarray) -> np.ndarray:
-    logits = jnp.asarray(answers(loaded.logits_fn, images, batch_size), jnp.float32)
+    logits = jnp.asarray(plain_logits(loaded.logits_fn, images, batch_size), jnp.float32)
     return np.asarray(losses.probabilities(logits, kind))
 
   perturbed, clean = probabilities(outcome.images), probabilities(x[stored.broken_ids])
@@ -119,7 +119,7 @@ def load_examples(
   return Examples(tuple(examples), total, _confusion(stored, perturbed), "")
 
 
-def _example(stored: verdict.Stored, k: int) -> Example:
+def _example(stored: verdict.StoredVerdict, k: int) -> Example:
   """What the verdict file holds of its k-th misclassified image."""
   index, outcome = int(stored.broken_ids[k]), stored.verdict
   return Example(
@@ -132,7 +132,7 @@ def _example(stored: verdict.Stored, k: int) -> Example:
   )
 
 
-def _confusion(stored: verdict.Stored, perturbed: np.ndarray) -> np.ndarray:
+def _confusion(stored: verdict.StoredVerdict, perturbed: np.ndarray) -> np.ndarray:
   """From the probabilities [K, C] of the misclassified images."""
   predictions = np.array(stored.verdict.prediction)
   predictions[stored.broken_ids] = np.argmax(perturbed, axis=1)
@@ -163,7 +163,7 @@ def _target(
   return target.load({**source, "data_dir": data_dir, "cache_dir": cache_dir})
 
 
-def balanced_subset(stored: verdict.Stored, limit: int) -> list[int]:
+def balanced_subset(stored: verdict.StoredVerdict, limit: int) -> list[int]:
   """Positions among the misclassified, at most `limit`, from each attack and class in turn."""
   groups: dict[Any, list[int]] = defaultdict(list)
   for k, index in enumerate(stored.broken_ids):

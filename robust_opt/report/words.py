@@ -6,6 +6,7 @@ config_rows(runs)      # key, the value in every run, whether they differ
 """
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,8 @@ def interval(rate: Rate) -> str:
 
 def ball(norm: str, radius: float) -> str:
   """A norm and its radius."""
-  return f"{NORM_NAMES[norm].sign} {radius:.4g}"
+  sign = NORM_NAMES[norm].sign if norm in NORM_NAMES else norm
+  return sign if math.isnan(radius) else f"{sign} {radius:.4g}"
 
 
 def result_title(result: Result) -> str:
@@ -288,8 +290,10 @@ def training_command(run: Run) -> str | None:
 def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   """Makes the same evaluation again, or prints the finished one."""
   claim = evaluation.stored.claim
-  values = {"norm": claim.norm, "radius": repr(claim.radius), "version": claim.version}
-  values |= {"seed": claim.seed, "batch_size": claim.batch_size}
+  values: dict[str, Any] = {"norm": claim.norm, "radius": repr(claim.radius)}
+  if claim.norm not in NORM_NAMES:
+    values = {"set": json.dumps(claim.set)}
+  values |= {"version": claim.version, "seed": claim.seed, "batch_size": claim.batch_size}
   values |= {k: claim.source[k] for k in ("examples", "checkpoint") if claim.source.get(k)}
   flags = [f"--{key}={value}" for key, value in values.items()]
   return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])

@@ -30,7 +30,7 @@ All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), 
 |  Transforms    |  no      |  none             |  none: `ro.grid_search` searches it      |
 """
 
-from robust_opt.sets.balls import BALLS, L1, L2, Ball, LInf, ball_of, check_ball
+from robust_opt.sets.balls import BALLS, L1, L2, Ball, LInf, ball_of, check_ball, lengths
 from robust_opt.sets.base import Box, Radius, UncertaintySet, set_dataclass, static
 from robust_opt.sets.groups import GroupL21, GroupLInf2, Groups, channels, patches
 from robust_opt.sets.intersections import Intersection, LInfL2
@@ -64,6 +64,7 @@ __all__ = [
   "ball_of",
   "channels",
   "check_ball",
+  "lengths",
   "patches",
   "set_dataclass",
   "static",

@@ -22,6 +22,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt.errors import InputError
 from robust_opt.sets import projections
@@ -56,6 +57,7 @@ class Ball(ExampleSet):
   box: Box | None = static(default=None)
 
   name: ClassVar[str]  # in flags, files and messages
+  order: ClassVar[float]  # p of the norm l_p
 
   @staticmethod
   def norm(delta: Array) -> Array:
@@ -85,6 +87,7 @@ class LInf(Ball):
   """{|delta|_inf <= radius}; its steepest ascent is radius * sign(grad), as in FGSM."""
 
   name = "linf"
+  order = math.inf
   norm = staticmethod(projections.linf_norm)
   dual_norm = staticmethod(projections.l1_norm)
 
@@ -104,6 +107,7 @@ class L2(Ball):
   """{|delta|_2 <= radius}; its steepest ascent is radius * grad / |grad|_2."""
 
   name = "l2"
+  order = 2
   norm = staticmethod(projections.l2_norm)
   dual_norm = staticmethod(projections.l2_norm)
 
@@ -125,6 +129,7 @@ class L1(Ball):
   """
 
   name = "l1"
+  order = 1
   norm = staticmethod(projections.l1_norm)
   dual_norm = staticmethod(projections.linf_norm)
 
@@ -152,6 +157,12 @@ def ball_of(name: str) -> type[Ball]:
   if name not in BALLS:
     raise InputError(f"norm must be one of {', '.join(BALLS)}, but was {name!r}.")
   return BALLS[name]
+
+
+def lengths(ball: Ball | type[Ball], deltas: np.ndarray) -> np.ndarray:
+  """The norms of perturbations [K, *S] -> [K], in float64 on the host."""
+  flat = deltas.astype(np.float64).reshape(len(deltas), math.prod(deltas.shape[1:]))
+  return np.asarray(np.linalg.norm(flat, ball.order, axis=1))
 
 
 def check_ball(u: object, who: str, *, box: bool = False) -> Ball:

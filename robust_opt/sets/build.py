@@ -14,17 +14,20 @@
 """
 
 import functools
+import hashlib
 import importlib
 import inspect
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robust_opt import layout, sets
+from robust_opt.arrays import digest
 from robust_opt.errors import InputError
 from robust_opt.layout import ChannelAxis
 from robust_opt.sets.base import UncertaintySet
@@ -60,6 +63,24 @@ def build_set(config: Mapping[str, Any]) -> UncertaintySet:
   if not isinstance(built, UncertaintySet):
     raise InputError(f"{config!r} must describe a set, {', '.join(SETS)}, but is {built!r}.")
   return built
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+  """SHA-256 of a set's config and of the arrays in the files that it names."""
+  sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+  for path in _array_files(config):
+    sha.update(digest(_load_array(Path(path))).encode())
+  return sha.hexdigest()
+
+
+def _array_files(value: Any) -> Iterator[str]:
+  if isinstance(value, Mapping):
+    value = [value[key] for key in sorted(value)]
+  if isinstance(value, str) and value.endswith(".npy"):
+    yield value
+  elif isinstance(value, list | tuple):
+    for entry in value:
+      yield from _array_files(entry)
 
 
 def _build(value: Any) -> Any:

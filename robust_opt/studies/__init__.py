@@ -1,4 +1,4 @@
-"""What the studies of all papers share."""
+"""What the studies of all papers share: options, progress, claims, attacked accuracies."""
 
 from robust_opt import extras
 

@@ -1,42 +1,46 @@
-"""A study of many parts in one work directory: parts that are done are skipped, the rest is timed.
+"""A study in one work directory: parts that are done are skipped, the others are timed.
 
-  study = Study(workdir, description={"dataset": "digits", ...}, work=120.0)
-  with study.timed("train l2"):
-    ...
-    study.progress(1.0, "l2: epoch 3 of 30")
-  value = study.once("sweep l2", workdir / "l2" / "sweep.json", made_from=sha, compute=f, work=5.0)
+  with Study(workdir, description={"dataset": "digits", ...}, work=120.0) as study:
+    with study.timed("train l2"):
+      ...
+      study.progress(1.0, "l2: epoch 3 of 30")
+    value = study.once("sweep l2", workdir / "l2" / "sweep.json", sha256, compute, work=5.0)
+  study.publish("robust_opt.papers.mine", preset, {"accuracy": table})
 
-On a terminal there is a bar over the whole study; elsewhere plain lines, one for each report.
+On a terminal a bar shows the progress of the whole study; elsewhere each report is a line.
 """
 
 import hashlib
 import json
+import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from robust_opt import tables
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.workdir import REVISION
 from robust_opt.files import leftovers, write_json
 from robust_opt.training import sharding
 
-# Flags that say where things lie, not what they are.
+# Flags that say where files are, not what is computed.
 PLACES = ("workdir", "output", "data_dir", "cache_dir", "known")
-# Of a study, that must be done before what is left of it is told.
+# The share of a study that must be done before the time left is estimated.
 SMALLEST_SHARE = 0.05
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "matplotlib")
 
 
 class Study:
-  """A work directory, what it is about, how long its parts took, and how far it is."""
+  """A work directory, the study that it holds, the time of each part, and the progress."""
 
   def __init__(
     self,
@@ -46,14 +50,14 @@ class Study:
     flag: str = "--workdir",
     same: config_lib.Same = config_lib.equal,
   ) -> None:
-    """Claims a new or empty directory, or goes on with one of the same description.
+    """Claims a new or empty directory, or resumes the study of the same description.
 
     Args:
       workdir: the directory.
-      description: JSON values: all that the results depend on, beside REVISION. Where they depend
+      description: JSON values: all that the results depend on, besides REVISION. Where they depend
         on data, it holds a digest of the data, not only its name.
-      work: the whole study's, in units of the caller; reports add up to it.
-      flag: by which the user named the directory.
+      work: of the whole study, in units of the caller; progress reports add up to it.
+      flag: the flag that names the directory, for messages.
       same: (key, old, new) -> whether two values of a description agree.
 
     Raises:
@@ -78,12 +82,18 @@ class Study:
     self._task = self._bar.add_task("starting", total=work)
     self._bar.start()
 
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
   def close(self) -> None:
     """Ends the bar."""
     self._bar.stop()
 
   def progress(self, work: float, words: str, skipped: bool = False) -> None:
-    """Reports work that is done; `skipped` if it was done by an earlier run."""
+    """Reports that work is done; `skipped` if an earlier run did it."""
     self._done += work
     self._skipped += work if skipped else 0.0
     self._bar.update(self._task, completed=self._done, description=words)
@@ -91,15 +101,15 @@ class Study:
       seconds = time.monotonic() - self._began
       fresh = self._done - self._skipped
       rest = max(0.0, self._work - self._done)
-      # The first part is seldom like the others: it compiles.
-      told = fresh >= SMALLEST_SHARE * self._work
-      left = f", about {seconds * rest / fresh:.0f} s left" if told else ""
+      # The first part is slower than the others, since it compiles.
+      enough = fresh >= SMALLEST_SHARE * self._work
+      left = f", about {seconds * rest / fresh:.0f} s left" if enough else ""
       share = min(1.0, self._done / self._work)
       print(f"[{100 * share:5.1f} %] {words} ({seconds:.0f} s{left})", flush=True)
 
   @contextmanager
   def timed(self, part: str) -> Iterator[None]:
-    """Adds the wall time of the block to the part's, whether it ends well or not."""
+    """Adds the wall time of the block to that of the part, even if the block fails."""
     began = time.monotonic()
     try:
       yield
@@ -109,23 +119,48 @@ class Study:
       write_json(self._times, times)
 
   def seconds(self) -> dict[str, float]:
-    """Wall seconds by part, over all runs of this study."""
+    """Wall seconds of each part, over all runs of this study."""
     return json.loads(self._times.read_text()) if self._times.exists() else {}
 
-  def made_by(self, module: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    """How the results came about, for their manifest: JSON values.
+  def manifest(self, module: str, numbers: dict[str, Any]) -> dict[str, Any]:
+    """How the results were made, as JSON values.
 
     Args:
       module: of the command that is running.
-      numbers: what it was told, or its preset's.
+      numbers: of the preset.
     """
+    versions = {name: metadata.version(name) for name in PACKAGES}
     return {
       "command": command(module, sys.argv[1:]),
       "numbers": numbers,
       "device": sharding.devices_in_words(),
-      "versions": {name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
+      "versions": versions | {"python": platform.python_version()},
       "wall_seconds": self.seconds(),
     }
+
+  def publish(
+    self,
+    results: Mapping[str, tables.Table | dict[str, Any]],
+    manifest: dict[str, Any],
+    shown: Sequence[str] = (),
+  ) -> None:
+    """Writes workdir/results and prints tables.
+
+    Args:
+      results: by name tables, written as Markdown, CSV and JSON, and JSON values.
+      manifest: how they were made, written last.
+      shown: the names of the tables to print; empty: all.
+    """
+    folder = self.workdir / "results"
+    for name, result in ({**results, "manifest": manifest}).items():
+      if isinstance(result, tables.Table):
+        tables.write(result, folder / name)
+      else:
+        write_json(folder / f"{name}.json", result)
+    for name, result in results.items():
+      if isinstance(result, tables.Table) and name in (shown or results):
+        print(tables.markdown(result))
+    print(f"Everything about this study is in {self.workdir}")
 
   def once(
     self, part: str, path: Path, made_from: str, compute: Callable[[], Any], work: float
@@ -133,9 +168,9 @@ class Study:
     """compute()'s JSON value: read from `path` if it was made from the same, else made and written.
 
     Args:
-      part: its name.
-      path: where the value lies.
-      made_from: hash of everything that it is computed from beside the study's description.
+      part: its name, for messages and times.
+      path: the file of the value.
+      made_from: hash of everything that it is computed from, besides the study's description.
       compute: () -> JSON value.
       work: of this part.
     """
@@ -145,7 +180,7 @@ class Study:
         self.progress(work, f"{part}: done before", skipped=True)
         return stored["value"]
     except (OSError, ValueError, KeyError, TypeError):
-      pass  # absent, or cut short: it is made again
+      pass  # absent or truncated: computed again
     with self.timed(part):
       value = compute()
       write_json(path, {"made_from": made_from, "value": value})
@@ -154,7 +189,7 @@ class Study:
 
 
 def command(module: str, arguments: Sequence[str]) -> str:
-  """What a user would type to get the same results; where things lay is nobody's business."""
+  """The command that gives the same results, without the flags that say where files are."""
   kept = []
   left = iter(arguments)
   for argument in left:
@@ -184,14 +219,14 @@ def _claim(workdir: Path, description: dict[str, Any], flag: str, same: config_l
     try:
       old = json.loads(path.read_text(encoding="utf-8"))
       if not isinstance(old, dict):
-        raise ValueError("it describes no study")
+        raise ValueError("it must hold a JSON object")
     except ValueError as error:
       raise InputError(f"{flag}={workdir}: its study.json cannot be read ({error}).") from error
     changed = config_lib.differences(old, description, same)
     if changed:
       raise InputError(
         f"{flag}={workdir} holds another study; choose a new directory, or the same flags. "
-        f"What differs: {'; '.join(changed)}."
+        f"Differences: {'; '.join(changed)}."
       )
   elif workdir.exists() and (
     not workdir.is_dir() or set(workdir.iterdir()) - {*leftovers(workdir)}

@@ -66,9 +66,9 @@ def stages(net: nn.Module, params: Params) -> list[list[affine.Layer]]:
     params: its parameters, as from models.init.
 
   Raises:
-    InputError: of any other net, from affine.in_float32.
+    InputError: of any other net, from affine.layers_of.
   """
-  return affine.stages(affine.in_float32(net, params))
+  return affine.stages(affine.layers_of(net, params))
 
 
 def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:

@@ -12,7 +12,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import losses, models
-from robust_opt.certify import bounds, exact
+from robust_opt.certify import bounds, exact, from_params
 from robust_opt.models.affine import (
   Affine,
   Conv,
@@ -22,7 +22,6 @@ from robust_opt.models.affine import (
   Pad,
   ReLU,
   apply,
-  from_params,
 )
 
 pytestmark = pytest.mark.slow  # they compile for minutes
@@ -43,19 +42,19 @@ BATCH = 5
 # What bounds allow for rounding on these nets: some 300 roundings of sums of a size of up to 5.
 ROUNDING = 300 * 5 * 2**-24
 
-compiled_certified = jax.jit(bounds.certified, static_argnames=("norm", "box", "method"))
-compiled_logit_bounds = jax.jit(bounds.logit_bounds, static_argnames=("norm", "box", "method"))
+compiled_certified = jax.jit(bounds.certified, static_argnames="method")
+compiled_logit_bounds = jax.jit(bounds.logit_bounds, static_argnames="method")
 
 
 def certify(layers, x, y, norm, radius, box=None, method="crown"):
   """Always with a radius [B], so that the tests share what was compiled."""
   radii = np.broadcast_to(np.float32(radius), x.shape[:1])
-  return compiled_certified(layers, x, y, norm, radii, box, method)
+  return compiled_certified(layers, x, y, SETS[norm](radii, box), method)
 
 
 def bound_logits(layers, x, norm, radius, box=None, method="crown"):
   radii = np.broadcast_to(np.float32(radius), x.shape[:1])
-  return compiled_logit_bounds(layers, x, norm, radii, box, method)
+  return compiled_logit_bounds(layers, x, SETS[norm](radii, box), method)
 
 
 def normal(rng, *shape):
@@ -187,7 +186,7 @@ def test_exact_without_hidden_layers(norm, box, method):
   radius = np.linspace(0, 0.5, BATCH, dtype=np.float32)
   layers = [Affine(2.0, -1.0), Flatten(), Dense(first), Dense(second, bias)]
   weights, offset = 2 * first @ second, bias - np.sum(first @ second, axis=0)
-  worst = exact.linear_margin(weights, offset, x, y, norm, radius, box)
+  worst = exact.linear_margin(weights, offset, x, y, SETS[norm](radius, box))
   robust, margins = certify(layers, x, y, norm, radius, box, method)
   np.testing.assert_allclose(losses.margin(margins, y), worst, rtol=ROUNDING, atol=ROUNDING)
   np.testing.assert_array_equal(robust, worst < 0)
@@ -304,7 +303,7 @@ def test_blocks_change_nothing(monkeypatch):
   whole = certify(layers, x, y, "linf", 0.1)
   monkeypatch.setattr(bounds, "_BLOCK", 4)
   bounds._certified.clear_cache()
-  in_blocks = jax.jit(lambda radius: bounds.certified(layers, x, y, "linf", radius))
+  in_blocks = jax.jit(lambda radius: bounds.certified(layers, x, y, ro.LInf(radius)))
   chex.assert_trees_all_close(in_blocks(np.full(BATCH, 0.1, np.float32)), whole, atol=1e-6)
 
 
@@ -315,7 +314,7 @@ def test_a_sweep_over_radii_and_parameters_traces_once():
   @jax.jit
   @chex.assert_max_traces(1)
   def margins(layers, radius):
-    return bounds.certified(layers, x, y, "linf", radius, method="ibp").margins
+    return bounds.certified(layers, x, y, ro.LInf(radius), method="ibp").margins
 
   curve = np.stack([margins(layers, r) for r in np.linspace(0, 1, 4, dtype=np.float32)])
   assert np.diff(curve, axis=0).min() >= -1e-5
@@ -459,14 +458,15 @@ def test_from_params_is_the_net(net, shape):
 
 def test_bad_input_is_named():
   layers, x, y = problem("mlp")
-  with pytest.raises(ro.InputError, match="norm must be 'linf', 'l2' or 'l1', but was 'l3'"):
-    bounds.certified(layers, x, y, "l3", 0.1)
+  with pytest.raises(ro.InputError, match=r"certified takes ro.LInf, ro.L2 or ro.L1, .*, not 'l3'"):
+    bounds.certified(layers, x, y, "l3")
+  with pytest.raises(ro.InputError, match=r"logit_bounds takes ro.LInf.*, not a L0"):
+    bounds.logit_bounds(layers, x, ro.sets.L0(2, 0.1))
   with pytest.raises(ro.InputError, match="method must be 'crown' or 'ibp', but was 'milp'"):
-    bounds.certified(layers, x, y, "l2", 0.1, method="milp")
-  with pytest.raises(ro.InputError, match="radius must be >= 0"):
-    bounds.certified(layers, x, y, "l2", -0.1)
+    bounds.certified(layers, x, y, ro.L2(0.1), method="milp")
   with pytest.raises(ro.InputError, match="end in logits"):
-    bounds.logit_bounds([Affine()], x, "l2", 0.1)
-  for net in (models.VGG(), models.MnistCNN(input_batch_norm=True)):
-    with pytest.raises(ro.InputError, match="from_params knows SoftmaxRegression, MLP"):
-      from_params(net, {})
+    bounds.logit_bounds([Affine()], x, ro.L2(0.1))
+  with pytest.raises(ro.InputError, match="VGG states no list of layers: give it a method"):
+    from_params(models.VGG(), {})
+  with pytest.raises(ro.InputError, match="without input_batch_norm only"):
+    from_params(models.MnistCNN(input_batch_norm=True), {})

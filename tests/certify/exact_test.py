@@ -38,8 +38,8 @@ def logits_of(weights, bias, x):
   return x.reshape(x.shape[0], -1) @ weights + bias
 
 
-worst_case = jax.jit(exact.linear_margin, static_argnames=("norm", "box"))
-shortest = jax.jit(exact.linear_distance, static_argnames="norm")
+worst_case = jax.jit(exact.linear_margin)
+shortest = jax.jit(exact.linear_distance, static_argnames="ball")
 
 
 @EVERY_NORM
@@ -51,7 +51,7 @@ def test_margin_is_the_closed_form(norm, num_classes):
   gain = np.linalg.norm(w.T[None] - w.T[y][:, None], DUAL_ORDERS[norm], axis=-1)
   worst = z - z[rows, y][:, None] + radius[:, None] * gain
   worst[rows, y] = -np.inf
-  found = worst_case(weights, bias, x, y, norm, radius)
+  found = worst_case(weights, bias, x, y, SETS[norm](radius))
   np.testing.assert_allclose(found, worst.max(-1), rtol=1e-5, atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def adversary(norm, box, num_classes):
 def test_margin_is_attained_and_never_exceeded(norm, box, num_classes):
   """By the steepest ascent on the best target; no sample of the set and no attack does better."""
   weights, bias, x, y, radius = problem(num_classes)
-  worst = worst_case(weights, bias, x, y, norm, radius, box)
+  worst = worst_case(weights, bias, x, y, SETS[norm](radius, box))
   targeted, one_step, sampled = adversary(norm, box, num_classes)(radius)
   np.testing.assert_allclose(targeted, worst, rtol=1e-5, atol=2e-5)
   rounding = 1e-5 * (1 + np.abs(worst))
@@ -104,10 +104,10 @@ def test_margin_is_attained_and_never_exceeded(norm, box, num_classes):
 @EVERY_NORM
 def test_a_box_leaves_less_to_the_adversary(norm):
   weights, bias, x, y, radius = problem(10)
-  free, boxed = (worst_case(weights, bias, x, y, norm, radius, b) for b in (None, (0.0, 1.0)))
+  free, boxed = (worst_case(weights, bias, x, y, SETS[norm](radius, b)) for b in (None, (0.0, 1.0)))
   assert np.all(boxed <= free + 1e-5)
   assert np.any(boxed < free - 0.1)
-  far = worst_case(weights, bias, x, y, norm, jnp.float32(100.0), (0.0, 1.0))
+  far = worst_case(weights, bias, x, y, SETS[norm](100.0, (0.0, 1.0)))
   difference = weights.T[None] - weights.T[y][:, None]
   clean = logits_of(weights, bias, x)
   ends = np.where(difference > 0, 1, 0) - x.reshape(BATCH, 1, -1)  # the whole box is within reach
@@ -120,20 +120,20 @@ def test_a_box_leaves_less_to_the_adversary(norm):
 def test_radius_0_is_the_clean_margin(norm, box):
   weights, bias, x, y, radius = problem(3)
   clean = losses.margin(logits_of(weights, bias, x), y)
-  found = worst_case(weights, bias, x, y, norm, 0 * radius, box)
+  found = worst_case(weights, bias, x, y, SETS[norm](0 * radius, box))
   np.testing.assert_allclose(found, clean, rtol=1e-6, atol=1e-6)
 
 
 @EVERY_NORM
 def test_one_radius_is_the_same_for_every_example(norm):
   weights, bias, x, y, radius = problem(3)
-  one = worst_case(weights, bias, x, y, norm, jnp.float32(0.3))
+  one = worst_case(weights, bias, x, y, SETS[norm](0.3))
   np.testing.assert_allclose(
-    one, worst_case(weights, bias, x, y, norm, np.full(BATCH, 0.3, np.float32)), rtol=1e-6
+    one, worst_case(weights, bias, x, y, SETS[norm](np.full(BATCH, 0.3, np.float32))), rtol=1e-6
   )
   order = np.random.default_rng(0).permutation(BATCH)
-  shuffled = worst_case(weights, bias, x[order], y[order], norm, radius[order])
-  whole = worst_case(weights, bias, x, y, norm, radius)
+  shuffled = worst_case(weights, bias, x[order], y[order], SETS[norm](radius[order]))
+  whole = worst_case(weights, bias, x, y, SETS[norm](radius))
   np.testing.assert_allclose(shuffled, whole[order], rtol=1e-5, atol=1e-5)
 
 
@@ -142,14 +142,15 @@ def test_one_radius_is_the_same_for_every_example(norm):
 @pytest.mark.slow
 def test_distance_is_where_the_margin_turns(norm, num_classes):
   weights, bias, x, y, _ = problem(num_classes)
-  distance = shortest(weights, bias, x, y, norm)
+  distance = shortest(weights, bias, x, y, SETS[norm])
   chex.assert_shape(distance, (BATCH,))
   right = losses.margin(logits_of(weights, bias, x), y) < 0
   assert right.any()
   assert not right.all()
   np.testing.assert_array_equal(distance == 0, ~right)
   at, below, above = (
-    worst_case(weights, bias, x, y, norm, factor * distance)[right] for factor in (1.0, 0.99, 1.01)
+    worst_case(weights, bias, x, y, SETS[norm](factor * distance))[right]
+    for factor in (1.0, 0.99, 1.01)
   )
   np.testing.assert_allclose(at, 0, atol=2e-5)
   assert np.all(below < 0)
@@ -162,17 +163,17 @@ def test_classes_of_equal_weights(norm):
   weights = jnp.ones((6, 3))
   x, y = jnp.full((2, *SHAPE), 0.5), jnp.array([0, 1])
   bias = jnp.array([1.0, 0.0, -1.0])
-  margin = worst_case(weights, bias, x, y, norm, jnp.float32(5.0))
+  margin = worst_case(weights, bias, x, y, SETS[norm](5.0))
   np.testing.assert_allclose(margin, [-1, 1], atol=1e-5)
-  np.testing.assert_array_equal(shortest(weights, bias, x, y, norm), [np.inf, 0])
+  np.testing.assert_array_equal(shortest(weights, bias, x, y, SETS[norm]), [np.inf, 0])
 
 
 def test_a_label_that_does_not_exist_gives_nan():
   weights, bias, x, _, radius = problem(3)
   for label in (-1, 3):
     y = np.full(BATCH, label, np.int32)
-    assert np.isnan(worst_case(weights, bias, x, y, "l2", radius)).all()
-    assert np.isnan(shortest(weights, bias, x, y, "l2")).all()
+    assert np.isnan(worst_case(weights, bias, x, y, ro.L2(radius))).all()
+    assert np.isnan(shortest(weights, bias, x, y, ro.L2)).all()
 
 
 def test_a_sweep_over_radii_traces_once():
@@ -181,20 +182,22 @@ def test_a_sweep_over_radii_traces_once():
 
   @jax.jit
   @chex.assert_max_traces(1)
-  def worst(radius):
-    return exact.linear_margin(weights, bias, x, y, "l2", radius, (0.0, 1.0))
+  def worst(u):
+    return exact.linear_margin(weights, bias, x, y, u)
 
-  curve = np.stack([worst(radius) for radius in np.linspace(0, 2, 5, dtype=np.float32)])
+  radii = np.linspace(0, 2, 5, dtype=np.float32)
+  curve = np.stack([worst(ro.L2(radius, (0.0, 1.0))) for radius in radii])
   assert np.diff(curve, axis=0).min() >= -1e-5
 
 
 def test_bad_input_is_named():
   weights, bias, x, y, _ = problem(3)
-  with pytest.raises(ro.InputError, match="norm must be 'linf', 'l2' or 'l1', but was 'l3'"):
-    exact.linear_margin(weights, bias, x, y, "l3", 0.1)
-  with pytest.raises(ro.InputError, match="norm must be"):
-    exact.linear_distance(weights, bias, x, y, "L2")
+  with pytest.raises(ro.InputError, match=r"linear_margin takes ro.LInf, .*, not 'l3'"):
+    exact.linear_margin(weights, bias, x, y, "l3")
+  with pytest.raises(ro.InputError, match="not a L0"):
+    exact.linear_margin(weights, bias, x, y, ro.sets.L0(2, 0.1))
+  for ball in ("l2", ro.L2(1.0)):
+    with pytest.raises(ro.InputError, match=r"linear_distance takes ro.LInf, ro.L2 or ro.L1, not"):
+      exact.linear_distance(weights, bias, x, y, ball)
   with pytest.raises(ro.InputError, match="one row for each of the 6 entries"):
-    exact.linear_margin(weights[:5], bias, x, y, "l2", 0.1)
-  with pytest.raises(ro.InputError, match="radius must be >= 0"):
-    exact.linear_margin(weights, bias, x, y, "l2", -0.1)
+    exact.linear_margin(weights[:5], bias, x, y, ro.L2(0.1))

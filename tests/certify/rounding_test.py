@@ -45,13 +45,13 @@ def test_no_certified_linear_example_is_misclassified(norm, box):
     x = rng.random((BATCH, ENTRIES)).astype(np.float32)
     y = np.argmax(x @ kernel + bias, axis=1).astype(np.int32)
     within = 1 - 10 ** rng.uniform(-7, -2, BATCH)
-    distance = np.asarray(exact.linear_distance(kernel, bias, x, y, norm))
-    radius = np.float32(within * distance)
-    robust = np.asarray(bounds.certified([Dense(kernel, bias)], x, y, norm, radius, box).robust)
+    distance = np.asarray(exact.linear_distance(kernel, bias, x, y, SETS[norm]))
+    u = SETS[norm](np.float32(within * distance), box)
+    robust = np.asarray(bounds.certified([Dense(kernel, bias)], x, y, u).robust)
     fooled = np.zeros(BATCH, bool)
     for target in range(CLASSES):
       g = kernel.T[target] - kernel.T[y]
-      x_adv = np.asarray(x + SETS[norm](radius, box).steepest_ascent(jnp.asarray(g), x))
+      x_adv = np.asarray(x + u.steepest_ascent(jnp.asarray(g), x))
       for logits in in_every_order(rng, x_adv, kernel, bias):
         fooled |= np.argmax(logits, axis=1) != y
     assert not np.any(robust & fooled)
@@ -84,10 +84,10 @@ def test_no_certified_example_of_a_relu_net_is_misclassified(norm):
   distance = -margins[rows, nearest] / length[rows, nearest]
   layers = [Dense(first, offset), ReLU(), Dense(second, bias)]
   for within in (1e-3, 1e-5):
-    radius = np.float32((1 - within) * distance)
-    robust = np.asarray(bounds.certified(layers, x, y, norm, radius).robust)
+    u = SETS[norm](np.float32((1 - within) * distance))
+    robust = np.asarray(bounds.certified(layers, x, y, u).robust)
     toward = jnp.asarray(g[rows, nearest], jnp.float32)
-    x_adv = np.asarray(x + SETS[norm](radius).steepest_ascent(toward, x))
+    x_adv = np.asarray(x + u.steepest_ascent(toward, x))
     fooled = np.zeros(batch, bool)
     for before in in_every_order(rng, x_adv, first, offset):
       for logits in in_every_order(rng, np.maximum(before, 0), second, bias):
@@ -129,23 +129,21 @@ def test_a_call_that_is_not_jitted_traces_once_and_sees_new_weights():
   x = np.random.default_rng(0).random((4, 5)).astype(np.float32)
   kernel = np.eye(5, 3, dtype=np.float32)
   y = np.argmax(x @ kernel, axis=1)
-  robust = bounds.certified([Counted(kernel)], x, y, "linf", 0.0).robust
+  robust = bounds.certified([Counted(kernel)], x, y, ro.LInf(0.0)).robust
   traced = len(COUNTS)
   assert robust.all()
-  assert not bounds.certified([Counted(-kernel)], x, y, "linf", 0.0).robust.any()
-  assert not bounds.certified([Counted(kernel)], x, y, "linf", 1.0).robust.any()
+  assert not bounds.certified([Counted(-kernel)], x, y, ro.LInf(0.0)).robust.any()
+  assert not bounds.certified([Counted(kernel)], x, y, ro.LInf(1.0)).robust.any()
   assert len(COUNTS) == traced
-  with pytest.raises(ro.InputError, match="radius must be >= 0"):
-    bounds.certified([Counted(kernel)], x, y, "linf", -1.0)
 
 
 def test_images_are_floating_point():
   x = np.zeros((2, 3), np.uint8)
   layers = [Dense(np.eye(3, dtype=np.float32))]
   for run in (
-    lambda: bounds.certified(layers, x, np.zeros(2, int), "linf", 0.1, method="ibp"),
-    lambda: bounds.logit_bounds(layers, x, "linf", 0.1),
-    lambda: exact.linear_margin(np.eye(3), np.zeros(3), x, np.zeros(2, int), "l2", 0.1),
+    lambda: bounds.certified(layers, x, np.zeros(2, int), ro.LInf(0.1), method="ibp"),
+    lambda: bounds.logit_bounds(layers, x, ro.LInf(0.1)),
+    lambda: exact.linear_margin(np.eye(3), np.zeros(3), x, np.zeros(2, int), ro.L2(0.1)),
   ):
     with pytest.raises(ro.InputError, match="x must be floating point, not uint8"):
       run()

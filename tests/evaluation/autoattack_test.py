@@ -63,10 +63,10 @@ SLOW_CASES = [("linf", 2), ("l1", 10), ("linf", 100), ("l2", 3), ("l2", 10), ("l
 def test_it_finds_what_the_closed_form_says(norm, num_classes):
   weights, x, y = problem(num_classes)
   # About half of the examples are robust at this radius.
-  radius = float(np.median(exact.linear_distance(*weights, x, y, norm)))
+  radius = float(np.median(exact.linear_distance(*weights, x, y, ro.sets.ball_of(norm))))
   verdict = attack(weights, x, y, norm, radius=radius)
-  clean = exact.linear_margin(*weights, x, y, norm, 0.0, box=autoattack.BOX)
-  worst = exact.linear_margin(*weights, x, y, norm, radius, box=autoattack.BOX)
+  clean = exact.linear_margin(*weights, x, y, ro.sets.ball_of(norm)(0.0, autoattack.BOX))
+  worst = exact.linear_margin(*weights, x, y, ro.sets.ball_of(norm)(radius, autoattack.BOX))
   stands = verdict.broken_by == autoattack.STANDS
   np.testing.assert_array_equal(verdict.broken_by == 0, clean > 0)
   # Nothing that is robust is broken, and nearly all that is not robust is.

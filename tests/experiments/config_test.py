@@ -173,7 +173,7 @@ def test_a_net_begins_on_any_number_of_devices_but_trains_on_a_divisor(monkeypat
   config_.training.batch_size = 100
   monkeypatch.setattr(assembly.jax, "device_count", lambda: 8)
   train = build.splits(config_).train
-  assert int(assembly.begin(config_, train).state.step) == 0
+  assert int(assembly.initial_run(config_, train).state.step) == 0
   with pytest.raises(InputError, match="must be a multiple of the 8 devices, but was 100"):
     assembly.assemble(config_)
 
@@ -186,7 +186,7 @@ def test_no_tangent_planes_are_learnt_for_who_only_loads_a_net(monkeypatch):
     raise AssertionError("it takes minutes")
 
   monkeypatch.setattr(updates.tangents, "fit", fit)
-  assembly.begin(config_, build.splits(config_).train)
+  assembly.initial_run(config_, build.splits(config_).train)
   with pytest.raises(AssertionError, match="minutes"):
     assembly.assemble(config_)
 

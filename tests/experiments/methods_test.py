@@ -31,7 +31,7 @@ def parts(name):
   """(step, state, batch) of a net of two layers on a hundred digits."""
   c = configured(name)
   c.training.batch_size = 100
-  data = build.data.load("digits", "train")
+  data = build.datasets.load("digits", "train")
   batch = take(ro.ArrayData(data.images, data.labels), jnp.arange(100, dtype=jnp.int32))
   net = models.MLP(widths=(16,))
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
@@ -132,7 +132,7 @@ def test_where_an_adversary_goes(name, expected):
   c = configured(name)
   c.uncertainty.box = False
   g = np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)
-  delta, _ = build.attack(c, "linf", 0.1, c.attack.num_steps)(
+  delta, _ = build.attack(c, ro.LInf(0.1), c.attack.num_steps)(
     lambda x: (x * g).sum(-1), jax.random.key(0), jnp.zeros((4, 30))
   )
   farthest, size = np.abs(delta).max(), np.abs(delta)

@@ -274,16 +274,16 @@ def test_parameters_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch, cap
   def assemble(config):
     built = genuine(config)
 
-    def scan(num_steps):
+    def compile_scan(num_steps):
       def run(state):
-        state, losses = built.scan(num_steps)(state)
+        state, losses = built.compile(num_steps)(state)
         if int(state.step) == 10:  # the end of the second epoch
           state = state.replace(params=jax.tree.map(lambda p: p / 0, state.params))
         return state, losses
 
       return run
 
-    return built._replace(scan=scan)
+    return built._replace(compile=compile_scan)
 
   monkeypatch.setattr(experiment, "assemble", assemble)
   workdir = tmp_path / "run"

@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 import robust_opt as ro
 from robust_opt import losses, models
 from robust_opt.evaluation import accuracy as evaluation
-from robust_opt.experiments import assembly, build, metrics, run, target
+from robust_opt.experiments import assembly, build, engine, metrics, run, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.training import TrainMetrics, init_state, sharding
@@ -42,7 +42,7 @@ def small_config(num_steps=1, epochs=2):
 def fresh_state(config, parts, seed):
   net = build.model(config, parts.splits.train)
   params, model_state = models.init(net, jax.random.key(seed), (8, 8, 1))
-  state = init_state(params, model_state, build.optimizer(config, parts.steps_per_epoch))
+  state = init_state(params, model_state, build.optimizer(config, parts.plan.num_steps))
   return sharding.replicate(state, sharding.data_mesh())
 
 
@@ -51,22 +51,22 @@ def test_robust_training_makes_nets_robust_over_several_seeds():
   """Against the step that it was trained on, and against 20 steps that it was not."""
   epochs, rows = 8, []
   robust, standard = (assembly.assemble(small_config(steps, epochs)) for steps in (1, 0))
-  pgd = assembly.assemble(small_config(20, epochs)).evaluate
+  pgd = assembly.assemble(small_config(20, epochs))
 
-  def accuracy(evaluate, state):
-    result = evaluate(state, "linf", robust.test, RADIUS)
+  def accuracy(parts, state):
+    result = parts.evaluate(state, robust.test, ro.LInf(RADIUS), parts.attack)
     return result.clean_correct.mean(), result.robust_correct.mean()
 
   for seed in SEEDS:
     row = {}
     for name, parts in (("robust", robust), ("standard", standard)):
-      scan = parts.scan(parts.steps_per_epoch)
+      scan = parts.compile(parts.plan.num_steps)
       state, losses = fresh_state(small_config(), parts, seed), []
       for _ in range(epochs):
         state, metrics = scan(state)
         losses.append(np.asarray(metrics.loss).mean())
       assert losses[-1] < 0.6 * losses[0]
-      clean, one_step = accuracy(robust.evaluate, state)
+      clean, one_step = accuracy(robust, state)
       _, twenty = accuracy(pgd, state)
       assert twenty <= one_step + 0.01 <= clean + 0.02
       row[name] = (clean, one_step, twenty)
@@ -92,7 +92,7 @@ def test_robust_training_makes_nets_robust_over_several_seeds():
   ],
 )
 def test_scan_length(per_epoch, most, expected):
-  assert assembly.scan_length(per_epoch, most) == expected
+  assert run.scan_length(per_epoch, most) == expected
 
 
 # A run whose scan and evaluation only say what they are told to: what is made of it.
@@ -121,22 +121,22 @@ def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
       TrainMetrics(np.ones(num_steps), np.zeros(num_steps, np.int32)),
     )
 
-  def evaluate(state, norm, data, radius):
+  def evaluate(state, data, u, attack):
     asked.append(data)
-    epoch = int(state.step) // parts.steps_per_epoch
+    epoch = int(state.step) // parts.plan.num_steps
+    if data is parts.watched:
+      return outcome(data, clean=100, robust={1: 20, 2: 40, 3: 30}[epoch])
     return outcome(data, clean=50 + 10 * epoch, robust=40 + 10 * epoch)
 
-  def watch(state):
-    return np.arange(100) < {1: 20, 2: 40, 3: 30}[int(state.step) // parts.steps_per_epoch]
-
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-  stub = parts._replace(scan=scan, evaluate=evaluate, watch=watch)
-  run.train(config, tmp_path, stub, parts.state, checkpoints)
-  assert checkpoints.best_step() == 2 * parts.steps_per_epoch
-  assert int(checkpoints.restore(parts.state, "best").step) == 2 * parts.steps_per_epoch
+  stub = parts._replace(config=config, compile=scan, evaluate=evaluate)
+  with run.RunLog(stub, tmp_path, parts.state, 3 * parts.plan.num_steps) as log:
+    engine.train(stub, parts.state, tmp_path, checkpoints, run._plan(stub), log)
+  assert checkpoints.best_step() == 2 * parts.plan.num_steps
+  assert int(checkpoints.restore(parts.state, "best").step) == 2 * parts.plan.num_steps
   checkpoints.close()
-  assert len(asked) == 3
-  assert all(data is parts.heldout for data in asked)
+  assert len(asked) == 6
+  assert not any(data is parts.test for data in asked)
   images = parts.splits.train.images, parts.splits.heldout.images
   original = build.datasets.load("digits", "train").images[:1000]
   pixels = [{image.tobytes() for image in part} for part in (*images, original)]
@@ -144,21 +144,18 @@ def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
   assert len(images[0]) + len(images[1]) == 1000
 
 
-def test_zero_gradients_are_reported(parts):
+def test_zero_gradients_are_reported(parts, tmp_path):
   """In the log of training and of the held-out examples, and beside every accuracy."""
   config = small_config()
 
-  def scan(num_steps):
-    zeros = np.arange(num_steps, dtype=np.int32)
-    return lambda state: (state, TrainMetrics(np.ones(num_steps), zeros))
-
-  def evaluate(state, norm, data, radius):
+  def evaluate(state, data, u, attack):
     return outcome(data, clean=90, robust=60, zeros=7 if data is parts.heldout else 11)
 
-  stub = parts._replace(scan=scan, evaluate=evaluate)
-  _, logged = run._scan(config, stub, parts.state, 0, 4, None)
+  stub = parts._replace(evaluate=evaluate)
+  log = run.RunLog(stub, tmp_path, parts.state, total=0)
+  logged = log.describe(TrainMetrics(np.ones(4), np.arange(4)), seconds=1.0)
   assert logged["train/zero_gradients"] == 0 + 1 + 2 + 3
-  assert run._heldout(config, stub, parts.state)["heldout/zero_gradients"] == 7
+  assert log.measure(parts.state)[0]["heldout/zero_gradients"] == 7
   _, *attacked = run.evaluate_and_describe(config, stub, parts.state)["results"]
   assert [(row["correct"], row["total"], row["zero_gradients"]) for row in attacked] == 3 * [
     (60, 150, 11)
@@ -171,24 +168,27 @@ def test_a_norm_of_radius_0_is_left_out(parts):
   config.evaluation.radii.l1 = config.evaluation.radii.linf = config.uncertainty.radius = 0.0
   asked = []
 
-  def evaluate(state, norm, data, radius):
-    asked.append((norm, radius))
+  def evaluate(state, data, u, attack):
+    asked.append(u)
     return outcome(data, clean=90, robust=60, zeros=0)
 
   stub = parts._replace(evaluate=evaluate)
   found = run.evaluate_and_describe(config, stub, parts.state)
   assert [row["set"] and row["set"]["name"] for row in found["results"]] == [None, "linf", "l2"]
   # Multiples 0 and 1 of a radius are known already.
-  assert asked == [("linf", 0.0), ("l2", 0.5), ("l2", 1.5)]
+  assert asked == [ro.LInf(0.0), ro.L2(0.5), ro.L2(1.5)]
   assert found["sweeps"][1]["correct"] == [90, 60, 60]
 
 
-def test_a_sweep_over_radii_traces_once(parts, monkeypatch):
-  traced, genuine = [], build.evaluation_attack
-  monkeypatch.setattr(
-    build, "evaluation_attack", lambda *args: traced.append(args) or genuine(*args)
-  )
-  results = [parts.evaluate(parts.state, "l2", parts.heldout, r) for r in (0.0, 0.3, 2.0)]
+def test_a_sweep_over_radii_traces_once(parts):
+  traced = []
+
+  def attack(u):
+    traced.append(u)
+    return ro.steepest(u)
+
+  sets = [ro.L2(radius) for radius in (0.0, 0.3, 2.0)]
+  results = [parts.evaluate(parts.state, parts.heldout, u, attack) for u in sets]
   assert len(traced) == 1
   assert np.any(results[0].robust_correct != results[2].robust_correct)
 
@@ -201,7 +201,7 @@ def test_measuring_attacks_reach_the_maximum_in_the_box(norm):
   rng = np.random.default_rng(0)
   x, slope = rng.random((8, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
   radius = {"linf": 0.3, "l2": 1.0, "l1": 2.0}[norm]
-  attack = build.evaluation_attack(config, norm, radius, 100)
+  attack = build.evaluation_attack(config, build.uncertainty_set(config, norm, radius), 100)
   delta, _ = attack(lambda x: x @ slope, None, x)
   best = build.uncertainty_set(config, norm, radius).steepest_ascent(0 * x + slope, x)
   np.testing.assert_allclose(delta @ slope, best @ slope, rtol=rounding(terms=2 * 12 + 8))
@@ -215,7 +215,7 @@ def test_measuring_attacks_keep_the_best_iterate_not_the_last():
   def value_fn(x):
     return ro.Scored(x.sum(-1), np.sin(20 * np.arange(1, 7)) @ jax.numpy.cos(9 * x).T)
 
-  delta, info = build.evaluation_attack(config, "linf", 0.3, 6)(value_fn, None, x)
+  delta, info = build.evaluation_attack(config, ro.LInf(0.3), 6)(value_fn, None, x)
   ours, last = value_fn(x + delta).score, info.score[-1]
   assert np.all(ours >= info.score.max(axis=0) - 1e-4)
   assert np.mean(ours > last + 0.1) > 0.3
@@ -335,13 +335,13 @@ def collapsing(parts):
       TrainMetrics(np.full(num_steps, 1.0), np.zeros(num_steps, np.int32)),
     )
 
-  def evaluate(state, norm, data, radius):
-    return outcome(data, clean=90, robust=60 + 5 * (int(state.step) // parts.steps_per_epoch))
+  def evaluate(state, data, u, attack):
+    epoch = int(state.step) // parts.plan.num_steps
+    if data is parts.watched:
+      return outcome(data, clean=100, robust={1: 30, 2: 50, 3: 2, 4: 1}[epoch])
+    return outcome(data, clean=90, robust=60 + 5 * epoch)
 
-  def watch(state):
-    return np.arange(100) < {1: 30, 2: 50, 3: 2, 4: 1}[int(state.step) // parts.steps_per_epoch]
-
-  return parts._replace(scan=scan, evaluate=evaluate, watch=watch)
+  return parts._replace(compile=scan, evaluate=evaluate)
 
 
 @pytest.mark.parametrize("what", ["say", "stop"])
@@ -349,19 +349,19 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
   config, said = small_config(epochs=4), []
   config.training.on_overfitting = what
   monkeypatch.setattr(metrics.ProgressDisplay, "say", lambda self, text: said.append(text))
-  monkeypatch.setattr(run, "assemble", lambda config: collapsing(parts))
+  monkeypatch.setattr(run, "assemble", lambda config: collapsing(parts)._replace(config=config))
   monkeypatch.setattr(run, "draw", lambda *args: None)
   summary = run.run(config, tmp_path / "run")
   (sentence,) = said
   assert sentence.startswith("Catastrophic overfitting: ")
   assert summary["overfitting"]["kind"] == "catastrophic"
   epoch = {"say": 4, "stop": 2}[what]  # where it stops, the best checkpoint is reported on
-  assert summary["step"] == epoch * parts.steps_per_epoch
-  assert summary["best_checkpoint"]["step"] == 2 * parts.steps_per_epoch
+  assert summary["step"] == epoch * parts.plan.num_steps
+  assert summary["best_checkpoint"]["step"] == 2 * parts.plan.num_steps
   assert summary["checkpoint"] == {"say": "last", "stop": "best"}[what]
   assert target._reported(tmp_path / "run") == summary["checkpoint"]
   records = metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")
-  last = {"say": 4, "stop": 3}[what] * parts.steps_per_epoch
+  last = {"say": 4, "stop": 3}[what] * parts.plan.num_steps
   assert records[-1]["step"] == last
   assert records[-1]["heldout/pgd_accuracy"] < 0.03 < records[-1]["heldout/single_step_accuracy"]
 
@@ -376,7 +376,7 @@ def test_what_is_watched_is_the_other_attack(num_steps):
   def value(z):
     return losses.cross_entropy(jnp.sin(9 * z @ w), y)
 
-  attack = build.watching_attack(config, "linf", 0.2)
+  attack = build.watching_attack(config, ro.LInf(0.2))
   _, info = attack(value, jax.random.key(0), x)
   assert len(info.value) == {1: 10, 3: 1}[num_steps]
 
@@ -384,6 +384,6 @@ def test_what_is_watched_is_the_other_attack(num_steps):
 def test_standard_training_is_not_watched():
   config = small_config()
   config.attack.num_steps = 0
-  assert assembly.assemble(config).watch is None
+  assert assembly.assemble(config).watched is None
   config.attack.num_steps, config.training.watch_examples = 1, 0
-  assert assembly.assemble(config).watch is None
+  assert assembly.assemble(config).watched is None

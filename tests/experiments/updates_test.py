@@ -115,7 +115,7 @@ def test_a_recalled_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     return c
 
   whole = run.run(configured(3), tmp_path / "whole")
-  heldout, calls = run._heldout, []
+  heldout, calls = run.heldout_accuracies, []
 
   def stopped(*args):
     calls.append(args)
@@ -123,10 +123,10 @@ def test_a_recalled_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return heldout(*args)
 
-  monkeypatch.setattr(run, "_heldout", stopped)
+  monkeypatch.setattr(run, "heldout_accuracies", stopped)
   with pytest.raises(KeyboardInterrupt):
     run.run(configured(3), tmp_path / "parts")
-  monkeypatch.setattr(run, "_heldout", heldout)
+  monkeypatch.setattr(run, "heldout_accuracies", heldout)
   assert run.run(configured(3), tmp_path / "parts")["params_sha256"] == (whole["params_sha256"])
 
 
@@ -147,7 +147,7 @@ def test_few_labels_and_many_images(tmp_path):
 def test_noise_is_blind_and_no_robust_training(name):
   c = config.digits()
   c.attack.name, c.uncertainty.radius = name, 0.25
-  attack = build.attack(c, "linf", 0.25, 1)
+  attack = build.attack(c, ro.LInf(0.25), 1)
   x = jnp.full((3, 4, 4, 1), 0.5)
   delta, info = attack(lambda x: x.sum(axis=(1, 2, 3)), jax.random.split(jax.random.key(0), 3), x)
   assert info.value.shape == (0, 3)

@@ -1,5 +1,6 @@
-"""The study of all methods in small: what it leaves, that it resumes, what it refuses."""
+"""The study of all methods in small: its results, that it resumes, what it refuses."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,21 +9,23 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack
 from robust_opt.experiments import methods
 from robust_opt.papers import family
+from robust_opt.studies import accuracy
+
+PRESET = family.Preset(seeds=2, passes=4, examples=24, version="quick")
 
 
 def options(workdir, **changed):
-  numbers = family.Numbers(seeds=2, passes=4, examples=24, version="quick")
-  usual = {"numbers": numbers, "chosen": ("standard", "free", "trades")}
-  return family.Options("digits", workdir, **usual | changed)
+  usual = {"dataset": "digits", "preset": PRESET, "methods": ("standard", "free", "trades")}
+  return family.Options(workdir=workdir, **usual | changed)
 
 
 @pytest.mark.parametrize("name", methods.ALL)
 def test_the_budget_pays_for_the_epochs(name, tmp_path):
-  numbers = family.PRESETS["paper", "mnist"]
-  config = family.config_of(options(tmp_path)._replace(numbers=numbers), name, 3)
+  preset = family.PRESETS["paper", "mnist"]
+  config = family.config_of(options(tmp_path, preset=preset), name, 3)
   assert config.seed == 3
   spent = config.training.epochs * methods.ALL[name].passes
-  assert abs(spent - numbers.passes) <= methods.ALL[name].passes / 2
+  assert abs(spent - preset.passes) <= methods.ALL[name].passes / 2
 
 
 @pytest.mark.slow
@@ -64,19 +67,21 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
 
   # But no net is trained where the file is known: of some methods and seeds, or from two files.
   known = {"known": [results / "measured.json"]}
-  numbers = options(tmp_path).numbers._replace(seeds=1)
-  fewer = options(tmp_path / "one", chosen=("trades", "standard"), numbers=numbers, **known)
+  preset = dataclasses.replace(PRESET, seeds=1)
+  fewer = options(tmp_path / "one", methods=("trades", "standard"), preset=preset, **known)
   assert [row["method"] for row in family.run(fewer).rows] == ["trades", "standard"]
   kept = json.loads((tmp_path / "one" / "results" / "measured.json").read_text())
   assert len(kept) == 2
   assert kept.items() <= measured.items()
   # Fewer methods in the same directory throw nothing away.
-  family.run(options(tmp_path / "study", chosen=("free",)))
+  family.run(options(tmp_path / "study", methods=("free",)))
   assert json.loads((results / "measured.json").read_text()) == measured
   # But a net that is attacked otherwise, or trained otherwise, is another.
   for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 5}):
-    other = fewer._replace(
-      workdir=tmp_path / next(iter(changed)), numbers=numbers._replace(**changed)
+    other = dataclasses.replace(
+      fewer,
+      workdir=tmp_path / next(iter(changed)),
+      preset=dataclasses.replace(preset, **changed),
     )
     with pytest.raises(AssertionError, match="it was done before"):
       family.run(other)
@@ -98,7 +103,21 @@ def test_a_file_that_is_no_measurement_is_refused(content, tmp_path):
   assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("constant", ["PGD_STEPS", "PGD_RELATIVE_STEP"])
+def test_a_net_under_another_attack_is_another_measurement(constant, monkeypatch, tmp_path):
+  given = options(tmp_path), "robust", 1, {"train": "a", "test": "b"}
+  usual = family.identity(*given)
+  monkeypatch.setattr(accuracy, constant, 7)
+  assert family.identity(*given) != usual
+
+
+def test_an_override_of_what_a_method_sets_is_refused(tmp_path):
+  given = options(tmp_path, override=("attack.num_steps=3",))
+  with pytest.raises(InputError, match="would have no effect"):
+    family.config_of(given, "pgd", 1)
+
+
 def test_what_is_refused(tmp_path):
-  with pytest.raises(InputError, match=r"must be of standard, .* but magic is none"):
-    family.run(options(tmp_path / "study", chosen=("magic",)))
+  with pytest.raises(InputError, match=r"must be among standard, .* but magic is not"):
+    family.run(options(tmp_path / "study", methods=("magic",)))
   assert not (tmp_path / "study").exists()

@@ -1,6 +1,7 @@
 """The study of Goodfellow et al. in small: closed forms of its parts, what it leaves, resuming."""
 
 import copy
+import dataclasses
 import functools
 import json
 
@@ -13,12 +14,16 @@ from rounding import assert_close
 
 from robust_opt import losses
 from robust_opt.experiments import config
+from robust_opt.papers.goodfellow2015 import measure, report, study
 from robust_opt.papers.goodfellow2015 import nets as nets_lib
-from robust_opt.papers.goodfellow2015 import parts as parts
-from robust_opt.papers.goodfellow2015 import report as report
-from robust_opt.papers.goodfellow2015 import study
+from robust_opt.studies.options import values
 
-NUMBERS = study.Numbers(seeds=2, epochs=1, large_epochs=0, members=2, tested=40, minimal=4)
+PRESET = study.Preset(seeds=2, epochs=1, large_epochs=0, members=2, tested=40, minimal=4)
+
+
+def options(workdir, dataset="digits", **changed):
+  preset = dataclasses.replace(PRESET, **changed)
+  return study.Options(dataset=dataset, workdir=workdir, preset=preset)
 
 
 def linear(w, top="softmax"):
@@ -27,7 +32,7 @@ def linear(w, top="softmax"):
   def logits(w, x):
     return x.reshape(len(x), -1) @ w
 
-  return nets_lib.Net(jax.tree_util.Partial(logits, w), nets_lib.loss_of(top), top)
+  return nets_lib.TrainedNet(jax.tree_util.Partial(logits, w), nets_lib.loss_of(top), top)
 
 
 # A product over 4 pixels, forward and back, and a softmax.
@@ -39,7 +44,7 @@ Y = (X.reshape(200, 4) @ (W[:, 1] - W[:, 0]) > 0).astype(jnp.int32)
 
 def test_fgsm_of_a_linear_net_is_its_exact_worst_case():
   radius = 0.1
-  found = parts.judged({"net": linear(W)}, X, Y, radius)["net"]
+  found = measure.error_rates({"net": linear(W)}, X, Y, radius)["net"]
   assert found["clean"]["error"] == 0.0
   assert found["clean"]["mistakes"] is None
   difference = W[:, 1] - W[:, 0]
@@ -57,7 +62,7 @@ def test_gradients_of_parts_are_those_of_the_whole():
   assert len(X) % 7
 
 
-def test_fgsm_is_not_cut_to_the_box():
+def test_fgsm_is_not_clipped_to_the_box():
   moved = nets_lib.fgsm(linear(W), X, Y, 2.0)
   close(jnp.abs(moved - X), 2.0)
 
@@ -69,7 +74,7 @@ def test_an_ensemble_of_equals_is_its_member():
     losses.probabilities(nets_lib.logits(whole, X), "softmax"),
     losses.probabilities(nets_lib.logits(net, X), "softmax"),
   )
-  found = parts.of_ensemble([net, net], X, Y, 0.1)
+  found = measure.ensemble_errors([net, net], X, Y, 0.1)
   assert found["ensemble"] == found["member"] == found["member alone"] > found["clean"] == 0.0
 
 
@@ -82,9 +87,9 @@ def test_an_ensemble_averages_probabilities():
 
 def test_a_net_transfers_to_itself_and_its_opposite_gains():
   nets = {"softmax": linear(W), "mlp": linear(W[:, ::-1])}
-  found = parts.transferred(nets, X, Y, 0.1)
+  found = measure.transfer_accuracy(nets, X, Y, 0.1)
   accuracy = np.asarray(found["accuracy"])
-  own = parts.judged(nets, X, Y, 0.1)
+  own = measure.error_rates(nets, X, Y, 0.1)
   assert found["names"] == ["softmax", "mlp"]
   assert 1 - accuracy[0, 0] == pytest.approx(own["softmax"]["adversarial"]["error"], abs=1e-6)
   np.testing.assert_allclose(accuracy[0, 0] + accuracy[0, 1], 1.0)  # two classes, opposite answers
@@ -92,27 +97,27 @@ def test_a_net_transfers_to_itself_and_its_opposite_gains():
 
 @pytest.mark.slow
 def test_the_sweep_of_a_linear_net_is_a_line():
-  found = parts.swept(linear(W), X, Y, 0.25)
+  found = measure.epsilon_sweep(linear(W), X, Y, 0.25)
   assert found["line"] == pytest.approx(1.0, abs=1e-4)
   assert found["runs"] == pytest.approx(1.0)
   assert found["wrong_everywhere_beyond"] > 0.5
 
 
 def test_slices_of_a_linear_net_are_halves():
-  classes, regions = parts.sliced(linear(W), X[:6], Y[:6], 4.0, jax.random.key(2))
+  classes, regions = measure.plane_slices(linear(W), X[:6], Y[:6], 4.0, jax.random.key(2))
   assert classes.shape == (6, 41, 41)
   assert regions == 1.0
 
 
 def test_no_wrong_region_is_no_number():
   constant = linear(jnp.zeros((4, 2)))
-  _, regions = parts.sliced(constant, X[:3], jnp.zeros(3, int), 0.1, jax.random.key(0))
+  _, regions = measure.plane_slices(constant, X[:3], jnp.zeros(3, int), 0.1, jax.random.key(0))
   assert regions is None
 
 
 def test_rubbish_of_a_confident_net_and_of_one_that_knows_nothing():
   nets = {"sure": linear(100.0 * W), "unsure": linear(jnp.zeros((4, 2)), "sigmoid")}
-  found = parts.rubbish(nets, X, jax.random.key(0))
+  found = measure.rubbish(nets, X, jax.random.key(0))
   assert set(found["sure"]) == {"normal", "uniform", "shuffled"}
   assert all(rate > 0.9 for rate in found["sure"].values())
   assert all(rate == 0.0 for rate in found["unsure"].values())
@@ -121,7 +126,7 @@ def test_rubbish_of_a_confident_net_and_of_one_that_knows_nothing():
 @pytest.mark.slow
 def test_minimal_examples_are_fooled_ones():
   nets = {"maxout": linear(W), "mlp": linear(W), "softmax": linear(W[:, ::-1])}
-  found = parts.minimal(nets, X[:6], Y[:6], num_steps=10)["maxout"]
+  found = measure.minimal(nets, X[:6], Y[:6], num_steps=10)["maxout"]
   assert found["found"] >= 5
   assert found["error"]["mlp"] == 1.0
   assert found["error"]["softmax"] == 0.0
@@ -131,30 +136,30 @@ def test_minimal_examples_are_fooled_ones():
 def test_no_minimal_example_is_no_share():
   """Of images that are misclassified as they are."""
   constant = linear(jnp.zeros((4, 2)))
-  found = parts.minimal({"maxout": constant, "mlp": constant}, X[:3], jnp.ones(3, int), 2)
+  found = measure.minimal({"maxout": constant, "mlp": constant}, X[:3], jnp.ones(3, int), 2)
   assert found["maxout"] == {"found": 0, "norm": None, "error": {"maxout": None, "mlp": None}}
 
 
-def test_the_ground_and_its_kinds():
-  ground = nets_lib.ground("mnist")
-  config.validate(ground)
-  plain = config.as_dict(nets_lib.config_of("maxout", ground, 3, 1))
+def test_every_kind_is_a_config_of_its_own(tmp_path):
+  given = options(tmp_path, "mnist", epochs=3, large_epochs=3)
+
+  def made(kind):
+    return study.config_of(given, kind, 1)
+
+  plain = config.as_dict(made("maxout"))
   for kind in nets_lib.KINDS | nets_lib.LARGE:
-    changed = nets_lib.config_of(kind, ground, 3, 1)
-    config.validate(changed)
-    assert bool(config.differences(plain, config.as_dict(changed))) == (kind != "maxout")
-  adversarial = nets_lib.config_of("maxout_adversarial", ground, 3, 1)
+    assert bool(config.differences(plain, config.as_dict(made(kind)))) == (kind != "maxout")
+  adversarial = made("maxout_adversarial")
   assert adversarial.objective.to_dict() == {"name": "mixture", "alpha": 0.5}
   assert adversarial.evaluation.checkpoint == "best"
-  halves = [nets_lib.config_of(f"maxout_{part}_half", ground, 3, 1) for part in ("first", "second")]
+  halves = [made(f"maxout_{part}_half") for part in ("first", "second")]
   assert [half.dataset.train_start for half in halves] == [0, 30_000]
   assert [half.training.epochs for half in halves] == [6, 6]
-  assert nets_lib.config_of("mlp_hidden", ground, 3, 1).uncertainty.radius == 0.0
-  assert ground.training.epochs != 3  # the ground stays as it was
+  assert made("mlp_hidden").uncertainty.radius == 0.0
 
 
-def found_of(seeds=3):
-  """What a study could have found."""
+def measured_of(seeds=3):
+  """What a study could have measured."""
   rng = np.random.default_rng(0)
 
   def near(value):
@@ -168,7 +173,7 @@ def found_of(seeds=3):
 
   judged = dict.fromkeys(nets_lib.KINDS, (0.02, 0.9))
   judged |= {"maxout_adversarial": (0.01, 0.2), "mlp_adversarial": (0.02, 0.3)}
-  names = list(parts.TRANSFER)
+  names = list(measure.TRANSFER)
   runs = [
     {
       "examples": 40,
@@ -191,7 +196,7 @@ def found_of(seeds=3):
     }
     for _ in range(seeds)
   ]
-  strengths = list(parts.STRENGTHS)
+  strengths = list(measure.STRENGTHS)
   fine = [0.01] * len(strengths)
   decay = [0.01 if s < 0.05 else 0.5 for s in strengths]
   logistic = {
@@ -206,14 +211,14 @@ def found_of(seeds=3):
       "pull": strengths,
     },
   }  # fmt: skip
-  n = np.asarray(parts.DIMENSIONS, float)
+  n = np.asarray(measure.DIMENSIONS, float)
   growth = {"worst": (0.25 * n).tolist(), "noise": (0.3 * n**0.5).tolist()}
   ensemble = {"clean": 0.01, "ensemble": 0.9, "member": 0.8, "member alone": 0.95}
   return {"seeds": runs, "once": {"logistic": logistic, "growth": growth}, "ensemble": ensemble}
 
 
 def test_claims_follow_from_the_numbers():
-  shown = report.tables_of(found_of(), "mnist", NUMBERS._asdict())
+  shown = report.tables_of(measured_of(), "mnist", values(PRESET))
   verdicts = {row["claim"].split(":")[0]: row["holds here"] for row in shown["claims"].rows}
   assert verdicts["Adversarial training lowers the clean error"] == "yes"
   assert verdicts["The wrong class is stable"] == "no"
@@ -223,12 +228,12 @@ def test_claims_follow_from_the_numbers():
 
 
 def test_claims_that_fail_are_said_to_fail():
-  found, rng = copy.deepcopy(found_of()), np.random.default_rng(1)
+  found, rng = copy.deepcopy(measured_of()), np.random.default_rng(1)
   for seed in found["seeds"]:
     seed["judged"]["maxout_signs"]["adversarial"]["error"] = 0.01 * rng.random()
   found["once"]["growth"]["noise"] = found["once"]["growth"]["worst"]
   found["ensemble"]["ensemble"] = 0.1
-  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["claims"].rows
+  rows = report.tables_of(found, "mnist", values(PRESET))["claims"].rows
   failed = {row["claim"].split(":")[0].split(",")[0] for row in rows if row["holds here"] == "no"}
   assert failed >= {
     "More than random signs do",
@@ -238,25 +243,25 @@ def test_claims_that_fail_are_said_to_fail():
 
 
 def test_a_control_that_has_not_learnt_is_no_evidence():
-  found = found_of()
+  found = measured_of()
   for seed in found["seeds"]:
     seed["judged"]["mlp_hidden"]["clean"]["error"] = 0.89
-  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["claims"].rows
+  rows = report.tables_of(found, "mnist", values(PRESET))["claims"].rows
   row = next(row for row in rows if "hidden layers" in row["claim"])
   assert not row["ours"]
   assert row["holds here"] == "not judged: the control has not learnt (89 % clean error)"
 
 
 def test_no_minimal_example_is_no_evidence():
-  found = found_of()
+  found = measured_of()
   found["seeds"][0]["minimal"]["maxout"]["error"]["mlp"] = None
-  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["claims"].rows
+  rows = report.tables_of(found, "mnist", values(PRESET))["claims"].rows
   (row,) = (row for row in rows if "L-BFGS" in row["claim"])
   assert row["holds here"] == "not measured: no example was found"
 
 
 def test_one_seed_is_said_to_be_one():
-  tables = report.tables_of(found_of(seeds=1), "mnist", NUMBERS._asdict())
+  tables = report.tables_of(measured_of(seeds=1), "mnist", values(PRESET))
   rows = {row["claim"].split(":")[0]: row["holds here"] for row in tables["claims"].rows}
   assert rows["Adversarial training lowers the clean error"] == "one seed"
   assert (
@@ -266,7 +271,7 @@ def test_one_seed_is_said_to_be_one():
 
 
 def test_numbers_stand_beside_the_published_ones():
-  table = report.tables_of(found_of(), "mnist", NUMBERS._asdict())["numbers"]
+  table = report.tables_of(measured_of(), "mnist", values(PRESET))["numbers"]
   row = next(row for row in table.rows if row["what"].startswith("softmax regression: adv"))
   assert row["published"] == "99.9"
   assert row["ours"].mean == pytest.approx(0.9, abs=1e-3)
@@ -278,10 +283,10 @@ def test_numbers_stand_beside_the_published_ones():
 
 
 def test_a_seed_that_failed_is_in_no_mean():
-  found = found_of()
+  found = measured_of()
   found["seeds"][1]["judged"]["maxout"]["clean"]["error"] = 0.8865
   found["seeds"][1]["judged"]["maxout"]["adversarial"]["error"] = 1.0
-  rows = report.tables_of(found, "mnist", NUMBERS._asdict())["numbers"].rows
+  rows = report.tables_of(found, "mnist", values(PRESET))["numbers"].rows
   clean, adversarial = rows[4]["ours"], rows[5]["ours"]
   assert rows[4]["what"] == "maxout: clean error"
   assert clean.failed == adversarial.failed == (False, True, False)
@@ -291,8 +296,8 @@ def test_a_seed_that_failed_is_in_no_mean():
 
 @pytest.mark.slow
 def test_a_small_study(tmp_path, monkeypatch, capsys):
-  options = study.Options("digits", tmp_path / "study", NUMBERS)
-  table = study.run(options)
+  given = options(tmp_path / "study")
+  table = study.run(given)
   assert len(table.rows) > 30
   assert {len(row["ours"].seeds) for row in table.rows} == {1, 2}
   results = tmp_path / "study" / "results"
@@ -312,9 +317,9 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
     raise AssertionError("it was done before")
 
   monkeypatch.setattr(study, "_measure", never)
-  monkeypatch.setattr(parts, "of_ensemble", never)
+  monkeypatch.setattr(measure, "ensemble_errors", never)
   before = (results / "found.json").read_bytes()
-  study.run(options)
+  study.run(given)
   assert (results / "found.json").read_bytes() == before
 
 
@@ -331,6 +336,5 @@ def test_the_number_of_cifar10(tmp_path, monkeypatch):
     return datasets.from_arrays(pixels, labels, name=name, split=split)
 
   monkeypatch.setattr("robust_opt.data.datasets.load", images)
-  numbers = NUMBERS._replace(seeds=1, members=0)
-  table = study.run(study.Options("cifar10", tmp_path / "study", numbers))
+  table = study.run(options(tmp_path / "study", "cifar10", seeds=1, members=0))
   assert [row["published"] for row in table.rows] == ["87.15", "96.6", ""]

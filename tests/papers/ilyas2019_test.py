@@ -1,5 +1,6 @@
 """The study of robust and non-robust features in small: what it leaves, that it resumes."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from robust_opt.experiments import build
 from robust_opt.papers import ilyas2019
 from robust_opt.studies.study import Study
 
-NUMBERS = ilyas2019.Numbers(
+PRESET = ilyas2019.Preset(
   seeds=2,
   epochs=2,
   examples=200,
@@ -27,7 +28,7 @@ NUMBERS = ilyas2019.Numbers(
 
 
 def options(workdir, **changed):
-  return ilyas2019.Options("digits", workdir, NUMBERS._replace(**changed))
+  return ilyas2019.Options("digits", workdir, PRESET._replace(**changed))
 
 
 def test_sets_are_made_of_the_right_nets(tmp_path):
@@ -67,34 +68,38 @@ def test_the_original_is_as_large_as_what_is_made_of_it(tmp_path):
     given = options(tmp_path)
     study = Study(tmp_path, {}, work=1.0)
     with pytest.raises(StopIteration):
-      ilyas2019._learn(given, study, "original", 1)
-  assert seen == [NUMBERS.examples]
+      ilyas2019._train_on(given, study, "original", 1)
+  assert seen == [PRESET.examples]
 
 
-def test_every_ground_is_valid_and_keeps_what_is_overridden(tmp_path):
-  for dataset in ilyas2019.GROUNDS:
-    numbers = ilyas2019.PRESETS["paper", dataset]
-    given = ilyas2019.Options(dataset, tmp_path, numbers, override=["training.batch_size=50"])
-    config = ilyas2019.config_of(given, 3)
-    assert (config.seed, config.dataset.name, config.training.batch_size) == (3, dataset, 50)
-    assert config.attack.num_steps == 0
-    assert (config.uncertainty.name, config.uncertainty.box) == ("l2", True)
-  with pytest.raises(InputError, match=r"--override=model\.depth=3 does not fit"):
-    ilyas2019.config_of(given._replace(override=["model.depth=3"]), 1)
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "cifar10"])
+def test_every_base_config_is_valid_and_keeps_what_is_overridden(dataset, tmp_path):
+  given = ilyas2019.Options(
+    dataset=dataset,
+    workdir=tmp_path,
+    preset=ilyas2019.PRESETS["paper", dataset],
+    override=("training.batch_size=50",),
+  )
+  config = ilyas2019.config_of(given, 3)
+  assert (config.seed, config.dataset.name, config.training.batch_size) == (3, dataset, 50)
+  assert config.attack.num_steps == 0
+  assert (config.uncertainty.name, config.uncertainty.box) == ("l2", True)
+  with pytest.raises(InputError, match=r"--override=training\.epochs=3 would have no effect"):
+    ilyas2019.config_of(dataclasses.replace(given, override=("training.epochs=3",)), 1)
 
 
-def test_claims_are_judged_by_paired_differences():
+def test_claims_are_decided_by_paired_differences():
   def runs(clean, robust):
     return [{"clean": c, "robust": r} for c, r in zip(clean, robust, strict=True)]
 
-  learnt = {
+  measured = {
     "original": runs([0.99, 0.98, 0.99], [0.10, 0.11, 0.10]),
     "D_R": runs([0.9, 0.9, 0.9], [0.50, 0.52, 0.51]),
     "D_NR": runs([0.9, 0.9, 0.9], [0.12, 0.10, 0.11]),
     "D_rand": runs([0.6, 0.62, 0.61], [0.0, 0.0, 0.0]),
     "D_det": runs([0.05, 0.06, 0.05], [0.0, 0.0, 0.0]),
   }
-  rows = ilyas2019.claims(learnt, 0.1).rows
+  rows = ilyas2019.claims_table(measured).rows
   assert [row["holds here"] for row in rows[:3]] == ["yes", "yes", "yes"]
   assert rows[3]["holds here"] != "yes"
   assert rows[0]["difference (points)"] == "+40.67"
@@ -118,7 +123,7 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   def never(*_):
     raise AssertionError("it was done before")
 
-  monkeypatch.setattr(ilyas2019, "_judge", never)
+  monkeypatch.setattr(ilyas2019, "_evaluate", never)
   monkeypatch.setattr(ilyas2019.experiment, "train", never)
   monkeypatch.setattr(ilyas2019.construct, "_shard", never)
   assert ilyas2019.run(options(tmp_path / "study")).rows == table.rows

@@ -13,7 +13,7 @@ from robust_opt.theory.linear import comparisons
 @pytest.mark.slow
 def test_the_study(tmp_path, monkeypatch):
   monkeypatch.setattr(linear_theory, "EPOCHS", 100)
-  rows = linear_theory.run(tmp_path / "out")
+  rows = linear_theory.run(tmp_path / "out").rows
   exact = [row for row in rows if not row["claim"].startswith("Algorithm 1")]
   assert len(exact) == 10
   assert all(row["holds"] == "yes" for row in exact)

@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 
-from robust_opt import evaluate
-from robust_opt.evaluation import autoattack, trust
+from robust_opt.evaluation import phases, trust
 from robust_opt.experiments import config, run
+from robust_opt.studies import evaluation
 from robust_opt.training.overfitting import Overfitting
 
 # Would break out of an attribute, a tag or a script if it were not escaped.
 NASTY_NAME = "<b>\"'&run with a rather long name, as they are"
 NASTY_TITLE = "</script><img src='x' onerror='alert(1)'>"
-SMALL = (autoattack._apgd_ce(5), autoattack._apgd_t(5, 2))
+SMALL = (phases.apgd_ce(5), phases.apgd_t(5, 2))
 
 
 def checks(*passed):
@@ -33,13 +33,12 @@ def trained(tmp_path_factory):
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0)
   run.run(c, workdir)
-  options = evaluate.Options(
-    {"workdir": str(workdir)}, "linf", 0.1, "quick", examples=60, batch_size=64
-  )
+  source = {"workdir": str(workdir)}
+  options = evaluation.Options(source, version="quick", examples=60, batch_size=64)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(autoattack.VERSIONS, "quick", SMALL)
+    patch.setitem(phases.VERSIONS, "quick", SMALL)
     patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
-    assert not evaluate.run(options)
+    assert not evaluation.run(options)
   return workdir
 
 

@@ -196,8 +196,8 @@ def test_few_examples_are_from_every_attack_and_class():
   labels = np.array([0, 0, 0, 0, 0, 0, 1, 0])
   ids = np.flatnonzero(broken_by > 0)
   answer = autoattack.Verdict(("clean", "a", "b"), labels, broken_by, np.zeros((6, 2, 2, 1)))
-  claim = verdict.Claim("linf", 0.1, "quick", 0, 8, {}, "", "", "")
-  stored = verdict.Stored(claim, answer, labels, ids, np.zeros(6), 0.1)
+  claim = verdict.Claim(verdict.ball_config("linf", 0.1), "quick", 0, 8, {}, "", "", "")
+  stored = verdict.StoredVerdict(claim, answer, labels, ids, np.zeros(6), 0.1)
   assert [int(ids[k]) for k in examples.balanced_subset(stored, 3)] == [0, 4, 6]
   assert [int(ids[k]) for k in examples.balanced_subset(stored, 4)] == [0, 1, 4, 6]
   assert len(examples.balanced_subset(stored, 60)) == 6

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from robust_opt import tables
 from robust_opt.errors import InputError
 from robust_opt.studies.study import REVISION, Study, command
 
@@ -44,17 +45,25 @@ def test_what_was_done_before_tells_nothing_of_the_rest(tmp_path, capsys):
   assert "left" not in capsys.readouterr().out
 
 
-def test_how_it_came_about(tmp_path, monkeypatch):
+def test_results_and_how_they_were_made(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr("sys.argv", ["it", "--seeds=2", f"--workdir={tmp_path}"])
-  study = Study(tmp_path, {"a": 1}, work=1.0)
-  with study.timed("part"):
+  with Study(tmp_path, {"a": 1}, work=1.0) as study, study.timed("part"):
     pass
-  made = study.made_by("robust_opt.papers.family", {"seeds": 2})
-  study.close()
-  assert made["command"] == "python -m robust_opt.papers.family --seeds=2"
-  assert made["numbers"] == {"seeds": 2}
-  assert made["wall_seconds"].keys() == {"part"}
-  assert str(tmp_path) not in json.dumps(made)
+  manifest = study.manifest("robust_opt.papers.family", {"seeds": 2})
+  assert manifest["command"] == "python -m robust_opt.papers.family --seeds=2"
+  assert manifest["numbers"] == {"seeds": 2}
+  assert manifest["wall_seconds"].keys() == {"part"}
+  assert str(tmp_path) not in json.dumps(manifest)
+  table = tables.Table("Nets", ["net"], [{"net": "a"}])
+  capsys.readouterr()
+  study.publish({"first": table, "second": table, "counts": {"n": 1}}, manifest, shown=["first"])
+  names = {path.name for path in (tmp_path / "results").iterdir()}
+  assert names == {
+    *(f"{name}.{suffix}" for name in ("first", "second") for suffix in ("md", "csv", "json")),
+    "counts.json",
+    "manifest.json",
+  }
+  assert capsys.readouterr().out.count("**Nets**") == 1
 
 
 def test_a_value_is_computed_once_for_what_it_is_made_from(tmp_path):

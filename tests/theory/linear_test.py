@@ -55,8 +55,8 @@ def double(function, *args):
 def test_margin_loss_is_attained(norm, loss):
   w, b, x, y, _ = linear_problem()
   radius = np.linspace(0.0, 0.5, 12)
-  worst = double(counterparts.margin_loss, w, b, x, y, norm, radius, loss)
-  delta = double(counterparts.margin_perturbation, w, x, y, norm, radius)
+  worst = double(counterparts.margin_loss, w, b, x, y, SETS[norm](radius), loss)
+  delta = double(counterparts.margin_perturbation, w, x, y, SETS[norm](radius))
   assert np.all(np.linalg.norm(delta, ORDERS[norm], axis=1) <= radius * (1 + 1e-9))
   np.testing.assert_allclose(worst, PHI[loss](y * ((x + delta) @ w + b)), rtol=1e-6, atol=1e-12)
   other = np.random.default_rng(1).normal(size=(50, *x.shape))
@@ -68,8 +68,8 @@ def test_margin_loss_is_attained(norm, loss):
 def test_squared_loss_is_attained(norm):
   w, b, x, _, y = linear_problem()
   y = np.append(y[:-1], x[-1] @ w + b)  # one without a residual
-  worst = double(counterparts.squared_loss, w, b, x, y, norm, 0.3)
-  delta = double(counterparts.squared_perturbation, w, b, x, y, norm, 0.3)
+  worst = double(counterparts.squared_loss, w, b, x, y, SETS[norm](0.3))
+  delta = double(counterparts.squared_perturbation, w, b, x, y, SETS[norm](0.3))
   assert np.all(np.linalg.norm(delta, ORDERS[norm], axis=1) <= 0.3 * (1 + 1e-9))
   np.testing.assert_allclose(worst, ((x + delta) @ w + b - y) ** 2, rtol=1e-6)
   other = np.random.default_rng(1).normal(size=(50, *x.shape))
@@ -105,8 +105,8 @@ def test_total_hinge_is_attained(norm, separation):
   """Also for data with slack, for which it is less than the norm-regularised hinge."""
   w, b, x, y, _ = linear_problem()
   x = x + separation * y[:, None] * w
-  worst = double(counterparts.total_hinge_loss, w, b, x, y, norm, 2.0)
-  delta = double(counterparts.total_hinge_perturbation, w, b, x, y, norm, 2.0)
+  worst = double(counterparts.total_hinge_loss, w, b, x, y, SETS[norm](2.0))
+  delta = double(counterparts.total_hinge_perturbation, w, b, x, y, SETS[norm](2.0))
   assert np.linalg.norm(delta, ORDERS[norm], axis=1).sum() <= 2.0 * (1 + 1e-9)
   attained = PHI["hinge"](y * ((x + delta) @ w + b)).sum()
   np.testing.assert_allclose(worst, attained, rtol=1e-6, atol=1e-9)
@@ -117,7 +117,9 @@ def test_total_hinge_is_attained(norm, separation):
   if separation == 1e3:
     assert worst == 0.0 < regularised
   shares = np.random.default_rng(1).dirichlet(np.full(12, 0.3), size=50)
-  along = double(counterparts.margin_perturbation, w, x, y, norm, 2.0)  # the best for every share
+  along = double(
+    counterparts.margin_perturbation, w, x, y, SETS[norm](2.0)
+  )  # the best for every share
   for share in shares[..., None]:
     assert PHI["hinge"](y * ((x + share * along) @ w + b)).sum() <= worst + 1e-9
 
@@ -135,7 +137,7 @@ def test_goodfellows_formula(label):
   worst = np.logaddexp(0, -y * scores).max(0).mean()
   formula = np.logaddexp(0, r * np.abs(w).sum() - y * (x @ w + b)).mean()
   printed = np.logaddexp(0, r * np.abs(w).sum() - (x @ w + b)).mean()
-  found = double(counterparts.margin_loss, w, b, x, y, "linf", r).mean()
+  found = double(counterparts.margin_loss, w, b, x, y, ro.LInf(r)).mean()
   np.testing.assert_allclose([found, formula], worst, rtol=1e-9)
   assert (abs(printed - worst) < 1e-9) == (label == 1.0)
 
@@ -155,7 +157,7 @@ def test_algorithm_1_descends_the_exact_counterpart(norm):
 
     @jax.jit
     def exact(w, b):
-      return jnp.mean(counterparts.margin_loss(w, b, x, y, norm, 0.2))
+      return jnp.mean(counterparts.margin_loss(w, b, x, y, SETS[norm](0.2)))
 
     for point in (w, 1e-3 * w):
       np.testing.assert_allclose(method(point, b), exact(point, b), rtol=1e-9)
@@ -172,12 +174,12 @@ def test_counterparts_are_traced_and_mapped():
   w, b, x, y, _ = (jnp.asarray(a, jnp.float32) for a in linear_problem())
   radii = jnp.array([0.0, 0.1, 0.3])
   for norm in ORDERS:
-    swept = jax.jit(jax.vmap(lambda r, norm=norm: counterparts.margin_loss(w, b, x, y, norm, r)))(
-      radii
-    )
+    swept = jax.jit(
+      jax.vmap(lambda r, norm=norm: counterparts.margin_loss(w, b, x, y, SETS[norm](r)))
+    )(radii)
     assert swept.shape == (3, 12)
     np.testing.assert_allclose(
-      swept[1], counterparts.margin_loss(w, b, x, y, norm, 0.1), rtol=1e-5, atol=1e-6
+      swept[1], counterparts.margin_loss(w, b, x, y, SETS[norm](0.1)), rtol=1e-5, atol=1e-6
     )
   for noise in ("frobenius", "columns"):
     gradient = jax.jit(jax.grad(counterparts.least_squares), static_argnums=(4,))
@@ -188,8 +190,8 @@ def test_counterparts_are_traced_and_mapped():
 @EVERY_LOSS
 def test_margin_minimum_is_certified(norm, loss):
   _, _, x, y, _ = linear_problem()
-  found = solve.margin(x, y, norm, 0.1, loss)
-  value = double(counterparts.margin_loss, found.w, found.b, x, y, norm, 0.1, loss).mean()
+  found = solve.margin(x, y, SETS[norm](0.1), loss)
+  value = double(counterparts.margin_loss, found.w, found.b, x, y, SETS[norm](0.1), loss).mean()
   np.testing.assert_allclose(found.value, value, rtol=1e-9)
   assert -1e-12 <= found.gap <= 1e-7 * found.value
 
@@ -197,8 +199,8 @@ def test_margin_minimum_is_certified(norm, loss):
 @EVERY_NORM
 def test_squared_minimum_is_certified(norm):
   _, _, x, _, y = linear_problem()
-  found = solve.squared(x, y, norm, 0.1)
-  value = double(counterparts.squared_loss, found.w, found.b, x, y, norm, 0.1).mean()
+  found = solve.squared(x, y, SETS[norm](0.1))
+  value = double(counterparts.squared_loss, found.w, found.b, x, y, SETS[norm](0.1)).mean()
   np.testing.assert_allclose(found.value, value, rtol=1e-9)
   assert -1e-12 <= found.gap <= 1e-7 * found.value
 
@@ -216,13 +218,13 @@ def test_least_squares_minimum_is_certified(noise):
 def test_robust_svm_is_the_regularised_svm(norm):
   """The minimum of the worst case over the shared budget is that of hinges + c |w|_q."""
   _, _, x, y, _ = linear_problem()
-  found = solve.svm(x, y, norm, 1.5)
+  found = solve.svm(x, y, SETS[norm](1.5))
   assert -1e-12 <= found.gap <= 1e-7 * found.value
-  worst = double(counterparts.total_hinge_loss, found.w, found.b, x, y, norm, 1.5)
+  worst = double(counterparts.total_hinge_loss, found.w, found.b, x, y, SETS[norm](1.5))
   np.testing.assert_allclose(worst, found.value, rtol=1e-6)
   # No other w is better against the shared budget: it is the regularised objective everywhere.
   for w in found.w + 0.3 * np.random.default_rng(0).normal(size=(20, 4)):
-    other = double(counterparts.total_hinge_loss, w, found.b, x, y, norm, 1.5)
+    other = double(counterparts.total_hinge_loss, w, found.b, x, y, SETS[norm](1.5))
     assert other >= found.value - found.gap
 
 
@@ -258,7 +260,7 @@ def test_paths_lie_on_each_other():
 @EVERY_NORM
 def test_algorithm_1_reaches_the_certified_optimum(norm):
   _, _, x, y, _ = linear_problem()
-  run = algorithm1_gap(x, y, norm, 0.1, jax.random.key(0), num_epochs=200, batch_size=4)
+  run = algorithm1_gap(x, y, SETS[norm](0.1), jax.random.key(0), num_epochs=200, batch_size=4)
   assert run.gap.shape == (201,)
   assert np.all(run.gap > -1e-9), "nothing lies below the lower bound"
   assert run.gap[0] > 0.05 * run.optimum.value, "it has something to learn"
@@ -268,30 +270,36 @@ def test_algorithm_1_reaches_the_certified_optimum(norm):
 def test_separable_classes():
   """The logistic loss has no minimum then, and the hinge has one, 0."""
   x, y = np.array([[-2.0, 0.0], [-3.0, 1.0], [2.0, 0.0], [3.0, 1.0]]), np.array([-1.0, -1, 1, 1])
-  assert abs(solve.margin(x, y, "l2", 0.5, "hinge").value) < 1e-7
+  assert abs(solve.margin(x, y, ro.L2(0.5), "hinge").value) < 1e-7
   with pytest.raises(InputError, match="separates the classes at radius"):
-    solve.margin(x, y, "l2", 0.5)
-  assert solve.margin(x, y, "l2", 2.5).gap < 1e-7  # wider than the gap between them
+    solve.margin(x, y, ro.L2(0.5))
+  assert solve.margin(x, y, ro.L2(2.5)).gap < 1e-7  # wider than the gap between them
 
 
 @pytest.mark.parametrize(
   ("call", "words"),
   [
-    (lambda w, b, x, y, t: counterparts.dual_norm(w, "l3"), "norm must be"),
-    (lambda w, b, x, y, t: counterparts.margin_loss(w, b, x, y, "l2", -1.0), "radius must be"),
-    (lambda w, b, x, y, t: counterparts.margin_loss(w, b, x, t, "l2", 1.0), "-1 or 1"),
-    (lambda w, b, x, y, t: counterparts.margin_loss(w, b, x, y, "l2", 1.0, "no"), "loss must be"),
-    (lambda w, b, x, y, t: counterparts.squared_loss(w[1:], b, x, t, "l2", 1.0), "one entry"),
+    (lambda w, b, x, y, t: counterparts.margin_loss(w, b, x, y, "l3"), "margin_loss takes ro.LInf"),
+    (
+      lambda w, b, x, y, t: counterparts.squared_loss(w, b, x, t, ro.L2(1.0, (0.0, 1.0))),
+      "squared_loss takes a set without a box",
+    ),
+    (lambda w, b, x, y, t: counterparts.margin_loss(w, b, x, t, ro.L2(1.0)), "-1 or 1"),
+    (lambda w, b, x, y, t: counterparts.margin_loss(w, b, x, y, ro.L2(1.0), "no"), "loss must be"),
+    (lambda w, b, x, y, t: counterparts.squared_loss(w[1:], b, x, t, ro.L2(1.0)), "one entry"),
+    (lambda w, b, x, y, t: counterparts.least_squares(w, b, x, t, "columns", -1.0), "radius must"),
     (lambda w, b, x, y, t: counterparts.least_squares(w, b, x, t, "rows", 1.0), "noise must be"),
     (lambda w, b, x, y, t: solve.least_squares(x, t, np.array([0, 2, 0, 0]), 1.0), "without a gap"),
     (lambda w, b, x, y, t: solve.least_squares(x, t, "columns", np.ones(3)), "each of the 4"),
-    (lambda w, b, x, y, t: solve.margin(x, t, "l2", 1.0), "both -1 and 1"),
-    (lambda w, b, x, y, t: solve.margin(x, y, "l3", 1.0), "norm must be"),
-    (lambda w, b, x, y, t: solve.margin(x, y, "l2", 1.0, "no"), "loss must be"),
+    (lambda w, b, x, y, t: solve.margin(x, t, ro.L2(1.0)), "both -1 and 1"),
+    (lambda w, b, x, y, t: solve.margin(x, y, ro.sets.L0(1, 1.0)), "margin takes ro.LInf.*a L0"),
+    (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(0.0)), "must be > 0"),
+    (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(np.ones(12))), "takes one radius"),
+    (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(1.0), "no"), "loss must be"),
     (lambda w, b, x, y, t: solve.lasso(x, t, 0.0), "must be > 0"),
-    (lambda w, b, x, y, t: solve.squared(x, t[1:], "l2", 1.0), "shapes"),
+    (lambda w, b, x, y, t: solve.squared(x, t[1:], ro.L2(1.0)), "shapes"),
     (
-      lambda w, b, x, y, t: algorithm1_gap(x, y, "l2", 0.1, jax.random.key(0), batch_size=13),
+      lambda w, b, x, y, t: algorithm1_gap(x, y, ro.L2(0.1), jax.random.key(0), batch_size=13),
       "from 1 to 12",
     ),
   ],
@@ -312,7 +320,7 @@ def test_the_adversarys_path_is_certified():
   radii = np.array([0.02, 0.1, 0.3])
   found = decay.logistic_path(x, y, radii, "adversary", num_steps=3000)
   for value, radius in zip(found.value, radii):
-    assert float(value) == pytest.approx(solve.margin(x, y, "linf", radius).value, abs=2e-4)
+    assert float(value) == pytest.approx(solve.margin(x, y, ro.LInf(radius)).value, abs=2e-4)
 
 
 def test_the_path_of_weight_decay_is_sklearns():

@@ -14,7 +14,7 @@ from rounding import assert_close, rounding
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.keys import keys_of
-from robust_opt.models import affine as layers_lib
+from robust_opt.models import affine
 from robust_opt.training import init_state, penalties
 
 SHAPE = (6, 6, 2)
@@ -43,9 +43,9 @@ def matrix_of(layer, shape):
 def random_layer(kind, padding="SAME", strides=(1, 1)):
   rng = np.random.default_rng(1)
   if kind == "dense":
-    return layers_lib.Dense(jnp.asarray(rng.normal(size=(72, 9)), jnp.float32)), (72,)
+    return affine.Dense(jnp.asarray(rng.normal(size=(72, 9)), jnp.float32)), (72,)
   kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32)
-  return layers_lib.Conv(kernel, 0.0, strides, padding), SHAPE
+  return affine.Conv(kernel, 0.0, strides, padding), SHAPE
 
 
 LAYERS = pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_its_gradient_is_the_outer_product_of_the_singular_vectors(given):
 
 
 def test_weights_of_zero_have_no_norm_and_no_gradient():
-  layer = layers_lib.Dense(jnp.zeros((5, 3)))
+  layer = affine.Dense(jnp.zeros((5, 3)))
   value, gradient = jax.value_and_grad(lambda layer: penalties.largest_singular_value(layer, (5,)))(
     layer
   )
@@ -96,17 +96,17 @@ def test_operator_norms_of_a_net(net):
   """Nothing but weights counts: neither the examples nor the standardisation."""
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch = batch_of((8, 8, 1))
-  of_net = functools.partial(layers_lib.from_params, net)
+  of_net = functools.partial(affine.layers_of, net)
   penalty = penalties.operator_norm(of_net, iterations=300)
   value = jax.jit(penalty)(params, {}, batch, keys_for(batch))
   shape, expected = (8, 8, 1), 0.0
   for layer in of_net(params):
-    if isinstance(layer, layers_lib.Dense | layers_lib.Conv):
+    if isinstance(layer, affine.Dense | affine.Conv):
       expected += np.linalg.norm(matrix_of(layer, shape), 2) ** 2
     shape = layer(jnp.zeros((1, *shape))).shape[1:]
   np.testing.assert_allclose(value, expected, rtol=1e-3)
   other = penalties.operator_norm(
-    functools.partial(layers_lib.from_params, net.clone(std=0.1)), iterations=300
+    functools.partial(affine.layers_of, net.clone(std=0.1)), iterations=300
   )
   close(other(params, {}, batch._replace(x=0 * batch.x), keys_for(batch)), value)
 
@@ -116,8 +116,8 @@ def jacobian_norms(net, params, x):
   total = []
   for example in x:
     h, value = example[None], 0.0
-    for stage in layers_lib.stages(layers_lib.from_params(net, params)):
-      run = functools.partial(layers_lib.apply, stage)
+    for stage in affine.stages(affine.layers_of(net, params)):
+      run = functools.partial(affine.apply, stage)
       value += float(jnp.sum(jax.jacobian(run)(h) ** 2))
       h = run(h)
     total.append(value)
@@ -129,7 +129,7 @@ def jacobian_norms(net, params, x):
 def test_layer_jacobians_are_estimated_without_bias(net):
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch = batch_of((8, 8, 1), size=2)
-  penalty = penalties.layer_jacobian(functools.partial(layers_lib.from_params, net))
+  penalty = penalties.layer_jacobian(functools.partial(affine.layers_of, net))
   seeds = jnp.arange(400)
   draws = jax.jit(
     lambda: jax.lax.map(
@@ -146,7 +146,7 @@ def test_layer_jacobians_in_closed_form():
   net = models.SoftmaxRegression(num_classes=3, mean=0.5, std=0.25)
   params, _ = models.init(net, jax.random.key(0), (4,))
   batch = batch_of((4,), size=1)
-  penalty = penalties.layer_jacobian(functools.partial(layers_lib.from_params, net))
+  penalty = penalties.layer_jacobian(functools.partial(affine.layers_of, net))
 
   @jax.jit
   def mean(params):
@@ -163,7 +163,7 @@ def test_layer_jacobians_in_closed_form():
 def test_stages_begin_where_weights_do():
   net = models.MnistCNN()
   params, _ = models.init(net, jax.random.key(0), (28, 28, 1))
-  groups = layers_lib.stages(layers_lib.from_params(net, params))
+  groups = affine.stages(affine.layers_of(net, params))
   names = [[type(layer).__name__ for layer in group] for group in groups]
   assert names == [
     ["Pad", "Affine", "Conv", "MaxPool", "ReLU"],
@@ -211,7 +211,7 @@ def test_no_gradient_is_no_direction():
 def test_an_example_is_penalised_by_itself():
   net = models.MLP(widths=(7,))
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
-  batch, of_net = batch_of((8, 8, 1)), functools.partial(layers_lib.from_params, net)
+  batch, of_net = batch_of((8, 8, 1)), functools.partial(affine.layers_of, net)
   backwards = jax.tree.map(lambda leaf: leaf[::-1], batch)
   for penalty in (
     penalties.layer_jacobian(of_net),
@@ -229,7 +229,7 @@ def test_the_learner_descends_loss_and_penalty():
   model, batch = models.from_linen(net), batch_of((8, 8, 1))
   optimizer = optax.sgd(0.1)
   penalty = penalties.weighted(
-    0.01, penalties.operator_norm(functools.partial(layers_lib.from_params, net))
+    0.01, penalties.operator_norm(functools.partial(affine.layers_of, net))
   )
   attack = ro.steepest(ro.LInf(0.1))
   make = functools.partial(ro.make_train_step, model, optimizer, ro.robust(), attack)

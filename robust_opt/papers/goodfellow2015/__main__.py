@@ -1,10 +1,9 @@
-"""Runs `python -m robust_opt.papers.goodfellow2015`; see robust_opt.papers.goodfellow2015.study."""
-
-from absl import app
+"""Runs the study of robust_opt.papers.goodfellow2015.study, which describes it."""
 
 from robust_opt import commands
-from robust_opt.papers.goodfellow2015.study import define_flags, main
+from robust_opt.papers.goodfellow2015 import study
+
+__doc__ = study.__doc__  # for --help
 
 if __name__ == "__main__":
-  define_flags()
-  app.run(commands.with_sentences(main), flags_parser=commands.parse)
+  commands.run_study(study.Options, study.PRESETS, study.run)

@@ -1,7 +1,7 @@
-"""The nets of Goodfellow et al. 2015: each kind is a config; no flags, nothing measured.
+"""The networks of Goodfellow et al. 2015, each kind as a config, and FGSM on them.
 
-config = config_of("maxout_adversarial", ground, epochs=10, seed=1)
-net = load("maxout_adversarial", workdir, places)
+config = config_of("maxout_adversarial", options, seed=1)
+net = load("maxout_adversarial", workdir, options.places)
 x_adv = fgsm(net, x, y, 0.25)
 """
 
@@ -19,23 +19,26 @@ import robust_opt as ro
 from robust_opt import losses
 from robust_opt.data import datasets
 from robust_opt.evaluation import collection
-from robust_opt.experiments import build, methods, target
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import methods, target
 from robust_opt.types import Array, LogitsFn, LossFn
 
-# l_inf, in pixels of [0, 1], never cut to the pixel box, as in the paper. Of its CIFAR-10 it does
-# not state the scaling. At MNIST's radius no net learns our digits of 8 x 8 pixels robustly.
+# l_inf, in pixels of [0, 1], without the pixel box, as in the paper. The paper does not state the
+# scaling of its CIFAR-10. At MNIST's radius no network learns our digits of 8 x 8 pixels robustly.
 RADII = {"mnist": 0.25, "cifar10": 0.1, "digits": 0.15}
+# The share of the input's radius that every hidden layer is perturbed by. On MNIST a network learns
+# at 0.2 and 0.4 (of 0.25), but not at 0.8 or at the input's own radius.
+HIDDEN_SHARE = 0.4
 
 
 class Kind(NamedTuple):
-  """One kind of net.
+  """One kind of network.
 
   Attributes:
     words: what it is, for a table.
     top: what its outputs are, for losses.probabilities.
     change: makes the config of standard maxout training into its own.
-    cost: of its training beside that of the standard maxout net, to tell progress by.
+    cost: of its training relative to the standard maxout network, to estimate the time left.
   """
 
   words: str
@@ -44,12 +47,12 @@ class Kind(NamedTuple):
   cost: float = 1.0
 
 
-class Net(NamedTuple):
-  """A trained net as it is attacked and judged.
+class TrainedNet(NamedTuple):
+  """A trained network as it is attacked and evaluated.
 
   Attributes:
     logits_fn: x [B, *S] -> [B, C].
-    loss: that it was trained by, and is attacked by.
+    loss: that it was trained by and is attacked by.
     top: of its kind.
   """
 
@@ -58,12 +61,11 @@ class Net(NamedTuple):
   top: str
 
 
-def ground(dataset: str) -> ConfigDict:
-  """Standard training of the maxout net of 2 x 240 units.
+def base_config(dataset: str) -> ConfigDict:
+  """Standard training of the maxout network of 2 x 240 units.
 
-  The paper's weights start uniform in +-0.005, and its rate of 0.1 is all but constant over
-  hundreds of epochs. In ten epochs such a net has hardly begun to learn; hence larger weights and
-  a cosine.
+  The paper's weights start uniform in +-0.005, and its rate of 0.1 is nearly constant over hundreds
+  of epochs. In ten epochs such a network barely begins to learn; hence larger weights and a cosine.
   """
   make = {"digits": config_lib.digits, "mnist": config_lib.mnist, "cifar10": config_lib.cifar}
   config = make[dataset]()
@@ -78,7 +80,9 @@ def ground(dataset: str) -> ConfigDict:
   config.optimizer.weight_decay = 0.0
   config.optimizer.max_column_norm = 1.9365
   config.training.shuffle = True
-  config.training.watch_examples = 0  # the best checkpoint is that of the own attack, as theirs
+  config.training.watch_examples = (
+    0  # the best checkpoint is by the run's own attack, as in the paper
+  )
   config.checkpoint.keep = 1
   _model(config, "Maxout", init_scale=0.05)
   return config
@@ -96,7 +100,7 @@ def _softmax(config: ConfigDict) -> None:
 
 
 def _adversarial(config: ConfigDict) -> None:
-  """Half of the loss at FGSM examples; the checkpoint of the least adversarial held-out error."""
+  """Half of the loss on FGSM examples; the checkpoint of the least adversarial held-out error."""
   methods.goodfellow(config)
   config.evaluation.checkpoint = "best"
 
@@ -134,13 +138,8 @@ def _mlp_adversarial(config: ConfigDict) -> None:
   config.evaluation.checkpoint = "best"
 
 
-# Of the input's radius, that every hidden layer is perturbed by. On MNIST a net learns at 0.2, 0.4
-# (of 0.25) and, at the input's own radius or 0.8 of it, not at all.
-HIDDEN_SHARE = 0.4
-
-
 def _mlp_hidden(config: ConfigDict) -> None:
-  """Hidden layers in place of the input; the paper does not say by how much."""
+  """Perturbs hidden layers instead of the input; the paper does not say by how much."""
   _mlp(config)
   methods.robust(config)
   config.uncertainty.hidden_radius = HIDDEN_SHARE * config.uncertainty.radius
@@ -158,13 +157,13 @@ def _plain(config: ConfigDict) -> None:
 
 def _conv_maxout(config: ConfigDict) -> None:
   _model(config, "ConvMaxout")
-  config.optimizer.learning_rate = 0.03  # at 0.1 one seed of two grew without bound
+  config.optimizer.learning_rate = 0.03  # at 0.1 one seed of two diverged
 
 
 def _kind(
-  words: str, top: str, change: Callable[..., None], *given: Any, cost: float = 1.0
+  words: str, top: str, change: Callable[..., None], *arguments: Any, cost: float = 1.0
 ) -> Kind:
-  return Kind(words, top, functools.partial(change, *given), cost)
+  return Kind(words, top, functools.partial(change, *arguments), cost)
 
 
 KINDS: dict[str, Kind] = {
@@ -192,29 +191,21 @@ CIFAR: dict[str, Kind] = {"conv_maxout": _kind("convolutional maxout", "softmax"
 ALL = KINDS | LARGE | CIFAR
 
 
-def config_of(kind: str, ground: ConfigDict, epochs: int, seed: int) -> ConfigDict:
-  """The config of one net."""
-  config = ConfigDict(ground).copy_and_resolve_references()
-  config.seed, config.training.epochs = seed, epochs
-  ALL[kind].change(config)
-  return config
-
-
-def load(kind: str, workdir: Path, places: dict[str, Any]) -> Net:
-  """The net of a finished run, at the checkpoint that the run reports on."""
-  found = target.load_net({"workdir": str(workdir), **places})
+def load(kind: str, workdir: Path, places: dict[str, Any]) -> TrainedNet:
+  """The network of a finished run, at the checkpoint that the run reports on."""
+  net = target.load_net({"workdir": str(workdir), **places})
   top = ALL[kind].top
-  return Net(found.logits_fn, loss_of(top), top)
+  return TrainedNet(net.logits_fn, loss_of(top), top)
 
 
 def loss_of(top: str) -> LossFn:
-  """What nets of that top are trained by."""
+  """The loss that networks of that top are trained by."""
   (name,) = (name for name, kind in losses.KINDS.items() if kind == top)
   return getattr(losses, name)
 
 
-def gradient(net: Net, x: Array, y: Array, batch_size: int = 1000) -> Array:
-  """Of the loss in every image, [B, *S], some images at a time."""
+def gradient(net: TrainedNet, x: Array, y: Array, batch_size: int = 1000) -> Array:
+  """The input gradient of the loss, [B, *S], in batches."""
   parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
   return jnp.concatenate([_gradient(net.logits_fn, x[p], y[p], net.loss) for p in parts])
 
@@ -224,13 +215,13 @@ def _gradient(logits_fn: LogitsFn, x: Array, y: Array, loss: LossFn) -> Array:
   return jax.grad(lambda x: jnp.sum(loss(logits_fn(x), y)))(x)
 
 
-def fgsm(net: Net, x: Array, y: Array, radius: float) -> Array:
-  """x + radius sign(gradient), [B, *S]; not cut to the pixel box, as in the paper."""
+def fgsm(net: TrainedNet, x: Array, y: Array, radius: float) -> Array:
+  """x + radius sign(gradient), [B, *S]; not clipped to the pixel box, as in the paper."""
   return x + ro.LInf(radius).steepest_ascent(gradient(net, x, y), x)
 
 
-def logits(net: Net, x: Array, batch_size: int = 1000) -> Array:
-  """[B, C], some images at a time."""
+def logits(net: TrainedNet, x: Array, batch_size: int = 1000) -> Array:
+  """[B, C], in batches."""
   parts = [_call(net.logits_fn, x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
   return jnp.concatenate(parts)
 
@@ -240,32 +231,26 @@ def _call(logits_fn: LogitsFn, x: Array) -> Array:
   return logits_fn(x)
 
 
-def ensemble(nets: list[Net]) -> Net:
-  """The mean of the members' probabilities, as logarithms, which cross-entropy takes as logits."""
+def ensemble(nets: list[TrainedNet]) -> TrainedNet:
+  """The logarithm of the members' mean probabilities, which cross-entropy takes as logits."""
   members = [net.logits_fn for net in nets]
 
   def log_mean(members: list[LogitsFn], x: Array) -> Array:
     log_p = jnp.stack([jax.nn.log_softmax(member(x)) for member in members])
     return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(len(members)))
 
-  return Net(jax.tree_util.Partial(log_mean, members), losses.cross_entropy, "softmax")
-
-
-def data_of(config: ConfigDict) -> datasets.Dataset:
-  """The training set of a config, without what is held out."""
-  return build.splits(config).train
+  return TrainedNet(jax.tree_util.Partial(log_mean, members), losses.cross_entropy, "softmax")
 
 
 def dataset(name: str, split: str, places: dict[str, Any]) -> datasets.Dataset:
-  """A data set, from where it lies."""
+  """A data set, from where it is cached."""
   return datasets.load(
     name, split, data_dir=places["data_dir"] or None, cache_dir=places["cache_dir"] or None
   )
 
 
-def first_tested(name: str, count: int, places: dict[str, Any]) -> tuple[Array, Array]:
+def test_examples(name: str, count: int, places: dict[str, Any]) -> tuple[Array, Array]:
   """The first test images [N, *S] in [0, 1], and labels [N]; 0: all."""
-  found = dataset(name, "test", places)
-  chosen = slice(0, count or None)
-  images, labels = collection.pixels(found.images[chosen]), found.labels[chosen]
+  test, part = dataset(name, "test", places), slice(0, count or None)
+  images, labels = collection.pixels(test.images[part]), test.labels[part]
   return jnp.asarray(images), jnp.asarray(labels.astype(np.int32))

@@ -1,47 +1,41 @@
-"""The nets of a study over seeds and what is measured of them; no flags.
+"""The networks of a study over seeds: how they are trained, and what evaluates them.
 
-A Net is one row of the paper's tables: how it is trained, and what evaluates it, for all seeds.
+net = assembled(config, splits, keys, vmapped=False, batch_size=100)
+out = net.functions.evaluate(params, model_state, test, radius, keys, norm="l2", steps=50)
 """
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from robust_opt import models
-from robust_opt.arrays import digest
-from robust_opt.data import datasets
-from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, collection
-from robust_opt.evaluation.accuracy import Evaluation, logits_of, make_evaluate
-from robust_opt.experiments import build, seeds, updates
+from robust_opt.evaluation import collection
+from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
+from robust_opt.experiments import build, seeds
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.assembly import Experiment, assemble
+from robust_opt.maximizers import Attack
 from robust_opt.objectives import robust
-from robust_opt.training import ArrayData, EpochPlan, TrainState, make_scan, streams
+from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import ApplyFn, Array
 
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times
 
 
-class Net(NamedTuple):
-  """One row of the tables: its config, and its functions over all seeds."""
+class SeededNet(NamedTuple):
+  """One row of the tables: its training, and what evaluates it over all seeds."""
 
   config: ConfigDict
-  state: TrainState
-  train: Callable[..., Any]  # (state, train, test, keys, num_epochs=) -> (state, Curve)
+  experiment: Experiment
   functions: "Functions"
-  steps_per_epoch: int
-  points: int
 
 
 class Functions(NamedTuple):
-  """What evaluates nets of one architecture, compiled once for all of them."""
+  """What evaluates networks of one architecture, compiled once for all of them."""
 
   apply: ApplyFn
   evaluate: Callable[..., Evaluation]  # all seeds
@@ -59,7 +53,10 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
   ) -> Evaluation:
-    attack = functools.partial(build.evaluation_attack, config, norm, num_steps=steps)
+    def attack(radius: Array) -> Attack:
+      u = build.uncertainty_set(config, norm, radius)
+      return build.evaluation_attack(config, u, steps)
+
     evaluator = make_evaluate(apply, objective, attack, min(batch_size, len(test.labels)))
     return evaluator(params, model_state, test, radius, key)
 
@@ -70,151 +67,28 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
     ),
     logits_of=collection.make_logits_of(apply, batch_size),
     ascend=collection.make_ascend(
-      apply, objective, lambda norm, radius: build.attack(config, norm, radius, 1), batch_size
+      apply,
+      objective,
+      lambda norm, radius: build.attack(config, build.uncertainty_set(config, norm, radius), 1),
+      batch_size,
     ),
   )
 
 
-def assemble(
-  config: ConfigDict,
-  train: datasets.Dataset,
-  keys: Array,
-  *,
-  points: int,
-  vmapped: bool,
-  evaluation_batch: int,
-) -> Net:
-  """One kind of net: data and keys are arguments of its program, so that all seeds share it."""
-  plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
-  module, optimizer = build.model(config, train), build.optimizer(config, plan.num_steps)
-  if config.attack.name in updates.ONE_PASS:
-    raise InputError(
-      f"The study trains by Algorithm 1 and its variants, not by attack.name={config.attack.name}."
-    )
-  apply = models.from_linen(module)
-  step = updates.make(config, module, optimizer, train.images, plan.num_steps)
-  run = make_scan(step, plan, augment=build.augment(config))
-  no_attack = build.attack(config, "linf", 0.0, 0)
-  clean = make_evaluate(apply, robust(), lambda _: no_attack, evaluation_batch)
-  points = max(n for n in range(1, points + 1) if plan.num_steps % n == 0)
-  epochs = seeds.make_epochs(
-    run,
-    lambda p, s, test: clean(p, s, test, jnp.float32(0), jax.random.key(0)),
-    plan.num_steps,
-    points,
-  )
-  return Net(
-    config=config,
-    state=seeds.init(module, optimizer, jax.vmap(streams)(keys).net, train.images.shape[1:]),
-    train=seeds.over_seeds(
-      epochs, (seeds.AXES, None, None, 0), (seeds.AXES, 0), vmapped=vmapped, static=("num_epochs",)
-    ),
-    functions=functions_of(module, config.uncertainty.box, evaluation_batch, vmapped),
-    steps_per_epoch=plan.num_steps,
-    points=points,
+def assembled(
+  config: ConfigDict, splits: build.Splits, seed_keys: Array, *, vmapped: bool, batch_size: int
+) -> SeededNet:
+  """One kind of network, of all seeds."""
+  experiment = assemble(config, splits, seed_keys, vmapped)
+  module = build.model(config, splits.train)
+  return SeededNet(
+    config, experiment, functions_of(module, config.uncertainty.box, batch_size, vmapped)
   )
 
 
-def sweep(
-  net: Net, state: TrainState, norm: str, steps: int, test: ArrayData, keys: Array
-) -> dict[str, Any]:
-  """Each seed's accuracy against the radius, attacked by its own gradient."""
-  config = net.config.evaluation
-  radii = [multiple * config.radii[norm] for multiple in config.sweep]
-  outs = [
-    net.functions.evaluate(
-      state.params,
-      state.model_state,
-      test,
-      np.float32(radius),
-      keys,
-      norm=norm,
-      steps=steps if radius else 1,  # all attacks are the clean example there
-    )
-    for radius in radii
-  ]
-  counts = [(out.robust_correct.sum(axis=1), out.zero_gradient.sum(axis=1)) for out in outs]
-  correct, zeros = (np.stack([np.asarray(c) for c in column], axis=1) for column in zip(*counts))
-  return {
-    "radii": radii,
-    "correct": correct.tolist(),
-    "zero_gradients": zeros.tolist(),
-    "total": len(test.labels),
-  }
-
-
-def autoattacked(
-  net: Net, weights: tuple[Any, Any], norm: str, test: datasets.Dataset, count: int
-) -> dict[str, Any]:
-  """How many of the first test examples stand under AutoAttack at the radius of that norm."""
-  verdict = autoattack.autoattack(
-    logits_of(net.functions.apply, *weights),
-    collection.pixels(test.images[:count]),
-    test.labels[:count].astype(np.int32),
-    norm=norm,
-    radius=net.config.evaluation.radii[norm],
+def count_correct(net: SeededNet, test: ArrayData, keys: Array, state: TrainState) -> Array:
+  """[S], the clean examples that the network of each seed classifies correctly."""
+  out = net.functions.evaluate(
+    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=0
   )
-  broken = {
-    name: int((verdict.broken_by == place).sum()) for place, name in enumerate(verdict.names)
-  }
-  return {"total": len(verdict.broken_by), "broken": broken}
-
-
-def verified_collection(
-  path: Path, net: Net, weights: tuple[Any, Any], test: datasets.Dataset
-) -> collection.Collection:
-  """The collection of one baseline, made if there is none of it, and checked in either case."""
-  sha256 = digest(weights)
-  logits_of = functools.partial(net.functions.logits_of, *weights)
-  if not path.exists() or collection.load(path).net != sha256:
-    radii = net.config.evaluation.radii.to_dict()
-    ascend = functools.partial(net.functions.ascend, *weights)
-    found = collection.collect(logits_of, ascend, test.images, test.labels, radii, sha256)
-    collection.save(found, path)
-  loaded = collection.load(path)
-  try:
-    collection.verify(loaded, logits_of, test.images, test.labels, sha256)
-  except InputError as error:
-    raise InputError(f"{path}: {error} Delete it to have it made again.") from error
-  return loaded
-
-
-def scores(
-  examples: collection.Collection,
-  nets: dict[str, Net],
-  weights: dict[str, tuple[Any, Any]],
-  test: datasets.Dataset,
-) -> dict[str, Any]:
-  """How many each net of one seed gets right: clean, and by norm of the collection."""
-  out: dict[str, Any] = {"test_total": len(test.labels), "nets": {}}
-  out["totals"] = {norm: int((examples.norms == norm).sum()) for norm in config_lib.NORMS}
-  rounded = collection.rounded(examples.images)
-  for name, net in nets.items():
-    logits_of = functools.partial(net.functions.logits_of, *weights[name])
-    clean = collection.correct(logits_of, collection.pixels(test.images), test.labels)
-    out["nets"][name] = {"clean": int(clean.sum())}
-    for kind, images in (("collection", examples.images), ("rounded", rounded)):
-      right = collection.correct(logits_of, images, examples.labels)
-      out["nets"][name][kind] = {
-        norm: int(right[examples.norms == norm].sum()) for norm in config_lib.NORMS
-      }
-  return out
-
-
-def sample(
-  examples: collection.Collection, net: Net, weights: tuple[Any, Any], count: int = 10
-) -> dict[str, Any]:
-  """For the figures: of each norm one example a class where there is one, and what the net says."""
-  rows = {}
-  for norm in config_lib.NORMS:
-    mine = np.flatnonzero(examples.norms == norm)
-    _, first = np.unique(examples.labels[mine], return_index=True)
-    chosen = mine[first][:count]
-    images = examples.images[chosen]
-    rows[norm] = {
-      "name": norm,
-      "images": images,
-      "labels": examples.labels[chosen],
-      "predictions": net.functions.logits_of(*weights, images).argmax(axis=1),
-    }
-  return rows
+  return out.clean_correct.sum(axis=1)

@@ -1,33 +1,29 @@
-"""From the numbers of the study to its tables, claims and figures; no jax.
+"""The tables, claims and figures of what was measured; no jax.
 
-`measured`, as shaham2015.measure makes it, holds counts of every seed; nothing here is a result by
-itself but the published figures, which carry the marks of reference/papers.md: [code] read in the
+  shown = results_of(measured)           # {"accuracy": Table, "claims": Table, ...}
+  draw(Accuracies(measured), folder)
+
+`measured` holds counts of every seed. The published figures carry marks: [code] read in the
 authors' code, [mem] recalled and not checked against a source.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from robust_opt import tables
-from robust_opt.files import write_json
 from robust_opt.plots import studies
-from robust_opt.statistics import (
-  PairedTest,
-  accuracy_interval,
-  all_of,
-  has_learned,
-  paired_t,
-  verdicts,
-)
+from robust_opt.statistics import PairedTest, accuracy_interval, all_of, has_learned, paired_t
+from robust_opt.studies import claims
+from robust_opt.studies.claims import Claim
 from robust_opt.tables import Percent, Table
 
 ROBUST = ("l1", "l2", "linf")
 NAMES = {"baseline": "baseline", "l1": "robust l_1", "l2": "robust l_2", "linf": "robust l_inf"}
 NUM_CLASSES = 10  # of every data set here
-# Convergence: updates until clean test accuracy reaches this share of the baseline's last one.
+# Converged: clean test accuracy has reached this share of the baseline's at the end.
 CONVERGED = 0.995
 # "No more updates": not more than the baseline's by this share of its mean.
 MORE_UPDATES = 0.1
@@ -62,7 +58,7 @@ class Accuracies:
     return np.array([s["nets"][net]["clean"] / s["test_total"] for s in self.measured["scores"]])
 
   def learned(self, net: str) -> np.ndarray:
-    """Which seeds did not fail to learn, [S]."""
+    """Which seeds learned, [S]."""
     return has_learned(self.clean(net), NUM_CLASSES)
 
   def collection(self, net: str, kind: str = "collection", norm: str | None = None) -> np.ndarray:
@@ -76,10 +72,10 @@ class Accuracies:
   def collected(self, norm: str | None = None) -> np.ndarray:
     """The size of each seed's collection, [S]; norm None: of all norms together."""
     totals = [score["totals"] for score in self.measured["scores"]]
-    found = np.array([sum(t[n] for n in t if norm in (None, n)) for t in totals])
-    return np.maximum(1, found)  # a baseline that nothing fools leaves an empty collection
+    sizes = np.array([sum(t[n] for n in t if norm in (None, n)) for t in totals])
+    return np.maximum(1, sizes)  # a baseline that nothing fools has an empty collection
 
-  def swept(self, net: str, attack: str, norm: str) -> np.ndarray:
+  def against_radius(self, net: str, attack: str, norm: str) -> np.ndarray:
     """Against the radius, [S, K]."""
     sweep = self.measured["sweeps"][net][attack][norm]
     return np.array(sweep["correct"]) / sweep["total"]
@@ -90,21 +86,22 @@ class Accuracies:
     return np.array(curve["steps"]), np.array(curve["correct"]) / self.measured["test_total"]
 
 
-def write(measured: dict[str, Any], folder: Path) -> None:
-  """Tables, claims and figures into a folder, and measured.json: the counts they are made of."""
-  counts = {name: value for name, value in measured.items() if name != "examples"}
-  write_json(folder / "measured.json", counts)
+def results_of(measured: dict[str, Any]) -> dict[str, Table | dict[str, Any]]:
+  """The tables by name, and the counts that they are made of."""
   accuracies = Accuracies(measured)
-  tables.write(accuracy_table(accuracies), folder / "accuracy")
-  tables.write(sweep_table(accuracies), folder / "accuracy_against_radius")
-  tables.write(claims_table(accuracies), folder / "claims")
+  results: dict[str, Table | dict[str, Any]] = {
+    "measured": {name: value for name, value in measured.items() if name != "examples"},
+    "accuracy": accuracy_table(accuracies),
+    "accuracy_against_radius": sweep_table(accuracies),
+    "claims": claims_table(accuracies),
+  }
   if measured.get("autoattack"):
-    tables.write(autoattack_table(measured), folder / "autoattack")
-  draw(accuracies, folder)
+    results["autoattack"] = autoattack_table(measured)
+  return results
 
 
 def accuracy_table(accuracies: Accuracies) -> Table:
-  """Table 1 or 2 of the paper, per norm of the collection as well."""
+  """Table 1 or 2 of the paper, and accuracies on the collection of each norm."""
   measured = accuracies.measured
   published = PUBLISHED.get(measured["dataset"], {})
   rows = []
@@ -131,10 +128,10 @@ def accuracy_table(accuracies: Accuracies) -> Table:
     [
       f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} "
       f"{measured['test_total']:,} test examples, {tables.counted(measured['epochs'], 'epoch')} on "
-      f"{measured['train_total']:,} training examples, none kept back; the last epoch counts. "
-      "Every seed has a collection of its own baseline: "
+      f"{measured['train_total']:,} training examples, none held out; networks of the last epoch. "
+      "Each seed has the collection of its own baseline: "
       f"{min(totals):,} to {max(totals):,} examples ({sizes} on average), all norms pooled in A. "
-      "Intervals on a collection take the smallest size. "
+      "Intervals on a collection are for the smallest size. "
       f"Radii in pixels of [0, 1]: {_radii(measured)}.",
       "8 bits: the same examples clipped to [0, 1] and rounded to multiples of 1/255. "
       "Marks of the published figures: [code] the authors' code, [mem] recalled, not checked.",
@@ -143,7 +140,7 @@ def accuracy_table(accuracies: Accuracies) -> Table:
 
 
 def sweep_table(accuracies: Accuracies) -> Table:
-  """The numbers behind Figures 2 and 4, and their PGD-50 counterpart."""
+  """The numbers of figures 2 and 4, and the same under PGD-50."""
   rows = []
   measured = accuracies.measured
   for attack, norm in _attacks():
@@ -156,7 +153,7 @@ def sweep_table(accuracies: Accuracies) -> Table:
       }
       for net, name in NAMES.items():
         row[name] = Percent.of(
-          accuracies.swept(net, attack, norm)[:, index],
+          accuracies.against_radius(net, attack, norm)[:, index],
           row["test examples"],
           accuracies.learned(net),
         )
@@ -171,22 +168,22 @@ def sweep_table(accuracies: Accuracies) -> Table:
     [
       f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} Zero gradients: "
       "examples, summed over the seeds, whose input gradient at the clean example is exactly "
-      "zero; the attack leaves them as they are, and they count as they are classified. Nets of "
-      "which there are none have no column of them."
+      "zero; the attack leaves them unchanged, and they count as classified. Networks without any "
+      "have no such column."
     ],
   )
 
 
 def autoattack_table(measured: dict[str, Any]) -> Table:
-  """What AutoAttack leaves of each net, and how far the single step had overstated it."""
+  """The accuracy of each network after each attack of AutoAttack."""
   rows = []
   for net, name in NAMES.items():
     for norm in ROBUST:
-      found = measured["autoattack"][net][norm]
-      total, left = found["total"], found["total"]
+      result = measured["autoattack"][net][norm]
+      total, left = result["total"], result["total"]
       row: dict[str, Any] = {"net": name, "norm": norm, "radius": f"{measured['radii'][norm]:.4g}"}
-      for attack, broke in found["broken"].items():
-        left -= broke
+      for attack, broken in result["broken"].items():
+        left -= broken
         row[f"after {attack}"] = f"{100 * left / total:.1f}"
       rows.append(row)
   return Table(
@@ -199,89 +196,82 @@ def autoattack_table(measured: dict[str, Any]) -> Table:
   )
 
 
-class _Claim(NamedTuple):
-  """A claim of the paper, and what decides it: a test, or an answer that needs none."""
-
-  claim: str
-  net: str
-  test: PairedTest | str
-  statistic: str
-  published: str | None
+def claims_of(accuracies: Accuracies) -> list[Claim]:
+  """Every claim of the paper."""
+  return [
+    *_accuracy_claims(accuracies),
+    *_attack_claims(accuracies),
+    *_convergence_claims(accuracies),
+    _one_pixel_claim(accuracies),
+  ]
 
 
 def claims_table(accuracies: Accuracies) -> Table:
-  """Every claim of the paper with its answer in our hands."""
-  claims = [*_accuracy_claims(accuracies), *_attack_claims(accuracies)]
-  claims += [*_convergence_claims(accuracies), _one_pixel_claim(accuracies)]
-  rows = [
-    {
-      "claim": claim.claim,
-      "net": NAMES[claim.net],
-      "answer": verdict.answer,
-      "statistic": claim.statistic,
-      "p (Holm)": tables.p_value(verdict.p),
-      "published": claim.published,
-    }
-    for claim, verdict in zip(claims, verdicts([claim.test for claim in claims]), strict=True)
-  ]
-  return Table(
+  """Every claim of the paper and whether it holds here."""
+  return claims.table(
     f"Claims on {accuracies.measured['dataset']}",
-    list(rows[0]),
-    rows,
-    [
-      f"{tables.claims_note(len(accuracies.measured['seeds']))} Statistics: differences in "
-      "percentage points with their 95 % t interval over the seeds, and p before the correction. "
-      "'yes' and 'no' are differences beyond noise. A claim about every radius is a yes if it "
-      "holds at each of them, a no if it fails at one beyond noise after Bonferroni's correction. "
-      f"'No more updates' is a test of non-inferiority with a margin of {MORE_UPDATES:.0%} of the "
-      "baseline's updates."
-    ],
+    claims_of(accuracies),
+    ["claim", "net", "answer", "statistic", claims.P, "published"],
+    f"{claims.note(len(accuracies.measured['seeds']))} Statistics: differences in "
+    "percentage points with their 95 % t interval over the seeds, and p before the correction. "
+    "'yes' and 'no' are differences beyond noise. A claim about every radius is a yes if it "
+    "holds at each of them, a no if it fails at one beyond noise after Bonferroni's correction. "
+    f"'No more updates' is a test of non-inferiority with a margin of {MORE_UPDATES:.0%} of the "
+    "baseline's updates.",
+    answer="answer",
   )
 
 
-def _accuracy_claims(accuracies: Accuracies) -> Iterator[_Claim]:
+def _claim(
+  claim: str, net: str, evidence: PairedTest | bool | str, statistic: str, published: str | None
+) -> Claim:
+  cells = {"net": NAMES[net], "statistic": statistic, "published": published}
+  return Claim(claim, evidence, cells)
+
+
+def _accuracy_claims(accuracies: Accuracies) -> Iterator[Claim]:
   published = PUBLISHED.get(accuracies.measured["dataset"], {})
   base_clean, base_collection = published.get("baseline", (None, None))
   for net in ROBUST:
     clean, on_collection = published.get(net, (None, None))
     test = paired_t(accuracies.clean(net), accuracies.clean("baseline"))
-    yield _Claim("clean test accuracy improves", net, test, _points(test),
+    yield _claim("clean test accuracy improves", net, test, _points(test),
                  clean and f"{clean} against {base_clean}")  # fmt: skip
     test = paired_t(accuracies.collection(net), accuracies.collection("baseline"))
-    yield _Claim("accuracy on the collection improves", net, test, _points(test),
+    yield _claim("accuracy on the collection improves", net, test, _points(test),
                  on_collection and f"{on_collection} against {base_collection}")  # fmt: skip
   others = [paired_t(accuracies.collection("linf"), accuracies.collection(n)) for n in ("l2", "l1")]
   words = "; ".join(f"against {n}: {_points(t)}" for n, t in zip(("l2", "l1"), others))
   values = {n: published[n][1] for n in ROBUST} if published else {}
-  yield _Claim("best on the collection", "linf", all_of(others), words,
+  yield _claim("best on the collection", "linf", all_of(others), words,
                ", ".join(f"{n} {v}" for n, v in values.items()))  # fmt: skip
 
 
-def _attack_claims(accuracies: Accuracies) -> Iterator[_Claim]:
+def _attack_claims(accuracies: Accuracies) -> Iterator[Claim]:
   for attack, norm in _attacks():
     sweep = accuracies.measured["sweeps"]["baseline"][attack][norm]
-    places = [k for k, radius in enumerate(sweep["radii"]) if radius > 0]
-    baseline = accuracies.swept("baseline", attack, norm)
+    indices = [k for k, radius in enumerate(sweep["radii"]) if radius > 0]
+    baseline = accuracies.against_radius("baseline", attack, norm)
     for net in ROBUST:
-      robust = accuracies.swept(net, attack, norm)
-      tests = [paired_t(robust[:, k], baseline[:, k]) for k in places]
+      robust = accuracies.against_radius(net, attack, norm)
+      tests = [paired_t(robust[:, k], baseline[:, k]) for k in indices]
       least = min(range(len(tests)), key=lambda i: tests[i].difference)
       higher = sum(test.difference > 0 for test in tests)
       words = (
         f"higher at {higher} of {len(tests)} radii; "
-        f"least at {sweep['radii'][places[least]]:.4g}: {_points(tests[least])}"
+        f"least at {sweep['radii'][indices[least]]:.4g}: {_points(tests[least])}"
       )
-      mine = attack == "single" and norm == "linf"
-      yield _Claim(
+      reported = attack == "single" and norm == "linf"
+      yield _claim(
         f"harder to attack at every radius: {norm}, {ATTACKS[attack]}",
         net,
         all_of(tests),
         words,
-        "yes (figures 2 and 4)" if mine else "not reported",
+        "yes (figures 2 and 4)" if reported else "not reported",
       )
 
 
-def _convergence_claims(accuracies: Accuracies) -> Iterator[_Claim]:
+def _convergence_claims(accuracies: Accuracies) -> Iterator[Claim]:
   target = CONVERGED * accuracies.curve("baseline")[1][:, -1]
   baseline = updates_to_reach(*accuracies.curve("baseline"), target)
   margin = MORE_UPDATES * baseline.mean()
@@ -289,17 +279,17 @@ def _convergence_claims(accuracies: Accuracies) -> Iterator[_Claim]:
     steps, curve = accuracies.curve(net)
     updates = updates_to_reach(steps, curve, target)
     test = paired_t(baseline + margin, updates)
-    plain = test._replace(difference=test.difference - margin)  # t and p are beyond the margin
+    plain = test._replace(difference=test.difference - margin)  # t and p stay those of the margin
     words = (
       f"updates to {CONVERGED:.1%} of the baseline's last accuracy: {updates.mean():,.0f} against "
       f"{baseline.mean():,.0f}, fewer by {_signed(plain, 1.0, ',.0f')}, margin {margin:,.0f}"
     )
     late = int((curve < target[:, None]).all(axis=1).sum())
     unknown = f"not measured: {tables.counted(late, 'seed')} never reached it"
-    yield _Claim("no more updates to converge", net, unknown if late else test, words, "yes")
+    yield _claim("no more updates to converge", net, unknown if late else test, words, "yes")
 
 
-def _one_pixel_claim(accuracies: Accuracies) -> _Claim:
+def _one_pixel_claim(accuracies: Accuracies) -> Claim:
   right = np.array([s["nets"]["baseline"]["clean"] for s in accuracies.measured["scores"]])
   fooled = [score["totals"]["l1"] for score in accuracies.measured["scores"]]
   lowest, learned = min(fooled), accuracies.learned("baseline")
@@ -310,15 +300,14 @@ def _one_pixel_claim(accuracies: Accuracies) -> _Claim:
     f"points; of these {Percent.of(kept, max(1, lowest), learned)} % still fool it as 8-bit images "
     f"in [0, 1]; at least {lowest} a seed"
   )
-  answer = "yes" if lowest > 0 else "no"
-  return _Claim("one pixel suffices to fool the net (some examples)", "baseline", answer, words,
+  return _claim("one pixel suffices to fool the net (some examples)", "baseline", lowest > 0, words,
                 "yes (figure 1)")  # fmt: skip
 
 
 def updates_to_reach(steps: np.ndarray, curve: np.ndarray, target: np.ndarray) -> np.ndarray:
   """The first of steps [P] at which each curve [S, P] reaches its target [S]; else the last."""
-  there = curve >= target[:, None]
-  return np.where(there.any(axis=1), steps[there.argmax(axis=1)], steps[-1]).astype(float)
+  reached = curve >= target[:, None]
+  return np.where(reached.any(axis=1), steps[reached.argmax(axis=1)], steps[-1]).astype(float)
 
 
 def draw(accuracies: Accuracies, folder: Path) -> None:
@@ -338,7 +327,7 @@ def draw(accuracies: Accuracies, folder: Path) -> None:
       curves = {}
       for net in NAMES:
         sweep = measured["sweeps"][net][attack][norm]
-        interval = accuracy_interval(accuracies.swept(net, attack, norm), sweep["total"])
+        interval = accuracy_interval(accuracies.against_radius(net, attack, norm), sweep["total"])
         curves[net] = {"radii": sweep["radii"], "interval": interval}
       total = measured["sweeps"]["baseline"][attack][norm]["total"]
       panels[-1].append(

@@ -1,12 +1,12 @@
 """Robust linear models, where the theory is exact: counterparts, optima and their certificates.
 
-  counterparts.margin_loss(w, b, x, y, "linf", 0.1)   # [N], the exact worst case, JAX
-  solve.margin(x, y, "linf", 0.1)                     # its certified minimum (needs cvxpy)
+  counterparts.margin_loss(w, b, x, y, ro.LInf(0.1))  # [N], the exact worst case, JAX
+  solve.margin(x, y, ro.LInf(0.1))                    # its certified minimum (needs cvxpy)
   paths(x, y, radii)                                  # robust least squares is the lasso
-  algorithm1_gap(x, y, "linf", 0.1, key)              # Algorithm 1 reaches the minimum
-  decay.logistic_path(x, y, strengths, "adversary")   # and l_1 weight decay beside it
+  algorithm1_gap(x, y, ro.LInf(0.1), key)             # Algorithm 1 reaches the minimum
+  decay.logistic_path(x, y, strengths, "adversary")   # compared with l_1 weight decay
 
-`figures` draws the last three.
+`robust_opt.plots.linear` draws the last three.
 """
 
 from robust_opt.theory.linear import counterparts, decay, solve

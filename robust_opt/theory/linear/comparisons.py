@@ -1,7 +1,7 @@
 """The theory against the method: two solutions on one path, and Algorithm 1 against its optimum.
 
-found = paths(x, y, np.geomspace(0.01, 1.0, 12))          # found.robust == found.lasso
-run = algorithm1_gap(x, y, "linf", 0.1, jax.random.key(0))  # run.gap [epochs] falls to 0
+both = paths(x, y, np.geomspace(0.01, 1.0, 12))               # both.robust == both.lasso
+run = algorithm1_gap(x, y, ro.LInf(0.1), jax.random.key(0))   # run.gap [epochs + 1] falls to 0
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import maximizers
-from robust_opt.certify import exact
 from robust_opt.errors import InputError
+from robust_opt.sets import Ball
 from robust_opt.theory.linear import counterparts, solve
 from robust_opt.types import Array
 
@@ -88,8 +88,7 @@ def algorithm1_loss(w: Array, b: Array, x: Array, y: Array) -> Array:
 def algorithm1_gap(
   x: np.ndarray,
   y: np.ndarray,
-  norm: str,
-  radius: float,
+  u: Ball,
   key: Array,
   num_epochs: int = 200,
   batch_size: int = 8,
@@ -105,8 +104,7 @@ def algorithm1_gap(
   Args:
     x: [N, n].
     y: [N], -1 or 1, which no hyperplane may separate at this radius.
-    norm: of the ball, 'linf', 'l2' or 'l1'.
-    radius: r > 0, in the units of x.
+    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
     key: shuffles; what is left over of an epoch's last batch is dropped.
     num_epochs: passes over the data.
     batch_size: at most N.
@@ -118,9 +116,9 @@ def algorithm1_gap(
   if not 1 <= batch_size <= len(y):
     raise InputError(f"batch_size must be from 1 to {len(y)}, but was {batch_size}.")
   x, y = np.asarray(x, float), np.asarray(y, float)
-  optimum = solve.margin(x, y, norm, radius)
+  optimum = solve.margin(x, y, u)
   inputs, labels = jnp.asarray(x, float), jnp.asarray(y, float)
-  attack = maximizers.steepest(exact.ball(norm, radius, None))
+  attack = maximizers.steepest(u)
   robust_loss = maximizers.robustify(algorithm1_loss, attack, argnum=2)
   num_batches = len(y) // batch_size
 
@@ -148,6 +146,6 @@ def algorithm1_gap(
   _, (w, b) = jax.jit(lambda start, schedule: jax.lax.scan(epoch, start, schedule))(start, schedule)
 
   trail = [(np.zeros(inputs.shape[1]), 0.0), *zip(np.asarray(w, float), np.asarray(b, float))]
-  values = [solve.margin_objective(w, float(b), x, y, norm, radius) for w, b in trail]
+  values = [solve.margin_objective(w, float(b), x, y, u) for w, b in trail]
   gap = np.array(values) - (optimum.value - optimum.gap)
   return Algorithm1Run(gap, optimum, trail[-1][0], float(trail[-1][1]))

@@ -1,14 +1,15 @@
 """Exact robust counterparts of a linear score w'x + b, and the perturbations that attain them.
 
-  margin_loss(w, b, x, y, "linf", 0.1)              # [N], y in {-1, 1}; Goodfellow's formula
-  x + margin_perturbation(w, x, y, "linf", 0.1)     # the examples at which it is attained
+  margin_loss(w, b, x, y, ro.LInf(0.1))             # [N], y in {-1, 1}; Goodfellow's formula
+  x + margin_perturbation(w, x, y, ro.LInf(0.1))    # the examples at which it is attained
   least_squares(w, b, x, y, "columns", 0.1)         # [], the objective of the square-root lasso
 
-w [n], b [], x [N, n], y [N]. All are functions of arrays that compose with jit, vmap and grad, in
-the precision of their input (float64 under jax.enable_x64). A subgradient is taken at every kink;
+w [n], b [], x [N, n], y [N]. The set is an LInf, L2 or L1 without a box, its radius r [] or [N] in
+the units of x; it may be traced. The functions compose with jit, vmap and grad, and compute in the
+precision of their input (float64 under jax.enable_x64). They return a subgradient at every kink;
 that of a norm at 0 is 0, never NaN.
 
-|  the noise                              |  the worst case                                  |
+|  noise                                  |  worst case                                      |
 |  |delta_i|_p <= r, every example        |  phi(y_i (w'x_i + b) - r |w|_q)                  |
 |  the same, squared loss                 |  (|w'x_i + b - y_i| + r |w|_q)^2                 |
 |  sum_i |delta_i|_p <= c, hinge          |  sum of hinges + c |w|_q, unless all have slack  |
@@ -22,6 +23,7 @@ Robust Regression and Lasso (IEEE Trans. Inf. Theory 2010); Goodfellow, Shlens a
 (arXiv 1412.6572).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import chex
@@ -29,9 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt.certify import exact
 from robust_opt.errors import InputError
-from robust_opt.sets import Radius, projections
+from robust_opt.sets import L2, Ball, Radius, check_ball
 from robust_opt.types import Array
 
 Noise = str | np.ndarray  # 'frobenius', 'columns', or the group of every column, [n]
@@ -59,66 +60,49 @@ MARGIN_LOSSES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def dual_norm(w: Array, norm: str) -> Array:
-  """|w|_q = max of <w, delta> over |delta|_p <= 1: [n] -> [].
-
-  Args:
-    w: [n].
-    norm: of the ball, p: 'linf' gives |w|_1, 'l2' |w|_2 and 'l1' the largest |w_j|.
-
-  Raises:
-    InputError: of another norm.
-  """
-  if norm == "linf":
-    return projections.l1_norm(w)
-  if norm == "l2":
-    return _euclidean(w, np.zeros(w.shape[0], int), 1)[0]
-  if norm == "l1":
-    return projections.linf_norm(w)
-  raise InputError(f"norm must be 'linf', 'l2' or 'l1', but was {norm!r}.")
+def dual_norm(w: Array, u: Ball) -> Array:
+  """|w|_q, the largest <w, delta> over |delta|_p <= 1 in the norm p of u: [n] -> []."""
+  # With derivative 0 at 0.
+  return _euclidean(w, np.zeros(w.shape[0], int), 1)[0] if isinstance(u, L2) else u.dual_norm(w)
 
 
 @jax.default_matmul_precision("highest")
-def margin_loss(
-  w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radius, loss: str = "logistic"
-) -> Array:
+def margin_loss(w: Array, b: Array, x: Array, y: Array, u: Ball, loss: str = "logistic") -> Array:
   """max over |delta_i|_p <= r of phi(y_i (w'(x_i + delta_i) + b)), [N].
 
     = phi(y_i (w'x_i + b) - r |w|_q)
 
-  since phi falls and the least y_i w'delta_i is -r |w|_q. With 'logistic' and 'linf' it is
-  softplus(r |w|_1 - y (w'x + b)), Goodfellow et al. 2015, section 5, for either sign of y (their
-  printed formula is the one of y = 1).
+  since phi is decreasing and the smallest y_i w'delta_i is -r |w|_q. For 'logistic' and LInf this
+  is softplus(r |w|_1 - y (w'x + b)), Goodfellow et al. 2015, section 5, for either label (their
+  printed formula holds for y = 1).
 
   Args:
     w: [n].
     b: [].
     x: [N, n].
     y: [N], -1 or 1.
-    norm: of the ball, 'linf', 'l2' or 'l1'.
-    radius: [] or [N], in the units of x; it may be traced.
+    u: an LInf, L2 or L1 without a box.
     loss: phi, 'logistic', 'hinge' or 'exponential'.
 
   Raises:
-    InputError: of an unknown norm or loss, a negative radius, or labels other than -1 and 1.
+    InputError: u is another set or has a box, the loss is unknown, or labels are not -1 or 1.
   """
-  if loss not in MARGIN_LOSSES:
-    raise InputError(f"loss must be one of {', '.join(MARGIN_LOSSES)}, but was {loss!r}.")
-  _check(w, x, y, radius, signs=True)
-  return MARGIN_LOSSES[loss](y * (x @ w + b) - radius * dual_norm(w, norm))
+  check_loss(loss)
+  _check(w, x, y, u, "margin_loss", signs=True)
+  return MARGIN_LOSSES[loss](y * (x @ w + b) - u.radius * dual_norm(w, u))
 
 
-def margin_perturbation(w: Array, x: Array, y: Array, norm: str, radius: Radius) -> Array:
+def margin_perturbation(w: Array, x: Array, y: Array, u: Ball) -> Array:
   """The delta [N, n] that attains margin_loss: the set's steepest ascent along -y_i w.
 
   It is the same for every loss, and 0 where w is 0. Arguments and errors as for margin_loss.
   """
-  _check(w, x, y, radius, signs=True)
-  return _furthest(-y[:, None] * w, x, norm, radius)
+  _check(w, x, y, u, "margin_perturbation", signs=True)
+  return u.steepest_ascent(-y[:, None] * w, x)
 
 
 @jax.default_matmul_precision("highest")
-def squared_loss(w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radius) -> Array:
+def squared_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
   """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N].
 
     = (|w'x_i + b - y_i| + r |w|_q)^2
@@ -128,66 +112,60 @@ def squared_loss(w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radi
     b: [].
     x: [N, n].
     y: [N], any numbers.
-    norm: of the ball, 'linf', 'l2' or 'l1'.
-    radius: [] or [N], in the units of x; it may be traced.
+    u: an LInf, L2 or L1 without a box.
 
   Raises:
-    InputError: of an unknown norm or a negative radius.
+    InputError: u is another set or has a box.
   """
-  _check(w, x, y, radius)
-  return (jnp.abs(x @ w + b - y) + radius * dual_norm(w, norm)) ** 2
+  _check(w, x, y, u, "squared_loss")
+  return (jnp.abs(x @ w + b - y) + u.radius * dual_norm(w, u)) ** 2
 
 
 @jax.default_matmul_precision("highest")
-def squared_perturbation(
-  w: Array, b: Array, x: Array, y: Array, norm: str, radius: Radius
-) -> Array:
+def squared_perturbation(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
   """The delta [N, n] that attains squared_loss.
 
-  An example without a residual has two, of either sign: that of the positive one is returned.
+  Where the residual is 0 either sign attains it; that of a positive residual is returned.
   """
-  _check(w, x, y, radius)
+  _check(w, x, y, u, "squared_perturbation")
   away = jnp.where(x @ w + b >= y, 1.0, -1.0).astype(x.dtype)
-  return _furthest(away[:, None] * w, x, norm, radius)
+  return u.steepest_ascent(away[:, None] * w, x)
 
 
 @jax.default_matmul_precision("highest")
-def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, norm: str, budget: Array) -> Array:
+def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
   """max over sum_i |delta_i|_p <= c of sum_i hinge(y_i (w'(x_i + delta_i) + b)), [].
 
     = sum_i hinge(m_i) + max(0, c |w|_q - max(0, min_i m_i - 1)),   m_i = y_i (w'x_i + b)
 
-  The maximum of a convex function of how the budget is shared out lies at a corner: one example
-  takes it all. As soon as one margin is <= 1 it is sum_i hinge(m_i) + c |w|_q, and for data that no
-  hyperplane separates one always is: the robust SVM is the norm-regularised SVM (Xu, Caramanis and
-  Mannor 2009, theorem 3).
+  The maximum is convex in how the budget c is shared, and so attained where one example takes all
+  of it. As soon as one margin is <= 1 it is sum_i hinge(m_i) + c |w|_q. That is always so for
+  classes that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis
+  and Mannor 2009, theorem 3).
 
   Args:
     w: [n].
     b: [].
     x: [N, n].
     y: [N], -1 or 1.
-    norm: of the perturbations, 'linf', 'l2' or 'l1'.
-    budget: [], c, shared by all examples.
+    u: an LInf, L2 or L1 without a box, whose radius [] is the budget c that all examples share.
 
   Raises:
-    InputError: of an unknown norm, a negative budget, or labels other than -1 and 1.
+    InputError: u is another set or has a box, or labels are not -1 or 1.
   """
-  _check(w, x, y, budget, signs=True)
+  _check(w, x, y, u, "total_hinge_loss", signs=True)
   margins = y * (x @ w + b)
   slack = jnp.maximum(jnp.min(margins) - 1.0, 0.0)
-  return jnp.sum(hinge(margins)) + jnp.maximum(budget * dual_norm(w, norm) - slack, 0.0)
+  return jnp.sum(hinge(margins)) + jnp.maximum(u.radius * dual_norm(w, u) - slack, 0.0)
 
 
 @jax.default_matmul_precision("highest")
-def total_hinge_perturbation(
-  w: Array, b: Array, x: Array, y: Array, norm: str, budget: Array
-) -> Array:
-  """The delta [N, n] that attains total_hinge_loss: all of it at the example of least margin."""
-  _check(w, x, y, budget, signs=True)
+def total_hinge_perturbation(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
+  """The delta [N, n] that attains total_hinge_loss: all of it at the example of smallest margin."""
+  _check(w, x, y, u, "total_hinge_perturbation", signs=True)
   weakest = jnp.argmin(y * (x @ w + b))
-  radius = jnp.where(jnp.arange(x.shape[0]) == weakest, budget, 0.0)
-  return _furthest(-y[:, None] * w, x, norm, radius)
+  budgets = jnp.where(jnp.arange(x.shape[0]) == weakest, u.radius, 0.0)
+  return dataclasses.replace(u, radius=budgets).steepest_ascent(-y[:, None] * w, x)
 
 
 @jax.default_matmul_precision("highest")
@@ -196,8 +174,8 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
 
     = |Xw + b - y|_2 + sum_g r_g |w_g|_2
 
-  over the groups g of columns, with |D_g|_F <= r_g in each. 'columns' is a group a column, the
-  square-root lasso (Xu, Caramanis and Mannor 2010, theorem 1); 'frobenius' is one group of all.
+  over groups g of columns, with |D_g|_F <= r_g in each. 'columns' makes every column a group: the
+  square-root lasso (Xu, Caramanis and Mannor 2010, theorem 1). 'frobenius' is one group of all.
 
   Args:
     w: [n].
@@ -205,13 +183,13 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
     x: [N, n].
     y: [N].
     noise: 'frobenius', 'columns', or the group of every column, [n] integers from 0 on.
-    radius: [], or one for each group [G].
+    radius: [], or one per group [G].
 
   Raises:
-    InputError: of an unknown noise, groups that do not fit, or a negative radius.
+    InputError: an unknown noise, groups that do not match the columns, or a negative radius.
   """
   groups, radii = column_groups(noise, radius, x.shape[1])
-  _check(w, x, y, radii)
+  _check_shapes(w, x, y)
   residual = _euclidean(x @ w + b - y, np.zeros(x.shape[0], int), 1)[0]
   return residual + jnp.sum(radii * _euclidean(w, groups, len(radii)))
 
@@ -227,7 +205,7 @@ def least_squares_perturbation(
   Where the residual is 0 every unit u attains it; u = (1, ..., 1) / sqrt(N) is taken.
   """
   groups, radii = column_groups(noise, radius, x.shape[1])
-  _check(w, x, y, radii)
+  _check_shapes(w, x, y)
   residual = x @ w + b - y
   length = _euclidean(residual, np.zeros(x.shape[0], int), 1)[0]
   along = jnp.where(length > 0, residual / jnp.where(length > 0, length, 1.0), x.shape[0] ** -0.5)
@@ -258,11 +236,21 @@ def column_groups(noise: Noise, radius: Radius, num_columns: int) -> tuple[np.nd
       f"radius must be one number or one for each of the {count} groups, but has the shape "
       f"{np.shape(radius)}."
     )
+  if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
+    raise InputError(f"radius must be >= 0 (0 means no noise), but was {radius}.")
   return groups, jnp.broadcast_to(jnp.asarray(radius), (count,))
 
 
-def _furthest(g: Array, x: Array, norm: str, radius: Radius) -> Array:
-  return exact.ball(norm, radius, None).steepest_ascent(g, x)
+def check_unboxed(u: Ball, who: str) -> None:
+  """InputError unless u is an LInf, L2 or L1 without a box."""
+  if check_ball(u, who).box is not None:
+    raise InputError(f"{who} takes a set without a box, but its box was {u.box}.")
+
+
+def check_loss(loss: str) -> None:
+  """InputError unless the loss is one of MARGIN_LOSSES."""
+  if loss not in MARGIN_LOSSES:
+    raise InputError(f"loss must be one of {', '.join(MARGIN_LOSSES)}, but was {loss!r}.")
 
 
 def _euclidean(v: Array, groups: np.ndarray, count: int) -> Array:
@@ -276,15 +264,17 @@ def _euclidean(v: Array, groups: np.ndarray, count: int) -> Array:
   return jnp.where(largest > 0, safe * jnp.sqrt(jnp.where(largest > 0, squares, 1.0)), 0.0)
 
 
-def _check(w: Array, x: Array, y: Array, radius: Radius, signs: bool = False) -> None:
+def _check(w: Array, x: Array, y: Array, u: Ball, who: str, signs: bool = False) -> None:
+  check_unboxed(u, who)
+  _check_shapes(w, x, y)
+  if signs and not isinstance(y, jax.core.Tracer) and not np.all(np.abs(np.asarray(y)) == 1):
+    raise InputError(f"y must be -1 or 1, but holds {sorted(set(np.asarray(y).tolist()))[:5]}.")
+
+
+def _check_shapes(w: Array, x: Array, y: Array) -> None:
   chex.assert_rank([w, x, y], [1, 2, 1])
   chex.assert_equal_shape_prefix((x, y), 1)
   if w.shape[0] != x.shape[1]:
     raise InputError(
       f"w must have one entry for each of the {x.shape[1]} columns of x, but has {w.shape[0]}."
     )
-  traced = jax.core.Tracer
-  if not isinstance(radius, traced) and not np.all(np.asarray(radius) >= 0):
-    raise InputError(f"radius must be >= 0 (0 means no noise), but was {radius}.")
-  if signs and not isinstance(y, traced) and not np.all(np.abs(np.asarray(y)) == 1):
-    raise InputError(f"y must be -1 or 1, but holds {sorted(set(np.asarray(y).tolist()))[:5]}.")

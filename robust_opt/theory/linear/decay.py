@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from robust_opt.errors import InputError
+from robust_opt.sets import LInf
 from robust_opt.theory.linear import counterparts
 from robust_opt.types import Array
 
@@ -59,7 +60,7 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
   if kind not in KINDS:
     raise InputError(f"kind must be one of {', '.join(KINDS)}, but was {kind!r}.")
   inside = strength if kind == "adversary" else 0.0
-  loss = jnp.mean(counterparts.margin_loss(w, b, x, y, "linf", inside))
+  loss = jnp.mean(counterparts.margin_loss(w, b, x, y, LInf(inside)))
   return loss if kind == "adversary" else loss + strength * jnp.sum(jnp.abs(w))
 
 

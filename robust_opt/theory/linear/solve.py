@@ -1,14 +1,14 @@
 """Robust linear models to high accuracy, certified by a duality gap.
 
-  found = margin(x, y, "linf", 0.1)              # the robust logistic regression
-  found = least_squares(x, y, "columns", 0.1)    # the square-root lasso
-  found.value - found.gap <= the true minimum <= found.value
+  solution = margin(x, y, ro.LInf(0.1))             # robust logistic regression
+  solution = least_squares(x, y, "columns", 0.1)    # the square-root lasso
+  solution.value - solution.gap <= the true minimum <= solution.value
 
-x [N, n], y [N]; numpy, float64. cvxpy finds the point (an extra: pip install 'robust_opt[theory]').
-It is not taken at its word: `value` is the objective at (w, b) computed here, and `gap` is its
-distance to the dual objective at a point that is made feasible here, so that by weak duality the
-minimum lies between value - gap and value, up to the rounding of float64. The intercept b is free:
-neither penalised nor subject to noise. The duals are those of Lagrange, with 1/p + 1/q = 1.
+x [N, n], y [N]; NumPy, float64; sets without a box. cvxpy finds w and b (an extra: pip install
+'robust_opt[theory]'), and its own report is not trusted: `value` is the objective computed here,
+and `gap` is its distance to the dual objective at a point made feasible here. By weak duality the
+minimum lies between value - gap and value, up to the rounding of float64. The intercept b is
+neither penalized nor subject to noise. The duals are Lagrange's, with 1/p + 1/q = 1.
 """
 
 import contextlib
@@ -20,18 +20,19 @@ import numpy as np
 
 from robust_opt import extras
 from robust_opt.errors import InputError
+from robust_opt.sets import L1, L2, Ball, LInf
 from robust_opt.theory.linear import counterparts
 
-_DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
 _TOLERANCES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
-_DEAD = 1e-6  # of the largest: a group of weights that is 0 but for the solver's last digits
+_DEAD = 1e-6  # relative to the largest: a group of weights that is 0 up to the solver's last digits
 _NEWTON_STEPS = 6
 _Answer = TypeVar("_Answer")
-_ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+# As np.linalg.norm and cp.norm count them: p, and q of the dual norm.
+_ORDERS: dict[type[Ball], tuple[float, float]] = {LInf: (np.inf, 1), L2: (2, 2), L1: (1, np.inf)}
 
 
 class Solution(NamedTuple):
-  """A minimiser and its certificate.
+  """A minimizer and its certificate.
 
   Attributes:
     w: [n], the weights.
@@ -46,9 +47,7 @@ class Solution(NamedTuple):
   gap: float
 
 
-def margin(
-  x: np.ndarray, y: np.ndarray, norm: str, radius: float, loss: str = "logistic"
-) -> Solution:
+def margin(x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic") -> Solution:
   """min over w, b of mean_i phi(y_i (w'x_i + b) - r |w|_q).
 
   Its dual, over a [N] with sum_i a_i y_i = 0 and |sum_i a_i y_i x_i|_p <= r sum_i a_i:
@@ -60,22 +59,18 @@ def margin(
   Args:
     x: [N, n].
     y: [N], -1 or 1, both present.
-    norm: of the ball, 'linf', 'l2' or 'l1'.
-    radius: r > 0, in the units of x.
+    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
     loss: 'logistic', 'hinge' or 'exponential'.
 
   Raises:
-    InputError: of an unknown norm or loss, labels other than -1 and 1, a radius that is not > 0,
-      or, unless the loss is the hinge, classes that a hyperplane separates at this radius: then
-      the infimum is 0 and no w attains it.
+    InputError: u is another set, has a box or a radius that is not > 0; an unknown loss; labels
+      other than -1 and 1; or, except for the hinge, classes that a hyperplane separates at this
+      radius: then the infimum is 0 and no w attains it.
   """
-  x, y = _labelled(x, y)
-  _known(norm, radius)
-  if loss not in counterparts.MARGIN_LOSSES:
-    raise InputError(
-      f"loss must be one of {', '.join(counterparts.MARGIN_LOSSES)}, but was {loss!r}."
-    )
-  inside, slack = _strictly_inside(x, y, norm, radius)
+  x, y = _labeled(x, y)
+  p, q, radius = _geometry(u, "margin")
+  counterparts.check_loss(loss)
+  inside, slack = _strictly_inside(x, y, p, radius)
   if slack <= 1e-9 * radius and loss != "hinge":
     raise InputError(
       f"A hyperplane separates the classes at radius {radius}: the {loss} loss has no minimum."
@@ -91,37 +86,32 @@ def margin(
 
   def certify() -> Solution:
     weights, bias = _point(w, b, scale)
-    value = margin_objective(weights, bias, x, y, norm, radius, loss)
+    value = margin_objective(weights, bias, x, y, u, loss)
 
-    # Into the domain, then onto sum a y = 0, then towards the inside until the norm fits.
+    # Into the domain, then onto sum a y = 0, then inwards until the norm is small enough.
     a = _balanced(np.clip(reached.dual_value, 0, np.inf if loss == "exponential" else 1), y)
-    excess = _excess(a, x, y, norm, radius)
+    excess = _excess(a, x, y, p, radius)
     if excess > 0:
       mix = excess / (excess + slack) if slack > 0 else 1.0
       a = (1 - mix) * a + mix * inside if slack > 0 else np.zeros_like(a)
     return Solution(weights, bias, value, value - max(0.0, _margin_dual(a, loss)))
 
-  return _best(cp, cp.sum(phi), [reached, cp.norm(w, _DUAL_ORDERS[norm]) <= t], certify, _gap)
+  return _best(cp, cp.sum(phi), [reached, cp.norm(w, q) <= t], certify, _gap)
 
 
 def margin_objective(
-  w: np.ndarray,
-  b: float,
-  x: np.ndarray,
-  y: np.ndarray,
-  norm: str,
-  radius: float,
-  loss: str = "logistic",
+  w: np.ndarray, b: float, x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic"
 ) -> float:
-  """mean_i phi(y_i (w'x_i + b) - r |w|_q) in float64, what `margin` minimises; arguments alike."""
-  m = y * (x @ w + b) - radius * np.linalg.norm(w, _DUAL_ORDERS[norm])
+  """mean_i phi(y_i (w'x_i + b) - r |w|_q) in float64, the objective of `margin`."""
+  _, q, radius = _geometry(u, "margin_objective")
+  m = y * (x @ w + b) - radius * np.linalg.norm(w, q)
   if loss == "logistic":
     return float(np.mean(np.logaddexp(0.0, -m)))
   return float(np.mean(np.maximum(0.0, 1 - m) if loss == "hinge" else np.exp(-m)))
 
 
-def svm(x: np.ndarray, y: np.ndarray, norm: str, budget: float) -> Solution:
-  """min over w, b of sum_i hinge(y_i (w'x_i + b)) + c |w|_q, the norm-regularised SVM.
+def svm(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
+  """min over w, b of sum_i hinge(y_i (w'x_i + b)) + c |w|_q, the norm-regularized SVM.
 
   For classes that no hyperplane separates it is the robust SVM, the minimum of total_hinge_loss.
   Its dual: max of sum_i a_i over 0 <= a <= 1, sum_i a_i y_i = 0, |sum_i a_i y_i x_i|_p <= c.
@@ -129,14 +119,13 @@ def svm(x: np.ndarray, y: np.ndarray, norm: str, budget: float) -> Solution:
   Args:
     x: [N, n].
     y: [N], -1 or 1, both present.
-    norm: of the perturbations, p, 'linf', 'l2' or 'l1'.
-    budget: c > 0.
+    u: an LInf, L2 or L1 without a box, whose radius is the budget c > 0 that all examples share.
 
   Raises:
     InputError: as for margin.
   """
-  x, y = _labelled(x, y)
-  _known(norm, budget)
+  x, y = _labeled(x, y)
+  p, q, budget = _geometry(u, "svm")
   cp, scale = _cvxpy(), _scale(x)
   w, b, s = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y), nonneg=True)
   reached = s >= 1 - cp.multiply(y, (x / scale) @ w + b)
@@ -144,17 +133,15 @@ def svm(x: np.ndarray, y: np.ndarray, norm: str, budget: float) -> Solution:
   def certify() -> Solution:
     weights, bias = _point(w, b, scale)
     hinges = np.maximum(0.0, 1 - y * (x @ weights + bias))
-    value = float(hinges.sum() + budget * np.linalg.norm(weights, _DUAL_ORDERS[norm]))
+    value = float(hinges.sum() + budget * np.linalg.norm(weights, q))
     a = _balanced(np.clip(reached.dual_value, 0, 1), y)
-    a = a * _shrink(np.linalg.norm((a * y) @ x, _ORDERS[norm]), budget)
+    a = a * _shrink(np.linalg.norm((a * y) @ x, p), budget)
     return Solution(weights, bias, value, value - float(a.sum()))
 
-  return _best(
-    cp, cp.sum(s) + budget / scale * cp.norm(w, _DUAL_ORDERS[norm]), [reached], certify, _gap
-  )
+  return _best(cp, cp.sum(s) + budget / scale * cp.norm(w, q), [reached], certify, _gap)
 
 
-def squared(x: np.ndarray, y: np.ndarray, norm: str, radius: float) -> Solution:
+def squared(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
   """min over w, b of mean_i (|w'x_i + b - y_i| + r |w|_q)^2.
 
   Its dual: max of mean_i (-2 u_i y_i - a_i^2) over |u_i| <= a_i, sum_i u_i = 0 and
@@ -163,14 +150,13 @@ def squared(x: np.ndarray, y: np.ndarray, norm: str, radius: float) -> Solution:
   Args:
     x: [N, n].
     y: [N].
-    norm: of the ball, 'linf', 'l2' or 'l1'.
-    radius: r > 0, in the units of x.
+    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
 
   Raises:
-    InputError: of an unknown norm, or a radius that is not > 0.
+    InputError: u is another set, has a box or a radius that is not > 0.
   """
   x, y = _arrays(x, y)
-  _known(norm, radius)
+  p, q, radius = _geometry(u, "squared")
   cp, scale = _cvxpy(), _scale(x)
   w, b, t, s = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(), cp.Variable(len(y))
   above = s >= (x / scale) @ w + b - y + radius / scale * t
@@ -178,20 +164,18 @@ def squared(x: np.ndarray, y: np.ndarray, norm: str, radius: float) -> Solution:
 
   def certify() -> Solution:
     weights, bias = _point(w, b, scale)
-    worst = np.abs(x @ weights + bias - y) + radius * np.linalg.norm(weights, _DUAL_ORDERS[norm])
+    worst = np.abs(x @ weights + bias - y) + radius * np.linalg.norm(weights, q)
     value = float(np.mean(worst**2))
 
     # Raising a is allowed and makes room for the norm.
-    u = (above.dual_value - below.dual_value) / 2
-    u = u - u.mean()
-    a = np.maximum((above.dual_value + below.dual_value) / 2, np.abs(u))
-    excess = np.linalg.norm(u @ x, _ORDERS[norm]) / radius - a.sum()
+    multipliers = (above.dual_value - below.dual_value) / 2
+    multipliers = multipliers - multipliers.mean()
+    a = np.maximum((above.dual_value + below.dual_value) / 2, np.abs(multipliers))
+    excess = np.linalg.norm(multipliers @ x, p) / radius - a.sum()
     a = a + max(0.0, excess) / len(a)
-    return Solution(weights, bias, value, value - float(np.mean(-2 * u * y - a**2)))
+    return Solution(weights, bias, value, value - float(np.mean(-2 * multipliers * y - a**2)))
 
-  return _best(
-    cp, cp.sum_squares(s), [above, below, cp.norm(w, _DUAL_ORDERS[norm]) <= t], certify, _gap
-  )
+  return _best(cp, cp.sum_squares(s), [above, below, cp.norm(w, q) <= t], certify, _gap)
 
 
 def least_squares(
@@ -208,7 +192,7 @@ def least_squares(
     radius: [] or [G], > 0.
 
   Raises:
-    InputError: of an unknown noise, groups that do not fit, or a radius that is not > 0.
+    InputError: an unknown noise, groups that do not match the columns, or a radius that is not > 0.
   """
   x, y = _arrays(x, y)
   _positive(radius)
@@ -231,40 +215,42 @@ def least_squares(
   def certify() -> Solution:
     return solution(*_point(w, b, scale), -residual.dual_value)
 
-  found = _best(cp, cp.norm(z, 2) + penalty, [residual], certify, _gap)
-  weights, bias = _newton(found, x, y, members, radii)
+  solved = _best(cp, cp.norm(z, 2) + penalty, [residual], certify, _gap)
+  weights, bias = _newton(solved, x, y, members, radii)
   u = x @ weights + bias - y
   length = np.linalg.norm(u)
-  return min(found, solution(weights, bias, u / (length or 1.0)), key=_gap)
+  return min(solved, solution(weights, bias, u / (length or 1.0)), key=_gap)
 
 
 def _newton(
-  found: Solution, x: np.ndarray, y: np.ndarray, members: list[np.ndarray], radii: np.ndarray
+  start: Solution, x: np.ndarray, y: np.ndarray, members: list[np.ndarray], radii: np.ndarray
 ) -> tuple[np.ndarray, float]:
   """Newton steps of robust least squares in the groups that are not 0, where it is smooth.
 
-  The solver's own digits end at the root of its gap; these steps end at float64's.
+  The solver stops at the square root of its gap; these steps reach the precision of float64.
   """
-  lengths = [np.linalg.norm(found.w[g]) for g in members]
-  alive = [(r, g) for r, g, length in zip(radii, members, lengths) if length > _DEAD * max(lengths)]
-  used = np.flatnonzero(sum((g for _, g in alive), np.zeros(x.shape[1], bool)))
+  lengths = [np.linalg.norm(start.w[g]) for g in members]
+  nonzero = [
+    (r, g) for r, g, length in zip(radii, members, lengths) if length > _DEAD * max(lengths)
+  ]
+  used = np.flatnonzero(sum((g for _, g in nonzero), np.zeros(x.shape[1], bool)))
   a = np.concatenate([x[:, used], np.ones((len(y), 1))], axis=1)
-  v = np.append(found.w[used], found.b)
+  v = np.append(start.w[used], start.b)
   for _ in range(_NEWTON_STEPS):
     error = a @ v - y
     length = np.linalg.norm(error)
     if length <= _DEAD * np.linalg.norm(y):  # no residual: not smooth either
-      return found.w, found.b
+      return start.w, start.b
     slope = a.T @ error / length
     gradient, hessian = slope.copy(), (a.T @ a - np.outer(slope, slope)) / length
-    for r, g in alive:
-      place = np.flatnonzero(g[used])
-      unit = v[place] / np.linalg.norm(v[place])
-      gradient[place] += r * unit
-      curved = np.eye(len(place)) - np.outer(unit, unit)
-      hessian[np.ix_(place, place)] += r / np.linalg.norm(v[place]) * curved
+    for r, g in nonzero:
+      index = np.flatnonzero(g[used])
+      unit = v[index] / np.linalg.norm(v[index])
+      gradient[index] += r * unit
+      curvature = np.eye(len(index)) - np.outer(unit, unit)
+      hessian[np.ix_(index, index)] += r / np.linalg.norm(v[index]) * curvature
     v = v - np.linalg.lstsq(hessian, gradient, rcond=None)[0]
-  weights = np.zeros_like(found.w)
+  weights = np.zeros_like(start.w)
   weights[used] = v[:-1]
   return weights, float(v[-1])
 
@@ -281,7 +267,7 @@ def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
     strength: lambda > 0; scikit-learn's alpha is lambda / N.
 
   Raises:
-    InputError: of a strength that is not > 0.
+    InputError: the strength is not > 0.
   """
   x, y = _arrays(x, y)
   _positive(strength)
@@ -303,26 +289,26 @@ def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
 
 
 def _strictly_inside(
-  x: np.ndarray, y: np.ndarray, norm: str, radius: float
+  x: np.ndarray, y: np.ndarray, p: float, radius: float
 ) -> tuple[np.ndarray, float]:
-  """The a in [0, 1]^N, sum a y = 0, of the largest slack r sum a - |sum a y x|_p, and that slack.
+  """The a in [0, 1]^N, sum a y = 0, of largest slack r sum a - |sum a y x|_p, and that slack.
 
-  It is > 0 exactly where no hyperplane separates the classes at this radius.
+  The slack is > 0 iff no hyperplane separates the classes at this radius.
   """
   cp, scale = _cvxpy(), _scale(x)
   a = cp.Variable(len(y))
-  moment = cp.norm((x / scale).T @ cp.multiply(y, a), _ORDERS[norm])
+  moment = cp.norm((x / scale).T @ cp.multiply(y, a), p)
   slack = radius / scale * cp.sum(a) - moment
 
   def certify() -> tuple[np.ndarray, float]:
     inside = _balanced(np.clip(a.value, 0, 1), y)
-    return inside, -_excess(inside, x, y, norm, radius)
+    return inside, -_excess(inside, x, y, p, radius)
 
-  return _best(cp, -slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda found: -found[1])
+  return _best(cp, -slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda answer: -answer[1])
 
 
-def _excess(a: np.ndarray, x: np.ndarray, y: np.ndarray, norm: str, radius: float) -> float:
-  return float(np.linalg.norm((a * y) @ x, _ORDERS[norm]) - radius * a.sum())
+def _excess(a: np.ndarray, x: np.ndarray, y: np.ndarray, p: float, radius: float) -> float:
+  return float(np.linalg.norm((a * y) @ x, p) - radius * a.sum())
 
 
 def _balanced(a: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -355,10 +341,10 @@ def _best(
   certify: Callable[[], _Answer],
   gap: Callable[[_Answer], float],
 ) -> _Answer:
-  """Minimises to falling tolerances; of the answers, that of the least gap by our own count.
+  """Minimizes to decreasing tolerances; returns the answer of smallest gap, as computed here.
 
-  An interior point that goes on after its last digit may move away again, and what the solver
-  calls inaccurate may be the better answer all the same. Hence no trust in its word or warnings.
+  An interior point method that runs on past its last digit may move away again, and an answer that
+  the solver calls inaccurate may still be the better one, so its status and warnings do not decide.
   """
   problem = cp.Problem(cp.Minimize(objective), constraints)
   answers = []
@@ -403,17 +389,21 @@ def _arrays(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return x, y
 
 
-def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _labeled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   x, y = _arrays(x, y)
   if set(y.tolist()) != {-1.0, 1.0}:
     raise InputError(f"y must hold both -1 and 1, but holds {sorted(set(y.tolist()))[:5]}.")
   return x, y
 
 
-def _known(norm: str, radius: float) -> None:
-  if norm not in _ORDERS:
-    raise InputError(f"norm must be 'linf', 'l2' or 'l1', but was {norm!r}.")
-  _positive(radius)
+def _geometry(u: Ball, who: str) -> tuple[float, float, float]:
+  """The orders p and q of the norm of u and of its dual, and the radius."""
+  counterparts.check_unboxed(u, who)
+  _positive(u.radius)
+  if np.shape(u.radius):
+    raise InputError(f"{who} takes one radius, but has the shape {np.shape(u.radius)}.")
+  p, q = next(orders for ball, orders in _ORDERS.items() if isinstance(u, ball))
+  return p, q, float(u.radius)
 
 
 def _positive(radius: float | np.ndarray) -> None:

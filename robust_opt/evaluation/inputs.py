@@ -1,0 +1,153 @@
+"""What an evaluation takes: images, labels, a set, a network; everything else is one sentence.
+
+u = check_set(ro.LInf(8 / 255, box=(0.0, 1.0)))
+x, y = check_examples(logits_fn, x, y, u, batch_size=100)
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import precision
+from robust_opt.errors import InputError
+from robust_opt.evaluation import network
+from robust_opt.sets import Box, UncertaintySet
+from robust_opt.types import Array, LogitsFn
+
+UNIT_BOX: Box = (0.0, 1.0)
+
+
+def box_of(u: UncertaintySet) -> Box:
+  """The box of the set, or [0, 1] if it has none: where the clean images must lie."""
+  box: Box | None = getattr(u, "box", None)
+  return UNIT_BOX if box is None else box
+
+
+def check_set(u: UncertaintySet) -> UncertaintySet:
+  """u, as the argument of compiled attacks: its numbers as float32 scalars.
+
+  Raises:
+    InputError: u is no set, or a radius is not one finite positive number.
+  """
+  if not isinstance(u, UncertaintySet):
+    raise InputError(f"u must be a set, as in ro.LInf(8 / 255, box=(0.0, 1.0)), but was {u!r}.")
+  for name, radius in _radii(u):
+    if np.ndim(radius):
+      raise InputError(
+        f"{name} must be one number for all examples, but was an array of the shape "
+        f"{np.shape(radius)}."
+      )
+    if not 0 < radius < np.inf:
+      raise InputError(
+        f"{name} must be a finite number > 0, in pixels of [0, 1], but was {radius}."
+      )
+  return jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else np.float32(leaf), u)
+
+
+def _radii(u: UncertaintySet) -> Iterator[tuple[str, Any]]:
+  """The radii, by name, of a set and of the sets that it is made of."""
+  for field in dataclasses.fields(u):  # type: ignore[arg-type]
+    value = getattr(u, field.name)
+    for part in value if isinstance(value, tuple) else (value,):
+      if isinstance(part, UncertaintySet):
+        yield from _radii(part)
+    if field.name in getattr(u, "_radii", ("radius",)):
+      yield field.name, value
+
+
+def check_examples(
+  logits_fn: LogitsFn,
+  x: np.ndarray | Array,
+  y: np.ndarray | Array,
+  u: UncertaintySet,
+  batch_size: int,
+  *,
+  allow_probabilities: bool = False,
+  gradients: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+  """x as float32 and y as int32, if they can be attacked.
+
+  Args:
+    logits_fn: as for `autoattack`, and so are x, y, u and batch_size.
+    x: images.
+    y: labels.
+    u: the set, whose box, or [0, 1], the images must lie in.
+    batch_size: examples at a time.
+    allow_probabilities: whether the outputs may be probabilities.
+    gradients: whether the network must be differentiable.
+
+  Raises:
+    InputError: an empty data set; images that are not floating point or leave the box; labels that
+      are not classes of the net; logits that are NaN, not floating point, of one class, or of
+      another shape than [B, C]; outputs that are not an array, or are probabilities; a net whose
+      gradient cannot be traced; a batch size below 1.
+  """
+  if batch_size < 1:
+    raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
+  images, labels = np.asarray(x), np.asarray(y)
+  if images.size == 0 or labels.shape != images.shape[:1]:
+    raise InputError(
+      f"There must be at least one image and as many labels as images, but the shapes are "
+      f"{images.shape} and {labels.shape}."
+    )
+  if not np.issubdtype(images.dtype, np.floating):
+    raise InputError(f"Images must be floating point, pixels in [0, 1], but are {images.dtype}.")
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise InputError(f"Labels must be integers, but are {labels.dtype}.")
+  images, labels = images.astype(np.float32), labels.astype(np.int32)
+  low, high = box_of(u)
+  if not (np.isfinite(images).all() and images.min() >= low and images.max() <= high):
+    raise InputError(
+      f"Images must be finite and in [{low:g}, {high:g}], but lie in [{images.min():.4g}, "
+      f"{images.max():.4g}]; a net that takes other units must convert them itself."
+    )
+  _check_outputs(logits_fn, images, labels, allow_probabilities)
+  if gradients:
+    network.check_differentiable(logits_fn, images[: network.NUM_CHECKED])
+  return images, labels
+
+
+def sum_rounding(dtype: Any) -> float:
+  """How far from 1 probabilities of a dtype may sum: each is off by at most eps / 2 of itself."""
+  return max(1e-3, float(jnp.finfo(dtype).eps))
+
+
+def _check_outputs(
+  logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray, allow_probabilities: bool
+) -> None:
+  sample = images[: network.NUM_CHECKED]
+  try:
+    outputs = logits_fn(jnp.asarray(sample))
+  except Exception as error:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    raise InputError(f"The net fails on images of shape {sample.shape}: {reason}") from error
+  if not isinstance(outputs, (jax.Array, np.ndarray)):
+    raise InputError(
+      f"The net must return one array of logits [B, C], but returned a {type(outputs).__name__}; "
+      f"of several outputs, return the logits alone."
+    )
+  logits = np.asarray(outputs)
+  dtype = precision.check_floating(logits, "The net's logits")
+  if logits.ndim != 2 or len(logits) != len(sample) or logits.shape[1] < 2:
+    raise InputError(
+      f"The net must return logits [{len(sample)}, C] of at least 2 classes for {len(sample)} "
+      f"images, but returned the shape {logits.shape}."
+    )
+  if not np.isfinite(logits).all():
+    raise InputError("The net's logits must be finite, but some are inf or NaN on clean images.")
+  if labels.min() < 0 or labels.max() >= logits.shape[1]:
+    raise InputError(
+      f"Labels must lie in [0, {logits.shape[1]}), the classes of the net, but lie in "
+      f"[{labels.min()}, {labels.max()}]."
+    )
+  sums = logits.astype(np.float64).sum(axis=1)
+  probabilities = np.all(logits >= 0) and np.all(np.abs(sums - 1) <= sum_rounding(dtype))
+  if probabilities and not allow_probabilities:
+    raise InputError(
+      "The net must return logits, but its outputs are >= 0 and sum to 1, as probabilities do: "
+      "the gradient of a confident net would be lost in the softmax."
+    )

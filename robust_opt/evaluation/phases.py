@@ -1,0 +1,180 @@
+"""The attacks that AutoAttack runs one after the other, and the versions that combine them.
+
+phases = phases_of("standard", logits_fn, u)
+phases = (pgd_phase("pgd-50", losses.cross_entropy, num_steps=50, relative_step=0.1),)
+"""
+
+from typing import NamedTuple
+
+from robust_opt import losses
+from robust_opt.attacks import white_box
+from robust_opt.attacks.fab import fab
+from robust_opt.attacks.square import square
+from robust_opt.attacks.support import check_support
+from robust_opt.attacks.types import LogitsAttack
+from robust_opt.errors import InputError
+from robust_opt.evaluation import network
+from robust_opt.evaluation.batches import MakeAttack
+from robust_opt.maximizers import Attack, apgd, ascend, pgd, restarts
+from robust_opt.maximizers.apgd import apgd_shrinking_l1
+from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet
+from robust_opt.types import Array, LogitsFn, LossFn
+
+
+class Phase(NamedTuple):
+  """One attack of the ensemble.
+
+  Attributes:
+    name: as in AutoAttack.
+    attack: its name in `attacks.support.SUPPORT`, which says what sets it takes.
+    make: (set, rank of the target [], channel axis of an example or None) -> attack.
+    num_targets: how many target classes it is run for, at most all wrong ones; 0: untargeted.
+    gradients: whether it needs the gradients of the network.
+  """
+
+  name: str
+  attack: str
+  make: MakeAttack
+  num_targets: int = 0
+  gradients: bool = True
+
+
+def apgd_attack(u: Ball, num_steps: int) -> Attack:
+  """APGD as AutoAttack runs it: over l_1 it begins in larger balls; the best point by score."""
+  if isinstance(u, L1):
+    return apgd_shrinking_l1(u, num_steps, keep_best=True)
+  return apgd(u, num_steps, keep_best=True)
+
+
+def apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> Phase:
+  """APGD on the cross-entropy."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
+    attack = apgd_attack(u, num_steps)
+    if isinstance(u, L1) and l1_restarts > 1:
+      attack = restarts(attack, l1_restarts)
+    return white_box.ascent(attack, losses.cross_entropy, fresh_noise)
+
+  return Phase("apgd-ce", "apgd", make)
+
+
+def apgd_dlr(num_steps: int, fresh_noise: bool = False) -> Phase:
+  """APGD on the DLR loss."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
+    return white_box.ascent(apgd_attack(u, num_steps), losses.dlr, fresh_noise)
+
+  return Phase("apgd-dlr", "apgd", make)
+
+
+def apgd_t(num_steps: int, num_targets: int) -> Phase:
+  """APGD on the targeted DLR loss."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del channel_axis
+    return white_box.targeted_ascent(apgd_attack(u, num_steps), losses.targeted_dlr, rank)
+
+  return Phase("apgd-t", "apgd", make, num_targets)
+
+
+def fab_t(num_steps: int, num_targets: int) -> Phase:
+  """FAB toward target classes."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del channel_axis
+    return fab(u, num_steps=num_steps, target_rank=rank)
+
+  return Phase("fab-t", "fab", make, num_targets)
+
+
+def square_phase(num_queries: int) -> Phase:
+  """Square Attack."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank
+    return square(u, num_queries, channel_axis=channel_axis)
+
+  return Phase("square", "square", make, gradients=False)
+
+
+def pgd_phase(
+  name: str, loss: LossFn, num_steps: int, relative_step: float, num_restarts: int = 1
+) -> Phase:
+  """PGD from random starts on any set with a projection; every example keeps its best point.
+
+  Args:
+    name: of the phase.
+    loss: (logits [B, C], y [B]) -> [B], what it ascends.
+    num_steps: of each ascent.
+    relative_step: the length of a step as a share of the set: of the radius of a ball, l_inf steps
+      over l_inf and Euclidean ones over l_2 and l_1; for any other set the step is this share of
+      the set's own steepest ascent.
+    num_restarts: ascents.
+  """
+
+  def make(u: UncertaintySet, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
+    attack = ascend(pgd(u, _step_set(u, relative_step)), num_steps, keep_best=True)
+    return white_box.ascent(restarts(attack, num_restarts) if num_restarts > 1 else attack, loss)
+
+  return Phase(name, "pgd", make)
+
+
+class _Share(UncertaintySet):
+  """{share * delta: delta in U(x)}; steepest ascent only."""
+
+  def __init__(self, u: UncertaintySet, share: float) -> None:
+    self._u, self._share = u, share
+
+  def steepest_ascent(self, grad: Array, x: Array) -> Array:
+    return self._share * self._u.steepest_ascent(grad, x)
+
+
+def _step_set(u: UncertaintySet, share: float) -> UncertaintySet:
+  if isinstance(u, Ball):
+    return (LInf if isinstance(u, LInf) else L2)(share * u.radius)
+  return _Share(u, share)
+
+
+# Built once: a phase is a compile-time constant, compared by identity. AutoAttack, too, restarts
+# its first attack over l_1; there it then tries five targets where this tries nine.
+VERSIONS: dict[str, tuple[Phase, ...]] = {
+  "standard": (apgd_ce(100, l1_restarts=5), apgd_t(100, 9), fab_t(100, 9), square_phase(5000)),
+  "rand": (apgd_ce(100, fresh_noise=True), apgd_dlr(100, fresh_noise=True)),
+  "quick": (apgd_ce(50), apgd_t(50, 3)),
+  "pgd": (
+    pgd_phase("pgd-ce", losses.cross_entropy, 100, relative_step=0.1, num_restarts=5),
+    pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.02, num_restarts=5),
+  ),
+}
+
+
+def phases_of(
+  version: str | tuple[Phase, ...], logits_fn: LogitsFn, u: UncertaintySet
+) -> tuple[Phase, ...]:
+  """The phases of a version by name.
+
+  Raises:
+    InputError: an unknown version, one that is not for this kind of network, or one with an attack
+      that does not take the set.
+  """
+  if isinstance(version, str):
+    if version not in VERSIONS:
+      raise InputError(f"version must be one of {', '.join(VERSIONS)}, but was {version!r}.")
+    if (version == "rand") != isinstance(logits_fn, network.Randomized):
+      raise InputError(
+        f'version="rand" is for a ro.Randomized (--draws) and the other versions are for '
+        f"deterministic networks, but version was {version!r} for a {type(logits_fn).__name__}."
+      )
+  phases = VERSIONS[version] if isinstance(version, str) else version
+  for phase in phases:
+    try:
+      check_support(phase.attack, u)
+    except InputError as error:
+      if phase.attack == "pgd":
+        raise
+      words = f'{str(error)[:-1]}; version="pgd" attacks every set with a projection.'
+      raise InputError(words) from error
+  return phases

@@ -1,0 +1,355 @@
+"""The single checks of a trust report (trust.py): what is counted, and how many are too many."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from robust_opt import layout
+from robust_opt.errors import InputError
+from robust_opt.evaluation import network
+from robust_opt.evaluation.autoattack import ROBUST, Verdict
+from robust_opt.evaluation.batches import plain_logits
+from robust_opt.evaluation.inputs import sum_rounding
+from robust_opt.evaluation.probes import (
+  Probe,
+  apgd_attack,
+  fgsm_attack,
+  noise_attack,
+  num_draws,
+  square_attack,
+)
+from robust_opt.layout import ChannelAxis
+from robust_opt.types import LogitsFn
+
+FEWER_STEPS = (5, 20)  # besides one and num_steps
+
+# Of the images. A trained net has almost no gradient of exactly 0: in float32 it is nonzero up to
+# margins of some 80.
+FLAT = 0.1
+# Of the images. At the diameter of the box any image is allowed, so the true count is 0, without
+# sampling noise; a few examples may lie where all units are dead and a single ascent is stuck.
+UNBOUNDED = 0.01
+# How often a sound attack fails by chance, per correct image, where another attack, in a smaller
+# set, with fewer steps, from a fifth start or without gradients, succeeds. Measured on the 360 test
+# digits, on 28 pairs of a healthy net (trained without an adversary, by one step or by PGD) and a
+# set (l_inf, l_2, l_1), 9,744 correct images in all: radii and steps 0, the fifth start at most 1
+# of 350, Square after five starts 9 in all and at most 4 of 350.
+MISSES = 0.003
+# The same for Square, or five more starts, after the standard ensemble. On the same pairs Square
+# breaks 1 of 9,744, and five more starts (21 of the pairs) 2 of 7,238.
+ENSEMBLE_MISSES = 0.0005
+# AutoAttack warns if Square breaks this fraction of all images after the other attacks
+# (`check_square_sr` in its checks.py).
+FLAGGED = 0.002
+# The fraction of images whose prediction may depend on rounding in another batch size.
+TIES = 0.01
+# Counts are compared to this quantile of the binomial, so that a healthy net fails a check by
+# chance in one data set of a thousand, whatever its size.
+CONFIDENCE = 0.999
+# Permutations in the check of clean accuracy.
+NUM_SHUFFLES = 10_000
+# A healthy net classifies at least this fraction of the images outside of its most frequent class
+# correctly. An accuracy that could be chance fails only if it is too low for that.
+RECALL = 0.7
+
+
+class Check(NamedTuple):
+  """One property of a sound evaluation.
+
+  Attributes:
+    name: unique in a report.
+    passed: whether the property holds, up to the noise of a small data set; None if these images
+      cannot decide.
+    measured: what was counted; if passed is None, it begins with the reason.
+    meaning: what a failure means, one sentence.
+  """
+
+  name: str
+  passed: bool | None
+  measured: str
+  meaning: str
+
+  @property
+  def failed(self) -> bool:
+    """False also if the check cannot decide."""
+    return self.passed is not None and not self.passed
+
+
+def _check(name: str, holds: bool, measured: str, meaning: str, unclear: str = "") -> Check:
+  """A check; `unclear` says why these images cannot decide it and is empty if they can."""
+  if unclear:
+    return Check(name, None, f"{unclear}: {measured}", meaning)
+  return Check(name, bool(holds), measured, meaning)
+
+
+def check_verdict(verdict: Verdict, prediction: np.ndarray, ids: np.ndarray) -> None:
+  """InputError if the verdict is of another network: only ties may be decided differently."""
+  others = int(np.sum(verdict.prediction[ids] != prediction))
+  if others > max(1, TIES * len(ids)):
+    raise InputError(
+      f"The verdict must be of this network, but its predictions differ on {others} of {len(ids)} "
+      f"clean images."
+    )
+
+
+# Clean logits.
+
+
+def clean_accuracy(prediction: np.ndarray, y: np.ndarray, seed: int) -> Check:
+  """The balanced accuracy is above chance."""
+  # Balanced over the classes, since a constant prediction can be right on most of a skewed set. The
+  # permutation test compares with the same predictions shuffled among the images.
+  counts = np.bincount(y)
+  classes = np.count_nonzero(counts)
+  weights = 1 / (classes * counts[y])
+  right = prediction == y
+  rng = np.random.default_rng(seed)
+  shuffled = [weights @ (rng.permutation(prediction) == y) for _ in range(NUM_SHUFFLES)]
+  by_chance = np.quantile(shuffled, CONFIDENCE, method="higher")
+  # A constant net scores by_chance exactly; the sums may differ in their order.
+  beyond = bool(weights @ right > by_chance + 1e-9)
+  others = y != stats.mode(prediction).mode
+  too_low = stats.binom.cdf(np.sum(right & others), np.sum(others), RECALL) < 1 - CONFIDENCE
+  unclear = ""
+  if classes == 1:
+    unclear = "all images are of one class"
+  elif not beyond and not too_low:
+    unclear = "too few images of several classes"
+  return _check(
+    "clean accuracy",
+    beyond,
+    f"{np.sum(right)} of {len(y)} are classified correctly; the mean over {classes} classes is "
+    f"{weights @ right:.1%}, and up to {by_chance:.1%} can be chance",
+    "The net does not get the images that it was trained on: other units or preprocessing, another "
+    "order of the labels, or no training; or its prediction is the same for all images.",
+    unclear,
+  )
+
+
+def are_logits(logits: np.ndarray) -> Check:
+  """The outputs [N, C] are not probabilities."""
+  allowed = sum_rounding(logits.dtype)
+  logits = logits.astype(np.float64)
+  sums = np.abs(logits.sum(axis=1) - 1)
+  probabilities = bool(np.all(logits >= 0) and np.all(sums <= allowed))
+  return _check(
+    "logits",
+    not probabilities,
+    f"outputs in [{logits.min():.4g}, {logits.max():.4g}], whose sum is at most {sums.max():.2g} "
+    f"from 1",
+    "The outputs are probabilities: the softmax rounds the gradient of a confident prediction to "
+    "0, and the attacks, which expect logits, are weaker than they seem.",
+  )
+
+
+def repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
+  """Two calls on the same images give the same logits."""
+  same, measured = network.compared(logits, again)
+  return _check(
+    "repeatable",
+    same,
+    f"the same images twice: {measured}",
+    "The net is random, so that an attack on one output says little about the next: attack the "
+    'average over fresh draws, by `ro.Randomized` and the version "rand".',
+  )
+
+
+def batches(logits: np.ndarray, logits_fn: LogitsFn, probe: Probe) -> Check:
+  """Another order and batch size give the same logits."""
+  size, order = probe.size, np.random.default_rng(probe.seed).permutation(len(probe.x))
+  # Of another size too: if all examples are one batch, another order alone leaves it as it is.
+  other = max(1, size // 3) if size > 1 else 2
+  shuffled = plain_logits(logits_fn, probe.x[order], other)
+  same, measured = network.compared(logits, shuffled[np.argsort(order)])
+  return _check(
+    "batches",
+    same,
+    f"in order, {size} at a time, and shuffled, {other} at a time: {measured}",
+    "Logits depend on the other images of the batch, as with batch normalization in training mode: "
+    "the measurement is one of the batches, not of the net.",
+    "there is only one image" if len(probe.x) == 1 else "",
+  )
+
+
+# Attacks.
+
+
+def gradients(probe: Probe, right: np.ndarray) -> Check:
+  """The gradient of the loss is seldom exactly 0."""
+  flat, allowed = probe.num_flat(right), max(1, int(FLAT * len(right)))
+  return _check(
+    "gradients",
+    flat <= allowed,
+    f"the gradient of the cross-entropy is exactly 0 at {flat} of the {len(right)} images that are "
+    f"classified correctly; allowed are {allowed}",
+    "The loss is flat, saturated in float32 or behind a step function such as rounding, so that "
+    "attacks that ascend it do not move and report robustness.",
+    _too_few(len(right), allowed),
+  )
+
+
+def unbounded(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
+  """With any image allowed, almost nothing remains correct."""
+  diameter, robust = max(sweep.items(), key=lambda item: item[0])
+  allowed = max(1, int(UNBOUNDED * len(right)))
+  return _check(
+    "unbounded radius",
+    len(robust) <= allowed,
+    f"{len(robust)} of {len(right)} remain correct at the radius {diameter:.4g}, within which lie "
+    f"all images; allowed are {allowed}",
+    "An adversary who may use any image breaks every net, so the gradient is masked, or the attack "
+    "is broken.",
+    _too_few(len(right), allowed),
+  )
+
+
+def radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
+  """Larger sets break more."""
+  counts = [len(right), *(len(robust) for _, robust in sorted(sweep.items()))]
+  points = [f"{radius:.4g}: {count}" for radius, count in zip([0.0, *sorted(sweep)], counts)]
+  allowed = _allowed(len(right), MISSES)
+  return _check(
+    "radii",
+    _rise(counts) <= allowed,
+    f"correct at radius {', '.join(points)}; the counts rise by {_rise(counts)}, and up to "
+    f"{allowed} can be chance",
+    "A larger set contains the smaller one, so the attack in the larger one has not converged, or "
+    "its gradients are misleading.",
+    _too_few(len(right), allowed),
+  )
+
+
+def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> Check:
+  """More steps break more."""
+  fewer = [steps for steps in FEWER_STEPS if steps < num_steps]
+  attacks = [fgsm_attack, *map(apgd_attack, fewer)]
+  counts = [*(len(probe.white_box(right, attack)) for attack in attacks), len(once)]
+  names = ["1 (FGSM)", *map(str, fewer), str(num_steps)]
+  points = [f"{name}: {count}" for name, count in zip(names, counts)]
+  # Only the last count is compared: over l_1, five steps of APGD break fewer images than FGSM.
+  rise, allowed = len(once) - min(counts), _allowed(len(right), MISSES)
+  return _check(
+    "steps",
+    rise <= allowed,
+    f"correct of {len(right)} after steps {', '.join(points)}; in the end {rise} more than at the "
+    f"minimum, and up to {allowed} can be chance",
+    "More steps do not increase the loss: gradients are useful for one step at most, as with a "
+    "masked loss, or the attack's step sizes do not fit.",
+    "the attack has only one step" if num_steps == 1 else _too_few(len(right), allowed),
+  )
+
+
+def restarts(
+  right: np.ndarray, after_starts: list[np.ndarray], broken_by: np.ndarray | None
+) -> Check:
+  """More starts break next to nothing that the evaluation, or the starts before, left."""
+  *_, before_last, unbroken = after_starts
+  if broken_by is None:
+    more, allowed = len(before_last) - len(unbroken), _allowed(len(right), MISSES)
+    left = ", ".join(str(len(ids)) for ids in after_starts)
+    measured = f"of {len(right)}, the starts one by one leave {left}: the last breaks {more}"
+  else:
+    robust = right[broken_by[right] == ROBUST]
+    more = len(np.setdiff1d(robust, unbroken))
+    allowed = _allowed_after_ensemble(len(right), len(broken_by))
+    measured = (
+      f"{len(after_starts)} more starts break {more} of the {len(robust)} that the evaluation does "
+      f"not break, of {len(right)}"
+    )
+  return _check(
+    "restarts",
+    more <= allowed,
+    f"{measured}; up to {allowed} can be chance",
+    "The loss surface is rugged and one start finds too little: the attack has not converged, and "
+    "the reported accuracy is too high.",
+    _too_few(len(right), allowed),
+  )
+
+
+def noise(probe: Probe, right: np.ndarray, once: np.ndarray) -> Check:
+  """Gradients break more than random directions."""
+  by_noise = len(right) - len(probe.robust(right, noise_attack))
+  by_attack = len(right) - len(once)
+  # If the attack breaks nearly everything, noise may too.
+  few = _allowed(len(right), MISSES)
+  unclear = _too_few(len(right), few)
+  if max(by_noise, by_attack) <= few:
+    unclear = unclear or f"neither breaks more than {few}, which can be chance"
+  return _check(
+    "noise",
+    by_noise < by_attack or by_noise <= few or len(once) <= few,
+    f"of {len(right)}, noise on the boundary of the set ({num_draws(probe.x[0].size)} draws) "
+    f"breaks {by_noise}, the attack {by_attack}",
+    "Random directions do as well as gradients, so the gradients carry no information, or the "
+    "attack does not follow them.",
+    unclear,
+  )
+
+
+def black_box(
+  probe: Probe,
+  right: np.ndarray,
+  unbroken: np.ndarray,
+  num_starts: int,
+  num_queries: int,
+  channel_axis: ChannelAxis,
+) -> Check:
+  """By an attack on the sample."""
+  attack = square_attack(num_queries)
+  more = len(unbroken) - len(probe.robust(unbroken, attack))
+  allowed = _allowed(len(right), MISSES)
+  guess = layout.guess_in_words(channel_axis, probe.x.shape[1:])
+  measured = (
+    f"{num_queries} queries without gradients break {more} of the {len(unbroken)} that gradients "
+    f"with {num_starts} starts do not break, of {len(right)}{guess and f'; {guess}'}"
+  )
+  return _black_box_check(more, allowed, len(right), measured)
+
+
+def black_box_of_verdict(verdict: Verdict) -> Check:
+  """By the evaluation of all examples, whose last attack was Square."""
+  more = int(np.sum(verdict.broken_by == len(verdict.names) - 1))
+  remaining = more + int(np.sum(verdict.broken_by == ROBUST))
+  num_right = int(np.sum(verdict.broken_by != 0))
+  allowed = _allowed_after_ensemble(num_right, len(verdict.broken_by))
+  measured = (
+    f"in the evaluation Square breaks {more} of the {remaining} that gradients do not break, of "
+    f"{num_right}"
+  )
+  return _black_box_check(more, allowed, num_right, measured)
+
+
+def _black_box_check(more: int, allowed: int, num_right: int, measured: str) -> Check:
+  return _check(
+    "black box",
+    more <= allowed,
+    f"{measured}; up to {allowed} are not flagged",
+    "A search without gradients finds what gradients miss: they are masked, and the accuracy under "
+    "white-box attacks is too high.",
+    _too_few(num_right, allowed),
+  )
+
+
+def _allowed_after_ensemble(num_right: int, num_examples: int) -> int:
+  """How many images of the evaluation one more attack may break."""
+  below_flag = math.ceil(FLAGGED * num_examples) - 1
+  return max(_allowed(num_right, ENSEMBLE_MISSES), below_flag)
+
+
+def _too_few(num_right: int, allowed: int) -> str:
+  """Why no count can exceed the allowed one; empty if one can."""
+  if num_right == 0:
+    return "no image is classified correctly"
+  return "too few images are classified correctly" if num_right <= allowed else ""
+
+
+def _allowed(count: int, rate: float) -> int:
+  """How many of `count` independent events of this rate can be chance."""
+  return int(stats.binom.ppf(CONFIDENCE, count, rate)) if count else 0
+
+
+def _rise(counts: list[int]) -> int:
+  """How far a sequence that should decrease rises above an earlier value; 0 if it never does."""
+  return max(count - min(counts[: index + 1]) for index, count in enumerate(counts))

@@ -1,0 +1,232 @@
+"""The training loop, of one seed or of several: `train`.
+
+  state = engine.train(experiment, state, workdir, checkpoints, plan, log)
+
+It runs compiled scans from the state's own step to the last, writes metrics.jsonl and TensorBoard
+events, measures and saves at the steps of the plan, and stops for SIGTERM, for a loss that is not
+finite, or when the log says so. The same call after a stop goes on to the same bits.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robust_opt import tables
+from robust_opt.errors import DivergedError, PreemptedError
+from robust_opt.experiments.assembly import Experiment
+from robust_opt.experiments.checkpoint import Checkpoints
+from robust_opt.experiments.metrics import MetricWriter
+from robust_opt.experiments.signals import sigterm_flag
+from robust_opt.training import TrainMetrics, TrainState
+from robust_opt.types import Array
+
+Values = dict[str, float | int]
+
+
+class Plan(NamedTuple):
+  """The steps of a training.
+
+  Attributes:
+    total: updates in all.
+    scan: at most so many in one call of a compiled scan.
+    measure_every: a scan ends at every multiple of it, and `Log.measure` is called.
+    save_every: a checkpoint is saved at every multiple of it, and after the last step.
+  """
+
+  total: int
+  scan: int
+  measure_every: int
+  save_every: int
+
+
+class Log(Protocol):
+  """What a training tells, and what it measures on the way."""
+
+  @property
+  def seeds(self) -> Sequence[int] | None:
+    """Those that a stacked state holds, for messages."""
+
+  def describe(self, metrics: TrainMetrics, seconds: float) -> Values:
+    """What is written of the updates of one scan."""
+
+  def measure(self, state: TrainState) -> tuple[Values, float | None]:
+    """What is written of a state, and the score that chooses the best checkpoint, if any."""
+
+  def tell(self, step: int, values: Values, measured: bool) -> bool:
+    """Shows the progress; returns whether training should stop here."""
+
+
+def train(
+  experiment: Experiment,
+  state: TrainState,
+  workdir: Path,
+  checkpoints: Checkpoints,
+  plan: Plan,
+  log: Log,
+  timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> TrainState:
+  """The state after the last step of the plan.
+
+  Args:
+    experiment: from `assemble`.
+    state: to go on from.
+    workdir: gets metrics.jsonl and tensorboard/.
+    checkpoints: where states are saved.
+    plan: which steps do what.
+    log: see `Log`.
+    timed: a context around every scan with what follows it.
+
+  Raises:
+    DivergedError: a loss or a parameter is no longer finite; the last good checkpoint is kept.
+    PreemptedError: SIGTERM came; the state is saved.
+    RunError: something could not be written.
+  """
+  step, leader = int(state.step), jax.process_index() == 0
+  with (
+    sigterm_flag() as stop_requested,
+    MetricWriter(workdir, step) if leader else nullcontext() as writer,
+  ):
+    enough = False
+    while step < plan.total and not enough:
+      num_steps = min(plan.scan, plan.measure_every - step % plan.measure_every, plan.total - step)
+      scan = experiment.compile(num_steps)  # so that the clock sees the updates alone
+      with timed():
+        began = time.monotonic()
+        state, metrics = scan(state)
+        metrics = jax.tree.map(np.asarray, metrics)
+        seconds = time.monotonic() - began
+        _stop_if_diverged(metrics.loss, state, step, checkpoints, log.seeds)
+        step += num_steps
+        values, score = log.describe(metrics, seconds), None
+        measured = step % plan.measure_every == 0
+        if measured:
+          more, score = log.measure(state)
+          values |= more
+        enough = log.tell(step, values, measured)
+        if writer is not None:
+          writer.write(step, values)
+        stop = stop_requested()
+        due = measured and (step % plan.save_every == 0 or step == plan.total)
+        if due or stop or (score is not None and score > checkpoints.best_accuracy()):
+          checkpoints.save(state, score)
+      # At the end the flag is read once more: SIGTERM may have come while the state was saved.
+      if stop or (step == plan.total and stop_requested()):
+        raise PreemptedError(
+          f"SIGTERM: stopped at step {step} of {plan.total} and saved; "
+          f"the same command goes on from there."
+        )
+  return state
+
+
+def _stop_if_diverged(
+  losses: np.ndarray,
+  state: TrainState,
+  step: int,
+  checkpoints: Checkpoints,
+  seeds: Sequence[int] | None,
+) -> None:
+  """Raises if a loss, [num_steps] or [S, num_steps], or a parameter is not finite."""
+  bad = np.argwhere(~np.isfinite(losses))
+  leaves = jax.tree.leaves((state.params, state.model_state))
+  if len(bad):
+    whose = f" of seed {seeds[bad[0, 0]]}" if seeds else ""
+    what = f"The loss{whose} became {losses[tuple(bad[0])]} at step {step + int(bad[0, -1]) + 1}"
+  elif not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
+    what = f"The parameters became infinite or NaN at step {step + losses.shape[-1]}"
+  else:
+    return
+  raise DivergedError(
+    f"{what}; {checkpoints.last_words()}. A smaller --config.optimizer.learning_rate may help."
+  )
+
+
+def train_seeds(
+  folder: Path,
+  experiment: Experiment,
+  names: Sequence[int],
+  count_correct: Callable[[TrainState], Array],
+  *,
+  points: int,
+  epochs_per_call: int,
+  timed: Callable[[], AbstractContextManager[None]],
+  progress: Callable[..., None],
+) -> TrainState:
+  """A stacked state to the last epoch of its config, from the newest checkpoint in the folder on.
+
+  Args:
+    folder: gets checkpoints/ and metrics.jsonl, with every seed's curve.
+    experiment: of several seeds.
+    names: the S seeds, which name the metrics.
+    count_correct: state -> [S], clean test examples that are classified correctly.
+    points: how often an epoch the curve is taken, at most.
+    epochs_per_call: between two checkpoints.
+    timed: a context in which a scan is timed.
+    progress: (epochs, words, skipped=) is told at every checkpoint.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+  state = checkpoints.restore(experiment.state) or experiment.state
+  per_epoch, epochs = experiment.plan.num_steps, experiment.config.training.epochs
+  points = max(n for n in range(1, points + 1) if per_epoch % n == 0)
+  segment, save_every = per_epoch // points, epochs_per_call * per_epoch
+  plan = Plan(epochs * per_epoch, segment, segment, save_every)
+  if done := int(state.step) // per_epoch:
+    progress(done, f"{done} of {tables.counted(epochs, 'epoch')} done before", skipped=True)
+  log = SeedsLog(names, count_correct, plan, per_epoch, done, progress)
+  state = train(experiment, state, folder, checkpoints, plan, log, timed)
+  checkpoints.close()
+  return state
+
+
+class SeedsLog:
+  """The log of `train_seeds`: every seed's loss, zero gradients and clean test accuracy."""
+
+  def __init__(
+    self,
+    names: Sequence[int],
+    count_correct: Callable[[TrainState], Array],
+    plan: Plan,
+    per_epoch: int,
+    done: int,
+    progress: Callable[..., None],
+  ) -> None:
+    self.seeds, self._count, self._progress = names, count_correct, progress
+    self._plan, self._per_epoch, self._told = plan, per_epoch, done
+
+  def describe(self, metrics: TrainMetrics, seconds: float) -> Values:
+    """Of [S, num_steps]."""
+    del seconds
+    losses, zeros = jnp.mean(metrics.loss, axis=1), metrics.zero_gradients.sum(axis=1)
+    rows = zip(self.seeds, losses, zeros, strict=True)
+    return {
+      key: value
+      for name, loss, zero in rows
+      for key, value in (
+        (f"seed{name}/loss", float(loss)),
+        (f"seed{name}/zero_gradients", int(zero)),
+      )
+    }
+
+  def measure(self, state: TrainState) -> tuple[Values, None]:
+    """Of the test set; nothing is chosen by it."""
+    correct = zip(self.seeds, np.asarray(self._count(state)), strict=True)
+    return {f"seed{name}/test_correct": int(count) for name, count in correct}, None
+
+  def tell(self, step: int, values: Values, measured: bool) -> bool:
+    """At the steps of checkpoints."""
+    if measured and (step % self._plan.save_every == 0 or step == self._plan.total):
+      epoch, epochs = (n // self._per_epoch for n in (step, self._plan.total))
+      loss, correct = (
+        np.mean([values[f"seed{name}/{what}"] for name in self.seeds])
+        for what in ("loss", "test_correct")
+      )
+      words = f"epoch {epoch}/{epochs}, loss {loss:.4f}, {correct:.1f} right on the test set"
+      self._progress(epoch - self._told, words)
+      self._told = epoch
+    return False

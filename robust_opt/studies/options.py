@@ -1,0 +1,115 @@
+"""What a study is told: every field of its preset and of its options is a flag of its command.
+
+  @dataclasses.dataclass(frozen=True)
+  class Preset:
+    seeds: int = option("Networks of each kind.", low=1)
+    epochs: int = option("Epochs of every training run.", low=1)
+
+  PRESETS = {("quick", "digits"): Preset(1, 6), ("paper", "digits"): Preset(5, 60)}
+  options = Options(dataset="digits", workdir=Path("runs/a"), preset=PRESETS["quick", "digits"])
+  config = configured(config_lib.digits(), options, settle)
+
+`robust_opt.commands.run_study` makes the command of them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ml_collections import ConfigDict
+
+from robust_opt.errors import InputError
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import overrides
+
+PresetT = TypeVar("PresetT")
+OVERRIDE = "key=value on the config of {}, e.g. {}; may be repeated."
+
+
+def option(
+  help: str,
+  default: Any = dataclasses.MISSING,
+  *,
+  low: float | None = None,
+  choices: Sequence[str] = (),
+) -> Any:
+  """A field of a preset or of options.
+
+  Args:
+    help: of its flag.
+    default: its value where the flag is not given; of a preset's field the preset says it.
+    low: the smallest value allowed.
+    choices: all values allowed, if they are few.
+  """
+  metadata = {"help": help, "low": low, "choices": tuple(choices)}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Generic[PresetT]):
+  """What to run and where; a study with more options of its own derives from it.
+
+  Attributes:
+    dataset: one that the study has a preset for.
+    workdir: a new directory, or that of the same study.
+    preset: the numbers of the study.
+    data_dir: where prepared data sets are; empty: TFDS' default.
+    cache_dir: where arrays are cached; empty: the user's cache directory.
+    override: key=value on the config of every network.
+  """
+
+  dataset: str
+  workdir: Path
+  preset: PresetT
+  data_dir: str = ""
+  cache_dir: str = ""
+  override: tuple[str, ...] = option(
+    OVERRIDE.format("every network", "training.batch_size=50"), default=()
+  )
+
+  @property
+  def places(self) -> dict[str, str]:
+    """data_dir and cache_dir by name."""
+    return {"data_dir": self.data_dir, "cache_dir": self.cache_dir}
+
+
+def values(settings: Any) -> dict[str, Any]:
+  """A preset as a dictionary."""
+  return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+def configured(
+  config: ConfigDict,
+  options: Options[Any],
+  settle: Callable[[ConfigDict], None],
+  more: Mapping[str, Sequence[str]] = {},
+) -> ConfigDict:
+  """The config of one network of a study: overridden, then settled, so that no override is lost.
+
+  Args:
+    config: what the study starts from; it is changed in place.
+    options: of the study.
+    settle: sets what makes this network the one that the study names.
+    more: further overrides by the name of their flag.
+
+  Raises:
+    InputError: an override does not fit the config, or `settle` sets another value.
+  """
+  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
+  given = {"override": options.override, **more}
+  items = [(flag, item) for flag, items in given.items() for item in items]
+  for _, item in items:
+    overrides.override(config, item)
+  asked = config_lib.flattened(config.to_dict())
+  settle(config)
+  settled = config_lib.flattened(config.to_dict())
+  for flag, item in items:
+    key = item.partition("=")[0]
+    if settled.get(key) != asked.get(key):
+      raise InputError(
+        f"--{flag}={item} would have no effect: this study itself sets {key}, here to "
+        f"{settled.get(key, 'nothing')!r}."
+      )
+  config_lib.validate(config)
+  return config
