@@ -25,7 +25,7 @@ def seconds(members: int, vmapped: bool, data_dir: str) -> float:
   preset = study.PRESETS["paper", "mnist"]
   options = study.Options(dataset="mnist", workdir=Path(), preset=preset, data_dir=data_dir)
   config = study.config_of(options, "maxout", 0)
-  config.dataset.train_examples = NUM_IMAGES
+  config.data.train_examples = NUM_IMAGES
   splits = build.splits(config)
   keys = jax.vmap(jax.random.key)(np.arange(members))
   ensemble = assemble(config, splits, keys, vmapped)

@@ -22,6 +22,7 @@ from torch import nn
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as experiment
 from robust_opt.experiments import target
+from robust_opt.experiments.sections import choose
 from robust_opt.types import Array, LogitsFn
 
 DATASETS = ("mnist", "cifar10")
@@ -67,7 +68,7 @@ def load(dataset: str, kind: str, workdir: Path, data_dir: str) -> Net:
   assert isinstance(found.logits_fn, jax.tree_util.Partial)
   params, model_state = jax.tree.map(np.asarray, found.logits_fn.args)
   module: nn.Module = _paper_net(params) if dataset == "mnist" else _vgg(params, model_state)
-  module = nn.Sequential(Standardise(config.model.mean, config.model.std, dataset), module)
+  module = nn.Sequential(Standardise(config.data.mean, config.data.std, dataset), module)
   logits_fn: LogitsFn = found.logits_fn
   if kind == "masked":
     logits_fn = jax.tree_util.Partial(_scaled, found.logits_fn)
@@ -121,24 +122,21 @@ def _scaled(logits_fn: LogitsFn, x: Array) -> Array:
 def _config(dataset: str, kind: str, data_dir: str) -> ConfigDict:
   """Some minutes on two cores each: the nets need not be good, but the attacks must differ."""
   config = config_lib.mnist() if dataset == "mnist" else config_lib.cifar()
-  config.dataset.data_dir = data_dir
-  config.uncertainty.name, config.uncertainty.box = "linf", True
-  config.uncertainty.radius = TRAINING_RADIUS[dataset]
-  config.attack.num_steps = {"standard": 0, "fgsm": 1, "pgd": 7}[kind]
-  config.attack.random_start = kind == "pgd"
-  config.attack.train_mode = False
-  config.optimizer.schedule = "cosine"
+  config.data.data_dir = data_dir
+  choose(config, "set", "LInf", radius=TRAINING_RADIUS[dataset], box=config_lib.PIXEL_BOX)
+  choose(config, "attack", {"standard": "none", "fgsm": "steepest", "pgd": "pgd"}[kind])
+  choose(config, "schedule", "cosine")
   config.evaluation.sweep = (0.0, 1.0)
   if dataset == "mnist":
     config.optimizer.learning_rate = 0.02
     config.training.epochs = 4
   else:
     config.model.dropout, config.model.width = False, 0.125
-    config.dataset.train_examples = 8192
+    config.data.train_examples = 8192
     config.optimizer.learning_rate = 0.05
     config.training.batch_size = 32
     config.training.epochs = 4
-    config.dataset.test_examples = 1000
+    config.data.test_examples = 1000
   return config
 
 

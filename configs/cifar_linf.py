@@ -8,16 +8,13 @@ Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 2.
 (recalled, not checked). For a look on a CPU, two minutes:
 
   ... --config.training.epochs=1 --config.model.width=0.125
-      --config.dataset.train_examples=1000 --config.dataset.test_examples=200
+      --config.data.train_examples=1000 --config.data.test_examples=200
 """
 
 from ml_collections import ConfigDict
 
-from robust_opt.experiments.config import CIFAR_STD, cifar, standardised
+from robust_opt.experiments.config import cifar, train_over
 
 
 def get_config() -> ConfigDict:
-  config = cifar()
-  config.uncertainty.name = "linf"
-  config.uncertainty.radius = standardised(0.02, std=CIFAR_STD[1])
-  return config
+  return train_over(cifar(), "linf")

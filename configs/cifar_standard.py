@@ -8,15 +8,16 @@ Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 2.
 (recalled, not checked). For a look on a CPU, two minutes:
 
   ... --config.training.epochs=1 --config.model.width=0.125
-      --config.dataset.train_examples=1000 --config.dataset.test_examples=200
+      --config.data.train_examples=1000 --config.data.test_examples=200
 """
 
 from ml_collections import ConfigDict
 
 from robust_opt.experiments.config import cifar
+from robust_opt.experiments.sections import choose
 
 
 def get_config() -> ConfigDict:
   config = cifar()
-  config.attack.num_steps = 0
+  choose(config, "attack", "none")
   return config

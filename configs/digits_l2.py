@@ -11,11 +11,8 @@ CPUs). CPUs round differently, which 30 epochs amplify, and other seeds vary as 
 
 from ml_collections import ConfigDict
 
-from robust_opt.experiments.config import digits
+from robust_opt.experiments.config import digits, train_over
 
 
 def get_config() -> ConfigDict:
-  config = digits()
-  config.uncertainty.name = "l2"
-  config.uncertainty.radius = 0.5
-  return config
+  return train_over(digits(), "l2")

@@ -12,9 +12,10 @@ CPUs). CPUs round differently, which 30 epochs amplify, and other seeds vary as 
 from ml_collections import ConfigDict
 
 from robust_opt.experiments.config import digits
+from robust_opt.experiments.sections import choose
 
 
 def get_config() -> ConfigDict:
   config = digits()
-  config.attack.num_steps = 0
+  choose(config, "attack", "none")
   return config

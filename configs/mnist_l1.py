@@ -10,11 +10,8 @@ The paper's 120 epochs would take some 25 minutes on two CPU cores and were not 
 
 from ml_collections import ConfigDict
 
-from robust_opt.experiments.config import MNIST_STD, mnist, standardised
+from robust_opt.experiments.config import mnist, train_over
 
 
 def get_config() -> ConfigDict:
-  config = mnist()
-  config.uncertainty.name = "l1"
-  config.uncertainty.radius = standardised(2.0, std=MNIST_STD)
-  return config
+  return train_over(mnist(), "l1")

@@ -9,9 +9,9 @@ The whole recipe wants an accelerator (40 passes an update) and was not run yet;
 under PGD-100, 88.50 % under AutoAttack. Half of the features and fifteen steps,
 
   ... --config.model.width=0.5 --config.attack.num_steps=15
-      --config.attack.relative_step=0.13333333 --config.uncertainty.warmup=0.1
+      --config.attack.relative_step=0.13333333 --config.attack.warmup=0.1
       --config.training.epochs=20 --config.optimizer.learning_rate=1e-3
-      --config.optimizer.schedule=cosine --config.optimizer.average=0.999
+      --config.schedule.name=cosine --config.weights.average=0.999
 
 take an hour and three quarters on two CPU cores; the best checkpoint stands AutoAttack on 92.0 % of
 the first 500 test images (results/madry_mnist; seed 1, jax 0.10.2). At a constant rate of 1e-3
@@ -21,24 +21,21 @@ counts.
 
 from ml_collections import ConfigDict
 
-from robust_opt.experiments.config import mnist
+from robust_opt.experiments.config import PIXEL_BOX, mnist
+from robust_opt.experiments.sections import choose
 
 
 def get_config() -> ConfigDict:
   config = mnist()
-  config.model = ConfigDict({"name": "MadryCNN", "width": 1.0, "mean": (0.0,), "std": (1.0,)})
-  config.uncertainty.name, config.uncertainty.radius, config.uncertainty.box = "linf", 0.3, True
-  config.attack.num_steps = 40
-  config.attack.relative_step = 1 / 30
-  config.attack.random_start = True
-  config.optimizer.name = "adam"
-  config.optimizer.kwargs = ConfigDict({})
-  config.optimizer.learning_rate = 1e-4
-  config.optimizer.schedule = "constant"
-  config.optimizer.weight_decay = 0.0
+  config.data.mean, config.data.std = (0.0,), (1.0,)
+  choose(config, "model", "MadryCNN")
+  choose(config, "set", "LInf", radius=0.3, box=PIXEL_BOX)
+  choose(config, "attack", "pgd", num_steps=40, relative_step=1 / 30, random_start=True)
+  choose(config, "optimizer", "adam", learning_rate=1e-4)
+  choose(config, "schedule", "constant")
+  config.weights.decay = 0.0
   config.training.batch_size = 50
   config.training.epochs = 91
   config.training.shuffle = True
-  config.evaluation.radii.linf = 0.3
   config.evaluation.sweep = (0.0, 0.5, 1.0, 1.25)
   return config

@@ -1,13 +1,13 @@
-r"""Makes a data set of robust or of non-robust features, from a trained net and its training set.
+r"""Constructs a data set of robust or of non-robust features, with a trained network.
 
   python -m robust_opt.construct --workdir=runs/mnist_l2 --kind=inverted --output=runs/d_robust
   python -m robust_opt.construct --workdir=runs/mnist_standard --kind=random --radius=1.5 \
       --output=runs/d_rand
 
 The kinds and their source are in robust_opt/data/constructed.py. --output gets shards (.npz, no
-pickle), card.json and a README.md that says what it is. Killed, the same command goes on from the
-last shard. Train on it with --config.dataset.train_files=runs/d_rand; the test set stays the true
-one.
+pickle), card.json and a README.md that describes the data set. After a kill, the same command
+resumes from the last shard. Train on it with --config.data.train_files=runs/d_rand; the test set
+remains the true one.
 """
 
 import functools
@@ -35,16 +35,16 @@ BATCH = 100
 
 
 class Options(NamedTuple):
-  """What to make, and of what.
+  """What to construct, and with what.
 
   Attributes:
-    source: of a run, as subject.load takes it.
+    source: of a run, as target.load_net takes it.
     kind: of constructed.KINDS.
     output: a folder, new or of the same command.
-    settings: how far and how long.
+    settings: radius and steps.
     examples: the first so many of the training set; 0: all.
-    seed: of all that is random.
-    shard_size: examples a file.
+    seed: of all randomness.
+    shard_size: examples in a file.
   """
 
   source: dict[str, Any]
@@ -61,7 +61,7 @@ Make = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def run(options: Options) -> datasets.Dataset:
-  """Makes what is not made yet; returns the whole."""
+  """Constructs what is missing; returns the whole data set."""
   if options.shard_size < 1 or options.examples < 0:
     raise InputError(
       f"--shard_size must be >= 1 and --examples >= 0 (0: all), but were {options.shard_size} and "
@@ -71,8 +71,8 @@ def run(options: Options) -> datasets.Dataset:
   original = net.train
   if np.any(original.labels < 0):
     raise InputError(
-      f"--workdir={options.source['workdir']} learnt from examples without a label; a data set can "
-      f"be made of a run alone whose --config.dataset.labels is 0."
+      f"--workdir={options.source['workdir']} was trained on examples without a label; a data set "
+      f"can be constructed only from a run whose --config.data.labels is 0."
     )
   count = min(options.examples or len(original.labels), len(original.labels))
   description = {
@@ -85,23 +85,20 @@ def run(options: Options) -> datasets.Dataset:
     "net_definition": net.definition,
     "data_sha256": datasets.fingerprint(original),
   }
-  study = Study(options.output, description, work=float(count), flag="--output")
   make = jax.jit(functools.partial(_make, options, original, net))
   files = []
-  try:
+  with Study(options.output, description, work=float(count), flag="--output") as study:
     for first in range(0, count, options.shard_size):
       ids = np.arange(first, min(first + options.shard_size, count), dtype=np.int32)
       path = options.output / f"shard-{first // options.shard_size:05d}.npz"
       files.append(path.name)
       try:
         constructed.read_shard(path)
-        study.progress(float(len(ids)), f"{path.name}: made before", skipped=True)
-      except InputError:  # absent or cut short
+        study.progress(float(len(ids)), f"{path.name}: done before", skipped=True)
+      except InputError:  # absent or truncated
         with study.timed("make"):
           constructed.write_shard(path, _shard(make, original, ids))
         study.progress(float(len(ids)), path.name)
-  finally:
-    study.close()
   card = {
     "name": f"{original.name} {options.kind}",
     "num_classes": original.num_classes,
@@ -119,19 +116,24 @@ def run(options: Options) -> datasets.Dataset:
 
 
 def is_finished(output: Path) -> bool:
-  """Whether the folder holds a whole data set."""
+  """Whether the folder holds a complete data set."""
   return (output / "card.json").exists()
 
 
 def _make(
-  options: Options, original: datasets.Dataset, net: target.Net, x: Array, y: Array, ids: Array
+  options: Options,
+  original: datasets.Dataset,
+  net: target.TrainedNet,
+  x: Array,
+  y: Array,
+  ids: Array,
 ) -> tuple[Array, Array]:
   """Images and labels of a batch."""
   start_key, target_key = jax.random.split(jax.random.key(options.seed))
   if options.kind == "inverted":
     keys = keys_of(start_key, ids)
-    places = constructed.other_places(keys, ids, len(original.labels))
-    start = training.take(training.ArrayData(original.images, original.labels), places).x
+    others = constructed.other_ids(keys, ids, len(original.labels))
+    start = training.take(training.ArrayData(original.images, original.labels), others).x
     return constructed.inverted(net.features_fn, x, start, options.settings), y
   if options.kind == "random":
     keys = keys_of(target_key, ids)
@@ -142,29 +144,29 @@ def _make(
 
 
 def _shard(make: Make, original: datasets.Dataset, ids: np.ndarray) -> Shard:
-  """In batches of one size, the last filled up with repetitions."""
+  """In batches of one size, the last padded with repetitions."""
   images, labels = [], []
   for first in range(0, len(ids), BATCH):
     part = ids[first : first + BATCH]
     full = np.resize(part, BATCH)
-    given = (pixels(original.images[full]), original.labels[full], full)
-    made = make(*map(jnp.asarray, given))
-    images.append(np.asarray(made[0])[: len(part)])
-    labels.append(np.asarray(made[1], np.int32)[: len(part)])
+    batch = (pixels(original.images[full]), original.labels[full], full)
+    new_images, new_labels = make(*map(jnp.asarray, batch))
+    images.append(np.asarray(new_images)[: len(part)])
+    labels.append(np.asarray(new_labels, np.int32)[: len(part)])
   return Shard(np.concatenate(images), np.concatenate(labels), ids, original.labels[ids])
 
 
 _WORDS = {
   "inverted": (
-    "Every image began as another of the set and was changed until the net represents it like the "
-    "original, whose label it has."
+    "Every image started as another image of the set and was changed until the network represents "
+    "it like the original, whose label it has."
   ),
   "random": (
-    "Every image is an original, moved within an l_2 ball until the net takes it for a random "
+    "Every image is an original, perturbed within an l_2 ball until the network predicts a random "
     "class, which is its label. To a person most labels are wrong."
   ),
   "deterministic": (
-    "Every image is an original, moved within an l_2 ball until the net takes it for the class "
+    "Every image is an original, perturbed within an l_2 ball until the network predicts the class "
     "after its own, which is its label. To a person all labels are wrong."
   ),
 }
@@ -181,45 +183,46 @@ def _readme(card: dict[str, Any]) -> str:
 - {card["examples"]} examples, {shape}, {card["num_classes"]} classes; float32 pixels in [0, 1]
 - made by: {card["net"]}, weights {card["net_sha256"][:16]}
 - {settings}, seed {card["seed"]}
-- files: `shard-*.npz`, each `images`, `labels`, `ids` (places in the original set) and
+- files: `shard-*.npz`, each `images`, `labels`, `ids` (indices in the original set) and
   `original_labels`; `numpy.load` reads them without pickle
-- rights: those of the original set; not for use as a benchmark of clean accuracy
+- license: that of the original set; not for use as a benchmark of clean accuracy
 """
 
 
 def main(argv: list[str]) -> None:
   """Flags to options."""
-  given = flags.FLAGS
+  values = flags.FLAGS
   commands.refuse_positional(argv)
-  usual = constructed.INVERSION if given.kind == "inverted" else constructed.TARGETED
-  values = {name: given[name].value for name in Settings._fields}
+  defaults = constructed.INVERSION if values.kind == "inverted" else constructed.TARGETED
+  changed = {name: values[name].value for name in Settings._fields}
   run(
     Options(
-      source={k: given[k].value or "" for k in ("workdir", "data_dir", "cache_dir", "checkpoint")},
-      kind=given.kind,
-      output=Path(given.output),
-      settings=usual._replace(**{k: v for k, v in values.items() if v is not None}),
-      examples=given.examples,
-      seed=given.seed,
-      shard_size=given.shard_size,
+      source={k: values[k].value or "" for k in ("workdir", "data_dir", "cache_dir", "checkpoint")},
+      kind=values.kind,
+      output=Path(values.output),
+      settings=defaults._replace(**{k: v for k, v in changed.items() if v is not None}),
+      examples=values.examples,
+      seed=values.seed,
+      shard_size=values.shard_size,
     )
   )
 
 
 def define_flags() -> None:
   """Only where this file is the program, so that importing it defines none."""
-  flags.DEFINE_string("workdir", None, "Of a run of robust_opt.main: the net.", required=True)
-  flags.DEFINE_enum("kind", None, constructed.KINDS, "What to make.", required=True)
+  flags.DEFINE_string("workdir", None, "Of a run of robust_opt.main: the network.", required=True)
+  flags.DEFINE_enum("kind", None, constructed.KINDS, "What to construct.", required=True)
   flags.DEFINE_string("output", None, "A folder, new or of the same command.", required=True)
   flags.DEFINE_float("radius", None, "l_2, in pixels of [0, 1].", lower_bound=0.0)
-  flags.DEFINE_integer("num_steps", None, "Gradients an image.", lower_bound=1)
-  flags.DEFINE_float("step", None, "l_2, of each of them.", lower_bound=0.0)
+  flags.DEFINE_integer("num_steps", None, "Gradient steps for an image.", lower_bound=1)
+  flags.DEFINE_float("step", None, "l_2, of each step.", lower_bound=0.0)
   flags.DEFINE_integer("examples", 0, "The first so many of the training set; 0: all.")
-  flags.DEFINE_integer("seed", 0, "Of all that is random.", lower_bound=0)
-  flags.DEFINE_integer("shard_size", 5000, "Examples a file.")
-  flags.DEFINE_string("data_dir", "", "Where prepared sets lie; empty: the run's own.")
-  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the run's own.")
-  flags.DEFINE_enum("checkpoint", None, ["last", "best"], "Of the run; not given: its config's.")
+  flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
+  flags.DEFINE_integer("shard_size", 5000, "Examples in a file.")
+  flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: as in the run.")
+  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: as in the run.")
+  words = "Which checkpoint of the run; not given: the one that its config names."
+  flags.DEFINE_enum("checkpoint", None, ["last", "best"], words)
 
 
 if __name__ == "__main__":

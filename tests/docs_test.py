@@ -1,11 +1,13 @@
 """The documentation: it builds without a warning, what it shows runs, and what it names exists."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
 import subprocess
 import sys
+import typing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import yaml
 
 import robust_opt as ro
 from robust_opt import sets as structured
-from robust_opt.experiments import config
+from robust_opt.experiments import config, sections
+from robust_opt.studies import options
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -132,9 +135,8 @@ def test_every_check_of_the_trust_report_is_explained():
 
 
 def test_every_study_is_described():
-  for path in sorted((ROOT / "robust_opt" / "papers").glob("*.py")):
-    if "app.run(" in path.read_text("utf-8"):
-      assert f"python -m robust_opt.papers.{path.stem} " in PAGES["studies.md"], path.stem
+  for name in {path.stem for path in (ROOT / "robust_opt" / "papers").glob("[!_]*")}:
+    assert f"python -m robust_opt.papers.{name} " in PAGES["studies.md"], name
 
 
 def flat(tree, prefix=""):
@@ -146,19 +148,31 @@ def flat(tree, prefix=""):
 
 
 KEYS = {key for make in (config.base, config.cifar) for key in flat(make().to_dict())}
+KEYS |= {
+  f"{section}.{key}"
+  for section, described in sections.SECTIONS.items()
+  for name in described.choices
+  for key in sections.keys_of(section, name)
+}
 
 
-def flags_of(path):
-  """The flags that a module defines, by itself or by what commands share; main's are a config's."""
-  source = path.read_text("utf-8")
+def flags_of(module):
+  """The flags of a command; main's are a config's. Of a study every field of its options is one."""
+  if module.startswith("robust_opt.papers."):
+    study = importlib.import_module(module)
+    study = importlib.import_module(f"{module}.study") if hasattr(study, "__path__") else study
+    preset = next(iter(getattr(study, "PRESETS", {"": options.Options}).values()))
+    own = getattr(study, "Options", preset)
+    fields = [*dataclasses.fields(preset), *dataclasses.fields(typing.get_origin(own) or own)]
+    return {field.name for field in fields} | {"preset", "output"}
+  path = ROOT / f"{module.replace('.', '/')}.py"
+  source = (path if path.exists() else path.with_suffix("") / "page.py").read_text("utf-8")
   shared = ast.parse((ROOT / "robust_opt" / "commands.py").read_text("utf-8")).body
   called = set(re.findall(r"commands\.(define_\w+)\(", source))
   parts = [ast.unparse(node) for node in shared if getattr(node, "name", "") in called]
   text = "\n".join([source, *parts])
   own = re.findall(r"DEFINE_\w+\(\s*['\"](\w+)['\"]|add_argument\(\s*['\"]--(\w+)['\"]", text)
-  # Studies define a flag for each of their numbers.
-  numbers = re.findall(r"^  (\w+): (?:int|float|str)\b", text, re.MULTILINE)
-  return {name for pair in own for name in pair if name} | {*numbers, "config"}
+  return {name for pair in own for name in pair if name} | {"config"}
 
 
 @pytest.mark.parametrize("page", WITH_README)
@@ -166,11 +180,11 @@ def test_commands_flags_keys_and_configs_exist(page):
   text = re.sub(r"\s*\\\n\s*", " ", WITH_README[page])
   for path in re.findall(r"(?<![\w/.-])((?:configs|tests|robust_opt|benchmarks)/\w+\.py)", text):
     assert (ROOT / path).is_file() or "logit_pairing" in path, path
-  assert set(re.findall(r"--config\.([\w.]+\w)", text)) <= KEYS
+  keys = set(re.findall(r"--config\.([\w.]+\w)", text))
+  assert {".".join(key.split(".")[:2]) if key.startswith("set.") else key for key in keys} <= KEYS
   for module, given in re.findall(r"python -m ((?:robust_opt|benchmarks)[\w.]*)([^\n`]*)", text):
-    path = ROOT / f"{module.replace('.', '/')}.py"
     for flag in re.findall(r" --(\w+)", given):
-      assert {flag, flag.removeprefix("no")} & flags_of(path), f"{module} --{flag}"
+      assert {flag, flag.removeprefix("no")} & flags_of(module), f"{module} --{flag}"
 
 
 # It builds, and stands alone.

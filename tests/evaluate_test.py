@@ -13,21 +13,22 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import evaluate, verify
+from robust_opt import evaluate, losses, verify
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import autoattack, trust, verdict
+from robust_opt.evaluation import autoattack, phases, trust, verdict
 from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
+from robust_opt.studies import evaluation
 
 ROOT = Path(__file__).parents[1]
-SMALL = (autoattack._apgd_ce(10), autoattack._apgd_t(10, 3), autoattack._square(20))
+SMALL = (phases.apgd_ce(10), phases.apgd_t(10, 3), phases.square_phase(20))
 
 
 def small_config():
   c = config.digits()
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 120
+  c.data.train_examples, c.data.test_examples = 300, 120
   c.training.epochs = 3
   c.evaluation.sweep = (0.0, 1.0)
   return c
@@ -43,18 +44,18 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-  monkeypatch.setitem(autoattack.VERSIONS, "quick", SMALL)
-  monkeypatch.setitem(autoattack.VERSIONS, "rand", (autoattack._apgd_ce(5, fresh_noise=True),))
+  monkeypatch.setitem(phases.VERSIONS, "quick", SMALL)
+  monkeypatch.setitem(phases.VERSIONS, "rand", (phases.apgd_ce(5, fresh_noise=True),))
 
 
 def options(workdir, **changed):
   given = {"version": "quick", "batch_size": 64, "trust": False, "norm": "linf", "radius": 0.1}
-  return evaluate.Options({"workdir": str(workdir)}, **given | changed)
+  return evaluation.Options({"workdir": str(workdir)}, **given | changed)
 
 
 def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   output = tmp_path / "found"
-  assert evaluate.run(options(trained, output=output))
+  assert evaluation.run(options(trained, output=output))
   printed = capsys.readouterr().out
   summary = json.loads((output / "summary.json").read_text())
   assert summary["total"] == 120
@@ -72,24 +73,24 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
-  assert evaluate.run(options(trained, norm="", radius=None, examples=16))
+  assert evaluation.run(options(trained, norm="", radius=None, examples=16))
   (folder,) = (trained / "evaluations").iterdir()
   assert folder.name == "linf_0.1_quick_16"
-  assert json.loads((folder / "summary.json").read_text())["claim"]["norm"] == "linf"
+  assert json.loads((folder / "summary.json").read_text())["claim"]["set"]["name"] == "LInf"
 
 
 @pytest.mark.slow
 def test_a_second_call_finds_what_the_first_left(trained, tmp_path, monkeypatch):
-  evaluate.run(options(trained, output=tmp_path / "found"))
+  evaluation.run(options(trained, output=tmp_path / "found"))
   data = (tmp_path / "found" / "verdict.npz").read_bytes()
   monkeypatch.setattr(autoattack, "autoattack", None)  # it would fail if it were called
-  evaluate.run(options(trained, output=tmp_path / "found"))
+  evaluation.run(options(trained, output=tmp_path / "found"))
   assert (tmp_path / "found" / "verdict.npz").read_bytes() == data
 
 
 def test_a_radius_of_zero_is_not_the_run_s_own(trained, tmp_path):
   with pytest.raises(InputError, match="radius must be"):
-    evaluate.run(options(trained, output=tmp_path / "found", radius=0.0))
+    evaluation.run(options(trained, output=tmp_path / "found", radius=0.0))
   assert not (tmp_path / "found").exists()
 
 
@@ -97,10 +98,10 @@ def test_a_radius_of_zero_is_not_the_run_s_own(trained, tmp_path):
 def test_a_run_that_was_moved_finds_its_evaluation_again(trained, tmp_path, monkeypatch):
   """But not one of other weights, nor is it loaded with other training data."""
   shutil.copytree(trained, tmp_path / "run")
-  evaluate.run(options(tmp_path / "run", examples=16))
+  evaluation.run(options(tmp_path / "run", examples=16))
   (tmp_path / "run").rename(tmp_path / "moved")
   monkeypatch.setattr(autoattack, "autoattack", None)  # it would fail if it were called
-  evaluate.run(options(tmp_path / "moved", examples=16))
+  evaluation.run(options(tmp_path / "moved", examples=16))
   load = datasets.load
 
   def other_data(name, split, **places):
@@ -110,23 +111,23 @@ def test_a_run_that_was_moved_finds_its_evaluation_again(trained, tmp_path, monk
   with monkeypatch.context() as patch:
     patch.setattr(datasets, "load", other_data)
     with pytest.raises(InputError, match="was trained on other data"):
-      evaluate.run(options(tmp_path / "moved", examples=16))
+      evaluation.run(options(tmp_path / "moved", examples=16))
   c = small_config()
   c.seed = 5
   run.run(c, tmp_path / "other")
   shutil.copytree(tmp_path / "moved" / "evaluations", tmp_path / "other" / "evaluations")
   with pytest.raises(InputError, match=r"net\.arrays"):
-    evaluate.run(options(tmp_path / "other", examples=16))
+    evaluation.run(options(tmp_path / "other", examples=16))
 
 
 @pytest.mark.slow
 def test_a_damaged_part_is_made_again(trained, tmp_path):
-  evaluate.run(options(trained, output=tmp_path / "whole"))
-  evaluate.run(options(trained, output=tmp_path / "damaged"))
+  evaluation.run(options(trained, output=tmp_path / "whole"))
+  evaluation.run(options(trained, output=tmp_path / "damaged"))
   (tmp_path / "damaged" / "verdict.npz").unlink()
   first = min((tmp_path / "damaged" / "parts").iterdir())
   first.write_bytes(first.read_bytes()[:40])
-  evaluate.run(options(trained, output=tmp_path / "damaged"))
+  evaluation.run(options(trained, output=tmp_path / "damaged"))
   ours, theirs = (verdict.load(tmp_path / name / "verdict.npz") for name in ("damaged", "whole"))
   np.testing.assert_array_equal(ours.verdict.images, theirs.verdict.images)
 
@@ -140,7 +141,7 @@ def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
     return checks
 
   monkeypatch.setattr(trust, "report", report)
-  assert not evaluate.run(options(trained, output=tmp_path / "found", trust=True, examples=16))
+  assert not evaluation.run(options(trained, output=tmp_path / "found", trust=True, examples=16))
   printed = capsys.readouterr().out
   assert "| NO | it rose | the gradient is masked |" in printed
   assert "trust report: the net" in printed
@@ -157,14 +158,14 @@ def test_checks_are_made_once_against_the_verdict(trained, tmp_path, monkeypatch
 
   monkeypatch.setattr(trust, "report", report)
   given = options(trained, output=tmp_path / "found", trust=True)
-  assert evaluate.run(given)  # for what cannot be measured does not fail
-  assert evaluate.run(given)
-  assert evaluate.run(given._replace(trust=False))  # which throws nothing away
+  assert evaluation.run(given)  # for what cannot be measured does not fail
+  assert evaluation.run(given)
+  assert evaluation.run(given._replace(trust=False))  # which throws nothing away
   ((x, y, arguments),) = seen
   found = target.load({"workdir": str(trained)})
   np.testing.assert_array_equal(x, found.x)
   np.testing.assert_array_equal(y, found.y)
-  assert arguments["examples"] == evaluate.TRUST_EXAMPLES
+  assert arguments["examples"] == evaluation.TRUST_EXAMPLES
   stored = verdict.load(tmp_path / "found" / "verdict.npz")
   np.testing.assert_array_equal(arguments["verdict"].broken_by, stored.verdict.broken_by)
   summary = json.loads((tmp_path / "found" / "summary.json").read_text())
@@ -202,10 +203,29 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   source = own(tmp_path)
   found = options("")._replace(source=source, output=tmp_path / "found", radius=0.05)
-  assert evaluate.run(found)
+  assert evaluation.run(found)
   verify.run(tmp_path / "found" / "verdict.npz", {})
   with pytest.raises(InputError, match="need --output"):
-    evaluate.run(found._replace(output=None))
+    evaluation.run(found._replace(output=None))
+
+
+def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  text = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'
+  version = (phases.pgd_phase("pgd", losses.margin, 5, relative_step=0.3),)
+  monkeypatch.setitem(phases.VERSIONS, "pgd", version)
+  given = {"norm": "", "radius": None, "set": evaluate.set_config(text), "version": "pgd"}
+  chosen = options("")._replace(source=own(tmp_path), output=tmp_path / "found", **given)
+  with pytest.raises(InputError, match='version="pgd" attacks every set'):
+    evaluation.run(chosen._replace(version="standard"))
+  with pytest.raises(InputError, match="either --set, or --norm and --radius"):
+    evaluation.run(chosen._replace(radius=0.1))
+  assert evaluation.run(chosen._replace(trust=True))
+  assert "# GroupL21, radius 0.3, pgd, 30 examples" in capsys.readouterr().out
+  verify.run(tmp_path / "found" / "verdict.npz", {})
+  for text, words in (("{", "--set must be JSON"), ("[]", "--set must be JSON such as")):
+    with pytest.raises(InputError, match=words):
+      evaluate.set_config(text)
 
 
 def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch):
@@ -213,9 +233,9 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
   source = own(tmp_path) | {"model": "my_net:noisy", "draws": 3}
   found = options("")._replace(source=source, output=tmp_path / "found", radius=0.05, trust=False)
   with pytest.raises(InputError, match='version="rand" is for'):
-    evaluate.run(found)
-  assert evaluate.run(found._replace(version="rand"))
-  assert "rand (3 draws an answer)" in (tmp_path / "found" / "summary.md").read_text()
+    evaluation.run(found)
+  assert evaluation.run(found._replace(version="rand"))
+  assert "rand (3 draws per prediction)" in (tmp_path / "found" / "summary.md").read_text()
   verify.run(tmp_path / "found" / "verdict.npz", {})
 
 
@@ -229,17 +249,17 @@ def test_the_layout_is_said_and_belongs_to_the_evaluation(tmp_path, monkeypatch)
   (tmp_path / "my_net.py").write_text(net)
   monkeypatch.delitem(sys.modules, "my_net", raising=False)
   given = options("")._replace(source=source, output=tmp_path / "found", radius=0.02, trust=False)
-  evaluate.run(given)
+  evaluation.run(given)
   summary = (tmp_path / "found" / "summary.md").read_text()
   assert "channels guessed to be axis 0 of examples of shape (3, 5, 7)" in summary
-  evaluate.run(given._replace(channel_axis=0))  # the same
+  evaluation.run(given._replace(channel_axis=0))  # the same
   assert "guessed" not in (tmp_path / "found" / "summary.md").read_text()
   with pytest.raises(InputError):
-    evaluate.run(given._replace(channel_axis=-1))
+    evaluation.run(given._replace(channel_axis=-1))
   for words, axis in (("auto", "auto"), ("none", None), ("-3", -3)):
-    assert evaluate._channel_axis(words) == axis
+    assert evaluate.channel_axis(words) == axis
   with pytest.raises(InputError, match="--channel_axis must be auto, none or an integer"):
-    evaluate._channel_axis("first")
+    evaluate.channel_axis("first")
 
 
 def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):
@@ -249,7 +269,7 @@ def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):
   weights = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
   source = own(tmp_path, x=x, y=(x @ weights).argmax(axis=1))
   found = options("")._replace(source=source, output=tmp_path / "found", radius=0.45 / 255)
-  evaluate.run(found)
+  evaluation.run(found)
   summary = json.loads((tmp_path / "found" / "summary.json").read_text())
   assert summary["robust_accuracy"] < summary["clean_accuracy"]
   assert summary["accuracy_after_rounding"] == pytest.approx(summary["clean_accuracy"])
@@ -258,7 +278,7 @@ def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):
 
 
 def test_verify_says_what_is_untrue(trained, tmp_path):
-  evaluate.run(options(trained, output=tmp_path / "found", examples=32))
+  evaluation.run(options(trained, output=tmp_path / "found", examples=32))
   path = tmp_path / "found" / "verdict.npz"
   stored = verdict.load(path)
   # A part of the test set is called one, wherever its accuracy is stated.
@@ -365,7 +385,7 @@ def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
   for name, changed in {"y": np.full(30, 9), "x": np.full((30, 6), 7.0)}.items():
     source = own(tmp_path, **{name: changed})
     with pytest.raises(InputError):
-      evaluate.run(options("")._replace(source=source, output=tmp_path / "found"))
+      evaluation.run(options("")._replace(source=source, output=tmp_path / "found"))
   assert not (tmp_path / "found").exists()
 
 
@@ -379,14 +399,14 @@ def test_a_run_without_checkpoints(tmp_path, trained):
 
 
 def test_the_usual_batch_fits_any_number_of_devices():
-  assert [evaluate.usual_batch_size(n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]
+  assert [evaluation.default_batch_size(n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]
   for devices in (1, 2, 3, 4, 8, 32):
-    evaluate.refuse_batch_size(evaluate.usual_batch_size(devices), devices)
+    evaluation.check_batch_size(evaluation.default_batch_size(devices), devices)
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
-  evaluate.refuse_batch_size(33, 1)
-  evaluate.refuse_batch_size(32, 2)
+  evaluation.check_batch_size(33, 1)
+  evaluation.check_batch_size(32, 2)
   for batch_size in (8, 24, 33):
     with pytest.raises(InputError, match=f"multiple of 8 x 2 devices, but was {batch_size}"):
-      evaluate.refuse_batch_size(batch_size, 2)
+      evaluation.check_batch_size(batch_size, 2)

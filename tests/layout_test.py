@@ -13,7 +13,7 @@ from robust_opt import layout, sets
 from robust_opt.attacks.square import counting_square
 from robust_opt.data import augmentation, datasets
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, trust
+from robust_opt.evaluation import phases, trust
 from robust_opt.maximizers import grid
 
 SHAPE, FIRST = (6, 5, 3), (3, 6, 5)
@@ -82,11 +82,11 @@ def test_what_is_guessed(shape, axis):
 def test_what_is_no_axis_is_refused_before_any_work(axis):
   net = lambda x: jnp.zeros((len(x), 2)).at[:, 0].set(2)  # noqa: E731
   x, y, attacked = images(), np.zeros(8, int), []
-  phase = autoattack.Phase("none", lambda *_: attacked.append(1))
+  phase = phases.Phase("none", "apgd", lambda *_: attacked.append(1))
   with pytest.raises(InputError, match="channel_axis must be 'auto', None or an axis"):
-    ro.autoattack(net, x, y, norm="l2", radius=0.1, version=(phase,), channel_axis=axis)
+    ro.autoattack(net, x, y, u=ro.L2(0.1, (0.0, 1.0)), version=(phase,), channel_axis=axis)
   with pytest.raises(InputError, match="channel_axis must be"):
-    trust.report(net, x, y, norm="l2", radius=0.1, channel_axis=axis)
+    trust.report(net, x, y, u=ro.L2(0.1, (0.0, 1.0)), channel_axis=axis)
   assert not attacked
 
 
@@ -97,25 +97,26 @@ def test_square_finds_the_same_in_every_layout(norm):
   keys = jax.random.split(jax.random.key(0), len(x))
 
   def search(net, x, axis):
-    attack = counting_square(norm, radius, num_queries=40, channel_axis=axis)
+    u = ro.sets.BALLS[norm](radius, box=(0.0, 1.0))
+    attack = counting_square(u, num_queries=40, channel_axis=axis)
     return jax.jit(lambda x: attack(keys, net, x, y))(x)
 
   expected = search(last, x, "auto")
-  assert 0 < expected.found.fooled.sum() < len(x)
-  assert np.all(np.any(np.asarray(expected.found.delta) != 0, axis=(1, 2, 3)))
+  assert 0 < expected.fooled.sum() < len(x)
+  assert np.all(np.any(np.asarray(expected.delta) != 0, axis=(1, 2, 3)))
   found = search(first, moved(x), "auto")
-  np.testing.assert_array_equal(found.found.delta, moved(expected.found.delta))
+  np.testing.assert_array_equal(found.delta, moved(expected.delta))
   np.testing.assert_array_equal(found.queries, expected.queries)
   if norm == "linf":
     other = search(first, moved(x), -1)
-    assert np.any(np.asarray(other.found.delta) != moved(expected.found.delta))
+    assert np.any(np.asarray(other.delta) != moved(expected.delta))
 
 
 def test_autoattack_hands_the_axis_on_and_says_what_it_guessed(caplog):
   """Of two channels first nothing can be guessed: the axis has to be stated."""
   last, first, y = nets((6, 5, 2))
-  x, phases = images(shape=(6, 5, 2)), (autoattack._square(30),)
-  attack = functools.partial(ro.autoattack, y=y, norm="linf", radius=0.05, version=phases)
+  x, version = images(shape=(6, 5, 2)), (phases.square_phase(30),)
+  attack = functools.partial(ro.autoattack, y=y, u=ro.LInf(0.05, (0.0, 1.0)), version=version)
   expected = attack(last, x)
   found = attack(first, moved(x), channel_axis=0)
   np.testing.assert_array_equal(found.broken_by, expected.broken_by)
@@ -123,13 +124,13 @@ def test_autoattack_hands_the_axis_on_and_says_what_it_guessed(caplog):
   assert not caplog.records
 
   last, first, y = nets()
-  ro.autoattack(first, moved(images()), y, norm="linf", radius=0.05, version=())
+  ro.autoattack(first, moved(images()), y, u=ro.LInf(0.05, (0.0, 1.0)), version=())
   (record,) = caplog.records
   assert "channels guessed to be axis 0 of examples of shape (3, 6, 5)" in record.getMessage()
 
 
 # Quick: phases of a few steps. Compiling takes longer than running.
-FEW = (autoattack._apgd_ce(3), autoattack._fab_t(2, 1), autoattack._square(10))
+FEW = (phases.apgd_ce(3), phases.fab_t(2, 1), phases.square_phase(10))
 VOLUME = (6, 7, 6, 1)
 RADII = {"linf": 0.05, "l2": 0.3, "l1": 1.0}
 SLOW_CASES = [(VOLUME, "linf"), ((20, 3), "l2"), ((17,), "l1"), ((2, 3, 2, 3, 2), "linf")]
@@ -141,14 +142,14 @@ SLOW_CASES = [(VOLUME, "linf"), ((20, 3), "l2"), ((17,), "l1"), ((2, 3, 2, 3, 2)
 )
 def test_examples_of_any_rank_go_through_ensemble_and_trust_report(shape, norm):
   net, _, y = nets(shape)
-  x, radius = images(shape=shape), RADII[norm]
+  x, u = images(shape=shape), ro.sets.BALLS[norm](RADII[norm], box=(0.0, 1.0))
   y[0] = (y[0] + 1) % 3
-  verdict = ro.autoattack(net, x, y, norm=norm, radius=radius, version=FEW)
+  verdict = ro.autoattack(net, x, y, u, version=FEW)
   assert verdict.images.shape == x.shape
   assert verdict.broken_by[0] == 0
   broken = verdict.broken_by > 0
   assert np.all(np.asarray(net(verdict.images)).argmax(1)[broken] != y[broken])
-  checks = trust.report(net, x, y, norm=norm, radius=radius, num_steps=2, num_queries=5)
+  checks = trust.report(net, x, y, u, num_steps=2, num_queries=5)
   assert checks[-1].name == "black box"
 
 

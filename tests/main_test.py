@@ -6,7 +6,6 @@ import logging
 import shutil
 import sys
 import tempfile
-import warnings
 
 import jax
 import pytest
@@ -20,8 +19,8 @@ from robust_opt.experiments.metrics import read_metrics, result_name
 # Softmax regression compiles in a second; the path through the program is that of every network.
 SMALL = [
   "--config.model.name=SoftmaxRegression",
-  "--config.dataset.train_examples=200",
-  "--config.dataset.test_examples=64",
+  "--config.data.train_examples=200",
+  "--config.data.test_examples=64",
   "--config.training.epochs=2",
   "--config.evaluation.sweep=(0.0, 1.0)",
 ]
@@ -34,11 +33,7 @@ atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
 def run_main(monkeypatch, *argv):
   """main's exit code, in this process."""
   monkeypatch.setattr(sys, "argv", ["main", *map(str, argv)])
-  for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-    delattr(flags.FLAGS, name)
   flags.FLAGS.unparse_flags()
-  sys.modules.pop("config_config", None)  # ml_collections' name for whatever config it loads
-  overrides.default_config(sys.argv, main_lib.Path(config_lib.__file__))
   handler = main_lib.logging.get_absl_handler()
   filters = list(handler.filters)
   cache = {
@@ -50,16 +45,14 @@ def run_main(monkeypatch, *argv):
   try:
     for name, value in cache.items():
       jax.config.update(name, value)
-    # ml_collections loads a config by a method that Python means to drop.
-    warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)
-    main_lib._main_or_sentence(main_lib._parse_flags(sys.argv))
+    main_lib.command(main_lib.parse(sys.argv))
   except SystemExit as end:
     return end.code
   finally:
     handler.filters[:] = filters
     for name, value in before.items():
       jax.config.update(name, value)
-    for name in ("workdir", "coordinator", "num_processes", "process_id"):
+    for name in ("config", "workdir", "coordinator", "num_processes", "process_id"):
       flags.FLAGS[name].unparse()
   return 0
 
@@ -76,19 +69,9 @@ def test_help_says_what_it_does_with_an_example(monkeypatch, capsys, flag):
   assert max(map(len, out.splitlines())) <= 100
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_without_a_config_the_digits_are_run(monkeypatch):
-  monkeypatch.setattr(sys, "argv", ["main"])
-  overrides.default_config(sys.argv, main_lib.Path(config_lib.__file__))
-  assert config_lib.as_dict(overrides._load(sys.argv)) == config_lib.as_dict(config_lib.digits())
-
-
-@pytest.mark.parametrize("argv", [["--config=a.py"], ["--config", "a.py"], ["-config=a.py"]])
-def test_a_config_that_is_given_is_kept(argv):
-  argv = ["main", *argv]
-  before = list(argv)
-  overrides.default_config(argv, main_lib.Path("default.py"))
-  assert argv == before
+def test_without_a_config_the_digits_are_run():
+  default = flags.FLAGS["config"].default
+  assert config_lib.as_dict(overrides.load(default)) == config_lib.as_dict(config_lib.digits())
 
 
 @pytest.fixture(scope="module")
@@ -143,4 +126,4 @@ def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch
 )
 def test_noise_of_others_is_left_out(path, level, message, read):
   record = logging.LogRecord("absl", level, path, 1, message, (), None)
-  assert main_lib._worth_reading(record) == read
+  assert main_lib.is_shown(record) == read

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack
+from robust_opt.evaluation import phases
 from robust_opt.experiments import methods
 
 ROOT = Path(__file__).parents[1]
@@ -67,8 +67,8 @@ def test_adversaries_that_compare_want_the_loss_of_every_example(line):
 
 
 def test_autoattack_is_two_lines(monkeypatch):
-  few = (autoattack._apgd_ce(5), autoattack._square(5))
-  monkeypatch.setitem(autoattack.VERSIONS, "standard", few)
+  few = (phases.apgd_ce(5), phases.square_phase(5))
+  monkeypatch.setitem(phases.VERSIONS, "standard", few)
   rng = np.random.default_rng(0)
   weights, x = rng.normal(size=(6, 3)).astype(np.float32), rng.random((20, 6)).astype(np.float32)
   names = {"x": x, "y": (x @ weights).argmax(axis=1), "logits_fn": lambda x: x @ weights}

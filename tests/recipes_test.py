@@ -21,7 +21,7 @@ from rounding import assert_close, rounding
 
 import robust_opt as ro
 from robust_opt.data import datasets
-from robust_opt.evaluation import autoattack
+from robust_opt.evaluation import phases
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -233,14 +233,14 @@ def test_autoattack_finds_of_the_bridge_what_it_finds_of_the_same_net_in_jax():
     # A channel comes first in PyTorch; there is one.
     return jax.nn.relu(x.reshape(len(x), -1) @ first.T + bias) @ last.T + offset
 
-  phases = (
-    autoattack._apgd_ce(10),
-    autoattack._apgd_t(10, 2),
-    autoattack._fab_t(5, 2),
-    autoattack._square(50),
+  version = (
+    phases.apgd_ce(10),
+    phases.apgd_t(10, 2),
+    phases.fab_t(5, 2),
+    phases.square_phase(50),
   )
   ours, bridged = (
-    ro.autoattack(net, x, y, norm="linf", radius=0.06, version=phases)
+    ro.autoattack(net, x, y, u=ro.LInf(0.06, (0.0, 1.0)), version=version)
     for net in (in_jax, recipe.bridge(module, num_classes=10))
   )
   np.testing.assert_array_equal(bridged.prediction, ours.prediction)

@@ -28,9 +28,9 @@ y = (x @ weights).argmax(axis=1)
 loss = lambda weights, x, y: ro.losses.cross_entropy(x @ weights, y).mean()
 logits_fn = lambda x: x @ weights
 assert ro.robustify(loss, ro.steepest(ro.L2(0.5)))(weights, x, y) > loss(weights, x, y)
-verdict = ro.autoattack(logits_fn, x, y, norm="linf", radius=0.1, version="quick")
+verdict = ro.autoattack(logits_fn, x, y, ro.LInf(0.1, box=(0.0, 1.0)), version="quick")
 assert verdict.robust_accuracy < verdict.clean_accuracy == 1
-checks = trust.report(logits_fn, x, y, norm="linf", radius=0.1, num_steps=2, num_queries=2)
+checks = trust.report(logits_fn, x, y, ro.LInf(0.1, box=(0.0, 1.0)), num_steps=2, num_queries=2)
 assert len(checks) > 5
 """
 
@@ -144,7 +144,7 @@ def test_a_command_without_its_extra_says_how_to_install_it(core, command, extra
 @pytest.mark.slow
 def test_the_extras_of_the_commands_train_evaluate_and_report(wheel, tmp_path):
   commands = Environment(tmp_path, wheel, "run")
-  run = ("--workdir=run", "--config.training.epochs=1", "--config.dataset.test_examples=40")
+  run = ("--workdir=run", "--config.training.epochs=1", "--config.data.test_examples=40")
   commands.run("-m", "robust_opt.main", *run)
   assert json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
   attack = ("--workdir=run", "--norm=linf", "--radius=0.1", "--version=quick", "--notrust")

@@ -1,19 +1,18 @@
-"""Data sets made of robust, or of non-robust, features alone, from any net and any data.
+"""Data sets of robust or of non-robust features only, with any network and any data.
 
-  images = inverted(features_fn, x, start)          # looks like start, is to the net like x
-  images = towards(logits_fn, x, targets)           # looks like x, is to the net like a target
+  images = inverted(features_fn, x, start)          # looks like start, is represented like x
+  images = towards(logits_fn, x, targets)           # looks like x, is classified as its target
   dataset = load(Path("runs/d_rand"))               # what robust_opt.construct has written
 
-|  kind           |  an image                               |  its label   |  the paper's       |
-|  inverted       |  another, changed until it is to the    |  that of x   |  D_R of a robust,  |
-|                 |  net what x is                          |              |  D_NR of a         |
-|                 |                                         |              |  standard net      |
-|  random         |  x, moved towards a random class        |  that class  |  D_rand            |
-|  deterministic  |  x, moved towards the class after its   |  that class  |  D_det             |
+|  kind           |  an image                             |  its label   |  in the paper         |
+|  inverted       |  another one, changed until the       |  that of x   |  D_R (robust net),    |
+|                 |  network represents it like x         |              |  D_NR (standard net)  |
+|  random         |  x, perturbed towards a random class  |  that class  |  D_rand               |
+|  deterministic  |  x, perturbed towards the next class  |  that class  |  D_det                |
 
 Source: Ilyas, Santurkar, Tsipras, Engstrom, Tran and Madry 2019, "Adversarial examples are not
-bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2. Everything that is random about
-example i derives from the seed and i, so that any part of a data set is the same whoever makes it.
+bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2. All randomness of example i
+derives from the seed and i, so that any part of a data set can be reproduced by itself.
 """
 
 import json
@@ -39,12 +38,12 @@ BOX = (0.0, 1.0)
 
 
 class Settings(NamedTuple):
-  """How far and how long; what is not given is the paper's for CIFAR-10.
+  """Radius and steps; the defaults are the paper's for CIFAR-10.
 
   Attributes:
     radius: l_2, in pixels of [0, 1], of `random` and `deterministic`.
-    num_steps: gradients an image.
-    step: l_2, of each of them.
+    num_steps: gradient steps for an image.
+    step: l_2, of each step.
   """
 
   radius: float = 0.5
@@ -59,23 +58,23 @@ INVERSION = Settings(radius=0.0, num_steps=1000, step=0.1)
 def inverted(
   features_fn: FeaturesFn, x: Array, start: Array, settings: Settings = INVERSION
 ) -> Array:
-  """From `start`, the image whose representation comes near to that of x, [B, *S] in [0, 1].
+  """Images with nearly the representation of x, [B, *S] in [0, 1].
 
-    minimise over z in the pixel box |g(z) - g(x)|_2 by normalised gradient steps from z = start
+    minimize over z in the pixel box |g(z) - g(x)|_2 by normalized gradient steps from z = start
 
-  What z takes over from x is what the net represents: robust features of a robust net, and hardly
-  anything that a person sees of a standard one. Source: section 3.1, equation 6.
+  z takes over from x what the network represents: the robust features with a robust network, and
+  hardly anything visible with a standard one. Source: section 3.1, equation 6.
 
   Args:
     features_fn: g, every example by itself.
     x: [B, *S], in [0, 1].
     start: [B, *S], in [0, 1].
-    settings: its radius plays no part.
+    settings: num_steps and step; the radius is not used.
   """
-  wanted = jax.lax.stop_gradient(features_fn(x))
+  target = jax.lax.stop_gradient(features_fn(x))
 
   def nearness(z: Array) -> Array:
-    return -jnp.sum((features_fn(z) - wanted) ** 2)
+    return -jnp.sum((features_fn(z) - target) ** 2)
 
   def approach(z: Array, _: None) -> tuple[Array, None]:
     move = L2(settings.step).steepest_ascent(jax.grad(nearness)(z), z)
@@ -86,17 +85,17 @@ def inverted(
 
 
 def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = TARGETED) -> Array:
-  """x moved within an l_2 ball and the pixel box until it is to the net of another class.
+  """x perturbed within an l_2 ball and the pixel box towards other classes.
 
-    minimise over |x' - x|_2 <= radius the cross-entropy J(x', target) by PGD from x
+    minimize over |x' - x|_2 <= radius the cross-entropy J(x', target) by PGD from x
 
   Source: section 3.2, equation 7.
 
   Args:
-    logits_fn: the net.
+    logits_fn: the network.
     x: [B, *S], in [0, 1].
     targets: [B].
-    settings: the ball and the steps.
+    settings: radius and steps.
   """
 
   def value_fn(x: Array) -> Array:
@@ -108,7 +107,7 @@ def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = 
 
 
 def random_targets(keys: Array, num_classes: int) -> Array:
-  """A class for every key [B], uniform over all of them, its own among them: [B], int32."""
+  """A class for every key [B], uniform over all classes: [B], int32."""
   return jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys)
 
 
@@ -117,10 +116,10 @@ def next_class(y: Array, num_classes: int) -> Array:
   return (y + 1) % num_classes
 
 
-def other_places(keys: Array, ids: Array, count: int) -> Array:
-  """For each key [B] a place in [0, count) that is not ids [B], uniform among the others."""
+def other_ids(keys: Array, ids: Array, count: int) -> Array:
+  """For each key [B] an index in [0, count) other than ids [B], uniform among the others."""
   if count < 2:
-    raise InputError(f"To start from another image there must be two at least, but was {count}.")
+    raise InputError(f"To start from another image there must be at least 2, but were {count}.")
   drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, count - 1))(keys)
   return drawn + (drawn >= ids)
 
@@ -130,9 +129,9 @@ class Shard(NamedTuple):
 
   Attributes:
     images: [n, *S] float32 in [0, 1].
-    labels: [n] int32, what a net that learns from the set is told.
-    ids: [n] int32, the places in the original set of what they were made from.
-    original_labels: [n] int32, its labels there.
+    labels: [n] int32, to train on.
+    ids: [n] int32, the indices in the original set of the images they were made from.
+    original_labels: [n] int32, the labels there.
   """
 
   images: np.ndarray
@@ -142,12 +141,12 @@ class Shard(NamedTuple):
 
 
 def write_shard(path: Path, shard: Shard) -> None:
-  """An .npz that loads without pickle, whole or absent."""
+  """Writes an .npz that loads without pickle, atomically."""
   write_sealed(path, shard._asdict())
 
 
 def read_shard(path: Path) -> Shard:
-  """As it was written.
+  """Reads a shard.
 
   Raises:
     InputError: the file is absent, damaged or changed.
@@ -157,10 +156,10 @@ def read_shard(path: Path) -> Shard:
 
 
 def load(folder: Path) -> datasets.Dataset:
-  """A whole constructed data set, in the order of the original.
+  """A constructed data set, in the order of the original.
 
   Raises:
-    InputError: there is none, it is not finished, or a file of it is damaged.
+    InputError: there is none, it is unfinished, or one of its files is damaged.
   """
   card = read_card(folder)
   shards = [read_shard(folder / name) for name in card["files"]]
@@ -172,7 +171,7 @@ def load(folder: Path) -> datasets.Dataset:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-  """What a finished constructed data set says of itself.
+  """The card of a finished constructed data set.
 
   Raises:
     InputError: there is none.

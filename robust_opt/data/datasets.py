@@ -89,7 +89,7 @@ def load(
     return _digits(split)
   if not _NAME.fullmatch(name):
     raise InputError(
-      f"dataset.name={name!r} is no name of a set: allowed are 'digits' and TensorFlow Datasets' "
+      f"data.name={name!r} is no name of a set: allowed are 'digits' and TensorFlow Datasets' "
       "name, name/config or name:1.2.3"
     )
   root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
@@ -317,7 +317,7 @@ def _data_root(data_dir: str | None) -> Path:
   root = Path(os.path.expanduser(data_dir))
   if not root.is_dir():
     raise InputError(
-      f"dataset.data_dir={data_dir!r} is not a folder: allowed is a folder of prepared sets, or "
+      f"data.data_dir={data_dir!r} is not a folder: allowed is a folder of prepared sets, or "
       "an empty one"
     )
   return root
@@ -330,13 +330,13 @@ def _prepare(root: Path, name: str, download: bool) -> Path:
   tfds.with_tensorflow(name, root)
   folder = tfds.prepared_folder(root, name)
   if folder is None:
-    raise InputError(f"dataset.name={name!r} was prepared, but is not under {str(root)!r}")
+    raise InputError(f"data.name={name!r} was prepared, but is not under {str(root)!r}")
   return folder
 
 
 def _not_here(root: Path, name: str) -> InputError:
   return InputError(
-    f"dataset.name={name!r} is not prepared under dataset.data_dir={str(root)!r}, and download "
+    f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
     "is off: allowed are 'digits' and what that folder holds"
   )
 

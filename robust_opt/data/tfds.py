@@ -56,7 +56,7 @@ def prepared_folder(root: Path, name: str) -> Path | None:
   configs = [p.name for p in _subfolders(root / base) if _prepared_versions(p)]
   if configs:
     names = " or ".join(repr(f"{base}/{config}") for config in configs)
-    raise InputError(f"dataset.name={name!r} names no configuration: allowed is {names}")
+    raise InputError(f"data.name={name!r} names no configuration: allowed is {names}")
   return None
 
 
@@ -78,7 +78,7 @@ def read_prepared(folder: Path, name: str, split: str) -> Arrays:
     InputError: no such split, no image and label, images of different shapes, a format that needs
       TensorFlow, damaged files.
   """
-  where = f"dataset.name={name!r} in {str(folder)!r}"
+  where = f"data.name={name!r} in {str(folder)!r}"
   with _reading(where):
     builder = import_tfds().builder_from_directory(folder)
   if split not in builder.info.splits:
@@ -100,7 +100,7 @@ def _reading(where: str) -> Iterator[None]:
   except NotImplementedError as error:
     raise InputError(
       f"{where} is prepared in a format that needs TensorFlow to be read: allowed is a "
-      "dataset.data_dir that holds the set as array_record, or does not hold it"
+      "data.data_dir that holds the set as array_record, or does not hold it"
     ) from error
   except Exception as error:  # RuntimeError, ValueError, protobuf's ParseError, ...
     raise InputError(f"{where} cannot be read: {first_line(error)}") from error
@@ -116,7 +116,7 @@ def _feature_keys(info: Any, name: str) -> tuple[str, str]:
     if [type(feature) for feature in found] == [kinds.Image, kinds.ClassLabel]:
       return keys[0], keys[1]
   raise InputError(
-    f"dataset.name={name!r} is no image-classification set: it has {', '.join(features)}, and one "
+    f"data.name={name!r} is no image-classification set: it has {', '.join(features)}, and one "
     "Image and one ClassLabel are needed"
   )
 
@@ -257,8 +257,8 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
   _check_known(name)
   if importlib.util.find_spec("tensorflow") is None:
     raise InputError(
-      f"dataset.name={name!r} is not prepared under dataset.data_dir={str(data_dir)!r} and "
-      'preparing it needs TensorFlow: pip install "robust_opt[prepare]", or set dataset.data_dir '
+      f"data.name={name!r} is not prepared under data.data_dir={str(data_dir)!r} and "
+      'preparing it needs TensorFlow: pip install "robust_opt[prepare]", or set data.data_dir '
       "to a folder that holds it prepared as array_record"
     )
   tfds = import_tfds()
@@ -269,8 +269,8 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
     builder.download_and_prepare()
   except Exception as error:  # builders fail in their own ways: all of them are for the user
     raise InputError(
-      f"dataset.name={name!r} cannot be prepared by TensorFlow Datasets under "
-      f"dataset.data_dir={str(data_dir)!r}: {first_line(error)}"
+      f"data.name={name!r} cannot be prepared by TensorFlow Datasets under "
+      f"data.data_dir={str(data_dir)!r}: {first_line(error)}"
     ) from error
 
 
@@ -295,7 +295,7 @@ def first_line(error: BaseException) -> str:
 
 def no_such_split(name: str, split: str, splits: Any) -> InputError:
   """The error for a split that the set does not have; the message lists those it has."""
-  return InputError(f"dataset.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
+  return InputError(f"data.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
 
 
 def _base(name: str) -> str:
@@ -311,7 +311,7 @@ def _check_known(name: str) -> None:
   near = get_close_matches(base.lower(), [*known, "digits"], n=3)
   hint = f"did you mean {' or '.join(near)}?" if near else "is it spelt as in TFDS's catalogue?"
   raise InputError(
-    f"dataset.name={name!r} is neither 'digits' nor prepared under dataset.data_dir nor known to "
+    f"data.name={name!r} is neither 'digits' nor prepared under data.data_dir nor known to "
     f"TensorFlow Datasets: {hint}"
   )
 
@@ -363,8 +363,8 @@ def _check_reachable(name: str, url: str) -> None:
 
 def _undownloadable(name: str, why: str) -> InputError:
   return InputError(
-    f"dataset.name={name!r} is not prepared under dataset.data_dir and cannot be downloaded: {why}"
-    "; without a download there are 'digits' and what dataset.data_dir holds as array_record"
+    f"data.name={name!r} is not prepared under data.data_dir and cannot be downloaded: {why}"
+    "; without a download there are 'digits' and what data.data_dir holds as array_record"
   )
 
 

@@ -24,6 +24,7 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
 from robust_opt.experiments import build, seeds, updates
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.attacks import TrainingAttack
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import robust
 from robust_opt.sets import UncertaintySet
@@ -76,10 +77,10 @@ class Experiment(NamedTuple):
     plan: the batches of an epoch.
     state: before the first update. A compiled scan takes its buffers, so start from it once.
     compile: num_steps -> a compiled function, state -> (state, metrics of every step).
-    attack: set -> the attack that measures.
-    other_attack: set -> the one that the run does not train against: PGD where it trains against
-      one step, one step where it trains against more.
-    watched: the first held-out examples, on which both are compared; None where they are not.
+    set: that it is trained over.
+    attack: of the training, and of measurements.
+    watched: the first held-out examples, on which `attack.other` is compared with it; None where
+      it is not.
     evaluate: (state, data, set, set -> attack) -> what became of every example. One program for all
       radii of a kind of set.
   """
@@ -93,8 +94,8 @@ class Experiment(NamedTuple):
   plan: EpochPlan
   state: TrainState
   compile: Callable[[int], Scan]
-  attack: AttackOn
-  other_attack: AttackOn
+  set: UncertaintySet
+  attack: TrainingAttack
   watched: ArrayData | None
   evaluate: Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]
 
@@ -116,9 +117,9 @@ def initial_run(
   keys = streams(jax.random.key(config.seed)) if seed_keys is None else jax.vmap(streams)(seed_keys)
   initialize = seeds.initializer(net) if stacked else functools.partial(models.init, net)
   params, model_state = _init(config, initialize, keys.net, train.images.shape[1:])
-  if config.optimizer.average and model_state:
+  if config.weights.average and model_state:
     raise InputError(
-      f"--config.optimizer.average={config.optimizer.average} averages weights alone, but "
+      f"--config.weights.average={config.weights.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
   if stacked:
@@ -155,7 +156,8 @@ def assemble(
   splits = splits or build.splits(config)
   run = initial_run(config, splits.train, seed_keys)
   apply = models.from_linen(run.net)
-  step = updates.make(config, run.net, run.optimizer, splits.train.images, run.plan.num_steps)
+  u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
+  step = updates.make(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
   scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=place)
   train, heldout, test = (put(ArrayData(split.images, split.labels)) for split in splits)
   state, train_key, evaluation_key = put((run.state, run.keys.training, run.keys.evaluation))
@@ -199,8 +201,8 @@ def assemble(
     plan=run.plan,
     state=state,
     compile=compile_scan,
-    attack=functools.partial(build.evaluation_attack, config),
-    other_attack=functools.partial(build.watching_attack, config),
+    set=u,
+    attack=build.attack(config),
     watched=put(first) if count else None,
     evaluate=evaluate_state,
   )
@@ -263,7 +265,7 @@ def _init(
       else (str(error) or type(error).__name__).splitlines()[0]
     )
     raise InputError(
-      f"--config.model.name={config.model.name} cannot take the images of {config.dataset.name}, "
+      f"--config.model.name={config.model.name} cannot take the images of {config.data.name}, "
       f"{size} ({reason}); choose another model, or another data set."
     ) from error
   return params, model_state

@@ -60,7 +60,8 @@ def beside(cost: Cost, other: Cost) -> float:
 def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
   """So many batches, as `assembly` would train them on one device."""
   plan, net, optimizer, state, _ = initial_run(config, train)
-  step = updates.make(config, net, optimizer, train.images, plan.num_steps)
+  u = build.own_set(config, train.images)
+  step = updates.make(config, net, optimizer, u, train.images.shape[1:], plan.num_steps)
   scan = jax.jit(make_scan(step, plan), static_argnums=3)
   data = jax.device_put(ArrayData(train.images, train.labels))
   return lambda: jax.block_until_ready(scan(state, data, jax.random.key(1), steps))

@@ -1,4 +1,4 @@
-"""Robust training by name: each method is a set, a maximiser and an objective, put into a config.
+"""Robust training by name: each method is a set, an attack and an objective, put into a config.
 
   config = config_lib.mnist_methods()
   methods.ALL["trades"].apply(config)
@@ -13,6 +13,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
+from robust_opt.experiments.config import train_over
+from robust_opt.experiments.sections import choose
 
 PGD_STEPS, REPLAYS, LBFGS_STEPS = 7, 4, 5
 
@@ -35,153 +38,142 @@ class Method(NamedTuple):
 
 def standard(config: ConfigDict) -> None:
   """No adversary."""
-  config.attack.num_steps = 0
+  choose(config, "attack", "none")
 
 
 def robust(config: ConfigDict) -> None:
   """One steepest-ascent step, and the perturbed batch alone."""
-  config.attack.num_steps = 1
+  choose(config, "attack", "steepest")
 
 
 def strong_adversary(config: ConfigDict) -> None:
   """The same over an l_2 ball, the learning with a strong adversary of Huang et al."""
   robust(config)
-  _in_l2(config)
+  train_over(config, "l2")
 
 
 def goodfellow(config: ConfigDict) -> None:
   """Half of the loss is clean."""
   robust(config)
-  config.objective = ConfigDict({"name": "mixture", "alpha": 0.5})
+  choose(config, "objective", "mixture", alpha=0.5)
 
 
 def szegedy(config: ConfigDict) -> None:
-  """Examples found by L-BFGS within an l_2 ball, fed back beside the clean ones."""
+  """Examples found by L-BFGS within an l_2 ball, used beside the clean ones."""
   goodfellow(config)
-  _in_l2(config)
-  config.attack.name, config.attack.num_steps = "lbfgs", LBFGS_STEPS
+  train_over(config, "l2")
+  choose(config, "attack", "lbfgs", num_steps=LBFGS_STEPS)
 
 
 def virtual(config: ConfigDict) -> None:
   """A prediction that is smooth in an l_2 ball, by power iteration and without labels."""
-  _in_l2(config)
-  config.objective = ConfigDict({"name": "virtual", "alpha": 1.0})
-  config.attack.name, config.attack.num_steps = "power_iteration", 1
+  train_over(config, "l2")
+  choose(config, "objective", "virtual", alpha=1.0)
+  choose(config, "attack", "power_iteration", num_steps=1)
 
 
 def gradient_penalty(config: ConfigDict) -> None:
   """Robust to first order: the dual norm of the input gradient, by double backpropagation."""
-  config.objective = ConfigDict({"name": "gradient_penalty"})
-  config.attack.num_steps = 0
+  choose(config, "objective", "gradient_penalty")
+  choose(config, "attack", "none")
 
 
 def operator_norm(config: ConfigDict) -> None:
   """No adversary, but layers that cannot lengthen a perturbation much."""
   standard(config)
-  config.penalty.name, config.penalty.weight = "operator_norm", 1e-3
+  choose(config, "penalty", "operator_norm", weight=1e-3)
 
 
 def layer_jacobian(config: ConfigDict) -> None:
   """No adversary, but layers that contract."""
   standard(config)
-  config.penalty.name, config.penalty.weight = "layer_jacobian", 1e-4
+  choose(config, "penalty", "layer_jacobian", weight=1e-4)
 
 
 def manifold_tangent(config: ConfigDict) -> None:
-  """One step along the manifold of the data, whose planes an auto-encoder has learnt."""
+  """One step along the manifold of the data, whose planes an auto-encoder has learned."""
   robust(config)
-  _in_l2(config)
-  config.uncertainty.box = False  # a plane and the box meet in no closed form
-  config.uncertainty.tangents = "autoencoder"
+  planes = {"name": "autoencoder", "rank": 10}
+  choose(config, "set", "TangentAt", radius=config.evaluation.radii.l2, basis_of=planes)
 
 
 def layerwise(config: ConfigDict) -> None:
   """One step that moves the input of every layer.
 
-  On MNIST over l_inf 0.2 the net does not begin to learn with hidden layers moved by 0.1 or more,
-  and is worse at 0.05 than at 0.02.
+  On MNIST over l_inf 0.2 the network does not begin to learn with hidden layers moved by 0.1 or
+  more, and is worse at 0.05 than at 0.02.
   """
-  robust(config)
-  config.uncertainty.hidden_radius = 0.02
+  choose(config, "attack", "layerwise", hidden_radius=0.02)
 
 
 def recall(config: ConfigDict) -> None:
   """Algorithm 1 in directions an epoch old, at the price of standard training."""
-  config.attack.name, config.attack.num_steps = "recall", 1
+  choose(config, "attack", "recall")
 
 
 def alternate(config: ConfigDict) -> None:
   """Algorithm 1 at every second update, the clean batch at the others."""
-  robust(config)
-  config.attack.every = 2
+  choose(config, "attack", "steepest", every=2)
 
 
 def half_precision(config: ConfigDict) -> None:
   """Algorithm 1 whose ascent computes in bfloat16: a direction needs few bits."""
-  robust(config)
-  config.attack.dtype = "bfloat16"
+  choose(config, "attack", "steepest", dtype="bfloat16")
 
 
 def fast(config: ConfigDict) -> None:
   """A random start and one step, a little longer than the radius, cut back."""
-  config.attack.num_steps, config.attack.random_start = 1, True
-  config.attack.relative_step = 1.25
+  choose(config, "attack", "pgd", num_steps=1, random_start=True, relative_step=1.25)
 
 
 def grad_align(config: ConfigDict) -> None:
   """One step, and a gradient that points the same way within the ball."""
   robust(config)
-  config.penalty.name, config.penalty.weight = "gradient_alignment", 0.2
+  choose(config, "penalty", "gradient_alignment", weight=0.2)
 
 
 def n_fgsm(config: ConfigDict) -> None:
   """One step from noise in twice the ball, never cut back."""
-  config.attack.name, config.attack.num_steps = "n_fgsm", 1
+  choose(config, "attack", "n_fgsm")
 
 
 def free(config: ConfigDict) -> None:
   """Every backward pass moves theta and delta, on a batch that is replayed."""
-  config.attack.name, config.attack.num_steps = "free", REPLAYS
+  choose(config, "attack", "free", num_replays=REPLAYS)
 
 
 def pgd(config: ConfigDict) -> None:
   """Seven steps from a random start."""
-  config.attack.num_steps, config.attack.random_start = PGD_STEPS, True
+  choose(config, "attack", "pgd", num_steps=PGD_STEPS)
 
 
 def trades(config: ConfigDict) -> None:
   """Accuracy on the clean example, the same prediction in the whole ball."""
   pgd(config)
-  config.objective = ConfigDict({"name": "trades", "beta": 6.0})
+  choose(config, "objective", "trades", beta=6.0)
 
 
 def mart(config: ConfigDict) -> None:
   """What is misclassified when clean weighs more."""
   pgd(config)
-  config.objective = ConfigDict({"name": "mart", "beta": 5.0})
+  choose(config, "objective", "mart", beta=5.0)
 
 
 def awp(config: ConfigDict) -> None:
   """PGD training at weights that are perturbed adversarially too."""
   pgd(config)
-  config.training.weight_perturbation = 0.005
+  config.weights.perturbation = 0.005
 
 
 def average(config: ConfigDict) -> None:
-  """PGD training, judged by an average of the weights."""
+  """PGD training, evaluated at an average of the weights."""
   pgd(config)
-  config.optimizer.average = 0.995
+  config.weights.average = 0.995
 
 
 def curriculum(config: ConfigDict) -> None:
   """PGD training over a ball that grows in the first third; Cai et al. let the steps grow."""
-  pgd(config)
-  config.uncertainty.warmup = 1 / 3
-
-
-def _in_l2(config: ConfigDict) -> None:
-  """Over the l_2 ball that the config measures at."""
-  config.uncertainty.name, config.uncertainty.radius = "l2", config.evaluation.radii.l2
+  choose(config, "attack", "pgd", num_steps=PGD_STEPS, warmup=1 / 3)
 
 
 ALL: dict[str, Method] = {

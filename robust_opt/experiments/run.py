@@ -7,25 +7,15 @@ three pictures. The same call on the same directory goes on where it was stopped
 """
 
 import json
-import platform
-import resource
-import sys
 import time
-from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from robust_opt import statistics, tables
-from robust_opt.arrays import digest
-from robust_opt.data import datasets
-from robust_opt.evaluation.accuracy import perturb
 from robust_opt.experiments import build, engine
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
@@ -33,18 +23,9 @@ from robust_opt.experiments.assembly import Experiment, assemble
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.experiments.metrics import ProgressDisplay, read_metrics
 from robust_opt.experiments.signals import sigterm_ends_the_run
+from robust_opt.experiments.summary import draw, evaluate_and_describe
 from robust_opt.files import write_json
-from robust_opt.objectives import robust
-from robust_opt.plots import runs, studies
-from robust_opt.sets import BALLS
-from robust_opt.training import (
-  TrainMetrics,
-  TrainState,
-  evaluated_params,
-  overfitting,
-  sharding,
-  take,
-)
+from robust_opt.training import TrainMetrics, TrainState, overfitting
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -85,14 +66,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     best = {"step": checkpoints.best_step(), "heldout_robust": checkpoints.best_accuracy()}
     checkpoints.close()
 
-    summary = evaluate_and_describe(config, experiment, state)
+    summary = evaluate_and_describe(experiment, state)
     summary["best_checkpoint"] = best
     summary["checkpoint"] = reported
     detected = overfitting.detect(log.history)
     summary["overfitting"] = None if detected is None else detected._asdict()
     summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
     if jax.process_index() == 0:
-      draw(config, workdir, experiment, state, summary)
+      draw(workdir, experiment, state, summary)
       write_json(workdir / "summary.json", summary)  # last: it says that the run is finished
     return summary
 
@@ -168,9 +149,9 @@ class RunLog:
 
     Single-step training may be robust to that single step only.
     """
-    values = heldout_accuracies(self._config, self._experiment, state)
+    values = heldout_accuracies(self._experiment, state)
     own = values["heldout/robust_accuracy"]
-    single = self._config.attack.num_steps <= 1
+    single = self._experiment.attack.evaluation_steps == 1
     return values, values.get("heldout/pgd_accuracy", own) if single else own
 
   def tell(self, step: int, values: engine.Values, measured: bool) -> bool:
@@ -206,158 +187,20 @@ class RunLog:
     return stops and overfitting.detect(self.history) is not None
 
 
-def heldout_accuracies(
-  config: ConfigDict, experiment: Experiment, state: TrainState
-) -> engine.Values:
+def heldout_accuracies(experiment: Experiment, state: TrainState) -> engine.Values:
   """On the held-out examples, under the run's own attack, and on the first under the other one."""
-  u = build.own_set(config)
-  heldout = experiment.evaluate(state, experiment.heldout, u, experiment.attack)
+  u, attack = experiment.set, experiment.attack
+  heldout = experiment.evaluate(state, experiment.heldout, u, attack.evaluate)
   values: engine.Values = {
     "heldout/clean_accuracy": float(heldout.clean_correct.mean()),
     "heldout/robust_accuracy": float(heldout.robust_correct.mean()),
     "heldout/zero_gradients": int(heldout.zero_gradient.sum()),
   }
   if experiment.watched is not None:
-    other = experiment.evaluate(state, experiment.watched, u, experiment.other_attack)
+    other = experiment.evaluate(state, experiment.watched, u, attack.other)
     count = len(other.robust_correct)
     both = [float(other.robust_correct.mean()), float(heldout.robust_correct[:count].mean())]
     names = ("heldout/pgd_accuracy", "heldout/single_step_accuracy")
-    values |= dict(zip(names, both if config.attack.num_steps <= 1 else both[::-1]))
+    values |= dict(zip(names, both if attack.evaluation_steps == 1 else both[::-1]))
     values["heldout/watched"] = count
   return values
-
-
-def evaluate_and_describe(
-  config: ConfigDict, experiment: Experiment, state: TrainState
-) -> dict[str, Any]:
-  """Accuracies on the test set, with their counts, and where they come from."""
-  own, own_radius = config.uncertainty.name, config.uncertainty.radius
-  trained_on = config_lib.trains_robustly(config)
-  steps = max(1, config.attack.num_steps)
-  radii = {**config.evaluation.radii.to_dict(), **({own: own_radius} if trained_on else {})}
-  radii = {norm: radius for norm, radius in radii.items() if radius or norm == own}
-  results: list[dict[str, Any]] = []
-  sweeps = []
-  for norm in sorted(radii, key=lambda n: (n != own, list(BALLS).index(n))):
-    u = build.uncertainty_set(config, norm, radii[norm])
-    at_radius = experiment.evaluate(state, experiment.test, u, experiment.attack)
-    total = len(at_radius.clean_correct)
-    if not results:
-      clean = int(at_radius.clean_correct.sum())
-      results.append(
-        {
-          "set": None,
-          "attack": None,
-          "trained_on": False,
-          "correct": clean,
-          "total": total,
-          "zero_gradients": None,
-        }
-      )
-    results.append(
-      {
-        "set": {"name": norm, "radius": radii[norm]},
-        "attack": {"num_steps": steps},
-        "trained_on": trained_on and norm == own,
-        "correct": int(at_radius.robust_correct.sum()),
-        "total": total,
-        "zero_gradients": int(at_radius.zero_gradient.sum()),
-      }
-    )
-    swept = [multiple * radii[norm] for multiple in config.evaluation.sweep]
-    known = {0.0: results[0]["correct"], radii[norm]: results[-1]["correct"]}
-    correct = [
-      known[r]
-      if r in known
-      else int(
-        experiment.evaluate(
-          state, experiment.test, build.uncertainty_set(config, norm, r), experiment.attack
-        ).robust_correct.sum()
-      )
-      for r in swept
-    ]
-    sweeps.append({"norm": norm, "radii": swept, "correct": correct, "total": total})
-  against = config_lib.adversary(config)
-  kind = f"robust training over {against}" if against else "standard training"
-  if config.penalty.weight:
-    kind += f" with {config.penalty.weight:g} {config.penalty.name}"
-  return {
-    "title": f"{config.model.name} on {config.dataset.name}, {kind}, "
-    + tables.counted(config.training.epochs, "epoch"),
-    "results": results,
-    "sweeps": sweeps,
-    "step": int(state.step),
-    "params_sha256": digest(evaluated_params(state)),
-    "train_examples": len(experiment.splits.train.labels),
-    "heldout_examples": len(experiment.splits.heldout.labels),
-    "data_sha256": {
-      split.split: datasets.fingerprint(split)
-      for split in (experiment.splits.train, experiment.splits.test)
-    },
-    "device": sharding.devices_in_words(),
-    "versions": {
-      "python": platform.python_version(),
-      **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-    },
-    "peak_memory_mb": _peak_memory_mb(),
-    "config": config_lib.as_dict(config),
-  }
-
-
-def draw(
-  config: ConfigDict,
-  workdir: Path,
-  experiment: Experiment,
-  state: TrainState,
-  summary: dict[str, Any],
-) -> None:
-  """The three pictures of a run."""
-  runs.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
-  label = f"{config.model.name}, {config.dataset.name}"
-  panels = [
-    {
-      "title": "",
-      "norm": sweep["norm"],
-      "radius": result["set"]["radius"],
-      "curves": {label: {"radii": sweep["radii"], "interval": _interval(sweep)}},
-    }
-    for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True)
-  ]
-  studies.accuracy_against_radius([panels], workdir / "accuracy.png")
-  _draw_examples(config, workdir / "examples.png", experiment, state)
-
-
-def _interval(sweep: Mapping[str, Any]) -> statistics.Interval:
-  return statistics.accuracy_interval([np.array(sweep["correct"]) / sweep["total"]], sweep["total"])
-
-
-def _draw_examples(
-  config: ConfigDict, path: Path, experiment: Experiment, state: TrainState, count: int = 8
-) -> None:
-  """The first test example of each of the first classes, under the run's own attack."""
-  labels = experiment.splits.test.labels
-  present = np.unique(labels)[:count]
-  index = np.array([np.flatnonzero(labels == label)[0] for label in present], np.int32)
-  local = jax.tree.map(np.asarray, (experiment.test, evaluated_params(state), state.model_state))
-  test, params, model_state = local
-  batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(index))
-  attack = experiment.attack(build.own_set(config))
-  objective, key = robust(), jax.random.key(config.seed)
-  ball = tables.ball_name(config.uncertainty.name, config.uncertainty.radius)
-  out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
-    params, model_state, batch
-  )
-  runs.example_grid(
-    clean=np.asarray(batch.x),
-    delta=np.asarray(out.delta),
-    labels=np.asarray(batch.y),
-    clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
-    robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
-    path=path,
-    title=f"{ball} (pixels in [0, 1])",
-  )
-
-
-def _peak_memory_mb() -> int:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

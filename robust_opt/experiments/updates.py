@@ -1,16 +1,13 @@
-"""From a config to the update that it trains by: an objective, an attack, and what goes with them.
+"""From a config to its update: an objective, an attack over a set, and what goes with them.
 
-  step = updates.make(config, net, optimizer, train.images, steps_per_epoch)
-  memory = updates.memory(config, train.images)
-  state = init_state(params, model_state, optimizer, memory)
-  state, metrics = jax.jit(step)(state, batch, key)
-
-Everything by name, getattr(module, name)(**kwargs), as in build.py. What would silently be
-something else than its name says is refused.
+step = updates.make(config, net, optimizer, u, image_shape, steps_per_epoch)
+memory = updates.memory(config, train.images)
+state = init_state(params, model_state, optimizer, memory)
+state, metrics = jax.jit(step)(state, batch, key)
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -19,14 +16,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import losses, maximizers, models, objectives, sets
+from robust_opt import losses, maximizers, models
 from robust_opt.errors import InputError
-from robust_opt.experiments import build
-from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import build, sections
+from robust_opt.experiments.attacks import TrainingAttack, scaled, step_set
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
-from robust_opt.sets import BasisOf, balls, tangents
+from robust_opt.sets import UncertaintySet
 from robust_opt.training import (
   TrainStep,
   free,
@@ -38,15 +35,13 @@ from robust_opt.training import (
 )
 from robust_opt.types import ApplyFn, Array, LossFn, PyTree
 
-# Attacks whose ascent is the descent's own backward pass.
-ONE_PASS = ("free", "recall")
-
 
 def make(
   config: ConfigDict,
   net: nn.Module,
   optimizer: optax.GradientTransformation,
-  images: np.ndarray,
+  u: UncertaintySet,
+  image_shape: Sequence[int],
   steps_per_epoch: int,
 ) -> TrainStep:
   """The config's update: by one backward pass, or of its objective under its attack.
@@ -55,31 +50,32 @@ def make(
     config: checked by config.validate.
     net: the network.
     optimizer: from build.optimizer.
-    images: [N, *S], of the training set; their shape counts, and tangent planes are learnt here.
+    u: from build.own_set.
+    image_shape: [H, W, C].
     steps_per_epoch: updates an epoch, for what changes with time.
 
   Raises:
     InputError: parts of the config do not fit together.
   """
-  _refuse(config)
-  chosen = objective(config)
-  if _is_one_pass(config):
-    return _one_pass(config, models.from_linen(net), optimizer)
-  radius, shape = config.uncertainty.hidden_radius, images.shape[1:]
-  gamma = config.training.weight_perturbation
+  check_together(config)
+  attack = build.attack(config)
+  if attack.one_pass:
+    return _one_pass(config, models.from_linen(net), optimizer, attack, u)
+  apply, gamma = models.from_linen(net), config.weights.perturbation
+  if hidden := config.attack.get("hidden_radius"):
+    apply = layerwise.lifted_apply(net, image_shape)
+    u = layerwise.layerwise(net, image_shape, u, hidden)
   step = make_train_step(
-    layerwise.lifted_apply(net, shape) if radius else models.from_linen(net),
+    apply,
     optimizer,
-    chosen,
-    training_attack(config, net, images, steps_per_epoch),
+    objective(config, u),
+    training_attack(config, u, steps_per_epoch),
     ascent_apply=_ascent_apply(config, net),
-    ascent_in_train_mode=config.attack.train_mode,
+    ascent_in_train_mode=config.attack.get("train_mode", False),
     perturb_weights=optimizers.adversarial_weights(gamma) if gamma else None,
-    penalty=penalty(config, net),
+    penalty=penalty(config, net, u),
   )
-  if radius:
-    step = layerwise.lifted_step(step, layerwise.shapes(net, shape))
-  return step
+  return layerwise.lifted_step(step, layerwise.shapes(net, image_shape)) if hidden else step
 
 
 def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
@@ -89,207 +85,125 @@ def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
     config: checked by config.validate.
     images: [N, *S], of the training set.
   """
-  if not _is_one_pass(config):
-    return ()
-  if config.attack.name == "free":
-    return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
-  key = streams(jax.random.key(config.seed)).memory
-  return free.unknown_directions(key, len(images), images.shape[1:])
+  match config.attack.name:
+    case "free":
+      return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
+    case "recall":
+      key = streams(jax.random.key(config.seed)).memory
+      return free.unknown_directions(key, len(images), images.shape[1:])
+    case _:
+      return ()
 
 
 def training_attack(
-  config: ConfigDict, net: nn.Module, images: np.ndarray, steps_per_epoch: int
+  config: ConfigDict, u: UncertaintySet, steps_per_epoch: int
 ) -> Attack | ScheduledAttack:
-  """`build.attack` as it is trained by: over the config's set, as it is at each step.
+  """config.attack over a set, as it is at each step.
 
-  The radius may grow at first, and all but every so-manieth update may do without an adversary.
-  Arguments as of `make`.
+  The radii may grow at first, and updates between every k-th may do without an adversary.
   """
-  norm, num_steps, every = config.uncertainty.name, config.attack.num_steps, config.attack.every
-  warmup = config.uncertainty.warmup * config.training.epochs * steps_per_epoch
-  basis_of = _basis_of(config, images)
-
-  def attack(radius: float | Array) -> Attack:
-    if basis_of is not None:
-      return maximizers.steepest(sets.TangentAt(radius, basis_of))
-    if config.uncertainty.hidden_radius:
-      first = build.uncertainty_set(config, norm, radius)
-      return maximizers.steepest(
-        layerwise.layerwise(net, images.shape[1:], first, config.uncertainty.hidden_radius)
-      )
-    return build.attack(config, build.uncertainty_set(config, norm, radius), num_steps)
+  attack = build.attack(config)
+  every, warmup = config.attack.get("every", 1), config.attack.get("warmup", 0.0)
+  warmup_steps = warmup * config.training.epochs * steps_per_epoch
 
   def at(step: Array) -> Attack:
-    share = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
-    now = attack(config.uncertainty.radius * share)
+    grown = scaled(u, jnp.minimum(step / warmup_steps, 1.0)) if warmup_steps else u
+    now = attack.train(grown)
     return now if every == 1 else maximizers.only_if(step % every == 0, now)
 
-  return ScheduledAttack(at) if warmup or every > 1 else attack(config.uncertainty.radius)
+  return ScheduledAttack(at) if warmup or every > 1 else attack.train(u)
 
 
-def penalty(config: ConfigDict, net: nn.Module) -> penalties.Penalty | None:
-  """The config's penalty, times its weight; none for the weight 0."""
-  name, weight = config.penalty.name, config.penalty.weight
-  if not weight:
+def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
+  """config.objective."""
+  return sections.make(config, "objective", uncertainty=u)
+
+
+def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
+  """config.penalty, times its weight."""
+  if config.penalty.name == "none":
     return None
-  if name == "gradient_alignment":
-    if config.dataset.labels and config.objective.name == "virtual":
-      raise InputError(
-        "--config.penalty.name=gradient_alignment needs the labels of all examples, but "
-        f"--config.dataset.labels={config.dataset.labels} keeps so many."
-      )
-    ball = build.uncertainty_set(config, config.uncertainty.name, config.uncertainty.radius)
-    return penalties.weighted(weight, penalties.gradient_alignment(models.from_linen(net), ball))
-  layers_of = functools.partial(affine.layers_of, net)
-  return penalties.weighted(weight, getattr(penalties, name)(layers_of))
-
-
-def _is_one_pass(config: ConfigDict) -> bool:
-  return config.attack.name in ONE_PASS and config.attack.num_steps > 0
+  own = {key: value for key, value in config.penalty.items() if key != "weight"}
+  unweighted = sections.make(
+    ConfigDict({"penalty": own}),
+    "penalty",
+    layers_of=functools.partial(affine.layers_of, net),
+    model=models.from_linen(net),
+    uncertainty=u,
+  )
+  return penalties.weighted(config.penalty.weight, unweighted)
 
 
 def _one_pass(
-  config: ConfigDict, apply: ApplyFn, optimizer: optax.GradientTransformation
+  config: ConfigDict,
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  attack: TrainingAttack,
+  u: UncertaintySet,
 ) -> TrainStep:
   """Free training, and Algorithm 1 at directions of the last visit."""
   loss = _loss(config)
-  norm, radius = config.uncertainty.name, config.uncertainty.radius
-  ball = build.uncertainty_set(config, norm, radius)
   if config.attack.name == "recall":
-    return free.make_recall_train_step(apply, optimizer, ball, loss)
-  # A step of l_1 would be lost on a saturated pixel.
-  ascent = balls.LInf(radius) if norm == "linf" else balls.L2(radius)
-  steps = config.attack.num_steps
-  return free.make_free_train_step(apply, optimizer, ball, ascent, steps, loss)
+    attack.train(u)  # which refuses sets that signs do not serve
+    return free.make_recall_train_step(apply, optimizer, u, loss)
+  return free.make_free_train_step(
+    apply, optimizer, u, step_set(u, 1.0), config.attack.num_replays, loss
+  )
 
 
-def _basis_of(config: ConfigDict, images: np.ndarray) -> BasisOf | None:
-  """The tangent planes that the adversary keeps to, learnt from the training images."""
-  if config.uncertainty.tangents == "none":
-    return None
-  given = config.uncertainty
-  return tangents.fit(given.tangents, images, given.tangent_rank, config.seed)
+def _loss(config: ConfigDict) -> LossFn:
+  return sections.loss_of(config.objective.get("loss", losses.cross_entropy.__name__))
 
 
 def _ascent_apply(config: ConfigDict, net: nn.Module) -> ApplyFn | None:
   """The net in the arithmetic of the ascent, if that is another than its own."""
-  if config.attack.dtype == "float32":
+  dtype = config.attack.get("dtype", "float32")
+  if dtype == "float32":
     return None
   if not hasattr(net, "dtype"):
     raise InputError(
-      f"--config.attack.dtype={config.attack.dtype} needs a net with an attribute dtype, which "
-      f"{type(net).__name__} has not."
+      f"--config.attack.dtype={dtype} needs a network with an attribute dtype, which "
+      f"{type(net).__name__} does not have."
     )
-  return models.from_linen(net.clone(dtype=jnp.dtype(config.attack.dtype)))
+  return models.from_linen(net.clone(dtype=jnp.dtype(dtype)))
 
 
-def _refuse(config: ConfigDict) -> None:
-  """Refuses keys that would not do what they say beside the others."""
-  attack, given = config.attack, config.uncertainty
-  steps = attack.num_steps
-  if attack.name in ("recall", "random_signs") and steps and given.name == "l1":
+def check_together(config: ConfigDict) -> None:
+  """Refuses sections that together would silently be something else than their names say."""
+  attack, name = build.attack(config), config.objective.name
+  if name in ("trades", "virtual") and not attack.random:
     raise InputError(
-      f"--config.attack.name={attack.name} has signs alone, and over l_1 signs name no largest "
-      f"pixel: --config.uncertainty.name must be linf or l2, but was l1."
+      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: "
+      f"--config.attack.name must be power_iteration, n_fgsm, or pgd with "
+      f"--config.attack.random_start=True, but was {config.attack.name}."
     )
-  if _is_one_pass(config):
-    _demand(config, f"attack.name={attack.name}", {"objective.name": "robust", **_WITHOUT})
-  if attack.name == "recall" and steps:
-    # A flipped image would recall the directions of another.
-    _demand(config, "attack.name=recall", {"attack.num_steps": 1, "training.augment": ()})
-  one_step = {"attack.name": "pgd", "attack.num_steps": 1, "attack.random_start": False}
-  if given.tangents != "none":
-    wanted = one_step | {"uncertainty.name": "l2", "uncertainty.box": False}
-    _demand(config, f"uncertainty.tangents={given.tangents}", wanted)
-  if given.hidden_radius:
-    wanted = one_step | {
-      "objective.name": "robust",
-      "uncertainty.tangents": "none",
-      "attack.dtype": "float32",
-      "penalty.weight": 0.0,
-    }
-    _demand(config, f"uncertainty.hidden_radius={given.hidden_radius}", wanted)
-
-
-# Of a step that is its own: what make_train_step would do.
-_WITHOUT: dict[str, Any] = {
-  "uncertainty.warmup": 0.0,
-  "uncertainty.tangents": "none",
-  "uncertainty.hidden_radius": 0.0,
-  "attack.every": 1,
-  "attack.dtype": "float32",
-  "penalty.weight": 0.0,
-  "training.weight_perturbation": 0.0,
-}
-
-
-def _demand(config: ConfigDict, why: str, wanted: dict[str, Any]) -> None:
-  for key, allowed in wanted.items():
-    value = config
-    for part in key.split("."):
-      value = value[part]
-    if value != allowed:
-      raise InputError(
-        f"--config.{why} stands by itself: --config.{key} must be {allowed}, but was {value!r}."
-      )
-
-
-def objective(config: ConfigDict) -> RobustObjective:
-  """The config's objective over its loss, to train by."""
-  given = config.objective.to_dict()
-  name = given.pop("name")
-  if name not in objectives.__all__:
-    allowed = ", ".join(objectives.__all__)
-    raise InputError(f"--config.objective.name must be one of {allowed}, but was {name!r}.")
-  _fits(config, name)
-  if "loss" in given:
-    given["loss"] = _loss(config)
-  if name == "gradient_penalty":
-    given["uncertainty"] = build.uncertainty_set(
-      config, config.uncertainty.name, config.uncertainty.radius
-    )
-  try:
-    return getattr(objectives, name)(**given)
-  except TypeError as error:
-    raise InputError(f"--config.objective does not fit {name}: {error}.") from error
-
-
-def _loss(config: ConfigDict) -> LossFn:
-  """The config's loss; the cross-entropy where it names none."""
-  name = config.objective.get("loss", "cross_entropy")
-  if name not in config_lib.LOSSES:
-    raise InputError(
-      f"--config.objective.loss must be one of {', '.join(config_lib.LOSSES)}, but was {name!r}."
-    )
-  return getattr(losses, name)
-
-
-def _fits(config: ConfigDict, name: str) -> None:
-  """Refuses an objective and an attack that together would silently be something else."""
-  attack = config.attack
-  flat = name in ("trades", "virtual")  # the divergence, at the clean example
-  random = attack.name in ("power_iteration", "n_fgsm") or (
-    attack.name == "pgd" and attack.random_start
-  )
-  if flat and not (random and attack.num_steps):
-    raise InputError(
-      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: it "
-      f"needs one step or more of --config.attack.name=power_iteration or n_fgsm, or of pgd with "
-      f"--config.attack.random_start."
-    )
-  if attack.name == "power_iteration" and attack.num_steps and not flat:
+  if config.attack.name == "power_iteration" and name not in ("trades", "virtual"):
     raise InputError(
       f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
-      f"--config.objective.name must be trades or virtual, but was {name!r}."
+      f"--config.objective.name must be trades or virtual, but was {name}."
     )
-  if attack.name in ("n_fgsm", *config_lib.NOISES) and attack.num_steps > 1:
+  if name == "gradient_penalty" and config.attack.name != "none":
     raise InputError(
-      f"--config.attack.name={attack.name} is one step: --config.attack.num_steps must be 1, but "
-      f"was {attack.num_steps}."
+      f"--config.objective.name=gradient_penalty has no attack: --config.attack.name must be none, "
+      f"but was {config.attack.name}."
     )
-  if name == "gradient_penalty" and (attack.num_steps or config.uncertainty.warmup):
+  if attack.one_pass or config.attack.name == "layerwise":
+    _demand(config, "objective", "name", "robust")
+    _demand(config, "penalty", "name", "none")
+  if attack.one_pass:
+    _demand(config, "weights", "perturbation", 0.0)
+  if config.attack.name == "recall":
+    _demand(config, "training", "augment", ())  # a flipped image would recall another's directions
+  if config.penalty.name == "gradient_alignment" and config.data.labels and name == "virtual":
     raise InputError(
-      f"--config.objective.name=gradient_penalty has no attack, over a fixed radius: "
-      f"--config.attack.num_steps and --config.uncertainty.warmup must be 0, but were "
-      f"{attack.num_steps} and {config.uncertainty.warmup}."
+      f"--config.penalty.name=gradient_alignment needs the labels of all examples, but "
+      f"--config.data.labels={config.data.labels} keeps that many."
+    )
+
+
+def _demand(config: ConfigDict, section: str, key: str, value: object) -> None:
+  if config[section][key] != value:
+    raise InputError(
+      f"--config.attack.name={config.attack.name} needs --config.{section}.{key}={value}, but it "
+      f"was {config[section][key]}."
     )

@@ -32,6 +32,7 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import build, costs, methods, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as experiment
+from robust_opt.experiments.sections import choose
 from robust_opt.files import write_json
 from robust_opt.sets import LInf
 from robust_opt.studies import accuracy
@@ -88,9 +89,8 @@ def base_config(dataset: str) -> ConfigDict:
     config = config_lib.mnist_methods()
   else:
     config = config_lib.digits()
-    config.uncertainty.radius, config.uncertainty.box = 0.15, True
-    config.evaluation.radii.linf = config.uncertainty.radius
-    config.optimizer.schedule = "cosine"
+    choose(config, "set", "LInf", radius=0.15, box=config_lib.PIXEL_BOX)
+    choose(config, "schedule", "cosine")
   # The table needs the clean accuracy of a run only; attacks follow.
   config.evaluation.sweep, config.evaluation.radii.l1 = (0.0, 1.0), 0.0
   return config
@@ -105,7 +105,7 @@ def config_of(options: Options, name: str, seed: int) -> ConfigDict:
     cost = method.passes if preset.budget == "passes" else method.updates
     config.training.epochs = max(1, round(preset.passes / cost))
     method.apply(config)
-    if config.uncertainty.name != "l2":
+    if config.set.name != "L2":
       config.evaluation.radii.l2 = 0.0  # only methods that train over l_2 need it
 
   return configured(base_config(options.dataset), options, settle)
@@ -121,11 +121,11 @@ def identity(options: Options, name: str, seed: int, digests: dict[str, str]) ->
     digests: of the data, from datasets.fingerprints.
   """
   config = config_lib.as_dict(config_of(options, name, seed))
-  del config["dataset"]["data_dir"], config["dataset"]["cache_dir"]
+  del config["data"]["data_dir"], config["data"]["cache_dir"]
   evaluation = {
     "examples": options.preset.examples,
     "version": options.preset.version,
-    "radius": base_config(options.dataset).uncertainty.radius,
+    "radius": base_config(options.dataset).set.radius,
     "pgd": [accuracy.PGD_STEPS, accuracy.PGD_RELATIVE_STEP],
     "data": digests,
   }
@@ -204,7 +204,7 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
 def attack(options: Options, workdir: Path) -> dict[str, Any]:
   """Accuracies over the l_inf ball of the base config, whatever the network was trained over."""
   evaluated = target.load({"workdir": str(workdir), **options.places}, options.preset.examples)
-  u = LInf(base_config(options.dataset).uncertainty.radius, box=(0.0, 1.0))
+  u = LInf(base_config(options.dataset).set.radius, box=(0.0, 1.0))
   robust = functools.partial(accuracy.robust_accuracy, evaluated, u)
   return {
     "examples": len(evaluated.y),
@@ -275,7 +275,7 @@ def table_of(dataset: str, preset: Preset, runs: Runs, times: Mapping[str, float
   count = next(iter(runs.values()))[0]["examples"]
   return tables.Table(
     f"Robust training on {dataset}: accuracy (%) over l_inf, radius "
-    f"{base_config(dataset).uncertainty.radius:g}",
+    f"{base_config(dataset).set.radius:g}",
     columns,
     rows,
     [

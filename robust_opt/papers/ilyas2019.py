@@ -29,6 +29,7 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import methods, target
 from robust_opt.experiments import run as experiment
+from robust_opt.experiments.sections import choose
 from robust_opt.plots import explanations
 from robust_opt.sets import L2
 from robust_opt.studies import accuracy, claims
@@ -111,13 +112,13 @@ def config_of(options: Options, seed: int, method: str = "standard") -> ConfigDi
 
   def settle(config: ConfigDict) -> None:
     config.seed = seed
-    config.uncertainty.name, config.uncertainty.radius = "l2", options.preset.trained_radius
-    config.uncertainty.box = True
+    radius = options.preset.trained_radius
+    choose(config, "set", "L2", radius=radius, box=config_lib.PIXEL_BOX)
     config.training.epochs = options.preset.epochs
     methods.ALL[method].apply(config)
 
   config = base_config(options.dataset)
-  config.optimizer.schedule = "cosine"
+  choose(config, "schedule", "cosine")
   config.evaluation.sweep = (0.0, 1.0)
   config.evaluation.radii.linf = config.evaluation.radii.l1 = 0.0
   return configured(config, options, settle)
@@ -182,10 +183,10 @@ def _train_on(options: Options, study: Study, name: str, seed: int) -> dict[str,
   """A new network by standard training on a set, and its accuracies on the true test set."""
   config, workdir = config_of(options, seed), options.workdir / "learners" / name / str(seed)
   if SETS[name].kind:
-    config.dataset.train_files = str(_constructed(options, name))
+    config.data.train_files = str(_constructed(options, name))
   elif options.preset.examples:  # as many as the others have, besides what is held out
-    held = config.dataset.holdout
-    config.dataset.train_examples = round(options.preset.examples / (1 - held))
+    held = config.data.holdout
+    config.data.train_examples = round(options.preset.examples / (1 - held))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
   return study.once(

@@ -141,7 +141,7 @@ def _confusion(stored: verdict.StoredVerdict, perturbed: np.ndarray) -> np.ndarr
   return confusion
 
 
-def _load(run: Run, evaluation: Evaluation, locations: Mapping[str, str]) -> target.Subject:
+def _load(run: Run, evaluation: Evaluation, locations: Mapping[str, str]) -> target.EvalTarget:
   """Network and data, if they still are those of the evaluation."""
   stored = evaluation.stored
   checkpoint = stored.claim.source.get("checkpoint", "")
@@ -157,7 +157,7 @@ def _load(run: Run, evaluation: Evaluation, locations: Mapping[str, str]) -> tar
 @functools.lru_cache(maxsize=1)
 def _target(
   workdir: str, checkpoint: str, data_dir: str = "", cache_dir: str = ""
-) -> target.Subject:
+) -> target.EvalTarget:
   """Kept for the next evaluation of the same run."""
   source = {"workdir": workdir, "checkpoint": checkpoint}
   return target.load({**source, "data_dir": data_dir, "cache_dir": cache_dir})

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
 from robust_opt.statistics import accuracy_interval
 from robust_opt.tables import NORM_NAMES, counted
@@ -22,7 +22,7 @@ from robust_opt.training.overfitting import Overfitting, in_words
 
 _ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
 # Locations do not affect results.
-_LOCATIONS = ("dataset.data_dir", "dataset.cache_dir")
+_LOCATIONS = ("data.data_dir", "data.cache_dir")
 
 
 class Headline(NamedTuple):
@@ -278,13 +278,9 @@ def _text(value: Any) -> str:
 
 
 def training_command(run: Run) -> str | None:
-  """Trains the same network again; None if the config has other keys than the default one."""
-  default = config_lib.flattened(config_lib.as_dict(config_lib.get_config()))
-  if default.keys() != run.config.keys():
-    return None
-  changed = {key: value for key, value in run.config.items() if value != default[key]}
-  flags = [f"--config.{key}={_literal(value)}" for key, value in changed.items()]
-  return _command("robust_opt.main", [*flags, "--workdir=NEW_RUN"])
+  """Trains the same network again; None if no flags make its config."""
+  flags = overrides.flags_of(run.config)
+  return None if flags is None else _command("robust_opt.main", [*flags, "--workdir=NEW_RUN"])
 
 
 def evaluation_command(run: Run, evaluation: Evaluation) -> str:
@@ -309,7 +305,3 @@ def first_evaluation_command(run: Run) -> str:
 def _command(module: str, flags: Sequence[str]) -> str:
   """A shell command with one flag per line."""
   return " \\\n  ".join([f"python -m {module}", *map(shlex.quote, flags)])
-
-
-def _literal(value: Any) -> str:
-  return str(tuple(value)) if isinstance(value, list) else str(value)

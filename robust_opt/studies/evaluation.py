@@ -109,7 +109,7 @@ def run(options: Options) -> bool:
   return not any(check.failed for check in checks)
 
 
-def _set_config(options: Options, net: target.Subject) -> dict[str, Any]:
+def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   """The set of the options, or the ball that the run was trained with."""
   if options.set is not None:
     if options.norm or options.radius is not None:
@@ -135,7 +135,12 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
 
 
 def _study(
-  folder: Path, claim: verdict.Claim, net: target.Subject, axis: int | None, trust: bool, own: bool
+  folder: Path,
+  claim: verdict.Claim,
+  net: target.EvalTarget,
+  axis: int | None,
+  trust: bool,
+  own: bool,
 ) -> Study:
   elsewhere = ("source", "net_sha256", "device")
   description = {k: v for k, v in claim._asdict().items() if k not in elsewhere}
@@ -151,7 +156,7 @@ def _study(
 
 
 def _attack(
-  net: target.Subject, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
+  net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
 ) -> autoattack.Verdict:
   """The ensemble on all devices, every finished batch kept in the folder."""
   check_batch_size(claim.batch_size, jax.device_count())
@@ -207,7 +212,7 @@ def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
 
 
 def _trust(
-  net: target.Subject,
+  net: target.EvalTarget,
   stored: verdict.StoredVerdict,
   axis: int | None,
   study: Study,
@@ -241,7 +246,7 @@ def _trust(
 
 
 def _accuracy_after_rounding(
-  net: target.Subject, stored: verdict.StoredVerdict, batch_size: int
+  net: target.EvalTarget, stored: verdict.StoredVerdict, batch_size: int
 ) -> float:
   """The accuracy if the adversarial images were stored in 8 bits: an overestimate."""
   images, labels = rounded(stored.verdict.images), stored.labels[stored.broken_ids]

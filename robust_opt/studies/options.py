@@ -96,11 +96,11 @@ def configured(
   Raises:
     InputError: an override does not fit the config, or `settle` sets another value.
   """
-  config.dataset.data_dir, config.dataset.cache_dir = options.data_dir, options.cache_dir
+  config.data.data_dir, config.data.cache_dir = options.data_dir, options.cache_dir
   given = {"override": options.override, **more}
   items = [(flag, item) for flag, items in given.items() for item in items]
-  for _, item in items:
-    overrides.override(config, item)
+  for flag, items_of_flag in given.items():
+    overrides.apply_all(config, items_of_flag, flag)
   asked = config_lib.flattened(config.to_dict())
   settle(config)
   settled = config_lib.flattened(config.to_dict())

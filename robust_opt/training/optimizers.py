@@ -6,6 +6,7 @@ optimizer = optax.chain(optax.sgd(0.1, 0.5), max_column_norm(1.9365))       # wi
 step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AWP
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robust_opt.errors import InputError
 from robust_opt.sets.projections import furthest_l2, l2_norm
 from robust_opt.types import Array, PyTree
 
@@ -158,3 +160,54 @@ def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
     return jax.tree.map(of_kernel, params, gradient)
 
   return perturbation
+
+
+def _constant(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+  del total, steps_per_epoch
+  return optax.constant_schedule(peak)
+
+
+def _inverse_time(
+  peak: float, total: int, steps_per_epoch: int, rate: float = 5e-6
+) -> optax.Schedule:
+  """peak / (1 + rate step)."""
+  del total, steps_per_epoch
+  _check_finite("rate", rate, rate >= 0)
+  return lambda step: peak / (1.0 + rate * step)
+
+
+def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
+  """Half as much after every so many epochs."""
+  del total
+  _check_finite("epochs", epochs, epochs > 0)
+  every = max(1, round(epochs * steps_per_epoch))
+  return optax.exponential_decay(peak, every, decay_rate=0.5, staircase=True)
+
+
+def _cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+  """Down to 0 along half a cosine."""
+  del steps_per_epoch
+  return optax.cosine_decay_schedule(peak, total)
+
+
+def _triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+  """Up from 0 and down again, linearly."""
+  del steps_per_epoch
+  up = max(1, total // 2)
+  rise, fall = optax.linear_schedule(0, peak, up), optax.linear_schedule(peak, 0, total - up)
+  return optax.join_schedules([rise, fall], [up])
+
+
+def _check_finite(name: str, value: float, allowed: bool) -> None:
+  if not (allowed and math.isfinite(value)):
+    raise InputError(f"{name} of a schedule must be finite and positive, but was {value}.")
+
+
+# (peak learning rate, updates in all, updates an epoch, its own keys) -> the rate at every step.
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+  "constant": _constant,
+  "inverse_time": _inverse_time,
+  "halving": _halving,
+  "cosine": _cosine,
+  "triangular": _triangular,
+}

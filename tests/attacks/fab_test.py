@@ -11,21 +11,19 @@ from rounding import rounding
 
 import robust_opt as ro
 from robust_opt.attacks import fab, hyperplanes, white_box
-from robust_opt.sets import balls
 
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
-DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
-SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
+DUAL_ORDERS = {np.inf: 1, 2: 2, 1: np.inf}
 WIDE = (-50.0, 50.0)  # binds nowhere
+BOX = (0.0, 1.0)
 BATCH, NUM_ENTRIES = 12, 6
 # A gradient through the entries, and a hyperplane's margin and norm over them.
 ROUNDING = rounding(terms=6 * NUM_ENTRIES + 16)
-EVERY_NORM = pytest.mark.parametrize("norm", ORDERS)
-NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 3, 10])
+EVERY_NORM = pytest.mark.parametrize("ball", [ro.LInf, ro.L2, ro.L1])
+NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 10])
 
 
-def size(delta, norm):
-  return np.linalg.norm(np.asarray(delta, np.float64), ORDERS[norm], -1)
+def size(delta, ball):
+  return ro.sets.lengths(ball, np.asarray(delta))
 
 
 def keys_of(seed=3):
@@ -42,7 +40,7 @@ def linear_problem(num_classes):
   return x, np.argmax(x @ weights + bias, -1), weights, bias
 
 
-def class_distances(norm, num_classes):
+def class_distances(ball, num_classes):
   """(z_y - z_j) / |w_j - w_y|_q for every class, largest clean logit first, [B, C - 1], float64."""
   x, y, weights, bias = linear_problem(num_classes)
   logits = x.astype(np.float64) @ weights + bias
@@ -50,14 +48,14 @@ def class_distances(norm, num_classes):
   for z, label in zip(logits, y):
     others = [j for j in np.argsort(-z) if j != label]
     apart = (weights.T - weights[:, label]).astype(np.float64)
-    steepness = np.linalg.norm(apart, DUAL_ORDERS[norm], axis=-1)
+    steepness = np.linalg.norm(apart, DUAL_ORDERS[ball.order], axis=-1)
     distances.append(((z[label] - z) / np.where(steepness > 0, steepness, 1))[others])
   return np.array(distances)
 
 
 @functools.cache
-def runner(norm, num_classes, box=WIDE, **kwargs):
-  """(keys, radius, target_rank) -> (Found, Minimal) of a linear problem."""
+def runner(ball, num_classes):
+  """(keys, radius, target_rank) -> the results of `fab` and `fab_minimal` on a linear problem."""
   x, y, weights, bias = linear_problem(num_classes)
   chex.clear_trace_counter()
 
@@ -67,8 +65,8 @@ def runner(norm, num_classes, box=WIDE, **kwargs):
   @jax.jit
   @chex.assert_max_traces(1)
   def run(keys, radius, target_rank):
-    within = fab.fab(norm, radius, box, num_steps=5, target_rank=target_rank, **kwargs)
-    smallest = fab.fab_minimal(norm, box, num_steps=5, target_rank=target_rank)
+    within = fab.fab(ball(radius, WIDE), num_steps=5, target_rank=target_rank)
+    smallest = fab.fab_minimal(ball(np.inf, WIDE), num_steps=5, target_rank=target_rank)
     return within(keys, logits_fn, x, y), smallest(keys, logits_fn, x, y)
 
   return run
@@ -76,37 +74,37 @@ def runner(norm, num_classes, box=WIDE, **kwargs):
 
 @EVERY_NORM
 @NUM_CLASSES
-def test_a_linear_model_is_fooled_at_its_exact_distance(norm, num_classes):
+def test_a_linear_model_is_fooled_at_its_exact_distance(ball, num_classes):
   x, y, weights, bias = linear_problem(num_classes)
-  exact = class_distances(norm, num_classes).min(-1)
-  run = fab.fab_minimal(norm, WIDE, num_steps=3)
-  delta, found = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, y))(x)
-  assert np.all(found)
-  ratio = size(delta, norm) / exact
+  exact = class_distances(ball, num_classes).min(-1)
+  run = fab.fab_minimal(ball(np.inf, WIDE), num_steps=3)
+  delta, fooled = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, y))(x)
+  assert np.all(fooled)
+  ratio = size(delta, ball) / exact
   assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1 + 1e-3))
 
 
 @EVERY_NORM
 @pytest.mark.slow
-def test_the_radius_decides_and_the_rank_is_traced(norm):
+def test_the_radius_decides_and_the_rank_is_traced(ball):
   """One compilation for all radii, ranks and examples; the best rank is the untargeted result."""
   num_classes = 10
   x, y, weights, bias = linear_problem(num_classes)
-  distances = class_distances(norm, num_classes)
+  distances = class_distances(ball, num_classes)
   nearest = distances.min(-1)
-  run, norms = runner(norm, num_classes), []
+  run, norms = runner(ball, num_classes), []
   for rank in range(num_classes - 1):
     factor = np.resize([0.5, 0.99, 1.01, 3.0], BATCH)
     radius = (factor * distances[:, rank]).astype(np.float32)
     (delta, fooled), smallest = run(keys_of(), radius, rank)
-    assert np.all(size(delta, norm) <= radius * (1 + ROUNDING))
+    assert np.all(size(delta, ball) <= radius * (1 + ROUNDING))
     np.testing.assert_array_equal(fooled, np.argmax((x + delta) @ weights + bias, -1) != y)
     np.testing.assert_array_equal(delta[~fooled], 0)
     assert np.all(fooled[factor > 1])
     assert not np.any(fooled[radius < nearest * (1 - ROUNDING)])
 
-    assert np.all(smallest.found)
-    norms.append(size(smallest.delta, norm))
+    assert np.all(smallest.fooled)
+    norms.append(size(smallest.delta, ball))
     assert np.all(norms[-1] >= nearest * (1 - ROUNDING))
     assert np.all(norms[-1] <= distances[:, rank] * (1 + 1e-3))
   np.testing.assert_allclose(np.min(norms, 0), nearest, rtol=1e-3)
@@ -115,11 +113,11 @@ def test_the_radius_decides_and_the_rank_is_traced(norm):
 
 @EVERY_NORM
 @pytest.mark.slow
-def test_a_box_that_binds(norm):
+def test_a_box_that_binds(ball):
   """Two classes, so that the distance within the box is that of one hyperplane."""
   x, _, weights, bias = linear_problem(2)
   edge = np.float32(0.02) * np.arange(NUM_ENTRIES)  # from binding at once to hardly
-  box = (0.3, 0.7)
+  u = ball(np.inf, (0.3, 0.7))
   x = np.where(np.arange(NUM_ENTRIES) < 3, np.clip(x, 0.3 + edge, 0.7 - edge), 0.5)
   x = x.astype(np.float32)
 
@@ -127,30 +125,30 @@ def test_a_box_that_binds(norm):
     return x @ weights + bias
 
   labels = np.argmax(logits_fn(x), -1)
-  w, gap = hyperplanes.closest_hyperplane(norm, logits_fn, x, labels, 1 - labels[None])
-  shortest = hyperplanes.to_hyperplanes(norm, w, gap, balls.bounds_within(box, x))
+  w, gap = hyperplanes.closest_hyperplane(u, logits_fn, x, labels, 1 - labels[None])
+  shortest = hyperplanes.to_hyperplanes(u, w, gap, hyperplanes.bounds_of(u, x))
   reachable = np.sum(w * shortest, -1) >= gap * (1 - ROUNDING)
-  run = fab.fab_minimal(norm, box, num_steps=30)
-  delta, found = jax.jit(lambda x: run(keys_of(), logits_fn, x, labels))(x)
-  np.testing.assert_array_equal(found, reachable)
-  ratio = (size(delta, norm) / size(shortest, norm))[found]
+  run = fab.fab_minimal(u, num_steps=30)
+  delta, fooled = jax.jit(lambda x: run(keys_of(), logits_fn, x, labels))(x)
+  np.testing.assert_array_equal(fooled, reachable)
+  ratio = (size(delta, ball) / size(shortest, ball))[fooled]
   assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1.02))
 
 
 @EVERY_NORM
 @pytest.mark.slow
-def test_misclassified_already(norm):
+def test_misclassified_already(ball):
   x, y, weights, bias = linear_problem(3)
   wrong = (y + 1 + np.arange(BATCH) % 2) % 3
   radius = np.linspace(0, 0.2, BATCH)  # 0 too
-  run = fab.fab(norm, radius, num_steps=2)
+  run = fab.fab(ball(radius, BOX), num_steps=2)
   delta, fooled = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, wrong))(x)
   assert np.all(fooled)
   np.testing.assert_array_equal(delta, 0)
 
 
 def test_radius_0_finds_nothing_else():
-  (delta, fooled), _ = runner("l2", 10)(keys_of(), np.zeros(BATCH, np.float32), 0)
+  (delta, fooled), _ = runner(ro.L2, 10)(keys_of(), np.zeros(BATCH, np.float32), 0)
   assert not np.any(fooled)
   np.testing.assert_array_equal(delta, 0)
 
@@ -159,7 +157,7 @@ def test_radius_0_finds_nothing_else():
 @pytest.mark.slow
 def test_zero_gradients_find_nothing(rank):
   x, *_ = linear_problem(3)
-  run = fab.fab("l2", 0.5, num_steps=3, target_rank=rank)
+  run = fab.fab(ro.L2(0.5, BOX), num_steps=3, target_rank=rank)
   delta, fooled = run(keys_of(), lambda x: jnp.zeros((len(x), 3)), x, np.zeros(BATCH, int))
   assert not np.any(fooled)
   np.testing.assert_array_equal(delta, 0)
@@ -169,7 +167,7 @@ def test_zero_gradients_find_nothing(rank):
 def test_logits_that_are_not_finite_are_misclassified():
   x, *_ = linear_problem(3)
   bad = np.resize([np.nan, np.inf, -np.inf], (BATCH, 1)).astype(np.float32)
-  run = fab.fab("l2", 0.5, num_steps=2)
+  run = fab.fab(ro.L2(0.5, BOX), num_steps=2)
   delta, fooled = run(keys_of(), lambda x: x[:, :3] + bad, x, np.zeros(BATCH, int))
   assert np.all(fooled)
   np.testing.assert_array_equal(delta, 0)
@@ -184,7 +182,7 @@ def test_restarts_leave_where_the_gradient_is_0():
     return jnp.concatenate([jnp.full_like(x, 0.02), jnp.maximum(x - 0.6, 0.0)], -1)
 
   def runs(**kwargs):
-    find = fab.fab("linf", 1.0, num_steps=5, **kwargs)
+    find = fab.fab(ro.LInf(1.0, BOX), num_steps=5, **kwargs)
     return jax.jit(lambda keys: find(keys, ramp, x, np.zeros(BATCH, int)))
 
   assert not np.any(runs()(keys_of()).fooled)
@@ -201,7 +199,7 @@ def test_restarts_leave_where_the_gradient_is_0():
 
 @EVERY_NORM
 @pytest.mark.slow
-def test_a_random_start_is_in_half_the_ball(norm):
+def test_a_random_start_is_in_half_the_ball(ball):
   """The first point at which it looks: one step, from logits that say where they were asked."""
   x = np.full((BATCH, NUM_ENTRIES), 0.5, np.float32)
   radius = np.linspace(0.1, 0.4, BATCH, dtype=np.float32)
@@ -211,24 +209,24 @@ def test_a_random_start_is_in_half_the_ball(norm):
     jax.debug.callback(lambda x: asked.append(np.asarray(x)), x, ordered=True)
     return jnp.broadcast_to(jnp.array([1.0, 0.0]), (len(x), 2))
 
-  run = fab.fab(norm, radius, num_steps=1, random_start=True, num_search_steps=0)
+  run = fab.fab(ball(radius, BOX), num_steps=1, random_start=True, num_search_steps=0)
   run(keys_of(), logits_fn, x, np.zeros(BATCH, int))
   jax.effects_barrier()
   starts = asked[1] - x  # after the clean logits
-  share = size(starts, norm) / radius
+  share = size(starts, ball) / radius
   assert np.all((share > 0) & (share <= 0.5 * (1 + ROUNDING)))
   assert np.max(share) > 0.3
 
 
 def test_the_final_search_shortens_what_one_step_overshoots():
   x, y, weights, bias = linear_problem(3)
-  exact = class_distances("l2", 3).min(-1)
+  exact = class_distances(ro.L2, 3).min(-1)
 
   def ratio(num_search_steps):
-    run = fab.fab_minimal("l2", WIDE, num_steps=1, num_search_steps=num_search_steps)
-    delta, found = run(keys_of(), lambda x: x @ weights + bias, x, y)
-    assert np.all(found)
-    return size(delta, "l2") / exact
+    run = fab.fab_minimal(ro.L2(np.inf, WIDE), num_steps=1, num_search_steps=num_search_steps)
+    delta, fooled = run(keys_of(), lambda x: x @ weights + bias, x, y)
+    assert np.all(fooled)
+    return size(delta, ro.L2) / exact
 
   np.testing.assert_allclose(ratio(0), 1.05, rtol=1e-4)  # eta
   np.testing.assert_allclose(ratio(1), 1.0005, rtol=1e-4)
@@ -236,7 +234,7 @@ def test_the_final_search_shortens_what_one_step_overshoots():
 
 @EVERY_NORM
 @pytest.mark.slow
-def test_no_worse_than_pgd_with_its_radius(norm):
+def test_no_worse_than_pgd_with_its_radius(ball):
   """A net of one hidden layer: what PGD fools at a radius, FAB nearly always does at 1.05 of it."""
   rng = np.random.default_rng(11)
   first = (1.5 * rng.normal(size=(NUM_ENTRIES, 16))).astype(np.float32)
@@ -250,14 +248,16 @@ def test_no_worse_than_pgd_with_its_radius(norm):
 
   @jax.jit
   def both(radius):
-    u = SETS[norm](radius, (0.0, 1.0))
-    step = ro.LInf(radius / 8) if norm == "linf" else ro.L2(radius / 4)
+    u = ball(radius, BOX)
+    step = ro.LInf(radius / 8) if ball is ro.LInf else ro.L2(radius / 4)
     pgd = ro.ascend(ro.pgd(u, step, random_start=False), 40)
     delta, _ = pgd(lambda x: ro.losses.margin(logits_fn(x), y), None, x)
     by_pgd = ~ro.losses.correct(logits_fn(x + delta), y)
-    return by_pgd, fab.fab(norm, 1.05 * radius, num_steps=50)(keys_of(), logits_fn, x, y).fooled
+    return by_pgd, fab.fab(ball(1.05 * radius, BOX), num_steps=50)(
+      keys_of(), logits_fn, x, y
+    ).fooled
 
-  unit = {"linf": 1.0, "l2": 2.0, "l1": 4.0}[norm]
+  unit = {np.inf: 1.0, 2: 2.0, 1: 4.0}[ball.order]
   by_pgd, by_fab = (
     np.stack(a) for a in zip(*(both(np.float32(unit * r)) for r in np.geomspace(0.01, 0.4, 12)))
   )
@@ -269,13 +269,12 @@ def test_no_worse_than_pgd_with_its_radius(norm):
 @pytest.mark.parametrize(
   ("make", "sentence"),
   [
-    (lambda: fab.fab("l0", 0.1), "norm must be one of linf, l2, l1"),
-    (lambda: fab.fab("l2", -0.1), "radius must be >= 0"),
-    (lambda: fab.fab("l2", 0.1, box=(1.0, 0.0)), "box must be"),
-    (lambda: fab.fab("l2", 0.1, num_steps=0), "num_steps must be at least 1"),
-    (lambda: fab.fab("l2", 0.1, num_restarts=0), "num_restarts must be at least 1"),
-    (lambda: fab.fab("l2", 0.1, beta=1.5), "beta in"),
-    (lambda: fab.fab_minimal("l2", num_restarts=2), "need start_radius"),
+    (lambda: fab.fab(ro.sets.L0(2, box=BOX)), "fab takes ro.LInf, ro.L2 or ro.L1"),
+    (lambda: fab.fab(ro.L2(0.1)), "fab needs a set with a finite box"),
+    (lambda: fab.fab(ro.L2(0.1, BOX), num_steps=0), "num_steps must be at least 1"),
+    (lambda: fab.fab(ro.L2(0.1, BOX), num_restarts=0), "num_restarts must be at least 1"),
+    (lambda: fab.fab(ro.L2(0.1, BOX), beta=1.5), "beta in"),
+    (lambda: fab.fab_minimal(ro.L2(np.inf, BOX), num_restarts=2), "need a finite radius"),
   ],
 )
 def test_bad_input_is_one_sentence(make, sentence):
@@ -288,7 +287,7 @@ def test_a_rank_that_the_logits_do_not_have(rank):
   x, y, weights, bias = linear_problem(3)
   steepest = ro.steepest(ro.L2(0.1))
   for attack in (
-    fab.fab("l2", 0.1, target_rank=rank),
+    fab.fab(ro.L2(0.1, BOX), target_rank=rank),
     white_box.targeted_ascent(steepest, ro.losses.targeted_margin, rank),
   ):
     with pytest.raises(ro.InputError, match="from 0 to 1 for logits of 3 classes"):

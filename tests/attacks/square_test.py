@@ -11,18 +11,18 @@ from rounding import rounding
 
 import robust_opt as ro
 from robust_opt import losses
-from robust_opt.attacks import square as square_module
+from robust_opt.attacks import square_moves
 from robust_opt.attacks.square import counting_square, square
 
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+BALLS = ro.sets.BALLS
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
-EVERY_NORM = pytest.mark.parametrize("norm", list(ORDERS))
+EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))
 BATCH, SHAPE, NUM_QUERIES = 24, (6, 5, 2), 50
 UNIT_BOX = (0.0, 1.0)
 
 
 def size_of(v, norm):
-  return np.linalg.norm(np.asarray(v, np.float64).reshape(len(v), -1), ORDERS[norm], axis=-1)
+  return ro.sets.lengths(BALLS[norm], np.asarray(v))
 
 
 def keys_for(batch, seed=0):
@@ -65,7 +65,7 @@ def runner(norm, box):
   @jax.jit
   def attack(keys, x, y, radius, *parameters):
     traces.append(x.shape)
-    search = counting_square(norm, radius, box, NUM_QUERIES)
+    search = counting_square(BALLS[norm](radius, box), NUM_QUERIES)
     return search(keys, lambda x: net(x, *parameters), x, y)
 
   return attack, traces
@@ -84,13 +84,13 @@ def watched_runner(norm):
       jax.debug.callback(lambda x: SEEN.append(np.array(x)), x, ordered=True)
       return net(x, *parameters)
 
-    return counting_square(norm, radius, None, NUM_QUERIES)(keys, watched, x, y)
+    return counting_square(BALLS[norm](radius), NUM_QUERIES)(keys, watched, x, y)
 
   return attack
 
 
 def watch(norm, *args):
-  """Searched, and what the net saw: [forward passes, B, *S]."""
+  """The result, and the images that the net was shown: [forward passes, B, *S]."""
   SEEN.clear()
   result = jax.block_until_ready(watched_runner(norm)(*args))
   jax.effects_barrier()
@@ -118,8 +118,8 @@ def test_the_result_is_feasible_and_as_it_is_reported(norm, box):
   low, high = np.float32(box)
   x = np.clip(low + images() * (high - low), low, high)
   keys, x, y, radius = problem(norm, x)
-  found, queries = runner(norm, box)[0](keys, x, y, radius, *WAVY)
-  delta = np.asarray(found.delta)
+  delta, fooled, queries = runner(norm, box)[0](keys, x, y, radius, *WAVY)
+  delta = np.asarray(delta)
   chex.assert_shape(delta, x.shape)
   chex.assert_type(delta, jnp.float32)
   chex.assert_tree_all_finite(delta)
@@ -129,14 +129,14 @@ def test_the_result_is_feasible_and_as_it_is_reported(norm, box):
   clean, attacked = margins(net(x, *WAVY), y), margins(net(x + delta, *WAVY), y)
   wrong = clean > 0
   assert wrong.sum() == BATCH // 4
-  np.testing.assert_array_equal(found.fooled, attacked > 0)
+  np.testing.assert_array_equal(fooled, attacked > 0)
   assert np.all(delta[wrong] == 0)
   moved = np.any(delta != 0, axis=(1, 2, 3))
   assert np.all(attacked[moved] > clean[moved])
   np.testing.assert_array_equal(np.asarray(queries) == 0, wrong)
-  assert np.all(np.asarray(queries)[~np.asarray(found.fooled)] == NUM_QUERIES)
+  assert np.all(np.asarray(queries)[~np.asarray(fooled)] == NUM_QUERIES)
   # It found something, and not everything.
-  assert 0 < np.sum(found.fooled & ~wrong) < np.sum(~wrong)
+  assert 0 < np.sum(fooled & ~wrong) < np.sum(~wrong)
 
 
 @EVERY_NORM
@@ -154,9 +154,9 @@ def test_an_examples_result_is_its_own(norm):
   half = attack(*(a[::2] for a in examples), *WAVY)
   chex.assert_trees_all_equal(half, jax.tree.map(lambda a: a[::2], result))
 
-  other, _ = attack(keys_for(BATCH, seed=1), *examples[1:], *WAVY)
-  moved = np.any(np.asarray(result.found.delta) != 0, axis=(1, 2, 3)) & (examples[-1] < 10)
-  changed = np.any(np.asarray(other.delta != result.found.delta), axis=(1, 2, 3))
+  other = attack(keys_for(BATCH, seed=1), *examples[1:], *WAVY)
+  moved = np.any(np.asarray(result.delta) != 0, axis=(1, 2, 3)) & (examples[-1] < 10)
+  changed = np.any(np.asarray(other.delta != result.delta), axis=(1, 2, 3))
   assert np.mean(changed[moved]) > 0.9
   attack(*examples[:-1], examples[-1] / 2, *WAVY)
   assert len(traces) == len(set(traces)) == 2  # a batch size each; radii do not count
@@ -167,9 +167,9 @@ def test_logits_that_say_nothing(norm):
   keys, x, _, radius = problem(norm, images())
   y = np.arange(BATCH) % 2  # of equal logits the first class wins
   constant = (np.zeros_like(WAVY[0]), *WAVY[1:])
-  found, queries = runner(norm, UNIT_BOX)[0](keys, x, y, radius, *constant)
-  assert not np.any(found.delta)
-  np.testing.assert_array_equal(found.fooled, y == 1)
+  delta, fooled, queries = runner(norm, UNIT_BOX)[0](keys, x, y, radius, *constant)
+  assert not np.any(delta)
+  np.testing.assert_array_equal(fooled, y == 1)
   np.testing.assert_array_equal(queries, np.where(y == 1, 0, NUM_QUERIES))
 
 
@@ -182,17 +182,17 @@ def test_it_keeps_a_change_where_the_margin_grew_and_only_there(norm):
   result, seen = watch(norm, keys_for(BATCH), x, y, np.full(BATCH, radius), *never)
   assert len(seen) == 1 + NUM_QUERIES
   assert np.all(np.asarray(result.queries) == NUM_QUERIES)
-  assert not np.any(result.found.fooled)
+  assert not np.any(result.fooled)
   np.testing.assert_array_equal(seen[0], x)
   values = np.stack([np.asarray(losses.margin(net(s, *never), y)) for s in seen])
   best_query = np.argmax(values, axis=0)
   np.testing.assert_allclose(
-    x + result.found.delta, seen[best_query, np.arange(BATCH)], rtol=1e-6, atol=1e-6
+    x + result.delta, seen[best_query, np.arange(BATCH)], rtol=1e-6, atol=1e-6
   )
 
   least = 1 if norm == "linf" else 3
-  sides = square_module._sides(SHAPE, 0.8, least)
-  halvings = np.array(square_module.HALVINGS) * NUM_QUERIES / 10_000
+  sides = square_moves.sides_of(SHAPE, 0.8, least)
+  halvings = np.array(square_moves.HALVINGS) * NUM_QUERIES / 10_000
   best, value = seen[1].copy(), values[1].copy()
   for t in range(2, len(seen)):
     # What a query changes lies in one square (over l_2 in two), of this query's side; over l_1 the
@@ -226,7 +226,7 @@ def test_it_stops_when_all_are_fooled(norm):
   radius = np.full(BATCH, {"linf": 1, "l2": 8, "l1": 60}[norm], np.float32)
   result, seen = watch(norm, keys_for(BATCH), x, y, radius, *LINEAR)
   queries = np.asarray(result.queries)
-  assert np.all(result.found.fooled)
+  assert np.all(result.fooled)
   assert queries[1] == 0
   assert 1 < queries.max() < NUM_QUERIES
   assert len(seen) == 1 + queries.max()
@@ -252,7 +252,7 @@ def test_it_never_fools_what_a_linear_net_certifies(norm, num_classes):
   distance = np.min(np.where(slope > 0, gap, np.inf) / np.where(slope > 0, slope, 1.0), axis=-1)
 
   def attack(radius):
-    return watch(norm, keys_for(BATCH), x, y, radius.astype(np.float32), *parameters)[0].found
+    return watch(norm, keys_for(BATCH), x, y, radius.astype(np.float32), *parameters)[0]
 
   certified = attack(distance * (1 - 1e-5))
   assert not np.any(certified.fooled)
@@ -278,8 +278,8 @@ def test_it_never_fools_what_a_linear_net_certifies(norm, num_classes):
 def test_over_linf_it_finds_the_maximum_of_a_linear_margin(shape, box):
   x, weights, radius = images(shape=shape), weights_of(2, shape), np.float32(0.3)
   y, bias = np.zeros(BATCH, np.int32), np.array([1e2, 0], np.float32)
-  attack = square("linf", radius, box, num_queries=600)
-  found = jax.jit(lambda keys, x: attack(keys, lambda x: linear(x, weights) + bias, x, y))(
+  attack = square(ro.LInf(radius, box), num_queries=600)
+  delta, _ = jax.jit(lambda keys, x: attack(keys, lambda x: linear(x, weights) + bias, x, y))(
     keys_for(BATCH), x
   )
   limits = (
@@ -287,7 +287,7 @@ def test_over_linf_it_finds_the_maximum_of_a_linear_margin(shape, box):
   )
   slope = (weights[:, 1] - weights[:, 0]).reshape(shape)
   furthest = np.broadcast_to(np.where(slope > 0, limits[1], limits[0]), x.shape)
-  np.testing.assert_allclose(found.delta, furthest, atol=1e-7)
+  np.testing.assert_allclose(delta, furthest, atol=1e-7)
 
 
 def test_a_net_without_a_gradient_falls():
@@ -298,9 +298,9 @@ def test_a_net_without_a_gradient_falls():
     return jnp.round(linear(x, weights))
 
   y = jnp.argmax(logits_fn(x), -1)
-  attack = square("linf", 0.5, num_queries=200)
-  found = jax.jit(lambda keys, x: attack(keys, logits_fn, x, y))(keys_for(BATCH), x)
-  assert np.all(found.fooled)
+  attack = square(ro.LInf(0.5, UNIT_BOX), num_queries=200)
+  _, fooled = jax.jit(lambda keys, x: attack(keys, logits_fn, x, y))(keys_for(BATCH), x)
+  assert np.all(fooled)
 
 
 def test_a_net_that_answers_nan_is_fooled():
@@ -310,47 +310,38 @@ def test_a_net_that_answers_nan_is_fooled():
     still = jnp.all(moved == x, axis=(1, 2, 3))
     return jnp.where(still[:, None], jnp.array([1.0, 0.0]), jnp.nan)
 
-  attack = counting_square("linf", 0.5, num_queries=5)
-  found, queries = jax.jit(lambda keys, x: attack(keys, logits_fn, x, y))(keys_for(BATCH), x)
-  assert np.all(found.fooled)
+  attack = counting_square(ro.LInf(0.5, UNIT_BOX), num_queries=5)
+  delta, fooled, queries = jax.jit(lambda keys, x: attack(keys, logits_fn, x, y))(
+    keys_for(BATCH), x
+  )
+  assert np.all(fooled)
   assert np.all(np.asarray(queries) == 1)
-  assert np.all(size_of(found.delta, "linf") > 0)
-  assert np.all(size_of(found.delta, "linf") <= 0.5)
-
-
-@pytest.mark.slow
-def test_radii_can_be_mapped_over():
-  keys, x, y, _ = problem("linf", images())
-  attack, _ = runner("linf", UNIT_BOX)
-  radii = np.broadcast_to(np.array([[0.0], [0.05], [0.3]], np.float32), (3, BATCH))
-  swept = jax.vmap(lambda radius: attack(keys, x, y, radius, *WAVY))(radii)
-  for i, radius in enumerate(radii):
-    one = attack(keys, x, y, radius, *WAVY)
-    chex.assert_trees_all_equal(jax.tree.map(lambda a, i=i: a[i], swept), one)
+  assert np.all(size_of(delta, "linf") > 0)
+  assert np.all(size_of(delta, "linf") <= 0.5)
 
 
 # --- The parts, against the paper's own formulas ---
 
 
 def test_the_sides_follow_the_halvings():
-  sides = square_module._sides((32, 32, 3), 0.8, least=1)
+  sides = square_moves.sides_of((32, 32, 3), 0.8, least=1)
   assert sides.shape == (10, 2)
   np.testing.assert_array_equal(sides[:, 0], sides[:, 1])
   np.testing.assert_array_equal(sides[:, 0], [29, 20, 14, 10, 7, 5, 4, 3, 2, 1])
   # Vectors: intervals, the share of whose entries is p; narrow images: their whole breadth.
   np.testing.assert_array_equal(
-    square_module._sides((1, 400, 1), 0.8, 1)[:3], [[1, 320], [1, 160], [1, 80]]
+    square_moves.sides_of((1, 400, 1), 0.8, 1)[:3], [[1, 320], [1, 160], [1, 80]]
   )
   np.testing.assert_array_equal(
-    square_module._sides((40, 4, 1), 0.8, 1)[:3], [[32, 4], [16, 4], [8, 4]]
+    square_moves.sides_of((40, 4, 1), 0.8, 1)[:3], [[32, 4], [16, 4], [8, 4]]
   )
   # Of volumes the share of p, as cubes; where one axis is short, more of the others.
-  np.testing.assert_array_equal(square_module._sides((10, 10, 10, 1), 0.8, 1)[:3, 0], [9, 7, 6])
+  np.testing.assert_array_equal(square_moves.sides_of((10, 10, 10, 1), 0.8, 1)[:3, 0], [9, 7, 6])
   np.testing.assert_array_equal(
-    square_module._sides((2, 10, 10, 1), 0.8, 1)[:3], [[2, 9, 9], [2, 6, 6], [2, 4, 4]]
+    square_moves.sides_of((2, 10, 10, 1), 0.8, 1)[:3], [[2, 9, 9], [2, 6, 6], [2, 4, 4]]
   )
-  assert square_module._sides((28, 28, 1), 0.8, 3).min() == 3
-  np.testing.assert_array_equal(square_module._sides((2, 2, 1), 0.8, 3), np.full((10, 2), 2))
+  assert square_moves.sides_of((28, 28, 1), 0.8, 3).min() == 3
+  np.testing.assert_array_equal(square_moves.sides_of((2, 2, 1), 0.8, 3), np.full((10, 2), 2))
 
 
 def paper_bump(side, power=2):
@@ -375,12 +366,12 @@ def test_the_bump_is_that_of_the_paper(side, order, power):
   expected = paper_bump(side, power)
   # Differences of float32 sums of at most pi^2 / 6, half an ulp each.
   for split, values in ((1, expected), (0, expected.T)):
-    bump = square_module._bump(places, sides, split, order)
+    bump = square_moves._bump(places, sides, split, order)
     np.testing.assert_allclose(bump, values, atol=2 * np.finfo(np.float32).eps)
 
 
 def test_bumps_and_windows_with_one_axis_and_three():
-  bump = jax.jit(functools.partial(square_module._bump, order=2))
+  bump = jax.jit(functools.partial(square_moves._bump, order=2))
   interval = bump(jnp.ix_(jnp.arange(5)), jnp.array([5]), 0)
   height = np.cumsum(1 / np.arange(1, 3) ** 2)  # sums of one term and of two
   # Two pixels, whose middle is the second, and three.
@@ -397,7 +388,7 @@ def test_bumps_and_windows_with_one_axis_and_three():
   shape, corner, sides = (4, 5, 6, 2), jnp.array([1, 0, 3]), jnp.array([2, 3, 1])
   window = np.zeros((4, 5, 6, 1), bool)
   window[1:3, 0:3, 3:4] = True
-  found = square_module._inside(square_module._places(corner, shape), sides)
+  found = square_moves._inside(square_moves._offsets(corner, shape), sides)
   np.testing.assert_array_equal(found, window)
 
 
@@ -452,7 +443,7 @@ def test_the_move_over_l2_and_l1_is_that_of_the_paper(order, bounded):
   rng, shape, radius = np.random.default_rng(0), (8, 7, 3), 0.25
   limit = radius / 50 if bounded else np.inf
   bounds = (jnp.full(shape, -limit), jnp.full(shape, limit))
-  move = jax.jit(functools.partial(square_module._move_mass, order=order))
+  move = jax.jit(functools.partial(square_moves._move_mass, order=order))
   for seed in range(12):
     key, side = jax.random.key(seed), 3 + seed % 4
     delta = rng.normal(size=shape)
@@ -470,7 +461,7 @@ def test_the_move_over_l2_and_l1_is_that_of_the_paper(order, bounded):
 
 
 def test_the_start_over_linf_is_vertical_stripes():
-  start = np.asarray(square_module._stripes(jax.random.key(0), (7, 64, 3)))
+  start = np.asarray(square_moves._stripes(jax.random.key(0), (7, 64, 3)))
   np.testing.assert_array_equal(start, np.broadcast_to(start[:1], start.shape))
   assert set(np.unique(start)) == {-1.0, 1.0}
   assert abs(start[0].mean()) < 0.3
@@ -488,7 +479,7 @@ def test_the_start_over_linf_is_vertical_stripes():
   ],
 )
 def test_the_start_over_l2_and_l1_is_a_grid_of_bumps_on_the_sphere(shape, order):
-  start = jax.jit(lambda key: square_module._bump_grid(key, shape, order))(jax.random.key(0))
+  start = jax.jit(lambda key: square_moves._bump_grid(key, shape, order))(jax.random.key(0))
   start = np.asarray(start, np.float64)
   assert start.shape == shape
   np.testing.assert_allclose(
@@ -503,24 +494,21 @@ def test_the_start_over_l2_and_l1_is_a_grid_of_bumps_on_the_sphere(shape, order)
 def test_bad_input_is_named():
   x, y, keys = images(), np.zeros(BATCH, np.int32), keys_for(BATCH)
   logits_fn = functools.partial(linear, weights=weights_of(3))
-  with pytest.raises(ro.InputError, match=r"norm must be one of linf, l2, l1, but was 'l3'"):
-    square("l3", 0.1)
+  u = ro.L2(0.1, UNIT_BOX)
+  with pytest.raises(ro.InputError, match=r"square takes ro.LInf, ro.L2 or ro.L1, .* not a L0"):
+    square(ro.sets.L0(3))
   with pytest.raises(ro.InputError, match="num_queries must be at least 1, but was 0"):
-    square("linf", 0.1, num_queries=0)
+    square(u, num_queries=0)
   for p_init in (0.0, 1.5, float("nan")):
     with pytest.raises(ro.InputError, match=r"in \(0, 1\], but was"):
-      square("linf", 0.1, p_init=p_init)
-  with pytest.raises(ro.InputError, match="radius must be >= 0"):
-    square("linf", -0.1)
-  with pytest.raises(ro.InputError, match="box must be"):
-    square("linf", 0.1, (1.0, 0.0))
+      square(u, p_init=p_init)
   for axis in (3, -4, "last", 0.0):
     with pytest.raises(ro.InputError, match=r"channel_axis must be .* shape \(6, 5, 2\), from -3"):
-      square("l2", 0.1, channel_axis=axis)(keys, logits_fn, jnp.asarray(x), y)
+      square(u, channel_axis=axis)(keys, logits_fn, jnp.asarray(x), y)
   with pytest.raises(ro.InputError, match="floating point"):
-    square("l2", 0.1)(keys, logits_fn, jnp.zeros((BATCH, *SHAPE), jnp.int32), y)
+    square(u)(keys, logits_fn, jnp.zeros((BATCH, *SHAPE), jnp.int32), y)
   with pytest.raises(ro.InputError, match="one for each of the 24 examples"):
-    square("l2", np.ones(3))(keys, logits_fn, jnp.asarray(x), y)
+    square(ro.L2(np.ones(3)))(keys, logits_fn, jnp.asarray(x), y)
   for wrong in (keys[:3], jax.random.key_data(keys[:3])):
     with pytest.raises(ro.InputError, match="one key or one for each of the 24 examples"):
-      square("l2", 0.1)(wrong, logits_fn, jnp.asarray(x), y)
+      square(u)(wrong, logits_fn, jnp.asarray(x), y)

@@ -13,9 +13,9 @@ import robust_opt as ro
 from robust_opt import losses
 from robust_opt.attacks.square import square
 from robust_opt.attacks.transfer import transfer
-from robust_opt.attacks.types import Found
+from robust_opt.attacks.types import AttackResult
 
-BATCH, SHAPE, RADIUS = 12, (4, 3, 1), 0.2
+BATCH, SHAPE, RADIUS, BOX = 12, (4, 3, 1), 0.2, (0.0, 1.0)
 
 
 # A norm over the entries, and what scales and clips them.
@@ -50,7 +50,7 @@ def sign_attack(keys, logits_fn, x, y):
   del keys
   grad = jax.grad(lambda x: jnp.sum(losses.margin(logits_fn(x), y)))(x)
   delta = jnp.clip(RADIUS * jnp.sign(grad), -x, 1 - x)
-  return Found(delta, ~losses.correct(logits_fn(x + delta), y))
+  return AttackResult(delta, ~losses.correct(logits_fn(x + delta), y))
 
 
 def margin_at(logits_fn, x, y):
@@ -60,7 +60,7 @@ def margin_at(logits_fn, x, y):
 def test_a_net_attacked_through_itself_is_attacked():
   keys, x, logits_of = problem()
   target = logits_of(0)
-  y, attack = labels_of(target, x), square("linf", RADIUS / 4, num_queries=30)
+  y, attack = labels_of(target, x), square(ro.LInf(RADIUS / 4, BOX), num_queries=30)
   direct = jax.jit(lambda keys, x, y: attack(keys, target, x, y))(keys, x, y)
   through = jax.jit(lambda keys, x, y: transfer(target, attack)(keys, target, x, y))(keys, x, y)
   close(through, direct)
@@ -72,7 +72,7 @@ def test_it_keeps_the_first_that_fools_and_else_the_highest_margin(sources):
   keys, x, logits_of = problem()
   target, nets = logits_of(0), [logits_of(i) for i in sources]
   y = labels_of(target, x)
-  found = jax.jit(transfer(nets, sign_attack), static_argnums=1)(keys, target, x, y)
+  result = jax.jit(transfer(nets, sign_attack), static_argnums=1)(keys, target, x, y)
 
   clean = margin_at(target, x, y)
   tried = [sign_attack(keys, net, x, y).delta for net in nets]
@@ -82,10 +82,10 @@ def test_it_keeps_the_first_that_fools_and_else_the_highest_margin(sources):
     best = fooling[0] if fooling else int(np.argmax([value[i] for value in values]))
     keeps = clean[i] <= 0 and values[best][i] > clean[i]
     expected = tried[best][i] if keeps else np.zeros(SHAPE)
-    np.testing.assert_allclose(found.delta[i], expected, atol=rounding())
-    assert found.fooled[i] == (clean[i] > 0 or bool(fooling))
-  assert np.all(np.asarray(found.fooled)[[1, 5]])
-  assert not np.any(np.asarray(found.delta)[[1, 5]])
+    np.testing.assert_allclose(result.delta[i], expected, atol=rounding())
+    assert result.fooled[i] == (clean[i] > 0 or bool(fooling))
+  assert np.all(np.asarray(result.fooled)[[1, 5]])
+  assert not np.any(np.asarray(result.delta)[[1, 5]])
 
 
 def test_more_sources_never_do_worse():
@@ -94,9 +94,9 @@ def test_more_sources_never_do_worse():
   y = labels_of(target, x)
   fooled, value = [], []
   for n in range(1, 4):
-    found = transfer([logits_of(i) for i in range(1, n + 1)], sign_attack)(keys, target, x, y)
-    fooled.append(np.asarray(found.fooled))
-    value.append(np.where(fooled[-1], np.inf, margin_at(target, x + found.delta, y)))
+    result = transfer([logits_of(i) for i in range(1, n + 1)], sign_attack)(keys, target, x, y)
+    fooled.append(np.asarray(result.fooled))
+    value.append(np.where(fooled[-1], np.inf, margin_at(target, x + result.delta, y)))
   for n in range(2):
     assert np.all(fooled[n] <= fooled[n + 1])
     assert np.all(value[n] <= value[n + 1])
@@ -107,7 +107,7 @@ def test_an_examples_result_is_its_own():
   keys, x, logits_of = problem()
   target = logits_of(0)
   y = labels_of(target, x)
-  attack = transfer([logits_of(1), logits_of(2)], square("l2", 0.5, num_queries=10))
+  attack = transfer([logits_of(1), logits_of(2)], square(ro.L2(0.5, BOX), num_queries=10))
   run = jax.jit(lambda keys, x, y: attack(keys, target, x, y))
   whole = run(keys, x, y)
   order = np.arange(BATCH)[::-1]
@@ -123,9 +123,9 @@ def test_an_examples_result_is_its_own():
 def test_a_target_that_never_changes_keeps_the_clean_examples():
   keys, x, logits_of = problem()
   y = np.arange(BATCH) % 2  # of equal logits the first class wins
-  found = transfer(logits_of(1), sign_attack)(keys, lambda x: jnp.ones((len(x), 3)), x, y)
-  assert not np.any(found.delta)
-  np.testing.assert_array_equal(found.fooled, y == 1)
+  result = transfer(logits_of(1), sign_attack)(keys, lambda x: jnp.ones((len(x), 3)), x, y)
+  assert not np.any(result.delta)
+  np.testing.assert_array_equal(result.fooled, y == 1)
 
 
 def test_a_transfer_needs_a_source():

@@ -67,17 +67,17 @@ def test_an_inversion_stays_in_the_box():
   assert made.max() <= 1
 
 
-def test_random_targets_and_other_places_are_uniform():
+def test_random_targets_and_other_ids_are_uniform():
   keys = jax.random.split(jax.random.key(0), 4000)
   counts = np.bincount(constructed.random_targets(keys, 5), minlength=5)
   assert np.all(np.abs(counts - 800) < 5 * np.sqrt(800))
   ids = jnp.full(4000, 2)
-  places = np.bincount(constructed.other_places(keys, ids, 5), minlength=5)
+  places = np.bincount(constructed.other_ids(keys, ids, 5), minlength=5)
   assert places[2] == 0
   assert np.all(np.abs(places[[0, 1, 3, 4]] - 1000) < 5 * np.sqrt(1000))
   np.testing.assert_array_equal(constructed.next_class(jnp.array([0, 3, 4]), 5), [1, 4, 0])
-  with pytest.raises(InputError, match="two at least, but was 1"):
-    constructed.other_places(keys, ids, 1)
+  with pytest.raises(InputError, match="at least 2, but were 1"):
+    constructed.other_ids(keys, ids, 1)
 
 
 @pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.MnistCNN()], ids=["mlp", "cnn"])
@@ -96,8 +96,8 @@ def test_a_representation_is_what_the_last_layer_reads(net):
 def trained(workdir, **changes):
   c = config.digits()
   c.training.epochs, c.training.watch_examples, c.evaluation.sweep = 8, 0, (0.0,)
-  c.attack.num_steps = 0
-  c.dataset.train_examples = 400
+  config.choose(c, "attack", "none")
+  c.data.train_examples = 400
   c.update_from_flattened_dict(changes)
   return experiment.run(c, workdir)
 
@@ -132,7 +132,7 @@ def test_a_data_set_is_made_resumed_and_learnt_from(tmp_path, monkeypatch, capsy
   # Whoever made it takes the images for what they are labelled, and a new net learns from them.
   with pytest.raises(InputError, match="holds another study"):
     construct.run(options(tmp_path / "run", tmp_path / "set", seed=1))
-  learnt = trained(tmp_path / "learnt", **{"dataset.train_files": str(tmp_path / "set")})
+  learnt = trained(tmp_path / "learnt", **{"data.train_files": str(tmp_path / "set")})
   assert learnt["train_examples"] == 360
   assert learnt["data_sha256"]["train"] == datasets.fingerprint(again)
 
@@ -145,7 +145,7 @@ def test_the_net_takes_what_is_made_for_what_it_is_labelled(kind, tmp_path):
   made = construct.run(
     options(tmp_path / "run", tmp_path / "set", kind=kind, settings=settings, examples=100)
   )
-  net = construct.subject.load_net({"workdir": str(tmp_path / "run")})
+  net = construct.target.load_net({"workdir": str(tmp_path / "run")})
   predicted = np.argmax(net.logits_fn(jnp.asarray(made.images)), -1)
   assert np.mean(predicted == made.labels) > 0.9
   shards = constructed.read_shard(tmp_path / "set" / "shard-00000.npz")
@@ -172,9 +172,9 @@ def write_set(folder, num_classes=10, label=3):
 def test_classes_of_another_set_are_refused(tmp_path):
   c = config.digits()
   c.training.batch_size = 32
-  c.dataset.train_files = str(write_set(tmp_path / "ten"))
+  c.data.train_files = str(write_set(tmp_path / "ten"))
   assert len(build.splits(c).train.labels) == 64
-  c.dataset.train_files = str(write_set(tmp_path / "twenty", num_classes=20, label=15))
+  c.data.train_files = str(write_set(tmp_path / "twenty", num_classes=20, label=15))
   with pytest.raises(InputError, match="holds 20 classes, but digits has 10"):
     build.splits(c)
 
@@ -185,8 +185,8 @@ def test_examples_without_a_label_cannot_be_made_into_others(tmp_path, monkeypat
 
   digits = datasets.load("digits", "train")
   few = datasets.few_labels(digits, 100, 0, keep_others=True)
-  monkeypatch.setattr(construct.subject, "load_net", lambda source: Net(few))
-  with pytest.raises(InputError, match="learnt from examples without a label"):
+  monkeypatch.setattr(construct.target, "load_net", lambda source: Net(few))
+  with pytest.raises(InputError, match="was trained on examples without a label"):
     construct.run(options(tmp_path / "run", tmp_path / "set"))
   assert not (tmp_path / "set").exists()
 

@@ -238,8 +238,8 @@ def test_digits_split_is_fixed():
   ("name", "split", "message"),
   [
     ("digits", "validation", "'digits' has no split 'validation': it has train, test"),
-    ("../secret", "train", "dataset.name='../secret' is no name"),
-    ("", "train", "dataset.name='' is no name"),
+    ("../secret", "train", "data.name='../secret' is no name"),
+    ("", "train", "data.name='' is no name"),
   ],
 )
 def test_load_refuses(name, split, message):

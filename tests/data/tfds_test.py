@@ -214,8 +214,8 @@ def fails_then_works(host, places, message, mend, name="mnist"):
     datasets.load(name, "test", **places)
   assert time.monotonic() - start < 100  # it does not wait for what will not come
   text = str(caught.value)
-  assert text.startswith(f"dataset.name='{name}'")
-  assert "dataset.data_dir" in text
+  assert text.startswith(f"data.name='{name}'")
+  assert "data.data_dir" in text
   assert "\n" not in text
   assert kept(places) == []
   mend()
@@ -340,7 +340,7 @@ def test_other_splits_are_refused_before_any_download(host, places):
 
 def test_download_off(places):
   for name in ("mnist", "svhn_cropped"):
-    with pytest.raises(InputError, match=f"dataset.name='{name}' is not prepared .* is off"):
+    with pytest.raises(InputError, match=f"data.name='{name}' is not prepared .* is off"):
       datasets.load(name, "test", download=False, **places)
 
 
@@ -366,7 +366,7 @@ def test_without_tensorflow_the_message_says_what_to_install(name, places, monke
   monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(InputError, match=r'pip install "robust_opt\[prepare\]"') as caught:
     datasets.load(name, "test", **places)
-  assert f"dataset.name={name!r}" in str(caught.value)
+  assert f"data.name={name!r}" in str(caught.value)
 
 
 @pytest.fixture(scope="module")

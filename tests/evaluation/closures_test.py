@@ -1,5 +1,7 @@
 """A function that closes over its weights answers by those that it has when it is called."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from robust_opt.data import constructed
 from robust_opt.experiments import seeds
 from robust_opt.theory import explanations
 
+BOX = (0.0, 1.0)
 RNG = np.random.default_rng(0)
 X = RNG.random((4, 3, 3, 1)).astype(np.float32)
 Y = np.array([0, 1, 2, 0])
@@ -52,11 +55,11 @@ USES = {
   "robustify": robustified,
   "make_evaluate": evaluated,
   "ascent": attacked(ASCENT),
-  "square": attacked(square.square("linf", 0.2, num_queries=3)),
-  "fab": attacked(fab.fab("l2", 1.0, num_steps=2)),
-  "deepfool": attacked(minimal.deepfool("l2", num_steps=2)),
+  "square": attacked(square.square(ro.LInf(0.2, BOX), num_queries=3)),
+  "fab": attacked(fab.fab(ro.L2(1.0, BOX), num_steps=2)),
+  "deepfool": attacked(minimal.deepfool(ro.L2(math.inf, BOX), num_steps=2)),
   "transfer": attacked(transfer.transfer(lambda x: x.reshape(4, -1)[:, :3], ASCENT)),
-  "szegedy": attacked(szegedy.szegedy(num_steps=2)),
+  "szegedy": attacked(szegedy.szegedy(ro.L2(math.inf, BOX), num_steps=2)),
   "grid_search": turned,
   "epsilon_sweep": lambda f: explanations.epsilon_sweep(f, X, DIRECTION, jnp.linspace(-1, 1, 3)),
   "plane": lambda f: explanations.plane(f, X, DIRECTION, DIRECTION[::-1], 1.0, 3),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from robust_opt import construct, evaluate
+from robust_opt import construct
 from robust_opt.data import datasets
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
@@ -23,6 +23,7 @@ from robust_opt.experiments import run as experiment
 from robust_opt.papers import family, ilyas2019
 from robust_opt.papers.goodfellow2015 import study as goodfellow2015
 from robust_opt.papers.shaham2015 import study as shaham2015
+from robust_opt.studies import evaluation as evaluation_study
 from robust_opt.studies import options as study_options
 from robust_opt.studies import study as study_lib
 
@@ -151,9 +152,9 @@ bridge.defvjp(lambda x: (bridge(x), x), lambda x, _: (x,))
 """
 
 
-def fake_attack(logits_fn, x, y, *, version, **_):
+def fake_attack(logits_fn, x, y, u, **_):
   """Nothing is broken."""
-  del logits_fn, version
+  del logits_fn, u
   return autoattack.Verdict(("clean", "none"), y, np.full(len(y), -1, np.int32), np.asarray(x))
 
 
@@ -175,11 +176,11 @@ def evaluation(tmp_path, monkeypatch):
       autoattack, "autoattack", lambda *a, **k: attacked.append(1) or fake_attack(*a, **k)
     )
     given = {"norm": "linf", "radius": 0.1, "version": "quick", "batch_size": 64, "trust": False}
-    options = evaluate.Options(
+    options = evaluation_study.Options(
       {"model": f"net_of_identity_test:{model}", "data": str(folder / "data.npz")},
       **given | {"output": tmp_path / output} | changed,
     )
-    evaluate.run(options)
+    evaluation_study.run(options)
     return bool(attacked)
 
   yield run
@@ -210,8 +211,8 @@ RETRAINED = SOURCE.replace("default_rng(0)", "default_rng(1)")
     ({}, {"x": 0.9 * X}, "data_sha256"),
     ({}, {"y": np.ones(12, np.int32)}, "data_sha256"),
     ({}, {"examples": 10}, "data_sha256"),
-    ({}, {"norm": "l2"}, "norm: linf -> l2"),
-    ({}, {"radius": 0.1000001}, r"radius: 0\.1 -> 0\.1000001"),
+    ({}, {"norm": "l2"}, r"set\.name: LInf -> L2"),
+    ({}, {"radius": 0.1000001}, r"set\.radius: 0\.1 -> 0\.1000001"),
     ({}, {"version": "standard"}, "version: quick -> standard"),
     ({}, {"seed": 1}, "seed: 0 -> 1"),
     ({}, {"batch_size": 128}, "batch_size: 64 -> 128"),
@@ -229,7 +230,7 @@ def test_an_evaluation_by_other_code_is_refused(evaluation, monkeypatch):
     patch.setattr(study_lib, "REVISION", study_lib.REVISION + 1)
     with pytest.raises(InputError, match="revision: "):
       evaluation()
-  monkeypatch.setattr(evaluate.jax, "__version__", "0.0.1")
+  monkeypatch.setattr(evaluation_study.jax, "__version__", "0.0.1")
   with pytest.raises(InputError, match=r"jax: .* -> 0\.0\.1"):
     evaluation()
 
@@ -270,7 +271,7 @@ def test_a_run_is_found_again_wherever_it_and_its_data_lie(tmp_path, monkeypatch
   workdir.claim(tmp_path / "run", c, SPLITS)
   shutil.move(tmp_path / "run", tmp_path / "moved")
   (tmp_path / "moved" / "summary.json").write_text('{"found": 1}')
-  c.dataset.data_dir, c.dataset.train_files = "/elsewhere", "/elsewhere/set"
+  c.data.data_dir, c.data.train_files = "/elsewhere", "/elsewhere/set"
   monkeypatch.setattr(build, "splits", lambda config: SPLITS)
   assert experiment.run(c, tmp_path / "moved") == {"found": 1}
 
@@ -391,7 +392,9 @@ def test_a_study_is_described_by_all_that_its_results_depend_on(module, monkeypa
     assert line.startswith(f"data.{split_name}: ")
 
 
-NET = target.Net(closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None, None)
+NET = target.TrainedNet(
+  closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None, None
+)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from rounding import assert_close, rounding
 
 import robust_opt as ro
 from robust_opt.certify import certify_smoothed
-from robust_opt.evaluation import autoattack, network, trust
+from robust_opt.evaluation import batches, network, phases, trust
 
 RADIUS = 0.05
-PHASES = (autoattack._apgd_ce(3),)
+PHASES = (phases.apgd_ce(3),)
 X = np.random.default_rng(0).uniform(0.2, 0.8, (24, 6)).astype(np.float32)
 W = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
 Y = (X @ W).argmax(axis=1)
@@ -24,7 +24,8 @@ TERMS = 6 + 2 * 3 + 16
 ROUNDING = rounding(terms=TERMS)
 close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 
-attack = functools.partial(ro.autoattack, norm="linf", radius=RADIUS, version=PHASES, batch_size=8)
+BALL = ro.LInf(RADIUS, box=(0.0, 1.0))
+attack = functools.partial(ro.autoattack, u=BALL, version=PHASES, batch_size=8)
 
 
 class Linear(nnx.Module):
@@ -147,7 +148,7 @@ def test_certificates_and_trust_reports_see_the_weights_of_today():
   params = {"w": jnp.asarray(W)}
   net = closure(params)
   keys = jax.random.split(jax.random.key(0), len(X))
-  options = {"norm": "linf", "radius": RADIUS, "num_steps": 2, "num_queries": 2, "batch_size": 8}
+  options = {"u": BALL, "num_steps": 2, "num_queries": 2, "batch_size": 8}
   results = []
   for w in (W, -W):
     params["w"] = jnp.asarray(w)
@@ -178,7 +179,7 @@ def python_noise(x):
 
 def test_a_network_that_answers_at_random_is_refused_before_any_attack():
   told = []
-  with pytest.raises(ro.InputError, match=r"answers at random.*Randomized.*version=\"rand\""):
+  with pytest.raises(ro.InputError, match=r"network is random.*Randomized.*version=\"rand\""):
     attack(python_noise, X, Y, report=told.append)
   assert not told
 
@@ -210,9 +211,9 @@ def test_a_callback_to_another_function_is_another_network():
     answer, shape = model[0], jax.ShapeDtypeStruct((*x.shape[:1], 3), jnp.float32)
     return jax.pure_callback(lambda a: answer(a).astype(np.float32), shape, x)
 
-  assert np.mean(autoattack.predictions(net, X, 8) == Y) == 1
+  assert np.mean(batches.predictions(net, X, 8) == Y) == 1
   model[0] = lambda a: -np.asarray(a) @ W
-  assert np.mean(autoattack.predictions(net, X, 8) == Y) < 0.5
+  assert np.mean(batches.predictions(net, X, 8) == Y) < 0.5
 
 
 @pytest.mark.parametrize("masked", [-1e9, -1e30])
@@ -237,7 +238,7 @@ def test_square_alone_needs_no_gradient():
     shape = jax.ShapeDtypeStruct((*x.shape[:1], 3), jnp.float32)
     return jax.pure_callback(lambda a: np.asarray(a) @ W, shape, x)
 
-  assert attack(net, X, Y, version=(autoattack._square(3),)).clean_accuracy == 1
+  assert attack(net, X, Y, version=(phases.square_phase(3),)).clean_accuracy == 1
 
 
 def test_low_precision_is_no_reason_to_refuse():
@@ -275,8 +276,8 @@ def test_every_step_of_the_attack_has_fresh_draws():
     return x @ W
 
   net = ro.Randomized(recorded, jax.random.key(1), num_draws=2)
-  phases = tuple(make(4, fresh_noise=True) for make in (autoattack._apgd_ce, autoattack._apgd_dlr))
-  attack(net, X[:8], Y[:8], version=phases)
+  version = tuple(make(4, fresh_noise=True) for make in (phases.apgd_ce, phases.apgd_dlr))
+  attack(net, X[:8], Y[:8], version=version)
   jax.effects_barrier()
   fixed = {
     tuple(k) for k in np.asarray(jax.random.key_data(jax.random.split(jax.random.key(1), 2)))

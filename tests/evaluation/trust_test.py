@@ -15,12 +15,12 @@ from scipy import stats
 
 import robust_opt as ro
 from robust_opt.data import datasets
-from robust_opt.evaluation import autoattack, probes, trust
+from robust_opt.evaluation import autoattack, batches, trust, trust_checks
 
 RADIUS = 0.2
 NUM_EXAMPLES = 100
 # 100 examples, 40 at a time: the last batch is not whole.
-SETTINGS = {"norm": "linf", "batch_size": 40, "num_steps": 20, "num_queries": 200}
+SETTINGS = {"batch_size": 40, "num_steps": 20, "num_queries": 200}
 NAMES = (
   "clean accuracy",
   "logits",
@@ -125,7 +125,11 @@ def run(fault=HEALTHY, trained_at=0.1, radius=RADIUS, shift=0, seed=0):
   """The report of a net; all nets share one compilation."""
   logits_fn = jax.tree_util.Partial(net, trained(trained_at), Fault(*map(jnp.float32, fault)))
   x, y = examples()
-  return trust.report(logits_fn, x, (y + shift) % 10, radius=radius, seed=seed, **SETTINGS)
+  return trust.report(logits_fn, x, (y + shift) % 10, ball(radius), seed=seed, **SETTINGS)
+
+
+def ball(radius, make=ro.LInf):
+  return make(radius, box=(0.0, 1.0))
 
 
 def failures(checks):
@@ -150,7 +154,7 @@ def test_healthy_nets_pass(trained_at):
 # What is run, and the checks that are meant for it.
 BROKEN = {
   "saturated": ({"fault": Fault(confidence=4.0)}, {"gradients"}),
-  "quantised": ({"fault": Fault(levels=4.0)}, {"gradients", "noise", "black box"}),
+  "quantized": ({"fault": Fault(levels=4.0)}, {"gradients", "noise", "black box"}),
   "shattered": ({"fault": Fault(ripple=0.02)}, {"black box"}),
   "backwards": ({"fault": Fault(backwards=1.0)}, {"black box"}),
   "flat beside the data": ({"fault": Fault(near=1.0)}, {"unbounded radius", "steps"}),
@@ -213,8 +217,7 @@ def test_the_counts_of_a_linear_net_are_exact(norm):
     linear,
     x,
     y,
-    norm=norm,
-    radius=LINEAR_RADIUS,
+    ball(LINEAR_RADIUS, ro.sets.BALLS[norm]),
     num_steps=4,
     num_queries=20,
     progress=parts.append,
@@ -241,7 +244,7 @@ def test_the_counts_of_a_linear_net_are_exact(norm):
 
 def verdict_of(num_square, num_examples, num_apgd=50, names=("clean", "apgd-ce", "square")):
   """A verdict of so many examples, of which none is misclassified when clean."""
-  broken_by = np.full(num_examples, autoattack.STANDS, np.int32)
+  broken_by = np.full(num_examples, autoattack.ROBUST, np.int32)
   broken_by[:num_apgd] = 1
   broken_by[num_apgd : num_apgd + num_square] = 2
   return autoattack.Verdict(names, np.zeros_like(broken_by), broken_by, np.zeros((num_examples, 4)))
@@ -251,7 +254,7 @@ def verdict_of(num_square, num_examples, num_apgd=50, names=("clean", "apgd-ce",
 @pytest.mark.parametrize(("num_examples", "allowed"), [(200, 2), (500, 3), (10_000, 19)])
 def test_what_square_breaks_after_the_other_attacks_is_flagged(num_examples, allowed):
   for more in (0, allowed, allowed + 1):
-    check = trust._black_box_of_verdict(verdict_of(more, num_examples))
+    check = trust_checks.black_box_of_verdict(verdict_of(more, num_examples))
     assert check.passed == (more <= allowed)
     assert f"Square breaks {more} of the {num_examples - 50} that" in check.measured
     assert check.measured.endswith(f"of {num_examples}; up to {allowed} are not flagged")
@@ -262,12 +265,12 @@ def test_restarts_are_held_against_the_evaluation():
   right, broken_by = np.arange(200), verdict_of(0, 200).broken_by
   for more in (0, 2, 3):
     starts = [right, np.arange(50 + more, 200)]
-    check = trust._restarts(right, starts, broken_by)
+    check = trust_checks.restarts(right, starts, broken_by)
     assert check.passed == (more <= 2)
     assert f"2 more starts break {more} of the 150 that the evaluation does not" in check.measured
     assert check.measured.endswith("of 200; up to 2 can be chance")
-  assert trust._restarts(right, [right, right[20:], right[22:]], None).passed
-  assert not trust._restarts(right, [right, right[11:]], None).passed
+  assert trust_checks.restarts(right, [right, right[20:], right[22:]], None).passed
+  assert not trust_checks.restarts(right, [right, right[11:]], None).passed
 
 
 @pytest.mark.slow
@@ -282,7 +285,7 @@ def test_a_verdict_is_counted_on_all_examples_and_the_rest_on_a_sample():
       seen.append(np.asarray(x))
     return linear(x)
 
-  given = {"norm": "l2", "radius": LINEAR_RADIUS, "num_steps": 4, "num_queries": 20, "seed": 1}
+  given = {"u": ball(LINEAR_RADIUS, ro.L2), "num_steps": 4, "num_queries": 20, "seed": 1}
   verdict = verdict_of(10, 40, num_apgd=20)._replace(prediction=np.argmax(linear(x), axis=1))
   checks = trust.report(net, x, y, examples=20, verdict=verdict, **given)
   measured = {check.name: check.measured for check in checks}
@@ -325,13 +328,13 @@ RARE = np.repeat([0, 1], [199, 1])
   ],
 )
 def test_clean_accuracy_is_balanced_and_told_only_where_it_can_be(prediction, y, passed):
-  assert trust._clean_accuracy(prediction, y, seed=0).passed is passed
+  assert trust_checks.clean_accuracy(prediction, y, seed=0).passed is passed
 
 
 def test_chance_is_that_of_shuffled_answers():
   """Of two classes of 100, answered 100 times each, a shuffle is hypergeometric."""
   y = np.repeat([0, 1], 100)
-  measured = trust._clean_accuracy(y, y, seed=0).measured
+  measured = trust_checks.clean_accuracy(y, y, seed=0).measured
   (by_chance,) = re.findall(r"up to ([\d.]+)% can be chance", measured)
   low, high = stats.hypergeom.ppf([0.998, 0.9995], 200, 100, 100)
   assert low <= float(by_chance) <= high
@@ -340,16 +343,16 @@ def test_chance_is_that_of_shuffled_answers():
 @pytest.mark.slow
 def test_checks_that_cannot_decide_do_not_fail():
   x, y = linear_examples("l2")
-  report = functools.partial(trust.report, norm="l2", num_steps=1, num_queries=1)
-  checks = report(linear, x[:1], y[:1], radius=LINEAR_RADIUS)
+  report = functools.partial(trust.report, num_steps=1, num_queries=1)
+  checks = report(linear, x[:1], y[:1], ball(LINEAR_RADIUS, ro.L2))
   assert failures(checks) == {}
   assert {"clean accuracy", "batches"} <= unclear(checks).keys()
   # Wrong on everything: nothing to attack, and only the accuracy says so.
-  checks = report(linear, x, 1 - y, radius=LINEAR_RADIUS)
+  checks = report(linear, x, 1 - y, ball(LINEAR_RADIUS, ro.L2))
   assert failures(checks).keys() == {"clean accuracy"}
   assert unclear(checks).keys() == set(NAMES[4:])
   # A radius of the diameter and more, at which nothing is left.
-  assert failures(report(linear, x, y, radius=3.0)) == {}
+  assert failures(report(linear, x, y, ball(3.0, ro.L2))) == {}
 
 
 def python_noise():
@@ -370,15 +373,16 @@ def callback_noise():
 @pytest.mark.slow
 def test_a_net_that_answers_at_random_is_caught(noisy):
   x, y = linear_examples("l2")
-  checks = trust.report(noisy(), x, y, norm="l2", radius=LINEAR_RADIUS, num_steps=1, num_queries=1)
+  checks = trust.report(noisy(), x, y, ball(LINEAR_RADIUS, ro.L2), num_steps=1, num_queries=1)
   assert "repeatable" in failures(checks)
 
 
 @pytest.mark.parametrize(
   ("changed", "words"),
   [
-    ({"norm": "l3"}, "norm must be one of"),
-    ({"radius": 0.0}, "radius must be"),
+    ({"u": ro.L2(0.1)}, "The trust report needs a set with a finite box"),
+    ({"u": ro.sets.L0(2, box=(0.0, 1.0))}, "The trust report takes ro.LInf, ro.L2 or ro.L1"),
+    ({"u": ball(0.0)}, "radius must be"),
     ({"num_steps": 0}, "num_steps must be an integer >= 1, but was 0"),
     ({"num_queries": 0}, "num_queries must be an integer >= 1, but was 0"),
     ({"examples": 0}, "examples must be an integer >= 1, but was 0"),
@@ -391,15 +395,15 @@ def test_a_net_that_answers_at_random_is_caught(noisy):
 )
 def test_what_cannot_be_attacked_is_refused(changed, words):
   x, y = linear_examples("l2")
-  arguments = {"logits_fn": linear, "x": x, "y": y, "norm": "l2", "radius": LINEAR_RADIUS}
+  arguments = {"logits_fn": linear, "x": x, "y": y, "u": ball(LINEAR_RADIUS, ro.L2)}
   with pytest.raises(ro.InputError, match=words):
     trust.report(**{**arguments, **changed})
 
 
 def test_a_net_that_is_asked_of_no_examples_answers_none():
   x, _ = linear_examples("l2")
-  assert probes.answers(linear, x[:0], 10).shape == (0, 2)
-  np.testing.assert_array_equal(probes.answers(linear, x, 7), linear(x))
+  assert batches.plain_logits(linear, x[:0], 10).shape == (0, 2)
+  np.testing.assert_array_equal(batches.plain_logits(linear, x, 7), linear(x))
 
 
 def test_written_down():

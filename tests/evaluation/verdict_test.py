@@ -11,9 +11,10 @@ import pytest
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack
+from robust_opt.evaluation import autoattack, phases
 from robust_opt.evaluation import verdict as files
 from robust_opt.files import write_sealed
+from robust_opt.sets.build import build_set, config_sha256
 
 SHAPE, RADIUS = (3, 3, 1), 0.25
 CLASSES = 4
@@ -34,8 +35,8 @@ def problem():
 @functools.cache
 def attacked():
   net, x, y = problem()
-  phases = (autoattack._apgd_ce(10), autoattack._square(20))
-  found = ro.autoattack(net, x, y, norm="l2", radius=RADIUS, version=phases, batch_size=16)
+  version = (phases.apgd_ce(10), phases.square_phase(20))
+  found = ro.autoattack(net, x, y, ro.L2(RADIUS, (0.0, 1.0)), version=version, batch_size=16)
   assert 0.1 < found.robust_accuracy < 0.8
   return found
 
@@ -43,8 +44,7 @@ def attacked():
 def claim(**changed):
   _, x, y = problem()
   return files.Claim(
-    norm="l2",
-    radius=RADIUS,
+    set=files.ball_config("l2", RADIUS),
     version="standard",
     seed=0,
     batch_size=16,
@@ -90,13 +90,46 @@ def test_no_pickle(tmp_path):
   assert "O" not in kinds
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_lengths(norm):
+@pytest.mark.parametrize("ball", [ro.LInf, ro.L2, ro.L1])
+def test_lengths(ball):
   delta = np.random.default_rng(0).normal(size=(5, *SHAPE))
-  order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
-  expected = [np.linalg.norm(d.ravel(), order) for d in delta]
-  np.testing.assert_allclose(files.lengths(delta, norm), expected, rtol=1e-12)
-  assert files.lengths(delta[:0], norm).shape == (0,)
+  expected = [np.linalg.norm(d.ravel(), ball.order) for d in delta]
+  np.testing.assert_allclose(ro.sets.lengths(ball, delta), expected, rtol=1e-12)
+  assert ro.sets.lengths(ball, delta[:0]).shape == (0,)
+
+
+def test_a_file_that_states_norm_and_radius_is_read(tmp_path):
+  """As verdict files of version 0.1 do."""
+  path = saved(tmp_path / "verdict.npz")
+  old = claim()._asdict() | {"norm": "l2", "radius": RADIUS}
+  del old["set"], old["set_sha256"]
+  rewrite(path, claim=np.array(json.dumps(old)))
+  assert files.load(path).claim == claim()
+  assert verified(path) == []
+
+
+STRUCTURED = {"name": "GroupL21", "radius": 0.4, "groups": {"name": "patches", "side": 2}}
+
+
+def test_a_verdict_over_any_set_with_a_projection(tmp_path):
+  """And over a plane, off which float32 rounds the images."""
+  net, x, y = problem()
+  basis = np.random.default_rng(3).normal(size=(4, *SHAPE)).astype(np.float32)
+  np.save(tmp_path / "basis.npy", basis)
+  plane = {"name": "Tangent", "radius": 0.4, "basis": str(tmp_path / "basis.npy")}
+  version = (phases.pgd_phase("pgd", ro.losses.margin, 10, relative_step=0.2),)
+  for config in (STRUCTURED, plane):
+    found = ro.autoattack(net, x, y, build_set(config), version=version, batch_size=16)
+    assert 0.1 < found.robust_accuracy < found.clean_accuracy
+    path = saved(tmp_path / "verdict.npz", found, set=config, set_sha256=config_sha256(config))
+    assert verified(path) == []
+    assert files.load(path).norms.max() <= 1 + files.GAUGE_TOLERANCE
+    images = found.images.copy()
+    images[broken(found)] += 0.5
+    further = saved(tmp_path / "further.npz", found._replace(images=images), set=config)
+    assert any("has gauge" in problem for problem in verified(further))
+  np.save(tmp_path / "basis.npy", 2 * basis[:2])
+  assert any("arrays of its set have changed" in problem for problem in verified(path))
 
 
 def broken(found, place=0):
@@ -119,11 +152,14 @@ def with_entry(name, place, value):
 
 
 def standing(found):
-  return np.flatnonzero(found.broken_by == autoattack.STANDS)[0]
+  return np.flatnonzero(found.broken_by == autoattack.ROBUST)[0]
 
 
 UNTRUE = {
-  "too far": (lambda: image_changed(lambda i: np.clip(i + 0.3, 0, 1)), "long, of a radius of 0.25"),
+  "too far": (
+    lambda: image_changed(lambda i: np.clip(i + 0.3, 0, 1)),
+    "has norm .* at most 0.25",
+  ),
   "outside the box": (lambda: image_changed(lambda i: i - 2), "leave \\[0, 1\\]"),
   "not finite": (lambda: image_changed(lambda i: i * np.nan), "are not finite"),
   "not misclassified": (
@@ -136,19 +172,19 @@ UNTRUE = {
   ),
   "another prediction": (
     lambda: with_entry("prediction", standing, lambda f: f.prediction[standing(f)] + 1),
-    "answers 1 clean images otherwise",
+    "classifies 1 clean images differently",
   ),
   "right, but called wrong": (
     lambda: with_entry("broken_by", standing, lambda _: 0),
-    "untrue whether the net is right",
+    "misstates whether the net is right on 1",
   ),
   "wrong, but standing": (
     lambda: with_entry("broken_by", lambda f: np.flatnonzero(f.broken_by == 0)[0], lambda _: -1),
-    "untrue whether the net is right",
+    "misstates whether the net is right on 1",
   ),
   "an attack without a name": (
     lambda: with_entry("broken_by", broken, lambda _: 7),
-    "by an attack that it does not name",
+    "by an attack that it does not list",
   ),
   "a part of the set": (
     lambda: attacked()._replace(
@@ -192,7 +228,7 @@ def test_a_stated_accuracy_is_recounted(tmp_path):
 def test_stated_lengths_are_measured(tmp_path):
   path = saved(tmp_path / "verdict.npz")
   rewrite(path, norms=0.9 * files.load(path).norms)
-  assert any("lengths that it states" in p for p in verified(path))
+  assert any("norms that it states" in p for p in verified(path))
 
 
 def test_images_that_are_missing(tmp_path):
@@ -211,7 +247,7 @@ def test_images_that_are_missing(tmp_path):
     ),
     ("labels", lambda a: a[None], r"Its labels have the shape \(1, 40\)"),
     ("broken_ids", lambda a: a[:, None], "Its ids of broken examples have the shape"),
-    ("norms", lambda a: a[1:], "Its lengths have the shape"),
+    ("norms", lambda a: a[1:], "Its norms have the shape"),
     ("broken_by", lambda a: a[0], "It covers 1 examples of shape"),
     ("images", lambda a: a.reshape(-1), r"It covers 40 examples of shape \(\)"),
     ("names", lambda a: a[:0], "It names no attack"),
@@ -242,7 +278,8 @@ def test_arrays_that_were_changed_do_not_match(tmp_path):
   path = saved(tmp_path / "verdict.npz")
   with np.load(path) as file:
     arrays = {name: file[name] for name in file.files}
-  arrays["claim"] = np.array(json.dumps(claim(radius=9.0)._asdict(), sort_keys=True))
+  other = claim(set=files.ball_config("l2", 9.0))
+  arrays["claim"] = np.array(json.dumps(other._asdict(), sort_keys=True))
   np.savez(path, **arrays)
   with pytest.raises(InputError, match="do not match their SHA-256"):
     files.load(path)

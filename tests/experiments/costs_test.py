@@ -41,14 +41,14 @@ def test_times_are_taken_in_turns_and_divided_by_the_updates(train, monkeypatch)
 
   def timed(run):
     order.append(run)
-    return {"pgd": 1.0, "free": 2.0}[run]
+    return {"none": 1.0, "free": 2.0}[run]
 
   monkeypatch.setattr(costs, "_updates_of", updates_of)
   monkeypatch.setattr(costs, "_timed", timed)
   found = costs.side_by_side(made, train, steps=5, repeats=3)
-  assert order == ["pgd", "free"] * 4
+  assert order == ["none", "free"] * 4
   assert found["standard"] == costs.Cost(1.0, (1 / 5,) * 3)
-  replays = made["free"].attack.num_steps
+  replays = made["free"].attack.num_replays
   np.testing.assert_allclose(found["free"].seconds, 2 / 5 / replays)
   assert costs.beside(found["free"], found["standard"]) == pytest.approx(2 / replays)
 

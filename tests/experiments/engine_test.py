@@ -18,8 +18,8 @@ EPOCHS = 2
 
 def small_config():
   c = config.digits()
-  c.model = config.ConfigDict({"name": "MLP", "widths": (16,), "mean": (0.3,), "std": (0.4,)})
-  c.dataset.train_examples, c.dataset.test_examples, c.training.epochs = 285, 100, EPOCHS
+  config.choose(c, "model", "MLP", widths=(16,))
+  c.data.train_examples, c.data.test_examples, c.training.epochs = 285, 100, EPOCHS
   c.training.batch_size, c.optimizer.learning_rate = 32, 0.05
   return c
 

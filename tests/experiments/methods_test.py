@@ -1,6 +1,6 @@
 """Every method by name: its config, its update, and what it costs."""
 
-import importlib.util
+import re
 from pathlib import Path
 
 import jax
@@ -12,7 +12,8 @@ from rounding import rounding
 
 import robust_opt as ro
 from robust_opt import models
-from robust_opt.experiments import build, config, methods, updates
+from robust_opt.errors import InputError
+from robust_opt.experiments import build, config, methods, overrides, updates
 from robust_opt.training import init_state, take
 
 ALL = pytest.mark.parametrize("name", methods.ALL)
@@ -20,7 +21,7 @@ ALL = pytest.mark.parametrize("name", methods.ALL)
 
 def configured(name):
   c = config.digits()
-  c.uncertainty.box = True
+  c.set.box = config.PIXEL_BOX
   c.training.epochs = 6
   methods.ALL[name].apply(c)
   config.validate(c)
@@ -37,7 +38,8 @@ def parts(name):
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   optimizer = build.optimizer(c, 5)
   images = data.images[:200]
-  step, memory = updates.make(c, net, optimizer, images, 5), updates.memory(c, images)
+  u, memory = build.own_set(c, images), updates.memory(c, images)
+  step = updates.make(c, net, optimizer, u, images.shape[1:], 5)
   return step, init_state(params, model_state, optimizer, memory), batch
 
 
@@ -99,18 +101,18 @@ def test_a_replay_of_free_training_costs_hardly_more_than_a_standard_update():
   assert 1 < passes("free") / methods.REPLAYS <= 1.5
 
 
-# Standard training and Algorithm 1 are mnist_standard.py and mnist_linf.py, as in the paper.
-@pytest.mark.parametrize(
-  "name", [name for name in methods.ALL if name not in ("standard", "robust")]
-)
-def test_every_method_has_its_config(name):
-  path = Path(__file__).parents[2] / "configs" / f"mnist_{name}.py"
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  expected = config.mnist_methods()
-  methods.ALL[name].apply(expected)
-  assert config.differences(config.as_dict(expected), config.as_dict(module.get_config())) == []
+def test_the_family_of_configs_has_every_method():
+  family = overrides.module_of(str(Path(__file__).parents[2] / "configs" / "mnist.py"))
+  names = re.findall(r"^\|  (\w+) +\|.*\| +([\d.]+) +\|$", family.__doc__, re.MULTILINE)
+  assert [name for name, _ in names] == [*methods.ALL, "few_labels"]
+  for name, passes in names:
+    made = family.get_config(name)
+    config.validate(made)
+    updates.check_together(made)
+    if name in methods.ALL:
+      assert float(passes) == methods.ALL[name].passes
+  with pytest.raises(InputError, match=r"must have one of standard, .* but had 'tradez'"):
+    family.get_config("tradez")
 
 
 def test_names_are_functions():
@@ -130,9 +132,8 @@ def test_names_are_functions():
 def test_where_an_adversary_goes(name, expected):
   """Of a linear function: to the edge, from a random start not all the way, beyond by noise."""
   c = configured(name)
-  c.uncertainty.box = False
   g = np.random.default_rng(0).normal(size=(4, 30)).astype(np.float32)
-  delta, _ = build.attack(c, ro.LInf(0.1), c.attack.num_steps)(
+  delta, _ = build.attack(c).train(ro.LInf(0.1))(
     lambda x: (x * g).sum(-1), jax.random.key(0), jnp.zeros((4, 30))
   )
   farthest, size = np.abs(delta).max(), np.abs(delta)

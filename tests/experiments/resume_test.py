@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 # Several scans an epoch, 5 + 5 + 1 steps, and a checkpoint after each.
 TINY = [
   "--config.model.name=MLP",
-  "--config.dataset.train_examples=400",
+  "--config.data.train_examples=400",
   "--config.training.epochs=24",
   "--config.training.steps_per_scan=5",
   "--config.checkpoint.every_epochs=1",
@@ -168,12 +168,12 @@ def test_many_kills(seed, tmp_path, environment):
   arguments = [a for a in TINY if "model" not in a and "sweep" not in a]
   adam = tmp_path / "adam.py"
   adam.write_text(
-    "from robust_opt.experiments.config import digits\n"
+    "from robust_opt.experiments.config import choose, digits\n"
     "def get_config():\n"
     "  config = digits()\n"
-    "  config.optimizer.name, config.optimizer.kwargs = 'adam', {}\n"
+    "  choose(config, 'optimizer', 'adam', learning_rate=0.02)\n"
     "  config.training.augment = ('crop',)\n"
-    "  config.attack.num_steps, config.attack.random_start = 3, True\n"
+    "  choose(config, 'attack', 'pgd', num_steps=3, relative_step=0.25)\n"
     "  config.evaluation.checkpoint = 'best'\n"
     "  return config\n"
   )

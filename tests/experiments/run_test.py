@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 import robust_opt as ro
 from robust_opt import losses, models
 from robust_opt.evaluation import accuracy as evaluation
-from robust_opt.experiments import assembly, build, engine, metrics, run, target
+from robust_opt.experiments import assembly, attacks, build, engine, metrics, run, summary, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.training import TrainMetrics, init_state, sharding
@@ -26,14 +26,17 @@ SEEDS = (0, 1, 2)
 
 def small_config(num_steps=1, epochs=2):
   config = config_lib.digits()
-  config.model = config_lib.ConfigDict({"name": "MLP", "widths": (64,), "mean": (), "std": ()})
-  config.uncertainty.radius = RADIUS
-  config.attack.num_steps = num_steps
-  config.attack.relative_step = 0.1
+  config.data.mean, config.data.std = (), ()
+  config_lib.choose(config, "model", "MLP", widths=(64,))
+  config.set.radius = RADIUS
+  if num_steps == 0:
+    config_lib.choose(config, "attack", "none")
+  if num_steps > 1:
+    kwargs = {"num_steps": num_steps, "relative_step": 0.1, "random_start": False}
+    config_lib.choose(config, "attack", "pgd", **kwargs)
   config.training.epochs = epochs
-  config.dataset.train_examples = 1000
-  config.dataset.test_examples = 150
-  config.evaluation.radii.linf = RADIUS
+  config.data.train_examples = 1000
+  config.data.test_examples = 150
   config.evaluation.sweep = (0.0, 1.0, 3.0)
   config.evaluation.batch_size = 64
   return config
@@ -54,7 +57,7 @@ def test_robust_training_makes_nets_robust_over_several_seeds():
   pgd = assembly.assemble(small_config(20, epochs))
 
   def accuracy(parts, state):
-    result = parts.evaluate(state, robust.test, ro.LInf(RADIUS), parts.attack)
+    result = parts.evaluate(state, robust.test, ro.LInf(RADIUS), parts.attack.evaluate)
     return result.clean_correct.mean(), result.robust_correct.mean()
 
   for seed in SEEDS:
@@ -151,12 +154,12 @@ def test_zero_gradients_are_reported(parts, tmp_path):
   def evaluate(state, data, u, attack):
     return outcome(data, clean=90, robust=60, zeros=7 if data is parts.heldout else 11)
 
-  stub = parts._replace(evaluate=evaluate)
+  stub = parts._replace(config=config, evaluate=evaluate)
   log = run.RunLog(stub, tmp_path, parts.state, total=0)
   logged = log.describe(TrainMetrics(np.ones(4), np.arange(4)), seconds=1.0)
   assert logged["train/zero_gradients"] == 0 + 1 + 2 + 3
   assert log.measure(parts.state)[0]["heldout/zero_gradients"] == 7
-  _, *attacked = run.evaluate_and_describe(config, stub, parts.state)["results"]
+  _, *attacked = summary.evaluate_and_describe(stub, parts.state)["results"]
   assert [(row["correct"], row["total"], row["zero_gradients"]) for row in attacked] == 3 * [
     (60, 150, 11)
   ]
@@ -165,15 +168,15 @@ def test_zero_gradients_are_reported(parts, tmp_path):
 def test_a_norm_of_radius_0_is_left_out(parts):
   """But never the norm that is trained over, whose clean half is the clean accuracy."""
   config = small_config()
-  config.evaluation.radii.l1 = config.evaluation.radii.linf = config.uncertainty.radius = 0.0
+  config.evaluation.radii.l1 = 0.0
   asked = []
 
   def evaluate(state, data, u, attack):
     asked.append(u)
     return outcome(data, clean=90, robust=60, zeros=0)
 
-  stub = parts._replace(evaluate=evaluate)
-  found = run.evaluate_and_describe(config, stub, parts.state)
+  stub = parts._replace(config=config, set=ro.LInf(0.0), evaluate=evaluate)
+  found = summary.evaluate_and_describe(stub, parts.state)
   assert [row["set"] and row["set"]["name"] for row in found["results"]] == [None, "linf", "l2"]
   # Multiples 0 and 1 of a radius are known already.
   assert asked == [ro.LInf(0.0), ro.L2(0.5), ro.L2(1.5)]
@@ -196,26 +199,24 @@ def test_a_sweep_over_radii_traces_once(parts):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_measuring_attacks_reach_the_maximum_in_the_box(norm):
   """Over l_1 too, where most of an attack's steps would be lost on pixels that are saturated."""
-  config = small_config()
-  config.uncertainty.box, config.attack.relative_step = True, 0.25
   rng = np.random.default_rng(0)
   x, slope = rng.random((8, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
   radius = {"linf": 0.3, "l2": 1.0, "l1": 2.0}[norm]
-  attack = build.evaluation_attack(config, build.uncertainty_set(config, norm, radius), 100)
+  u = ro.sets.BALLS[norm](radius, config_lib.PIXEL_BOX)
+  attack = attacks.PGD(num_steps=100, random_start=False).evaluate(u)
   delta, _ = attack(lambda x: x @ slope, None, x)
-  best = build.uncertainty_set(config, norm, radius).steepest_ascent(0 * x + slope, x)
+  best = u.steepest_ascent(0 * x + slope, x)
   np.testing.assert_allclose(delta @ slope, best @ slope, rtol=rounding(terms=2 * 12 + 8))
 
 
 def test_measuring_attacks_keep_the_best_iterate_not_the_last():
-  config = small_config()
-  config.attack.relative_step = 1.0  # to and fro
+  attack = attacks.PGD(num_steps=6, relative_step=1.0, random_start=False)  # to and fro
   x = np.random.default_rng(0).random((20, 6)).astype(np.float32)
 
   def value_fn(x):
     return ro.Scored(x.sum(-1), np.sin(20 * np.arange(1, 7)) @ jax.numpy.cos(9 * x).T)
 
-  delta, info = build.evaluation_attack(config, ro.LInf(0.3), 6)(value_fn, None, x)
+  delta, info = attack.evaluate(ro.LInf(0.3))(value_fn, None, x)
   ours, last = value_fn(x + delta).score, info.score[-1]
   assert np.all(ours >= info.score.max(axis=0) - 1e-4)
   assert np.mean(ours > last + 0.1) > 0.3
@@ -226,7 +227,7 @@ def finished(tmp_path_factory):
   """(config, work directory, summary) of one short run; scans that do not divide the epoch."""
   workdir = tmp_path_factory.mktemp("runs") / "new" / "robust"
   config = small_config(epochs=2)
-  config.dataset.train_examples = 1032
+  config.data.train_examples = 1032
   config.training.steps_per_scan = 11  # of 29, a prime
   config.evaluation.checkpoint = "best"
   config.training.augment = ("crop",)
@@ -306,7 +307,7 @@ def test_counts_of_the_summary_add_up(finished):
   assert {row["total"] for row in summary["results"]} == {150}
   assert own["correct"] <= clean["correct"] <= 150
   for row, sweep in zip((own, *others), summary["sweeps"], strict=True):
-    radius = config.evaluation.radii[row["set"]["name"]]
+    radius = row["set"]["radius"]
     assert sweep["norm"] == row["set"]["name"]
     assert sweep["radii"] == pytest.approx([0.0, radius, 3 * radius])
     assert sweep["correct"][0] == clean["correct"]  # radius 0 is the clean example
@@ -368,22 +369,20 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_what_is_watched_is_the_other_attack(num_steps):
-  config = small_config()
-  config.attack.num_steps = num_steps
   x, y = jnp.full((4, 6), 0.5), jnp.arange(4) % 3
   w = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 
   def value(z):
     return losses.cross_entropy(jnp.sin(9 * z @ w), y)
 
-  attack = build.watching_attack(config, ro.LInf(0.2))
+  attack = attacks.PGD(num_steps=num_steps).other(ro.LInf(0.2))
   _, info = attack(value, jax.random.key(0), x)
   assert len(info.value) == {1: 10, 3: 1}[num_steps]
 
 
 def test_standard_training_is_not_watched():
-  config = small_config()
-  config.attack.num_steps = 0
+  config = small_config(0)
   assert assembly.assemble(config).watched is None
-  config.attack.num_steps, config.training.watch_examples = 1, 0
+  config = small_config(1)
+  config.training.watch_examples = 0
   assert assembly.assemble(config).watched is None

@@ -6,14 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from rounding import rounding
 
 import robust_opt as ro
 from robust_opt import losses, models
 from robust_opt.data.datasets import load
 from robust_opt.errors import InputError
-from robust_opt.experiments import build, config, run, updates
+from robust_opt.experiments import build, config, overrides, run, updates
 from robust_opt.sets import tangents
 from robust_opt.training import init_state, penalties, take
 
@@ -26,28 +25,49 @@ def digits(count=40):
   return data.images, take(ro.ArrayData(data.images, data.labels), ids)
 
 
+def step_of(c, net, images):
+  u = build.own_set(c, images)
+  return updates.make(c, net, build.optimizer(c, 5), u, images.shape[1:], 5)
+
+
 def after(changes, steps=1):
   """The state after some updates of the digits' config, so changed, and the loss of the last."""
   c = config.digits()
-  c.update_from_flattened_dict(changes)
+  overrides.apply_all(c, changes)
   config.validate(c)
   images, batch = digits()
   params, model_state = models.init(NET, jax.random.key(0), (8, 8, 1))
-  optimizer = build.optimizer(c, 5)
-  step = jax.jit(updates.make(c, NET, optimizer, images, 5))
-  state = init_state(params, model_state, optimizer, updates.memory(c, images))
+  step = jax.jit(step_of(c, NET, images))
+  state = init_state(params, model_state, build.optimizer(c, 5), updates.memory(c, images))
   for i in range(steps):
     state, metrics = step(state, batch, jax.random.key(i))
   return state, float(metrics.loss)
 
 
+def test_attacks_at_one_step_are_different_updates():
+  """A key that is set changes what is trained."""
+  one = ["attack.num_steps=1"]
+  changes = [
+    ["attack.name=steepest"],
+    ["attack.name=pgd", "attack.random_start=False", "attack.relative_step=0.01", *one],
+    ["attack.name=pgd", "attack.relative_step=0.01", *one],
+    ["attack.name=lbfgs", "attack.num_steps=2"],
+    ["attack.name=frank_wolfe", "attack.num_steps=2"],
+    ["attack.name=n_fgsm"],
+    ["attack.name=none"],
+  ]
+  losses_of = [after(change)[1] for change in changes]
+  assert len(set(losses_of)) == len(changes)
+
+
 def test_the_adversary_keeps_to_the_tangent_planes():
   c = config.digits()
-  c.uncertainty.name, c.uncertainty.radius = "l2", 0.5
-  c.uncertainty.tangents, c.uncertainty.tangent_rank = "local_pca", 3
+  planes = {"name": "local_pca", "rank": 3}
+  config.choose(c, "set", "TangentAt", radius=0.5, basis_of=planes)
+  config.validate(c)
   images, batch = digits()
   g = np.random.default_rng(0).normal(size=batch.x.shape).astype(np.float32)
-  attack = updates.training_attack(c, NET, images, 5)
+  attack = updates.training_attack(c, build.own_set(c, images), 5)
   delta, _ = attack(lambda x: (x * g).sum((1, 2, 3)), jax.random.key(0), batch.x)
   basis = tangents.fit("local_pca", images, 3, c.seed)(batch.x).reshape(len(g), 3, -1)
   flat = np.asarray(delta).reshape(len(g), -1)
@@ -58,47 +78,49 @@ def test_the_adversary_keeps_to_the_tangent_planes():
 
 
 def test_a_hidden_adversary_is_worse_than_one_of_the_input():
-  _, input_alone = after({"uncertainty.radius": 0.05})
-  _, every_layer = after({"uncertainty.radius": 0.05, "uncertainty.hidden_radius": 0.1})
+  _, input_alone = after(["set.radius=0.05"])
+  changes = ["set.radius=0.05", "attack.name=layerwise", "attack.hidden_radius=0.1"]
+  _, every_layer = after(changes)
   assert every_layer > input_alone + 0.05
 
 
 @pytest.mark.parametrize("name", penalties.__all__)
 def test_a_penalty_by_name_is_paid_by_weight(name):
-  """The loss grows by the weight times a number, and the learner brings that number down."""
-  c = {"attack.num_steps": 0, "penalty.name": name}
-  _, free = after(c)
-  _, once = after(c | {"penalty.weight": 0.5})
-  _, twice = after(c | {"penalty.weight": 1.0})
+  """The loss grows by the weight times a number."""
+  standard = ["attack.name=none"]
+  _, free = after(standard)
+  once, twice = (
+    after([*standard, f"penalty.name={name}", f"penalty.weight={weight}"])[1]
+    for weight in (0.5, 1.0)
+  )
   assert once > free
   np.testing.assert_allclose(twice - free, 2 * (once - free), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["operator_norm", "layer_jacobian"])
 def test_a_penalty_makes_layers_shorter(name):
-  quiet = {"attack.num_steps": 0, "penalty.name": name}
   lengths = []
   for weight in (0.0, 0.02):
-    state, _ = after(quiet | {"penalty.weight": weight}, steps=100)
+    changes = ["attack.name=none", f"penalty.name={name}", f"penalty.weight={weight}"]
+    state, _ = after(changes, steps=100)
     lengths.append(sum(float(jnp.sum(w**2)) for w in jax.tree.leaves(state.params)))
   assert lengths[1] < 0.9 * lengths[0]
 
 
 def test_no_penalty_of_a_net_whose_layers_are_unknown():
   c = config.digits()
-  c.penalty.weight = 1.0
+  config.choose(c, "penalty", "operator_norm", weight=1.0)
   net = models.MadryCNN()
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   images, batch = digits(4)
-  optimizer = build.optimizer(c, 5)
-  step = updates.make(c, net, optimizer, images, 5)
-  state = init_state(params, model_state, optimizer, updates.memory(c, images))
-  with pytest.raises(InputError, match="but was given MadryCNN"):
+  step = step_of(c, net, images)
+  state = init_state(params, model_state, build.optimizer(c, 5))
+  with pytest.raises(InputError, match="MadryCNN states no list of layers"):
     jax.eval_shape(step, state, batch, jax.random.key(0))
 
 
 def test_what_is_recalled_is_remembered_for_every_training_image():
-  state, _ = after({"attack.name": "recall"})
+  state, _ = after(["attack.name=recall"])
   images, _ = digits()
   chex.assert_shape(state.memory, (len(images), 8))
 
@@ -109,8 +131,9 @@ def test_a_recalled_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
   def configured(epochs):
     c = config.digits()
-    c.attack.name, c.training.epochs, c.training.watch_examples = "recall", epochs, 0
-    c.dataset.train_examples, c.evaluation.sweep = 400, (0.0,)
+    config.choose(c, "attack", "recall")
+    c.training.epochs, c.training.watch_examples = epochs, 0
+    c.data.train_examples, c.evaluation.sweep = 400, (0.0,)
     c.checkpoint.every_epochs = 1
     return c
 
@@ -134,9 +157,10 @@ def test_a_recalled_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_few_labels_and_many_images(tmp_path):
   """Virtual adversarial training sees all images."""
   c = config.digits()
-  c.dataset.labels, c.training.epochs, c.training.watch_examples = 50, 4, 0
-  c.objective = config.ConfigDict({"name": "virtual", "alpha": 1.0})
-  c.attack.name, c.uncertainty.name, c.uncertainty.radius = "power_iteration", "l2", 1.0
+  c.data.labels, c.training.epochs, c.training.watch_examples = 50, 4, 0
+  config.choose(c, "objective", "virtual", alpha=1.0)
+  config.choose(c, "attack", "power_iteration")
+  config.choose(c, "set", "L2", radius=1.0)
   c.evaluation.sweep = (0.0,)
   summary = run.run(c, tmp_path / "run")
   assert summary["results"][0]["correct"] / summary["results"][0]["total"] > 0.7
@@ -146,8 +170,8 @@ def test_few_labels_and_many_images(tmp_path):
 @pytest.mark.parametrize("name", ["uniform_noise", "random_signs"])
 def test_noise_is_blind_and_no_robust_training(name):
   c = config.digits()
-  c.attack.name, c.uncertainty.radius = name, 0.25
-  attack = build.attack(c, ro.LInf(0.25), 1)
+  config.choose(c, "attack", name)
+  attack = build.attack(c).train(ro.LInf(0.25))
   x = jnp.full((3, 4, 4, 1), 0.5)
   delta, info = attack(lambda x: x.sum(axis=(1, 2, 3)), jax.random.split(jax.random.key(0), 3), x)
   assert info.value.shape == (0, 3)
@@ -160,15 +184,15 @@ def test_noise_is_blind_and_no_robust_training(name):
 def test_the_loss_of_an_objective_goes_by_its_name():
   c = config.digits()
   logits, y = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([1])
-  for loss in config.LOSSES:
-    c.objective = ConfigDict({"name": "robust", "loss": loss})
-    out, _ = updates.objective(c).outer(lambda x: (x, {}), logits, logits, y)
+  for loss in losses.KINDS:
+    config.choose(c, "objective", "robust", loss=loss)
+    out, _ = updates.objective(c, ro.LInf(0.1)).outer(lambda x: (x, {}), logits, logits, y)
     chex.assert_trees_all_close(out, getattr(losses, loss)(logits, y))
 
 
 def test_a_bound_on_columns_holds_after_every_update():
   c = config.digits()
-  c.optimizer.max_column_norm, c.optimizer.learning_rate = 0.5, 1.0
+  c.weights.max_column_norm, c.optimizer.learning_rate = 0.5, 1.0
   optimizer = build.optimizer(c, 5)
   params = {"kernel": jnp.ones((4, 3)) * 0.1, "bias": jnp.zeros(3)}
   state = optimizer.init(params)
@@ -183,16 +207,16 @@ def test_a_bound_on_columns_holds_after_every_update():
 
 def test_a_part_of_the_training_set():
   c = config.digits()
-  c.dataset.holdout = 0.01
+  c.data.holdout = 0.01
   images = {}
   for start, count in ((0, 700), (700, 0), (0, 0)):
-    c.dataset.train_start, c.dataset.train_examples = start, count
+    c.data.train_start, c.data.train_examples = start, count
     splits = build.splits(c)
     both = (splits.train.images, splits.heldout.images)
     images[start, count] = {image.tobytes() for part in both for image in part}
   assert len(images[0, 700]) == 700
   assert images[0, 700] | images[700, 0] == images[0, 0]
   assert len(images[0, 700] & images[700, 0]) <= 1  # digits holds an image twice, perhaps
-  c.dataset.train_start = 10**6
+  c.data.train_start = 10**6
   with pytest.raises(InputError, match="train_start=1000000 leaves none"):
     build.splits(c)

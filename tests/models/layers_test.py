@@ -130,10 +130,10 @@ def test_dtype_of_the_arithmetic(formulation):
   chex.assert_type(jax.jit(layer.apply)(variables, x), jnp.bfloat16)
 
 
-def test_standardise_by_channel():
+def test_standardize_by_channel():
   x = normal(0, 2, 3, 3, 3)
   mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-  y = layers.Standardise(mean, std).apply({}, x)
+  y = layers.Standardize(mean, std).apply({}, x)
   close(y, (x - np.array(mean)) / np.array(std))
 
 

@@ -28,7 +28,8 @@ PRESET = ilyas2019.Preset(
 
 
 def options(workdir, **changed):
-  return ilyas2019.Options("digits", workdir, PRESET._replace(**changed))
+  preset = dataclasses.replace(PRESET, **changed)
+  return ilyas2019.Options(dataset="digits", workdir=workdir, preset=preset)
 
 
 def test_sets_are_made_of_the_right_nets(tmp_path):
@@ -81,9 +82,9 @@ def test_every_base_config_is_valid_and_keeps_what_is_overridden(dataset, tmp_pa
     override=("training.batch_size=50",),
   )
   config = ilyas2019.config_of(given, 3)
-  assert (config.seed, config.dataset.name, config.training.batch_size) == (3, dataset, 50)
-  assert config.attack.num_steps == 0
-  assert (config.uncertainty.name, config.uncertainty.box) == ("l2", True)
+  assert (config.seed, config.data.name, config.training.batch_size) == (3, dataset, 50)
+  assert config.attack.name == "none"
+  assert (config.set.name, config.set.box) == ("L2", (0.0, 1.0))
   with pytest.raises(InputError, match=r"--override=training\.epochs=3 would have no effect"):
     ilyas2019.config_of(dataclasses.replace(given, override=("training.epochs=3",)), 1)
 
@@ -124,6 +125,6 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
     raise AssertionError("it was done before")
 
   monkeypatch.setattr(ilyas2019, "_evaluate", never)
-  monkeypatch.setattr(ilyas2019.experiment, "train", never)
+  monkeypatch.setattr(ilyas2019.experiment.engine, "train", never)
   monkeypatch.setattr(ilyas2019.construct, "_shard", never)
   assert ilyas2019.run(options(tmp_path / "study")).rows == table.rows

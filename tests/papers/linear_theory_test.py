@@ -12,7 +12,7 @@ from robust_opt.theory.linear import comparisons
 
 @pytest.mark.slow
 def test_the_study(tmp_path, monkeypatch):
-  monkeypatch.setattr(linear_theory, "EPOCHS", 100)
+  monkeypatch.setattr(linear_theory, "EPOCHS", 20)
   rows = linear_theory.run(tmp_path / "out").rows
   exact = [row for row in rows if not row["claim"].startswith("Algorithm 1")]
   assert len(exact) == 10

@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("runs") / "first"
   c = config.digits()
   c.model.name = "SoftmaxRegression"
-  c.dataset.train_examples, c.dataset.test_examples = 300, 100
+  c.data.train_examples, c.data.test_examples = 300, 100
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0)
   run.run(c, workdir)

@@ -14,15 +14,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 from report.conftest import NASTY_NAME, NASTY_TITLE, checks
 
 from robust_opt import statistics
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, verdict
-from robust_opt.experiments import config, target
+from robust_opt.experiments import config, overrides, target
 from robust_opt.report import charts, data, examples, page, words
 
 
@@ -124,16 +122,12 @@ def test_a_check_that_is_not_measurable_is_not_a_failure(run):
   )
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_training_command_gives_the_run_s_config(run):
   arguments = shlex.split(words.training_command(run).replace("\\\n", " "))
   assert arguments[:3] == ["python", "-m", "robust_opt.main"]
   assert arguments[-1] == "--workdir=NEW_RUN"
-  argv = ["", f"--config={config.__file__}", *arguments[3:-1]]  # as robust_opt.main reads them
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-  values(argv)
-  assert config.as_dict(holder.value) == run.summary["config"]
+  again = overrides.config_of(config.__file__, arguments[3:-1])  # as robust_opt.main reads them
+  assert config.as_dict(again) == run.summary["config"]
   assert words.training_command(run._replace(config={**run.config, "unknown.key": 1})) is None
 
 

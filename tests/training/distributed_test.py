@@ -22,8 +22,9 @@ OVERRIDES = {
   "model.name": "MLP",
   "evaluation.sweep": "(1.0,)",
   "training.epochs": 2,
-  "dataset.train_examples": 400,
-  "dataset.test_examples": 50,
+  "data.train_examples": 400,
+  "data.test_examples": 50,
+  "attack.name": "pgd",
   "attack.num_steps": 2,
   "checkpoint.every_epochs": 1,
 }

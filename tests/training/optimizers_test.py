@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from rounding import assert_close
 
 from robust_opt.errors import InputError
@@ -61,9 +60,8 @@ def test_after_the_first_gradient_it_is_a_tenth_of_the_rate():
 
 def test_a_config_names_it():
   c = config.mnist()
-  c.optimizer.name, c.optimizer.kwargs = "dampened_sgd", ConfigDict({"momentum": 0.9})
+  config.choose(c, "optimizer", "dampened_sgd", learning_rate=0.01, momentum=0.9)
   state = build.optimizer(c, 600).init({"w": jnp.ones(2)})
   assert any(isinstance(leaf, optimizers.DampenedState) for leaf in state[1])
-  c.optimizer.kwargs = ConfigDict({"nesterov": True})
-  with pytest.raises(InputError, match="kwargs does not fit dampened_sgd"):
-    build.optimizer(c, 600)
+  with pytest.raises(InputError, match=r"nesterov is unknown: .*dampened_sgd takes learning_rate"):
+    config.choose(c, "optimizer", "dampened_sgd", learning_rate=0.01, nesterov=True)

@@ -221,13 +221,14 @@ def test_every_so_manieth_update_has_an_adversary():
   """The others are standard updates, at no cost of an ascent, within one program."""
   config_ = config.digits()
   config_.attack.every = 3
+  u, shape = ro.LInf(0.1), IMAGES.shape[1:]
   optimizer, batch = optax.sgd(LR), digits_batch()
   _, state = setup(NET, optimizer)
-  sometimes = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5))
+  sometimes = jax.jit(updates.make(config_, NET, optimizer, u, shape, 5))
   config_.attack.every = 1
-  always = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5))
-  config_.attack.num_steps = 0
-  never = jax.jit(updates.make(config_, NET, optimizer, IMAGES, 5))
+  always = jax.jit(updates.make(config_, NET, optimizer, u, shape, 5))
+  config.choose(config_, "attack", "none")
+  never = jax.jit(updates.make(config_, NET, optimizer, u, shape, 5))
   for i in range(5):
     key = jax.random.key(i)
     expected, reported = (always if i % 3 == 0 else never)(state, batch, key)
@@ -268,14 +269,14 @@ def test_the_ascent_may_compute_in_fewer_bits(dtype):
 
 def test_a_config_may_let_its_radius_grow():
   config_ = config.digits()
-  config_.training.epochs, config_.uncertainty.warmup = 8, 0.25
-  attack = updates.training_attack(config_, NET, IMAGES, steps_per_epoch=5)
+  config_.training.epochs, config_.attack.warmup = 8, 0.25
+  attack = updates.training_attack(config_, ro.LInf(0.1), steps_per_epoch=5)
   x = jnp.full((2, 4), 0.5)
   for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
     delta, _ = attack.at(jnp.int32(step))(lambda x: x.sum(-1), jax.random.key(0), x)
-    np.testing.assert_allclose(delta, share * config_.uncertainty.radius, rtol=rounding(terms=4))
-  config_.uncertainty.warmup = 0.0
-  assert not isinstance(updates.training_attack(config_, NET, IMAGES, 5), ro.ScheduledAttack)
+    np.testing.assert_allclose(delta, share * 0.1, rtol=rounding(terms=4))
+  config_.attack.warmup = 0.0
+  assert not isinstance(updates.training_attack(config_, ro.LInf(0.1), 5), ro.ScheduledAttack)
 
 
 # Adversarial weights, averages of weights
@@ -689,23 +690,22 @@ def test_optimizer_is_the_authors_dampened_sgd():
 
 
 @pytest.mark.parametrize(
-  ("name", "rate", "points"),
+  ("name", "own", "points"),
   [
-    ("constant", 0.0, {0: 1.0, 99: 1.0}),
-    ("inverse_time", 0.5, {0: 1.0, 2: 0.5, 18: 0.1}),
+    ("constant", {}, {0: 1.0, 99: 1.0}),
+    ("inverse_time", {"rate": 0.5}, {0: 1.0, 2: 0.5, 18: 0.1}),
     # halved every 2 epochs of 10 steps
-    ("halving", 2.0, {0: 1.0, 19: 1.0, 20: 0.5, 39: 0.5, 40: 0.25}),
+    ("halving", {"epochs": 2.0}, {0: 1.0, 19: 1.0, 20: 0.5, 39: 0.5, 40: 0.25}),
     # 4 epochs of 10 steps
-    ("cosine", 0.0, {0: 1.0, 20: 0.5, 40: 0.0}),
-    ("triangular", 0.0, {0: 0.0, 10: 0.5, 20: 1.0, 30: 0.5, 40: 0.0}),
+    ("cosine", {}, {0: 1.0, 20: 0.5, 40: 0.0}),
+    ("triangular", {}, {0: 0.0, 10: 0.5, 20: 1.0, 30: 0.5, 40: 0.0}),
   ],
 )
-def test_schedules(name, rate, points):
+def test_schedules(name, own, points):
   config_ = config.digits()
   config_.training.epochs = 4
   config_.optimizer.learning_rate = 2.0
-  config_.optimizer.schedule = name
-  config_.optimizer.inverse_time_rate = config_.optimizer.halving_epochs = rate
+  config.choose(config_, "schedule", name, **own)
   schedule = build.schedule(config_, steps_per_epoch=10)
   for step, fraction in points.items():
     assert_close(schedule(jnp.int32(step)), 2.0 * fraction, terms=8, scale=2.0)

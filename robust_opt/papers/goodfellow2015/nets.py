@@ -21,6 +21,7 @@ from robust_opt.data import datasets
 from robust_opt.evaluation import collection
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import methods, target
+from robust_opt.experiments.sections import choose
 from robust_opt.types import Array, LogitsFn, LossFn
 
 # l_inf, in pixels of [0, 1], without the pixel box, as in the paper. The paper does not state the
@@ -69,34 +70,28 @@ def base_config(dataset: str) -> ConfigDict:
   """
   make = {"digits": config_lib.digits, "mnist": config_lib.mnist, "cifar10": config_lib.cifar}
   config = make[dataset]()
-  config.attack.num_steps, config.attack.train_mode = 0, False
-  config.uncertainty.name, config.uncertainty.box = "linf", False
-  config.uncertainty.radius = RADII[dataset]
-  config.evaluation.radii.linf = config.uncertainty.radius
+  choose(config, "attack", "none")
+  choose(config, "set", "LInf", radius=RADII[dataset])
   config.evaluation.sweep = (0.0, 1.0)
   config.evaluation.radii.l2 = config.evaluation.radii.l1 = 0.0
-  config.optimizer.name, config.optimizer.kwargs = "sgd", ConfigDict({"momentum": 0.7})
-  config.optimizer.learning_rate, config.optimizer.schedule = 0.1, "cosine"
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.max_column_norm = 1.9365
+  choose(config, "optimizer", "sgd", learning_rate=0.1, momentum=0.7)
+  choose(config, "schedule", "cosine")
+  config.weights.decay = 0.0
+  config.weights.max_column_norm = 1.9365
   config.training.shuffle = True
   config.training.watch_examples = (
     0  # the best checkpoint is by the run's own attack, as in the paper
   )
   config.checkpoint.keep = 1
-  _model(config, "Maxout", init_scale=0.05)
+  channels = 3 if dataset == "cifar10" else 1
+  config.data.mean, config.data.std = (0.0,) * channels, (1.0,) * channels
+  choose(config, "model", "Maxout", init_scale=0.05)
   return config
 
 
-def _model(config: ConfigDict, name: str, **attributes: Any) -> None:
-  channels = 3 if config.dataset.name == "cifar10" else 1
-  plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-  config.model = ConfigDict({"name": name, **plain, **attributes})
-
-
 def _softmax(config: ConfigDict) -> None:
-  _model(config, "SoftmaxRegression")
-  config.optimizer.max_column_norm = 0.0
+  choose(config, "model", "SoftmaxRegression")
+  config.weights.max_column_norm = 0.0
 
 
 def _adversarial(config: ConfigDict) -> None:
@@ -106,30 +101,30 @@ def _adversarial(config: ConfigDict) -> None:
 
 
 def _noise(name: str, config: ConfigDict) -> None:
-  config.attack.name, config.attack.num_steps = name, 1
+  choose(config, "attack", name)
 
 
 def _half(second: bool, config: ConfigDict) -> None:
-  half = {"digits": 700, "mnist": 30_000}[config.dataset.name]
-  config.dataset.train_start = half if second else 0
-  config.dataset.train_examples = 0 if second else half
+  half = {"digits": 700, "mnist": 30_000}[config.data.name]
+  config.data.train_start = half if second else 0
+  config.data.train_examples = 0 if second else half
   config.training.epochs *= 2  # as many updates as on the whole
 
 
 def _sigmoid(config: ConfigDict) -> None:
-  config.objective = ConfigDict({"name": "robust", "loss": "one_vs_all"})
+  choose(config, "objective", "robust", loss="one_vs_all")
 
 
 def _rbf(name: str, config: ConfigDict) -> None:
-  _model(config, name)
-  config.objective = ConfigDict({"name": "robust", "loss": "independent"})
-  config.optimizer.name, config.optimizer.kwargs = "adam", ConfigDict({})
-  config.optimizer.learning_rate, config.optimizer.max_column_norm = 0.01, 0.0
+  choose(config, "model", name)
+  choose(config, "objective", "robust", loss="independent")
+  choose(config, "optimizer", "adam", learning_rate=0.01)
+  config.weights.max_column_norm = 0.0
 
 
 def _mlp(config: ConfigDict) -> None:
-  _model(config, "MLP")
-  config.optimizer.max_column_norm = 0.0
+  choose(config, "model", "MLP")
+  config.weights.max_column_norm = 0.0
 
 
 def _mlp_adversarial(config: ConfigDict) -> None:
@@ -141,9 +136,9 @@ def _mlp_adversarial(config: ConfigDict) -> None:
 def _mlp_hidden(config: ConfigDict) -> None:
   """Perturbs hidden layers instead of the input; the paper does not say by how much."""
   _mlp(config)
-  methods.robust(config)
-  config.uncertainty.hidden_radius = HIDDEN_SHARE * config.uncertainty.radius
-  config.uncertainty.radius = 0.0
+  hidden_radius = HIDDEN_SHARE * config.set.radius
+  choose(config, "attack", "layerwise", hidden_radius=hidden_radius)
+  config.set.radius = 0.0
 
 
 def _large(change: Callable[[ConfigDict], None], config: ConfigDict) -> None:
@@ -156,7 +151,7 @@ def _plain(config: ConfigDict) -> None:
 
 
 def _conv_maxout(config: ConfigDict) -> None:
-  _model(config, "ConvMaxout")
+  choose(config, "model", "ConvMaxout")
   config.optimizer.learning_rate = 0.03  # at 0.1 one seed of two diverged
 
 

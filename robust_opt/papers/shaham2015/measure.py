@@ -16,7 +16,6 @@ from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, collection
 from robust_opt.evaluation.accuracy import logits_of
-from robust_opt.experiments import config as config_lib
 from robust_opt.papers.shaham2015.nets import SeededNet
 from robust_opt.sets import BALLS
 from robust_opt.training import ArrayData, TrainState
@@ -88,9 +87,10 @@ def verified_collection(
   sha256 = digest(weights)
   logits_of = functools.partial(net.functions.logits_of, *weights)
   if not path.exists() or collection.load(path).net != sha256:
-    radii = net.config.evaluation.radii.to_dict()
+    radii, box = net.config.evaluation.radii, net.config.set.get("box")
+    balls = [BALLS[norm](radius, box) for norm, radius in radii.to_dict().items()]
     ascend = functools.partial(net.functions.ascend, *weights)
-    examples = collection.collect(logits_of, ascend, test.images, test.labels, radii, sha256)
+    examples = collection.collect(logits_of, ascend, test.images, test.labels, balls, sha256)
     collection.save(examples, path)
   loaded = collection.load(path)
   try:
@@ -108,7 +108,7 @@ def collection_counts(
 ) -> dict[str, Any]:
   """How many examples each network of one seed classifies correctly: clean, and by norm."""
   out: dict[str, Any] = {"test_total": len(test.labels), "nets": {}}
-  out["totals"] = {norm: int((examples.norms == norm).sum()) for norm in config_lib.NORMS}
+  out["totals"] = {norm: int((examples.norms == norm).sum()) for norm in BALLS}
   rounded = collection.rounded(examples.images)
   for name, net in nets.items():
     logits_of = functools.partial(net.functions.logits_of, *weights[name])
@@ -116,9 +116,7 @@ def collection_counts(
     out["nets"][name] = {"clean": int(clean.sum())}
     for kind, images in (("collection", examples.images), ("rounded", rounded)):
       right = collection.correct(logits_of, images, examples.labels)
-      out["nets"][name][kind] = {
-        norm: int(right[examples.norms == norm].sum()) for norm in config_lib.NORMS
-      }
+      out["nets"][name][kind] = {norm: int(right[examples.norms == norm].sum()) for norm in BALLS}
   return out
 
 
@@ -127,7 +125,7 @@ def sample(
 ) -> dict[str, Any]:
   """For the figures: of each norm one example of each class, with the network's predictions."""
   rows = {}
-  for norm in config_lib.NORMS:
+  for norm in BALLS:
     of_norm = np.flatnonzero(examples.norms == norm)
     _, first = np.unique(examples.labels[of_norm], return_index=True)
     ids = of_norm[first][:count]

@@ -16,10 +16,11 @@ from robust_opt import models
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
 from robust_opt.experiments import build, seeds
-from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment, assemble
-from robust_opt.maximizers import Attack
+from robust_opt.experiments.attacks import PGD
+from robust_opt.maximizers import Attack, steepest
 from robust_opt.objectives import robust
+from robust_opt.sets import BALLS, Box
 from robust_opt.training import ArrayData, TrainState
 from robust_opt.types import ApplyFn, Array
 
@@ -44,18 +45,17 @@ class Functions(NamedTuple):
 
 
 @functools.cache
-def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> Functions:
+def functions_of(net: nn.Module, box: Box | None, batch_size: int, vmapped: bool) -> Functions:
   """Attacks of one step and of PGD-50 from the clean example, and the parts of a collection."""
-  config = config_lib.base()
-  config.uncertainty.box, config.attack.relative_step = box, PGD_RELATIVE_STEP
   apply, objective = models.from_linen(net), robust()
 
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
   ) -> Evaluation:
+    kind = PGD(num_steps=steps, relative_step=PGD_RELATIVE_STEP, random_start=False)
+
     def attack(radius: Array) -> Attack:
-      u = build.uncertainty_set(config, norm, radius)
-      return build.evaluation_attack(config, u, steps)
+      return kind.evaluate(BALLS[norm](radius, box))
 
     evaluator = make_evaluate(apply, objective, attack, min(batch_size, len(test.labels)))
     return evaluator(params, model_state, test, radius, key)
@@ -66,12 +66,7 @@ def functions_of(net: nn.Module, box: bool, batch_size: int, vmapped: bool) -> F
       evaluate, (0, 0, None, None, 0), vmapped=vmapped, static=("norm", "steps")
     ),
     logits_of=collection.make_logits_of(apply, batch_size),
-    ascend=collection.make_ascend(
-      apply,
-      objective,
-      lambda norm, radius: build.attack(config, build.uncertainty_set(config, norm, radius), 1),
-      batch_size,
-    ),
+    ascend=collection.make_ascend(apply, objective, steepest, batch_size),
   )
 
 
@@ -81,14 +76,13 @@ def assembled(
   """One kind of network, of all seeds."""
   experiment = assemble(config, splits, seed_keys, vmapped)
   module = build.model(config, splits.train)
-  return SeededNet(
-    config, experiment, functions_of(module, config.uncertainty.box, batch_size, vmapped)
-  )
+  functions = functions_of(module, config.set.get("box"), batch_size, vmapped)
+  return SeededNet(config, experiment, functions)
 
 
 def count_correct(net: SeededNet, test: ArrayData, keys: Array, state: TrainState) -> Array:
   """[S], the clean examples that the network of each seed classifies correctly."""
   out = net.functions.evaluate(
-    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=0
+    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=1
   )
   return out.clean_correct.sum(axis=1)

@@ -24,9 +24,11 @@ from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.experiments import build, engine, seeds
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.sections import choose
 from robust_opt.models import layers
 from robust_opt.papers.shaham2015 import measure, report
 from robust_opt.papers.shaham2015.nets import SeededNet, assembled, count_correct
+from robust_opt.sets import BALLS
 from robust_opt.studies import options as study_options
 from robust_opt.studies.options import OVERRIDE, configured, option
 from robust_opt.studies.study import Study, file_sha256, sha256_of
@@ -92,9 +94,9 @@ def net_config(options: Options, net: str) -> ConfigDict:
   def settle(config: ConfigDict) -> None:
     config.training.epochs = options.preset.epochs or config.training.epochs
     if net == "baseline":
-      config.attack.num_steps = 0
+      choose(config, "attack", "none")
     else:
-      config.uncertainty.name, config.uncertainty.radius = net, config.evaluation.radii[net]
+      config_lib.train_over(config, net)
 
   robust = {} if net == "baseline" else {"robust_override": options.robust_override}
   return configured(RECIPES[options.dataset](), options, settle, robust)
@@ -102,9 +104,9 @@ def net_config(options: Options, net: str) -> ConfigDict:
 
 def load(config: ConfigDict, split: str) -> datasets.Dataset:
   """A whole split: as in the paper, nothing is held out."""
-  data_dir, cache_dir = config.dataset.data_dir or None, config.dataset.cache_dir or None
-  dataset = datasets.load(config.dataset.name, split, data_dir=data_dir, cache_dir=cache_dir)
-  count = config.dataset[f"{split}_examples"] or len(dataset.labels)
+  data_dir, cache_dir = config.data.data_dir or None, config.data.cache_dir or None
+  dataset = datasets.load(config.data.name, split, data_dir=data_dir, cache_dir=cache_dir)
+  count = config.data[f"{split}_examples"] or len(dataset.labels)
   return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
 
 
@@ -283,7 +285,7 @@ def measure_all(
           ),
           work.sweep(kind),
         )
-        for norm in config_lib.NORMS
+        for norm in BALLS
       }
   count = options.autoattack_examples
   measured["autoattack"] = autoattack(study, study_nets, states, count, work) if count else {}
@@ -297,7 +299,7 @@ def autoattack(
   broken: dict[str, dict[str, Any]] = {name: {} for name in NETS}
   for name, net in study_nets.nets.items():
     weights = seeds.of_seed(states[name], 0)
-    for norm in config_lib.NORMS:
+    for norm in BALLS:
       broken[name][norm] = study.once(
         f"{name} under {norm}, AutoAttack",
         study.workdir / name / f"autoattack_{norm}.json",
@@ -340,5 +342,5 @@ def manifest_of(
 
 def _without_places(config: ConfigDict) -> dict[str, Any]:
   value = config_lib.as_dict(config)
-  value["dataset"] |= {"data_dir": "", "cache_dir": ""}
+  value["data"] |= {"data_dir": "", "cache_dir": ""}
   return value

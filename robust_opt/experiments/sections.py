@@ -1,0 +1,227 @@
+"""The sections of a config: each is {name, the keyword arguments of what it names}.
+
+  choose(config, "attack", "pgd", num_steps=7)     # its other keys: the defaults of pgd
+  attack = make(config, "attack")                  # ATTACKS["pgd"](num_steps=7, ...)
+
+|  section    |  name                                         |  what the run supplies          |
+|  set        |  a set of robust_opt.sets                     |                                 |
+|  attack     |  one of attacks.ATTACKS                       |  the set                        |
+|  objective  |  a function of robust_opt.objectives          |  the set                        |
+|  penalty    |  none, or one of training.penalties           |  the network, the set           |
+|  model      |  a class of robust_opt.models                 |  num_classes, mean, std         |
+|  optimizer  |  a function of optax, or dampened_sgd         |  the schedule of its rate       |
+|  schedule   |  a function of training.optimizers.SCHEDULES  |  the rate, the number of steps  |
+
+Instead of a name, "package.module:name" is an object of your own with the same arguments. Keys that
+what is named does not take do not exist.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from robust_opt import losses, models, objectives, sets
+from robust_opt.errors import InputError
+from robust_opt.experiments.attacks import ATTACKS
+from robust_opt.sets import UncertaintySet
+from robust_opt.sets.build import SETS, build_set, import_object
+from robust_opt.training import optimizers, penalties
+
+# The value of a key that has no default.
+REQUIRED = inspect.Parameter.empty
+
+
+class Section(NamedTuple):
+  """What a section may name.
+
+  Attributes:
+    choices: by name.
+    supplied: arguments that the run supplies, which are no keys.
+  """
+
+  choices: Mapping[str, Callable[..., Any]]
+  supplied: tuple[str, ...] = ()
+
+
+def no_penalty() -> None:
+  """The objective alone."""
+
+
+def _of(module: Any, names: list[str]) -> dict[str, Callable[..., Any]]:
+  return {name: getattr(module, name) for name in names}
+
+
+_MODELS = [name for name in models.__all__ if isinstance(getattr(models, name), type)]
+_OPTIMIZERS = [
+  name
+  for name in dir(optax)
+  if inspect.isfunction(value := getattr(optax, name))
+  and "learning_rate" in inspect.signature(value).parameters
+]
+
+SECTIONS = {
+  "set": Section(SETS),
+  "attack": Section(ATTACKS),
+  "objective": Section(_of(objectives, objectives.__all__), ("uncertainty",)),
+  "penalty": Section(
+    {"none": no_penalty, **_of(penalties, penalties.__all__)},
+    ("layers_of", "model", "uncertainty"),
+  ),
+  "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
+  "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers, optimizers.__all__)),
+  "schedule": Section(optimizers.SCHEDULES, ("peak", "total", "steps_per_epoch")),
+}
+
+
+def find(section: str, name: str) -> Callable[..., Any]:
+  """What a section names.
+
+  Raises:
+    InputError: there is no such name.
+  """
+  choices = SECTIONS[section].choices
+  if ":" in name:
+    return import_object(name)
+  if name not in choices:
+    known = "one of optax or dampened_sgd" if section == "optimizer" else ", ".join(choices)
+    raise InputError(
+      f"--config.{section}.name must be {known}, or package.module:name, but was {name!r}."
+    )
+  return choices[name]
+
+
+def keys_of(section: str, name: str) -> dict[str, Any]:
+  """The keys beside `name`, with their defaults, or REQUIRED."""
+  parameters = inspect.signature(find(section, name)).parameters.values()
+  supplied = SECTIONS[section].supplied
+  keys = {p.name: _plain(p.default) for p in parameters if p.name not in supplied}
+  if section == "penalty" and name != "none":
+    keys["weight"] = REQUIRED
+  return keys
+
+
+def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
+  """Sets a section to what is named, and its other keys to that one's defaults.
+
+  Keys without a default must be given, or set before the config is validated. What has a default
+  that is no plain value (a dtype, a mask) exists as a key, but is not written out.
+
+  Raises:
+    InputError: there is no such name, or it takes no such key.
+  """
+  keys = keys_of(section, name)
+  for key in kwargs:
+    check_key(section, name, key)
+  shown = {key: value for key, value in keys.items() if _is_plain(value)}
+  config[section] = ConfigDict({"name": name, **shown, **kwargs})
+  config[section].unlock()
+
+
+def check_key(section: str, name: str, key: str) -> None:
+  """InputError unless what is named takes the key."""
+  keys = keys_of(section, name)
+  if key not in keys:
+    takes = f"takes {', '.join(keys)}" if keys else "takes no keys"
+    raise InputError(
+      f"--config.{section}.{key} is unknown: --config.{section}.name={name} {takes}."
+    )
+
+
+def check_section(config: ConfigDict, section: str) -> None:
+  """InputError unless the section has all keys that it must have, and no others."""
+  chosen = config[section]
+  if not isinstance(chosen, ConfigDict) or not isinstance(chosen.get("name"), str):
+    raise InputError(f"--config.{section} must be {{name, its keys}}, but was {chosen!r}.")
+  keys = keys_of(section, chosen.name)
+  for key in chosen:
+    if key != "name":
+      check_key(section, chosen.name, key)
+  for key, default in keys.items():
+    if default is REQUIRED and key not in chosen:
+      raise InputError(f"--config.{section}.name={chosen.name} needs --config.{section}.{key}.")
+
+
+def make(config: ConfigDict, section: str, *args: Any, **supplied: Any) -> Any:
+  """What the section describes, called with its keys and what the run supplies.
+
+  Args:
+    config: checked by config.validate.
+    section: its name.
+    *args: positional arguments before the keys.
+    **supplied: by name; those that what is named does not take are left out.
+
+  Raises:
+    InputError: from what is named.
+  """
+  kwargs = _unfrozen(config[section])
+  name = kwargs.pop("name")
+  function = find(section, name)
+  takes = inspect.signature(function).parameters
+  kwargs |= {key: value for key, value in supplied.items() if key in takes}
+  if isinstance(loss := kwargs.get("loss"), str):
+    kwargs["loss"] = loss_of(loss)
+  try:
+    return function(*args, **kwargs)
+  except (TypeError, ValueError) as error:
+    if isinstance(error, InputError) and str(error).startswith("--config"):
+      raise
+    words = str(error).rstrip(".")
+    raise InputError(f"--config.{section} does not fit {name}: {words}.") from error
+
+
+def make_set(config: ConfigDict, fit_planes: Callable[[str, int], sets.BasisOf]) -> UncertaintySet:
+  """config.set; tangent planes, basis_of={name, rank}, by `fit_planes`.
+
+  Raises:
+    InputError: the set cannot be built.
+  """
+  described = config.set.to_dict()
+  planes = described.get("basis_of")
+  if isinstance(planes, Mapping):
+    if planes.keys() != {"name", "rank"} or planes["name"] not in ("autoencoder", "local_pca"):
+      raise InputError(
+        f"--config.set.basis_of must be {{name: autoencoder or local_pca, rank: an integer}}, but "
+        f"was {dict(planes)}."
+      )
+    described["basis_of"] = fit_planes(planes["name"], planes["rank"])
+  try:
+    u = build_set(described)
+  except InputError as error:
+    raise InputError(f"--config.set does not fit {config.set.name}: {error}") from error
+  if any(leaf is u for leaf in jax.tree.leaves(u)):
+    raise InputError(
+      f"--config.set.name={config.set.name} is no pytree: decorate the class with "
+      f"robust_opt.sets.set_dataclass."
+    )
+  return jax.tree.map(lambda leaf: float(leaf) if isinstance(leaf, int) else leaf, u)
+
+
+def loss_of(name: str) -> Callable[..., Any]:
+  """The loss of that name, or a user's own."""
+  if ":" in name:
+    return import_object(name)
+  if name not in losses.KINDS:
+    raise InputError(
+      f"--config.objective.loss must be one of {', '.join(losses.KINDS)}, or "
+      f"package.module:name, but was {name!r}."
+    )
+  return getattr(losses, name)
+
+
+def _unfrozen(value: Any) -> dict[str, Any]:
+  """Lists as tuples: modules are keys of caches, which lists cannot be."""
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
+
+
+def _plain(default: Any) -> Any:
+  """A loss by its name; anything else as it is."""
+  name = getattr(default, "__name__", None)
+  return name if name in losses.KINDS and default is getattr(losses, name) else default
+
+
+def _is_plain(value: Any) -> bool:
+  return value is None or isinstance(value, bool | int | float | str | tuple)
