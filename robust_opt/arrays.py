@@ -32,6 +32,11 @@ def pad_to(array: AnyArray, count: int) -> AnyArray:
   return array[np.minimum(np.arange(count), len(array) - 1)]
 
 
+def symmetric_grid(limit: float, num: int) -> np.ndarray:
+  """num evenly spaced values from -limit to limit [num], symmetric to the bit; 0 if num is 1."""
+  return limit * (2 * np.arange(num) - (num - 1)) / max(num - 1, 1)
+
+
 def digest(tree: Any) -> str:
   """SHA-256 over all arrays of a tree, including each one's path, dtype and shape."""
   sha = hashlib.sha256()

@@ -144,12 +144,24 @@ def refuse_positional(argv: Sequence[str]) -> None:
     raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
 
 
-def with_sentences(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
-  """`main`, where a RunError or OSError ends with one sentence and an exit code, no traceback."""
+def is_warning(record: python_logging.LogRecord) -> bool:
+  """Orbax and JAX log every file that they touch and every backend that is absent."""
+  return record.levelno >= python_logging.WARNING
+
+
+def with_sentences(
+  main: Callable[[list[str]], None],
+  is_shown: Callable[[python_logging.LogRecord], bool] = is_warning,
+) -> Callable[[list[str]], None]:
+  """`main`, where a RunError or OSError ends with one sentence and an exit code, no traceback.
+
+  Args:
+    main: argv -> None.
+    is_shown: which log records are.
+  """
 
   def wrapped(argv: list[str]) -> None:
-    # Orbax and JAX log every file that they touch and every backend that is absent.
-    logging.get_absl_handler().addFilter(lambda record: record.levelno >= python_logging.WARNING)
+    logging.get_absl_handler().addFilter(is_shown)
     try:
       main(argv)
     except (RunError, OSError) as error:

@@ -105,7 +105,7 @@ def run(options: Options) -> datasets.Dataset:
     "image_shape": list(original.images.shape[1:]),
     **description,
     "net": net.title,
-    "trained_on": {"norm": net.norm, "radius": net.radius},
+    "trained_over": net.set,
     "files": files,
   }
   write_json(options.output / "card.json", card)
@@ -121,7 +121,12 @@ def is_finished(output: Path) -> bool:
 
 
 def _make(
-  options: Options, original: datasets.Dataset, net: target.Net, x: Array, y: Array, ids: Array
+  options: Options,
+  original: datasets.Dataset,
+  net: target.TrainedNet,
+  x: Array,
+  y: Array,
+  ids: Array,
 ) -> tuple[Array, Array]:
   """Images and labels of a batch."""
   start_key, target_key = jax.random.split(jax.random.key(options.seed))

@@ -8,7 +8,7 @@ data, an .npz file with x (pixels in [0, 1]) and y (labels):
   python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5 \
       --output=runs/mine
 
-Any set with a projection, by PGD with restarts:
+Any set with a projection, by PGD with restarts (by default the set of the run's training):
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
@@ -35,21 +35,21 @@ from robust_opt.studies import evaluation
 
 def main(argv: list[str]) -> None:
   """Flags to options."""
-  given = flags.FLAGS
+  values = flags.FLAGS
   commands.refuse_positional(argv)
   passed = evaluation.run(
     evaluation.Options(
       source=commands.source(),
-      set=set_config(given.set) if given.set else None,
-      norm=given.norm or "",
-      radius=given.radius,
-      version=given.version,
-      examples=given.examples,
-      seed=given.seed,
-      batch_size=given.batch_size or evaluation.default_batch_size(jax.device_count()),
-      channel_axis=channel_axis(given.channel_axis),
-      output=Path(given.output) if given.output else None,
-      trust=given.trust,
+      set=set_config(values.set) if values.set else None,
+      norm=values.norm or "",
+      radius=values.radius,
+      version=values.version,
+      examples=values.examples,
+      seed=values.seed,
+      batch_size=values.batch_size or evaluation.default_batch_size(jax.device_count()),
+      channel_axis=channel_axis(values.channel_axis),
+      output=Path(values.output) if values.output else None,
+      trust=values.trust,
     )
   )
   if not passed:

@@ -1,4 +1,4 @@
-"""Random keys as callers give them: one or one an example, typed or of jax.random.PRNGKey.
+"""Random keys from callers: one key or one per example, of jax.random.key or jax.random.PRNGKey.
 
 keys = per_example(key, len(x))
 """
@@ -11,7 +11,7 @@ from robust_opt.types import Array
 
 
 def required(key: Array | None, what: str) -> Array:
-  """The key, or an InputError that says what needs one."""
+  """The key; an InputError that says what needs one if it is None."""
   if key is None:
     raise InputError(
       f"{what} needs a key, but it was None; pass one to the attack, or attack_key= to a "
@@ -21,18 +21,18 @@ def required(key: Array | None, what: str) -> Array:
 
 
 def typed(key: Array) -> Array:
-  """A key [], or keys [B], of jax.random.key as they are; of jax.random.PRNGKey made so."""
+  """Converts keys of jax.random.PRNGKey to those of jax.random.key, [] or [B]."""
   if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
     return key
   return jax.random.wrap_key_data(key)
 
 
 def per_example(key: Array, count: int) -> Array:
-  """Keys [count]: one key split, or keys as they are."""
+  """Splits one key into [count]; keys [count] are returned unchanged."""
   keys = typed(key)
   return keys if keys.ndim else jax.random.split(keys, count)
 
 
 def keys_of(key: Array, ids: Array) -> Array:
-  """A key for every example, [B], that depends on its id alone."""
+  """One key per example [B], which depends on its id only."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)

@@ -1,10 +1,10 @@
-"""Which axis of an example holds its channels, for the parts that look at neighboring pixels.
+"""The channel axis of examples, for operations on neighboring pixels.
 
   axis = layout.resolve("auto", (1, 28, 28))          # 0, as in PyTorch
   last = layout.to_last(images, axis)                 # [B, 1, 28, 28] -> [B, 28, 28, 1]
   layout.from_last(last, axis)                        # and back
 
-Axes are counted within one example [*S], without the batch: 0 for [C, H, W], -1 for [H, W, C].
+Axes are those of one example [*S], without the batch: 0 for [C, H, W], -1 for [H, W, C].
 """
 
 import operator
@@ -16,16 +16,16 @@ from robust_opt.errors import InputError
 AUTO: Literal["auto"] = "auto"
 CHANNEL_SIZES = (1, 3, 4)  # gray, RGB, RGBA
 
-# An axis of one example; None: the examples have no channel axis; "auto": see `resolve`.
+# An axis of one example, None if there is no channel axis, or "auto": see `resolve`.
 ChannelAxis = int | Literal["auto"] | None
 
 AnyArray = TypeVar("AnyArray", bound=Any)  # of NumPy or JAX
 
 
 def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
-  """The channel axis of examples of a shape, in [0, len(shape)), or None if they have none.
+  """The channel axis of examples of a shape, in [0, len(shape)), or None if there is none.
 
-  "auto" is the only axis of size 1, 3 or 4, if there is exactly one and another axis beside it.
+  "auto" is the axis of size 1, 3 or 4, if exactly one of at least two axes has such a size.
   Otherwise it is the last of three or more axes, and None for one or two:
 
   |  shape           |  "auto"     |
@@ -64,7 +64,7 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
 
 
 def guess_in_words(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
-  """Names the channel axis if it was guessed and is not the last one; otherwise empty."""
+  """Says which channel axis was guessed, if it is not the last one; otherwise empty."""
   axis = resolve(channel_axis, shape)
   if channel_axis != AUTO or axis in (None, len(shape) - 1):
     return ""
@@ -72,7 +72,7 @@ def guess_in_words(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
 
 
 def to_last(x: AnyArray, axis: int | None) -> AnyArray:
-  """[B, *S] -> [B, *W, C], the resolved axis moved to the end; None appends an axis of size 1."""
+  """[B, *S] -> [B, *W, C]: moves the resolved axis to the end; None appends an axis of size 1."""
   if axis is None:
     return x[..., None]
   order = [k for k in range(x.ndim) if k != axis + 1]

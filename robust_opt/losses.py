@@ -1,12 +1,14 @@
-"""What is wrong with every example, (logits [B, C], labels [B]) -> [B]; never averaged.
+"""Losses per example, (logits [B, C], labels [B]) -> [B], not averaged.
 
-Logits are unnormalized: the outputs of a softmax are no logits. Every loss grows as the label
-loses, so that an adversary climbs it; any number of classes from 2 on. `one_vs_all` and
-`independent` are for nets whose classes are present or absent each by itself, and take one class
-too; `probabilities` are what a net of any kind believes.
+  loss = losses.cross_entropy(logits, labels)        # [B]
 
-Every loss returns the type of the logits, which may be any floating type: in bfloat16 and float16
-it is computed in float32 and rounded at the end. Integer logits are an InputError.
+Logits are unnormalized (not the outputs of a softmax), C >= 2. Every loss increases as the label's
+logit falls behind, so an adversary ascends it. `one_vs_all` and `independent` are for nets that
+predict the presence of every class separately, and allow C = 1; `probabilities` covers nets of all
+kinds.
+
+Every loss returns the type of the logits, which may be any floating type; bfloat16 and float16 are
+computed in float32 and rounded at the end. Integer logits raise an InputError.
 
 |  input                                       |  cross_entropy  |  margin, dlr      |
 |  fewer than 2 classes                        |  InputError     |  InputError       |
@@ -15,8 +17,9 @@ it is computed in float32 and rounded at the end. Integer logits are an InputErr
 |  all logits equal                            |  log C          |  0                |
 |  a label that wins by more than 87 (float32) |  0, flat        |  margin is never  |
 
-The cross-entropy and its gradient keep their relative precision however sure the net is: adding a
-number to all logits of an example changes neither, and [0, z] is as good as [-z / 2, z / 2].
+The cross-entropy and its gradient keep their relative precision however confident the net is, and
+do not change when a number is added to all logits of an example: [0, z] is as good as
+[-z / 2, z / 2].
 """
 
 import chex
@@ -29,9 +32,9 @@ from robust_opt.types import Array
 
 
 def check_classes(logits: Array | jax.ShapeDtypeStruct) -> None:
-  """InputError unless the logits, [..., C], are those of at least 2 classes.
+  """InputError unless the logits [..., C] have at least 2 classes.
 
-  With one class the label always wins, and everything would count as robust.
+  With one class the label always wins, and every example would count as robust.
   """
   num_classes = logits.shape[-1]
   if num_classes < 2:
@@ -43,13 +46,13 @@ def check_classes(logits: Array | jax.ShapeDtypeStruct) -> None:
 
 @computed_wide
 def log_softmax(logits: Array) -> Array:
-  """Log-probabilities [B, C] whose gradients do not round away: that of the winner is not lost.
+  """Log-probabilities [B, C] whose gradients do not round to 0 for confident nets.
 
     z_k - z_m - log1p(sum over j != m of exp(z_j - z_m)),   m the largest logit
 
-  The usual form adds exp(0) = 1 to the sum, so that the gradient of a sure net at its own class,
-  1 - p, is 0 in float32 as soon as the others have less than 6e-8 together. -inf is the logit of a
-  class that is impossible.
+  The usual form adds exp(0) = 1 to the sum, so that the gradient at the largest class, 1 - p, is 0
+  in float32 as soon as the others have less than 6e-8 together. A logit of -inf means an impossible
+  class.
   """
   is_top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
   below = logits - jnp.sum(jnp.where(is_top, logits, 0.0), axis=-1, keepdims=True)
@@ -73,7 +76,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 @computed_wide
 def one_vs_all(logits: Array, labels: Array) -> Array:
-  """The cross-entropy of C independent sigmoids, the label's class present and the others absent.
+  """The cross-entropy of C independent sigmoids: the label's class is present, the others absent.
 
     softplus(-z_y) + sum over k != y of softplus(z_k)
 
@@ -85,22 +88,22 @@ def one_vs_all(logits: Array, labels: Array) -> Array:
     labels: [B], integers. One outside [0, C) gives NaN.
   """
   is_label = _is_label(logits, labels)
-  losses = jnp.sum(jax.nn.softplus(jnp.where(is_label, -logits, logits)), axis=-1)
-  return jnp.where(jnp.any(is_label, axis=-1), losses, jnp.nan)
+  total = jnp.sum(jax.nn.softplus(jnp.where(is_label, -logits, logits)), axis=-1)
+  return jnp.where(jnp.any(is_label, axis=-1), total, jnp.nan)
 
 
 @computed_wide
 def independent(log_p: Array, labels: Array) -> Array:
-  """The same of C independent probabilities, given by their logarithms: what RBF nets return.
+  """The cross-entropy of C independent probabilities given by their logarithms, as of RBF nets.
 
     -log p_y - sum over k != y of log(1 - p_k)
 
-  Within 1e-6 of log p_k = 0 the second term goes on along its tangent: an example that lies on
-  another class's template has a finite loss and gradient. For `one_vs_all` of the same
-  probabilities log p_k = log_sigmoid(z_k).
+  Within 1e-6 of log p_k = 0 the second term continues along its tangent, so that an example on the
+  template of another class has a finite loss and gradient. With log p_k = log_sigmoid(z_k) it
+  equals `one_vs_all`.
 
   Args:
-    log_p: [B, C], C >= 1, <= 0; an entry above 0, which is no probability, gives NaN.
+    log_p: [B, C], C >= 1, <= 0; an entry above 0 gives NaN.
     labels: [B], integers. One outside [0, C) gives NaN.
   """
   is_label = _is_label(log_p, labels)
@@ -110,21 +113,21 @@ def independent(log_p: Array, labels: Array) -> Array:
   return jnp.where(valid, jnp.sum(present + absent, axis=-1), jnp.nan)
 
 
-# What the outputs of a net mean that was trained by a loss: the kind that `probabilities` takes.
+# The loss that a net is trained with -> the kind of its outputs, as `probabilities` takes it.
 KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rbf"}
 
 
 @computed_wide
 def probabilities(logits: Array, kind: str) -> Array:
-  """What a net believes of every class; the largest is its confidence: [B, C] -> [B, C].
+  """The probability of every class, [B, C] -> [B, C]; the largest is the confidence of the net.
 
   Args:
-    logits: [B, C]; of a net trained by independent: log p.
-    kind: 'softmax' (of cross_entropy, they sum to 1, C >= 2), 'sigmoid' (of one_vs_all, each by
-      itself) or 'rbf' (of independent, each by itself).
+    logits: [B, C]; log p for a net trained with `independent`.
+    kind: 'softmax' (for cross_entropy; they sum to 1, C >= 2), 'sigmoid' (for one_vs_all) or 'rbf'
+      (for independent).
 
   Raises:
-    InputError: of another kind, or a softmax over one class.
+    InputError: an unknown kind, or a softmax over one class.
   """
   functions = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "rbf": jnp.exp}
   if kind not in functions:
@@ -136,10 +139,10 @@ def probabilities(logits: Array, kind: str) -> Array:
 
 @computed_wide
 def margin(logits: Array, labels: Array) -> Array:
-  """max over j != y of z_j - z_y: how far the label is beaten, > 0 where another class wins.
+  """max over j != y of z_j - z_y: > 0 where another class wins.
 
-  It has a gradient where the cross-entropy of a confident net is flat. Source: Carlini and Wagner
-  2017 (arXiv 1608.04644), f_6 with the sign turned and without its floor.
+  Its gradient does not vanish where the cross-entropy of a confident net is flat. Source: Carlini
+  and Wagner 2017 (arXiv 1608.04644), f_6 with the opposite sign and without its floor.
 
   Args:
     logits: [B, C], C >= 2.
@@ -164,16 +167,16 @@ def dlr(logits: Array, labels: Array) -> Array:
     logits: [B, C], C >= 2.
     labels: [B], integers.
   """
-  beaten = margin(logits, labels)
+  difference = margin(logits, labels)
   if logits.shape[-1] < 3:
-    return beaten
-  largest = jnp.sort(logits, axis=-1)
-  return _ratio(beaten, largest[:, -1] - largest[:, -3])
+    return difference
+  ordered = jnp.sort(logits, axis=-1)
+  return _ratio(difference, ordered[:, -1] - ordered[:, -3])
 
 
 @computed_wide
 def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
-  """z_t - z_y: how far the target beats the label.
+  """z_t - z_y: > 0 where the target beats the label.
 
   Args:
     logits: [B, C], C >= 2.
@@ -186,29 +189,31 @@ def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
 
 @computed_wide
 def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
-  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); with three classes z_(4) is z_(3), with two 1.
+  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+
+  With three classes z_(4) is z_(3); with two the denominator is 1.
 
   Source: Croce and Hein 2020 (arXiv 2003.01690), equation 7.
 
   Args:
     logits: [B, C], C >= 2.
     labels: [B], integers.
-    targets: [B], integers, the class to be mistaken for.
+    targets: [B], integers.
   """
-  beaten = targeted_margin(logits, labels, targets)
+  difference = targeted_margin(logits, labels, targets)
   if logits.shape[-1] < 3:
-    return beaten
-  largest = jnp.sort(logits, axis=-1)
-  fourth = largest[:, -4] if logits.shape[-1] > 3 else largest[:, -3]
-  return _ratio(beaten, largest[:, -1] - (largest[:, -3] + fourth) / 2)
+    return difference
+  ordered = jnp.sort(logits, axis=-1)
+  fourth = ordered[:, -4] if logits.shape[-1] > 3 else ordered[:, -3]
+  return _ratio(difference, ordered[:, -1] - (ordered[:, -3] + fourth) / 2)
 
 
 @computed_wide
 def kl_divergence(logits: Array, reference: Array) -> Array:
   """KL(softmax(reference) || softmax(logits)), which needs no label.
 
-  A class of probability 0 in the reference (a logit of -inf, say) adds 0, whatever the other is.
-  Source: Miyato et al. 2015 (arXiv 1507.00677), equation 1.
+  A class of probability 0 in the reference (a logit of -inf, say) contributes 0. Source: Miyato et
+  al. 2015 (arXiv 1507.00677), equation 1.
 
   Args:
     logits: [B, C], C >= 2, of the perturbed examples.
@@ -223,7 +228,7 @@ def kl_divergence(logits: Array, reference: Array) -> Array:
 
 
 def correct(logits: Array, labels: Array) -> Array:
-  """Whether the largest logit is the label's, [B] bool; never where a logit is inf or NaN."""
+  """Whether the largest logit is the label's, [B] bool; False where a logit is inf or NaN."""
   chex.assert_rank([logits, labels], [2, 1])
   return (predicted(logits) == labels) & (labels >= 0)
 
@@ -240,7 +245,7 @@ def predicted(logits: Array) -> Array:
 
 
 def _entry(logits: Array, labels: Array) -> Array:
-  """logits[i, labels[i]], NaN for a label that does not exist."""
+  """logits[i, labels[i]]; NaN for a label that does not exist."""
   chex.assert_rank([logits, labels], [2, 1])
   exists = (labels >= 0) & (labels < logits.shape[-1])
   entry = jnp.take_along_axis(logits, jnp.where(exists, labels, 0)[:, None], axis=-1)[:, 0]
@@ -248,18 +253,18 @@ def _entry(logits: Array, labels: Array) -> Array:
 
 
 def _is_label(logits: Array, labels: Array) -> Array:
-  """[B, C] bool; a label that does not exist is nowhere."""
+  """[B, C] bool: True at the label, nowhere for a label that does not exist."""
   chex.assert_rank([logits, labels], [2, 1])
   return jnp.arange(logits.shape[-1]) == labels[:, None]
 
 
 def _log_of_rest(log_p: Array) -> Array:
-  """log(1 - p) for log p <= 0, and where log p > -1e-6 its tangent there."""
+  """log(1 - p) for log p <= 0; its tangent where log p > -1e-6."""
   nearest = -1e-6
   curved = jax.nn.log1mexp(-jnp.minimum(log_p, nearest))
   return curved + jnp.maximum(log_p - nearest, 0.0) / -jnp.expm1(-nearest)
 
 
 def _ratio(a: Array, b: Array) -> Array:
-  """a / b, and a itself where b is 0 (all logits that matter are equal, and a is 0 too)."""
+  """a / b; a where b is 0 (then the logits are equal and a is 0 too)."""
   return a / jnp.where(b == 0, 1.0, b)

@@ -14,8 +14,6 @@ bits. On several hosts start it once a host, with --coordinator.
 
 import logging as python_logging
 import os
-import re
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,9 +22,10 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from robust_opt.errors import InputError, RunError
+from robust_opt import commands
 from robust_opt.experiments import metrics, overrides
 from robust_opt.experiments import run as run_lib
+from robust_opt.training import sharding
 
 _CONFIG = overrides.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -42,7 +41,9 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator=host:
 def main(argv: Sequence[str]) -> None:
   """Runs one experiment and prints its table."""
   config = overrides.config_of(_CONFIG.value, argv[1:])
-  _connect()
+  sharding.connect(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, shared=bool(_WORKDIR.value)
+  )
   workdir = Path(_WORKDIR.value or _new_temporary())
   if not _WORKDIR.value:
     logging.info("Pass --workdir=%s to resume this run if it is stopped.", workdir)
@@ -58,69 +59,22 @@ def _new_temporary() -> str:
   return os.path.join(tempfile.gettempdir(), name)
 
 
-def _connect() -> None:
-  """Joins the processes of one run, if there are several."""
-  coordinator, count, place = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  if not coordinator:
-    if (count, place) != (None, None):
-      raise InputError("--num_processes and --process_id need --coordinator=host:port, or auto.")
-    return
-  if not _WORKDIR.value:
-    raise InputError(f"--coordinator={coordinator} needs --workdir, a directory that all share.")
-  if coordinator == "auto":
-    jax.distributed.initialize()
-    return
-  if count is None or place is None:
-    raise InputError(
-      f"--coordinator={coordinator} needs --num_processes and --process_id too, but they were "
-      f"{count} and {place}."
-    )
-  if not (0 <= place < count and re.fullmatch(r".+:\d+", coordinator)):
-    raise InputError(
-      f"--coordinator must be host:port and --process_id one of 0 ... --num_processes - 1, but "
-      f"they were {coordinator}, {place} and {count}."
-    )
-  jax.distributed.initialize(coordinator, count, place)
-
-
-def _main_or_sentence(argv: Sequence[str]) -> None:
-  """A RunError, or another failure of a disk, ends with a sentence and a code, not a traceback."""
-  logging.get_absl_handler().addFilter(_worth_reading)
-  try:
-    main(argv)
-  except RunError as error:
-    sys.exit(_say(error, error.exit_code))
-  except OSError as error:
-    sys.exit(_say(error, 1))
-
-
-def _worth_reading(record: python_logging.LogRecord) -> bool:
-  """Others tell of every file they touch, and log with a traceback what they raise as well."""
+def is_shown(record: python_logging.LogRecord) -> bool:
+  """Our own log lines, and the warnings of others that do not come with an exception."""
   if record.pathname.startswith(str(Path(__file__).parent)):
     return True
   if record.levelno < python_logging.WARNING or record.exc_info:
     return False
-  return not record.getMessage().startswith("OpenCV is not installed")  # we decode by Pillow
+  return not record.getMessage().startswith("OpenCV is not installed")  # Pillow decodes
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-  try:
-    return overrides.parse(argv)
-  except InputError as error:
-    sys.exit(_say(error, error.exit_code))
-  except SystemExit:  # absl has printed the help that was asked for, and calls that a failure
-    sys.exit(0)
+def parse(argv: Sequence[str]) -> list[str]:
+  """absl's flags; what is left is the name of the program and the overrides of the config."""
+  rest, items = overrides.split(argv)
+  return [*commands.parse(rest), *items]
 
 
-def _say(error: Exception, code: int) -> int:
-  print(f"robust_opt: {error}", file=sys.stderr)
-  return code
-
-
-def run() -> None:
-  """What `python -m robust_opt.main` runs."""
-  app.run(_main_or_sentence, flags_parser=_parse_flags)
-
+command = commands.with_sentences(main, is_shown)
 
 if __name__ == "__main__":
-  run()
+  app.run(command, flags_parser=parse)

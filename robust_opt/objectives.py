@@ -1,7 +1,7 @@
-"""The two halves of the min-max: what the adversary ascends and what the learner descends.
+"""Objectives of adversarial training: what the adversary ascends and what the learner descends.
 
-  objective = ro.robust()          # Algorithm 1: both play on the same loss, at the perturbed batch
-  objective = ro.trades(beta=6.0)  # another method: another pair, under any set and any maximiser
+  objective = ro.robust()          # Algorithm 1: both use the loss at the perturbed batch
+  objective = ro.trades(beta=6.0)  # another pair, for any set and any maximizer
 
 |  objective         |  the adversary ascends        |  the learner descends                     |
 |  robust            |  J(x')                        |  J(x')                                    |
@@ -13,8 +13,8 @@
 |  gradient_penalty  |  nothing                      |  J(x) + max over delta of <grad J, delta> |
 
 Here x' = x + delta and J is the cross-entropy. A forward pass is a function of the images alone,
-x [B, *S] -> (logits [B, C], model_state): its caller has chosen parameters, mode and dropout.
-`inner` is handed a forward pass whose parameters are frozen, `outer` one that trains.
+x [B, *S] -> (logits [B, C], model_state), with parameters, mode and dropout fixed by the caller.
+`inner` gets a forward pass with frozen parameters, `outer` one with trainable parameters.
 """
 
 from collections.abc import Callable
@@ -29,19 +29,19 @@ from robust_opt.precision import computed_wide, wide
 from robust_opt.sets import UncertaintySet
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 
-# What a config may name; gradient_penalty takes the set besides.
+# The names that a config may use; gradient_penalty also takes the set.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]
 
 
 class RobustObjective(NamedTuple):
-  """min over theta of outer, at the x_adv that attacks inner.
+  """min over theta of outer, at the x_adv that maximizes inner.
 
   Attributes:
-    inner: (forward, x [B, *S], y [B, ...]) -> value_fn, what the adversary ascends. Its score is
-      the margin, > 0 where the net is fooled, if y are classes (integers [B], with two logits or
-      more), and else the value itself.
-    outer: (forward, x [B, *S], x_adv [B, *S], y [B, ...]) -> (loss [B], model_state), what the
-      learner descends. x_adv carries no gradient.
+    inner: (forward, x [B, *S], y [B, ...]) -> value_fn, which the adversary ascends. If y are
+      classes (integers [B], at least two logits), its score is the margin, > 0 where the net is
+      fooled; otherwise the value itself.
+    outer: (forward, x [B, *S], x_adv [B, *S], y [B, ...]) -> (loss [B], model_state), which the
+      learner descends. No gradient flows through x_adv.
   """
 
   inner: Callable[[Forward, Array, Array], ValueFn]
@@ -51,14 +51,14 @@ class RobustObjective(NamedTuple):
 def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """min over theta of max over delta in U of J(theta, x + delta, y).
 
-  The net never sees the clean example: Shaham et al. 2015, Algorithm 1. Standard training is the
-  same objective under an attack of 0 steps.
+  The net never sees the clean example: Shaham et al. 2015, Algorithm 1. Standard training is this
+  objective with an attack of 0 steps.
 
   Args:
-    loss: J, (outputs of the model, y [B, ...]) -> [B], of whatever labels it takes: classes,
-      targets of a regression, soft labels, several labels an example. An attack that compares
-      points (`keep_best`, `restarts`) compares them by the margin if y are classes, integers [B]
-      with two logits or more, and else by the loss.
+    loss: J, (outputs of the model, y [B, ...]) -> [B], with any kind of label: classes, regression
+      targets, soft labels, several labels per example. Attacks that compare points (`keep_best`,
+      `restarts`) compare them by the margin if y are classes (integers [B], at least two logits),
+      otherwise by the loss.
   """
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
@@ -72,7 +72,7 @@ def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
 def mixture(alpha: float = 0.5, loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """alpha J(x, y) + (1 - alpha) J(x + delta, y): Goodfellow et al. 2015, section 6, with l_inf.
 
-  With examples found by L-BFGS it is how Szegedy et al. 2014 feed theirs back.
+  With an L-BFGS attack it is the adversarial training of Szegedy et al. 2014.
 
   Args:
     alpha: in [0, 1], the weight of the clean examples; 0 is `robust`.
@@ -89,25 +89,25 @@ def mixture(alpha: float = 0.5, loss: LossFn = losses.cross_entropy) -> RobustOb
 
 
 def virtual(alpha: float = 1.0) -> RobustObjective:
-  """J(x, y) + alpha KL(p(x) || p(x + delta)): virtual adversarial training, which is smooth in x.
+  """J(x, y) + alpha KL(p(x) || p(x + delta)): virtual adversarial training.
 
-  Miyato et al. 2015 (arXiv 1507.00677), equations 1 to 4; p(x) in the second term is a constant.
-  That term needs no label: an example of label -1 has it alone, and the first is a mean over those
-  that have one (under pmap and shard_map, over those on the device). Its gradient at delta = 0 is
-  zero: ascend by `ro.power_iteration`, or from a random start.
+  Miyato et al. 2015 (arXiv 1507.00677), equations 1 to 4; p(x) in the second term is constant. That
+  term needs no label: examples of label -1 have it alone, and the first term is a mean over the
+  labeled examples (under pmap and shard_map, over those on the device). The gradient of the second
+  is 0 at delta = 0: ascend by `ro.power_iteration`, or from a random start.
 
   Args:
-    alpha: >= 0, the weight of the smoothness.
+    alpha: >= 0, the weight of the second term.
   """
   _check_weight("alpha", alpha)
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
     clean, adversarial, model_state = _both(forward, x, x_adv)
     smoothness = losses.kl_divergence(adversarial, jax.lax.stop_gradient(clean))
-    labelled = y >= 0
-    supervised = jnp.where(labelled, losses.cross_entropy(clean, jnp.maximum(y, 0)), 0.0)
-    # So that the mean over the batch is the mean over the labelled.
-    share = y.shape[0] / jnp.maximum(jnp.sum(labelled), 1)
+    labeled = y >= 0
+    supervised = jnp.where(labeled, losses.cross_entropy(clean, jnp.maximum(y, 0)), 0.0)
+    # Makes the mean over the batch a mean over the labeled examples.
+    share = y.shape[0] / jnp.maximum(jnp.sum(labeled), 1)
     supervised *= share.astype(supervised.dtype)
     return supervised + alpha * smoothness, model_state
 
@@ -115,10 +115,10 @@ def virtual(alpha: float = 1.0) -> RobustObjective:
 
 
 def trades(beta: float = 6.0) -> RobustObjective:
-  """J(x, y) + beta KL(p(x) || p(x + delta)), the gradient through both terms of the divergence.
+  """J(x, y) + beta KL(p(x) || p(x + delta)), with the gradient through both p(x) and p(x + delta).
 
-  Zhang et al. 2019 (arXiv 1901.08573), equation 5. The divergence has no gradient at delta = 0:
-  start at random.
+  Zhang et al. 2019 (arXiv 1901.08573), equation 5. The gradient of the divergence is 0 at
+  delta = 0: use a random start.
 
   Args:
     beta: >= 0, 1 / lambda of the paper.
@@ -134,7 +134,7 @@ def trades(beta: float = 6.0) -> RobustObjective:
 
 
 def mart(beta: float = 5.0) -> RobustObjective:
-  """Misclassification-aware training: what is misclassified when clean weighs more.
+  """Misclassification-aware training: examples misclassified without attack weigh more.
 
     -log p_y(x') - log(1 - max over j != y of p_j(x')) + beta (1 - p_y(x)) KL(p(x) || p(x'))
 
@@ -156,11 +156,11 @@ def mart(beta: float = 5.0) -> RobustObjective:
 def gradient_penalty(
   uncertainty: UncertaintySet, loss: LossFn = losses.cross_entropy
 ) -> RobustObjective:
-  """J(x, y) + max over delta in U of <grad_x J, delta>: robust optimisation to first order.
+  """J(x, y) + max over delta in U of <grad_x J, delta>: robust optimization to first order.
 
-  Over a ball of radius r the penalty is r |grad_x J|_q, 1/p + 1/q = 1 (double backpropagation,
-  Drucker and LeCun 1992, for p = 2). By Danskin's theorem its gradient is that of the inner
-  product at the maximiser, whatever the set. It needs no attack: give it one of 0 steps.
+  For a ball of radius r the penalty is r |grad_x J|_q, 1/p + 1/q = 1 (double backpropagation,
+  Drucker and LeCun 1992, for p = 2). By Danskin's theorem its gradient is that of the inner product
+  at the maximizer, for any set. It needs no attack: use one of 0 steps.
 
   Args:
     uncertainty: U.
@@ -184,7 +184,7 @@ def gradient_penalty(
 
 
 def _are_classes(logits: Array, y: Array) -> bool:
-  """Whether labels are integers [B] and logits [B, C] of at least two classes."""
+  """Whether y are integers [B] and the logits [B, C] have at least two classes."""
   classes = logits.ndim == 2 and logits.shape[1] >= 2
   return classes and y.ndim == 1 and bool(jnp.issubdtype(y.dtype, jnp.integer))
 
@@ -204,7 +204,7 @@ def _ascend_loss(loss: LossFn) -> Callable[[Forward, Array, Array], ValueFn]:
 
 
 def _ascend_divergence(forward: Forward, x: Array, y: Array) -> ValueFn:
-  """Away from the prediction at x, which is computed once."""
+  """Ascends the divergence from the prediction at x, which is computed once."""
   del y
   clean, _ = forward(x)
 
@@ -216,27 +216,27 @@ def _ascend_divergence(forward: Forward, x: Array, y: Array) -> ValueFn:
 
 @computed_wide
 def _mart(clean: Array, adversarial: Array, y: Array, beta: float) -> Array:
-  """The loss of `mart`, [B], given the logits."""
+  """The loss of `mart`, [B], from the logits."""
   log_p = losses.log_softmax(adversarial)
   is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
   rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
-  # log(1 - p) of a p that may be nearly 1: what all the other classes have together.
+  # log(1 - p), where p may be close to 1: the sum of all other probabilities.
   is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
   log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
   boosted = losses.cross_entropy(adversarial, y) - log_rest
-  unsure = -jnp.expm1(-losses.cross_entropy(clean, y))
-  return boosted + beta * unsure * losses.kl_divergence(adversarial, clean)
+  doubt = -jnp.expm1(-losses.cross_entropy(clean, y))  # 1 - p_y(x)
+  return boosted + beta * doubt * losses.kl_divergence(adversarial, clean)
 
 
 def _both(forward: Forward, x: Array, x_adv: Array) -> tuple[Array, Array, ModelState]:
-  """Logits at x and at x_adv, [B, C]; running statistics go on by the mean of both batches."""
+  """Logits [B, C] at x and at x_adv; running statistics are the mean of both updates."""
   clean, clean_state = forward(x)
   adversarial, adversarial_state = forward(x_adv)
   return clean, adversarial, jax.tree.map(_mean, clean_state, adversarial_state)
 
 
 def _mean(a: Array, b: Array) -> Array:
-  """Of running statistics; a counter or a key, which has no mean, goes on from the second pass."""
+  """The mean of running statistics; of a counter or a key, b, from the second pass."""
   return (a + b) / 2 if jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact) else b
 
 

@@ -1,13 +1,13 @@
-"""Types of fewer bits than float32: arithmetic in float32, results in the caller's type.
+"""Low-precision types: computation in float32, results in the caller's type.
 
   dtype = precision.wide(x.dtype)      # bfloat16 and float16 -> float32; float32, float64 stay
 
   @precision.computed_wide             # takes and returns bfloat16, computes in float32
   def norm(delta): ...
 
-Sums of hundreds of entries lose all their digits in bfloat16, and overflow in float16. Results are
-rounded once, at the end, to nearest: each entry is off by at most eps / 2 of itself, so that a
-perturbation leaves its ball by at most that share of the radius (eps is 2^-7 for bfloat16 and 2^-10
+Sums of hundreds of entries lose all precision in bfloat16 and overflow in float16. Results are
+rounded once, at the end, to nearest, with a relative error of at most eps / 2 per entry, so a
+perturbation leaves its ball by at most that fraction of the radius (eps is 2^-7 for bfloat16, 2^-10
 for float16).
 """
 
@@ -26,12 +26,12 @@ P = ParamSpec("P")
 
 
 def wide(dtype: Any) -> Any:
-  """The type to compute in: float32 for floating types of fewer bits, else the type itself."""
+  """The type to compute in: at least float32."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
 def cast(tree: PyTree, dtype: Any) -> PyTree:
-  """The floating-point leaves, Python numbers among them, as arrays of dtype; others unchanged."""
+  """Converts floating-point leaves, Python floats included, to arrays of dtype."""
 
   def of_leaf(leaf: Any) -> Any:
     is_array = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -41,12 +41,12 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
 
 
 def computed_wide(function: Callable[P, Array]) -> Callable[P, Array]:
-  """A function of arrays that computes in `wide` and returns the type of its first argument.
+  """Makes a function compute in `wide` of its first argument's type, and return that type.
 
-  Its other floating-point arguments are cast to the same type.
+  All floating-point arguments are cast.
 
   Raises:
-    InputError: when called, if the first argument is not floating point.
+    InputError: from the function: its first argument is not floating point.
   """
   name = next(iter(inspect.signature(function).parameters))
 
@@ -60,7 +60,7 @@ def computed_wide(function: Callable[P, Array]) -> Callable[P, Array]:
 
 
 def check_floating(array: Any, name: str) -> Any:
-  """The type of an array, or of what jax.eval_shape says of it.
+  """The dtype of an array or a jax.ShapeDtypeStruct.
 
   Raises:
     InputError: it is not floating point.

@@ -16,7 +16,7 @@ import yaml
 
 import robust_opt as ro
 from robust_opt import sets as structured
-from robust_opt.experiments import config
+from robust_opt.experiments import config, sections
 from robust_opt.studies import options
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_every_check_of_the_trust_report_is_explained():
-  tree = ast.parse((ROOT / "robust_opt" / "trust.py").read_text("utf-8"))
+  tree = ast.parse((ROOT / "robust_opt" / "evaluation" / "trust_checks.py").read_text("utf-8"))
   names = [
     node.args[0].value
     for node in ast.walk(tree)
@@ -148,6 +148,12 @@ def flat(tree, prefix=""):
 
 
 KEYS = {key for make in (config.base, config.cifar) for key in flat(make().to_dict())}
+KEYS |= {
+  f"{section}.{key}"
+  for section, described in sections.SECTIONS.items()
+  for name in described.choices
+  for key in sections.keys_of(section, name)
+}
 
 
 def flags_of(module):
@@ -174,7 +180,8 @@ def test_commands_flags_keys_and_configs_exist(page):
   text = re.sub(r"\s*\\\n\s*", " ", WITH_README[page])
   for path in re.findall(r"(?<![\w/.-])((?:configs|tests|robust_opt|benchmarks)/\w+\.py)", text):
     assert (ROOT / path).is_file() or "logit_pairing" in path, path
-  assert set(re.findall(r"--config\.([\w.]+\w)", text)) <= KEYS
+  keys = set(re.findall(r"--config\.([\w.]+\w)", text))
+  assert {".".join(key.split(".")[:2]) if key.startswith("set.") else key for key in keys} <= KEYS
   for module, given in re.findall(r"python -m ((?:robust_opt|benchmarks)[\w.]*)([^\n`]*)", text):
     for flag in re.findall(r" --(\w+)", given):
       assert {flag, flag.removeprefix("no")} & flags_of(module), f"{module} --{flag}"

@@ -173,7 +173,7 @@ def test_maximizers(dtype, x64, name):
       assert types_of(info) == {jnp.dtype(of_net)}
 
 
-@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_ascents_stay_in_the_ball(dtype):
   """Frank-Wolfe rounds at every step, the others project last."""
   x, key, eps = jnp.asarray(X, dtype), jax.random.key(0), float(jnp.finfo(dtype).eps)
@@ -267,7 +267,7 @@ def test_attacks_take_logits_of_any_type(make, of_net, of_images, x64):
 def test_what_fooled_is_what_is_returned(of_images):
   x = jnp.asarray(X, of_images)
   for name in ("apgd", "fab_minimal"):
-    delta, fooled = run(attacks(ro.L2)[name], "bfloat16")(x)
+    delta, fooled = jax.jit(run(attacks(ro.L2)[name], "bfloat16"))(x)
     again = ~losses.correct(net("bfloat16")(x + delta), Y)
     np.testing.assert_array_equal(again, fooled, name)
     assert fooled.any()
@@ -340,12 +340,7 @@ def digits_net(train_x, train_y):
   return logits
 
 
-REDUCED = (
-  phases.apgd_ce(10),
-  phases.apgd_t(10, 1),
-  phases.fab_t(5, 1),
-  phases.square_phase(20),
-)
+REDUCED = (phases.apgd_ce(10), phases.apgd_t(10, 1))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from robust_opt import evaluate, verify
+from robust_opt import evaluate, losses, verify
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, phases, trust, verdict
@@ -76,7 +76,7 @@ def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
   assert evaluation.run(options(trained, norm="", radius=None, examples=16))
   (folder,) = (trained / "evaluations").iterdir()
   assert folder.name == "linf_0.1_quick_16"
-  assert json.loads((folder / "summary.json").read_text())["claim"]["norm"] == "linf"
+  assert json.loads((folder / "summary.json").read_text())["claim"]["set"]["name"] == "LInf"
 
 
 @pytest.mark.slow
@@ -207,6 +207,44 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   verify.run(tmp_path / "found" / "verdict.npz", {})
   with pytest.raises(InputError, match="need --output"):
     evaluation.run(found._replace(output=None))
+
+
+STRUCTURED = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'
+
+
+def test_the_set_is_that_of_the_training_unless_told():
+  groups = json.loads(STRUCTURED)
+  ball = target.EvalTarget(None, None, None, "", "", set={"name": "LInf", "radius": 0.1})
+  standard, structured = ball._replace(set=None), ball._replace(set=groups)
+
+  def choice(net, **given):
+    return evaluation._set_config(evaluation.Options({}, **given), net)
+
+  assert choice(ball) == verdict.ball_config("linf", 0.1)
+  assert choice(ball, radius=0.2) == verdict.ball_config("linf", 0.2)
+  assert choice(structured, norm="l2", radius=0.2) == verdict.ball_config("l2", 0.2)
+  assert choice(structured) == choice(standard, set=groups) == groups
+  for net, given in ((ball, {"norm": "l2"}), (standard, {}), (structured, {"radius": 0.1})):
+    with pytest.raises(InputError, match="Give --norm and --radius"):
+      choice(net, **given)
+  with pytest.raises(InputError, match="either --set, or --norm and --radius"):
+    choice(ball, set=groups, radius=0.1)
+
+
+def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  version = (phases.pgd_phase("pgd", losses.margin, 5, relative_step=0.3),)
+  monkeypatch.setitem(phases.VERSIONS, "pgd", version)
+  given = {"norm": "", "radius": None, "set": evaluate.set_config(STRUCTURED), "version": "pgd"}
+  chosen = options("")._replace(source=own(tmp_path), output=tmp_path / "found", **given)
+  with pytest.raises(InputError, match='version="pgd" attacks every set'):
+    evaluation.run(chosen._replace(version="standard"))
+  assert evaluation.run(chosen._replace(trust=True))
+  assert "# GroupL21, radius 0.3, pgd, 30 examples" in capsys.readouterr().out
+  verify.run(tmp_path / "found" / "verdict.npz", {})
+  for text, words in (("{", "--set must be JSON"), ("[]", "--set must be JSON such as")):
+    with pytest.raises(InputError, match=words):
+      evaluate.set_config(text)
 
 
 def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch):
@@ -343,7 +381,7 @@ def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
   (damaged / "config.json").write_text("{")
   cases = [
     ({"workdir": str(tmp_path / "none")}, "must be the directory of a run: it has no config.json"),
-    ({"workdir": str(damaged)}, "no config of a run that can be read"),
+    ({"workdir": str(damaged)}, "no readable config of a run"),
     ({"workdir": str(trained), "model": "a:b"}, "either --workdir of a run, or both"),
     ({"model": "a:b"}, "either --workdir of a run, or both"),
     ({**source, "model": "my_net"}, "must be module:function"),
@@ -375,7 +413,7 @@ def test_a_run_without_checkpoints(tmp_path, trained):
   with pytest.raises(InputError, match="holds no checkpoints"):
     target.load({"workdir": str(tmp_path)})
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match="no config of a run that can be read"):
+  with pytest.raises(InputError, match="no readable config of a run"):
     target.load({"workdir": str(tmp_path)})
 
 

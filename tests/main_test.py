@@ -45,7 +45,7 @@ def run_main(monkeypatch, *argv):
   try:
     for name, value in cache.items():
       jax.config.update(name, value)
-    main_lib._main_or_sentence(main_lib._parse_flags(sys.argv))
+    main_lib.command(main_lib.parse(sys.argv))
   except SystemExit as end:
     return end.code
   finally:
@@ -126,4 +126,4 @@ def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch
 )
 def test_noise_of_others_is_left_out(path, level, message, read):
   record = logging.LogRecord("absl", level, path, 1, message, (), None)
-  assert main_lib._worth_reading(record) == read
+  assert main_lib.is_shown(record) == read

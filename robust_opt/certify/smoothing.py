@@ -1,19 +1,19 @@
-"""Randomised smoothing: a classifier that is provably robust in l_2, made of any other.
+"""Randomized smoothing: makes any classifier one that is provably robust in l_2.
 
   keys = jax.random.split(key, x.shape[0])
   prediction, radius = certify_smoothed(keys, logits_fn, x, sigma=0.25)
   certified_accuracy = np.mean((prediction == y) & (radius > 0.5))
 
-The certificate is of ANOTHER classifier: not of logits_fn, but of the smoothed one,
+The certificate holds for ANOTHER classifier, not for logits_fn but for the smoothed
 
-  g(x) = the class that argmax logits_fn(x + sigma * noise) gives most often, noise ~ N(0, I).
+  g(x) = the class that argmax logits_fn(x + sigma * noise) takes most often, noise ~ N(0, I).
 
-It says nothing about the plain net, and attacks on the plain net say nothing about it. It holds
-with probability at least 1 - alpha over the noise that was drawn, for each example by itself, not
-for all examples of a data set together. Source: Cohen, Rosenfeld and Kolter 2019 (arXiv
-1902.02918), theorem 1 and algorithm CERTIFY (section 3.2.2).
+It says nothing about the original net, and attacks on the original net say nothing about g. It
+holds with probability at least 1 - alpha over the drawn noise, for each example separately, not for
+all examples of a data set together. Source: Cohen, Rosenfeld and Kolter 2019 (arXiv 1902.02918),
+theorem 1 and algorithm CERTIFY (section 3.2.2).
 
-A net that was not trained with noise of that sigma rarely has a large radius.
+A net that was not trained with noise of that sigma rarely gets a large radius.
 """
 
 import math
@@ -37,12 +37,12 @@ ABSTAIN = -1
 
 
 class SmoothedCertificate(NamedTuple):
-  """What was certified of the smoothed classifier.
+  """Certificates for the smoothed classifier.
 
   Attributes:
-    prediction: [B] int32, its class, or -1 where it abstains.
+    prediction: [B] int32, its class, or -1 where it abstains; right or wrong.
     radius: [B] float32, in l_2 and the units of x: within it the smoothed classifier predicts the
-      same. 0 where it abstains. Whether the prediction is right is another question.
+      same class; 0 where it abstains.
   """
 
   prediction: Array
@@ -61,32 +61,32 @@ def certify_smoothed(
 ) -> SmoothedCertificate:
   """CERTIFY of Cohen et al. 2019 for every example of a batch.
 
-    class:   the most frequent one of n0 noisy copies
-    p:       the Clopper-Pearson lower bound, at level alpha, of its probability, from n copies more
-    radius:  sigma * Phi^-1(p) where p > 1/2; else abstain
+    class:   the most frequent class of n0 noisy copies
+    p:       the Clopper-Pearson lower bound, at level alpha, of its probability, from n more copies
+    radius:  sigma * Phi^-1(p) if p > 1/2; otherwise abstain
 
-  With n copies the radius is at most sigma * Phi^-1(alpha^(1/n)): 3.20 sigma by default, were
-  every copy of the same class. Copies whose logits are not finite count for no class.
+  The radius is at most sigma * Phi^-1(alpha^(1/n)), 3.20 sigma by default, if all n copies agree.
+  Copies whose logits are not finite count for no class.
 
-  The bound is computed on the host, so that this function cannot be traced; class_counts can.
+  The bound is computed on the host, so this function cannot be traced; class_counts can.
 
   Args:
-    keys: [B], or one key; an example's result depends on its key alone, not on its neighbours.
-    logits_fn: x [B, *S] -> logits [B, C], of any floating type. It is compiled once for each shape,
-      and again if the weights that it closes over have changed; those of a
-      `jax.tree_util.Partial` or a module are arguments.
+    keys: [B], or one key; with keys [B], a result depends only on the example and its key.
+    logits_fn: x [B, *S] -> logits [B, C], of any floating type. It is compiled once per shape, and
+      again if the weights that it closes over have changed; those of a `jax.tree_util.Partial` or a
+      module are arguments.
     x: [B, *S], pixels in [0, 1], float32 or float64: in fewer bits the noise is not normal. The
       noisy copies leave the box.
     sigma: standard deviation of the noise, in the units of x, > 0.
     n0: copies to guess the class from.
     n: copies to bound its probability from.
-    alpha: the probability, for each example, that its certificate is wrong; in (0, 1).
-    at_once: noisy copies of the batch in one call of logits_fn; changes no result.
+    alpha: the probability that a certificate is wrong, for each example; in (0, 1).
+    at_once: noisy copies of the batch per call of logits_fn; does not change the result.
 
   Raises:
-    InputError: of sigma <= 0, alpha outside (0, 1), a number of copies below 1, an n with which
+    InputError: sigma <= 0, alpha outside (0, 1), a number of copies below 1, an n so small that
       every certificate would abstain, images that are not float32 or float64, or logits that are
-      not floating point or of one class.
+      not floating point or have one class.
   """
   if not sigma > 0:
     raise InputError(f"sigma must be > 0, but was {sigma}.")
@@ -101,7 +101,7 @@ def certify_smoothed(
       f"n must be at least {least} for alpha={alpha}, but was {n}: even if all copies agree, fewer "
       "do not prove that their class has more than half of the probability."
     )
-  # Two streams of noise: the bound may not see the copies that the class was guessed from.
+  # Independent noise: the bound must not reuse the copies that the class was guessed from.
   both = jax.vmap(jax.random.split)(per_example(keys, x.shape[0]))
   guess_keys, bound_keys = jnp.moveaxis(both, 1, 0)
   net = network.as_argument(logits_fn, x)
@@ -117,9 +117,10 @@ def certify_smoothed(
 def class_counts(
   keys: Array, logits_fn: LogitsFn, x: Array, sigma: float, num_copies: int, at_once: int = 64
 ) -> Array:
-  """How many of num_copies noisy copies of each example fall into each class, [B, C] int32.
+  """The number of noisy copies of each example in each class, [B, C] int32.
 
-  Copy t of example i has its noise from fold_in(keys[i], t). Arguments as for certify_smoothed.
+  The noise of copy t of example i is drawn from fold_in(keys[i], t). Arguments as for
+  certify_smoothed.
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
@@ -152,10 +153,10 @@ _class_counts = jax.jit(class_counts, static_argnames=("num_copies", "at_once"))
 
 
 def lower_confidence_bound(successes: np.ndarray, trials: int, alpha: float) -> np.ndarray:
-  """The p with P(Binomial(trials, p) >= successes) = alpha; 0 where there was no success.
+  """The p with P(Binomial(trials, p) >= successes) = alpha; 0 without successes.
 
-  The probability of a success lies above it with probability at least 1 - alpha. Source: Clopper
-  and Pearson (1934), one-sided, by the quantile of a beta distribution.
+  The probability of a success is larger with probability at least 1 - alpha. Source: Clopper and
+  Pearson (1934), one-sided, by the quantile of a beta distribution.
   """
   successes = np.asarray(successes)
   some = np.maximum(successes, 1)

@@ -1,12 +1,12 @@
-"""Accuracy on clean examples and at the examples an attack makes of them.
+"""Accuracy on clean and on attacked examples.
 
   evaluate = make_evaluate(apply, ro.robust(), lambda radius: ro.steepest(ro.L2(radius)), 500)
   result = evaluate(params, model_state, data, radius, key)
   accuracy = result.robust_correct.mean()
 
-The model runs in evaluation mode, random starts derive from each example's id, and the last
-batch is padded and masked: the answer counts every example once and depends neither on the batch
-size nor on the order. The radius is traced: a sweep over radii compiles once.
+The model runs in evaluation mode, random starts derive from the ids of the examples, and the last
+batch is padded: the result counts every example once and depends neither on the batch size nor on
+the order. The radius is traced, so that a sweep over radii compiles once.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params
 
 
 class Evaluation(NamedTuple):
-  """What became of every example, each [N]; means of the first two are accuracies.
+  """The outcome for every example, each [N]; the means of the first two are accuracies.
 
   Attributes:
-    clean_correct: bool, whether the clean example is classified as its label.
-    robust_correct: bool, whether the clean example and the perturbed one both are: the adversary
-      may also leave an example as it is, so that this is never above the clean accuracy.
+    clean_correct: bool, whether the clean example is classified correctly.
+    robust_correct: bool, whether both the clean and the perturbed example are: the adversary may
+      also leave an example unchanged, so that this never exceeds the clean accuracy.
     zero_gradient: bool, whether the first input gradient was exactly zero.
   """
 
@@ -61,8 +61,8 @@ def perturb(
   """Attacks a batch, with the model in evaluation mode.
 
   Raises:
-    InputError: attack has another type, the examples are not one array of floats, or the labels are
-      not classes of a net of at least two.
+    InputError: attack is not an attack, the examples are not one array of floats, or the labels are
+      not classes of a net of at least two classes.
   """
   check_attack(attack)
   check_examples("The examples (x of the batch)", batch.x)
@@ -92,7 +92,7 @@ def make_evaluate(
     apply: the model.
     objective: whose inner value the attack ascends.
     make_attack: (radius [], or a set, or any pytree) -> attack; called under trace.
-    batch_size: examples at a time; it changes speed and memory, not the answer.
+    batch_size: examples at a time; it changes speed and memory, not the result.
     place_batch: constrains where a batch lies (sharding.py).
 
   Returns:
@@ -107,7 +107,7 @@ def make_evaluate(
   ) -> Evaluation:
     num_examples = data.labels.shape[0]
     num_batches = -(-num_examples // batch_size)
-    # The padding repeats the last example, and is cut off below.
+    # Padded with the last example; cut off below.
     ids = jnp.minimum(jnp.arange(num_batches * batch_size, dtype=jnp.int32), num_examples - 1)
 
     def one_batch(ids: Array) -> Evaluation:
@@ -128,7 +128,7 @@ def make_evaluate(
 
 
 def _check_classes(logits: Array, labels: Array) -> None:
-  """InputError unless there are classes to be right about."""
+  """InputError unless labels and logits are those of a classifier."""
   integers = jnp.issubdtype(labels.dtype, jnp.integer)
   if labels.ndim != 1 or not integers or logits.ndim != 2 or logits.shape[1] < 2:
     raise InputError(
@@ -139,12 +139,12 @@ def _check_classes(logits: Array, labels: Array) -> None:
 
 
 def logits_of(apply: ApplyFn, params: Params, model_state: ModelState) -> LogitsFn:
-  """The net in evaluation mode, its weights the arguments of a Partial."""
+  """The net in evaluation mode, as a Partial of its weights."""
   return jax.tree_util.Partial(_Logits(apply), params, model_state)
 
 
 class _Logits:
-  """Equal for the same apply, so that programs that are compiled for one net serve another."""
+  """Equal for the same apply, so that nets of one architecture share their compilations."""
 
   def __init__(self, apply: ApplyFn) -> None:
     self._apply = apply

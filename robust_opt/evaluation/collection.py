@@ -1,6 +1,6 @@
 """Adversarial collections (Shaham et al. 2015, section 5): examples that ONE network gets wrong.
 
-  collection = collect(logits_of, ascend, test.images, test.labels, {"l2": 0.55}, net=sha256)
+  collection = collect(logits_of, ascend, test.images, test.labels, [ro.L2(0.55)], net=sha256)
   save(collection, path)                                 # .npz, no pickle
   collection = load(path)
   verify(collection, logits_of, test.images, test.labels, net)
@@ -11,7 +11,8 @@ stay float32: rounding to 8 bits would change or remove perturbations of a small
 makes the 8-bit version).
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import losses
+from robust_opt.arrays import pad_to
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import perturb
 from robust_opt.evaluation.verdict import TOLERANCE
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.maximizers import Attack
 from robust_opt.objectives import RobustObjective
-from robust_opt.sets import BALLS, lengths
+from robust_opt.sets import BALLS, Ball, lengths
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 # Rounding with another batch size or machine may change logit differences smaller than this. Such
@@ -34,7 +36,7 @@ from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 MARGIN = 1e-3
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]  # images [N, *S] float32 -> logits [N, C]
-Ascend = Callable[[str, float, np.ndarray, np.ndarray], np.ndarray]  # (norm, radius, x, y) -> delta
+Ascend = Callable[[Ball, np.ndarray, np.ndarray], np.ndarray]  # (u, x, y) -> delta
 
 
 class Collection(NamedTuple):
@@ -74,33 +76,29 @@ def make_logits_of(
 def make_ascend(
   apply: ApplyFn,
   objective: RobustObjective,
-  make_attack: Callable[[str, Array], Attack],
+  make_attack: Callable[[Ball], Attack],
   batch_size: int,
-) -> Callable[[Params, ModelState, str, float, np.ndarray, np.ndarray], np.ndarray]:
-  """(params, model_state, norm, radius, x [N, *S], y [N]) -> delta [N, *S] on the host.
+) -> Callable[[Params, ModelState, Ball, np.ndarray, np.ndarray], np.ndarray]:
+  """(params, model_state, u, x [N, *S], y [N]) -> delta [N, *S] on the host.
 
   Args:
     apply: the model, used in evaluation mode.
     objective: its inner value is what the attack ascends.
-    make_attack: (norm, radius []) -> attack without a random start; called under trace.
+    make_attack: u -> attack without a random start; called under trace.
     batch_size: examples at a time; it changes speed and memory, not the result.
   """
 
-  @jax.jit(static_argnames="norm")
-  def one_batch(
-    params: Params, model_state: ModelState, radius: Array, x: Array, y: Array, norm: str
-  ) -> Array:
+  @jax.jit
+  def one_batch(params: Params, model_state: ModelState, u: Ball, x: Array, y: Array) -> Array:
     batch = Batch(x, y, jnp.arange(x.shape[0], dtype=jnp.int32))
-    attack, key = make_attack(norm, radius), jax.random.key(0)
+    attack, key = make_attack(u), jax.random.key(0)
     return perturb(apply, params, model_state, objective, attack, batch, key).delta
 
   def ascend(
-    params: Params, model_state: ModelState, norm: str, radius: float, x: np.ndarray, y: np.ndarray
+    params: Params, model_state: ModelState, u: Ball, x: np.ndarray, y: np.ndarray
   ) -> np.ndarray:
-    traced = jnp.float32(radius)
-    return in_batches(
-      lambda x, y: one_batch(params, model_state, traced, x, y, norm=norm), batch_size, x, y
-    )
+    u = dataclasses.replace(u, radius=jnp.float32(u.radius))
+    return in_batches(lambda x, y: one_batch(params, model_state, u, x, y), batch_size, x, y)
 
   return ascend
 
@@ -112,9 +110,7 @@ def in_batches(function: Callable[..., Array], batch_size: int, *arrays: np.ndar
     arrays = tuple(np.zeros((1, *a.shape[1:]), a.dtype) for a in arrays)
   out = []
   for start in range(0, max(count, 1), batch_size):
-    parts = [a[start : start + batch_size] for a in arrays]
-    missing = batch_size - len(parts[0])
-    parts = [np.concatenate([p, np.repeat(p[-1:], missing, axis=0)]) for p in parts]
+    parts = [pad_to(a[start : start + batch_size], batch_size) for a in arrays]
     out.append(function(*parts))  # dispatched without waiting for the previous batch
   return np.concatenate([np.asarray(o) for o in out])[:count]
 
@@ -124,44 +120,30 @@ def collect(
   ascend: Ascend,
   images: np.ndarray,
   labels: np.ndarray,
-  radii: Mapping[str, float],
+  balls: Iterable[Ball],
   net: str,
 ) -> Collection:
   """One ascent step from every correctly classified example in every norm; keeps the errors.
 
   Args:
     logits_of: the network in evaluation mode.
-    ascend: (norm, radius, x, y) -> delta.
+    ascend: (u, x, y) -> delta.
     images: [N, *S], uint8 or float32 in [0, 1], of the test set.
     labels: [N].
-    radii: in pixels, by norm.
+    balls: one per norm.
     net: SHA-256 of the network.
   """
   x, labels = pixels(images), np.asarray(labels, np.int32)
   ids = np.flatnonzero(correct(logits_of, x, labels)).astype(np.int32)
   parts = []
-  for norm, radius in radii.items():
-    adversarial = _rounded_inwards(x[ids], ascend(norm, radius, x[ids], labels[ids]))
+  for u in balls:
+    adversarial = _rounded_inward(x[ids], ascend(u, x[ids], labels[ids]))
     kept = _error(logits_of(adversarial), labels[ids]) > MARGIN
-    count = int(kept.sum())
-    parts.append(
-      Collection(
-        images=adversarial[kept],
-        labels=labels[ids][kept],
-        source_ids=ids[kept],
-        norms=np.full(count, norm, "<U4"),
-        radii=np.full(count, radius, np.float64),
-        net=net,
-      )
-    )
-  return Collection(
-    images=np.concatenate([part.images for part in parts]),
-    labels=np.concatenate([part.labels for part in parts]),
-    source_ids=np.concatenate([part.source_ids for part in parts]),
-    norms=np.concatenate([part.norms for part in parts]),
-    radii=np.concatenate([part.radii for part in parts]),
-    net=net,
-  )
+    norms = np.full(kept.sum(), u.name, "<U4")
+    radii = np.full(kept.sum(), u.radius, np.float64)
+    parts.append((adversarial[kept], labels[ids][kept], ids[kept], norms, radii))
+  columns = map(np.concatenate, zip(*parts, strict=True))
+  return Collection(net=net, **dict(zip(Collection._fields, columns)))
 
 
 def correct(logits_of: LogitsOf, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -235,7 +217,7 @@ def verify(
     raise InputError("The collection's labels are not those of its sources in this test set.")
   furthest = relative_norms(collection, images).max(initial=0.0)
   if not furthest <= 1 + TOLERANCE:
-    raise InputError(f"A perturbation of the collection is {furthest:.7f} of its radius long.")
+    raise InputError(f"A perturbation of the collection is {furthest:.7f} of its radius.")
   right = int(correct(logits_of, collection.images, collection.labels).sum())
   if right:
     raise InputError(
@@ -271,7 +253,7 @@ def _error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   return wrong.max(axis=1) - logits[rows, labels]
 
 
-def _rounded_inwards(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
+def _rounded_inward(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
   """x + delta in float32, no pixel further from x than |delta|, so that no norm grows.
 
   Near 1, rounding to float32 changes a pixel by up to 3e-8, which may exceed a relative 1e-6 of an

@@ -3,9 +3,9 @@
   net = of_net(logits_fn, x)     # {"code": ..., "arrays": ..., "logits": ...}, JSON values
   same("logits", old["logits"], net["logits"])
 
-The code is the jaxpr of the logits and of their gradient: with other preprocessing, or another
-custom gradient, it is another network, although the weights are the same. The jaxpr does not show
-what happens inside a callback (a bridge to PyTorch, say); the clean logits do.
+The code is the jaxpr of the logits and of their gradient: with other preprocessing or another
+custom gradient it is another network, even if the weights are the same. The jaxpr does not show
+what happens inside a callback (a bridge to PyTorch, for example); the clean logits do.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str
   Args:
     logits_fn: x [B, *S] -> logits [B, C], in evaluation mode.
     x: [N, *S] float32, pixels in [0, 1]; the first NUM_IMAGES are used.
-    definition: text that determines what a Partial computes from its arrays; empty: the function
-      is traced. A definition does not depend on the backend or on the version of JAX.
+    definition: text that determines what a Partial computes from its arrays; if it is empty, the
+      function is traced. Unlike a trace, it depends neither on the backend nor on the JAX version.
 
   Returns:
     code: SHA-256 of the definition or of the jaxpr.
-    arrays: SHA-256 of the arrays that it computes with.
+    arrays: SHA-256 of its arrays.
     logits: of the first images, [n, C] as nested lists.
   """
   images = x[:NUM_IMAGES]
@@ -53,7 +53,7 @@ def same(key: str, old: Any, new: Any) -> bool:
   """Whether two values of an identity agree, logits up to rounding.
 
   Args:
-    key: name of the value; its last part, after a dot, says whether it holds logits.
+    key: the name of the value; its last part, after a dot, is "logits" for logits.
     old: a JSON value.
     new: likewise.
   """

@@ -1,14 +1,14 @@
 """A user's network as the argument of a compiled program, and checks that it can be measured.
 
-  net = nets.as_argument(logits_fn, x)             # jax.jit(program)(net, x): never stale weights
-  reference = nets.checked_logits(logits_fn, net, x)
+  net = network.as_argument(logits_fn, x)          # jax.jit(program)(net, x): never stale weights
+  reference = network.checked_logits(logits_fn, net, x)
   ...                                              # attack `net`
-  nets.check_unchanged(logits_fn, x, reference)
+  network.check_unchanged(logits_fn, x, reference)
 
-`jax.jit` compiles a function once for each function object. Weights that the function closes over
-become constants, and replacing them later has no effect on the compiled program. `as_argument`
-therefore identifies a network by what it computes now: its arrays are arguments, and everything
-else, constants included, is part of the compilation key.
+`jax.jit` compiles a function once per function object. Weights that the function closes over become
+constants, and replacing them later has no effect on the compiled program. `as_argument` therefore
+identifies a network by what it computes now: its arrays are arguments, and everything else,
+constants included, is part of the compilation key.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from jax.extend import core
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn, PyTree
 
-# Images that the checks of a network call it on.
+# The number of images that a network is checked on.
 NUM_CHECKED = 16
-# Float32 sums in another order differ by some 1e-6 of the largest logit; noise, other weights and
-# statistics of another batch by 1e-2 and more.
+# In another order, float32 sums differ by some 1e-6 of the largest logit; noise, other weights and
+# the statistics of another batch make differences of 1e-2 and more.
 ROUNDING = 1e-4
-# Units in the last place by which programs of fewer bits than float32 may differ: whether results
-# are rounded in between depends on what is fused and on the size of the batch.
+# Units in the last place by which programs in fewer bits than float32 may differ: whether
+# intermediate results are rounded depends on fusion and on the batch size.
 ULPS = 8
-# How far below the largest logit of an example a logit counts: masked classes have -1e9 or so.
+# Logits are compared down to this far below the largest of the example: masked classes have -1e9.
 RANGE = 50.0
 
 RAND_HINT = (
@@ -51,20 +51,20 @@ RAND_HINT = (
 )
 @dataclasses.dataclass(frozen=True)
 class Randomized:
-  """The mean probabilities of a network that answers at random, as log-probabilities.
+  """The mean probabilities of a random network, as log-probabilities.
 
-    net(x)       the classifier that is measured: the mean over fixed draws
-    net(x, key)  the mean over the draws of another key: an attack takes a fresh key at each step
+    net(x)       the classifier that is evaluated: the mean over fixed draws
+    net(x, key)  the mean over the draws of another key: attacks use a new key at each step
 
   Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397), as in the "rand" version
-  of AutoAttack. A draw is shared by the examples of a batch, each of which is a batch of one to
-  logits_fn, so that the answer for an image does not depend on its neighbors.
+  of AutoAttack. The examples of a batch share their draws, and each is passed to logits_fn as a
+  batch of one, so that the output for an image does not depend on the others.
 
   Attributes:
     logits_fn: (x [B, *S], key) -> logits [B, C]; a `Partial` or a module passes its weights as
       arguments.
     key: of the fixed draws.
-    num_draws: how many draws are averaged, by default as many as AutoAttack takes.
+    num_draws: how many draws are averaged; the default is that of AutoAttack.
   """
 
   logits_fn: Callable[[Array, Array], Array]
@@ -76,7 +76,7 @@ class Randomized:
     keys = jax.random.split(self.key if key is None else key, self.num_draws)
 
     def draw(key: Array) -> Array:
-      # Each example as a batch of its own: its noise must not depend on its place in the batch.
+      # Each example as a batch of its own: its noise must not depend on its index in the batch.
       logits = jax.vmap(lambda one: self.logits_fn(one[None], key)[0])(x)
       return jax.nn.log_softmax(logits)
 
@@ -86,13 +86,13 @@ class Randomized:
 
 @dataclasses.dataclass(frozen=True)
 class _Structure:
-  """Everything about a network but its arrays: static, compared by value.
+  """Everything about a network except its arrays: static, compared by value.
 
   Attributes:
     treedef: of the network as a pytree; of a plain function, that of a leaf.
-    static: leaves that are no arrays, None in the place of each array.
+    static: the leaves that are not arrays, None in place of each array.
     fingerprint: of the traced computation and its constants.
-    low_precision: the least precise floating point type that it computes in.
+    low_precision: the least precise floating-point dtype that it computes in.
   """
 
   treedef: Any
@@ -110,13 +110,13 @@ class _Structure:
 def as_argument(logits_fn: LogitsFn, x: np.ndarray | Array) -> jax.tree_util.Partial:
   """The network as a pytree that jit takes as an argument.
 
-  Arrays of a pytree (a `Partial`, a module of NNX or Equinox, a `Randomized`) are leaves, so that
-  networks of one architecture share their compilations. A plain function is traced here, once; it
-  shares compilations with earlier calls only if neither its code nor its constants have changed.
+  The arrays of a pytree (a `Partial`, a module of NNX or Equinox, a `Randomized`) are leaves, so
+  that networks of one architecture share their compilations. A plain function is traced here, once;
+  it shares compilations with earlier calls only if neither its code nor its constants have changed.
 
   Args:
     logits_fn: x [B, *S] -> logits [B, C].
-    x: [N, *S], examples; only shape and dtype count.
+    x: [N, *S], examples, of which only shape and dtype are used.
   """
   if isinstance(logits_fn, jax.tree_util.Partial) and isinstance(logits_fn.func, _Structure):
     return logits_fn
@@ -137,9 +137,9 @@ def as_argument(logits_fn: LogitsFn, x: np.ndarray | Array) -> jax.tree_util.Par
 def traced(
   function: Callable[[PyTree, Array], Array], arrays: PyTree, x: Array | jax.ShapeDtypeStruct
 ) -> core.ClosedJaxpr:
-  """The jaxpr of (arrays, x [B, *S]) -> logits [B, C] and of its gradient in x, if it has one."""
+  """The jaxpr of (arrays, x [B, *S]) -> logits [B, C] and of its gradient in x, if there is one."""
 
-  # New functions in every call: JAX caches traces by function.
+  # New functions in every call, since JAX caches traces by function.
   def with_gradient(arrays: PyTree, x: Array) -> tuple[Array, Array]:
     logits, pullback = jax.vjp(lambda x: function(arrays, x), x)
     return logits, pullback(jnp.ones_like(logits))[0]
@@ -163,7 +163,7 @@ def callbacks(jaxpr: core.ClosedJaxpr) -> str:
 
 
 def constants(jaxpr: core.ClosedJaxpr) -> Iterator[Array | np.ndarray]:
-  """Every array within a traced computation, in order; keys as their data."""
+  """The arrays within a traced computation, in order; keys as their data."""
   for each in _closed_jaxprs(jaxpr):
     inputs = (atom for equation in each.jaxpr.eqns for atom in equation.invars)
     literals = (atom.val for atom in inputs if isinstance(atom, core.Literal))
@@ -173,32 +173,32 @@ def constants(jaxpr: core.ClosedJaxpr) -> Iterator[Array | np.ndarray]:
 
 
 def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndarray:
-  """The logits of the first images, [min(N, 16), C], if the network is a function of them alone.
+  """The logits of the first images, [min(N, 16), C], if the network is a pure function of them.
 
   Args:
-    logits_fn: as the caller gave it.
+    logits_fn: as the caller passed it.
     net: from `as_argument`.
     x: [N, *S].
 
   Raises:
-    InputError: two calls of logits_fn give different logits, or the compiled network gives others
-      than logits_fn itself.
+    InputError: two calls of logits_fn give different logits, or the logits of the compiled network
+      differ from those of logits_fn.
   """
   reference = _plain(logits_fn, x)
   same, difference = compared(reference, _plain(logits_fn, x))
   if not same:
-    raise InputError(f"The network answers at random: between two calls {difference}. {RAND_HINT}")
+    raise InputError(f"The network is random: between two calls {difference}. {RAND_HINT}")
   check_compiled(net, x, reference)
   return reference
 
 
 def check_compiled(net: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
-  """Raises an InputError if the compiled network has other logits than a plain call, [n, C].
+  """Raises an InputError if the logits of the compiled network differ from a plain call's, [n, C].
 
   Args:
     net: from `as_argument`.
     x: [N, *S], of which the first n images are used.
-    reference: as of `checked_logits`.
+    reference: from `checked_logits`.
   """
   with jax.default_matmul_precision("highest"):
     logits = np.asarray(_compiled_logits(net, jnp.asarray(x[: len(reference)])))
@@ -207,7 +207,7 @@ def check_compiled(net: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
   if not same:
     raise InputError(
       f"The network is not a pure function of the images: between a plain and a compiled call "
-      f"{difference}, so that compiled attacks would measure another network. jit freezes noise "
+      f"{difference}, so that compiled attacks would attack another network. jit freezes noise "
       f"that is drawn in Python, state outside of the arguments, and the weights that a jitted "
       f"function closed over at its first call: pass them as arguments. {RAND_HINT}"
     )
@@ -218,21 +218,21 @@ def check_unchanged(logits_fn: LogitsFn, x: np.ndarray, reference: np.ndarray) -
   same, difference = compared(reference, _plain(logits_fn, x))
   if not same:
     raise InputError(
-      f"The network has changed during its evaluation: between beginning and end {difference}. "
-      f"Evaluate a copy of weights that are still trained."
+      f"The network has changed during its evaluation: between start and end {difference}. "
+      f"Evaluate a copy of weights that are still being trained."
     )
 
 
 def compared(a: np.ndarray, b: np.ndarray, precision: Any = np.float32) -> tuple[bool, str]:
   """Whether two arrays of logits [N, C] agree up to rounding, and in words how they differ.
 
-  What an example's logits share does not count, nor by how much more than 50 a logit is below the
-  largest of its example.
+  A constant added to all logits of an example is ignored, and logits more than 50 below the largest
+  of their example count as 50 below it.
 
   Args:
-    a: logits of any floating-point type.
+    a: logits of any floating-point dtype.
     b: likewise.
-    precision: the least precise type that they were computed in.
+    precision: the least precise dtype that they were computed in.
   """
   types = (a.dtype, b.dtype, np.dtype(precision))
   eps = max(float(jnp.finfo(dtype).eps) for dtype in types)
@@ -242,7 +242,7 @@ def compared(a: np.ndarray, b: np.ndarray, precision: Any = np.float32) -> tuple
   allowed = max(ROUNDING, ULPS * eps) * np.max(np.abs(below_a)) + ULPS * eps * size
   difference = np.max(np.abs(below_a - below_b))
   changed = int(np.sum(np.argmax(a, axis=1) != np.argmax(b, axis=1)))
-  same = bool(difference <= allowed)  # written so that NaN is not the same
+  same = bool(difference <= allowed)  # False for NaN
   return same, (
     f"{changed} of {len(a)} predictions change, and logits of up to {size:.4g} by up to "
     f"{difference:.2g}"
@@ -269,18 +269,18 @@ def _compiled_logits(net: LogitsFn, x: Array) -> Array:
 
 
 def _plain(logits_fn: LogitsFn, x: np.ndarray) -> np.ndarray:
-  """The logits of the first images without any jit, the caller's own included."""
+  """The logits of the first images without any jit, including the caller's own."""
   images = jnp.asarray(x[:NUM_CHECKED])
   with jax.default_matmul_precision("highest"):
     try:
       with jax.disable_jit():
         return np.asarray(logits_fn(images))
-    except Exception:  # some primitives exist under jit alone
+    except Exception:  # some primitives exist only under jit
       return np.asarray(logits_fn(images))
 
 
 def _low_precision(jaxpr: core.ClosedJaxpr) -> np.dtype:
-  """The least precise floating point type of any intermediate value."""
+  """The least precise floating-point dtype of any intermediate value."""
   types = {
     var.aval.dtype
     for each in _closed_jaxprs(jaxpr)
@@ -292,7 +292,7 @@ def _low_precision(jaxpr: core.ClosedJaxpr) -> np.dtype:
 
 
 def _closed_jaxprs(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Iterator[core.ClosedJaxpr]:
-  """The computation and all that it calls, such as the functions under an inner jit."""
+  """The computation and all that it calls, such as functions under an inner jit."""
   if isinstance(jaxpr, core.Jaxpr):
     jaxpr = core.ClosedJaxpr(jaxpr, ())
   yield jaxpr
@@ -309,7 +309,7 @@ def _is_array(leaf: PyTree) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ById:
-  """A leaf that has no hash, equal only to itself."""
+  """A leaf without a hash, equal only to itself."""
 
   leaf: Any
 

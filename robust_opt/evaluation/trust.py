@@ -113,47 +113,50 @@ def report(
     # Not the first: a data set may be sorted by class.
     ids = np.sort(np.random.default_rng(seed).permutation(len(x))[:examples])
   x, y = x[ids], y[ids]
-  size = min(batch_size, len(x))
-  probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, size, axis)
+  probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
   progress(PARTS[0])
-  logits = plain_logits(logits_fn, x, size)
   prediction = probe.predictions()
   if verdict is not None:
     trust_checks.check_verdict(verdict, prediction, ids)
   right = np.flatnonzero(prediction == y)
-  repeatable = trust_checks.repeatable(logits, plain_logits(logits_fn, x, size))
+  of_net = _of_net(logits_fn, probe, prediction, right)
+  progress(PARTS[1])
+  sweep = probe.sweep(right, apgd_attack(num_steps), FACTORS)
+  progress(PARTS[2])
+  after_starts = [sweep[float(u.radius)]]
+  for run in range(1, NUM_RESTARTS):
+    after_starts.append(probe.white_box(after_starts[-1], apgd_attack(num_steps), run))
+  broken_by = None if verdict is None else verdict.broken_by[ids]
+  of_attacks = [
+    trust_checks.unbounded(sweep, right),
+    trust_checks.radii(sweep, right),
+    trust_checks.steps(probe, right, after_starts[0], num_steps),
+    trust_checks.restarts(right, after_starts, broken_by),
+    trust_checks.noise(probe, right, after_starts[0]),
+  ]
+  progress(PARTS[3])
+  if verdict is not None:
+    return [*of_net, *of_attacks, trust_checks.black_box_of_verdict(verdict)]
+  left, guess = after_starts[-1], layout.guess_in_words(channel_axis, x.shape[1:])
+  black_box = trust_checks.black_box(probe, right, left, NUM_RESTARTS, num_queries, guess)
+  return [*of_net, *of_attacks, black_box]
+
+
+def _of_net(
+  logits_fn: LogitsFn, probe: Probe, prediction: np.ndarray, right: np.ndarray
+) -> list[Check]:
+  """The checks without attacks."""
+  logits = plain_logits(logits_fn, probe.x, probe.size)
+  repeatable = trust_checks.repeatable(logits, plain_logits(logits_fn, probe.x, probe.size))
   if repeatable.passed:
-    network.check_compiled(probe.net, x, logits[:size])
-  of_net = [
-    trust_checks.clean_accuracy(prediction, y, seed),
+    network.check_compiled(probe.net, probe.x, logits[: probe.size])
+  return [
+    trust_checks.clean_accuracy(prediction, probe.y, probe.seed),
     trust_checks.are_logits(logits),
     repeatable,
     trust_checks.batches(logits, logits_fn, probe),
     trust_checks.gradients(probe, right),
   ]
-  progress(PARTS[1])
-  attack = apgd_attack(num_steps)
-  sweep = probe.sweep(right, attack, FACTORS)
-  once = sweep[float(u.radius)]
-  progress(PARTS[2])
-  after_starts = [once]
-  for run in range(1, NUM_RESTARTS):
-    after_starts.append(probe.white_box(after_starts[-1], attack, run))
-  of_attacks = [
-    trust_checks.unbounded(sweep, right),
-    trust_checks.radii(sweep, right),
-    trust_checks.steps(probe, right, once, num_steps),
-    trust_checks.restarts(right, after_starts, None if verdict is None else verdict.broken_by[ids]),
-    trust_checks.noise(probe, right, once),
-  ]
-  progress(PARTS[3])
-  if verdict is None:
-    black_box = trust_checks.black_box(
-      probe, right, after_starts[-1], NUM_RESTARTS, num_queries, channel_axis
-    )
-  else:
-    black_box = trust_checks.black_box_of_verdict(verdict)
-  return [*of_net, *of_attacks, black_box]
 
 
 def to_markdown(checks: list[Check]) -> str:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from robust_opt import layout
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.autoattack import ROBUST, Verdict
@@ -20,7 +19,6 @@ from robust_opt.evaluation.probes import (
   num_draws,
   square_attack,
 )
-from robust_opt.layout import ChannelAxis
 from robust_opt.types import LogitsFn
 
 FEWER_STEPS = (5, 20)  # besides one and num_steps
@@ -294,13 +292,12 @@ def black_box(
   unbroken: np.ndarray,
   num_starts: int,
   num_queries: int,
-  channel_axis: ChannelAxis,
+  guess: str,
 ) -> Check:
-  """By an attack on the sample."""
+  """By an attack on the sample; guess: of the channel axis, in words."""
   attack = square_attack(num_queries)
   more = len(unbroken) - len(probe.robust(unbroken, attack))
   allowed = _allowed(len(right), MISSES)
-  guess = layout.guess_in_words(channel_axis, probe.x.shape[1:])
   measured = (
     f"{num_queries} queries without gradients break {more} of the {len(unbroken)} that gradients "
     f"with {num_starts} starts do not break, of {len(right)}{guess and f'; {guess}'}"

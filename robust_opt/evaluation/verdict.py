@@ -38,7 +38,7 @@ class Claim(NamedTuple):
     version: of the ensemble.
     seed: of the ensemble.
     batch_size: of the ensemble and of the predictions.
-    source: where net and data are found, as `robust_opt.evaluate` was told.
+    source: where net and data are, in the flags of `robust_opt.evaluate`.
     net_sha256: of the net's arrays; empty where the net is a function without arrays.
     data_sha256: of images and labels.
     device: what computed it, and with which version of jax.
@@ -69,6 +69,13 @@ class Claim(NamedTuple):
   def radius(self) -> float:
     """In pixels of [0, 1]; NaN for a set without a radius of its own."""
     return float(self.set.get("radius", math.nan))
+
+  @property
+  def flags(self) -> dict[str, str]:
+    """The flags of `robust_opt.evaluate` that name the set."""
+    if isinstance(self.u, Ball) and self.set == ball_config(self.norm, self.radius):
+      return {"norm": self.norm, "radius": repr(self.radius)}
+    return {"set": json.dumps(self.set)}
 
 
 class StoredVerdict(NamedTuple):
@@ -269,15 +276,15 @@ def _geometry(stored: StoredVerdict, x: np.ndarray) -> list[str]:
 
 def _sizes_are_true(stored: StoredVerdict, images: np.ndarray, x: np.ndarray) -> list[str]:
   u, problems = stored.claim.u, []
-  found = sizes(u, images, x)
+  actual = sizes(u, images, x)
   if isinstance(u, Ball):
     largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
   else:
     largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
-  if np.any(~(found <= largest)):
-    worst = np.max(found, initial=0.0)
+  if np.any(~(actual <= largest)):
+    worst = np.max(actual, initial=0.0)
     problems.append(f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed.")
-  if not np.allclose(found, stored.norms, rtol=rtol, atol=1e-12):
+  if not np.allclose(actual, stored.norms, rtol=rtol, atol=1e-12):
     problems.append(f"The {what}s that it states are not those of its images.")
   return problems
 

@@ -26,7 +26,7 @@ _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
 def define_config() -> flags.FlagHolder:
-  """Defines --config; `parse` also takes --config.key=value for every key of the config."""
+  """Defines --config; --config.key=value are no flags, but arguments of `config_of`."""
   return flags.DEFINE_string(
     "config",
     str(Path(config_lib.__file__)),
@@ -35,18 +35,10 @@ def define_config() -> flags.FlagHolder:
   )
 
 
-def parse(argv: Sequence[str]) -> list[str]:
-  """Parses argv into absl's flags and returns what is left of it, the overrides among it.
-
-  Raises:
-    InputError: an unknown flag, or a value of the wrong type.
-  """
-  rest = [arg for arg in argv if not _OVERRIDE.fullmatch(arg)]
-  try:
-    left = flags.FLAGS(rest)
-  except flags.Error as error:
-    raise InputError(_sentence(error)) from error
-  return [*left, *(arg for arg in argv if _OVERRIDE.fullmatch(arg))]
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """(the rest, --config.key=value)."""
+  items = [arg for arg in argv if _OVERRIDE.fullmatch(arg)]
+  return [arg for arg in argv if arg not in items], items
 
 
 def config_of(path: str, arguments: Sequence[str]) -> ConfigDict:
@@ -158,12 +150,19 @@ def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
   Raises:
     InputError: there is no such key, or the value is of another type.
   """
+  items = {key: _unquoted(text) for key, text in items.items()}
   for section in sections.SECTIONS:
     name = items.get(f"{section}.name")
     if name is not None and name != config[section].name:
       sections.choose(config, section, name)
   for key, text in items.items():
     _set(config, key, text)
+
+
+def _unquoted(text: str) -> str:
+  """'MLP' in quotes as it is without."""
+  quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+  return text[1:-1] if quoted else text
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:
@@ -231,13 +230,6 @@ def _did_you_mean(given: str, known: Sequence[str]) -> str:
   close = [name for name, end in ends.items() if end in near]
   close = close or difflib.get_close_matches(given, known, n=3, cutoff=0.6)
   return f"did you mean {' or '.join(close)}?" if close else ""
-
-
-def _sentence(error: flags.Error) -> str:
-  if isinstance(error, flags.UnrecognizedFlagError):
-    hint = _did_you_mean(f"--{error.flagname}", [f"--{name}" for name in flags.FLAGS])
-    return f"--{error.flagname} is an unknown flag; {hint or '--help lists them.'}"
-  return _last_line(error)
 
 
 def _last_line(error: Exception) -> str:

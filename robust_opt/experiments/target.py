@@ -1,13 +1,10 @@
-"""What is evaluated: a net and the data it is judged on, of a finished run or of the user's own.
+"""What is evaluated: a network and its test data, of a finished run or of the user's own.
 
-subject = load({"workdir": "runs/mnist_linf"})
-subject = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
+target = load({"workdir": "runs/mnist_linf"})
+target = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
 """
 
-import importlib
 import json
-import os
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,23 +25,22 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.sets import BALLS
+from robust_opt.sets.build import import_object
 from robust_opt.training import evaluated_params
 from robust_opt.types import LogitsFn
 
 
-class Subject(NamedTuple):
-  """A net in evaluation mode and its data.
+class EvalTarget(NamedTuple):
+  """A network in evaluation mode and its test data.
 
   Attributes:
     logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
     x: [N, *S] float32, pixels in [0, 1].
     y: [N] int32.
-    net_sha256: of the weights; empty where the net is a function that holds none.
-    name: what a message calls the net: a run's title, or --model.
-    definition: of a run, the text of its network, whose arrays are the weights; else empty.
-    norm: what a run was trained against, or None.
-    radius: in that norm, or None.
+    net_sha256: of the weights; empty where the network is a function without arrays.
+    name: of the network in messages: a run's title, or --model.
+    definition: of a run, the repr of its network; else empty.
+    set: the config of the set that a run was trained over; None for standard training.
   """
 
   logits_fn: LogitsFn
@@ -53,18 +49,17 @@ class Subject(NamedTuple):
   net_sha256: str
   name: str
   definition: str = ""
-  norm: str | None = None
-  radius: float | None = None
+  set: dict[str, Any] | None = None
 
 
-def load(source: dict[str, Any], examples: int = 0) -> Subject:
-  """Finds a net and its data again.
+def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
+  """Loads a network and its test data.
 
   Args:
     source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
       ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
       images, and data, an .npz file with x [N, *S] and y [N]; with draws > 0 the function is one
-      of images and a key, and becomes the `nets.Randomized` of so many draws.
+      of images and a key, averaged over so many draws (`network.Randomized`).
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -74,47 +69,45 @@ def load(source: dict[str, Any], examples: int = 0) -> Subject:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
   if given.keys() >= {"model", "data"} and "workdir" not in given:
-    subject = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
+    target = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
   elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
-    subject = _of_run(Path(given["workdir"]), given)
+    target = _of_run(Path(given["workdir"]), given)
   else:
     named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
     raise InputError(
       f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
       f"{named or 'none of them'}."
     )
-  count = examples or len(subject.y)
-  return subject._replace(x=subject.x[:count], y=subject.y[:count])
+  count = examples or len(target.y)
+  return target._replace(x=target.x[:count], y=target.y[:count])
 
 
-def _of_run(workdir: Path, given: dict[str, Any]) -> Subject:
-  net = _net_of_run(workdir, given)
+def _of_run(workdir: Path, source: dict[str, Any]) -> EvalTarget:
+  net = _net_of_run(workdir, source)
   labels = net.test.labels.astype(np.int32)
-  return Subject(
+  return EvalTarget(
     net.logits_fn,
     pixels(net.test.images),
     labels,
     net.sha256,
     net.title,
     net.definition,
-    net.norm,
-    net.radius,
+    net.set,
   )
 
 
-class Net(NamedTuple):
-  """The net of a run in evaluation mode, and its data.
+class TrainedNet(NamedTuple):
+  """The network of a run in evaluation mode, and its data.
 
   Attributes:
     logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
-    features_fn: x [B, *S] -> what its last dense layer reads, [B, F]; likewise.
-    train: what it learnt from.
-    test: what it is judged on.
+    features_fn: x [B, *S] -> the input of its last dense layer, [B, F]; likewise.
+    train: its training set.
+    test: its test set.
     sha256: of the weights.
     title: the run's, in words.
     definition: the text of the network, its preprocessing included.
-    norm: what it was trained against, or None.
-    radius: in that norm, or None.
+    set: the config of the set that it was trained over; None for standard training.
   """
 
   logits_fn: LogitsFn
@@ -124,12 +117,11 @@ class Net(NamedTuple):
   sha256: str
   title: str
   definition: str
-  norm: str | None
-  radius: float | None
+  set: dict[str, Any] | None
 
 
-def load_net(source: dict[str, Any]) -> Net:
-  """The net of a run: source as for `load`, of a work directory.
+def load_net(source: dict[str, Any]) -> TrainedNet:
+  """The network of a run: source as for `load`, of a work directory.
 
   Raises:
     InputError: it cannot be found or read.
@@ -140,13 +132,13 @@ def load_net(source: dict[str, Any]) -> Net:
   return _net_of_run(Path(given["workdir"]), given)
 
 
-def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
+def _net_of_run(workdir: Path, source: dict[str, Any]) -> TrainedNet:
   if not (workdir / "config.json").is_file():
     raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
   config = _config(workdir / "config.json")
   for key in ("data_dir", "cache_dir", "train_files"):
-    config.data[key] = given.get(key) or config.data[key]
-  which = given.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
+    config.data[key] = source.get(key) or config.data[key]
+  which = source.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
   if which not in ("last", "best"):
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
@@ -160,12 +152,11 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
   weights = (evaluated_params(state), state.model_state)
-  # On one device: who evaluates on several places the weights as the batches.
+  # On one device: an evaluation on several places the weights as it places the batches.
   local = jax.tree.map(np.asarray, weights)
-  trained_on = config_lib.trains_robustly(config)
-  norm = next((n for n, ball in BALLS.items() if ball.__name__ == config.set.name), None)
-  against = f"over {config_lib.adversary(config)}" if trained_on else "standard"
-  return Net(
+  robustly = config_lib.trains_robustly(config)
+  against = f"over {config_lib.adversary(config)}" if robustly else "standard"
+  return TrainedNet(
     logits_of(models.from_linen(initial.net), *local),
     logits_of(models.representation(initial.net), *local),
     splits.train,
@@ -173,19 +164,18 @@ def _net_of_run(workdir: Path, given: dict[str, Any]) -> Net:
     digest(local),
     f"{config.model.name} on {config.data.name}, {against}",
     repr(initial.net),
-    norm if trained_on else None,
-    config.set.radius if trained_on and norm else None,
+    config.set.to_dict() if robustly else None,
   )
 
 
 def _refuse_other_data(workdir: Path, train: Dataset) -> None:
   """The network standardizes its input by its training data: other data make another network."""
   trained_on = workdirs.read_inputs(workdir).get("data", {}).get("train")
-  found = fingerprint(train)
-  if trained_on not in (None, found):
+  now = fingerprint(train)
+  if trained_on not in (None, now):
     raise InputError(
       f"--workdir={workdir} was trained on other data than --data_dir or --train_files give now: "
-      f"SHA-256 {trained_on} -> {found}."
+      f"SHA-256 {trained_on} -> {now}."
     )
 
 
@@ -203,7 +193,7 @@ def _config(path: Path) -> ConfigDict:
     values = json.loads(path.read_text(encoding="utf-8"))
     config = ConfigDict(_with_tuples(values))
   except (OSError, ValueError, TypeError, AttributeError) as error:
-    raise InputError(f"{path} is no config of a run that can be read ({error}).") from error
+    raise InputError(f"{path} is no readable config of a run ({error}).") from error
   config_lib.validate(config)
   return config
 
@@ -214,17 +204,13 @@ def _with_tuples(value: Any) -> Any:
   return tuple(value) if isinstance(value, list) else value
 
 
-def _of_user(model: str, path: Path, draws: int) -> Subject:
-  module_name, _, name = model.partition(":")
-  if not module_name or not name:
+def _of_user(model: str, path: Path, draws: int) -> EvalTarget:
+  if not all(model.partition(":")):
     raise InputError(f"--model must be module:function, but was {model!r}.")
-  sys.path.insert(0, os.getcwd())
   try:
-    logits_fn = getattr(importlib.import_module(module_name), name)
-  except Exception as error:  # whatever the user's module raises
-    raise InputError(f"--model={model} cannot be imported ({error}).") from error
-  finally:
-    sys.path.remove(os.getcwd())
+    logits_fn = import_object(model)
+  except InputError as error:
+    raise InputError(f"--model={error}") from error
   if not callable(logits_fn):
     raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
   try:
@@ -236,4 +222,4 @@ def _of_user(model: str, path: Path, draws: int) -> Subject:
   arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
   if draws:
     logits_fn = network.Randomized(logits_fn, jax.random.key(0), draws)
-  return Subject(logits_fn, x, y, digest(arrays) if arrays else "", model)
+  return EvalTarget(logits_fn, x, y, digest(arrays) if arrays else "", model)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import precision
+from robust_opt.arrays import symmetric_grid
 from robust_opt.errors import InputError
 from robust_opt.maximizers.base import AscentInfo, Attack, Candidates, at_step, better, per_example
 from robust_opt.sets.spatial import Transforms, transform
@@ -76,5 +77,4 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
 def _evenly(limit: float, name: str, num: int) -> np.ndarray:
   if num < 1:
     raise InputError(f"{name} must be at least 1, but was {num}.")
-  # Symmetric to the bit, so that the middle of an odd number is 0.
-  return limit * (2 * np.arange(num) - (num - 1)) / max(num - 1, 1)
+  return symmetric_grid(limit, num)

@@ -1,11 +1,12 @@
-"""Networks in Flax Linen, one short file each, and the bridge from a module to the library.
+"""Networks in Flax Linen, one short file each, and Flax modules as pure functions.
 
   net = models.MnistCNN(num_classes=10)
   params, model_state = models.init(net, key, image_shape=(28, 28, 1))
   apply = models.from_linen(net)              # an ApplyFn for make_train_step and make_evaluate
 
-Every network takes images in pixels of [0, 1] and standardizes them in its first layer, so that a
-radius means the same wherever it is written.
+Every network takes images in pixels of [0, 1] and standardizes them in its first layer, so radii
+are always in pixels. Some also state their layers, for certified bounds and layer-wise penalties
+(models.affine).
 """
 
 from collections.abc import Sequence
@@ -44,14 +45,14 @@ __all__ = [
 
 
 def init(module: nn.Module, key: Array, image_shape: Sequence[int]) -> tuple[Params, ModelState]:
-  """Fresh parameters, and batch statistics if the module keeps any (else {})."""
+  """Initial parameters, and batch statistics if the module has any (otherwise {})."""
   variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
   model_state = {name: value for name, value in variables.items() if name != "params"}
   return variables["params"], model_state
 
 
 def from_linen(module: nn.Module) -> ApplyFn:
-  """The module as a pure function (training.ApplyFn); its __call__ takes (x, train)."""
+  """A module whose __call__ takes (x, train), as a pure function."""
 
   def apply(
     params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
@@ -66,9 +67,9 @@ def from_linen(module: nn.Module) -> ApplyFn:
 
 
 def representation(module: nn.Module) -> ApplyFn:
-  """What the module's last dense layer reads, as a pure function: x [B, *S] -> [B, F].
+  """The input of the module's last nn.Dense as a pure function: x [B, *S] -> [B, F].
 
-  It is an ApplyFn but for what it returns first.
+  Called like an ApplyFn.
 
   Raises:
     InputError: from the function: the module has no nn.Dense.
@@ -77,17 +78,17 @@ def representation(module: nn.Module) -> ApplyFn:
   def apply(
     params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
   ) -> tuple[Array, ModelState]:
-    seen: list[Array] = []
+    inputs: list[Array] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
       if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-        seen.append(args[0])
+        inputs.append(args[0])
       return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
       _, model_state = from_linen(module)(params, model_state, x, train=train, key=key)
-    if not seen:
+    if not inputs:
       raise InputError(f"{type(module).__name__} has no nn.Dense whose input could represent x.")
-    return seen[-1].reshape(x.shape[0], -1), model_state
+    return inputs[-1].reshape(x.shape[0], -1), model_state
 
   return apply

@@ -14,7 +14,7 @@ from robust_opt.types import Array, Params
 class DigitsCNN(nn.Module):
   """Two 3x3 convolutions with 2x2 pools, one hidden layer: [B, 8, 8, 1] -> [B, num_classes].
 
-  `dtype` is that of the arithmetic; parameters and logits stay float32.
+  `dtype` is that of the computation; parameters and logits are float32.
   """
 
   num_classes: int = 10
@@ -24,7 +24,7 @@ class DigitsCNN(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    """`train` changes nothing here."""
+    """`train` has no effect."""
     del train
     x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):

@@ -1,11 +1,11 @@
-"""Convolution and pooling, formulated by backend: native on GPU and TPU, as matmuls on CPU.
+"""Convolution and pooling: native on GPU and TPU, as matrix products of patches on CPU.
 
-On CPU XLA runs a convolution inside lax.scan many times slower than outside of it, and the
-gradients of reduce_window and of a plain reshaped maximum are slow too; matmuls of patches do not
-suffer. Both formulations take the same parameters and give the same outputs and gradients, so
-that a checkpoint moves between machines. benchmarks/README.md has the numbers.
+On CPU, XLA runs a convolution inside lax.scan many times slower than outside, and the gradients of
+reduce_window and of a reshaped maximum are slow too; products of patches are not. Both formulations
+take the same parameters and give the same outputs and gradients, so checkpoints can move between
+machines. benchmarks/README.md has the timings.
 
-Tie rule of every maximum, on every backend: entries that tie share the gradient in equal parts.
+At a tie in a maximum, the tied entries share the gradient equally, on every backend.
 """
 
 import functools
@@ -20,12 +20,12 @@ from robust_opt.types import Array
 
 Initializer = Callable[..., Array]
 
-# 'matmul' or 'native' overrides the choice by backend, for what is traced from then on.
+# 'matmul' or 'native' overrides the backend's default, for functions traced from then on.
 formulation: str | None = None
 
 
 def use_matmul() -> bool:
-  """Whether convolutions are formulated as matmuls; asked when a function is traced."""
+  """Whether convolutions are computed as matrix products; evaluated when a function is traced."""
   if formulation not in (None, "matmul", "native"):
     raise ValueError(f"formulation must be 'matmul', 'native' or None, not {formulation!r}.")
   return jax.default_backend() == "cpu" if formulation is None else formulation == "matmul"
@@ -45,7 +45,7 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
   x = _pad(x, kernel, padding)
   if use_matmul():
     height, width, channels, features = kernel.shape
-    if channels < 8:  # two stages make fewer and longer copies where a pixel has few channels
+    if channels < 8:  # with few channels, two stages make fewer and longer copies
       patches = _patches(_patches(x, 1, width), height, 1)
     else:
       patches = _patches(x, height, width)
@@ -56,7 +56,7 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: Array, size: int) -> Array:
-  """Maximum over windows of size x size with stride size; what does not fill a window is dropped.
+  """Maximum over windows of size x size with stride size; incomplete windows are dropped.
 
   Args:
     x: [B, H, W, C].
@@ -70,7 +70,7 @@ def max_pool(x: Array, size: int) -> Array:
 
 @max_pool.defjvp
 def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-  """The rule of jnp.max, whose only slow part on CPU is to count the ties by a reduction."""
+  """The rule of jnp.max without its reduction that counts ties, which is slow on CPU."""
   (x,), (x_dot,) = primals, tangents
   y = max_pool(x, size)
   x, x_dot = _windows(x, size), _windows(x_dot, size)
@@ -80,7 +80,7 @@ def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> t
 
 
 def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID") -> Array:
-  """max_pool(convolve(x, kernel, padding), size), computing no output that the pool drops."""
+  """max_pool(convolve(x, kernel, padding), size), without the outputs that the pool drops."""
   x = _pad(x, kernel, padding)
   (h, w), (height, width) = kernel.shape[:2], x.shape[1:3]
   rows, columns = (height - h + 1) // size * size, (width - w + 1) // size * size
@@ -88,7 +88,7 @@ def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID"
 
 
 def _pad(x: Array, kernel: Array, padding: str) -> Array:
-  """Zeros around x [B, H, W, C] such that 'VALID' then means the given padding."""
+  """Pads x [B, H, W, C] with zeros so that a 'VALID' convolution has the given padding."""
   if padding not in ("SAME", "VALID"):
     raise ValueError(f"padding must be 'SAME' or 'VALID', not {padding!r}.")
   if padding == "VALID":
@@ -98,7 +98,7 @@ def _pad(x: Array, kernel: Array, padding: str) -> Array:
 
 
 def _patches(x: Array, h: int, w: int) -> Array:
-  """The h x w neighbourhood of each position: [B, H, W, C] -> [B, H-h+1, W-w+1, h*w*C]."""
+  """The h x w patch at each position: [B, H, W, C] -> [B, H-h+1, W-w+1, h*w*C]."""
   rows, columns = x.shape[1] - h + 1, x.shape[2] - w + 1
   shifts = [x[:, i : i + rows, j : j + columns] for i in range(h) for j in range(w)]
   return jnp.concatenate(shifts, axis=-1)
@@ -115,8 +115,7 @@ def _windows(x: Array, size: int) -> Array:
 class Conv(nn.Module):
   """Convolution with stride 1: [B, H, W, C] -> [B, H', W', features].
 
-  Parameters: kernel [*kernel_size, C, features] and bias [features], as in nn.Conv; float32,
-  whatever the dtype of the arithmetic.
+  Parameters: kernel [*kernel_size, C, features] and bias [features], as in nn.Conv; always float32.
   """
 
   features: int
@@ -135,8 +134,8 @@ class Conv(nn.Module):
 class ConvPool(nn.Module):
   """Conv and max_pool in one: [B, H, W, C] -> [B, H' // pool_size, W' // pool_size, features].
 
-  Bias and ReLU commute with the maximum: apply the ReLU after this layer, on fewer elements.
-  The parameters are those of Conv.
+  Bias and ReLU commute with the maximum: apply the ReLU after this layer, to fewer elements.
+  Parameters as in Conv.
   """
 
   features: int
@@ -155,7 +154,7 @@ class ConvPool(nn.Module):
 
 
 def _affine(module: Conv | ConvPool, x: Array, linear: Callable[[Array, Array], Array]) -> Array:
-  """linear(x, kernel) + bias, with the parameters that Conv and ConvPool have in common."""
+  """linear(x, kernel) + bias, with the parameters of Conv and ConvPool."""
   shape = (*module.kernel_size, x.shape[-1], module.features)
   kernel = module.param("kernel", module.kernel_init, shape)
   x = linear(x.astype(module.dtype), kernel.astype(module.dtype))
@@ -165,7 +164,7 @@ def _affine(module: Conv | ConvPool, x: Array, linear: Callable[[Array, Array], 
 
 
 class Standardize(nn.Module):
-  """(x - mean) / std for x [B, H, W, C]; mean and std are a number or one number a channel."""
+  """(x - mean) / std for x [B, H, W, C]; mean and std are a number or one number per channel."""
 
   mean: float | Sequence[float]
   std: float | Sequence[float]

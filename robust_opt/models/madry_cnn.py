@@ -13,9 +13,9 @@ class MadryCNN(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    mean: of the pixels, a number or one a channel; the authors take pixels as they are.
+    mean: of the pixels, a number or one per channel; the authors do not standardize.
     std: likewise.
-    width: multiplies the 32 and 64 features of the convolutions and the 1024 of the hidden layer.
+    width: factor of the 32 and 64 features of the convolutions and of the 1024 hidden units.
   """
 
   num_classes: int = 10
@@ -25,7 +25,7 @@ class MadryCNN(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    """`train` changes nothing here."""
+    """`train` has no effect."""
     del train
     x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):

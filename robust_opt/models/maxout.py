@@ -3,8 +3,8 @@
   net = models.Maxout(num_classes=10)                  # 2 x 240 units of 5 pieces, with dropout
   optimizer = optax.chain(optax.sgd(rate, momentum), optimizers.max_column_norm(1.9365))
 
-Its logits serve a softmax (losses.cross_entropy) as well as independent sigmoids
-(losses.one_vs_all), the two top layers that the paper compares.
+Its logits suit a softmax (losses.cross_entropy) and independent sigmoids (losses.one_vs_all), the
+two output layers that the paper compares.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from robust_opt.types import Array
 
 
 def max_of_pieces(z: Array, pieces: int) -> Array:
-  """The maximum over each unit's pieces; pieces that tie share the gradient in equal parts.
+  """The maximum over each unit's pieces; tied pieces share the gradient equally.
 
   Source: Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
 
   Args:
     z: [*R, pieces * width]; piece p of unit u is entry p * width + u.
-    pieces: affine maps of a unit.
+    pieces: affine maps per unit.
 
   Returns:
     [*R, width].
@@ -36,17 +36,17 @@ def max_of_pieces(z: Array, pieces: int) -> Array:
 class Maxout(nn.Module):
   """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes].
 
-  Weights start uniform in +-init_scale, biases at 0. Dropout scales what it keeps, so that
-  evaluation needs no correction.
+  Weights are initialized uniformly in +-init_scale, biases with 0. Dropout scales the units that it
+  keeps, so evaluation needs no correction.
 
   Attributes:
     num_classes: number of classes.
     widths: units of every hidden layer.
-    pieces: affine maps that a unit takes the maximum of.
+    pieces: affine maps whose maximum a unit is.
     input_dropout: rate at which standardized pixels are dropped.
     hidden_dropout: rate at which hidden units are dropped.
-    init_scale: largest absolute value of a fresh weight.
-    mean: of the pixels, one number or one a channel.
+    init_scale: largest absolute value of an initial weight.
+    mean: of the pixels, a number or one per channel.
     std: likewise.
   """
 
@@ -78,15 +78,16 @@ class Maxout(nn.Module):
 class ConvMaxout(nn.Module):
   """Convolutional maxout layers and a dense one: images [B, H, W, C] -> logits [B, num_classes].
 
-  Every layer is a 3 x 3 convolution, the maximum over pieces, a 2 x 2 maximum pool and dropout. The
-  paper's net for CIFAR-10 (Goodfellow et al. 2013, arXiv 1302.4389) is of this kind and larger.
+  Every layer is a 3 x 3 convolution, the maximum over pieces and a 2 x 2 max pool; the last is
+  followed by dropout. The paper's net for CIFAR-10 (Goodfellow et al. 2013, arXiv 1302.4389) is of
+  this kind, but larger.
 
   Attributes:
     num_classes: number of classes.
     widths: units of every convolution.
-    pieces: affine maps that a unit takes the maximum of.
+    pieces: affine maps whose maximum a unit is.
     hidden_dropout: rate at which the last layer's units are dropped.
-    mean: of the pixels, one number or one a channel.
+    mean: of the pixels, a number or one per channel.
     std: likewise.
   """
 
@@ -102,7 +103,7 @@ class ConvMaxout(nn.Module):
     """`train`: dropout by the rng stream 'dropout', or none."""
     x = Standardize(self.mean, self.std)(x)
     for width in self.widths:
-      # A maximum over pieces and one over a window may be taken in either order.
+      # The maxima over pieces and over windows commute.
       z = ConvPool(self.pieces * width, (3, 3), pool_size=2, padding="SAME")(x)
       x = max_of_pieces(z, self.pieces)
     x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))

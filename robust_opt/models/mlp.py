@@ -14,7 +14,7 @@ from robust_opt.types import Array, Params
 class MLP(nn.Module):
   """Dense layers of the given widths: images [B, *S] in [0, 1] -> logits [B, num_classes].
 
-  `dtype` is that of the arithmetic; parameters and logits stay float32.
+  `dtype` is that of the computation; parameters and logits are float32.
   """
 
   num_classes: int = 10
@@ -25,7 +25,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    """`train` changes nothing here."""
+    """`train` has no effect."""
     del train
     x = Standardize(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)

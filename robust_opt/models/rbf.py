@@ -1,13 +1,13 @@
-"""Radial basis function networks, of section 7 of Goodfellow, Shlens and Szegedy 2015.
+"""Radial basis function networks (Goodfellow, Shlens and Szegedy 2015, section 7).
 
   net = models.ShallowRBF(num_classes=10)
   log_p, _ = models.from_linen(net)(params, {}, x, train=False, key=None)   # [B, C], all <= 0
   loss = losses.independent(log_p, labels)                                  # [B]
   p = losses.probabilities(log_p, "rbf")                                    # [B, C], in [0, 1]
 
-Here the probability of a class falls to 0 with the distance from what the class looks like: far
-from all data no class is present. No softmax follows, the probabilities of an example need not sum
-to 1, and what the library calls logits are log-probabilities. Paper: https://arxiv.org/abs/1412.6572
+The probability of a class falls to 0 with the distance from the template of the class: far from all
+data no class is present. There is no softmax, the probabilities need not sum to 1, and the outputs
+are log-probabilities instead of logits. Paper: https://arxiv.org/abs/1412.6572
 """
 
 import math
@@ -22,12 +22,12 @@ from robust_opt.types import Array
 
 
 class ShallowRBF(nn.Module):
-  """One template a class: images [B, *S] in [0, 1] -> log p(class is present | x) [B, num_classes].
+  """One template per class: images [B, *S] in [0, 1] -> log p(class is present | x) [B, C].
 
     log p_k(x) = -(x - mu_k)^T diag(beta_k) (x - mu_k),   beta_k = exp(log_beta_k) > 0
 
-  of the standardized x; p_k is 1 at mu_k only. Parameters, of the layer 'output': mu and log_beta,
-  both [n, num_classes] for n pixels, so that a column belongs to a class as in a kernel.
+  for the standardized x; p_k is 1 at mu_k only. Parameters of the layer 'output': mu and log_beta,
+  both [n, num_classes] for n pixels, one column per class as in a kernel.
   """
 
   num_classes: int = 10
@@ -36,25 +36,25 @@ class ShallowRBF(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    """`train` changes nothing here."""
+    """`train` has no effect."""
     del train
     x = Standardize(self.mean, self.std)(x)
     return _Quadratic(self.num_classes, name="output")(x.reshape(x.shape[0], -1))
 
 
 class DeepRBF(nn.Module):
-  """A hidden layer of RBF units below: images [B, *S] in [0, 1] -> log p [B, num_classes].
+  """ShallowRBF on a hidden layer of RBF units: images [B, *S] in [0, 1] -> log p [B, num_classes].
 
     h_j(x) = exp(-beta_j |x - mu_j|^2),   log p_k(h) as in ShallowRBF
 
-  of the standardized x. The paper found such nets hard to train: those with enough quadratic
-  inhibition to resist had a high error on the training set. Parameters: mu [n, width] and log_beta
-  [width], and those of the layer 'output' above.
+  for the standardized x. The paper found such nets hard to train: those with enough quadratic
+  inhibition to resist attacks had a high training error. Parameters: mu [n, width] and log_beta
+  [width], and those of the layer 'output'.
 
   Attributes:
     num_classes: number of classes.
     width: hidden units.
-    mean: of the pixels, one number or one a channel.
+    mean: of the pixels, a number or one per channel.
     std: likewise.
   """
 
@@ -65,11 +65,11 @@ class DeepRBF(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
-    """`train` changes nothing here."""
+    """`train` has no effect."""
     del train
     x = Standardize(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)
-    # Distances of some n units^2 then give exponents of -1/2 to -3: not yet flat, not all 1.
+    # Squared distances of about n then give exponents of -1/2 to -3, neither flat nor all 1.
     mu = self.param("mu", nn.initializers.normal(0.5), (x.shape[-1], self.width))
     log_beta = self.param("log_beta", _log_of(2.0 / x.shape[-1]), (self.width,))
     h = jnp.exp(-jnp.exp(log_beta) * squared_distances(x, mu))
@@ -77,7 +77,7 @@ class DeepRBF(nn.Module):
 
 
 class _Quadratic(nn.Module):
-  """-(x - mu_k)^T diag(beta_k) (x - mu_k) for every k: [B, n] -> [B, features], never above 0."""
+  """-(x - mu_k)^T diag(beta_k) (x - mu_k) for every k: [B, n] -> [B, features], <= 0."""
 
   features: int
 
@@ -85,14 +85,17 @@ class _Quadratic(nn.Module):
   def __call__(self, x: Array) -> Array:
     shape = (x.shape[-1], self.features)
     mu = self.param("mu", nn.initializers.normal(0.1), shape)
-    # Mean squares of .1 (pixels) to 1 (standardized) an entry give exponents of -1 to -10.
+    # Mean squares of 0.1 (pixels) to 1 (standardized) per entry give exponents of -1 to -10.
     log_beta = self.param("log_beta", _log_of(10.0 / x.shape[-1]), shape)
-    # Not multiplied out, which would cancel near mu and could make a probability above 1.
+    # Not expanded, which would cancel near mu and could give a probability above 1.
     return -jnp.sum(jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2, axis=1)
 
 
 def squared_distances(x: Array, mu: Array) -> Array:
-  """|x_i - mu_j|^2 by a matmul: x [B, n], mu [n, m] -> [B, m], >= 0, to 1e-6 of |x|^2 + |mu|^2."""
+  """|x_i - mu_j|^2 by a matrix product: x [B, n], mu [n, m] -> [B, m], >= 0.
+
+  The error is up to 1e-6 of |x|^2 + |mu|^2.
+  """
   products = jnp.matmul(x, mu, precision=jax.lax.Precision.HIGHEST)
   squares = jnp.sum(x**2, axis=1, keepdims=True) + jnp.sum(mu**2, axis=0)
   return jnp.maximum(squares - 2 * products, 0.0)

@@ -1,6 +1,6 @@
 """The CIFAR-10 network of Shaham et al. 2015: VGG with batch normalization and dropout.
 
-After every convolution come batch normalization and ReLU; the recipe is Zagoruyko's "92.45 % on
+Batch normalization and ReLU follow every convolution. The recipe is Zagoruyko's "92.45 % on
 CIFAR-10 in Torch" (2015).
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from robust_opt.models.layers import Conv, Standardize, max_pool
 from robust_opt.types import Array
 
-# Blocks that end in a 2x2 pool; a convolution is (features, dropout rate behind it).
+# Every block ends in a 2x2 pool; a convolution is (features, rate of the dropout after it).
 _BLOCKS = (
   ((64, 0.3), (64, 0.0)),
   ((128, 0.4), (128, 0.0)),
@@ -28,12 +28,12 @@ class VGG(nn.Module):
   """Thirteen 3x3 convolutions and two dense layers: [B, 32, 32, C] in [0, 1] -> [B, num_classes].
 
   Attributes:
-    num_classes: classes.
-    mean: of the pixels, one number or one a channel.
+    num_classes: number of classes.
+    mean: of the pixels, a number or one per channel.
     std: likewise.
-    dropout: whether dropout is used, at the authors' rates.
-    width: multiplies the features of every layer.
-    dtype: of the arithmetic; parameters, statistics and logits stay float32.
+    dropout: whether to use dropout, at the authors' rates.
+    width: factor of the features of every layer.
+    dtype: of the computation; parameters, statistics and logits are float32.
     axis_name: under pmap and shard_map, the axis to share batch statistics over.
   """
 

@@ -130,7 +130,7 @@ def ask(run: Run, evaluation: Evaluation, limit: int, places: Mapping[str, str])
   return Attacked(tuple(examples), len(stored.broken_ids), confusion, "")
 
 
-def _load(run: Run, evaluation: Evaluation, places: Mapping[str, str]) -> target.Subject:
+def _load(run: Run, evaluation: Evaluation, places: Mapping[str, str]) -> target.EvalTarget:
   """Net and data of an evaluation, if they still are those that it was made on."""
   stored = evaluation.stored
   checkpoint = stored.claim.source.get("checkpoint", "")
@@ -146,7 +146,7 @@ def _load(run: Run, evaluation: Evaluation, places: Mapping[str, str]) -> target
 @functools.lru_cache(maxsize=1)
 def _subject(
   workdir: str, checkpoint: str, data_dir: str = "", cache_dir: str = ""
-) -> target.Subject:
+) -> target.EvalTarget:
   """Kept for the next evaluation of the same run."""
   source = {"workdir": workdir, "checkpoint": checkpoint}
   return target.load({**source, "data_dir": data_dir, "cache_dir": cache_dir})

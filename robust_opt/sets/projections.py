@@ -1,18 +1,18 @@
-"""Exact Euclidean projections of ONE perturbation onto norm balls, alone or cut by bounds.
+"""Exact Euclidean projections of ONE perturbation onto norm balls, alone or within bounds.
 
   projections.l2(delta, radius)                    # nearest point of the ball
   projections.l2(delta, radius, (-x, 1 - x))       # nearest point of the ball within the pixel box
 
 Every function takes delta [*S], a radius [] >= 0 (it may be traced), and optional bounds
-(lower [*S] <= 0, upper [*S] >= 0), and returns [*S]. Projecting onto the ball and onto the bounds
-one after the other is not the projection onto both; these are. The result has the type of delta;
-bfloat16 and float16 are computed in float32 and rounded once, so that the result leaves the ball by
-at most eps / 2 of the radius, and no representable bound.
+(lower [*S] <= 0, upper [*S] >= 0), and returns [*S]. Projecting onto the ball and then onto the
+bounds is not the projection onto their intersection; these are. The result has the type of delta.
+bfloat16 and float16 are computed in float32 and rounded once: the result may leave the ball by eps
+/ 2 of the radius, and never leaves a representable bound.
 
 |  input                  |  result                            |
 |  radius 0               |  0                                 |
-|  radius inf             |  delta, cut by the bounds          |
-|  delta inside           |  delta itself, to the bit          |
+|  radius inf             |  delta, clipped to the bounds      |
+|  delta inside           |  delta, bit for bit                |
 |  delta huge, no bounds  |  exact to an ulp of its entries    |
 |  NaN in delta           |  NaN                               |
 """
@@ -29,7 +29,7 @@ Bounds = tuple[Array, Array]
 
 @computed_wide
 def linf(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
-  """Projects onto {|delta|_inf <= radius}: a box cut by a box is a box."""
+  """Projects onto {|delta|_inf <= radius} and the bounds."""
   ball = optax.projections.projection_linf_ball(delta, radius)
   return ball if bounds is None else jnp.clip(ball, *bounds)
 
@@ -55,7 +55,7 @@ def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
   cap = jnp.full_like(delta, jnp.inf) if bounds is None else room(delta, bounds)
   outside = _soft_threshold(delta, radius, cap)
-  # Long sums round: shrink what they leave outside.
+  # The rounding of long sums may leave it outside.
   norm = l1_norm(outside)
   outside = outside * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
   return jnp.where(l1_norm(inside) <= radius, inside, outside)
@@ -65,9 +65,9 @@ def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """argmax of <v, delta> over {|delta|_2 <= radius} and the bounds; 0 where v is 0.
 
-  Without bounds this is radius * v / |v|_2, computed so that it has length radius for every
-  non-zero finite v, however small or large. With bounds it is clip(s * v, lower, upper) for the
-  smallest s that attains the radius: entries are saturated until none exceeds its bound.
+  Without bounds this is radius * v / |v|_2, with length radius for any non-zero finite v, however
+  small or large. With bounds it is clip(s * v, lower, upper) for the smallest s that attains the
+  radius: entries are saturated until none exceeds its bound.
   """
   if bounds is None:
     return radius * _unit(v)
@@ -83,8 +83,8 @@ def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
     more = saturated | (fill(frozen_v, frozen_cap, saturated) > frozen_cap)
     return more, jnp.any(more != saturated)
 
-  # Which entries are saturated is locally constant: the loop needs no derivative, and so the
-  # function keeps its reverse-mode derivative.
+  # Which entries are saturated is locally constant, so the loop needs no derivative, and the
+  # function has a reverse-mode derivative despite it.
   frozen_v, frozen_cap = jax.lax.stop_gradient((jnp.abs(v), cap))
   start = frozen_v == 0
   saturated, _ = jax.lax.while_loop(lambda carry: carry[1], saturate, (start, jnp.any(v != 0)))
@@ -97,9 +97,8 @@ def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """argmax of <v, delta> over {|delta|_1 <= radius} and the bounds; 0 where v is 0.
 
-  The whole radius goes to the largest |v_j|; with bounds, what does not fit there goes to the next
-  largest, and so on (a fractional knapsack), so that no part of the step is lost on an entry that
-  has no room. Ties go to the first entry.
+  The whole radius goes to the largest |v_j|. With bounds, the part that does not fit there goes to
+  the next largest, and so on (a fractional knapsack). Ties go to the first entry.
   """
   flat = v.reshape(-1)
   if bounds is None:
@@ -114,7 +113,7 @@ def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 
 
 def room(v: Array, bounds: Bounds) -> Array:
-  """How far each entry may go in the direction of v before it meets its bound; 0 where v is 0."""
+  """The distance of each entry to its bound in the direction of v; 0 where v is 0."""
   lower, upper = bounds
   return jnp.where(v > 0, upper, jnp.where(v < 0, -lower, jnp.where(v == 0, 0.0, jnp.nan)))
 
@@ -139,7 +138,7 @@ def l1_norm(delta: Array) -> Array:
 
 
 def _unit(v: Array) -> Array:
-  """v / |v|_2, and 0 where v is 0; scaled first, since the squares of 1e-30 are 0 in float32."""
+  """v / |v|_2; 0 where v is 0. Scaled first, since the square of 1e-30 is 0 in float32."""
   largest = linf_norm(v)
   scaled = v / jnp.where(largest > 0, largest, 1.0)
   norm = _sqrt(jnp.sum(scaled**2))
@@ -154,8 +153,8 @@ def _sqrt(a: Array) -> Array:
 def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
   """sign(delta) * clip(|delta| - t, 0, cap) for the t at which its l_1 norm is the radius.
 
-  For delta outside of the ball. Bisection over the floating point numbers (the bits of positive
-  ones are ordered as they are) ends at two neighbours around t, whatever the scale of delta.
+  For delta outside the ball. Bisection over the bit patterns of positive floating point numbers,
+  which have the same order, ends at two neighbors around t at any scale of delta.
   """
   magnitude = jnp.abs(delta)
   bits = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
@@ -171,8 +170,8 @@ def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
   highest = jax.lax.bitcast_convert_type(linf_norm(frozen_magnitude), bits)
   interval = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(highest), highest))
   low, high = (jax.lax.bitcast_convert_type(end, magnitude.dtype) for end in interval)
-  # Between the two the norm is linear in t. Solving for t there carries the derivative; solving
-  # for it as a distance below the largest free entry loses no digits when entries are huge.
+  # Between the two the norm is linear in t. Solving for t there gives the derivative; as a distance
+  # below the largest free entry it loses no digits when entries are huge.
   full = magnitude - high >= cap
   free = (magnitude > low) & ~full
   below = jnp.max(jnp.where(free, magnitude, 0.0)) - magnitude

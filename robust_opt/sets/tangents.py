@@ -1,22 +1,22 @@
-"""Tangent planes of the manifold that the data lie on, learnt from unlabelled training images.
+"""Tangent planes of the manifold that the data lie on, learned from unlabeled training images.
 
   basis_of = tangents.fit("autoencoder", train.images, rank=10, seed=0)
-  u = structured.TangentAt(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
+  u = sets.TangentAt(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
 
-That set with one steepest ascent step is how Shaham, Yamada and Negahban (2015, arXiv 1511.05432)
-read the manifold tangent classifier of Rifai et al. (2011, NIPS): the net is trained against the
-worst small change along the manifold. A plane is a basis [rank, *S] of orthonormal rows; a row is 0
-where the data, or the encoder, have fewer directions than were asked for: those whose singular
+One steepest ascent step over that set is how Shaham, Yamada and Negahban (2015, arXiv 1511.05432)
+interpret the manifold tangent classifier of Rifai et al. (2011, NIPS): the net is trained against
+the worst small change along the manifold. A plane is a basis [rank, *S] of orthonormal rows. Rows
+past the number of directions of the data or the encoder are 0; a direction counts if its singular
 value is above a thousandth of the largest.
 
 |  planes        |  at x                                              |  source                    |
-|  autoencoder   |  the singular directions of a contractive          |  Rifai et al. (2011, ICML) |
-|                |  auto-encoder's Jacobian, of its first layer only  |                            |
+|  autoencoder   |  the singular directions of the Jacobian of a      |  Rifai et al. (2011, ICML) |
+|                |  contractive autoencoder's hidden layer            |                            |
 |  local_pca     |  the principal directions around the nearest of    |  Kambhatla and Leen (1997) |
 |                |  num_charts anchors; constant between them         |                            |
 
-Both are approximations of a manifold that nobody knows. Everything is a pure function of its
-arguments, the same at every call; images are [N, *S], uint8 in [0, 255] or floats in [0, 1].
+Both only approximate the manifold. All functions are pure; images are [N, *S], uint8 in [0, 255] or
+floats in [0, 1].
 """
 
 import functools
@@ -30,33 +30,34 @@ import optax
 
 from robust_opt.errors import InputError
 from robust_opt.sets import BasisOf
+from robust_opt.sets.base import check_floating
 from robust_opt.types import Array
 
 _EXACT = jax.lax.Precision.HIGHEST
-# A direction whose singular value is this part of the largest is none: float32 does not tell its
-# square, an eigenvalue, from rounding.
+# Directions of smaller singular value, relative to the largest, are dropped: float32 cannot tell
+# their squares, the eigenvalues, from rounding.
 _LEAST = 1e-3
-_NUM_STEPS = 10_000  # of the auto-encoder that `fit` trains, so that small sets are learnt too
-_IMAGES_AT_A_TIME = 4096  # the distances of so many to all anchors are held, [4096, M]
-_ANCHORS_AT_A_TIME = 16  # the distances of at most so many to all images are held, [16, N]
+_NUM_STEPS = 10_000  # updates of the autoencoder that `fit` trains, whatever the size of the data
+_IMAGES_AT_A_TIME = 4096  # whose distances to all anchors are in memory, [4096, M]
+_ANCHORS_AT_A_TIME = 16  # whose distances to all images are in memory, at most [16, N]
 
 
 def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
-  """The tangent planes of the images' manifold, by name and with fixed settings.
+  """The tangent planes of the images' manifold, by name, with fixed settings.
 
   Args:
-    name: "autoencoder" (128 units, 10,000 steps of 100 images) or "local_pca" (200 charts of the
-      nearest images, five times the rank of them).
+    name: "autoencoder" (128 units, 10,000 steps of 100 images) or "local_pca" (200 charts, each of
+      the 5 * rank nearest images).
     images: [N, *S], uint8 or floats in [0, 1]; no labels.
-    rank: the dimension of every plane, from 1 to the entries of an image; for local_pca at most
-      N - 1, for the auto-encoder at most 128.
+    rank: the dimension of every plane, from 1 to the entries of an image; at most N - 1 for
+      local_pca, at most 128 for the autoencoder.
     seed: 0, 1, ...; the same seed gives the same planes.
 
   Returns:
-    basis_of: x [B, *S], floats in [0, 1] -> [B, rank, *S], for `structured.TangentAt`.
+    basis_of: x [B, *S], floats in [0, 1] -> [B, rank, *S], for `sets.TangentAt`.
 
   Raises:
-    InputError: an unknown name, images in another form, or a rank that they do not allow.
+    InputError: an unknown name, images of another type or range, or a rank out of range.
   """
   key = jax.random.key(seed)
   if name == "autoencoder":
@@ -79,9 +80,9 @@ class Charts(NamedTuple):
   """Planes at M points of the manifold.
 
   Attributes:
-    anchors: [M, *S], where the planes are, in pixels of [0, 1].
-    bases: [M, rank, *S], orthonormal rows that span the plane's directions, the one of most
-      variance first; 0 where the images around the anchor have no further direction.
+    anchors: [M, *S], the points, in pixels of [0, 1].
+    bases: [M, rank, *S], orthonormal rows that span the plane, the direction of largest variance
+      first; 0 where the images around the anchor have fewer directions.
   """
 
   anchors: Array
@@ -94,39 +95,39 @@ def local_pca(
   num_charts: int,
   key: Array,
   *,
-  neighbours: int | None = None,
+  neighbors: int | None = None,
   iterations: int = 10,
 ) -> Charts:
-  """Local principal components: the plane of most variance around each of num_charts anchors.
+  """Local principal components: the plane of largest variance around each of num_charts anchors.
 
-  The anchors are the centres of k-means on the images, from num_charts of them chosen at random (a
-  centre that loses all its images stays where it was). Around each the `neighbours` nearest images
-  are taken and, about their own mean, the leading right singular vectors of their differences.
-  Source: Kambhatla and Leen (1997, Neural Computation 9), with the nearest images in place of those
-  of the same cell, so that every chart has enough of them.
+  The anchors are the centers of k-means on the images, started at num_charts random images (a
+  center that loses all its images keeps its place). A plane is spanned by the leading right
+  singular vectors of the `neighbors` nearest images, about their mean. Source: Kambhatla and Leen
+  (1997, Neural Computation 9), with the nearest images in place of those of the same cell, so that
+  every chart has enough of them.
 
   Args:
     images: [N, *S], uint8 or floats in [0, 1].
-    rank: 1 to min(neighbours - 1, entries of an image): the dimension of the planes.
+    rank: 1 to min(neighbors - 1, entries of an image): the dimension of the planes.
     num_charts: 1 to N.
-    key: chooses the first centres.
-    neighbours: at most N; None is five times the rank, or N where that is less. Few follow the
-      manifold's bends, many its noise less.
+    key: draws the first centers.
+    neighbors: at most N; None means min(5 * rank, N). Few follow the curvature of the manifold
+      better, many average out more noise.
     iterations: of k-means, >= 0.
 
   Raises:
-    InputError: images in another form, or a number outside its range.
+    InputError: images of another type or range, or a number out of range.
   """
   x = _checked(images)
   _check_whole("rank", rank, _size(x), "entries of an image")
   _check_whole("num_charts", num_charts, len(x), "images")
-  if neighbours is None:
-    neighbours = min(5 * rank, len(x))
-  _check_whole("neighbours", neighbours, len(x), "images")
-  _check_whole("rank", rank, neighbours - 1, "neighbours of an anchor, less one for their mean")
+  if neighbors is None:
+    neighbors = min(5 * rank, len(x))
+  _check_whole("neighbors", neighbors, len(x), "images")
+  _check_whole("rank", rank, neighbors - 1, "neighbors of an anchor, less one for their mean")
   if iterations < 0:
     raise InputError(f"iterations must be >= 0, but was {iterations}.")
-  anchors, bases = _fit_charts(_pixels(x), key, rank, num_charts, neighbours, iterations)
+  anchors, bases = _fit_charts(_pixels(x), key, rank, num_charts, neighbors, iterations)
   return Charts(
     anchors.reshape(num_charts, *x.shape[1:]), bases.reshape(num_charts, rank, *x.shape[1:])
   )
@@ -136,24 +137,23 @@ def local_pca(
 def charts_basis(charts: Charts, x: Array) -> Array:
   """The basis [B, rank, *S] of the plane at the anchor nearest to each x [B, *S].
 
-  It jumps where the nearest anchor changes: the plane is right at the anchors, and between them as
-  far as the manifold is flat there.
+  It is piecewise constant: right at the anchors, and between them where the manifold is flat.
 
   Raises:
-    InputError: x is not floating point, or has not the shape of the images of the charts.
+    InputError: x is not floating point, or not of the shape of the images of the charts.
   """
   shape = charts.anchors.shape[1:]
-  if _floating(x).shape[1:] != shape:
+  if check_floating(x).shape[1:] != shape:
     raise InputError(f"x has examples of the shape {x.shape[1:]}, but the charts are of {shape}.")
   anchors = charts.anchors.reshape(len(charts.anchors), -1)
   return charts.bases[_nearest(anchors, x.reshape(len(x), -1))].astype(x.dtype)
 
 
 class Autoencoder(NamedTuple):
-  """One hidden layer whose decoder has the encoder's weights.
+  """An autoencoder of one hidden layer with tied weights.
 
   Attributes:
-    weights: [H, n], of the encoder; transposed, of the decoder.
+    weights: [H, n] of the encoder; the decoder's are the transpose.
     hidden_bias: [H].
     visible_bias: [n].
   """
@@ -161,6 +161,9 @@ class Autoencoder(NamedTuple):
   weights: Array
   hidden_bias: Array
   visible_bias: Array
+
+
+_Carry = tuple[Autoencoder, optax.OptState]
 
 
 def contractive_autoencoder(
@@ -173,30 +176,30 @@ def contractive_autoencoder(
   batch_size: int = 100,
   learning_rate: float = 1e-3,
 ) -> Autoencoder:
-  """An auto-encoder whose code changes as little with its input as reconstruction allows.
+  """An autoencoder whose code changes as little with its input as reconstruction allows.
 
     h(x) = sigmoid(W x + b),   y(x) = sigmoid(W^T h(x) + c)
-    minimise the mean over images of  cross_entropy(y(x), x) + penalty |dh / dx|_F^2
+    minimize the mean over images of  cross_entropy(y(x), x) + penalty |dh / dx|_F^2
 
   The cross-entropy is summed over the pixels, as if each were a probability. Reconstruction keeps
-  the code sensitive along the manifold, the penalty makes it insensitive to all else. By Adam, in
-  one compiled loop; an epoch leaves out the N mod batch_size last images of its random order.
+  the code sensitive along the manifold; the penalty makes it insensitive elsewhere. Trained by Adam
+  in one compiled loop; an epoch drops the last N mod batch_size images of its random order.
   Source: Rifai, Vincent, Muller, Glorot and Bengio (2011, ICML), with tied weights as there.
 
   Args:
     images: [N, *S], uint8 or floats in [0, 1].
-    key: of the first weights and of the order of the images.
-    hidden: H, the units of the code; at least as many as the planes' dimension.
-    penalty: >= 0. Of 1, 3 and 10, on 5,000 MNIST digits and 5,000 steps, 3 gave the planes that
-      contain most of the difference between a held-out digit and its nearest of the same class.
-      Too large a penalty for images of few or little varying pixels makes the code constant: the
-      weights go to 0, `contraction` with them, and what is left of the planes means nothing.
+    key: for the initial weights and the order of the images.
+    hidden: H, units of the code; at least the dimension of the planes.
+    penalty: >= 0. Of 1, 3 and 10, on 5,000 MNIST digits and 5,000 steps, the planes of 3 contained
+      most of the difference between a held-out digit and its nearest of the same class. With too
+      large a penalty the code becomes constant: the weights and the `contraction` go to 0, and the
+      planes are meaningless. Images with few or hardly varying pixels are the first to suffer.
     epochs: passes over the images, >= 1.
-    batch_size: >= 1; N where that is less.
+    batch_size: >= 1, at most N is used.
     learning_rate: of Adam, > 0.
 
   Raises:
-    InputError: images in another form, or a number outside its range.
+    InputError: images of another type or range, or a number out of range.
   """
   x = _checked(images)
   for name, value in (("hidden", hidden), ("epochs", epochs), ("batch_size", batch_size)):
@@ -219,13 +222,13 @@ def encode(params: Autoencoder, x: Array) -> Array:
 def contraction(params: Autoencoder, x: Array) -> Array:
   """|dh / dx|_F^2, the squared Frobenius norm of the encoder's Jacobian: x [B, *S] -> [B].
 
-  For sigmoid units in closed form, sum_j (h_j (1 - h_j))^2 |W_j|^2.
+  In closed form for sigmoid units: sum_j (h_j (1 - h_j))^2 |W_j|^2.
   """
   return _slopes(params, x) ** 2 @ jnp.sum(params.weights**2, axis=1)
 
 
 def autoencoder_loss(params: Autoencoder, x: Array, penalty: float | Array) -> Array:
-  """What `contractive_autoencoder` minimises the mean of: x [B, *S] in [0, 1] -> [B]."""
+  """The loss of `contractive_autoencoder`: x [B, *S] in [0, 1] -> [B]."""
   flat = x.reshape(len(x), -1)
   logits = encode(params, x) @ params.weights + params.visible_bias
   reconstruction = jnp.sum(optax.losses.sigmoid_binary_cross_entropy(logits, flat), axis=1)
@@ -238,13 +241,13 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
 
     J = diag(h (1 - h)) W  [H, n]
 
-  The directions in which the code changes most, largest first, up to their signs; rows of 0 past
-  the rank of J (all of them, where every unit is saturated). No derivative flows through them.
+  The directions in which the code changes most, largest first, up to sign; rows past the rank of J
+  are 0 (all of them where every unit is saturated). No derivative flows through them.
 
-  They come from subspace iteration on J J^T with twice as many vectors as are wanted, from a fixed
-  start: exact if H <= 2 rank, and otherwise an approximation whose error in the plane shrinks with
-  (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; on MNIST it was below a
-  degree. A singular value decomposition of every J would be many times slower on a CPU.
+  Computed by subspace iteration on J J^T from a fixed start, with 2 rank vectors: exact if
+  H <= 2 rank, otherwise with an error of the plane that shrinks as
+  (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; it was below a degree on
+  MNIST. A singular value decomposition of every J would be many times slower on CPU.
 
   Args:
     params: from `contractive_autoencoder`.
@@ -256,20 +259,20 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
     [B, rank, *S], orthonormal rows.
 
   Raises:
-    InputError: the rank is outside its range, x is not floating point, or its examples have not as
-      many entries as the encoder reads.
+    InputError: the rank is out of range, x is not floating point, or its examples do not have the
+      number of entries that the encoder reads.
   """
   hidden, num_entries = params.weights.shape
   _check_whole("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
-  if _size(_floating(x)) != num_entries:
+  if _size(check_floating(x)) != num_entries:
     raise InputError(f"x has examples of {_size(x)} entries, but the encoder reads {num_entries}.")
-  # Where the weights are constants, XLA would spend seconds to fold their product when it compiles.
+  # If the weights are constants, XLA would spend seconds folding their product at compile time.
   params = jax.lax.optimization_barrier(params)
   slopes = _slopes(params, x)
-  # The scale of J does not matter to the plane, but its square may underflow.
+  # The plane does not depend on the scale of J, whose square may underflow.
   slopes = jax.lax.stop_gradient(_over_largest(slopes, axis=1))[:, :, None]
   weights = jax.lax.stop_gradient(_over_largest(params.weights, axis=None))
-  gram = jnp.matmul(weights, weights.T, precision=_EXACT)  # the same for all x
+  gram = jnp.matmul(weights, weights.T, precision=_EXACT)  # shared by all x
 
   def times(q: Array) -> Array:
     """J J^T q, [B, H, columns]."""
@@ -285,7 +288,7 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
   within = jnp.einsum("bhc,bhd->bcd", q, times(q), precision=_EXACT)
   q = jnp.matmul(q, _leading(within, rank), precision=_EXACT)
   rows = jnp.einsum("bhc,hn->bcn", slopes * q, weights, precision=_EXACT)  # J^T q
-  return _orthonormal(rows).reshape(len(x), rank, *x.shape[1:])
+  return _orthonormal_rows(rows).reshape(len(x), rank, *x.shape[1:])
 
 
 def _slopes(params: Autoencoder, x: Array) -> Array:
@@ -304,7 +307,7 @@ def _train(
   epochs: int,
   batch_size: int,
 ) -> Autoencoder:
-  """Minimises the mean `autoencoder_loss` of x [N, n] by Adam."""
+  """Minimizes the mean `autoencoder_loss` of x [N, n] by Adam."""
   weights_key, order_key = jax.random.split(key)
   num_entries = x.shape[1]
   bound = jnp.sqrt(6.0 / (hidden + num_entries))  # Glorot and Bengio (2010)
@@ -316,16 +319,12 @@ def _train(
   optimizer = optax.adam(learning_rate)
   gradient = jax.grad(lambda params, x: jnp.mean(autoencoder_loss(params, x, penalty)))
 
-  def step(
-    carry: tuple[Autoencoder, optax.OptState], chosen: Array
-  ) -> tuple[tuple[Autoencoder, optax.OptState], None]:
+  def step(carry: _Carry, rows: Array) -> tuple[_Carry, None]:
     params, state = carry
-    updates, state = optimizer.update(gradient(params, x[chosen]), state)
+    updates, state = optimizer.update(gradient(params, x[rows]), state)
     return (optax.apply_updates(params, updates), state), None
 
-  def epoch(
-    carry: tuple[Autoencoder, optax.OptState], key: Array
-  ) -> tuple[tuple[Autoencoder, optax.OptState], None]:
+  def epoch(carry: _Carry, key: Array) -> tuple[_Carry, None]:
     num_batches = len(x) // batch_size
     order = jax.random.permutation(key, len(x))[: num_batches * batch_size]
     return jax.lax.scan(step, carry, order.reshape(num_batches, batch_size))
@@ -335,17 +334,17 @@ def _train(
   return params
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "num_charts", "neighbours", "iterations"))
+@functools.partial(jax.jit, static_argnames=("rank", "num_charts", "neighbors", "iterations"))
 def _fit_charts(
-  x: Array, key: Array, rank: int, num_charts: int, neighbours: int, iterations: int
+  x: Array, key: Array, rank: int, num_charts: int, neighbors: int, iterations: int
 ) -> tuple[Array, Array]:
   """The anchors [M, n] and bases [M, rank, n] of x [N, n]."""
 
-  def lloyd(_: int, centres: Array) -> Array:
-    cell = _nearest(centres, x)
+  def lloyd(_: int, centers: Array) -> Array:
+    cell = _nearest(centers, x)
     count = jax.ops.segment_sum(jnp.ones(len(x), x.dtype), cell, num_charts)[:, None]
     total = jax.ops.segment_sum(x, cell, num_charts)
-    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), centres)
+    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), centers)
 
   first = jax.random.permutation(key, len(x))[:num_charts]
   anchors = jax.lax.fori_loop(0, iterations, lloyd, x[first])
@@ -353,13 +352,13 @@ def _fit_charts(
 
   def plane(anchor: Array) -> Array:
     distance = squares - 2.0 * jnp.matmul(x, anchor, precision=_EXACT)  # and |anchor|^2
-    around = x[jax.lax.top_k(-distance, neighbours)[1]]
+    around = x[jax.lax.top_k(-distance, neighbors)[1]]
     around = around - jnp.mean(around, axis=0)
     vectors = _leading(jnp.matmul(around, around.T, precision=_EXACT), rank)
-    return _orthonormal(jnp.matmul(vectors.T, around, precision=_EXACT))
+    return _orthonormal_rows(jnp.matmul(vectors.T, around, precision=_EXACT))
 
-  # Without a remainder, which XLA would decompose beside the rest: two batched LAPACK calls that
-  # each wait for its two threads wait for ever (jaxlib 0.10).
+  # Without a remainder, which XLA would decompose concurrently: two batched LAPACK calls that each
+  # wait for both of its threads deadlock (jaxlib 0.10).
   at_a_time = math.gcd(num_charts, _ANCHORS_AT_A_TIME)
   return anchors, jax.lax.map(plane, anchors, batch_size=at_a_time)
 
@@ -367,28 +366,28 @@ def _fit_charts(
 def _leading(gram: Array, rank: int) -> Array:
   """The eigenvectors [..., k, rank] of the largest eigenvalues of gram [..., k, k], in order.
 
-  For gram = A A^T they are left singular vectors of A, many times sooner than by LAPACK's
-  decomposition of A itself.
+  For gram = A A^T these are left singular vectors of A, many times faster than by LAPACK's
+  decomposition of A.
   """
   _, vectors = jnp.linalg.eigh(gram)  # ascending
   return vectors[..., ::-1][..., :rank]
 
 
-def _orthonormal(rows: Array) -> Array:
-  """Singular vectors from singular vectors times singular values, [..., rank, n], largest first."""
+def _orthonormal_rows(rows: Array) -> Array:
+  """Normalizes orthogonal rows [..., rank, n], largest first; 0 where a row is too small."""
   size = jnp.linalg.norm(rows, axis=-1, keepdims=True)
   largest = jnp.max(size, axis=-2, keepdims=True)
   return jnp.where(size <= _LEAST * largest, 0.0, jnp.linalg.qr(rows.mT)[0].mT)
 
 
 def _over_largest(v: Array, axis: int | None) -> Array:
-  """v over its largest absolute entry along the axis; 0 where all are 0."""
+  """v divided by its largest absolute entry along the axis; 0 where all entries are 0."""
   largest = jnp.max(jnp.abs(v), axis=axis, keepdims=True)
   return v / jnp.where(largest > 0, largest, 1.0)
 
 
 def _nearest(anchors: Array, x: Array) -> Array:
-  """The index of the anchor [M, n] nearest to each of x [N, n]: [N], the first where they tie."""
+  """The index [N] of the anchor [M, n] nearest to each of x [N, n]; ties go to the first."""
   squares = jnp.sum(anchors**2, axis=1)
 
   def of_one(x: Array) -> Array:
@@ -405,7 +404,7 @@ def _checked(images: np.ndarray | Array) -> np.ndarray:
     )
   if x.dtype == np.uint8:
     return x
-  # not <=, so that a NaN is refused too
+  # `not` around the comparisons refuses NaN too.
   if not (np.issubdtype(x.dtype, np.floating) and np.min(x) >= 0 and np.max(x) <= 1):
     raise InputError(
       f"images must be uint8, or floating point in [0, 1], but are {x.dtype} from {np.min(x)} to "
@@ -430,9 +429,3 @@ def _check_whole(name: str, value: int, most: int, of_what: str) -> None:
     raise InputError(
       f"{name} must be a whole number from 1 to {most} ({of_what}), but was {value}."
     )
-
-
-def _floating(x: Array) -> Array:
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
-  return x

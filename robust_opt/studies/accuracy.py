@@ -18,7 +18,9 @@ PGD_STEPS, PGD_RELATIVE_STEP = 50, 0.1
 PGD = (pgd_phase(f"pgd-{PGD_STEPS}", losses.cross_entropy, PGD_STEPS, PGD_RELATIVE_STEP),)
 
 
-def robust_accuracy(evaluated: target.Subject, u: Ball, version: str | tuple[Phase, ...]) -> float:
+def robust_accuracy(
+  evaluated: target.EvalTarget, u: Ball, version: str | tuple[Phase, ...]
+) -> float:
   """The share of examples that remain correctly classified under a version of AutoAttack, or PGD.
 
   Args:

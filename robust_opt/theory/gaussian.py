@@ -1,7 +1,7 @@
-"""Two Gaussian classes under an adversary: the model in which robust learning can be written down.
+"""Two Gaussian classes under an adversary: a model of robust learning in closed form.
 
-  learnt = robust_fit(covariance, budget=0.5)     # what maximum likelihood under attack makes of it
-  alignment(learnt.covariance, mean)              # of the classifier's gradient with the mean
+  fit = robust_fit(covariance, budget=0.5)     # maximum likelihood under attack
+  alignment(fit.covariance, mean)              # of the classifier's gradient with the mean
 
 The classes are y mu + N(0, Sigma*), y = -1 or 1. The learner fits mean and covariance by maximum
 likelihood while an adversary moves every x by delta(x), with the mean of |delta|^2 bounded:
@@ -9,15 +9,15 @@ likelihood while an adversary moves every x by delta(x), with the mean of |delta
     min over Sigma of log det(Sigma) / 2
         + max over delta of E [(x + delta)' Sigma^-1 (x + delta)] / 2
 
-(x about its mean, which is learnt as it is). With the multiplier lambda of the bound,
+(x about its mean, which is learned unchanged). With the multiplier lambda of the bound,
 
     delta(x) = (lambda Sigma - I)^-1 x
     Sigma_r  = Sigma* / 2 + I / lambda + sqrt(Sigma* / lambda + Sigma*^2 / 4)
 
-so that no direction of small variance stays useful, and the gradient of the classifier,
-Sigma_r^-1 mu, turns towards mu as the budget grows. Source: Ilyas et al. 2019 (arXiv 1905.02175),
-section 4, theorem 2, whose adversary is bounded at every x; here it is bounded on average, for
-which the formula is exact at every budget. NumPy, in float64.
+so directions of small variance become useless, and the gradient of the classifier, Sigma_r^-1 mu,
+rotates toward mu as the budget grows. Source: Ilyas et al. 2019 (arXiv 1905.02175), section 4,
+theorem 2. Their adversary is bounded at every x; here it is bounded on average, for which the
+formula is exact at every budget. NumPy, in float64.
 """
 
 from typing import NamedTuple
@@ -29,12 +29,12 @@ from robust_opt.errors import InputError
 
 
 class RobustFit(NamedTuple):
-  """What is learnt against an adversary.
+  """What is learned against an adversary.
 
   Attributes:
     covariance: [n, n], Sigma_r.
     multiplier: lambda; inf without an adversary.
-    perturbation: [n, n], the matrix D of the adversary's delta(x) = D x, x about its mean.
+    perturbation: [n, n], the matrix D of the adversary's delta(x) = D x, with x about its mean.
   """
 
   covariance: np.ndarray
@@ -55,11 +55,11 @@ def robust_covariance(covariance: np.ndarray, multiplier: float) -> np.ndarray:
   variances, axes = _eigen(covariance)
   if not multiplier > 0:
     raise InputError(f"multiplier must be > 0, but was {multiplier}.")
-  return (axes * _learnt(variances, multiplier)) @ axes.T
+  return (axes * _robust_variances(variances, multiplier)) @ axes.T
 
 
 def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
-  """What is learnt when the mean of |delta|^2 is at most budget^2.
+  """What is learned when the mean of |delta|^2 is at most budget^2.
 
   Args:
     covariance: Sigma*, [n, n], symmetric and positive definite.
@@ -79,7 +79,7 @@ def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
     moved = variances * _factor(variances, multiplier) ** 2
     return 0.5 * float(np.log(np.sum(moved))) - float(np.log(budget))
 
-  # What is spent falls from inf to 0 as lambda grows.
+  # The used budget falls from inf to 0 as lambda grows.
   scale = float(np.log(1.0 / np.max(variances)))
   low, high = scale, scale
   while excess(low) < 0:
@@ -87,12 +87,12 @@ def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
   while excess(high) > 0:
     high += 2.0
   multiplier = float(np.exp(optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13)))
-  learnt, factor = _learnt(variances, multiplier), _factor(variances, multiplier)
-  return RobustFit((axes * learnt) @ axes.T, multiplier, (axes * factor) @ axes.T)
+  robust, factor = _robust_variances(variances, multiplier), _factor(variances, multiplier)
+  return RobustFit((axes * robust) @ axes.T, multiplier, (axes * factor) @ axes.T)
 
 
 def classifier(covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:
-  """w = Sigma^-1 mu, [n]: the classifier sign(<w, x>) of what was learnt, and its gradient."""
+  """w = Sigma^-1 mu, [n]: the learned classifier is sign(<w, x>), and w its gradient."""
   return np.linalg.solve(np.asarray(covariance, np.float64), np.asarray(mean, np.float64))
 
 
@@ -104,10 +104,10 @@ def alignment(covariance: np.ndarray, mean: np.ndarray) -> float:
 
 def _eigen(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Variances [n] > 0 and axes [n, n], in columns."""
-  given = np.asarray(covariance, np.float64)
-  if given.ndim != 2 or given.shape[0] != given.shape[1] or not np.allclose(given, given.T):
-    raise InputError(f"covariance must be symmetric, [n, n], but has the shape {given.shape}.")
-  variances, axes = np.linalg.eigh(given)
+  matrix = np.asarray(covariance, np.float64)
+  if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
+    raise InputError(f"covariance must be symmetric, [n, n], but has the shape {matrix.shape}.")
+  variances, axes = np.linalg.eigh(matrix)
   if not variances[0] > 0:
     raise InputError(
       f"covariance must be positive definite, but its smallest eigenvalue is {variances[0]:.3g}."
@@ -115,14 +115,14 @@ def _eigen(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return variances, axes
 
 
-def _learnt(variances: np.ndarray, multiplier: float) -> np.ndarray:
+def _robust_variances(variances: np.ndarray, multiplier: float) -> np.ndarray:
   """The eigenvalues of Sigma_r, which has the axes of Sigma*."""
   inverse = 1.0 / multiplier
   return variances / 2 + inverse + np.sqrt(variances * inverse + variances**2 / 4)
 
 
 def _factor(variances: np.ndarray, multiplier: float) -> np.ndarray:
-  """By what delta multiplies x along each axis: 1 / (lambda sigma_r - 1)."""
-  # lambda sigma_r - 1 without its cancellation where lambda is small.
+  """The factor of delta(x) = factor x along each axis: 1 / (lambda sigma_r - 1)."""
+  # Avoids the cancellation in lambda sigma_r - 1 where lambda is small.
   scaled = variances * multiplier
   return 1.0 / (scaled / 2 + np.sqrt(scaled + scaled**2 / 4))

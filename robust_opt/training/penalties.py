@@ -1,17 +1,18 @@
-"""What the learner pays beside its loss: for steep layers, or for a gradient that turns.
+"""Regularizers that are added to the training loss.
 
-  penalty = penalties.operator_norm(layers_of)         # layers_of: params -> the layers of the net
+  layers_of = functools.partial(affine.layers_of, net)     # params -> the layers of the net
+  penalty = penalties.operator_norm(layers_of)
   step = ro.make_train_step(apply, optimizer, objective, attack,
                             penalty=penalties.weighted(1e-3, penalty))
 
-|  penalty             |  what is added to the loss                                    |
+|  penalty             |  term added to the loss                                       |
 |  operator_norm       |  sum over layers of |W_l|^2, largest singular values          |
 |  layer_jacobian      |  sum over layers of |d h_l / d h_(l - 1)|_F^2, per example    |
 |  gradient_alignment  |  1 - cos(grad_x J(x), grad_x J(x + eta)), per example         |
 
-The first two bound how far a perturbation can travel, layer by layer, and need the net as a list of
-layers (`certify.layers.in_float32`); the last keeps single-step training from catastrophic
-overfitting and takes any model. They need no adversary, and go with any.
+The first two limit how much a perturbation grows from layer to layer, and need the net as a list of
+layers (`models.affine`). The last prevents catastrophic overfitting of single-step training, and
+takes any model. All work with any attack, and without one.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params
 # What a config may name.
 __all__ = ["gradient_alignment", "layer_jacobian", "operator_norm"]
 
-# (params, model_state, batch, keys [B]) -> [B], or [] where it is the same for every example
+# (params, model_state, batch, keys [B]) -> [B], or [] if it is the same for every example
 Penalty = Callable[[Params, ModelState, Batch, Array], Array]
 LayersOf = Callable[[Params], Sequence[Layer]]
 
@@ -45,12 +46,12 @@ def weighted(weight: float, penalty: Penalty) -> Penalty:
 
 
 def operator_norm(layers_of: LayersOf, iterations: int = 8) -> Penalty:
-  """Sum over the dense and convolutional layers of the square of their operator norm, [].
+  """Sum of the squared operator norms of the dense and convolutional layers, [].
 
-  The product of the norms bounds how much of an l_2 perturbation arrives at the logits, since ReLU
-  and maxima never lengthen one. Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.3. The
-  norm of a convolution is that of the whole map, images to images, not of its kernel: power
-  iteration on L^T L from a fixed start, which approaches it from below.
+  The product of the norms bounds the growth of an l_2 perturbation from the image to the logits,
+  since ReLU and maxima do not increase distances. Source: Szegedy et al. 2014 (arXiv 1312.6199),
+  section 4.3. The norm of a convolution is that of the map from images to images, not of its
+  kernel. Power iteration on L^T L from a fixed start approaches it from below.
 
   Args:
     layers_of: params -> layers.
@@ -75,9 +76,9 @@ def operator_norm(layers_of: LayersOf, iterations: int = 8) -> Penalty:
 
 
 def largest_singular_value(layer: AffineLayer, shape: Sequence[int], iterations: int = 8) -> Array:
-  """Of the linear part of a layer, [], with its gradient in the weights: d|L| = <u, dL v>.
+  """The operator norm of the linear part of a layer, [], differentiable: d|L| = <u, dL v>.
 
-  A lower bound that `iterations` of the power method make tight.
+  By the power method: a lower bound that more iterations make tight.
 
   Args:
     layer: z -> L z + bias.
@@ -93,20 +94,20 @@ def largest_singular_value(layer: AffineLayer, shape: Sequence[int], iterations:
 
   v, _ = jax.lax.scan(iterate, v, length=iterations)
   image = layer.linear(_unit(v))
-  # By the unit vector u of the image, so that an image of 0 has the gradient 0 and not NaN.
+  # <u, L v> with the unit vector u, so that the gradient is 0 and not NaN where L v = 0.
   return jnp.sum(jax.lax.stop_gradient(_unit(image)) * image)
 
 
 def layer_jacobian(layers_of: LayersOf) -> Penalty:
-  """Sum over the layers of the squared Frobenius norm of their Jacobians, [B], estimated.
+  """An estimate of the sum of the squared Frobenius norms of the layers' Jacobians, [B].
 
     sum over l of |d h_l / d h_(l - 1)|_F^2
 
-  where h_l follows the ReLU, and h_0 is the image in pixels: the layer-wise contractive penalty of
-  Gu and Rigazio 2015 (arXiv 1412.5068), equation 4. |J|_F^2 is the mean of |J^T v|^2 over standard
-  normal v, of which one is drawn for each example and layer: unbiased, at the cost of a backward
-  pass. The inputs h_(l - 1) are taken as they are, as through piecewise linear layers they change a
-  Jacobian nowhere.
+  where h_l is the output of the l-th ReLU and h_0 the image in pixels: the layer-wise contractive
+  penalty of Gu and Rigazio 2015 (arXiv 1412.5068), equation 4. |J|_F^2 is the mean of |J^T v|^2 for
+  standard normal v; one v per example and layer gives an unbiased estimate for one backward pass.
+  No gradient flows through the inputs h_(l - 1): the Jacobian of a piecewise linear layer does not
+  depend on them almost everywhere.
 
   Args:
     layers_of: params -> layers.
@@ -115,9 +116,9 @@ def layer_jacobian(layers_of: LayersOf) -> Penalty:
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:
     del model_state
     h, total = batch.x, jnp.zeros(batch.x.shape[:1])
-    for place, stage in enumerate(stages(layers_of(params))):
+    for index, stage in enumerate(stages(layers_of(params))):
       after, pull_back = jax.vjp(lambda h, stage=stage: apply(stage, h), jax.lax.stop_gradient(h))
-      layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, place)
+      layer_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
       v = jax.vmap(lambda key, shape=after.shape[1:]: jax.random.normal(key, shape))(layer_keys)
       (pulled,) = pull_back(v)
       total += jnp.sum(pulled**2, axis=range(1, pulled.ndim))
@@ -132,12 +133,13 @@ def gradient_alignment(
 ) -> Penalty:
   """1 - cos(grad_x J(x), grad_x J(x + eta)) for a random eta of U, [B].
 
-  A loss whose gradient turns within U is no longer near to linear there, and one step of ascent no
-  longer an adversary. Source: Andriushchenko and Flammarion 2020 (arXiv 2007.02617), equation 3;
-  the net is in evaluation mode here. Where a gradient is zero the penalty is 1 and has none.
+  Where the direction of the gradient changes within U, the loss is far from linear and one ascent
+  step far from the maximum. Source: Andriushchenko and Flammarion 2020 (arXiv 2007.02617),
+  equation 3; here the net is in evaluation mode. Where a gradient is 0 the penalty is 1, with
+  gradient 0.
 
   Args:
-    model: whose gradients.
+    model: the net.
     uncertainty: U.
     loss: J.
   """
@@ -155,12 +157,12 @@ def gradient_alignment(
 
 
 def _cosine(a: Array, b: Array) -> Array:
-  """Of the angle between a and b [*S], []; 0 where one of them is 0."""
+  """The cosine of the angle between a and b [*S], []; 0 if one of them is 0."""
   return jnp.sum(_unit(a) * _unit(b))
 
 
 def _unit(v: Array) -> Array:
-  """v / |v|_2, and 0 where v is 0, with the gradient 0 there; of any scale."""
+  """v / |v|_2 at any scale of v; 0 where v is 0, with gradient 0 there."""
   largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v)))
   scaled = v / jnp.where(largest > 0, largest, 1.0)
   square = jnp.sum(scaled**2)
@@ -168,10 +170,10 @@ def _unit(v: Array) -> Array:
 
 
 def _input_shapes(layers: Sequence[Layer], shape: Sequence[int]) -> list[tuple[int, ...]]:
-  """The shape of one input of every layer, for examples of `shape`."""
-  found: list[tuple[int, ...]] = []
-  at = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  """The input shape of every layer, for examples of `shape`, without the batch."""
+  shapes: list[tuple[int, ...]] = []
+  x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   for layer in layers:
-    found.append(at.shape[1:])
-    at = jax.eval_shape(lambda x, layer=layer: layer(x), at)
-  return found
+    shapes.append(x.shape[1:])
+    x = jax.eval_shape(lambda x, layer=layer: layer(x), x)
+  return shapes

@@ -7,6 +7,7 @@
 On one device this is the identity, so that there is one code path.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from robust_opt.errors import InputError
 from robust_opt.types import Batch, PyTree
 
 AXIS = "data"
@@ -22,6 +24,42 @@ AXIS = "data"
 def devices_in_words() -> str:
   """How many of which kind, '4 x NVIDIA H100': where numbers were made."""
   return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def connect(
+  coordinator: str, num_processes: int | None, process_id: int | None, *, shared: bool
+) -> None:
+  """Joins the processes of one run, if there are several.
+
+  Args:
+    coordinator: host:port of process 0, "auto" to read the cluster's environment, or empty.
+    num_processes: with host:port.
+    process_id: with host:port, from 0.
+    shared: whether all processes were given one work directory.
+
+  Raises:
+    InputError: the three do not fit together.
+  """
+  if not coordinator:
+    if (num_processes, process_id) != (None, None):
+      raise InputError("--num_processes and --process_id need --coordinator=host:port, or auto.")
+    return
+  if not shared:
+    raise InputError(f"--coordinator={coordinator} needs --workdir, a directory that all share.")
+  if coordinator == "auto":
+    jax.distributed.initialize()
+    return
+  if num_processes is None or process_id is None:
+    raise InputError(
+      f"--coordinator={coordinator} needs --num_processes and --process_id too, but they were "
+      f"{num_processes} and {process_id}."
+    )
+  if not (0 <= process_id < num_processes and re.fullmatch(r".+:\d+", coordinator)):
+    raise InputError(
+      f"--coordinator must be host:port and --process_id one of 0 ... --num_processes - 1, but "
+      f"they were {coordinator}, {process_id} and {num_processes}."
+    )
+  jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def data_mesh() -> Mesh:

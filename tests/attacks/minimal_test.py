@@ -33,12 +33,12 @@ MAKERS = {
   "fast_minimum_norm": lambda u: minimal.fast_minimum_norm(u, num_steps=20),
   "szegedy": lambda u: szegedy.szegedy(u, num_steps=8, num_constants=5),
 }
-TABLE = [(a, n) for a in ("fab", "deepfool", "fast_minimum_norm") for n in ORDERS]
+TABLE = [(a, n) for a in ("fab", "deepfool", "fast_minimum_norm") for n in ("l2", "l1")]
 TABLE += [("fab_t", "linf"), ("fab_restarts", "l1"), ("szegedy", "l2")]
 CONTRACT = pytest.mark.parametrize(("attack", "norm"), TABLE)
 IN_L2 = pytest.mark.parametrize("attack", ["fab", "deepfool", "fast_minimum_norm", "szegedy"])
 EVERY_NORM = pytest.mark.parametrize("norm", ORDERS)
-NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 3, 10])
+NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 10])
 
 
 def size(delta, norm):
@@ -235,7 +235,7 @@ def test_and_in_a_box_whose_ends_round(attack):
   check_fooled(attack, "l2", (-2.1, 2.6))
 
 
-@pytest.mark.parametrize("attack", ["fab", "deepfool", "fast_minimum_norm", "szegedy"])
+@IN_L2
 def test_a_perturbation_longer_than_the_radius_is_not_returned(attack):
   x, y = image_problem()
   delta, fooled = runner(attack, "l2")(keys_of(), x, y)
@@ -262,14 +262,6 @@ def test_examples_do_not_mix(attack, norm):
   among_others = run(keys, np.where(here[:, None, None, None], x, 1 - x), y)
   kept = tuple(a[here] for a in among_others)
   chex.assert_trees_all_close(kept, (delta[here], fooled[here]), rtol=1e-4, atol=1e-5)
-
-
-@IN_L2
-def test_the_size_of_the_batch_does_not_matter(attack):
-  x, y = image_problem()
-  delta, fooled = runner(attack, "l2")(keys_of(), x, y)
-  some = runner(attack, "l2")(keys_of()[3:8], x[3:8], y[3:8])
-  chex.assert_trees_all_close(tuple(some), (delta[3:8], fooled[3:8]), rtol=1e-4, atol=1e-5)
 
 
 @CONTRACT

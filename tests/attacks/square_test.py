@@ -320,17 +320,6 @@ def test_a_net_that_answers_nan_is_fooled():
   assert np.all(size_of(delta, "linf") <= 0.5)
 
 
-@pytest.mark.slow
-def test_radii_can_be_mapped_over():
-  keys, x, y, _ = problem("linf", images())
-  attack, _ = runner("linf", UNIT_BOX)
-  radii = np.broadcast_to(np.array([[0.0], [0.05], [0.3]], np.float32), (3, BATCH))
-  swept = jax.vmap(lambda radius: attack(keys, x, y, radius, *WAVY))(radii)
-  for i, radius in enumerate(radii):
-    one = attack(keys, x, y, radius, *WAVY)
-    chex.assert_trees_all_equal(jax.tree.map(lambda a, i=i: a[i], swept), one)
-
-
 # --- The parts, against the paper's own formulas ---
 
 

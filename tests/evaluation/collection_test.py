@@ -20,11 +20,12 @@ RADII = {"linf": 0.1, "l2": 0.5, "l1": 1.0}
 BATCH_SIZE = 64
 
 
-def make_ascend(apply, box=False, batch_size=BATCH_SIZE):
-  def make_attack(norm, radius):
-    return ro.steepest(ro.sets.BALLS[norm](radius, box=(0.0, 1.0) if box else None))
+def make_ascend(apply, batch_size=BATCH_SIZE):
+  return collection.make_ascend(apply, ro.robust(), ro.steepest, batch_size)
 
-  return collection.make_ascend(apply, ro.robust(), make_attack, batch_size)
+
+def balls(box=False):
+  return [ro.sets.BALLS[n](radius, (0.0, 1.0) if box else None) for n, radius in RADII.items()]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,9 @@ def logits_of(trained):
 @pytest.fixture(scope="module", params=[False, True], ids=["ball", "box"])
 def examples(request, trained, logits_of):
   apply, params, model_state, test = trained
-  ascend = functools.partial(make_ascend(apply, request.param), params, model_state)
-  found = collection.collect(logits_of, ascend, test.images, test.labels, RADII, digest(params))
+  ascend = functools.partial(make_ascend(apply), params, model_state)
+  of_test = test.images, test.labels, balls(request.param)
+  found = collection.collect(logits_of, ascend, *of_test, digest(params))
   if request.param:
     assert found.images.min() >= 0
     assert found.images.max() <= 1
@@ -118,7 +120,7 @@ def test_batch_size_changes_nothing(examples, trained):
   apply, params, model_state, test = trained
   logits_of = functools.partial(collection.make_logits_of(apply, 7), params, model_state)
   ascend = functools.partial(make_ascend(apply, batch_size=31), params, model_state)
-  other = collection.collect(logits_of, ascend, test.images, test.labels, RADII, examples.net)
+  other = collection.collect(logits_of, ascend, test.images, test.labels, balls(), examples.net)
   np.testing.assert_array_equal(other.source_ids, examples.source_ids)
   np.testing.assert_array_equal(other.norms, examples.norms)
   np.testing.assert_allclose(other.images, examples.images, atol=1e-6)
@@ -226,10 +228,10 @@ def test_arrays_that_do_not_fit_together_are_named(examples, trained, logits_of,
 def test_nothing_can_be_collected_from_a_net_that_nothing_fools(trained, logits_of):
   test = trained[3]
 
-  def ascend(norm, radius, x, y):
+  def ascend(u, x, y):
     return np.zeros_like(x)
 
-  found = collection.collect(logits_of, ascend, test.images, test.labels, RADII, "net")
+  found = collection.collect(logits_of, ascend, test.images, test.labels, balls(), "net")
   assert len(found.labels) == 0
   collection.verify(found, logits_of, test.images, test.labels, "net")
 
@@ -276,7 +278,7 @@ def test_images_near_one_stay_within_a_small_radius(norm):
   def lengths(image):
     return ro.sets.lengths(ball, image.astype(np.float64) - x)
 
-  inwards = lengths(collection._rounded_inwards(x, delta))
+  inwards = lengths(collection._rounded_inward(x, delta))
   assert inwards.max() <= 0.01 * (1 + verdict.TOLERANCE)
   assert inwards.min() > 0.01 * (1 - 1e-3)
   assert lengths(x + delta).max() > 0.01 * (1 + verdict.TOLERANCE)

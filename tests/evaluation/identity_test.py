@@ -152,9 +152,9 @@ bridge.defvjp(lambda x: (bridge(x), x), lambda x, _: (x,))
 """
 
 
-def fake_attack(logits_fn, x, y, *, version, **_):
+def fake_attack(logits_fn, x, y, u, **_):
   """Nothing is broken."""
-  del logits_fn, version
+  del logits_fn, u
   return autoattack.Verdict(("clean", "none"), y, np.full(len(y), -1, np.int32), np.asarray(x))
 
 
@@ -392,7 +392,9 @@ def test_a_study_is_described_by_all_that_its_results_depend_on(module, monkeypa
     assert line.startswith(f"data.{split_name}: ")
 
 
-NET = target.Net(closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None, None)
+NET = target.TrainedNet(
+  closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None
+)
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def python_noise(x):
 
 def test_a_network_that_answers_at_random_is_refused_before_any_attack():
   told = []
-  with pytest.raises(ro.InputError, match=r"answers at random.*Randomized.*version=\"rand\""):
+  with pytest.raises(ro.InputError, match=r"network is random.*Randomized.*version=\"rand\""):
     attack(python_noise, X, Y, report=told.append)
   assert not told
 

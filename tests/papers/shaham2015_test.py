@@ -21,6 +21,7 @@ from robust_opt.papers.shaham2015 import measure, report
 from robust_opt.papers.shaham2015 import study as shaham2015
 from robust_opt.papers.shaham2015.report import updates_to_reach
 from robust_opt.papers.shaham2015.study import NETS, PRESETS, Options, Preset
+from robust_opt.sets import LInf
 from robust_opt.statistics import accuracy_interval
 from robust_opt.studies.study import Study
 
@@ -132,8 +133,8 @@ def test_accuracy_is_counted_after_rounding_to_8_bits_too():
     return np.stack([1 - off_grid, off_grid], axis=1).astype(np.float32)
 
   images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32)
-  ascend = lambda norm, radius, x, y: np.full_like(x, radius)  # noqa: E731
-  examples = collection.collect(logits_of, ascend, images, labels, {"linf": 0.001}, "net")
+  ascend = lambda u, x, y: np.full_like(x, u.radius)  # noqa: E731
+  examples = collection.collect(logits_of, ascend, images, labels, [LInf(0.001)], "net")
   assert len(examples.labels) == 4
   net = SimpleNamespace(functions=SimpleNamespace(logits_of=logits_of))
   test = datasets.Dataset(images, labels, 2, "black", "test")

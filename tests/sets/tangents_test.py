@@ -76,18 +76,18 @@ def test_local_pca_finds_a_plane_and_nothing_more():
 
 def test_local_pca_follows_a_circle():
   images, tangent = on_a_circle(240)
-  charts = tangents.local_pca(images, rank=1, num_charts=48, key=KEY, neighbours=9)
+  charts = tangents.local_pca(images, rank=1, num_charts=48, key=KEY, neighbors=9)
   found = flat(tangents.charts_basis(charts, jnp.asarray(images)))[:, 0]
   assert np.all(np.abs(np.sum(found * tangent, 1)) > np.cos(np.radians(20)))
   # One plane for all would be tangent at no more than a few points.
-  one = flat(tangents.local_pca(images, 1, 1, KEY, neighbours=240).bases)[0, 0]
+  one = flat(tangents.local_pca(images, 1, 1, KEY, neighbors=240).bases)[0, 0]
   assert np.mean(np.abs(tangent @ one) > np.cos(np.radians(20))) < 0.3
 
 
 def test_the_leading_direction_has_the_most_variance():
   z = np.random.default_rng(0).normal(size=(200, 3)) * [0.02, 0.08, 0.04]
   images = np.clip(0.5 + z @ ROWS, 0, 1).astype(np.float32)
-  charts = tangents.local_pca(images, 3, 1, KEY, neighbours=200)
+  charts = tangents.local_pca(images, 3, 1, KEY, neighbors=200)
   exact = np.linalg.svd(images - images.mean(0))[2][:3]
   close(np.abs(np.sum(flat(charts.bases)[0] * exact, 1)), 1)
 
@@ -258,7 +258,7 @@ def test_fit_is_a_pure_function_of_the_seed(name, monkeypatch):
   chex.assert_type(basis, jnp.float32)
   of_floats = tangents.fit(name, images / np.float32(255), 2, seed=0)(x)
   np.testing.assert_array_equal(of_floats, basis)
-  # An example's plane does not depend on its neighbours, nor on who maps over it.
+  # An example's plane does not depend on its neighbors, nor on who maps over it.
   close(basis_of(x[3:4]), basis[3:4])
   one_by_one = jax.jit(jax.vmap(lambda one: basis_of(one[None])[0]))(x)
   close(one_by_one, basis)
@@ -307,11 +307,11 @@ CHARTS = tangents.Charts(jnp.zeros((3, 2, 2)), jnp.zeros((3, 1, 2, 2)))
     (lambda: tangents.fit("autoencoder", IMAGES, 5, 0), "rank must be .* 1 to 4 .entries"),
     (lambda: tangents.fit("autoencoder", np.zeros((2, 200)), 129, 0), "rank must be .* 1 to 128"),
     (lambda: tangents.fit("local_pca", IMAGES, 5, 0), "rank must be .* 1 to 4 .entries"),
-    (lambda: tangents.fit("local_pca", IMAGES[:3], 3, 0), "rank must be .* 1 to 2 .neighbours"),
+    (lambda: tangents.fit("local_pca", IMAGES[:3], 3, 0), "rank must be .* 1 to 2 .neighbors"),
     (lambda: tangents.local_pca(IMAGES, 0, 2, KEY), "rank must be a whole number from 1"),
     (lambda: tangents.local_pca(IMAGES, 1.5, 2, KEY), "rank must be a whole number from 1"),
     (lambda: tangents.local_pca(IMAGES, 1, 7, KEY), "num_charts must be .* 1 to 6 .images"),
-    (lambda: tangents.local_pca(IMAGES, 1, 2, KEY, neighbours=7), "neighbours must be .* 1 to 6"),
+    (lambda: tangents.local_pca(IMAGES, 1, 2, KEY, neighbors=7), "neighbors must be .* 1 to 6"),
     (lambda: tangents.local_pca(IMAGES, 1, 2, KEY, iterations=-1), "iterations must be >= 0"),
     (lambda: tangents.local_pca(IMAGES[0, 0], 1, 2, KEY), "images must be .N, .S. with at least"),
     (lambda: tangents.local_pca(IMAGES + 1, 1, 2, KEY), "images must be uint8, or floating"),

@@ -87,9 +87,10 @@ def verified_collection(
   sha256 = digest(weights)
   logits_of = functools.partial(net.functions.logits_of, *weights)
   if not path.exists() or collection.load(path).net != sha256:
-    radii = net.config.evaluation.radii.to_dict()
+    radii, box = net.config.evaluation.radii, net.config.set.get("box")
+    balls = [BALLS[norm](radius, box) for norm, radius in radii.to_dict().items()]
     ascend = functools.partial(net.functions.ascend, *weights)
-    examples = collection.collect(logits_of, ascend, test.images, test.labels, radii, sha256)
+    examples = collection.collect(logits_of, ascend, test.images, test.labels, balls, sha256)
     collection.save(examples, path)
   loaded = collection.load(path)
   try:

@@ -1,4 +1,4 @@
-"""Measurements that explain adversarial examples, of any net; no attack among them.
+"""Measurements that explain adversarial examples, for any net.
 
   epsilons = jnp.linspace(-1, 1, 201)
   logits = epsilon_sweep(logits_fn, x, jnp.sign(gradient), epsilons)     # [E, B, C]
@@ -10,13 +10,13 @@
 |  small changes add up over many pixels              |  activation_growth                     |
 |  nets are locally linear along a perturbation       |  epsilon_sweep, linearity              |
 |  adversarial examples lie in contiguous regions     |  intervals, plane, components          |
-|  a turn towards the gradient is enough              |  rotate_toward, smallest_angle         |
-|  nets err alike, as linear classifiers do           |  agreement_on_mistakes,                |
-|                                                     |  transfer_matrix, effective_weights    |
-|  nets are sure of their mistakes, and of rubbish    |  confidence_on_mistakes, rubbish_rate  |
+|  a rotation toward the gradient is enough           |  rotate_toward, smallest_angle         |
+|  nets make the same mistakes, as linear classifiers |  agreement_on_mistakes,                |
+|  do                                                 |  transfer_matrix, effective_weights    |
+|  nets are confident of mistakes and of rubbish      |  confidence_on_mistakes, rubbish_rate  |
 
-Every function is pure and all but `components` may be compiled; a share of nothing is NaN. The
-perturbed points are not cut to the pixel box. Source: Goodfellow, Shlens and Szegedy 2015,
+All functions are pure, and all but `components` can be jitted; a share of no examples is NaN.
+Perturbed points are not clipped to the pixel box. Source: Goodfellow, Shlens and Szegedy 2015,
 "Explaining and harnessing adversarial examples" (arXiv 1412.6572), whose sections are named below.
 """
 

@@ -1,4 +1,4 @@
-"""Along lines, planes and circles through an example: how a net's answer changes.
+"""How the output of a net changes along lines, planes and circles through an example.
 
   logits = epsilon_sweep(logits_fn, x, direction, epsilons)      # [E, B, C]
   smallest_angle(logits_fn, x, y, gradient, angles)              # [B], in radians
@@ -17,17 +17,18 @@ from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from robust_opt import losses
+from robust_opt.arrays import symmetric_grid
 from robust_opt.errors import InputError
 from robust_opt.sets import projections
 from robust_opt.types import Array, LogitsFn
 
 
 class Growth(NamedTuple):
-  """How far <w, .> moves in n dimensions, each [D].
+  """The change of an activation <w, x> in n dimensions, each [D].
 
   Attributes:
-    worst: mean over w of <w, eps sign(w)>; eps n.
-    noise: root mean square of <w, eps s>, s random signs; about eps sqrt(pi n / 2).
+    worst: mean over w of <w, eps sign(w)>, which is eps n.
+    noise: root mean square of <w, eps s> for random signs s, about eps sqrt(pi n / 2).
   """
 
   worst: Array
@@ -35,11 +36,11 @@ class Growth(NamedTuple):
 
 
 class Linearity(NamedTuple):
-  """R^2 of least squares fits to every curve, [B, C]; NaN for a curve that is constant.
+  """R^2 of least squares fits to every curve, [B, C]; NaN for a constant curve.
 
   Attributes:
     line: of one straight line.
-    knee: of two that meet at eps = 0; never less than that of one, but for rounding.
+    knee: of two lines that meet at eps = 0; at least that of one line, up to rounding.
   """
 
   line: Array
@@ -47,11 +48,11 @@ class Linearity(NamedTuple):
 
 
 class Intervals(NamedTuple):
-  """Runs of neighbouring values of eps at which an example is misclassified, each [B] int32.
+  """Runs of neighboring values of eps at which an example is misclassified, each [B] int32.
 
   Attributes:
-    runs: how many.
-    longest: values of eps in the longest, 0 if there is none.
+    runs: their number.
+    longest: the number of values in the longest, 0 without runs.
   """
 
   runs: Array
@@ -63,17 +64,17 @@ def activation_growth(
 ) -> Growth:
   """<w, eta> for the worst eta of max norm eps, and for random signs of the same max norm.
 
-  The first is linear in n, the second grows as its square root. The weights are Gaussian, scaled
-  to a mean magnitude of one. Source: section 3.
+  The first grows linearly in n, the second as its square root. The weights are Gaussian, scaled to
+  a mean magnitude of one. Source: section 3.
 
   Args:
-    key: one key; dimension n draws from fold_in(key, n), whatever the others are.
+    key: one key; dimension n draws from fold_in(key, n).
     dimensions: D numbers n >= 1.
     eps: [].
-    trials: weight vectors at each n.
+    trials: weight vectors per n.
 
   Raises:
-    InputError: there is no dimension, or one of them or trials is less than 1.
+    InputError: dimensions is empty, or one of them or trials is less than 1.
   """
   if len(dimensions) < 1 or min(dimensions) < 1:
     raise InputError(f"dimensions must be integers >= 1, at least one, but were {dimensions}.")
@@ -92,7 +93,7 @@ def activation_growth(
 
 
 def epsilon_sweep(logits_fn: LogitsFn, x: Array, direction: Array, epsilons: Array) -> Array:
-  """Logits along the line x + eps * direction, [E, B, C]; not cut to the pixel box.
+  """Logits along the line x + eps * direction, [E, B, C], not clipped to the pixel box.
 
   Source: section 8, figure 4, where the direction is the sign of the loss's gradient.
 
@@ -103,19 +104,19 @@ def epsilon_sweep(logits_fn: LogitsFn, x: Array, direction: Array, epsilons: Arr
     epsilons: [E], of either sign; in pixels if the largest entry of direction is one.
 
   Raises:
-    InputError: direction has another shape than x.
+    InputError: direction does not have the shape of x.
   """
   same_shape(x, direction=direction)
   return jax.lax.map(lambda eps: logits_fn(x + eps * direction), jnp.asarray(epsilons, x.dtype))
 
 
 def linearity(epsilons: Array, logits: Array) -> Linearity:
-  """How straight the curves of an `epsilon_sweep` are, with a bend at x and without.
+  """How straight the curves of an `epsilon_sweep` are, with and without a bend at x.
 
-  Source: section 8, which says of figure 4 that the curves are conspicuously piecewise linear.
+  Source: section 8 and figure 4, whose curves are "conspicuously piecewise linear".
 
   Args:
-    epsilons: [E], E >= 4: fewer points lie on any two lines.
+    epsilons: [E], E >= 4: two lines fit fewer points exactly.
     logits: [E, B, C]. Logits that are not finite give NaN.
 
   Raises:
@@ -125,7 +126,7 @@ def linearity(epsilons: Array, logits: Array) -> Linearity:
     raise InputError(f"linearity needs at least 4 values of eps, but has {len(epsilons)}.")
   largest = jnp.max(jnp.abs(epsilons))
   eps = epsilons / jnp.where(largest > 0, largest, 1.0)
-  # R^2 knows neither offset nor scale; without them, sums of squares keep their digits.
+  # R^2 does not depend on offset and scale; removing them keeps the precision of sums of squares.
   z = logits - logits[:1]
   span = jnp.max(jnp.abs(z), axis=0)
   z = z / jnp.where(span == 0, 1.0, span)
@@ -136,7 +137,7 @@ def linearity(epsilons: Array, logits: Array) -> Linearity:
 
 
 def intervals(wrong: Array) -> Intervals:
-  """Number and length of the runs of eps at which the class is wrong.
+  """Number and length of the runs of eps at which examples are misclassified.
 
   One long run is a region that the line crosses, many short ones are pockets. Source: section 8.
 
@@ -150,9 +151,9 @@ def intervals(wrong: Array) -> Intervals:
     raise InputError("intervals needs at least one value of eps, but has none.")
   wrong = jnp.asarray(wrong, bool)
   begins = wrong.at[1:].set(wrong[1:] & ~wrong[:-1])
-  place = jnp.arange(len(wrong), dtype=jnp.int32)[:, None]
-  last_right = jax.lax.cummax(jnp.where(wrong, -1, place), axis=0)
-  longest = jnp.max(place - last_right, axis=0)
+  index = jnp.arange(len(wrong), dtype=jnp.int32)[:, None]
+  last_right = jax.lax.cummax(jnp.where(wrong, -1, index), axis=0)
+  longest = jnp.max(index - last_right, axis=0)
   return Intervals(jnp.sum(begins, axis=0, dtype=jnp.int32), longest)
 
 
@@ -161,8 +162,8 @@ def plane(
 ) -> Array:
   """Predicted classes on the slice x + a u + b v, [B, R, R] int32; -1 where a logit is not finite.
 
-  Entry [i, j, k] is that of example i at a = grid[j], b = grid[k], where grid is R values from
-  -extent to extent. An odd R has x itself in the middle.
+  Entry [i, j, k] is that of example i at a = grid[j], b = grid[k] for R values grid from -extent to
+  extent. With an odd R the middle is x itself.
 
   Args:
     logits_fn: the net.
@@ -173,26 +174,24 @@ def plane(
     resolution: R >= 2.
 
   Raises:
-    InputError: u or v has another shape than x, or R is less than 2.
+    InputError: u or v does not have the shape of x, or R is less than 2.
   """
   same_shape(x, u=u, v=v)
   if resolution < 2:
     raise InputError(f"resolution must be at least 2, but was {resolution}.")
-  # Symmetric to the bit, so that the middle of an odd number is 0.
-  places = (2 * np.arange(resolution) - (resolution - 1)) / (resolution - 1)
-  grid = (jnp.asarray(places, x.dtype) * extent).astype(x.dtype)
-  corners = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
+  grid = (jnp.asarray(symmetric_grid(1.0, resolution), x.dtype) * extent).astype(x.dtype)
+  points = jnp.stack(jnp.meshgrid(grid, grid, indexing="ij"), axis=-1).reshape(-1, 2)
 
-  def predict(at: Array) -> Array:
-    return losses.predicted(logits_fn(x + at[0] * u + at[1] * v))
+  def predict(point: Array) -> Array:
+    return losses.predicted(logits_fn(x + point[0] * u + point[1] * v))
 
-  return jnp.moveaxis(jax.lax.map(predict, corners), 0, 1).reshape(-1, resolution, resolution)
+  return jnp.moveaxis(jax.lax.map(predict, points), 0, 1).reshape(-1, resolution, resolution)
 
 
 def components(mask: ArrayLike) -> np.ndarray:
-  """Number of connected parts of each region, neighbours being those that share an edge.
+  """Number of connected components of each region; pixels that share an edge are connected.
 
-  NumPy, not to be compiled.
+  NumPy, cannot be jitted.
 
   Args:
     mask: [*N, R, R] bool.
@@ -206,17 +205,17 @@ def components(mask: ArrayLike) -> np.ndarray:
   mask = np.asarray(mask, bool)
   if mask.ndim < 2:
     raise InputError(f"mask must be [*N, R, R], but has {mask.ndim} axes.")
-  counts = [ndimage.label(mask[place])[1] for place in np.ndindex(mask.shape[:-2])]
+  counts = [ndimage.label(mask[index])[1] for index in np.ndindex(mask.shape[:-2])]
   return np.array(counts, int).reshape(mask.shape[:-2])
 
 
 def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
-  """Turns every x by an angle towards g, in the plane of the two; |x|_2 stays.
+  """Rotates every x by an angle toward g, in the plane of x and g, keeping |x|_2.
 
     cos(angle) x + sin(angle) |x|_2 p,   p the unit vector along the part of g orthogonal to x
 
-  There is no such plane where g is 0 or parallel to x, to rounding: that x stays as it is. NaN in g
-  gives NaN. Not cut to the pixel box. Source: section 4, last paragraph, where g is the gradient.
+  Where g is 0 or parallel to x, up to rounding, x is returned. NaN in g gives NaN. The result is
+  not clipped to the pixel box. Source: section 4, last paragraph, where g is the gradient.
 
   Args:
     x: [B, *S].
@@ -224,7 +223,7 @@ def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
     angle: [] or [B], in radians.
 
   Raises:
-    InputError: g has another shape than x.
+    InputError: g does not have the shape of x.
   """
   same_shape(x, g=g)
 
@@ -232,30 +231,30 @@ def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
     one = jnp.ones((), x.dtype)
     along_x, unit_g = projections.furthest_l2(x, one), projections.furthest_l2(g, one)
     across = unit_g
-    for _ in range(2):  # the second time removes what the first has rounded
+    for _ in range(2):  # the second pass removes the rounding of the first
       across = across - jnp.sum(across * along_x) * along_x
-    # Unit vectors that ought to be parallel differ by a few roundings.
+    # Parallel unit vectors differ by a few roundings.
     parallel = projections.l2_norm(across) <= 16 * jnp.finfo(x.dtype).eps
-    turned = projections.furthest_l2(across, projections.l2_norm(x))
-    return jnp.where(parallel, x, jnp.cos(angle) * x + jnp.sin(angle) * turned)
+    orthogonal = projections.furthest_l2(across, projections.l2_norm(x))
+    return jnp.where(parallel, x, jnp.cos(angle) * x + jnp.sin(angle) * orthogonal)
 
   return jax.vmap(rotate)(x, g, jnp.broadcast_to(jnp.asarray(angle, x.dtype), x.shape[:1]))
 
 
 def smallest_angle(logits_fn: LogitsFn, x: Array, y: Array, g: Array, angles: Array) -> Array:
-  """The smallest of the angles by which `rotate_toward` makes x misclassified, [B]; inf if none.
+  """The smallest of the angles at which `rotate_toward` makes x misclassified, [B]; inf if none.
 
-  The share of examples with an angle of at most a is the error under turns of up to a, on the grid.
+  The share of examples with an angle of at most a is the error under rotations of up to a.
 
   Args:
     logits_fn: the net.
     x: [B, *S].
     y: [B], labels.
-    g: [B, *S], what x is turned towards: the gradient of the loss.
-    angles: [A], A >= 1, in radians. With 0 among them, an x that is misclassified as it is has 0.
+    g: [B, *S], the direction to rotate toward, such as the gradient of the loss.
+    angles: [A], A >= 1, in radians. Include 0 to report misclassified clean examples as 0.
 
   Raises:
-    InputError: there is no angle, or g has another shape than x.
+    InputError: there is no angle, or g does not have the shape of x.
   """
   if not len(angles):
     raise InputError("smallest_angle needs at least one angle, but has none.")
@@ -268,11 +267,11 @@ def smallest_angle(logits_fn: LogitsFn, x: Array, y: Array, g: Array, angles: Ar
 
 
 def _r_squared(design: Array, z: Array) -> Array:
-  """1 - residual / total sum of squares of the fits of z [E, *R] by the columns of design: [*R]."""
+  """R^2 [*R] of the least squares fits of z [E, *R] by the columns of design."""
   flat = z.reshape(len(z), -1)
   flat = flat - jnp.mean(flat, axis=0)
   basis, sizes, _ = jnp.linalg.svd(design, full_matrices=False)
-  # Columns that add nothing: one side of the knee is empty if no eps lies there.
+  # Without dependent columns: one side of the knee is 0 if no eps lies there.
   spans = sizes > sizes[0] * math.sqrt(len(design)) * 4 * jnp.finfo(design.dtype).eps
   basis = basis * spans
   with jax.default_matmul_precision("highest"):
@@ -283,7 +282,7 @@ def _r_squared(design: Array, z: Array) -> Array:
 
 
 def same_shape(x: Array, **others: Array) -> None:
-  """Refuses what should have the shape of x and has another, by its name."""
+  """InputError for the named arrays that do not have the shape of x."""
   for name, other in others.items():
     if other.shape != x.shape:
       raise InputError(f"{name} must have the shape {x.shape}, but has {other.shape}.")

@@ -1,4 +1,4 @@
-"""Whether nets err alike, and how sure they are of it.
+"""Whether nets make the same mistakes, and with which confidence.
 
   transfer_matrix([net_a, net_b], [x_adv_a, x_adv_b], y)         # [2, 2], accuracies
   agreement_on_mistakes(predicted_a, predicted_b, y).both        # [], a share
@@ -20,13 +20,13 @@ from robust_opt.types import Array, LogitsFn
 
 
 class Agreement(NamedTuple):
-  """How often b predicts the class that a does, each [].
+  """How often nets a and b predict the same class, each [].
 
   Attributes:
-    mistakes: share of the examples that a gets wrong; NaN if there are none.
-    both: share of the examples that both get wrong; NaN if there are none.
-    num_mistakes: int32, examples that a gets wrong.
-    num_both: int32, examples that both get wrong.
+    mistakes: share among the examples that a misclassifies; NaN if there are none.
+    both: share among the examples that both misclassify; NaN if there are none.
+    num_mistakes: int32, the number of examples that a misclassifies.
+    num_both: int32, the number of examples that both misclassify.
   """
 
   mistakes: Array
@@ -36,12 +36,12 @@ class Agreement(NamedTuple):
 
 
 class Confidence(NamedTuple):
-  """The largest probability, averaged, each [].
+  """The mean of the largest probability, each [].
 
   Attributes:
-    mistakes: over the examples that are misclassified; NaN if there are none.
+    mistakes: over misclassified examples; NaN if there are none.
     correct: over the others; NaN if there are none.
-    error: share of the examples that are misclassified.
+    error: share of misclassified examples.
   """
 
   mistakes: Array
@@ -50,10 +50,10 @@ class Confidence(NamedTuple):
 
 
 def agreement_on_mistakes(predicted_a: Array, predicted_b: Array, y: Array) -> Agreement:
-  """How often b makes the mistakes of a. Source: section 8, the paragraphs before the last.
+  """How often b makes the same mistake as a. Source: section 8, the paragraphs before the last.
 
   Args:
-    predicted_a: [B] classes, of the net that the examples are made against.
+    predicted_a: [B] classes, of the net that was attacked.
     predicted_b: [B] classes.
     y: [B], labels.
   """
@@ -71,11 +71,11 @@ def agreement_on_mistakes(predicted_a: Array, predicted_b: Array, y: Array) -> A
 def transfer_matrix(
   logits_fns: Sequence[LogitsFn], adversarial: Sequence[Array] | Array, y: Array
 ) -> Array:
-  """Accuracy of every net on every set of adversarial examples, [M, N]; a row a set.
+  """Accuracy of every net on every set of adversarial examples, [M, N], one row per set.
 
   Args:
     logits_fns: N nets.
-    adversarial: M sets [B, *S], made against one net each, of the same examples.
+    adversarial: M sets [B, *S] of the same examples, each against one net.
     y: [B], labels.
 
   Raises:
@@ -95,14 +95,14 @@ def transfer_matrix(
 
 
 def effective_weights(logits_fn: LogitsFn, x: Array) -> Array:
-  """What the net would weigh the pixels with if it were linear, [C, *S].
+  """The weights of the pixels in a linear approximation of the net, [C, *S].
 
-  The mean over x of the gradient of every logit, less that of the mean logit: only differences of
-  logits decide. For logits W x + b it is W less the mean of its rows, whatever x. Source: the
-  hypothesis of section 8, that all these nets resemble one linear classifier.
+  The mean over x of the gradient of every logit minus that of the mean logit, since only
+  differences of logits matter. For logits W x + b it is W minus the mean of its rows, for any x.
+  Source: the hypothesis of section 8 that all these nets resemble one linear classifier.
 
   Args:
-    logits_fn: every example by itself.
+    logits_fn: applied to every example independently.
     x: [B, *S], B >= 1.
 
   Raises:
@@ -121,31 +121,31 @@ def effective_weights(logits_fn: LogitsFn, x: Array) -> Array:
 
 
 def cosine_similarity(a: Array, b: Array) -> Array:
-  """Cosine of the angle between a and b, class by class, [C]; NaN where either is 0.
+  """Cosine of the angle between a and b per class, [C]; NaN where either is 0.
 
   Args:
-    a: [C, *S], `effective_weights` of one net, say.
-    b: [C, *S], those of another.
+    a: [C, *S], such as the `effective_weights` of a net.
+    b: [C, *S], such as those of another.
 
   Raises:
-    InputError: b has another shape than a.
+    InputError: b does not have the shape of a.
   """
   same_shape(a, b=b)
 
   def cosine(a: Array, b: Array) -> Array:
     one = jnp.ones((), a.dtype)
     inner = jnp.sum(projections.furthest_l2(a, one) * projections.furthest_l2(b, one))
-    nothing = (projections.linf_norm(a) == 0) | (projections.linf_norm(b) == 0)
-    return jnp.where(nothing, jnp.nan, jnp.clip(inner, -1.0, 1.0))
+    is_zero = (projections.linf_norm(a) == 0) | (projections.linf_norm(b) == 0)
+    return jnp.where(is_zero, jnp.nan, jnp.clip(inner, -1.0, 1.0))
 
   return jax.vmap(cosine)(a, b)
 
 
 def confidence_on_mistakes(probabilities: Array, y: Array) -> Confidence:
-  """How sure the net is where it errs, and where it does not. Source: section 4.
+  """The confidence on misclassified and on other examples. Source: section 4.
 
   Args:
-    probabilities: [B, C]. An example whose are not finite counts as a mistake.
+    probabilities: [B, C]. Examples with probabilities that are not finite count as mistakes.
     y: [B], labels.
   """
   right = losses.correct(probabilities, y)
@@ -154,21 +154,21 @@ def confidence_on_mistakes(probabilities: Array, y: Array) -> Confidence:
 
 
 def rubbish_rate(probabilities: Array, threshold: float = 0.5) -> Array:
-  """Share of inputs that are taken for some class, though they are of none; [].
+  """Share of inputs of no class that are classified as some class, [].
 
   Source: appendix A, "rubbish class examples", on Gaussian noise.
 
   Args:
-    probabilities: [B, C] at such inputs, NaN giving NaN. The rows of a net with a sigmoid for every
-      class need not sum to one.
-    threshold: a class whose probability is larger is taken to be present.
+    probabilities: [B, C] at such inputs; NaN gives NaN. Rows need not sum to one (one sigmoid per
+      class).
+    threshold: a class of larger probability counts as present.
   """
   largest = jnp.max(probabilities, axis=-1)
   return jnp.mean(jnp.where(jnp.isnan(largest), jnp.nan, largest > threshold))
 
 
 def _mean_where(values: Array, where: Array) -> Array:
-  """Mean of the values [B] at the places [B]; NaN if there are none."""
+  """Mean of the values [B] where the mask [B] is True; NaN if it is nowhere."""
   count = jnp.sum(where)
   total = jnp.sum(jnp.where(where, values, 0.0))
   return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)

@@ -1,4 +1,4 @@
-"""The theory against the method: two solutions on one path, and Algorithm 1 against its optimum.
+"""Theory and method compared: robust least squares and the lasso, Algorithm 1 and its optimum.
 
 both = paths(x, y, np.geomspace(0.01, 1.0, 12))               # both.robust == both.lasso
 run = algorithm1_gap(x, y, ro.LInf(0.1), jax.random.key(0))   # run.gap [epochs + 1] falls to 0
@@ -18,14 +18,14 @@ from robust_opt.types import Array
 
 
 class Paths(NamedTuple):
-  """Coefficients of two problems that have the same solutions.
+  """Coefficients of two problems with the same solutions.
 
   Attributes:
     radii: [R], of the noise on each column.
     strengths: [R], lambda = r |Xw + b - y|_2 at the robust solution of each radius.
     robust: [R, n], of robust least squares with column-wise noise.
     lasso: [R, n], of the lasso of each strength.
-    gap: the largest duality gap of all, divided by its problem's value.
+    gap: the largest relative duality gap.
   """
 
   radii: np.ndarray
@@ -36,14 +36,14 @@ class Paths(NamedTuple):
 
 
 class Algorithm1Run(NamedTuple):
-  """How near Algorithm 1 comes to the certified optimum.
+  """How close Algorithm 1 comes to the certified optimum.
 
   Attributes:
     gap: [epochs + 1], the exact robust objective before the first and after every epoch, minus the
       certified lower bound of its minimum.
-    optimum: the solver's solution.
-    w: [n], the weights at the end.
-    b: the intercept at the end.
+    optimum: the solution of the solver.
+    w: [n], the final weights.
+    b: the final intercept.
   """
 
   gap: np.ndarray
@@ -53,7 +53,7 @@ class Algorithm1Run(NamedTuple):
 
 
 def paths(x: np.ndarray, y: np.ndarray, radii: np.ndarray) -> Paths:
-  """Robust least squares for every radius, and the lasso of the strength that belongs to it.
+  """Robust least squares for every radius, and the lasso of the corresponding strength.
 
   Column-wise noise of radius r has the optimality condition X'e / |e|_2 + r g = 0 with
   e = Xw + b - y and g a subgradient of |w|_1: that of the lasso with lambda = r |e|_2 (Xu,
@@ -62,7 +62,7 @@ def paths(x: np.ndarray, y: np.ndarray, radii: np.ndarray) -> Paths:
   Args:
     x: [N, n].
     y: [N].
-    radii: [R], > 0, and such that the residual is not 0.
+    radii: [R], > 0, small enough that the residual is not 0.
 
   Raises:
     InputError: a radius is not > 0.
@@ -96,22 +96,22 @@ def algorithm1_gap(
 ) -> Algorithm1Run:
   """Algorithm 1 on robust logistic regression: its objective minus the certified optimum.
 
-  Every update takes one steepest-ascent step to the edge of the ball and one descent step in w, b
-  at the perturbed batch (Shaham et al. 2015, algorithm 1). On a linear score the ascent is exact,
-  so that this is stochastic subgradient descent on the exact robust counterpart. It starts at 0,
-  and the step falls linearly to 0, which a method without a smooth objective needs.
+  Every update takes one steepest ascent step to the edge of the ball and one descent step in w, b
+  at the perturbed batch (Shaham et al. 2015, algorithm 1). For a linear score the ascent is exact,
+  so this is stochastic subgradient descent on the exact robust counterpart. It starts at 0, and the
+  learning rate falls linearly to 0, as a nonsmooth objective needs.
 
   Args:
     x: [N, n].
-    y: [N], -1 or 1, which no hyperplane may separate at this radius.
+    y: [N], -1 or 1; no hyperplane may separate the classes at this radius.
     u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
-    key: shuffles; what is left over of an epoch's last batch is dropped.
+    key: for shuffling; the incomplete last batch of an epoch is dropped.
     num_epochs: passes over the data.
     batch_size: at most N.
     learning_rate: of the first update.
 
   Raises:
-    InputError: as for solve.margin, or of a batch size that does not fit.
+    InputError: as for solve.margin, or a batch size outside 1 to N.
   """
   if not 1 <= batch_size <= len(y):
     raise InputError(f"batch_size must be from 1 to {len(y)}, but was {batch_size}.")

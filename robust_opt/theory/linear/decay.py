@@ -1,12 +1,12 @@
-"""An adversary against l_1 weight decay, on logistic regression: where each of them switches off.
+"""Adversarial training compared with l_1 weight decay, on logistic regression.
 
-  found = logistic_path(x, y, jnp.array([0.0, 0.1, 0.25]), "adversary")
-  found.w, found.pull                                      # [3, n], [3]
+  path = logistic_path(x, y, jnp.array([0.0, 0.1, 0.25]), "adversary")
+  path.w, path.pull                                        # [3, n], [3]
 
 Over the l_inf ball the exact worst case of the logistic loss is softplus(eps |w|_1 - y (w'x + b)):
-the norm enters within the loss, where weight decay adds it outside. So the adversary lets go of an
-example once its margin is won, and decay never lets go. Source: Goodfellow, Shlens and Szegedy 2015
-(arXiv 1412.6572), section 5.
+the norm enters inside the loss, where weight decay adds it outside. So the penalty of the adversary
+fades for examples with a large margin, and that of weight decay never does. Source: Goodfellow,
+Shlens and Szegedy 2015 (arXiv 1412.6572), section 5.
 """
 
 from typing import NamedTuple
@@ -30,8 +30,8 @@ class LogisticPath(NamedTuple):
     w: [R, n].
     b: [R].
     value: [R], of the objective.
-    pull: [R], derivative of the objective in |w|_1: the strength times the mean weight that the
-      examples still have. Of decay it is the strength itself.
+    pull: [R], derivative of the objective in |w|_1: the strength times the mean weight of the
+      examples in the gradient. For decay it is the strength itself.
   """
 
   w: Array
@@ -41,7 +41,7 @@ class LogisticPath(NamedTuple):
 
 
 def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str) -> Array:
-  """Mean of the logistic loss at its worst case, or that of the clean loss plus the penalty; [].
+  """The mean worst-case logistic loss, or the mean clean loss plus the penalty, [].
 
     adversary:  mean softplus(strength |w|_1 - y (w'x + b))
     decay:      mean softplus(-y (w'x + b)) + strength |w|_1
@@ -51,11 +51,11 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
     b: [].
     x: [N, n].
     y: [N], -1 or 1.
-    strength: [], of the adversary the radius of the l_inf ball, in the units of x.
-    kind: of KINDS.
+    strength: []; for the adversary the radius of the l_inf ball, in the units of x.
+    kind: one of KINDS.
 
   Raises:
-    InputError: of another kind, a negative strength, or labels other than -1 and 1.
+    InputError: an unknown kind, a negative strength, or labels other than -1 and 1.
   """
   if kind not in KINDS:
     raise InputError(f"kind must be one of {', '.join(KINDS)}, but was {kind!r}.")
@@ -73,18 +73,18 @@ def logistic_path(
   num_steps: int = 1000,
   learning_rate: float = 0.05,
 ) -> LogisticPath:
-  """Minimises the objective for every strength at once, by Adam on the whole data from 0 on.
+  """Minimizes the objective for all strengths at once, by full-batch Adam from 0.
 
-  The rate falls to 0, as a minimum with kinks needs it; no certificate (`solve.margin` has one, for
-  small data).
+  The learning rate falls to 0, since the minimum may be at a kink. There is no certificate;
+  `solve.margin` has one, for small data.
 
   Args:
     x: [N, n].
     y: [N], -1 or 1.
     strengths: [R], >= 0.
-    kind: of KINDS.
-    num_steps: gradients.
-    learning_rate: of the first.
+    kind: one of KINDS.
+    num_steps: of Adam.
+    learning_rate: the initial one.
   """
   optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
   x, y = jnp.asarray(x), jnp.asarray(y, jnp.asarray(x).dtype)
@@ -109,13 +109,13 @@ def logistic_path(
 
 @jax.default_matmul_precision("highest")
 def errors(path: LogisticPath, x: Array, y: Array, radius: Array | float) -> Array:
-  """Share of examples misclassified within the l_inf ball of that radius, exactly: [R].
+  """The exact share of examples that are misclassified somewhere in the l_inf ball, [R].
 
   Args:
     path: from logistic_path.
     x: [N, n].
     y: [N], -1 or 1.
-    radius: [], 0 for the clean examples.
+    radius: []; 0 gives the clean error.
   """
   margins = y * (path.w @ x.T + path.b[:, None])
   reach = radius * jnp.sum(jnp.abs(path.w), axis=1, keepdims=True)
