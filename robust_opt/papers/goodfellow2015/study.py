@@ -126,7 +126,7 @@ def _workdir(options: Options, name: str, seed: int) -> Path:
   return options.workdir / "nets" / name / str(seed)
 
 
-def _load(options: Options, seed: int) -> dict[str, nets_lib.TrainedNet]:
+def _load(options: Options, seed: int) -> dict[str, nets_lib.AttackedNet]:
   return {
     name: nets_lib.load(name, _workdir(options, name, seed), options.places)
     for name in kinds(options)
@@ -199,7 +199,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     )
   loss = nets_lib.loss_of("softmax")
   members = [
-    nets_lib.TrainedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
+    nets_lib.AttackedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
     for member in range(count)
   ]
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)
