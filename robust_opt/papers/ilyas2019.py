@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from robust_opt import commands, construct, statistics, tables
-from robust_opt.data import constructed, datasets
+from robust_opt.data import constructed
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
@@ -129,12 +129,7 @@ def run(options: Options) -> tables.Table:
   for name in ("trained_radius", "radius", "tested_radius", "inversion_step"):
     if not preset[name] > 0:
       raise InputError(f"--{name} must be > 0, in pixels, but was {preset[name]}.")
-  description = {
-    "dataset": options.dataset,
-    **preset,
-    "override": list(options.override),
-    "data": datasets.fingerprints(options.dataset, **options.places),
-  }
+  description = study_options.description(options)
   seeds = range(1, options.preset.seeds + 1)
   with Study(options.workdir, description, work=2.0 + len(SETS) * (1 + len(seeds))) as study:
     # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
