@@ -1,5 +1,6 @@
 """What the pages and the README say of our runs is what the committed results say."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from robust_opt.experiments import methods
 from robust_opt.papers import family, ilyas2019
 from robust_opt.papers.goodfellow2015 import report as goodfellow2015_report
 from robust_opt.papers.shaham2015 import report as shaham2015_report
+from robust_opt.papers.shaham2015 import study as shaham2015_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +29,21 @@ def read(*path):
 
 def page(name):
   return (ROOT / "docs" / "results" / f"{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["shaham2015_mnist", "shaham2015_cifar10", "ilyas2019_cifar10"])
+def test_the_overrides_of_a_page_fit(name):
+  paper, dataset = name.split("_")
+  overrides = tuple(re.findall(r"--override=([^\s\"]+)", page(name)))
+  assert overrides
+  module = {"shaham2015": shaham2015_study, "ilyas2019": ilyas2019}[paper]
+  preset = dataclasses.replace(module.PRESETS["paper", dataset], epochs=6)
+  options = module.Options(dataset=dataset, workdir=ROOT, preset=preset, override=overrides)
+  if paper == "ilyas2019":
+    ilyas2019.config_of(options, 1, "curriculum")
+  else:
+    for net in shaham2015_study.NETS:
+      shaham2015_study.net_config(options, net)
 
 
 def test_ten_epochs_of_mnist():

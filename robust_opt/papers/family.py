@@ -229,7 +229,8 @@ def _times(
 
   identities = [identity(options, name, 1, digests) for name in names]
   path = options.workdir / "times.json"
-  return study.once("time of an update", path, sha256_of(_device(), *identities), compute, work)
+  made_from = sha256_of(_device(), *identities)
+  return study.once("time of an update", path, made_from, compute, work=work)
 
 
 def _device() -> str:

@@ -14,7 +14,6 @@ figures. The same command resumes.
 """
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,13 +188,9 @@ def _train_on(options: Options, study: Study, name: str, seed: int) -> dict[str,
     config.data.train_examples = round(options.preset.examples / (1 - held))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
-  return study.once(
-    f"{name}, seed {seed}",
-    workdir / "evaluated.json",
-    sha256_of(summary["params_sha256"], json.dumps(study_options.values(options.preset))),
-    functools.partial(_evaluate, options, name, workdir, summary),
-    work=1.0,
-  )
+  made_from = sha256_of(summary["params_sha256"], json.dumps(study_options.values(options.preset)))
+  part, path = f"{name}, seed {seed}", workdir / "evaluated.json"
+  return study.once(part, path, made_from, _evaluate, options, name, workdir, summary, work=1.0)
 
 
 def _evaluate(

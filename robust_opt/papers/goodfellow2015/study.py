@@ -73,7 +73,7 @@ def config_of(options: Options, kind: str, seed: int) -> ConfigDict:
 
   def settle(config: ConfigDict) -> None:
     config.seed, config.training.epochs = seed, _epochs(options, kind)
-    nets_lib.ALL[kind].change(config)
+    nets_lib.change(config, kind)
 
   return configured(nets_lib.base_config(options.dataset), options, settle)
 
@@ -119,14 +119,12 @@ def _measure_all(options: Options, study: Study, work: dict[str, float]) -> dict
         summary = experiment.run(config_of(options, name, seed), workdir)
       digests.append(summary["params_sha256"])
       study.progress(work[name], f"{name}, seed {seed}", skipped)
-    compute = functools.partial(_measure, options, seed)
-    path = folder / f"{seed}.json"
-    measured["seeds"].append(
-      study.once(f"measure seed {seed}", path, sha256_of(*digests), compute, work=1.0)
-    )
+    part, path, made_from = f"measure seed {seed}", folder / f"{seed}.json", sha256_of(*digests)
+    measured["seeds"].append(study.once(part, path, made_from, _measure, options, seed, work=1.0))
   if options.dataset != "cifar10":
-    once = functools.partial(_measure_once, options)  # of the data alone
-    measured["once"] = study.once("logistic regression", folder / "once.json", "", once, work=1.0)
+    measured["once"] = study.once(
+      "logistic regression", folder / "once.json", "", _measure_once, options, work=1.0
+    )
     if options.preset.members:
       measured["ensemble"] = _ensemble(options, study)
   return measured
@@ -213,12 +211,10 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     for member in range(count)
   ]
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)
+  radius, path = nets_lib.RADII[options.dataset], options.workdir / "measured" / "ensemble.json"
+  made_from = sha256_of(*seeds.net_digests(state, count))
   return study.once(
-    "measure the ensemble",
-    options.workdir / "measured" / "ensemble.json",
-    sha256_of(*seeds.net_digests(state, count)),
-    lambda: measure.ensemble_errors(members, x, y, nets_lib.RADII[options.dataset]),
-    work=0.0,
+    "measure the ensemble", path, made_from, measure.ensemble_errors, members, x, y, radius
   )
 
 
