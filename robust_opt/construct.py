@@ -105,7 +105,7 @@ def run(options: Options) -> datasets.Dataset:
     "image_shape": list(original.images.shape[1:]),
     **description,
     "net": net.title,
-    "trained_on": {"norm": net.norm, "radius": net.radius},
+    "trained_over": net.set,
     "files": files,
   }
   write_json(options.output / "card.json", card)

@@ -8,7 +8,7 @@ data, an .npz file with x (pixels in [0, 1]) and y (labels):
   python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5 \
       --output=runs/mine
 
-Any set with a projection, by PGD with restarts:
+Any set with a projection, by PGD with restarts (by default the set of the run's training):
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'

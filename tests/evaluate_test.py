@@ -209,17 +209,36 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
     evaluation.run(found._replace(output=None))
 
 
+STRUCTURED = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'
+
+
+def test_the_set_is_that_of_the_training_unless_told():
+  groups = json.loads(STRUCTURED)
+  ball = target.EvalTarget(None, None, None, "", "", set={"name": "LInf", "radius": 0.1})
+  standard, structured = ball._replace(set=None), ball._replace(set=groups)
+
+  def choice(net, **given):
+    return evaluation._set_config(evaluation.Options({}, **given), net)
+
+  assert choice(ball) == verdict.ball_config("linf", 0.1)
+  assert choice(ball, radius=0.2) == verdict.ball_config("linf", 0.2)
+  assert choice(structured, norm="l2", radius=0.2) == verdict.ball_config("l2", 0.2)
+  assert choice(structured) == choice(standard, set=groups) == groups
+  for net, given in ((ball, {"norm": "l2"}), (standard, {}), (structured, {"radius": 0.1})):
+    with pytest.raises(InputError, match="Give --norm and --radius"):
+      choice(net, **given)
+  with pytest.raises(InputError, match="either --set, or --norm and --radius"):
+    choice(ball, set=groups, radius=0.1)
+
+
 def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  text = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'
   version = (phases.pgd_phase("pgd", losses.margin, 5, relative_step=0.3),)
   monkeypatch.setitem(phases.VERSIONS, "pgd", version)
-  given = {"norm": "", "radius": None, "set": evaluate.set_config(text), "version": "pgd"}
+  given = {"norm": "", "radius": None, "set": evaluate.set_config(STRUCTURED), "version": "pgd"}
   chosen = options("")._replace(source=own(tmp_path), output=tmp_path / "found", **given)
   with pytest.raises(InputError, match='version="pgd" attacks every set'):
     evaluation.run(chosen._replace(version="standard"))
-  with pytest.raises(InputError, match="either --set, or --norm and --radius"):
-    evaluation.run(chosen._replace(radius=0.1))
   assert evaluation.run(chosen._replace(trust=True))
   assert "# GroupL21, radius 0.3, pgd, 30 examples" in capsys.readouterr().out
   verify.run(tmp_path / "found" / "verdict.npz", {})
@@ -362,7 +381,7 @@ def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
   (damaged / "config.json").write_text("{")
   cases = [
     ({"workdir": str(tmp_path / "none")}, "must be the directory of a run: it has no config.json"),
-    ({"workdir": str(damaged)}, "no config of a run that can be read"),
+    ({"workdir": str(damaged)}, "no readable config of a run"),
     ({"workdir": str(trained), "model": "a:b"}, "either --workdir of a run, or both"),
     ({"model": "a:b"}, "either --workdir of a run, or both"),
     ({**source, "model": "my_net"}, "must be module:function"),
@@ -394,7 +413,7 @@ def test_a_run_without_checkpoints(tmp_path, trained):
   with pytest.raises(InputError, match="holds no checkpoints"):
     target.load({"workdir": str(tmp_path)})
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match="no config of a run that can be read"):
+  with pytest.raises(InputError, match="no readable config of a run"):
     target.load({"workdir": str(tmp_path)})
 
 

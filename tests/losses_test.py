@@ -1,10 +1,13 @@
 """Losses against NumPy in float64, and what becomes of NaN and of labels that do not exist."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rounding import assert_close, rounding
 
 import robust_opt as ro
 
@@ -221,3 +224,95 @@ def test_kl_divergence_in_float64():
   np.testing.assert_array_equal(ro.losses.kl_divergence(logits, logits), 0)
   gradient = jax.grad(lambda z: ro.losses.kl_divergence(z, other).sum())(logits)
   np.testing.assert_allclose(gradient, q - p, atol=1e-5)
+
+
+# Independent classes.
+
+close = functools.partial(assert_close, terms=24, dtype=np.float32)
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def test_one_vs_all_in_float64():
+  logits, labels = 20 * normal(50, 6), np.random.default_rng(1).integers(0, 6, 50)
+  z = logits.astype(np.float64) * np.where(np.arange(6) == labels[:, None], -1, 1)
+  loss = jax.jit(ro.losses.one_vs_all)(logits, labels)
+  chex.assert_shape(loss, (50,))
+  np.testing.assert_allclose(loss, np.logaddexp(0, z).sum(-1), rtol=rounding(terms=24))
+  gradient = jax.grad(lambda z: ro.losses.one_vs_all(z, labels).sum())(logits)
+  expected = jax.nn.sigmoid(logits) - np.eye(6)[labels]
+  close(gradient, expected)
+
+
+def test_independent_in_float64():
+  log_p, labels = -np.exp(4 * normal(50, 6)), np.random.default_rng(1).integers(0, 6, 50)
+  is_label = np.arange(6) == labels[:, None]
+  wide = np.minimum(log_p.astype(np.float64), -1e-6)
+  rest = np.where(wide > -1, np.log(-np.expm1(wide)), np.log1p(-np.exp(wide)))
+  curved = np.all((log_p <= -1e-6) | is_label, axis=-1)
+  expected = np.where(is_label, -log_p, -rest).sum(-1)
+  loss = jax.jit(ro.losses.independent)(log_p, labels)
+  chex.assert_shape(loss, (50,))
+  assert curved.sum() > 30
+  np.testing.assert_allclose(loss[curved], expected[curved], rtol=rounding(terms=24))
+  slope = np.where(is_label, -1, np.exp(wide) / -np.expm1(wide))
+  gradient = jax.grad(lambda z: ro.losses.independent(z, labels).sum())(log_p)
+  np.testing.assert_allclose(gradient[curved], slope[curved], rtol=rounding(terms=24), atol=1e-30)
+
+
+def test_certain_and_impossible_classes_have_finite_gradients():
+  values = jnp.array([0.0, -1e-38, -1e-6, -0.5, -50.0, -1000.0])
+  log_p, labels = jnp.tile(values[:, None], 3), jnp.arange(6) % 3
+  loss = ro.losses.independent(log_p, labels)
+  gradient = jax.jit(jax.grad(lambda z: ro.losses.independent(z, labels).sum()))(log_p)
+  chex.assert_tree_all_finite((loss, gradient))
+  np.testing.assert_allclose(loss[-1], 1000)
+  is_label = np.eye(3, dtype=bool)[labels]
+  np.testing.assert_array_equal(gradient[is_label], -1)
+  others = gradient[~is_label].reshape(6, 2)
+  assert (others[:5] > 0).all()  # what should be absent is pushed away, also from certainty
+  np.testing.assert_allclose(others[:3], 1e6, rtol=1e-3)
+  np.testing.assert_array_equal(others[5], 0)
+
+
+def test_the_tangent_meets_the_curve():
+  """Around 1e-6 the loss and its slope are continuous."""
+  labels = jnp.array([0])
+  f = lambda t: ro.losses.independent(jnp.array([[-1.0, t]]), labels)[0]  # noqa: E731
+  values, slopes = jax.vmap(jax.value_and_grad(f))(jnp.array([-1.001e-6, -1e-6, -0.999e-6]))
+  np.testing.assert_allclose(values, values[1], rtol=1e-3)
+  np.testing.assert_allclose(slopes, 1e6, rtol=2e-3)
+  assert (np.diff(values) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["one_vs_all", "independent"])
+def test_labels_that_do_not_exist_and_ranks(name):
+  loss, num_classes = getattr(ro.losses, name), 7
+  logits = -jnp.ones((4, num_classes))
+  values = loss(logits, jnp.array([0, num_classes - 1, num_classes, -1]))
+  np.testing.assert_array_equal(np.isnan(values), [False, False, True, True])
+  spoilt = loss(logits.at[1, 1].set(jnp.nan), jnp.zeros(4, int))
+  np.testing.assert_array_equal(np.isnan(spoilt), [False, True, False, False])
+  with pytest.raises(AssertionError):
+    loss(logits, jnp.zeros((4, num_classes), int))
+
+
+def test_what_is_no_probability_is_nan():
+  log_p = jnp.array([[-1.0, 0.1], [0.1, -1.0], [-1.0, 0.0]])
+  loss = ro.losses.independent(log_p, jnp.zeros(3, int))
+  np.testing.assert_array_equal(np.isnan(loss), [True, True, False])
+
+
+def test_probabilities():
+  z = -np.abs(3 * normal(20, 5))
+  e = np.exp(z.astype(np.float64))
+  expected = {"softmax": e / e.sum(-1, keepdims=True), "sigmoid": e / (1 + e), "rbf": e}
+  for kind, p in expected.items():
+    np.testing.assert_allclose(ro.losses.probabilities(z, kind), p, rtol=rounding(terms=24))
+  labels = jnp.arange(20) % 5
+  taken = lambda p: p[jnp.arange(20), labels]  # noqa: E731
+  close(-np.log(taken(ro.losses.probabilities(z, "softmax"))), ro.losses.cross_entropy(z, labels))
+  with pytest.raises(ro.InputError, match="must be 'softmax', 'sigmoid' or 'rbf', but was 'relu'"):
+    ro.losses.probabilities(z, "relu")

@@ -27,7 +27,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize(
-  "function", [ro.LInf, ro.autoattack, trust.report, config.standardized, ro.Batch]
+  "function", [ro.sets.Ball, ro.autoattack, trust.report, config.standardized, ro.Batch]
 )
 def test_docstrings_say_pixels(function):
   assert "pixels" in function.__doc__
@@ -40,9 +40,7 @@ def test_a_wrong_radius_is_told_its_unit():
 
 def test_configs_flags_and_tables_say_pixels(monkeypatch):
   lines = inspect.getsource(config).splitlines()
-  typed = [
-    line for line in lines if re.search(r"uncertainty\.radius = \d|evaluation\.radii = ", line)
-  ]
+  typed = [line for line in lines if re.search(r"radius=0.1\)|evaluation\.radii = ", line)]
   assert len(typed) == 2
   assert all("pixels" in line for line in typed)
   helped = {}

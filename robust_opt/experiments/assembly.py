@@ -24,8 +24,7 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
 from robust_opt.experiments import build, seeds, updates
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments.attacks import TrainingAttack
-from robust_opt.maximizers import Attack
+from robust_opt.experiments.attacks import AttackOn, TrainingAttack, not_trained_on
 from robust_opt.objectives import robust
 from robust_opt.sets import UncertaintySet
 from robust_opt.training import (
@@ -42,7 +41,6 @@ from robust_opt.training import (
 )
 from robust_opt.types import ApplyFn, Array, ModelState, Params
 
-AttackOn = Callable[[UncertaintySet], Attack]
 Scan = Callable[[TrainState], tuple[TrainState, TrainMetrics]]
 
 
@@ -79,8 +77,8 @@ class Experiment(NamedTuple):
     compile: num_steps -> a compiled function, state -> (state, metrics of every step).
     set: that it is trained over.
     attack: of the training, and of measurements.
-    watched: the first held-out examples, on which `attack.other` is compared with it; None where
-      it is not.
+    other_attack: set -> an attack that is not trained on.
+    watched: the first held-out examples, on which both are compared; None where they are not.
     evaluate: (state, data, set, set -> attack) -> what became of every example. One program for all
       radii of a kind of set.
   """
@@ -96,6 +94,7 @@ class Experiment(NamedTuple):
   compile: Callable[[int], Scan]
   set: UncertaintySet
   attack: TrainingAttack
+  other_attack: AttackOn
   watched: ArrayData | None
   evaluate: Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]
 
@@ -156,6 +155,7 @@ def assemble(
   splits = splits or build.splits(config)
   run = initial_run(config, splits.train, seed_keys)
   apply = models.from_linen(run.net)
+  attack = build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   step = updates.make(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
   scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=place)
@@ -202,7 +202,8 @@ def assemble(
     state=state,
     compile=compile_scan,
     set=u,
-    attack=build.attack(config),
+    attack=attack,
+    other_attack=functools.partial(not_trained_on, attack),
     watched=put(first) if count else None,
     evaluate=evaluate_state,
   )

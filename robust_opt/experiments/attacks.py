@@ -1,29 +1,33 @@
 """The attacks that `config.attack` names: how a run finds its adversarial examples.
 
-  attack = attacks.ATTACKS["pgd"](num_steps=7)
+  attack = attacks.pgd(num_steps=7)
   attack.train(u)                                  # set -> Attack, for the update
   attack.evaluate(u)                               # set -> Attack, for accuracies
 
-|  name             |  its keys beside those of `Ascent`           |  to evaluate       |
-|  none             |  (standard training)                         |  steepest          |
-|  steepest         |  (one step, Algorithm 1)                     |  itself            |
-|  pgd              |  num_steps, relative_step, random_start      |  its best points   |
-|  frank_wolfe      |  num_steps                                   |  its best points   |
-|  lbfgs            |  num_steps                                   |  its best points   |
-|  power_iteration  |  num_steps                                   |  PGD of as many    |
-|  n_fgsm           |                                              |  steepest          |
-|  layerwise        |  hidden_radius                               |  steepest          |
-|  uniform_noise    |  only every, warmup                          |  steepest          |
-|  random_signs     |  only every, warmup                          |  steepest          |
-|  free             |  num_replays, and none of `Ascent`           |  PGD of as many    |
-|  recall           |  none of `Ascent`                            |  steepest          |
+|  name                         |  its own keys                            |  shared keys    |
+|  none, free, recall           |  free: num_replays                       |                 |
+|  steepest, n_fgsm             |                                          |  all            |
+|  pgd                          |  num_steps, relative_step, random_start  |  all            |
+|  frank_wolfe, lbfgs           |  num_steps                               |  all            |
+|  power_iteration              |  num_steps                               |  all            |
+|  layerwise                    |  hidden_radius                           |  every, warmup  |
+|  uniform_noise, random_signs  |                                          |  every, warmup  |
+
+|  shared key  |  meaning                                                                    |
+|  every       |  attack every k-th update; the others train on the clean batch              |
+|  warmup      |  share of the training in which the set grows from radius 0                 |
+|  dtype       |  of the network while it is attacked: float32, bfloat16 or float16          |
+|  train_mode  |  attack the network in train mode, with dropout and batch statistics        |
 
 To evaluate, an attack ascends the cross-entropy, whatever the training ascends; of one step it is
-`steepest`, and of more every example's best point counts.
+`steepest`, and of more every example's best point counts. free and power_iteration are evaluated by
+PGD of as many steps.
 """
 
 import dataclasses
-from typing import ClassVar
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from robust_opt import maximizers
 from robust_opt.errors import InputError
@@ -31,297 +35,122 @@ from robust_opt.maximizers import Attack, InnerMaximizer
 from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet
 from robust_opt.sets.base import Radius
 
+AttackOn = Callable[[UncertaintySet], Attack]
+MaximizerOn = Callable[[UncertaintySet], InnerMaximizer]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingAttack:
-  """What all attacks of a config share.
+
+class TrainingAttack(NamedTuple):
+  """An attack of a config over any set.
 
   Attributes:
-    is_adversary: whether it depends on the loss; else it is a control.
-    one_pass: whether the update finds delta by its own backward pass (training/free.py).
+    train: the attack of an update.
+    evaluate: the attack of a measurement.
+    num_steps: input gradients of `evaluate`.
     random: whether it can leave the clean example where the gradient is 0.
   """
 
-  is_adversary: ClassVar[bool] = True
-  one_pass: ClassVar[bool] = False
-  random: ClassVar[bool] = False
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """The attack of an update over a set."""
-    raise NotImplementedError
-
-  def evaluate(self, u: UncertaintySet) -> Attack:
-    """The attack of a measurement over a set."""
-    return maximizers.steepest(u)
-
-  @property
-  def evaluation_steps(self) -> int:
-    """Input gradients of `evaluate`."""
-    return 1
-
-  def other(self, u: UncertaintySet) -> Attack:
-    """Not trained against: PGD-10 beside one step, one step beside more."""
-    if self.evaluation_steps > 1:
-      return maximizers.steepest(u)
-    return _best(_pgd(u, 0.25, random_start=True), 10)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sometimes(TrainingAttack):
-  """Attributes:
-  every: attack every k-th update; the others train on the clean batch.
-  warmup: share of the training in which the set grows from radius 0.
-  """
-
-  every: int = 1
-  warmup: float = 0.0
-
-  def __post_init__(self) -> None:
-    check("every", self.every, self.every >= 1, "an integer >= 1")
-    check("warmup", self.warmup, 0 <= self.warmup <= 1, "a share of the training in [0, 1]")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ascent(Sometimes):
-  """Attributes:
-  dtype: of the network while it is attacked: float32, bfloat16 or float16.
-  train_mode: attack the network in train mode, with dropout and batch statistics (the authors').
-  """
-
-  dtype: str = "float32"
-  train_mode: bool = False
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    allowed = ("float32", "bfloat16", "float16")
-    check("dtype", self.dtype, self.dtype in allowed, f"one of {', '.join(allowed)}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Standard(TrainingAttack):
-  """No adversary; it is evaluated by one step, as the robust networks of the paper are."""
-
-  is_adversary = False
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """The clean example."""
-    return maximizers.ascend(maximizers.frank_wolfe(u), 0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Steepest(Ascent):
-  """Algorithm 1 of Shaham et al. 2015: one steepest-ascent step to the edge of the set."""
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """One step."""
-    return maximizers.steepest(u)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Steps(Ascent):
-  """Several steps of a maximizer.
-
-  Attributes:
-    num_steps: input gradients.
-    least_steps: fewer would be another attack: none, or the first step, which is `steepest`.
-  """
-
-  least_steps: ClassVar[int] = 1
+  train: AttackOn
+  evaluate: AttackOn = maximizers.steepest
   num_steps: int = 1
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    fewer = {1: "none: name=none", 2: "one: name=steepest"}[self.least_steps]
-    words = f"an integer >= {self.least_steps} ({fewer})"
-    check("num_steps", self.num_steps, self.num_steps >= self.least_steps, words)
-
-  def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """What is run to train."""
-    raise NotImplementedError
-
-  def evaluation_maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """What is run to evaluate."""
-    return self.maximizer(u)
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """The last point counts."""
-    return maximizers.ascend(self.maximizer(u), self.num_steps)
-
-  def evaluate(self, u: UncertaintySet) -> Attack:
-    """The best point counts."""
-    if self.num_steps == 1:
-      return maximizers.steepest(u)
-    return _best(self.evaluation_maximizer(u), self.num_steps)
-
-  @property
-  def evaluation_steps(self) -> int:
-    """As many."""
-    return self.num_steps
+  random: bool = False
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PGD(Steps):
-  """Attributes:
-  num_steps: input gradients.
-  relative_step: length of a step, relative to the radius.
-  random_start: start from a sample of the set rather than from the clean example.
-  """
-
-  num_steps: int = 7
-  relative_step: float = 0.25
-  random_start: bool = True
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    share = self.relative_step
-    check("relative_step", share, 0 < share <= 2, "a fraction of the radius, 0 < step <= 2")
-
-  @property
-  def random(self) -> bool:  # type: ignore[override]
-    """As the start."""
-    return self.random_start
-
-  def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """PGD."""
-    return _pgd(u, self.relative_step, self.random_start)
+def none() -> TrainingAttack:
+  """No adversary; it is evaluated by one step, as the robust networks of the paper are."""
+  return TrainingAttack(lambda u: maximizers.ascend(maximizers.frank_wolfe(u), 0))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FrankWolfe(Steps):
+def steepest() -> TrainingAttack:
+  """Algorithm 1 of Shaham et al. 2015: one steepest-ascent step to the edge of the set."""
+  return TrainingAttack(maximizers.steepest)
+
+
+def pgd(
+  num_steps: int = 7, relative_step: float = 0.25, random_start: bool = True
+) -> TrainingAttack:
+  """Projected ascent; a step is `relative_step` of the radius long."""
+  words = "a fraction of the radius, 0 < step <= 2"
+  _check("relative_step", relative_step, 0 < relative_step <= 2, words)
+  maximizer = _pgd(relative_step, random_start)
+  return _steps(maximizer, num_steps)._replace(random=random_start)
+
+
+def frank_wolfe(num_steps: int = 7) -> TrainingAttack:
   """Conditional gradient."""
-
-  num_steps: int = 7
-  least_steps = 2
-
-  def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """Conditional gradient."""
-    return maximizers.frank_wolfe(u)
+  return _steps(maximizers.frank_wolfe, num_steps, least=2)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LBFGS(Steps):
+def lbfgs(num_steps: int = 5) -> TrainingAttack:
   """Projected L-BFGS."""
-
-  num_steps: int = 5
-  least_steps = 2
-
-  def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """Projected L-BFGS."""
-    return maximizers.lbfgs(u)
+  return _steps(maximizers.lbfgs, num_steps, least=2)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PowerIteration(Steps):
-  """Along the dominant direction of the Hessian, for the objectives trades and virtual."""
+def power_iteration(num_steps: int = 1) -> TrainingAttack:
+  """Along the dominant direction of the Hessian, for the objectives trades and virtual.
 
-  random = True
-
-  def maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """Power iteration."""
-    return maximizers.power_iteration(u)
-
-  def evaluation_maximizer(self, u: UncertaintySet) -> InnerMaximizer:
-    """PGD: the cross-entropy is not flat where power iteration starts."""
-    return _pgd(u, 0.25, random_start=False)
+  The cross-entropy is not flat where it starts, and is ascended by PGD.
+  """
+  train = _steps(maximizers.power_iteration, num_steps).train
+  return _evaluated_by_pgd(train, num_steps)._replace(random=True)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NFGSM(Ascent):
+def n_fgsm() -> TrainingAttack:
   """One step from noise in twice the set, never projected."""
 
-  random = True
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """One step."""
+  def train(u: UncertaintySet) -> Attack:
     return maximizers.ascend(maximizers.noisy_step(scaled(u, 2), u), 1)
 
+  return TrainingAttack(train, random=True)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layerwise(Sometimes):
+
+def layerwise(hidden_radius: float) -> TrainingAttack:
   """One step that moves the input of every layer (training/layerwise.py).
 
-  Attributes:
-    hidden_radius: of the l_inf balls of the hidden layers, in the units of their activations.
+  Hidden layers move in l_inf balls of that radius, in the units of their activations; `train` is
+  given the product of the set of images and those balls.
   """
-
-  hidden_radius: float
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """One step; u is the product of the set of images and those of the layers."""
-    return maximizers.steepest(u)
+  _check("hidden_radius", hidden_radius, hidden_radius > 0, "a number > 0")
+  return TrainingAttack(maximizers.steepest)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UniformNoise(Sometimes):
+def uniform_noise() -> TrainingAttack:
   """A random point of the set, the control of adversarial training."""
-
-  is_adversary = False
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """Blind."""
-    return maximizers.noise(u)
+  return TrainingAttack(maximizers.noise)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomSigns(Sometimes):
-  """The furthest point of the set in the direction of random signs; blind as well."""
-
-  is_adversary = False
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """Blind."""
-    _refuse_l1("random_signs", u)
-    return maximizers.noise(u, extreme=True)
+def random_signs() -> TrainingAttack:
+  """The furthest point of the set in the direction of random signs; a control as well."""
+  return TrainingAttack(lambda u: maximizers.noise(_not_l1("random_signs", u), extreme=True))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Free(TrainingAttack):
-  """Every backward pass moves theta and delta, on a batch that is replayed num_replays times."""
-
-  one_pass = True
-  num_replays: int = 4
-
-  def __post_init__(self) -> None:
-    check("num_replays", self.num_replays, self.num_replays >= 1, "an integer >= 1")
-
-  def evaluate(self, u: UncertaintySet) -> Attack:
-    """PGD of as many steps."""
-    if self.num_replays == 1:
-      return maximizers.steepest(u)
-    return _best(_pgd(u, 0.25, random_start=False), self.num_replays)
-
-  @property
-  def evaluation_steps(self) -> int:
-    """As many as replays."""
-    return self.num_replays
+def free(num_replays: int = 4) -> TrainingAttack:
+  """Every backward pass moves theta and delta, on a batch that is replayed (training/free.py)."""
+  _check("num_replays", num_replays, num_replays >= 1, "an integer >= 1")
+  return _evaluated_by_pgd(maximizers.steepest, num_replays)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recall(TrainingAttack):
-  """Algorithm 1 in the directions that the example's last visit left, one bit a pixel."""
-
-  one_pass = True
-
-  def train(self, u: UncertaintySet) -> Attack:
-    """Found by the update itself; only checked here."""
-    _refuse_l1("recall", u)
-    return maximizers.steepest(u)
+def recall() -> TrainingAttack:
+  """Algorithm 1 in the directions that the example's last visit left (training/free.py)."""
+  return TrainingAttack(lambda u: maximizers.steepest(_not_l1("recall", u)))
 
 
-ATTACKS: dict[str, type[TrainingAttack]] = {
-  "none": Standard,
-  "steepest": Steepest,
-  "pgd": PGD,
-  "frank_wolfe": FrankWolfe,
-  "lbfgs": LBFGS,
-  "power_iteration": PowerIteration,
-  "n_fgsm": NFGSM,
-  "layerwise": Layerwise,
-  "uniform_noise": UniformNoise,
-  "random_signs": RandomSigns,
-  "free": Free,
-  "recall": Recall,
+SOMETIMES: dict[str, Any] = {"every": 1, "warmup": 0.0}
+ASCENT = SOMETIMES | {"dtype": "float32", "train_mode": False}
+# By name, with the shared keys.
+ATTACKS: dict[str, tuple[Callable[..., TrainingAttack], dict[str, Any]]] = {
+  **{f.__name__: (f, ASCENT) for f in (steepest, pgd, frank_wolfe, lbfgs, power_iteration, n_fgsm)},
+  **{f.__name__: (f, SOMETIMES) for f in (layerwise, uniform_noise, random_signs)},
+  **{f.__name__: (f, {}) for f in (none, free, recall)},
 }
+# Those that do not depend on the loss.
+CONTROLS = ("none", "uniform_noise", "random_signs")
+# Those whose update finds delta by its own backward pass.
+ONE_PASS = ("free", "recall")
+
+
+def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:
+  """What training is compared with: PGD-10 beside one step, one step beside more."""
+  return maximizers.steepest(u) if attack.num_steps > 1 else _best(_pgd(0.25, True), 10, u)
 
 
 def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> UncertaintySet:
@@ -359,23 +188,37 @@ def step_set(u: UncertaintySet, share: float) -> UncertaintySet:
   return scaled(u, share, box=False)
 
 
-def check(key: str, value: object, allowed: bool, words: str) -> None:
-  """InputError unless the value of a key of config.attack is allowed."""
+def _pgd(share: float, random_start: bool) -> MaximizerOn:
+  return lambda u: maximizers.pgd(u, step_set(u, share), random_start=random_start)
+
+
+def _steps(maximizer: MaximizerOn, num_steps: int, least: int = 1) -> TrainingAttack:
+  """Trained by the last point, evaluated by the best; fewer steps than `least` have a name."""
+  fewer = {1: "none: name=none", 2: "one: name=steepest"}[least]
+  _check("num_steps", num_steps, num_steps >= least, f"an integer >= {least} ({fewer})")
+  evaluate = (
+    functools.partial(_best, maximizer, num_steps) if num_steps > 1 else maximizers.steepest
+  )
+  return TrainingAttack(lambda u: maximizers.ascend(maximizer(u), num_steps), evaluate, num_steps)
+
+
+def _evaluated_by_pgd(train: AttackOn, num_steps: int) -> TrainingAttack:
+  return _steps(_pgd(0.25, random_start=False), num_steps)._replace(train=train)
+
+
+def _best(maximizer: MaximizerOn, num_steps: int, u: UncertaintySet) -> Attack:
+  return maximizers.ascend(maximizer(u), num_steps, keep_best=True)
+
+
+def _check(key: str, value: object, allowed: bool, words: str) -> None:
   if not allowed:
     raise InputError(f"--config.attack.{key} must be {words}, but was {value!r}.")
 
 
-def _pgd(u: UncertaintySet, share: float, random_start: bool) -> InnerMaximizer:
-  return maximizers.pgd(u, step_set(u, share), random_start=random_start)
-
-
-def _best(maximizer: InnerMaximizer, num_steps: int) -> Attack:
-  return maximizers.ascend(maximizer, num_steps, keep_best=True)
-
-
-def _refuse_l1(name: str, u: UncertaintySet) -> None:
+def _not_l1(name: str, u: UncertaintySet) -> UncertaintySet:
   if isinstance(u, L1):
     raise InputError(
       f"--config.attack.name={name} has signs alone, and over l_1 signs name no largest pixel: "
       f"--config.set.name must be another than L1."
     )
+  return u

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from robust_opt import tables
 from robust_opt.errors import InputError
 from robust_opt.experiments import sections
+from robust_opt.experiments.attacks import CONTROLS
 from robust_opt.experiments.sections import choose
 from robust_opt.sets import BALLS
 
@@ -87,8 +88,8 @@ def base() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 100  # changes speed and memory, not the answer
-  # Balls to measure beside config.set, in pixels; 0: not. That of the norm of config.set is unused.
-  config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})
+  # Balls to measure beside config.set; 0: not. That of the norm of config.set is unused.
+  config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})  # pixels
   config.evaluation.sweep = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # multiples of the radii
   config.evaluation.checkpoint = "last"  # or "best", by held-out robust accuracy
 
@@ -208,6 +209,13 @@ _RULES: list[tuple[Callable[[Any], bool], str, str]] = [
     "checkpoint.keep checkpoint.every_epochs",
   ),
   (lambda v: v >= 0, "an integer >= 0 (0: none)", "training.watch_examples"),
+  (lambda v: v >= 1, "an integer >= 1", "attack.every"),
+  (lambda v: 0 <= v <= 1, "a share of the training, 0 <= warmup <= 1", "attack.warmup"),
+  (
+    lambda v: v in ("float32", "bfloat16", "float16"),
+    "one of float32, bfloat16, float16",
+    "attack.dtype",
+  ),
   (lambda v: v in ("say", "stop"), "say or stop", "training.on_overfitting"),
   (lambda v: set(v) <= {"flip", "crop"}, "a tuple of 'flip', 'crop'", "training.augment"),
   (lambda v: v in ("last", "best"), "last or best", "evaluation.checkpoint"),
@@ -251,14 +259,13 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"--config.{key} must be {words}, but was {flat[key]!r}.")
   sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
-  sections.make(config, "objective", uncertainty=None)
+  sections.make(config, "objective", u=None)
   sections.make(config, "schedule", peak=1.0, total=2, steps_per_epoch=1)
 
 
 def trains_robustly(config: ConfigDict) -> bool:
   """Whether there is an adversary, one that attacks or that of a gradient penalty."""
-  attack = sections.make(config, "attack")
-  return attack.is_adversary or config.objective.name == "gradient_penalty"
+  return config.attack.name not in CONTROLS or config.objective.name == "gradient_penalty"
 
 
 def set_in_words(config: ConfigDict) -> str:

@@ -151,7 +151,7 @@ class RunLog:
     """
     values = heldout_accuracies(self._experiment, state)
     own = values["heldout/robust_accuracy"]
-    single = self._experiment.attack.evaluation_steps == 1
+    single = self._experiment.attack.num_steps == 1
     return values, values.get("heldout/pgd_accuracy", own) if single else own
 
   def tell(self, step: int, values: engine.Values, measured: bool) -> bool:
@@ -197,10 +197,10 @@ def heldout_accuracies(experiment: Experiment, state: TrainState) -> engine.Valu
     "heldout/zero_gradients": int(heldout.zero_gradient.sum()),
   }
   if experiment.watched is not None:
-    other = experiment.evaluate(state, experiment.watched, u, attack.other)
+    other = experiment.evaluate(state, experiment.watched, u, experiment.other_attack)
     count = len(other.robust_correct)
     both = [float(other.robust_correct.mean()), float(heldout.robust_correct[:count].mean())]
     names = ("heldout/pgd_accuracy", "heldout/single_step_accuracy")
-    values |= dict(zip(names, both if attack.evaluation_steps == 1 else both[::-1]))
+    values |= dict(zip(names, both if attack.num_steps == 1 else both[::-1]))
     values["heldout/watched"] = count
   return values

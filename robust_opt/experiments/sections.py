@@ -1,7 +1,7 @@
 """The sections of a config: each is {name, the keyword arguments of what it names}.
 
   choose(config, "attack", "pgd", num_steps=7)     # its other keys: the defaults of pgd
-  attack = make(config, "attack")                  # ATTACKS["pgd"](num_steps=7, ...)
+  attack = make(config, "attack")                  # attacks.pgd(num_steps=7, ...)
 
 |  section    |  name                                         |  what the run supplies          |
 |  set        |  a set of robust_opt.sets                     |                                 |
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from robust_opt import losses, models, objectives, sets
 from robust_opt.errors import InputError
-from robust_opt.experiments.attacks import ATTACKS
+from robust_opt.experiments.attacks import ASCENT, ATTACKS
 from robust_opt.sets import UncertaintySet
 from robust_opt.sets.build import SETS, build_set, import_object
 from robust_opt.training import optimizers, penalties
@@ -65,11 +65,11 @@ _OPTIMIZERS = [
 
 SECTIONS = {
   "set": Section(SETS),
-  "attack": Section(ATTACKS),
-  "objective": Section(_of(objectives, objectives.__all__), ("uncertainty",)),
+  "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
+  "objective": Section(_of(objectives, objectives.__all__), ("u",)),
   "penalty": Section(
     {"none": no_penalty, **_of(penalties, penalties.__all__)},
-    ("layers_of", "model", "uncertainty"),
+    ("layers_of", "model", "u"),
   ),
   "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
   "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers, optimizers.__all__)),
@@ -101,7 +101,12 @@ def keys_of(section: str, name: str) -> dict[str, Any]:
   keys = {p.name: _plain(p.default) for p in parameters if p.name not in supplied}
   if section == "penalty" and name != "none":
     keys["weight"] = REQUIRED
-  return keys
+  return keys | shared_keys(section, name)
+
+
+def shared_keys(section: str, name: str) -> dict[str, Any]:
+  """Those of the keys that are the training's, not of what is named: of attacks."""
+  return ATTACKS.get(name, (None, ASCENT))[1] if section == "attack" else {}
 
 
 def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
@@ -160,6 +165,7 @@ def make(config: ConfigDict, section: str, *args: Any, **supplied: Any) -> Any:
   kwargs = _unfrozen(config[section])
   name = kwargs.pop("name")
   function = find(section, name)
+  kwargs = {key: value for key, value in kwargs.items() if key not in shared_keys(section, name)}
   takes = inspect.signature(function).parameters
   kwargs |= {key: value for key, value in supplied.items() if key in takes}
   if isinstance(loss := kwargs.get("loss"), str):

@@ -72,7 +72,7 @@ def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str
       results.append(_result(None, None, False, clean, total, None))
     correct, zeros = (int(a.sum()) for a in (at_radius.robust_correct, at_radius.zero_gradient))
     described = {"name": measured.name, "radius": measured.radius}
-    attack = {"num_steps": experiment.attack.evaluation_steps}
+    attack = {"num_steps": experiment.attack.num_steps}
     trained_on = measured.is_own and config_lib.trains_robustly(config)
     results.append(_result(described, attack, trained_on, correct, total, zeros))
     sweeps.append(_sweep(experiment, state, measured, clean, correct, total))

@@ -4,10 +4,7 @@ target = load({"workdir": "runs/mnist_linf"})
 target = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
 """
 
-import importlib
 import json
-import os
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +25,7 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.sets import BALLS
+from robust_opt.sets.build import import_object
 from robust_opt.training import evaluated_params
 from robust_opt.types import LogitsFn
 
@@ -43,8 +40,7 @@ class EvalTarget(NamedTuple):
     net_sha256: of the weights; empty where the network is a function without arrays.
     name: of the network in messages: a run's title, or --model.
     definition: of a run, the repr of its network; else empty.
-    norm: of the ball that a run was trained over; None for another set, or for none.
-    radius: in that norm, or None.
+    set: the config of the set that a run was trained over; None for standard training.
   """
 
   logits_fn: LogitsFn
@@ -53,8 +49,7 @@ class EvalTarget(NamedTuple):
   net_sha256: str
   name: str
   definition: str = ""
-  norm: str | None = None
-  radius: float | None = None
+  set: dict[str, Any] | None = None
 
 
 def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
@@ -97,8 +92,7 @@ def _of_run(workdir: Path, source: dict[str, Any]) -> EvalTarget:
     net.sha256,
     net.title,
     net.definition,
-    net.norm,
-    net.radius,
+    net.set,
   )
 
 
@@ -113,8 +107,7 @@ class TrainedNet(NamedTuple):
     sha256: of the weights.
     title: the run's, in words.
     definition: the text of the network, its preprocessing included.
-    norm: of the ball that it was trained over; None for another set, or for none.
-    radius: in that norm, or None.
+    set: the config of the set that it was trained over; None for standard training.
   """
 
   logits_fn: LogitsFn
@@ -124,8 +117,7 @@ class TrainedNet(NamedTuple):
   sha256: str
   title: str
   definition: str
-  norm: str | None
-  radius: float | None
+  set: dict[str, Any] | None
 
 
 def load_net(source: dict[str, Any]) -> TrainedNet:
@@ -162,9 +154,8 @@ def _net_of_run(workdir: Path, source: dict[str, Any]) -> TrainedNet:
   weights = (evaluated_params(state), state.model_state)
   # On one device: an evaluation on several places the weights as it places the batches.
   local = jax.tree.map(np.asarray, weights)
-  trained_on = config_lib.trains_robustly(config)
-  norm = next((n for n, ball in BALLS.items() if ball.__name__ == config.set.name), None)
-  against = f"over {config_lib.adversary(config)}" if trained_on else "standard"
+  robustly = config_lib.trains_robustly(config)
+  against = f"over {config_lib.adversary(config)}" if robustly else "standard"
   return TrainedNet(
     logits_of(models.from_linen(initial.net), *local),
     logits_of(models.representation(initial.net), *local),
@@ -173,8 +164,7 @@ def _net_of_run(workdir: Path, source: dict[str, Any]) -> TrainedNet:
     digest(local),
     f"{config.model.name} on {config.data.name}, {against}",
     repr(initial.net),
-    norm if trained_on else None,
-    config.set.radius if trained_on and norm else None,
+    config.set.to_dict() if robustly else None,
   )
 
 
@@ -215,16 +205,12 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _of_user(model: str, path: Path, draws: int) -> EvalTarget:
-  module_name, _, name = model.partition(":")
-  if not module_name or not name:
+  if not all(model.partition(":")):
     raise InputError(f"--model must be module:function, but was {model!r}.")
-  sys.path.insert(0, os.getcwd())
   try:
-    logits_fn = getattr(importlib.import_module(module_name), name)
-  except Exception as error:  # whatever the user's module raises
-    raise InputError(f"--model={model} cannot be imported ({error}).") from error
-  finally:
-    sys.path.remove(os.getcwd())
+    logits_fn = import_object(model)
+  except InputError as error:
+    raise InputError(f"--model={error}") from error
   if not callable(logits_fn):
     raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
   try:

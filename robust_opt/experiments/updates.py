@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from robust_opt import losses, maximizers, models
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, sections
-from robust_opt.experiments.attacks import TrainingAttack, scaled, step_set
+from robust_opt.experiments.attacks import ONE_PASS, TrainingAttack, scaled, step_set
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
@@ -59,7 +59,7 @@ def make(
   """
   check_together(config)
   attack = build.attack(config)
-  if attack.one_pass:
+  if config.attack.name in ONE_PASS:
     return _one_pass(config, models.from_linen(net), optimizer, attack, u)
   apply, gamma = models.from_linen(net), config.weights.perturbation
   if hidden := config.attack.get("hidden_radius"):
@@ -116,7 +116,7 @@ def training_attack(
 
 def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
   """config.objective."""
-  return sections.make(config, "objective", uncertainty=u)
+  return sections.make(config, "objective", u=u)
 
 
 def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
@@ -129,7 +129,7 @@ def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.
     "penalty",
     layers_of=functools.partial(affine.layers_of, net),
     model=models.from_linen(net),
-    uncertainty=u,
+    u=u,
   )
   return penalties.weighted(config.penalty.weight, unweighted)
 
@@ -187,10 +187,10 @@ def check_together(config: ConfigDict) -> None:
       f"--config.objective.name=gradient_penalty has no attack: --config.attack.name must be none, "
       f"but was {config.attack.name}."
     )
-  if attack.one_pass or config.attack.name == "layerwise":
+  if config.attack.name in (*ONE_PASS, "layerwise"):
     _demand(config, "objective", "name", "robust")
     _demand(config, "penalty", "name", "none")
-  if attack.one_pass:
+  if config.attack.name in ONE_PASS:
     _demand(config, "weights", "perturbation", 0.0)
   if config.attack.name == "recall":
     _demand(config, "training", "augment", ())  # a flipped image would recall another's directions

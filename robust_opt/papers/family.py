@@ -27,7 +27,6 @@ import jax
 from ml_collections import ConfigDict
 
 from robust_opt import commands, statistics, tables
-from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, costs, methods, target
 from robust_opt.experiments import config as config_lib
@@ -141,11 +140,8 @@ def run(options: Options) -> tables.Table:
     )
   seeds, path = range(1, options.preset.seeds + 1), options.workdir / "results" / "measured.json"
   known = _known(options.known)
-  digests = datasets.fingerprints(options.dataset, **options.places)
-  preset = study_options.values(options.preset)
-  description = {"dataset": options.dataset, **preset, "data": digests}
-  if options.override:
-    description["override"] = list(options.override)
+  description = study_options.description(options)
+  digests = description["data"]
   keys = {
     (name, seed): identity(options, name, seed, digests) for seed in seeds for name in options.names
   }  # by seeds first, so that a study that is stopped has all methods
@@ -161,7 +157,8 @@ def run(options: Options) -> tables.Table:
     times = _times(options, study, timing, digests)
   runs = {name: [measured[keys[name, seed]] for seed in seeds] for name in options.names}
   table = table_of(options.dataset, options.preset, runs, times)
-  study.publish({"family": table}, study.manifest("robust_opt.papers.family", preset))
+  numbers = study_options.values(options.preset)
+  study.publish({"family": table}, study.manifest("robust_opt.papers.family", numbers))
   return table
 
 
@@ -229,7 +226,8 @@ def _times(
 
   identities = [identity(options, name, 1, digests) for name in names]
   path = options.workdir / "times.json"
-  return study.once("time of an update", path, sha256_of(_device(), *identities), compute, work)
+  made_from = sha256_of(_device(), *identities)
+  return study.once("time of an update", path, made_from, compute, work=work)
 
 
 def _device() -> str:

@@ -14,7 +14,6 @@ figures. The same command resumes.
 """
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from robust_opt import commands, construct, statistics, tables
-from robust_opt.data import constructed, datasets
+from robust_opt.data import constructed
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
@@ -130,12 +129,7 @@ def run(options: Options) -> tables.Table:
   for name in ("trained_radius", "radius", "tested_radius", "inversion_step"):
     if not preset[name] > 0:
       raise InputError(f"--{name} must be > 0, in pixels, but was {preset[name]}.")
-  description = {
-    "dataset": options.dataset,
-    **preset,
-    "override": list(options.override),
-    "data": datasets.fingerprints(options.dataset, **options.places),
-  }
+  description = study_options.description(options)
   seeds = range(1, options.preset.seeds + 1)
   with Study(options.workdir, description, work=2.0 + len(SETS) * (1 + len(seeds))) as study:
     # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
@@ -189,13 +183,9 @@ def _train_on(options: Options, study: Study, name: str, seed: int) -> dict[str,
     config.data.train_examples = round(options.preset.examples / (1 - held))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
-  return study.once(
-    f"{name}, seed {seed}",
-    workdir / "evaluated.json",
-    sha256_of(summary["params_sha256"], json.dumps(study_options.values(options.preset))),
-    functools.partial(_evaluate, options, name, workdir, summary),
-    work=1.0,
-  )
+  made_from = sha256_of(summary["params_sha256"], json.dumps(study_options.values(options.preset)))
+  part, path = f"{name}, seed {seed}", workdir / "evaluated.json"
+  return study.once(part, path, made_from, _evaluate, options, name, workdir, summary, work=1.0)
 
 
 def _evaluate(

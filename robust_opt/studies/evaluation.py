@@ -6,6 +6,7 @@ The folder holds verdict.npz, which `python -m robust_opt.verify` checks, summar
 summary.md, trust.json, and below parts/ the finished batches, from which a killed run resumes.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from robust_opt.evaluation.phases import phases_of
 from robust_opt.experiments import target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
-from robust_opt.sets import Ball, check_ball
+from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
@@ -40,9 +41,11 @@ class Options(NamedTuple):
 
   Attributes:
     source: as target.load takes it.
-    set: the uncertainty set, as `sets.build.build_set` takes it; None: `norm` and `radius`.
+    set: the uncertainty set, as `sets.build.build_set` takes it; None: the ball of `norm` and
+      `radius` in [0, 1].
     norm: "linf", "l2" or "l1"; empty: that of the run's training.
-    radius: in pixels of [0, 1]; None: that of the run's training.
+    radius: in pixels of [0, 1]; None: that of the run's training. Without a norm either, the set is
+      that of the run's training, a ball cut to [0, 1].
     version: of the ensemble.
     examples: the first so many; 0: all.
     seed: of the attacks.
@@ -110,14 +113,20 @@ def run(options: Options) -> bool:
 
 
 def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
-  """The set of the options, or the ball that the run was trained with."""
+  """The set of the options, or the one that the run was trained over."""
   if options.set is not None:
     if options.norm or options.radius is not None:
       raise InputError("Give either --set, or --norm and --radius, not both.")
     return options.set
-  norm = options.norm or net.norm
-  radius = net.radius if options.radius is None else options.radius
-  if norm is None or radius is None or (options.radius is None and norm != net.norm):
+  trained = net.set or {}
+  trained_norm = next((n for n, b in BALLS.items() if b.__name__ == trained.get("name")), None)
+  if trained and trained_norm is None and not options.norm and options.radius is None:
+    return json.loads(json.dumps(trained))  # tuples as lists, as files have them
+  norm = options.norm or trained_norm
+  radius = options.radius
+  if radius is None and norm == trained_norm:
+    radius = trained.get("radius")
+  if norm is None or radius is None:
     raise InputError(
       "Give --norm and --radius, in pixels of [0, 1], or --set: the run has no radius in that norm."
     )

@@ -163,15 +163,22 @@ class Study:
     print(f"Everything about this study is in {self.workdir}")
 
   def once(
-    self, part: str, path: Path, made_from: str, compute: Callable[[], Any], work: float
+    self,
+    part: str,
+    path: Path,
+    made_from: str,
+    compute: Callable[..., Any],
+    *args: Any,
+    work: float = 0.0,
   ) -> Any:
-    """compute()'s JSON value: read from `path` if it was made from the same, else made and written.
+    """compute(*args), a JSON value: read from `path` if it was made from the same, else written.
 
     Args:
       part: its name, for messages and times.
       path: the file of the value.
       made_from: hash of everything that it is computed from, besides the study's description.
-      compute: () -> JSON value.
+      compute: (*args) -> JSON value.
+      *args: of compute.
       work: of this part.
     """
     try:
@@ -182,7 +189,7 @@ class Study:
     except (OSError, ValueError, KeyError, TypeError):
       pass  # absent or truncated: computed again
     with self.timed(part):
-      value = compute()
+      value = compute(*args)
       write_json(path, {"made_from": made_from, "value": value})
     self.progress(work, part)
     return json.loads(path.read_text(encoding="utf-8"))["value"]

@@ -55,19 +55,17 @@ def test_every_name_of_a_section_has_its_own_keys_and_no_others(section):
 @pytest.mark.parametrize(
   ("items", "expected"),
   [
-    (["attack.num_steps=9", "attack.name=pgd"], attacks.PGD(num_steps=9)),
-    (["attack.name=none"], attacks.Standard()),
-    (["attack.every=2"], attacks.Steepest(every=2)),
-    (["attack.name=steepest", "attack.warmup=1"], attacks.Steepest(warmup=1.0)),
-    (["attack.name=free", "attack.num_replays=3"], attacks.Free(num_replays=3)),
+    (
+      ["attack.num_steps=9", "attack.name=pgd"],
+      {"name": "pgd", "num_steps": 9, "relative_step": 0.25, "random_start": True} | attacks.ASCENT,
+    ),
+    (["attack.name=none"], {"name": "none"}),
+    (["attack.every=2"], {"name": "steepest"} | attacks.ASCENT | {"every": 2}),
+    (["attack.name=free", "attack.num_replays=3"], {"name": "free", "num_replays": 3}),
   ],
 )
 def test_a_new_name_resets_its_section_in_any_order(items, expected):
-  assert build.attack(changed(*items)) == expected
-
-
-def own_attack(**kwargs):
-  return attacks.PGD(**kwargs)
+  assert changed(*items).attack.to_dict() == expected
 
 
 def own_schedule(peak, total, factor=0.5):

@@ -203,14 +203,14 @@ def test_measuring_attacks_reach_the_maximum_in_the_box(norm):
   x, slope = rng.random((8, 12)).astype(np.float32), rng.normal(size=12).astype(np.float32)
   radius = {"linf": 0.3, "l2": 1.0, "l1": 2.0}[norm]
   u = ro.sets.BALLS[norm](radius, config_lib.PIXEL_BOX)
-  attack = attacks.PGD(num_steps=100, random_start=False).evaluate(u)
+  attack = attacks.pgd(num_steps=100, random_start=False).evaluate(u)
   delta, _ = attack(lambda x: x @ slope, None, x)
   best = u.steepest_ascent(0 * x + slope, x)
   np.testing.assert_allclose(delta @ slope, best @ slope, rtol=rounding(terms=2 * 12 + 8))
 
 
 def test_measuring_attacks_keep_the_best_iterate_not_the_last():
-  attack = attacks.PGD(num_steps=6, relative_step=1.0, random_start=False)  # to and fro
+  attack = attacks.pgd(num_steps=6, relative_step=1.0, random_start=False)  # to and fro
   x = np.random.default_rng(0).random((20, 6)).astype(np.float32)
 
   def value_fn(x):
@@ -375,7 +375,7 @@ def test_what_is_watched_is_the_other_attack(num_steps):
   def value(z):
     return losses.cross_entropy(jnp.sin(9 * z @ w), y)
 
-  attack = attacks.PGD(num_steps=num_steps).other(ro.LInf(0.2))
+  attack = attacks.not_trained_on(attacks.pgd(num_steps), ro.LInf(0.2))
   _, info = attack(value, jax.random.key(0), x)
   assert len(info.value) == {1: 10, 3: 1}[num_steps]
 

@@ -1,3 +1,5 @@
+"""Convolution and pooling against flax and XLA, in both formulations."""
+
 import functools
 
 import chex
@@ -161,38 +163,3 @@ def test_mnist_cnn_formulations_agree(monkeypatch):
   chex.assert_tree_all_finite(results[0])
   # Forward and back through sums over 25 and 25 x 32 entries, 256 and 200 units.
   assert_close(*results, terms=2 * (25 + 800 + 256 + 200))
-
-
-def test_mnist_cnn_is_the_paper_net():
-  """Against flax's own layers in the order of the paper: ReLU before the pool, nothing cropped."""
-  model, x = MnistCNN(), images(3)
-  params = jax.jit(model.init)(jax.random.key(1), x)["params"]
-  assert jax.tree.map(jnp.shape, params) == {
-    "conv1": {"kernel": (5, 5, 1, 32), "bias": (32,)},
-    "conv2": {"kernel": (5, 5, 32, 64), "bias": (64,)},
-    "dense1": {"kernel": (256, 200), "bias": (200,)},
-    "dense2": {"kernel": (200, 10), "bias": (10,)},
-  }
-  h = (jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) - 0.1000) / 0.2752
-  h = nn.Conv(32, (5, 5), padding="VALID").apply({"params": params["conv1"]}, h)
-  h = nn.max_pool(nn.relu(h), (3, 3), strides=(3, 3))
-  h = nn.Conv(64, (5, 5), padding="VALID").apply({"params": params["conv2"]}, h)
-  h = nn.max_pool(nn.relu(h), (2, 2), strides=(2, 2)).reshape(3, -1)
-  h = nn.relu(nn.Dense(200).apply({"params": params["dense1"]}, h))
-  h = nn.Dense(10).apply({"params": params["dense2"]}, h)
-  close(model.apply({"params": params}, x), h)
-
-
-def test_mnist_cnn_input_batch_norm():
-  model, x = MnistCNN(num_classes=3, input_batch_norm=True), images(4)
-  variables = jax.jit(model.init)(jax.random.key(0), x)
-  plain = jax.eval_shape(MnistCNN(num_classes=3).init, jax.random.key(0), x)
-  chex.assert_trees_all_equal_shapes(variables["params"], plain["params"])  # nothing affine
-  _, updated = model.apply(variables, x, train=True, mutable=["batch_stats"])
-  ((name, statistics),) = updated["batch_stats"].items()
-  standardised = (jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))) - 0.1000) / 0.2752
-  close(statistics["mean"], [0.1 * standardised.mean()])
-  close(statistics["var"], [0.9 + 0.1 * standardised.var()])
-  assert name in variables["batch_stats"]
-  logits = model.apply({**variables, **updated}, x)  # evaluation: no mutable collection
-  chex.assert_shape(logits, (4, 3))

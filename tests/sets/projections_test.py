@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from rounding import rounding
-from scipy import optimize
 
 from robust_opt.sets import projections
 
@@ -117,31 +116,6 @@ def test_agrees_with_a_float64_solver(ball, boxed):
   expected = reference(ball, delta, radius, x, boxed)
   error = np.abs(nearest - expected).max(-1) / np.maximum(1e-3, np.abs(delta).max(-1))
   assert error.max() < ROUNDING
-
-
-@pytest.mark.parametrize("ball", ["l2", "l1"])
-def test_agrees_with_a_general_solver(ball):
-  # SLSQP knows nothing of multipliers or thresholds: it sees a quadratic and constraints.
-  delta, radius, x = (a[1000:1012] for a in cases())
-  nearest = projection(ball, True)(*cases())[1000:1012]
-  for d, r, pixels, ours in zip(delta.astype(np.float64), radius, x, nearest):
-    n, parts = len(d), np.sign(d) + (d == 0)
-    inside = {  # the signs of the projection are those of delta, which makes |z|_1 smooth
-      "l2": lambda z, r=r: r**2 - np.sum(z**2),
-      "l1": lambda z, r=r, parts=parts: r - np.sum(parts * z),
-    }[ball]
-    lower, upper = bounds_of(pixels, True)
-    if ball == "l1":
-      lower, upper = np.where(parts > 0, 0, lower), np.where(parts > 0, upper, 0)
-    found = optimize.minimize(
-      lambda z, d=d: 0.5 * np.sum((z - d) ** 2),
-      np.zeros(n),
-      jac=lambda z, d=d: z - d,
-      bounds=list(zip(lower, upper)),
-      constraints={"type": "ineq", "fun": inside},
-      options={"ftol": 1e-14, "maxiter": 300},
-    )
-    np.testing.assert_allclose(ours, found.x, atol=2e-4 * max(1, np.abs(d).max()))
 
 
 @EVERY_BALL

@@ -1,4 +1,4 @@
-"""The measurements on nets whose answers are known, and the pictures of them."""
+"""The measurements on nets whose answers are known."""
 
 import functools
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from rounding import assert_close, rounding
 
-from robust_opt import losses
 from robust_opt.errors import InputError
 from robust_opt.theory import explanations
 
@@ -162,13 +161,6 @@ def test_intervals(wrong, runs, longest):
   chex.assert_type(found, jnp.int32)
 
 
-def test_a_class_of_a_linear_net_is_one_interval_of_every_line():
-  y = jnp.argmin(LINEAR(X), axis=-1)
-  logits = explanations.epsilon_sweep(LINEAR, X, DIRECTION, EPSILONS)
-  right = jax.vmap(losses.correct, (0, None))(logits, y)
-  assert np.all(explanations.intervals(right).runs <= 1)
-
-
 # In a plane
 
 
@@ -217,7 +209,9 @@ def test_components():
     explanations.components(masks[0, 0])
 
 
-# Turns
+# Rotations
+
+rotate = jax.jit(explanations.rotate_toward)
 
 
 def length(x):
@@ -234,18 +228,11 @@ def angle_between(a, b):
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("angle", [1e-3, 0.3, np.pi / 2, 2.5])
 def test_rotation_turns_by_the_angle_and_keeps_the_norm(angle, scale):
-  turned = jax.jit(explanations.rotate_toward)(X, scale * DIRECTION, angle)
+  turned = rotate(X, scale * DIRECTION, angle)
   close(length(turned), length(X))
   np.testing.assert_allclose(angle_between(X, turned), angle, rtol=3e-4)
   full = angle_between(X, DIRECTION)
   close(angle_between(turned, DIRECTION), np.abs(full - angle))
-
-
-def test_rotation_by_the_full_angle_ends_at_g():
-  full = jnp.asarray(angle_between(X, DIRECTION), jnp.float32)
-  turned = explanations.rotate_toward(X, DIRECTION, full)
-  expected = DIRECTION * (length(X) / length(DIRECTION)).reshape(-1, 1, 1, 1)
-  close(turned, expected)
 
 
 def test_rotation_by_nothing_and_without_a_plane_leaves_x():
@@ -348,12 +335,6 @@ def test_cosine_similarity():
   np.testing.assert_allclose(found, [1, -1, 0, np.sqrt(0.5), np.nan], atol=ROUNDING)
   with pytest.raises(InputError, match="b must have the shape"):
     explanations.cosine_similarity(a, b[0])
-
-
-def test_the_weights_of_a_nearly_linear_net_resemble_it():
-  deep = explanations.effective_weights(lambda x: jnp.tanh(0.01 * LINEAR(x)), X)
-  linear = explanations.effective_weights(LINEAR, X)
-  assert np.all(explanations.cosine_similarity(deep, linear) > 0.999)
 
 
 # Confidence

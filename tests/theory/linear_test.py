@@ -102,7 +102,7 @@ def test_matrix_noise_is_attained(noise, residual, weights):
 @EVERY_NORM
 @pytest.mark.parametrize("separation", [0.0, 3.0, 1e3])
 def test_total_hinge_is_attained(norm, separation):
-  """Also for data with slack, for which it is less than the norm-regularised hinge."""
+  """Also for data with slack, for which it is less than the norm-regularized hinge."""
   w, b, x, y, _ = linear_problem()
   x = x + separation * y[:, None] * w
   worst = double(counterparts.total_hinge_loss, w, b, x, y, SETS[norm](2.0))
@@ -111,11 +111,11 @@ def test_total_hinge_is_attained(norm, separation):
   attained = PHI["hinge"](y * ((x + delta) @ w + b)).sum()
   np.testing.assert_allclose(worst, attained, rtol=1e-6, atol=1e-9)
   hinges = PHI["hinge"](y * (x @ w + b)).sum()
-  regularised = hinges + 2.0 * np.linalg.norm(w, DUAL_ORDERS[norm])
+  regularized = hinges + 2.0 * np.linalg.norm(w, DUAL_ORDERS[norm])
   if separation == 0.0:
-    np.testing.assert_allclose(worst, regularised, rtol=1e-9)
+    np.testing.assert_allclose(worst, regularized, rtol=1e-9)
   if separation == 1e3:
-    assert worst == 0.0 < regularised
+    assert worst == 0.0 < regularized
   shares = np.random.default_rng(1).dirichlet(np.full(12, 0.3), size=50)
   along = double(
     counterparts.margin_perturbation, w, x, y, SETS[norm](2.0)
@@ -215,14 +215,14 @@ def test_least_squares_minimum_is_certified(noise):
 
 
 @EVERY_NORM
-def test_robust_svm_is_the_regularised_svm(norm):
+def test_robust_svm_is_the_regularized_svm(norm):
   """The minimum of the worst case over the shared budget is that of hinges + c |w|_q."""
   _, _, x, y, _ = linear_problem()
   found = solve.svm(x, y, SETS[norm](1.5))
   assert -1e-12 <= found.gap <= 1e-7 * found.value
   worst = double(counterparts.total_hinge_loss, found.w, found.b, x, y, SETS[norm](1.5))
   np.testing.assert_allclose(worst, found.value, rtol=1e-6)
-  # No other w is better against the shared budget: it is the regularised objective everywhere.
+  # No other w is better against the shared budget: it is the regularized objective everywhere.
   for w in found.w + 0.3 * np.random.default_rng(0).normal(size=(20, 4)):
     other = double(counterparts.total_hinge_loss, w, found.b, x, y, SETS[norm](1.5))
     assert other >= found.value - found.gap
@@ -328,7 +328,7 @@ def test_the_path_of_weight_decay_is_sklearns():
   strengths = np.array([0.02, 0.1])
   found = decay.logistic_path(x, y, strengths, "decay", num_steps=3000)
   for w, strength in zip(found.w, strengths):
-    # liblinear would penalise the intercept too.
+    # liblinear would penalize the intercept too.
     reference = LogisticRegression(
       l1_ratio=1.0, C=1 / (len(y) * strength), solver="saga", tol=1e-9, max_iter=100_000
     ).fit(x, y)

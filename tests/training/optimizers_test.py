@@ -1,4 +1,4 @@
-"""Torch's dampened SGD: its rule in NumPy, and what it is in terms of optax."""
+"""Torch's dampened SGD against NumPy and optax, and the projection of columns of weights."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from rounding import assert_close
+from rounding import assert_close, rounding
 
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, config
@@ -65,3 +65,76 @@ def test_a_config_names_it():
   assert any(isinstance(leaf, optimizers.DampenedState) for leaf in state[1])
   with pytest.raises(InputError, match=r"nesterov is unknown: .*dampened_sgd takes learning_rate"):
     config.choose(c, "optimizer", "dampened_sgd", learning_rate=0.01, nesterov=True)
+
+
+# The bound on columns of weights.
+
+LIMIT = 1.9365
+BOUND = 1 + rounding(terms=16)
+
+
+def normal(*shape, seed=0):
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def column_norms(kernel):
+  w = np.asarray(kernel, np.float64)
+  return np.linalg.norm(w.reshape(-1, w.shape[-1]), axis=0)
+
+
+def projected(params, updates, limit=LIMIT):
+  bound = optimizers.max_column_norm(limit)
+  new, state = jax.jit(bound.update)(updates, bound.init(params), params)
+  assert state == optax.EmptyState()
+  return optax.apply_updates(params, new), new
+
+
+def test_columns_are_projected_exactly():
+  params = {"kernel": normal(5, 8), "conv": 0.3 * normal(2, 3, 4, 6), "bias": 100 * normal(8)}
+  updates = jax.tree.map(lambda w: 0.3 * normal(*w.shape, seed=1), params)
+  moved, changed = projected(params, updates)
+  np.testing.assert_array_equal(changed["bias"], updates["bias"])
+  for name in ("kernel", "conv"):
+    after = params[name].astype(np.float64) + updates[name]
+    norm = column_norms(after)
+    assert (norm <= LIMIT).any()
+    assert (norm > LIMIT).any()
+    close(moved[name], after * np.minimum(1, LIMIT / norm))
+    inside = norm <= LIMIT
+    np.testing.assert_array_equal(changed[name][..., inside], updates[name][..., inside])
+    close(column_norms(moved[name])[~inside], LIMIT)
+    assert column_norms(moved[name]).max() <= LIMIT * BOUND
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
+def test_columns_of_any_scale(scale):
+  """No square under- or overflows: from weights of 0, the update is the new weight."""
+  direction = normal(5, 3)
+  params = {"kernel": jnp.zeros((5, 3))}
+  moved, _ = projected(params, {"kernel": np.float32(scale) * direction}, limit=2.0)
+  if scale < 1:
+    np.testing.assert_array_equal(moved["kernel"], np.float32(scale) * direction)
+  else:
+    expected = 2 * direction / np.linalg.norm(direction, axis=0)
+    close(moved["kernel"], expected)
+
+
+def test_projected_descent_in_a_chain():
+  """min -<c, w> over the ball: each column ends on its ball along c; the bias descends freely."""
+  c = normal(4, 3)
+  optimizer = optax.chain(optax.sgd(0.5, 0.5), optimizers.max_column_norm(LIMIT))
+  params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
+
+  def step(carry, _):
+    params, state = carry
+    gradient = {"kernel": -c, "bias": -jnp.ones(3)}
+    updates, state = optimizer.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, state), params["kernel"]
+
+  run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=100))
+  (params, _), seen = run((params, optimizer.init(params)))
+  assert max(column_norms(kernel).max() for kernel in seen) <= LIMIT * BOUND
+  expected = LIMIT * c / np.linalg.norm(c, axis=0)
+  close(params["kernel"], expected)
+  assert params["bias"].min() > 10 * LIMIT

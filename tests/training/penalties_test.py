@@ -160,19 +160,6 @@ def test_layer_jacobians_in_closed_form():
   np.testing.assert_array_equal(gradient["Dense_0"]["bias"], 0)
 
 
-def test_stages_begin_where_weights_do():
-  net = models.MnistCNN()
-  params, _ = models.init(net, jax.random.key(0), (28, 28, 1))
-  groups = affine.stages(affine.layers_of(net, params))
-  names = [[type(layer).__name__ for layer in group] for group in groups]
-  assert names == [
-    ["Pad", "Affine", "Conv", "MaxPool", "ReLU"],
-    ["Conv", "MaxPool", "ReLU", "Flatten"],
-    ["Dense", "ReLU"],
-    ["Dense"],
-  ]
-
-
 def curved(params, model_state, x, *, train, key):
   """Logits (0, a x^2 / 2): the gradient of their difference is a x."""
   del train, key

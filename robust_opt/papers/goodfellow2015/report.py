@@ -14,7 +14,7 @@ import numpy as np
 
 from robust_opt import statistics, tables
 from robust_opt.papers.goodfellow2015 import measure
-from robust_opt.papers.goodfellow2015.nets import ALL, RADII, TrainedNet, gradient
+from robust_opt.papers.goodfellow2015.nets import ALL, RADII, AttackedNet, gradient
 from robust_opt.plots import explanations as explanation_figures
 from robust_opt.plots import linear as linear_figures
 from robust_opt.studies import claims
@@ -404,7 +404,7 @@ def figures_of_numbers(measured: dict[str, Any], results: Path) -> None:
 
 
 def figures_of_nets(
-  nets: dict[str, TrainedNet], x: Array, y: Array, radius: float, results: Path
+  nets: dict[str, AttackedNet], x: Array, y: Array, radius: float, results: Path
 ) -> None:
   """Logits against eps, and slices, of the maxout network for one example of each of 6 classes."""
   labels = np.asarray(y)

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 import robust_opt as ro
 from robust_opt import tables
-from robust_opt.data import datasets
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.experiments import build, engine, seeds
@@ -73,7 +72,7 @@ def config_of(options: Options, kind: str, seed: int) -> ConfigDict:
 
   def settle(config: ConfigDict) -> None:
     config.seed, config.training.epochs = seed, _epochs(options, kind)
-    nets_lib.ALL[kind].change(config)
+    nets_lib.change(config, kind)
 
   return configured(nets_lib.base_config(options.dataset), options, settle)
 
@@ -87,15 +86,8 @@ def run(options: Options) -> tables.Table:
   preset = study_options.values(options.preset)
   work = {name: kind.cost * _epochs(options, name) / 10 for name, kind in kinds(options).items()}
   members = preset["members"] * preset["epochs"] / 10
-  description = {
-    "dataset": options.dataset,
-    **preset,
-    "data": datasets.fingerprints(options.dataset, **options.places),
-  }
-  if options.override:
-    description["override"] = list(options.override)
   total = preset["seeds"] * (sum(work.values()) + 1.0) + members + 1.0
-  with Study(options.workdir, description, total) as study:
+  with Study(options.workdir, study_options.description(options), total) as study:
     measured = _measure_all(options, study, work)
   if options.dataset != "cifar10":
     _figures(options, measured, options.workdir / "results")
@@ -119,14 +111,12 @@ def _measure_all(options: Options, study: Study, work: dict[str, float]) -> dict
         summary = experiment.run(config_of(options, name, seed), workdir)
       digests.append(summary["params_sha256"])
       study.progress(work[name], f"{name}, seed {seed}", skipped)
-    compute = functools.partial(_measure, options, seed)
-    path = folder / f"{seed}.json"
-    measured["seeds"].append(
-      study.once(f"measure seed {seed}", path, sha256_of(*digests), compute, work=1.0)
-    )
+    part, path, made_from = f"measure seed {seed}", folder / f"{seed}.json", sha256_of(*digests)
+    measured["seeds"].append(study.once(part, path, made_from, _measure, options, seed, work=1.0))
   if options.dataset != "cifar10":
-    once = functools.partial(_measure_once, options)  # of the data alone
-    measured["once"] = study.once("logistic regression", folder / "once.json", "", once, work=1.0)
+    measured["once"] = study.once(
+      "logistic regression", folder / "once.json", "", _measure_once, options, work=1.0
+    )
     if options.preset.members:
       measured["ensemble"] = _ensemble(options, study)
   return measured
@@ -136,7 +126,7 @@ def _workdir(options: Options, name: str, seed: int) -> Path:
   return options.workdir / "nets" / name / str(seed)
 
 
-def _load(options: Options, seed: int) -> dict[str, nets_lib.TrainedNet]:
+def _load(options: Options, seed: int) -> dict[str, nets_lib.AttackedNet]:
   return {
     name: nets_lib.load(name, _workdir(options, name, seed), options.places)
     for name in kinds(options)
@@ -209,16 +199,14 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     )
   loss = nets_lib.loss_of("softmax")
   members = [
-    nets_lib.TrainedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
+    nets_lib.AttackedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
     for member in range(count)
   ]
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)
+  radius, path = nets_lib.RADII[options.dataset], options.workdir / "measured" / "ensemble.json"
+  made_from = sha256_of(*seeds.net_digests(state, count))
   return study.once(
-    "measure the ensemble",
-    options.workdir / "measured" / "ensemble.json",
-    sha256_of(*seeds.net_digests(state, count)),
-    lambda: measure.ensemble_errors(members, x, y, nets_lib.RADII[options.dataset]),
-    work=0.0,
+    "measure the ensemble", path, made_from, measure.ensemble_errors, members, x, y, radius
   )
 
 

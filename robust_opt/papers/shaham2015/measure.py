@@ -2,7 +2,7 @@
 
 examples = verified_collection(path, nets["baseline"], weights["baseline"], test)
 counts = collection_counts(examples, nets, weights, test)          # of one seed
-sweep = radius_sweep(nets["l2"], state, "l2", 1, test, keys)       # of all seeds
+sweep = radius_sweep(nets["l2"], state, "l2", 1, data, keys)       # of all seeds
 """
 
 import functools
@@ -25,7 +25,7 @@ Weights = tuple[Any, Any]  # parameters and batch statistics of one seed
 
 
 def radius_sweep(
-  net: SeededNet, state: TrainState, norm: str, steps: int, test: ArrayData, keys: Array
+  net: SeededNet, state: TrainState, norm: str, steps: int, data: ArrayData, keys: Array
 ) -> dict[str, Any]:
   """The number of correct examples of each seed against the radius, attacked by its own gradient.
 
@@ -34,7 +34,7 @@ def radius_sweep(
     state: stacked, of all seeds.
     norm: of the attack.
     steps: of the attack.
-    test: the examples to attack.
+    data: the examples to attack.
     keys: one of each seed.
   """
   config = net.config.evaluation
@@ -43,7 +43,7 @@ def radius_sweep(
     net.functions.evaluate(
       state.params,
       state.model_state,
-      test,
+      data,
       np.float32(radius),
       keys,
       norm=norm,
@@ -55,7 +55,7 @@ def radius_sweep(
     "radii": radii,
     "correct": _counts([e.robust_correct for e in evaluations]),
     "zero_gradients": _counts([e.zero_gradient for e in evaluations]),
-    "total": len(test.labels),
+    "total": len(data.labels),
   }
 
 

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from robust_opt import models
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
-from robust_opt.experiments import build, seeds
+from robust_opt.experiments import attacks, build, seeds
 from robust_opt.experiments.assembly import Experiment, assemble
-from robust_opt.experiments.attacks import PGD
 from robust_opt.maximizers import Attack, steepest
 from robust_opt.objectives import robust
 from robust_opt.sets import BALLS, Box
@@ -52,7 +51,7 @@ def functions_of(net: nn.Module, box: Box | None, batch_size: int, vmapped: bool
   def evaluate(
     params: Any, model_state: Any, test: ArrayData, radius: Array, key: Array, norm: str, steps: int
   ) -> Evaluation:
-    kind = PGD(num_steps=steps, relative_step=PGD_RELATIVE_STEP, random_start=False)
+    kind = attacks.pgd(num_steps=steps, relative_step=PGD_RELATIVE_STEP, random_start=False)
 
     def attack(radius: Array) -> Attack:
       return kind.evaluate(BALLS[norm](radius, box))

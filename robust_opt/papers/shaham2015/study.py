@@ -14,6 +14,7 @@ is no validation split, and nothing is selected on the test set. Radii are in pi
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -110,53 +111,47 @@ def load(config: ConfigDict, split: str) -> datasets.Dataset:
   return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
 
 
-class Work(NamedTuple):
-  """The work of each part in epochs of the baseline, to estimate the time left.
+def work_of(options: Options, config: ConfigDict, share: float, tested: int) -> dict[str, float]:
+  """The work of one part of each kind, in epochs of the baseline, to estimate the time left.
+
+  Args:
+    options: of the study.
+    config: of the baseline.
+    share: test examples / training examples.
+    tested: test examples.
+  """
+  seeds, radii = options.preset.seeds, len(config.evaluation.sweep)
+  pgd = (options.preset.pgd_examples or tested) / tested
+  work = {
+    "baseline": 1.0,  # an epoch: a forward and a backward pass
+    "robust": 2.0,  # and as much again to ascend
+    "collection": 10 * share / seeds,  # of one seed: some 40 forward passes over the test set
+    # An ascent step costs 2/3 of an update.
+    **{k: share * radii * 0.7 * (n + 1) for k, n in ATTACK_STEPS.items()},
+    # Of one seed: most of its 7,000 passes are queries, without a gradient.
+    "autoattack": 2000 * share * options.autoattack_examples / tested / seeds,
+  }
+  work["pgd"] *= pgd
+  attacks = len(BALLS) * len(NETS) * (work["single"] + work["pgd"] + work["autoattack"])
+  training = config.training.epochs * (work["baseline"] + (len(NETS) - 1) * work["robust"])
+  return work | {"total": training + seeds * work["collection"] + attacks}
+
+
+class Trained(NamedTuple):
+  """The networks after training, and what they share.
 
   Attributes:
-    epochs: of training.
-    share: test examples / training examples.
-    radii: of a sweep.
-    attacked: the share of the test examples that "pgd" and "autoattack" attack.
-    seeds: networks of each kind.
+    nets: by name.
+    states: after the last epoch, of all seeds.
+    digests: of the network of every seed.
+    test: the test set.
+    seeds: their names.
+    keys: of evaluation, one of each seed.
   """
 
-  epochs: int
-  share: float
-  radii: int
-  attacked: dict[str, float]
-  seeds: int
-
-  def epoch(self, net: str) -> float:
-    """One epoch: a forward and a backward pass, and as much again to ascend."""
-    return 1.0 if net == "baseline" else 2.0
-
-  def collection(self) -> float:
-    """One seed's collection and its counts, of about 40 forward passes over the test set."""
-    return 10 * self.share / self.seeds
-
-  def sweep(self, kind: str) -> float:
-    """One network under one attack at every radius; an ascent step costs 2/3 of an update."""
-    examples = self.share * self.attacked.get(kind, 1.0)
-    return examples * self.radii * (0.7 * ATTACK_STEPS[kind] + 0.7)
-
-  def autoattack(self) -> float:
-    """One network of one seed; most of its 7,000 passes are queries, without a gradient."""
-    return 2000 * self.share * self.attacked["autoattack"] / self.seeds
-
-  def total(self) -> float:
-    """Of the whole study."""
-    training = self.epochs * sum(self.epoch(net) for net in NETS)
-    sweeps = 3 * len(NETS) * sum(self.sweep(kind) for kind in ATTACK_STEPS)
-    autoattack = 3 * len(NETS) * self.autoattack()
-    return training + self.seeds * self.collection() + sweeps + autoattack
-
-
-class StudyNets(NamedTuple):
-  """The four networks and what they share."""
-
   nets: dict[str, SeededNet]
-  train: datasets.Dataset
+  states: dict[str, TrainState]
+  digests: dict[str, list[str]]
   test: datasets.Dataset
   seeds: list[int]
   keys: Array
@@ -167,49 +162,83 @@ def run(options: Options) -> None:
   layers.formulation = None if options.formulation == "auto" else options.formulation
   preset, configs = options.preset, {name: net_config(options, name) for name in NETS}
   first = configs["baseline"]
-  train, test = load(first, "train"), load(first, "test")
-  seed_names = [first.seed + i for i in range(preset.seeds)]
+  test = load(first, "test")
+  splits = build.Splits(load(first, "train"), test, test)
+  data = {split.split: datasets.fingerprint(split) for split in (splits.train, splits.test)}
+  names = [first.seed + i for i in range(preset.seeds)]
+  resolved = {name: _without_places(config) for name, config in configs.items()}
   description = {
     "dataset": options.dataset,
-    "seeds": seed_names,
+    "seeds": names,
     "pgd_examples": preset.pgd_examples,
     "points": preset.points,
     "precision": options.matmul_precision,
-    "nets": {name: _without_places(config) for name, config in configs.items()},
-    "data": {"train": datasets.fingerprint(train), "test": datasets.fingerprint(test)},
+    "nets": resolved,
+    "data": data,
   }
-  total = len(test.labels)
-  attacked = {"pgd": preset.pgd_examples or total, "autoattack": options.autoattack_examples}
-  work = Work(
-    epochs=first.training.epochs,
-    share=total / len(train.labels),
-    radii=len(first.evaluation.sweep),
-    attacked={kind: count / total for kind, count in attacked.items()},
-    seeds=preset.seeds,
-  )
+  total = len(splits.test.labels)
+  work = work_of(options, first, total / len(splits.train.labels), total)
   with (
-    Study(options.workdir, description, work.total()) as study,
+    Study(options.workdir, description, work["total"]) as study,
     jax.default_matmul_precision(options.matmul_precision),
   ):
-    keys = jax.vmap(jax.random.key)(np.array(seed_names))
-    nets = _assembled(options, configs, build.Splits(train, test, test), keys)
-    study_nets = StudyNets(nets, train, test, seed_names, keys)
-    states = train_all(study, study_nets, preset, work)
-    measured = {"dataset": options.dataset} | measure_all(study, study_nets, states, options, work)
+    trained = train(options, study, configs, splits, names, work)
+    measured = {
+      "dataset": options.dataset,
+      "seeds": names,
+      "train_total": len(splits.train.labels),
+      "test_total": total,
+      "epochs": first.training.epochs,
+      "radii": first.evaluation.radii.to_dict(),
+      "curves": {name: seeds.curve(study.workdir / name, names) for name in NETS},
+      **collections(study, trained, work),
+      "sweeps": sweeps(options, study, trained, work),
+      "autoattack": autoattack(options, study, trained, work),
+    }
     with study.timed("report"):
       report.draw(report.Accuracies(measured), options.workdir / "results")
-    manifest = manifest_of(options, study, study_nets, states)
+  manifest = study.manifest("robust_opt.papers.shaham2015", study_options.values(preset))
+  manifest |= {"seeds": names, "configs": resolved} | _made_of(options, study, trained, data)
   study.publish(report.results_of(measured), manifest, shown=("accuracy", "claims"))
 
 
-def _assembled(
-  options: Options, configs: dict[str, ConfigDict], splits: build.Splits, keys: Array
-) -> dict[str, SeededNet]:
+def train(
+  options: Options,
+  study: Study,
+  configs: dict[str, ConfigDict],
+  splits: build.Splits,
+  names: list[int],
+  work: dict[str, float],
+) -> Trained:
+  """Trains every network for all seeds, from the newest checkpoint on."""
+  seed_keys = jax.vmap(jax.random.key)(np.array(names))
+  keys = jax.vmap(streams)(seed_keys).evaluation
   batch_size = options.evaluation_batch or (100 if _on_cpu() else 2000)
-  return {
-    name: assembled(config, splits, keys, vmapped=_vmapped(options), batch_size=batch_size)
+  vmapped = _vmapped(options)
+  nets = {
+    name: assembled(config, splits, seed_keys, vmapped=vmapped, batch_size=batch_size)
     for name, config in configs.items()
   }
+
+  def progress(name: str, epochs: int, words: str, skipped: bool = False) -> None:
+    kind = "baseline" if name == "baseline" else "robust"
+    study.progress(work[kind] * epochs, f"{name}: {words}", skipped)
+
+  states = {
+    name: engine.train_seeds(
+      study.workdir / name,
+      net.experiment,
+      names,
+      functools.partial(count_correct, net, net.experiment.test, keys),
+      points=options.preset.points,
+      epochs_per_call=options.preset.epochs_per_call,
+      timed=functools.partial(study.timed, f"train {name}"),
+      progress=functools.partial(progress, name),
+    )
+    for name, net in nets.items()
+  }
+  digests = {name: seeds.net_digests(state, len(names)) for name, state in states.items()}
+  return Trained(nets, states, digests, splits.test, names, keys)
 
 
 def _on_cpu() -> bool:
@@ -220,107 +249,75 @@ def _vmapped(options: Options) -> bool:
   return not _on_cpu() if options.vmap_seeds is None else options.vmap_seeds
 
 
-def train_all(study: Study, nets: StudyNets, preset: Preset, work: Work) -> dict[str, TrainState]:
-  """The state of every network after its last epoch."""
-  keys = jax.vmap(streams)(nets.keys).evaluation
-  return {
-    name: engine.train_seeds(
-      study.workdir / name,
-      net.experiment,
-      nets.seeds,
-      functools.partial(count_correct, net, net.experiment.test, keys),
-      points=preset.points,
-      epochs_per_call=preset.epochs_per_call,
-      timed=functools.partial(study.timed, f"train {name}"),
-      progress=lambda epochs, words, skipped=False, name=name: study.progress(
-        work.epoch(name) * epochs, f"{name}: {words}", skipped
-      ),
-    )
-    for name, net in nets.nets.items()
-  }
-
-
-def measure_all(
-  study: Study, study_nets: StudyNets, states: dict[str, TrainState], options: Options, work: Work
-) -> dict[str, Any]:
-  """All numbers of the report, each part once."""
-  nets, test = study_nets.nets, study_nets.test
-  hashes = {name: seeds.net_digests(state, len(study_nets.seeds)) for name, state in states.items()}
-  config = nets["baseline"].config
-  measured: dict[str, Any] = {
-    "seeds": study_nets.seeds,
-    "train_total": len(study_nets.train.labels),
-    "test_total": len(test.labels),
-    "epochs": config.training.epochs,
-    "radii": config.evaluation.radii.to_dict(),
-    "curves": {name: seeds.curve(study.workdir / name, study_nets.seeds) for name in NETS},
-    "scores": [],
-    "sweeps": {name: {} for name in NETS},
-  }
-  for index, seed in enumerate(study_nets.seeds):
-    weights = {name: seeds.of_seed(state, index) for name, state in states.items()}
+def collections(study: Study, trained: Trained, work: dict[str, float]) -> dict[str, Any]:
+  """Of every seed the collection and how many of it each network gets right; a sample of one."""
+  measured: dict[str, Any] = {"scores": []}
+  baseline = trained.nets["baseline"]
+  for index, seed in enumerate(trained.seeds):
+    weights = {name: seeds.of_seed(state, index) for name, state in trained.states.items()}
     path = study.workdir / "collections" / f"seed{seed}.npz"
     with study.timed("collections"):
-      examples = measure.verified_collection(path, nets["baseline"], weights["baseline"], test)
-    counts = functools.partial(measure.collection_counts, examples, nets, weights, test)
-    made_from = sha256_of(file_sha256(path), *(hashes[name][index] for name in NETS))
-    part = f"collection and scores of seed {seed}"
-    measured["scores"].append(
-      study.once(part, path.with_suffix(".json"), made_from, counts, work.collection())
-    )
+      examples = measure.verified_collection(path, baseline, weights["baseline"], trained.test)
+    scores = study.once(
+      f"collection and scores of seed {seed}",
+      path.with_suffix(".json"),
+      sha256_of(file_sha256(path), *(trained.digests[name][index] for name in NETS)),
+      measure.collection_counts, examples, trained.nets, weights, trained.test,
+      work=work["collection"],
+    )  # fmt: skip
+    measured["scores"].append(scores)
     if index == 0:
-      measured["examples"] = measure.sample(examples, nets["baseline"], weights["baseline"])
-  evaluation_keys = jax.vmap(streams)(study_nets.keys).evaluation
+      measured["examples"] = measure.sample(examples, baseline, weights["baseline"])
+  return measured
+
+
+def sweeps(
+  options: Options, study: Study, trained: Trained, work: dict[str, float]
+) -> dict[str, Any]:
+  """By network, attack and norm the correct examples of each seed against the radius."""
+  measured: dict[str, Any] = {name: {kind: {} for kind in ATTACK_STEPS} for name in NETS}
+  test = trained.test
   for kind, steps in ATTACK_STEPS.items():
     count = (options.preset.pgd_examples if kind == "pgd" else 0) or len(test.labels)
-    attacked = ArrayData(*jax.device_put((test.images[:count], test.labels[:count])))
-    for name, net in nets.items():
-      measured["sweeps"][name][kind] = {
-        norm: study.once(
-          f"{name} under {norm}, {steps} step{'s' if steps > 1 else ''}",
-          study.workdir / name / f"sweep_{norm}_{kind}.json",
-          sha256_of(*hashes[name]),
-          functools.partial(
-            measure.radius_sweep, net, states[name], norm, steps, attacked, evaluation_keys
-          ),
-          work.sweep(kind),
-        )
-        for norm in BALLS
-      }
-  count = options.autoattack_examples
-  measured["autoattack"] = autoattack(study, study_nets, states, count, work) if count else {}
+    data = ArrayData(*jax.device_put((test.images[:count], test.labels[:count])))
+    for name, norm in itertools.product(NETS, BALLS):
+      net, state = trained.nets[name], trained.states[name]
+      measured[name][kind][norm] = study.once(
+        f"{name} under {norm}, {steps} step{'s' if steps > 1 else ''}",
+        study.workdir / name / f"sweep_{norm}_{kind}.json",
+        sha256_of(*trained.digests[name]),
+        measure.radius_sweep, net, state, norm, steps, data, trained.keys,
+        work=work[kind],
+      )  # fmt: skip
   return measured
 
 
 def autoattack(
-  study: Study, study_nets: StudyNets, states: dict[str, TrainState], count: int, work: Work
+  options: Options, study: Study, trained: Trained, work: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
   """By network and norm what AutoAttack breaks of the first test examples, for the first seed."""
-  broken: dict[str, dict[str, Any]] = {name: {} for name in NETS}
-  for name, net in study_nets.nets.items():
-    weights = seeds.of_seed(states[name], 0)
-    for norm in BALLS:
-      broken[name][norm] = study.once(
-        f"{name} under {norm}, AutoAttack",
-        study.workdir / name / f"autoattack_{norm}.json",
-        sha256_of(seeds.net_digests(states[name], 1)[0], str(count)),
-        functools.partial(measure.broken_by_autoattack, net, weights, norm, study_nets.test, count),
-        work.autoattack(),
-      )
+  count = options.autoattack_examples
+  broken: dict[str, dict[str, Any]] = {name: {} for name in NETS if count}
+  for name, norm in itertools.product(broken, BALLS):
+    net, weights = trained.nets[name], seeds.of_seed(trained.states[name], 0)
+    broken[name][norm] = study.once(
+      f"{name} under {norm}, AutoAttack",
+      study.workdir / name / f"autoattack_{norm}.json",
+      sha256_of(trained.digests[name][0], str(count)),
+      measure.broken_by_autoattack, net, weights, norm, trained.test, count,
+      work=work["autoattack"],
+    )  # fmt: skip
   return broken
 
 
-def manifest_of(
-  options: Options, study: Study, nets: StudyNets, states: dict[str, TrainState]
+def _made_of(
+  options: Options, study: Study, trained: Trained, data: dict[str, str]
 ) -> dict[str, Any]:
-  """What the results were made of, by what, and how long it took."""
+  """Of the manifest what only this study has: device, times and hashes."""
   seconds, device = study.seconds(), jax.devices()[0]
-  trained = [seconds[f"train {name}"] for name in NETS]
+  of_training = [seconds[f"train {name}"] for name in NETS]
   folder = study.workdir / "collections"
-  numbers = study_options.values(options.preset)
-  return study.manifest("robust_opt.papers.shaham2015", numbers) | {
-    "seeds": nets.seeds,
-    "configs": {name: _without_places(net.config) for name, net in nets.nets.items()},
+  return {
     "device": {
       "platform": device.platform,
       "kind": device.device_kind,
@@ -330,11 +327,11 @@ def manifest_of(
       "vmapped_seeds": _vmapped(options),
     },
     "wall_seconds_total": round(sum(seconds.values()), 1),
-    "training_over_standard_trainings": round(sum(trained) / (len(NETS) * trained[0]), 3),
+    "training_over_standard_trainings": round(sum(of_training) / (len(NETS) * of_training[0]), 3),
     "sha256": {
-      "data": {s.split: datasets.fingerprint(s) for s in (nets.train, nets.test)},
-      "checkpoints": {name: digest(state) for name, state in states.items()},
-      "nets": {name: seeds.net_digests(state, len(nets.seeds)) for name, state in states.items()},
+      "data": data,
+      "checkpoints": {name: digest(state) for name, state in trained.states.items()},
+      "nets": trained.digests,
       "collections": {path.name: file_sha256(path) for path in sorted(folder.glob("*.npz"))},
     },
   }

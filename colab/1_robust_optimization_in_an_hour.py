@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Robust optimisation in an hour
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/robust-opt/robust_opt/blob/main/colab/1_robust_optimisation_in_an_hour.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/robust-opt/robust_opt/blob/main/colab/1_robust_optimization_in_an_hour.ipynb)
 #
 # A network that reads digits well can be made to misread them by a change that hardly shows. This
 # notebook goes from the formula that says what to do about it to a network that withstands the
