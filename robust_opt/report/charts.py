@@ -13,7 +13,7 @@ import numpy as np
 
 from robust_opt.plots import base
 from robust_opt.report.data import Rate, Run
-from robust_opt.tables import NORM_NAMES
+from robust_opt.tables import norm_name
 
 SERIES = 6  # colors --series-0 to --series-5
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -51,7 +51,7 @@ def radius_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _radius_chart(runs: Sequence[Run], norm: str) -> Chart:
-  sign = NORM_NAMES[norm].sign
+  sign = norm_name(norm).sign
   figure, axis = _axes(f"radius in {sign} (pixels in [0, 1])", "test accuracy (%)", width=4.0)
   words = []
   for index, run in enumerate(runs):

@@ -16,8 +16,9 @@ from markupsafe import Markup, escape
 
 from robust_opt.experiments import overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
+from robust_opt.sets import BALLS
 from robust_opt.statistics import accuracy_interval
-from robust_opt.tables import NORM_NAMES, counted
+from robust_opt.tables import counted, norm_name
 from robust_opt.training.overfitting import Overfitting, in_words
 
 _ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
@@ -81,7 +82,7 @@ def interval(rate: Rate) -> str:
 
 def ball(norm: str, radius: float) -> str:
   """A norm and its radius."""
-  sign = NORM_NAMES[norm].sign if norm in NORM_NAMES else norm
+  sign = norm_name(norm).sign
   return sign if math.isnan(radius) else f"{sign} {radius:.4g}"
 
 
@@ -190,7 +191,7 @@ def radius_tables(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[s
         of_norm.setdefault(float(f"{radius:.4g}"), {})[index] = rate
   return [
     (
-      f"radius in {NORM_NAMES[norm].sign}",
+      f"radius in {norm_name(norm).sign}",
       [
         (f"{radius:.4g}", [_radius_cell(by_run.get(index)) for index in range(len(runs))])
         for radius, by_run in sorted(of_norm.items())
@@ -287,7 +288,7 @@ def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   """Makes the same evaluation again, or prints the finished one."""
   claim = evaluation.stored.claim
   values: dict[str, Any] = {"norm": claim.norm, "radius": repr(claim.radius)}
-  if claim.norm not in NORM_NAMES:
+  if claim.norm not in BALLS:
     values = {"set": json.dumps(claim.set)}
   values |= {"version": claim.version, "seed": claim.seed, "batch_size": claim.batch_size}
   values |= {k: claim.source[k] for k in ("examples", "checkpoint") if claim.source.get(k)}
@@ -296,10 +297,11 @@ def evaluation_command(run: Run, evaluation: Evaluation) -> str:
 
 
 def first_evaluation_command(run: Run) -> str:
-  """Evaluates a run in its own ball."""
-  own = run.results[1]
-  flags = [f"--workdir={run.workdir}", f"--norm={own.norm}", f"--radius={own.radius!r}"]
-  return _command("robust_opt.evaluate", flags)
+  """Evaluates a run over its own set."""
+  own, flags = run.results[1], ["--version=pgd"]
+  if own.norm in BALLS:
+    flags = [f"--norm={own.norm}", f"--radius={own.radius!r}"]
+  return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
 
 
 def _command(module: str, flags: Sequence[str]) -> str:
