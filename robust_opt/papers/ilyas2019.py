@@ -25,6 +25,7 @@ from robust_opt import commands, construct, statistics, tables
 from robust_opt.data import constructed
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
+from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import methods, target
 from robust_opt.experiments import run as experiment
@@ -291,7 +292,7 @@ def figures(options: Options, results: Path) -> None:
   train = target.load_net(network).train
   ids = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
   ids = ids[ids < min(len(shard.labels) for shard in shards.values())]
-  rows = {"original": (construct.pixels(train.images[ids]), train.labels[ids])}
+  rows = {"original": (pixels(train.images[ids]), train.labels[ids])}
   rows |= {name: (shard.images[ids], shard.labels[ids]) for name, shard in shards.items()}
   explanations.labeled_rows(rows, results / "sets.png")
 
