@@ -24,7 +24,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent
 NAMES = (
-  "1_robust_optimisation_in_an_hour",
+  "1_robust_optimization_in_an_hour",
   "2_evaluate_your_own_network",
   "3_two_papers",
 )

@@ -381,7 +381,7 @@ def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
   (damaged / "config.json").write_text("{")
   cases = [
     ({"workdir": str(tmp_path / "none")}, "must be the directory of a run: it has no config.json"),
-    ({"workdir": str(damaged)}, "no config of a run that can be read"),
+    ({"workdir": str(damaged)}, "no readable config of a run"),
     ({"workdir": str(trained), "model": "a:b"}, "either --workdir of a run, or both"),
     ({"model": "a:b"}, "either --workdir of a run, or both"),
     ({**source, "model": "my_net"}, "must be module:function"),
@@ -413,7 +413,7 @@ def test_a_run_without_checkpoints(tmp_path, trained):
   with pytest.raises(InputError, match="holds no checkpoints"):
     target.load({"workdir": str(tmp_path)})
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match="no config of a run that can be read"):
+  with pytest.raises(InputError, match="no readable config of a run"):
     target.load({"workdir": str(tmp_path)})
 
 

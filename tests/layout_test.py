@@ -14,7 +14,7 @@ from robust_opt.attacks.square import counting_square
 from robust_opt.data import augmentation, datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation import phases, trust
-from robust_opt.maximizers import grid
+from robust_opt.sets.spatial import transform
 
 SHAPE, FIRST = (6, 5, 3), (3, 6, 5)
 
@@ -176,21 +176,21 @@ def test_groups_of_every_layout():
 
 def test_transforms_of_every_layout():
   x = images()
-  rotated = np.asarray(grid.transform(x, 20.0, (1.0, -0.5)))
+  rotated = np.asarray(transform(x, 20.0, (1.0, -0.5)))
   for axis in ("auto", 0):
-    found = grid.transform(moved(x), 20.0, (1.0, -0.5), axis)
+    found = transform(moved(x), 20.0, (1.0, -0.5), axis)
     np.testing.assert_array_equal(found, moved(rotated))
-  gray = grid.transform(x[..., 0], 20.0, (1.0, -0.5))
+  gray = transform(x[..., 0], 20.0, (1.0, -0.5))
   np.testing.assert_array_equal(gray, rotated[..., 0])
 
   weights = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-  attack = grid.grid_search(30.0, 1.0, 3, 1)
+  attack = ro.grid_search(ro.sets.Transforms(30.0, 1.0), 3, 1)
   expected, _ = attack(lambda x: jnp.sum(x * weights, axis=(1, 2, 3)), None, x)
   first = lambda x: jnp.sum(jnp.moveaxis(x, 1, -1) * weights, axis=(1, 2, 3))  # noqa: E731
   np.testing.assert_array_equal(attack(first, None, moved(x))[0], moved(expected))
   for wrong in (x[..., 0, 0], x[..., None]):
     with pytest.raises(InputError, match="two axes beside those of batch and channels"):
-      grid.transform(wrong, 0.0, (0.0, 0.0))
+      transform(wrong, 0.0, (0.0, 0.0))
 
 
 @pytest.mark.parametrize("augment", [augmentation.flip, augmentation.crop])

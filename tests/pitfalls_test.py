@@ -27,7 +27,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 @pytest.mark.parametrize(
-  "function", [ro.LInf, ro.autoattack, trust.report, config.standardized, ro.Batch]
+  "function", [ro.sets.Ball, ro.autoattack, trust.report, config.standardized, ro.Batch]
 )
 def test_docstrings_say_pixels(function):
   assert "pixels" in function.__doc__

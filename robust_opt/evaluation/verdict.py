@@ -70,6 +70,13 @@ class Claim(NamedTuple):
     """In pixels of [0, 1]; NaN for a set without a radius of its own."""
     return float(self.set.get("radius", math.nan))
 
+  @property
+  def flags(self) -> dict[str, str]:
+    """The flags of `robust_opt.evaluate` that name the set."""
+    if isinstance(self.u, Ball) and self.set == ball_config(self.norm, self.radius):
+      return {"norm": self.norm, "radius": repr(self.radius)}
+    return {"set": json.dumps(self.set)}
+
 
 class StoredVerdict(NamedTuple):
   """A verdict file: the claim, the verdict with `images` of the broken examples only, and more.

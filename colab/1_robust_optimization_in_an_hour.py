@@ -11,7 +11,7 @@
 # %% [markdown]
 # # Robust optimisation in an hour
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/robust-opt/robust_opt/blob/main/colab/1_robust_optimisation_in_an_hour.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/robust-opt/robust_opt/blob/main/colab/1_robust_optimization_in_an_hour.ipynb)
 #
 # A network that reads digits well can be made to misread them by a change that hardly shows. This
 # notebook goes from the formula that says what to do about it to a network that withstands the
@@ -132,7 +132,7 @@ for axis, norm in zip(axes, ("linf", "l2", "l1")):
   )
   axis.annotate("", np.asarray(gradient)[0], (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.5})
   axis.plot(*best, "o", color="#d55e00", ms=8)
-  axis.set(title=base.norm_label(norm), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+  axis.set(title=tables.norm_name(norm).tex, aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 plt.show()
 
 # %% [markdown]
