@@ -44,7 +44,7 @@ def main() -> None:
   for name in names:
     cost, passes = found[name], methods.ALL[name].passes / methods.ALL[name].updates
     median, least = 1e3 * statistics.median(cost.seconds), 1e3 * min(cost.seconds)
-    ratio = costs.beside(cost, found["standard"])
+    ratio = costs.ratio(cost, found["standard"])
     print(f"| {name} | {passes:g} | {median:.1f} [{least:.1f}] | {ratio:.2f} | {cost.first:.1f} |")
 
 

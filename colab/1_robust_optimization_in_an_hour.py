@@ -132,7 +132,7 @@ for axis, norm in zip(axes, ("linf", "l2", "l1")):
   )
   axis.annotate("", np.asarray(gradient)[0], (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.5})
   axis.plot(*best, "o", color="#d55e00", ms=8)
-  axis.set(title=base.norm_label(norm), aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+  axis.set(title=tables.norm_name(norm).tex, aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 plt.show()
 
 # %% [markdown]

@@ -66,10 +66,10 @@ _OPTIMIZERS = [
 SECTIONS = {
   "set": Section(SETS),
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
-  "objective": Section(_of(objectives, objectives.__all__), ("uncertainty",)),
+  "objective": Section(_of(objectives, objectives.__all__), ("u",)),
   "penalty": Section(
     {"none": no_penalty, **_of(penalties, penalties.__all__)},
-    ("layers_of", "model", "uncertainty"),
+    ("layers_of", "model", "u"),
   ),
   "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
   "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers, optimizers.__all__)),
@@ -95,7 +95,7 @@ def find(section: str, name: str) -> Callable[..., Any]:
 
 
 def keys_of(section: str, name: str) -> dict[str, Any]:
-  """The keys beside `name`, with their defaults, or REQUIRED."""
+  """The keys other than `name`, with their defaults, or REQUIRED."""
   parameters = inspect.signature(find(section, name)).parameters.values()
   supplied = SECTIONS[section].supplied
   keys = {p.name: _plain(p.default) for p in parameters if p.name not in supplied}
