@@ -1,13 +1,13 @@
-"""Sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow. Use `data.load`.
+"""Data sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow; see `datasets.load`.
 
-TFDS reads a prepared set without TensorFlow (`prepared_folder`, `read_prepared`) but prepares one
-only with it (`with_tensorflow`). For the sets of ARCHIVES `from_archives` does both: the addresses
-and the checksums are TFDS's own, and so is the download manager; the standard library unpacks. The
-arrays equal, element for element, those of the set that TFDS's builder would have prepared.
+TFDS reads a prepared data set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it
+to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` needs it for neither: URLs,
+checksums and download manager are TFDS's, and the standard library unpacks. The arrays equal those
+that TFDS's builder prepares, element by element.
 
-TFDS's order: the builder numbers the examples 0, 1, ... as the archive lists them and sorts them by
-the MD5 of the split's name followed by that number. (Seen on the prepared CIFAR-10, whose ids
-hold the numbers, and on MNIST, which put back into the archive's order begins 7 2 1 0 4.)
+TFDS's order: the builder numbers the examples 0, 1, ... in the order of the archive and sorts them
+by the MD5 of the split's name followed by that number. (Checked on the prepared CIFAR-10, whose
+ids contain the numbers, and on MNIST, which in the order of the archive begins 7 2 1 0 4.)
 """
 
 import gzip
@@ -34,8 +34,8 @@ from robust_opt.errors import InputError
 
 _CHUNK = 5_000  # records that TFDS decodes in one call
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_TIMEOUT_S = 5.0  # to find out whether a host answers; TFDS itself would retry for 200 s
-_UNAVAILABLE = (500, 502, 503, 504)  # the answers on which TFDS retries for as long
+_TIMEOUT_S = 5.0  # to check whether a host responds; TFDS itself retries for 200 s
+_UNAVAILABLE = (500, 502, 503, 504)  # codes on which TFDS retries for as long
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError)
 
 
@@ -48,7 +48,7 @@ class Arrays(NamedTuple):
 
 
 def prepared_folder(root: Path, name: str) -> Path | None:
-  """The folder root/name/version of a prepared set, the newest version if none is named."""
+  """The folder root/name/version of a prepared data set; by default the newest version."""
   base, _, version = name.partition(":")
   versions = [v for v in _prepared_versions(root / base) if version in ("", v.name)]
   if versions:
@@ -62,9 +62,9 @@ def prepared_folder(root: Path, name: str) -> Path | None:
 
 def _prepared_versions(folder: Path) -> list[Path]:
   """Subfolders of finished preparations, oldest version first."""
-  found = [p for p in _subfolders(folder) if _VERSION.fullmatch(p.name)]
-  found = [p for p in found if (p / "dataset_info.json").exists()]
-  return sorted(found, key=lambda p: [int(number) for number in p.name.split(".")])
+  versions = [p for p in _subfolders(folder) if _VERSION.fullmatch(p.name)]
+  versions = [p for p in versions if (p / "dataset_info.json").exists()]
+  return sorted(versions, key=lambda p: [int(number) for number in p.name.split(".")])
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -72,7 +72,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def read_prepared(folder: Path, name: str, split: str) -> Arrays:
-  """Reads a split of a prepared set, in the order of its files.
+  """Reads a split of a prepared data set, in the order of its files.
 
   Raises:
     InputError: no such split, no image and label, images of different shapes, a format that needs
@@ -92,7 +92,7 @@ def read_prepared(folder: Path, name: str, split: str) -> Arrays:
 
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
-  """Turns whatever TFDS and array_record raise on files they cannot read into an InputError."""
+  """Turns what TFDS and array_record raise on unreadable files into an InputError."""
   try:
     yield
   except InputError:
@@ -107,16 +107,16 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _feature_keys(info: Any, name: str) -> tuple[str, str]:
-  """The names of the image and of the label among a set's features."""
+  """The names of the image and label features."""
   kinds = import_tfds().features
   features = dict(info.features.items())
   candidates: list[tuple[Any, ...]] = [("image", "label"), info.supervised_keys or ()]
   for keys in candidates:
-    found = [features.get(key) for key in keys if isinstance(key, str)]
-    if [type(feature) for feature in found] == [kinds.Image, kinds.ClassLabel]:
+    pair = [features.get(key) for key in keys if isinstance(key, str)]
+    if [type(feature) for feature in pair] == [kinds.Image, kinds.ClassLabel]:
       return keys[0], keys[1]
   raise InputError(
-    f"data.name={name!r} is no image-classification set: it has {', '.join(features)}, and one "
+    f"data.name={name!r} is not an image-classification data set: it has {', '.join(features)}, and one "
     "Image and one ClassLabel are needed"
   )
 
@@ -135,7 +135,7 @@ def _stack(
       one, other = sorted(shapes)[:2]
       raise InputError(
         f"{where} has images of different shapes, {list(one)} and {list(other)} among them: "
-        "allowed are sets whose images have one shape"
+        "allowed are data sets whose images have one shape"
       )
     images += chunk
     labels += [record[label_key] for record in records]
@@ -174,13 +174,13 @@ def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarr
 
 
 class Archive(NamedTuple):
-  """What a set's maker publishes.
+  """The files that the authors of a data set publish.
 
   Attributes:
-    version: TFDS's version of the set whose content and order the arrays have.
+    version: of the TFDS data set that the arrays equal.
     num_classes: the labels are 0 .. num_classes - 1.
-    files: split -> names of the files it is unpacked from, as the addresses end.
-    unpack: (those files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
+    files: split -> names of its files, the last part of their URLs.
+    unpack: (files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
   """
 
   version: str
@@ -209,13 +209,13 @@ def find_archive(name: str) -> Archive | None:
 
 
 def from_archives(name: str, split: str, downloads: Path) -> Arrays:
-  """Downloads one of ARCHIVES, unless its files lie intact in `downloads`, and unpacks a split.
+  """Downloads one of ARCHIVES, unless its files are intact in `downloads`, and unpacks a split.
 
   Args:
-    name: a name for which `find_archive` finds one.
+    name: one for which `find_archive` returns an archive.
     split: 'train' or 'test'.
-    downloads: folder in which the files stay for the next time; where it cannot be written, a
-      temporary one serves (with a warning).
+    downloads: folder that keeps the files; if it is not writable, a temporary one, with a
+      warning.
 
   Raises:
     InputError: no such split, no network, no such file, a wrong checksum, a damaged archive.
@@ -237,7 +237,7 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
 
 
 def tfds_order(split: str, num_examples: int) -> list[int]:
-  """TFDS's order: at place i stands the example that the archive lists at place `order[i]`."""
+  """TFDS's order: example i is number `order[i]` of the archive."""
   salt = hashlib.md5(split.encode(), usedforsecurity=False)
 
   def rank(number: int) -> bytes:
@@ -249,10 +249,10 @@ def tfds_order(split: str, num_examples: int) -> list[int]:
 
 
 def with_tensorflow(name: str, data_dir: Path) -> None:
-  """Lets TFDS prepare any set under `data_dir` as array_record, which needs TensorFlow.
+  """Prepares a data set by TFDS under `data_dir` as array_record, which needs TensorFlow.
 
   Raises:
-    InputError: no set is called so, TensorFlow is missing, no network, or the builder fails.
+    InputError: an unknown name, TensorFlow is missing, no network, or the builder fails.
   """
   _check_known(name)
   if importlib.util.find_spec("tensorflow") is None:
@@ -267,7 +267,7 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
   try:
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
-  except Exception as error:  # builders fail in their own ways: all of them are for the user
+  except Exception as error:  # builders raise various exceptions; the user needs to see all of them
     raise InputError(
       f"data.name={name!r} cannot be prepared by TensorFlow Datasets under "
       f"data.data_dir={str(data_dir)!r}: {first_line(error)}"
@@ -275,26 +275,26 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
 
 
 def import_tfds() -> Any:
-  """The package tensorflow_datasets, imported when needed: that takes a second or more."""
+  """The package tensorflow_datasets, imported lazily, because that takes a second or more."""
   extras.require("data", "tensorflow_datasets", "array_record", "importlib_resources", "PIL")
-  with warnings.catch_warnings():  # deprecations within its dependencies
+  with warnings.catch_warnings():  # deprecations in its dependencies
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
   return tfds
 
 
 def url_infos(name: str) -> dict[str, Any]:
-  """The files TFDS downloads for a set: address -> tfds UrlInfo(size, checksum, filename)."""
+  """The files that TFDS downloads: URL -> tfds UrlInfo(size, checksum, filename)."""
   return import_tfds().builder_cls(_base(name)).url_infos or {}
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of an error's message, for a one-sentence message of our own."""
+  """The first line of an error message."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def no_such_split(name: str, split: str, splits: Any) -> InputError:
-  """The error for a split that the set does not have; the message lists those it has."""
+  """The error for an unknown split; the message lists the existing ones."""
   return InputError(f"data.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
 
 
@@ -309,7 +309,7 @@ def _check_known(name: str) -> None:
   if base in known:
     return
   near = get_close_matches(base.lower(), [*known, "digits"], n=3)
-  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelt as in TFDS's catalogue?"
+  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelled as in TFDS's catalog?"
   raise InputError(
     f"data.name={name!r} is neither 'digits' nor prepared under data.data_dir nor known to "
     f"TensorFlow Datasets: {hint}"
@@ -317,7 +317,7 @@ def _check_known(name: str) -> None:
 
 
 def _fetch(name: str, filename: str, folder: Path) -> Path:
-  """The file `filename` of a set, intact, in `folder`; downloaded if it is not there."""
+  """The intact file `filename` of a data set in `folder`; downloaded if it is missing."""
   registered = {url.rpartition("/")[2]: (url, info) for url, info in url_infos(name).items()}
   if filename not in registered:
     raise _undownloadable(name, f"the installed TFDS registers no file {filename!r}")
@@ -331,24 +331,24 @@ def _fetch(name: str, filename: str, folder: Path) -> Path:
 
 
 def _download(name: str, url: str, info: Any, path: Path) -> None:
-  """Downloads `url` to `path`, which exists only once the file is whole and verified."""
+  """Downloads `url` to `path`, which appears once the file is complete and verified."""
   download = import_tfds().download
   try:
-    # What is interrupted stays in a folder that nobody reads.
+    # An interrupted download stays in a folder that nothing reads.
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as incoming:
       manager = download.DownloadManager(
         download_dir=incoming, url_infos={url: info}, force_checksums_validation=True
       )
       os.replace(manager.download(url), path)
   except download.download_manager.NonMatchingChecksumError as error:
-    why = f"what {url} holds differs from the checksum that TFDS registers"
+    why = f"the content of {url} differs from the checksum registered by TFDS"
     raise _undownloadable(name, why) from error
   except (download.DownloadError, OSError) as error:  # OSError: requests' errors, a full disk
     raise _undownloadable(name, first_line(error).rstrip(":. ")) from error
 
 
 def _check_reachable(name: str, url: str) -> None:
-  """Raises InputError unless the host of `url` answers within seconds (proxies are honoured)."""
+  """Raises InputError unless the host of `url` responds within seconds (proxies are used)."""
   extras.require("data", "requests")
   import requests
 
@@ -364,7 +364,7 @@ def _check_reachable(name: str, url: str) -> None:
 def _undownloadable(name: str, why: str) -> InputError:
   return InputError(
     f"data.name={name!r} is not prepared under data.data_dir and cannot be downloaded: {why}"
-    "; without a download there are 'digits' and what data.data_dir holds as array_record"
+    "; without a download there are 'digits' and the array_record data sets in data.data_dir"
   )
 
 
@@ -378,7 +378,7 @@ def _sha256(path: Path) -> str | None:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[Path]:
-  """Yields `folder`, made if need be, or a temporary one where that cannot be written."""
+  """Yields `folder`, created if needed, or a temporary one if it is not writable."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
