@@ -222,7 +222,7 @@ def _times(
     part = slice(TIMED_EXAMPLES)
     train = train._replace(images=train.images[part], labels=train.labels[part])
     cost = costs.side_by_side(configs, train, TIMED_UPDATES, TIMED_CALLS)
-    return {name: costs.beside(cost[name], cost["standard"]) for name in options.names}
+    return {name: costs.ratio(cost[name], cost["standard"]) for name in options.names}
 
   identities = [identity(options, name, 1, digests) for name in names]
   path = options.workdir / "times.json"

@@ -49,7 +49,7 @@ class Cell(NamedTuple):
 
   value: str = ""
   interval: str = ""
-  count: str = ""
+  correct_of: str = ""
   trained_on: bool = False
 
 

@@ -93,7 +93,7 @@ def test_weights_of_zero_have_no_norm_and_no_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.DigitsCNN()])
 def test_operator_norms_of_a_net(net):
-  """Nothing but weights counts: neither the examples nor the standardisation."""
+  """Nothing but weights counts: neither the examples nor the standardization."""
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch = batch_of((8, 8, 1))
   of_net = functools.partial(affine.layers_of, net)
@@ -195,7 +195,7 @@ def test_no_gradient_is_no_direction():
   assert (value, gradient) == (1, 0)
 
 
-def test_an_example_is_penalised_by_itself():
+def test_an_example_is_penalized_by_itself():
   net = models.MLP(widths=(7,))
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch, of_net = batch_of((8, 8, 1)), functools.partial(affine.layers_of, net)
