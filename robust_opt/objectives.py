@@ -153,9 +153,7 @@ def mart(beta: float = 5.0) -> RobustObjective:
   return RobustObjective(_ascend_loss(losses.cross_entropy), outer)
 
 
-def gradient_penalty(
-  uncertainty: UncertaintySet, loss: LossFn = losses.cross_entropy
-) -> RobustObjective:
+def gradient_penalty(u: UncertaintySet, loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """J(x, y) + max over delta in U of <grad_x J, delta>: robust optimization to first order.
 
   For a ball of radius r the penalty is r |grad_x J|_q, 1/p + 1/q = 1 (double backpropagation,
@@ -163,7 +161,7 @@ def gradient_penalty(
   at the maximizer, for any set. It needs no attack: use one of 0 steps.
 
   Args:
-    uncertainty: U.
+    u: U.
     loss: J.
   """
 
@@ -176,7 +174,7 @@ def gradient_penalty(
       return jnp.sum(values), (values, model_state)
 
     gradient, (values, model_state) = jax.grad(total, has_aux=True)(x)
-    delta = jax.lax.stop_gradient(uncertainty.steepest_ascent(gradient, x))
+    delta = jax.lax.stop_gradient(u.steepest_ascent(gradient, x))
     penalty = jnp.sum(gradient * delta, axis=range(1, x.ndim), dtype=wide(x.dtype))
     return values + penalty.astype(values.dtype), model_state
 

@@ -80,9 +80,9 @@ def test_autoattack_on_the_papers_nets():
   found = {(row["net"], row["norm"]): row for row in json.loads(path.read_text())["rows"]}
   for net in {net for net, _ in found}:
     clean = found[net, "linf"]["after clean"]
-    standing = [found[net, norm]["after square"] for norm in ("linf", "l2", "l1")]
-    assert f"| {net} | {clean} | {' | '.join(standing)} |" in text
-    assert all(50 < float(accuracy) <= float(clean) for accuracy in standing)
+    accuracies = [found[net, norm]["after square"] for norm in ("linf", "l2", "l1")]
+    assert f"| {net} | {clean} | {' | '.join(accuracies)} |" in text
+    assert all(50 < float(accuracy) <= float(clean) for accuracy in accuracies)
   assert len(found) == 12
 
 
@@ -113,9 +113,9 @@ def test_constructed_sets(name, folder):
     assert re.search(pattern, text, re.MULTILINE), pattern
   taught = {row["learnt from"]: 100 * row["clean"]["mean"] for row in rows}
   if folder != "mnist":
-    assert f"{taught['D_rand']:.1f} % and {taught['D_det']:.1f} % on CIFAR-10" in README
+    assert f"{taught['D_rand']:.1f} % and {taught['D_det']:.1f} %, no better than chance" in README
     return
-  assert f"teach {taught['D_rand']:.1f} % of the true test set (D_rand)" in README
+  assert f"reaches {taught['D_rand']:.1f} % on the true test set (D_rand)" in README
   assert f"but {taught['D_det']:.1f} %" in README
 
 
@@ -147,17 +147,16 @@ def test_the_family_of_methods():
   rows = json.loads((ROOT / "results" / "family" / "mnist" / "family.json").read_text())["rows"]
   found = {row["method"]: row["AutoAttack"] for row in rows}
   failed = {name: sum(cell["failed"]) for name, cell in found.items()}
-  stand = {name: 100 * found[name]["mean"] for name, count in failed.items() if count < 3}
+  accuracies = {name: 100 * found[name]["mean"] for name, count in failed.items() if count < 3}
   assert set(found) == set(methods.ALL)
   assert all(len(cell["seeds"]) == 3 for cell in found.values())
-  assert (
-    f"reach {stand['free']:.1f} and {stand['curriculum']:.1f} % under AutoAttack, Algorithm 1 "
-    f"{stand['robust']:.1f} %" in README
-  )
+  free, curriculum, robust = (accuracies[name] for name in ("free", "curriculum", "robust"))
+  words = f"reach {free:.1f} and {curriculum:.1f} % under AutoAttack, Algorithm 1 {robust:.1f} %"
+  assert words in README
   assert [failed[name] for name in ("awp", "mart", "pgd", "average", "n_fgsm")] == [3, 3, 1, 1, 1]
   assert sum(failed.values()) == 9
-  assert "AWP and MART do not begin to learn, and of PGD, averaged weights and N-FGSM" in README
-  assert f"one seed of three fails (PGD: {stand['pgd']:.1f} % on the other two)" in README
+  assert "AWP and MART fail to learn, and one of three seeds fails for PGD, averaged" in README
+  assert f"(PGD: {accuracies['pgd']:.1f} % on the other two)" in README
 
 
 def cells(value):

@@ -122,8 +122,6 @@ def class_counts(
   The noise of copy t of example i is drawn from fold_in(keys[i], t). Arguments as for
   certify_smoothed.
   """
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
   keys = per_example(keys, x.shape[0])
   chex.assert_shape(keys, (x.shape[0],))
   check_precision(x)

@@ -259,7 +259,7 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"--config.{key} must be {words}, but was {flat[key]!r}.")
   sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
-  sections.make(config, "objective", uncertainty=None)
+  sections.make(config, "objective", u=None)
   sections.make(config, "schedule", peak=1.0, total=2, steps_per_epoch=1)
 
 

@@ -66,10 +66,10 @@ _OPTIMIZERS = [
 SECTIONS = {
   "set": Section(SETS),
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
-  "objective": Section(_of(objectives, objectives.__all__), ("uncertainty",)),
+  "objective": Section(_of(objectives, objectives.__all__), ("u",)),
   "penalty": Section(
     {"none": no_penalty, **_of(penalties, penalties.__all__)},
-    ("layers_of", "model", "uncertainty"),
+    ("layers_of", "model", "u"),
   ),
   "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
   "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers, optimizers.__all__)),

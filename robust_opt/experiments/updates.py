@@ -116,7 +116,7 @@ def training_attack(
 
 def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
   """config.objective."""
-  return sections.make(config, "objective", uncertainty=u)
+  return sections.make(config, "objective", u=u)
 
 
 def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
@@ -129,7 +129,7 @@ def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.
     "penalty",
     layers_of=functools.partial(affine.layers_of, net),
     model=models.from_linen(net),
-    uncertainty=u,
+    u=u,
   )
   return penalties.weighted(config.penalty.weight, unweighted)
 

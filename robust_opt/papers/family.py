@@ -27,7 +27,6 @@ import jax
 from ml_collections import ConfigDict
 
 from robust_opt import commands, statistics, tables
-from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, costs, methods, target
 from robust_opt.experiments import config as config_lib
@@ -141,11 +140,8 @@ def run(options: Options) -> tables.Table:
     )
   seeds, path = range(1, options.preset.seeds + 1), options.workdir / "results" / "measured.json"
   known = _known(options.known)
-  digests = datasets.fingerprints(options.dataset, **options.places)
-  preset = study_options.values(options.preset)
-  description = {"dataset": options.dataset, **preset, "data": digests}
-  if options.override:
-    description["override"] = list(options.override)
+  description = study_options.description(options)
+  digests = description["data"]
   keys = {
     (name, seed): identity(options, name, seed, digests) for seed in seeds for name in options.names
   }  # by seeds first, so that a study that is stopped has all methods
@@ -161,7 +157,8 @@ def run(options: Options) -> tables.Table:
     times = _times(options, study, timing, digests)
   runs = {name: [measured[keys[name, seed]] for seed in seeds] for name in options.names}
   table = table_of(options.dataset, options.preset, runs, times)
-  study.publish({"family": table}, study.manifest("robust_opt.papers.family", preset))
+  numbers = study_options.values(options.preset)
+  study.publish({"family": table}, study.manifest("robust_opt.papers.family", numbers))
   return table
 
 
@@ -196,7 +193,7 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
     "clean": accuracy.clean_accuracy(summary),
     "tested": accuracy.test_examples(summary),
     "epochs": summary["config"]["training"]["epochs"],
-    "overfitting": [f"{detected['kind'].capitalize()} overfitting"] if detected else [],
+    "overfitting": [detected["kind"]] if detected else [],
     "params_sha256": summary["params_sha256"],
   }
 
@@ -301,10 +298,11 @@ def _differences(runs: Sequence[dict[str, Any]], robust: Sequence[dict[str, Any]
 
 
 def _overfitting(runs: Sequence[dict[str, Any]]) -> str:
-  """Each kind that was detected, and for how many seeds."""
+  """'Robust overfitting (2 of 3)': each kind that was detected, and for how many seeds."""
   kinds = sorted({kind for run in runs for kind in run["overfitting"]})
   counts = {kind: sum(kind in run["overfitting"] for run in runs) for kind in kinds}
-  return ", ".join(f"{kind} ({count} of {len(runs)})" for kind, count in counts.items())
+  words = (f"{kind.capitalize()} overfitting ({n} of {len(runs)})" for kind, n in counts.items())
+  return ", ".join(words)
 
 
 def _budget(preset: Preset) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from robust_opt import commands, construct, statistics, tables
-from robust_opt.data import constructed, datasets
+from robust_opt.data import constructed
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
@@ -129,19 +129,16 @@ def run(options: Options) -> tables.Table:
   for name in ("trained_radius", "radius", "tested_radius", "inversion_step"):
     if not preset[name] > 0:
       raise InputError(f"--{name} must be > 0, in pixels, but was {preset[name]}.")
-  description = {
-    "dataset": options.dataset,
-    **preset,
-    "override": list(options.override),
-    "data": datasets.fingerprints(options.dataset, **options.places),
-  }
+  description = study_options.description(options)
   seeds = range(1, options.preset.seeds + 1)
+  # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
+  networks = {"standard": "standard", "robust": "curriculum"}
+  configs = {name: config_of(options, 0, method) for name, method in networks.items()}
   with Study(options.workdir, description, work=2.0 + len(SETS) * (1 + len(seeds))) as study:
-    # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
-    for name, method in (("standard", "standard"), ("robust", "curriculum")):
+    for name, config in configs.items():
       skipped = experiment.is_finished(_network(options, name))
       with study.timed(f"train the {name} net"):
-        experiment.run(config_of(options, 0, method), _network(options, name))
+        experiment.run(config, _network(options, name))
       study.progress(1.0, f"the {name} net", skipped)
     for name, source in SETS.items():
       skipped = not source.kind or construct.is_finished(_constructed(options, name))

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from ml_collections import ConfigDict
 
+from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import overrides
@@ -77,6 +78,16 @@ class Options(Generic[PresetT]):
 def values(settings: Any) -> dict[str, Any]:
   """A preset as a dictionary."""
   return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+def description(options: Options[Any]) -> dict[str, Any]:
+  """What the results of a study depend on: data set, preset, overrides and a digest of the data."""
+  return {
+    "dataset": options.dataset,
+    **values(options.preset),
+    **({"override": list(options.override)} if options.override else {}),
+    "data": datasets.fingerprints(options.dataset, **options.places),
+  }
 
 
 def configured(

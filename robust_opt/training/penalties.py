@@ -129,7 +129,7 @@ def layer_jacobian(layers_of: LayersOf) -> Penalty:
 
 
 def gradient_alignment(
-  model: ApplyFn, uncertainty: UncertaintySet, loss: LossFn = losses.cross_entropy
+  model: ApplyFn, u: UncertaintySet, loss: LossFn = losses.cross_entropy
 ) -> Penalty:
   """1 - cos(grad_x J(x), grad_x J(x + eta)) for a random eta of U, [B].
 
@@ -140,7 +140,7 @@ def gradient_alignment(
 
   Args:
     model: the net.
-    uncertainty: U.
+    u: U.
     loss: J.
   """
 
@@ -150,7 +150,7 @@ def gradient_alignment(
       return jnp.sum(loss(logits, batch.y))
 
     here = jax.grad(total)(batch.x)
-    there = jax.grad(total)(batch.x + uncertainty.sample(keys, batch.x))
+    there = jax.grad(total)(batch.x + u.sample(keys, batch.x))
     return 1.0 - jax.vmap(_cosine)(here, there)
 
   return penalty

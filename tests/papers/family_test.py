@@ -73,7 +73,7 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   family.run(options(tmp_path / "study", methods=("trades",)))
   assert json.loads((results / "measured.json").read_text()) == measured
   # But a net that is attacked otherwise, or trained otherwise, is another.
-  for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 5}):
+  for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 40}):
     other = dataclasses.replace(
       fewer,
       workdir=tmp_path / next(iter(changed)),

@@ -32,7 +32,7 @@ def linear(w, top="softmax"):
   def logits(w, x):
     return x.reshape(len(x), -1) @ w
 
-  return nets_lib.TrainedNet(jax.tree_util.Partial(logits, w), nets_lib.loss_of(top), top)
+  return nets_lib.AttackedNet(jax.tree_util.Partial(logits, w), nets_lib.loss_of(top), top)
 
 
 # A product over 4 pixels, forward and back, and a softmax.

@@ -27,7 +27,7 @@ from robust_opt.studies.study import Study
 
 PRESET = Preset(seeds=2, epochs=4, pgd_examples=20, points=2, epochs_per_call=2)
 SMALL = (
-  "model.name='MLP'",
+  "model.name=MLP",
   "data.train_examples=640",
   "evaluation.sweep=(0.0, 1.0, 2.0)",
 )

@@ -1,266 +1,267 @@
-"""One table: what every maximiser owes over every set. A new set or maximiser is a new row."""
-
-import functools
+"""One table, sets x operations: what every set promises. A new set is a new row of SETS."""
 
 import chex
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from rounding import assert_close, rounding
+from sets.cases import BATCH, BOX, NUM_ENTRIES, ROUNDING, inner, keys, length, random_cases, run
 
 import robust_opt as ro
-from robust_opt.maximizers.apgd import apgd_steps
+from robust_opt import sets
 
-SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
-BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
-MAXIMIZERS = {
-  "frank_wolfe": lambda make, radius, box: ro.frank_wolfe(make(radius, box)),
-  "pgd": lambda make, radius, box: ro.pgd(make(radius, box), step_of(make, radius), False),
-  "pgd_random": lambda make, radius, box: ro.pgd(make(radius, box), step_of(make, radius), True),
-  "pgd_momentum": lambda make, radius, box: ro.pgd(
-    make(radius, box), lambda t: step_of(make, radius), False, momentum=0.5
+MASK = np.array([True, False, False, True, True, True])
+LABELS = np.array([7, 2, 7, 4, 2, 7])  # three groups, of 2, 1 and 3 entries, not in order
+SCALE = np.array([0.01, 0.1, 0.5, 1.0, 2.0, 30.0], np.float32)
+_ROWS = np.random.default_rng(11).normal(size=(3, NUM_ENTRIES))
+# Of rank 2: the third row follows from the first two, with a copy between them and a row of 0.
+BASIS = np.stack([_ROWS[0], 2 * _ROWS[0], _ROWS[1], 0 * _ROWS[0], _ROWS[0] - _ROWS[1]])
+BASIS = BASIS.astype(np.float32)
+
+
+def basis_of(x):
+  """Another plane at every x, of rank 2."""
+  return BASIS * (0.5 + x)[:, None]
+
+
+SETS = {
+  "linf": lambda radius: ro.LInf(radius),
+  "linf_with_box": lambda radius: ro.LInf(radius, BOX),
+  "l2": lambda radius: ro.L2(radius),
+  "l2_with_box": lambda radius: ro.L2(radius, BOX),
+  "l1": lambda radius: ro.L1(radius),
+  "l1_with_box": lambda radius: ro.L1(radius, BOX),
+  "group_l21": lambda radius: sets.GroupL21(radius, LABELS),
+  "group_linf2": lambda radius: sets.GroupLInf2(radius, LABELS),
+  "ellipsoid": lambda radius: sets.Ellipsoid(radius, SCALE),
+  "l0": lambda radius: sets.L0(2, radius),
+  "l0_with_box": lambda radius: sets.L0(2, radius, BOX),
+  "tangent": lambda radius: sets.Tangent(radius, BASIS),
+  "tangent_at": lambda radius: sets.TangentAt(radius, basis_of),
+  "linf_l2": lambda radius: sets.LInfL2(0.6 * radius, radius),
+  "linf_l2_with_box": lambda radius: sets.LInfL2(0.6 * radius, radius, BOX),
+  "intersection": lambda radius: sets.Intersection(ro.L1(1.5 * radius), ro.L2(radius, BOX)),
+  "product": lambda radius: sets.Product(
+    (ro.L2(radius), ro.L1(0.5 * radius), ro.LInf(2 * radius)), ((1, 3), (2,), (1,))
   ),
-  "projected": lambda make, radius, box: ro.projected(make(radius, box), optax.sgd(1.0)),
-  "lbfgs": lambda make, radius, box: ro.lbfgs(make(radius, box)),
-  "apgd": lambda make, radius, box: apgd_steps(make(radius, box), NUM_STEPS, False),
+  "product_with_box": lambda radius: sets.Product(
+    (ro.LInf(radius, BOX), ro.L2(0.5 * radius, BOX)), ((2, 2), (2,))
+  ),
+  "masked_l2": lambda radius: sets.Masked(ro.L2(radius), MASK),
+  "masked_l1_with_box": lambda radius: sets.Masked(ro.L1(radius, BOX), MASK),
+  "masked_group_l21": lambda radius: sets.Masked(sets.GroupL21(radius, LABELS), MASK[None]),
 }
-ONE_SET = ("l2", "ball_with_box")
-# Each row compiles: the fast set has all of the basic three, and of the others one set.
-BASIC = ("frank_wolfe", "pgd", "pgd_random")
+# Sets whose steepest ascent is exact, and those with a box.
+EXACT = [name for name in SETS if name != "intersection"]
+WITH_BOX = [name for name in SETS if "box" in name or name == "intersection"]
+CONVEX = [name for name in SETS if not name.startswith("l0")]
+EVERY_SET = pytest.mark.parametrize("name", list(SETS))
 
 
-def contract(maximizers):
-  """Runs a test for each of them over every set."""
-  rows = [
-    pytest.param(s, b, m, marks=[] if m in BASIC or (s, b) == ONE_SET else pytest.mark.slow)
-    for s in SETS
-    for b in BOXES
-    for m in maximizers
-  ]
-  return pytest.mark.parametrize(("name", "box", "maximizer"), rows)
+def call(name, operation, first, x, radius):
+  return run(SETS[name](radius), operation, first, x)
 
 
-CONTRACT = contract(MAXIMIZERS)
-BATCH, NUM_ENTRIES, NUM_STEPS = 32, 6, 8
-# Forward and back through the entries and 3 units, then a norm over the entries.
-TERMS = 2 * (NUM_ENTRIES + 3) + NUM_ENTRIES + 8
-ROUNDING = rounding(terms=TERMS)
-close = functools.partial(assert_close, terms=TERMS, steps=NUM_STEPS, dtype=np.float32)
+@EVERY_SET
+def test_points_lie_in_the_set(name):
+  g, x, radius = random_cases()
+  points = {
+    "steepest_ascent": call(name, "steepest_ascent", g, x, radius),
+    "project": call(name, "project", 3 * g, x, radius),
+    "sample": call(name, "sample", keys(), x, radius),
+  }
+  for operation, delta in points.items():
+    chex.assert_shape(delta, g.shape)
+    chex.assert_type(delta, jnp.float32)
+    size = call(name, "gauge", delta, x, radius)
+    assert np.all(size <= 1 + ROUNDING), operation
+    if name in WITH_BOX:
+      assert np.all((x + delta >= 0) & (x + delta <= 1)), operation
+    elif operation != "sample":
+      np.testing.assert_allclose(size[radius < 0.03], 1, rtol=ROUNDING)
+    if operation == "steepest_ascent" and name in EXACT and name not in WITH_BOX:
+      np.testing.assert_allclose(size, 1, rtol=ROUNDING)
 
 
-def step_of(make, radius):
-  """Euclidean steps, whose limit is the maximum over any set; signs over linf, as is usual."""
-  return ro.LInf(radius / 2) if make is ro.LInf else ro.L2(radius)
+@pytest.mark.parametrize("name", EXACT)
+def test_steepest_ascent_beats_random_points(name):
+  g, x, radius = random_cases()
+  best = inner(g, call(name, "steepest_ascent", g, x, radius))
+  rng = np.random.default_rng(1)
+  for scale in (0.1, 0.3, 1.0, 3.0, 10.0, 1000.0):
+    noise = scale * rng.normal(size=g.shape) if scale < 1000 else 0
+    point = call(name, "project", (noise + scale * g).astype(np.float32), x, radius)
+    reach = radius * (SCALE.max() if name == "ellipsoid" else NUM_ENTRIES)
+    assert np.all(inner(g, point) <= best + ROUNDING * reach * length(g))
 
 
-def values(x, weights, gain):
-  """A small net of each example's own: [B, n], [B, n, 3], [B] -> [B]; linear where gain is < 0."""
-  hidden = jnp.einsum("bn,bnh->bh", x - 0.5, weights)
-  return jnp.where(gain < 0, hidden.sum(-1), gain * jnp.sin(2 * hidden).sum(-1))
+@pytest.mark.parametrize("name", CONVEX)
+def test_nearest_point_by_the_variational_inequality(name):
+  # P(v) is the projection onto a convex set iff <v - P(v), z - P(v)> <= 0 for every z in the set.
+  delta, x, radius = random_cases(3)
+  if name == "intersection":  # Dykstra's algorithm is slow for points far away
+    delta = (2 * radius / length(delta))[:, None].astype(np.float32) * delta
+  nearest = call(name, "project", delta, x, radius)
+  away = delta.astype(np.float64) - nearest
+  # The z of the largest <away, z> of all, and random ones.
+  zs = [call(name, "steepest_ascent", away.astype(np.float32), x, radius)]
+  zs += [call(name, "sample", keys(seed), x, radius) for seed in range(5)]
+  tolerance = 3e-3 if name == "intersection" else 2 * ROUNDING
+  for z in zs:
+    scale = length(away) * (length(z) + length(nearest) + length(delta) * 1e-1)
+    assert np.max(inner(away, z - nearest) - tolerance * scale) <= 1e-9
+  assert np.mean(length(away) > 1e-3) > 0.3
 
 
-def make_attack(name, box, maximizer, radius, num_steps=NUM_STEPS):
-  return ro.ascend(MAXIMIZERS[maximizer](SETS[name], radius, BOXES[box]), num_steps)
+def float32s(shape, low, high):
+  return hnp.arrays(np.float32, shape, elements=st.floats(low, high, width=32))
 
 
-def run_eagerly(name, box, maximizer, key, x, radius, weights, gain, num_steps=NUM_STEPS):
-  attack = make_attack(name, box, maximizer, radius, num_steps)
-  return attack(lambda x: values(x, weights, gain), key, x)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONVEX if name != "intersection"])
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(
+  float32s((2, 20, NUM_ENTRIES), -8, 8), float32s(20, 0, 4), float32s((20, NUM_ENTRIES), 0, 1)
+)
+def test_idempotent_and_nonexpansive(name, pair, radius, x):
+  first, second = (call(name, "project", delta, x, radius) for delta in pair)
+  size = np.abs(pair).max((0, 2))
+  assert np.all(np.isfinite(first))
+  twice = call(name, "project", first, x, radius)
+  assert np.all(np.abs(twice - first).max(-1) <= ROUNDING * size + 1e-30)
+  apart, now_apart = length(pair[0].astype(np.float64) - pair[1]), length(first - second)
+  assert np.all(now_apart <= apart * (1 + ROUNDING) + 1e-5 * size)
 
 
-@functools.cache
-def runner(name, box, maximizer):
-  """One compilation for every test of a row."""
-  return jax.jit(functools.partial(run_eagerly, name, box, maximizer))
+@EVERY_SET
+def test_the_scale_of_the_gradient_does_not_matter(name):
+  g, x, radius = random_cases()
+  step = call(name, "steepest_ascent", g, x, radius)
+  for scale in (1e-30, 1e-12, 1e12, 1e30):
+    scaled = call(name, "steepest_ascent", g * np.float32(scale), x, radius)
+    np.testing.assert_allclose(scaled, step, rtol=2e-4, atol=2e-5 * np.abs(step).max())
+    np.testing.assert_allclose(length(scaled), length(step), rtol=1e-4)
 
 
-@functools.cache
-def problem():
-  """keys [B], x [B, n], radius [B], weights [B, n, 3], gain [B]."""
-  rng = np.random.default_rng(0)
-  x = rng.random((BATCH, NUM_ENTRIES)).astype(np.float32)
-  x[:4] = np.round(x[:4])
-  weights = rng.normal(size=(BATCH, NUM_ENTRIES, 3)).astype(np.float32)
-  radius = 10 ** rng.uniform(-1.5, 0.5, BATCH).astype(np.float32)
-  return jax.random.split(jax.random.key(1), BATCH), x, radius, weights, np.ones(BATCH, np.float32)
+@EVERY_SET
+def test_zero_and_nan(name):
+  """Gradient 0 gives 0, and NaN gives NaN: also the gauge at radius 0."""
+  g, x, radius = random_cases()
+  g[:100] = 0
+  step = call(name, "steepest_ascent", g, x, radius)
+  assert np.all(np.isfinite(step))
+  np.testing.assert_array_equal(step[:100], 0)
+  g[::2, 3] = np.nan
+  for operation in ("steepest_ascent", "project", "gauge"):
+    value = call(name, operation, g, x, radius).reshape(BATCH, -1)
+    assert np.all(np.isnan(value[::2]).any(-1)), operation
+    assert not np.any(np.isnan(value[1::2])), operation
+  assert np.all(np.isnan(call(name, "gauge", g, x, 0 * radius)[::2]))
 
 
-def norm(delta, name):
-  return np.linalg.norm(np.asarray(delta, np.float64), ORDERS[name], axis=-1)
-
-
-@CONTRACT
-def test_feasible_reported_and_repeatable(name, box, maximizer):
-  keys, x, radius, weights, gain = problem()
-  attack = runner(name, box, maximizer)
-  delta, info = attack(keys, x, radius, weights, gain)
-  chex.assert_shape(delta, x.shape)
-  chex.assert_type(delta, jnp.float32)
-  chex.assert_shape(info, (NUM_STEPS, BATCH))
-  chex.assert_tree_all_finite((delta, info))
-  assert info.zero_gradient.dtype == bool
-  assert not info.zero_gradient.any()
-  assert np.all(norm(delta, name) <= radius * (1 + ROUNDING))
-  if BOXES[box] is not None:
-    moved = x + np.asarray(delta)
-    assert np.all((moved >= 0) & (moved <= 1))
-  chex.assert_trees_all_equal(attack(keys, x, radius, weights, gain), (delta, info))
-
-  start = 0 * x
-  if maximizer == "pgd_random":
-    start = SETS[name](radius, BOXES[box]).sample(keys, x)
-    other, _ = attack(keys[::-1], x, radius, weights, gain)
-    assert np.any(other != delta)
-  close(info.value[0], values(x + start, weights, gain))
-  climbed = np.asarray(values(x + delta, weights, gain) - info.value[0])
-  assert climbed.mean() > 0.1
-
-
-@CONTRACT
-def test_examples_do_not_mix(name, box, maximizer):
-  """A permutation of the batch permutes the result; an example with gradient 0 stays put."""
-  keys, x, radius, weights, gain = problem()
-  attack = runner(name, box, maximizer)
-  delta, info = attack(keys, x, radius, weights, gain)
-  order = np.random.default_rng(2).permutation(BATCH)
-  shuffled = attack(keys[order], x[order], radius[order], weights[order], gain[order])
-  close(shuffled, (delta[order], jax.tree.map(lambda a: a[:, order], info)))
-
-  flat = np.arange(BATCH) % 3 == 0
-  gain = np.where(flat, 0, gain).astype(np.float32)
-  still, info = attack(keys, x, radius, weights, gain)
-  np.testing.assert_array_equal(info.zero_gradient, np.broadcast_to(flat, info.value.shape))
-  if maximizer == "pgd_random":
-    start = SETS[name](radius, BOXES[box]).sample(keys, x)
-    close(still[flat], start[flat])
+@EVERY_SET
+def test_projection_leaves_inner_points_alone(name):
+  _, x, radius = random_cases()
+  inside = (0.9 * call(name, "sample", keys(5), x, radius)).astype(np.float32)
+  again = call(name, "project", inside, x, radius)
+  if name.startswith("tangent"):  # only to rounding: the plane is not a set of float32 numbers
+    np.testing.assert_allclose(again, inside, atol=ROUNDING * radius.max())
   else:
-    np.testing.assert_array_equal(still[flat], 0)
-  close(still[~flat], delta[~flat])
+    np.testing.assert_array_equal(again, inside)
 
 
-@CONTRACT
-def test_radius_0_is_the_clean_example(name, box, maximizer):
-  keys, x, radius, weights, gain = problem()
-  delta, info = runner(name, box, maximizer)(keys, x, 0 * radius, weights, gain)
-  np.testing.assert_array_equal(delta, 0)
-  np.testing.assert_array_equal(info.value, np.broadcast_to(info.value[0], info.value.shape))
+@EVERY_SET
+def test_gauge_is_homogeneous(name):
+  _, x, radius = random_cases()
+  delta = call(name, "sample", keys(5), x, radius)
+  value = call(name, "gauge", delta, x, radius)
+  np.testing.assert_allclose(call(name, "gauge", 4 * delta, x, radius), 4 * value, rtol=ROUNDING)
+  np.testing.assert_array_equal(call(name, "gauge", 0 * delta, x, 0 * radius), 0)
+  moved = np.abs(delta).max(-1) > 0
+  assert np.all(np.isinf(call(name, "gauge", delta, x, 0 * radius)[moved]))
 
 
-@CONTRACT
-def test_a_linear_function_is_maximised(name, box, maximizer):
-  keys, x, radius, weights, _ = problem()
-  delta, info = runner(name, box, maximizer)(keys, x, radius, weights, -np.ones_like(radius))
-  g = weights.sum(-1)
-  if BOXES[box] is None:
-    dual = {"linf": 1, "l2": 2, "l1": np.inf}[name]
-    best = radius * np.linalg.norm(g, dual, axis=-1)
-  else:
-    best = np.sum(g * SETS[name](radius, BOXES[box]).steepest_ascent(g, x), -1)
-  scale = radius * np.linalg.norm(g, axis=-1)
-  gained = np.sum(g * delta, -1)
-  assert np.all(gained <= best + ROUNDING * scale)
-  if maximizer in ("frank_wolfe", "lbfgs") or (name == "linf" and maximizer.startswith("pgd")):
-    close(gained, best)
-  # Projected gradient ascent with steps s is within |g| |delta_0 - delta*|^2 / (2 s NUM_STEPS).
-  distance, length = (2 if maximizer == "pgd_random" else 1) * radius, radius
-  if maximizer == "projected":  # by the gradient itself, and the ball of l_inf is longer in l_2
-    distance = radius * (np.sqrt(NUM_ENTRIES) if name == "linf" else 1)
-    length = np.linalg.norm(g, axis=-1)
-  slope = np.linalg.norm(g, axis=-1)
-  assert np.all(best - gained <= slope * distance**2 / (2 * length * NUM_STEPS) + ROUNDING * scale)
-  if maximizer != "apgd":  # whose momentum carries it past the edge and back
-    fall = -np.diff(info.value, axis=0).min()
-    assert fall < NUM_STEPS * ROUNDING * np.abs(info.value).max()
+@EVERY_SET
+def test_every_example_has_its_own_radius_and_key(name):
+  g, x, radius = random_cases()
+  for operation, first in (
+    ("steepest_ascent", g),
+    ("project", g),
+    ("gauge", g),
+    ("sample", keys()),
+  ):
+    together = call(name, operation, first, x, radius)
+    i = BATCH // 2
+    alone = call(name, operation, first, x, np.full_like(radius, radius[i]))
+    np.testing.assert_array_equal(alone[i], together[i])
+    turned = call(name, operation, first[::-1], x[::-1], radius[::-1])
+    np.testing.assert_allclose(turned, together[::-1], rtol=ROUNDING, atol=ROUNDING)
+    if operation != "gauge":
+      np.testing.assert_array_equal(call(name, operation, first, x, 0 * radius), 0)
 
 
-@contract([m for m in MAXIMIZERS if m != "projected"])  # whose optimiser has a rate, in pixels
-def test_the_scale_of_the_gradient_does_not_matter(name, box, maximizer):
-  """Gradients of 1e-30, whose squares are 0: sums over large batches, or means, change no step."""
-  keys, x, radius, weights, _ = problem()
-  linear, attack = -np.ones_like(radius), runner(name, box, maximizer)
-  expected, _ = attack(keys, x, radius, weights, linear)
-  delta, info = attack(keys, x, radius, np.ldexp(weights, -100), linear)
-  assert not info.zero_gradient.any()
-  close(delta, expected)
+# A set is a value.
 
 
-@CONTRACT
-def test_no_steps_give_the_start(name, box, maximizer):
-  arguments = keys, x, radius, *_ = problem()
-  delta, info = run_eagerly(name, box, maximizer, *arguments, num_steps=0)
-  chex.assert_shape(info, (0, BATCH))
-  start = SETS[name](radius, BOXES[box]).sample(keys, x) if maximizer == "pgd_random" else 0 * x
-  np.testing.assert_array_equal(delta, start)
+@EVERY_SET
+def test_equality_hash_and_repr(name):
+  u, same, other = SETS[name](0.5), SETS[name](0.5), SETS[name](0.25)
+  assert u == same
+  assert hash(u) == hash(same)
+  assert u != other
+  assert u != "a set"
+  assert jax.tree.structure(u) == jax.tree.structure(other)  # so that jit traces once for both
+  assert repr(u).startswith(f"{type(u).__name__}(")
+  assert "0.5" in repr(u)
 
 
-@pytest.mark.parametrize("box", list(BOXES))
-@pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
-def test_no_gradient_flows_through_delta(maximizer, box):
-  keys, *inputs, gain = problem()
+@pytest.mark.parametrize(
+  "name", [n if n in ("l2", "product") else pytest.param(n, marks=pytest.mark.slow) for n in SETS]
+)
+def test_a_set_is_an_argument_of_jit_and_vmap(name):
+  """One trace for many radii, also of [], and a sweep by vmap is the loop over them."""
+  g, x, _ = random_cases(batch=3)
+  radii = [np.float32(radius) for radius in (0.0, 0.1, 1.0)]
+  us, traces = [SETS[name](radius) for radius in radii], []
 
-  def total(x, radius, weights):
-    return run_eagerly("l2", box, maximizer, keys, x, radius, weights, gain, 1)[0].sum()
+  def worst(u):
+    traces.append(u)
+    attack = ro.ascend(ro.pgd(u, u, random_start=False), 2)
+    return attack(lambda z: jnp.sum(g * jnp.sin(z), -1), None, x)[0]
 
-  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*inputs)
-  chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
-
-
-@pytest.mark.parametrize("name", list(SETS))
-@pytest.mark.parametrize("box", list(BOXES))
-def test_one_full_step_is_algorithm_1(name, box):
-  """PGD whose one step has the full radius == one Frank-Wolfe iteration == steepest ascent."""
-  _, x, _, weights, gain = problem()
-
-  @jax.jit
-  def four_ways(x):
-    u, value_fn = SETS[name](0.3, BOXES[box]), lambda x: values(x, weights, gain)
-    pgd, frank_wolfe = ro.pgd(u, u, random_start=False), ro.frank_wolfe(u)
-    attacks = (ro.steepest(u), ro.ascend(pgd, 1), ro.ascend(frank_wolfe, 1))
-    by_hand = u.steepest_ascent(jax.grad(lambda x: value_fn(x).sum())(x), x)
-    return by_hand, [attack(value_fn, None, x)[0] for attack in attacks]
-
-  by_hand, attacks = four_ways(x)
-  for delta in attacks:
-    close(delta, by_hand)
+  compiled = jax.jit(worst)
+  looped = np.stack([compiled(u) for u in us])
+  assert len(traces) == 1
+  chex.assert_tree_all_finite(looped)
+  np.testing.assert_array_equal(looped[0], 0)
+  swept = jax.jit(jax.vmap(worst))(jax.tree.map(lambda *leaves: np.stack(leaves), *us))
+  np.testing.assert_allclose(swept, looped, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
-def test_jit_changes_nothing(maximizer):
-  """Over two steps: many steps over a sine amplify the rounding in which the two differ."""
-  two_steps = functools.partial(run_eagerly, "l2", "ball_with_box", maximizer, num_steps=2)
-  eager, compiled = (f(*problem()) for f in (two_steps, jax.jit(two_steps)))
-  close(eager, compiled)
+@pytest.mark.parametrize("name", ["linf", "l2", "l1"])
+def test_the_worst_case_has_a_gradient_in_the_radius(name):
+  """d/dr of max over |delta| <= r of <g, delta> is the dual norm of g."""
+  g, x, radius = random_cases()
+  dual = {"linf": 1, "l2": 2, "l1": np.inf}[name]
+
+  def worst(u):
+    return jnp.sum(g * u.steepest_ascent(g, x))
+
+  gradient = jax.jit(jax.grad(worst))(SETS[name](jnp.asarray(radius)))
+  expected = SETS[name](np.linalg.norm(g.astype(np.float64), dual, axis=-1))
+  np.testing.assert_allclose(gradient.radius, expected.radius, rtol=ROUNDING)
 
 
-@pytest.mark.parametrize("maximizer", list(MAXIMIZERS))
-def test_no_tracer_leaks(maximizer):
-  with jax.checking_leaks():
-    delta, info = jax.eval_shape(
-      functools.partial(run_eagerly, *ONE_SET, maximizer, num_steps=2), *problem()
-    )
-  assert delta.shape == (BATCH, NUM_ENTRIES)
-  assert info.value.shape == (2, BATCH)
-
-
-@pytest.mark.parametrize("name", list(SETS))
-@pytest.mark.parametrize("box", list(BOXES))
-def test_a_sweep_over_radii_traces_once(name, box):
-  """With the set built inside the traced function; the larger set never has the smaller maximum."""
-  _, x, _, weights, _ = problem()
-  chex.clear_trace_counter()
-
-  @jax.jit
-  @chex.assert_max_traces(1)
-  def worst_value(radius):
-    delta, _ = make_attack(name, box, "frank_wolfe", radius, 1)(linear, None, x)
-    return linear(x + delta)
-
-  def linear(x):
-    return values(x, weights, -1.0)
-
-  curve = np.stack([worst_value(radius) for radius in np.linspace(0, 2, 7, dtype=np.float32)])
-  close(curve[0], linear(x))
-  assert np.diff(curve, axis=0).min() > -ROUNDING * np.abs(curve).max()
+def test_arrays_are_data_and_what_decides_shapes_is_static():
+  leaves = {name: len(jax.tree.leaves(SETS[name](0.5))) for name in SETS}
+  assert {name for name, count in leaves.items() if count == 2} == {
+    *("ellipsoid", "tangent", "linf_l2", "linf_l2_with_box", "intersection", "product_with_box"),
+    *("masked_l2", "masked_l1_with_box", "masked_group_l21"),
+  }
+  assert leaves["group_l21"] == leaves["tangent_at"] == leaves["l0_with_box"] == 1
+  assert sets.GroupL21(0.5, LABELS) != sets.GroupL21(0.5, LABELS[::-1])
+  assert sets.Masked(ro.L2(0.5), MASK) != sets.Masked(ro.L2(0.5), ~MASK)
+  assert sets.Ellipsoid(0.5, SCALE) != sets.Ellipsoid(0.5, 2 * SCALE)

@@ -16,7 +16,7 @@ import numpy as np
 
 from robust_opt import losses
 from robust_opt.attacks import szegedy
-from robust_opt.papers.goodfellow2015.nets import TrainedNet, ensemble, fgsm, gradient, logits
+from robust_opt.papers.goodfellow2015.nets import AttackedNet, ensemble, fgsm, gradient, logits
 from robust_opt.sets import L2, projections
 from robust_opt.theory import explanations
 from robust_opt.theory.linear import decay
@@ -33,7 +33,7 @@ TRANSFER = (
 
 
 def error_rates(
-  nets: dict[str, TrainedNet], x: Array, y: Array, radius: float
+  nets: dict[str, AttackedNet], x: Array, y: Array, radius: float
 ) -> dict[str, dict[str, Any]]:
   """Clean and FGSM error of every network, and its confidence in wrong and in right answers."""
   out = {}
@@ -47,7 +47,7 @@ def error_rates(
 
 
 def transfer_accuracy(
-  nets: dict[str, TrainedNet], x: Array, y: Array, radius: float
+  nets: dict[str, AttackedNet], x: Array, y: Array, radius: float
 ) -> dict[str, Any]:
   """Accuracy of every network (column) on FGSM examples made against every network (row)."""
   names = [name for name in TRANSFER if name in nets]
@@ -56,7 +56,7 @@ def transfer_accuracy(
   return {"names": names, "accuracy": np.asarray(accuracy).tolist()}
 
 
-def agreement(nets: dict[str, TrainedNet], x: Array, y: Array, radius: float) -> dict[str, Any]:
+def agreement(nets: dict[str, AttackedNet], x: Array, y: Array, radius: float) -> dict[str, Any]:
   """Whether others make the maxout network's mistakes on the examples made against it."""
   x_adv = fgsm(nets["maxout"], x, y, radius)
   names = ("maxout", "softmax", "rbf")
@@ -67,7 +67,7 @@ def agreement(nets: dict[str, TrainedNet], x: Array, y: Array, radius: float) ->
   }
 
 
-def similarity(nets: dict[str, TrainedNet], x: Array) -> dict[str, float]:
+def similarity(nets: dict[str, AttackedNet], x: Array) -> dict[str, float]:
   """Mean over classes of the cosine between a network's effective weights and softmax's."""
   weights = {
     name: _effective_weights(nets[name].logits_fn, x)
@@ -83,7 +83,7 @@ def similarity(nets: dict[str, TrainedNet], x: Array) -> dict[str, float]:
 _effective_weights = jax.jit(explanations.effective_weights)
 
 
-def rubbish(nets: dict[str, TrainedNet], x: Array, key: Array) -> dict[str, dict[str, float]]:
+def rubbish(nets: dict[str, AttackedNet], x: Array, key: Array) -> dict[str, dict[str, float]]:
   """Share of inputs of no class that get a class with a probability above a half."""
   normal_key, uniform_key, shuffle_key = jax.random.split(key, 3)
   inputs = {
@@ -102,7 +102,7 @@ def rubbish(nets: dict[str, TrainedNet], x: Array, key: Array) -> dict[str, dict
   }
 
 
-def rotation_sweep(nets: dict[str, TrainedNet], x: Array, y: Array) -> dict[str, list[float]]:
+def rotation_sweep(nets: dict[str, AttackedNet], x: Array, y: Array) -> dict[str, list[float]]:
   """Error under rotations towards the gradient, by the largest angle allowed, of ANGLES."""
   angles = jnp.asarray(ANGLES, x.dtype)
   out = {}
@@ -116,7 +116,7 @@ def rotation_sweep(nets: dict[str, TrainedNet], x: Array, y: Array) -> dict[str,
 _smallest_angle = jax.jit(explanations.smallest_angle)
 
 
-def epsilon_sweep(net: TrainedNet, x: Array, y: Array, radius: float) -> dict[str, Any]:
+def epsilon_sweep(net: AttackedNet, x: Array, y: Array, radius: float) -> dict[str, Any]:
   """How linear the logits are along x + eps sign(gradient), and where the class is wrong."""
   direction = jnp.sign(gradient(net, x, y))
   epsilons = jnp.asarray(EPSILONS, x.dtype)
@@ -145,7 +145,7 @@ _sweep = jax.jit(explanations.epsilon_sweep)
 
 
 def plane_slices(
-  net: TrainedNet, x: Array, y: Array, extent: float, key: Array
+  net: AttackedNet, x: Array, y: Array, extent: float, key: Array
 ) -> tuple[np.ndarray, float | None]:
   """Classes on planes spanned by the sign of the gradient and by random signs, [B, R, R].
 
@@ -166,7 +166,7 @@ def plane_slices(
 _plane = jax.jit(explanations.plane, static_argnums=5)
 
 
-def minimal(nets: dict[str, TrainedNet], x: Array, y: Array, num_steps: int) -> dict[str, Any]:
+def minimal(nets: dict[str, AttackedNet], x: Array, y: Array, num_steps: int) -> dict[str, Any]:
   """Szegedy's L-BFGS examples of two networks, and the error of all networks on them."""
   out: dict[str, Any] = {}
   keys = jax.random.split(jax.random.key(0), len(x))
@@ -184,13 +184,13 @@ def minimal(nets: dict[str, TrainedNet], x: Array, y: Array, num_steps: int) -> 
   return out
 
 
-def _error(net: TrainedNet, x: Array, y: Array) -> float | None:
+def _error(net: AttackedNet, x: Array, y: Array) -> float | None:
   """Share of the examples that are misclassified."""
   return float(1 - jnp.mean(losses.correct(logits(net, x), y))) if len(y) else None
 
 
 def ensemble_errors(
-  members: list[TrainedNet], x: Array, y: Array, radius: float
+  members: list[AttackedNet], x: Array, y: Array, radius: float
 ) -> dict[str, float | None]:
   """Error of an ensemble: clean, attacked as one, and on examples against its first member."""
   whole, x_member = ensemble(members), fgsm(members[0], x, y, radius)

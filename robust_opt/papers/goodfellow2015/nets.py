@@ -49,7 +49,7 @@ class Kind(NamedTuple):
   top: str = "softmax"
 
 
-class TrainedNet(NamedTuple):
+class AttackedNet(NamedTuple):
   """A trained network as it is attacked and evaluated.
 
   Attributes:
@@ -167,11 +167,11 @@ def change(config: ConfigDict, kind: str) -> None:
       choose(config, key, **value)
 
 
-def load(kind: str, workdir: Path, places: dict[str, Any]) -> TrainedNet:
+def load(kind: str, workdir: Path, places: dict[str, Any]) -> AttackedNet:
   """The network of a finished run, at the checkpoint that the run reports on."""
   net = target.load_net({"workdir": str(workdir), **places})
   top = ALL[kind].top
-  return TrainedNet(net.logits_fn, loss_of(top), top)
+  return AttackedNet(net.logits_fn, loss_of(top), top)
 
 
 def loss_of(top: str) -> LossFn:
@@ -180,7 +180,7 @@ def loss_of(top: str) -> LossFn:
   return getattr(losses, name)
 
 
-def gradient(net: TrainedNet, x: Array, y: Array, batch_size: int = 1000) -> Array:
+def gradient(net: AttackedNet, x: Array, y: Array, batch_size: int = 1000) -> Array:
   """The input gradient of the loss, [B, *S], in batches."""
   parts = [slice(i, i + batch_size) for i in range(0, len(x), batch_size)]
   return jnp.concatenate([_gradient(net.logits_fn, x[p], y[p], net.loss) for p in parts])
@@ -191,12 +191,12 @@ def _gradient(logits_fn: LogitsFn, x: Array, y: Array, loss: LossFn) -> Array:
   return jax.grad(lambda x: jnp.sum(loss(logits_fn(x), y)))(x)
 
 
-def fgsm(net: TrainedNet, x: Array, y: Array, radius: float) -> Array:
+def fgsm(net: AttackedNet, x: Array, y: Array, radius: float) -> Array:
   """x + radius sign(gradient), [B, *S]; not clipped to the pixel box, as in the paper."""
   return x + ro.LInf(radius).steepest_ascent(gradient(net, x, y), x)
 
 
-def logits(net: TrainedNet, x: Array, batch_size: int = 1000) -> Array:
+def logits(net: AttackedNet, x: Array, batch_size: int = 1000) -> Array:
   """[B, C], in batches."""
   parts = [_call(net.logits_fn, x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
   return jnp.concatenate(parts)
@@ -207,7 +207,7 @@ def _call(logits_fn: LogitsFn, x: Array) -> Array:
   return logits_fn(x)
 
 
-def ensemble(nets: list[TrainedNet]) -> TrainedNet:
+def ensemble(nets: list[AttackedNet]) -> AttackedNet:
   """The logarithm of the members' mean probabilities, which cross-entropy takes as logits."""
   members = [net.logits_fn for net in nets]
 
@@ -215,7 +215,7 @@ def ensemble(nets: list[TrainedNet]) -> TrainedNet:
     log_p = jnp.stack([jax.nn.log_softmax(member(x)) for member in members])
     return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(len(members)))
 
-  return TrainedNet(jax.tree_util.Partial(log_mean, members), losses.cross_entropy, "softmax")
+  return AttackedNet(jax.tree_util.Partial(log_mean, members), losses.cross_entropy, "softmax")
 
 
 def dataset(name: str, split: str, places: dict[str, Any]) -> datasets.Dataset:

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 import robust_opt as ro
 from robust_opt import tables
-from robust_opt.data import datasets
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.experiments import build, engine, seeds
@@ -85,17 +84,12 @@ def _epochs(options: Options, kind: str) -> int:
 def run(options: Options) -> tables.Table:
   """Trains, measures and writes what is not done yet; returns the table of the paper's numbers."""
   preset = study_options.values(options.preset)
+  for kind in kinds(options):
+    config_of(options, kind, seed=1)  # so that what is refused leaves no folder
   work = {name: kind.cost * _epochs(options, name) / 10 for name, kind in kinds(options).items()}
   members = preset["members"] * preset["epochs"] / 10
-  description = {
-    "dataset": options.dataset,
-    **preset,
-    "data": datasets.fingerprints(options.dataset, **options.places),
-  }
-  if options.override:
-    description["override"] = list(options.override)
   total = preset["seeds"] * (sum(work.values()) + 1.0) + members + 1.0
-  with Study(options.workdir, description, total) as study:
+  with Study(options.workdir, study_options.description(options), total) as study:
     measured = _measure_all(options, study, work)
   if options.dataset != "cifar10":
     _figures(options, measured, options.workdir / "results")
@@ -134,7 +128,7 @@ def _workdir(options: Options, name: str, seed: int) -> Path:
   return options.workdir / "nets" / name / str(seed)
 
 
-def _load(options: Options, seed: int) -> dict[str, nets_lib.TrainedNet]:
+def _load(options: Options, seed: int) -> dict[str, nets_lib.AttackedNet]:
   return {
     name: nets_lib.load(name, _workdir(options, name, seed), options.places)
     for name in kinds(options)
@@ -207,7 +201,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
     )
   loss = nets_lib.loss_of("softmax")
   members = [
-    nets_lib.TrainedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
+    nets_lib.AttackedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
     for member in range(count)
   ]
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)

@@ -16,6 +16,8 @@ from robust_opt.sets import Ball
 from robust_opt.theory.linear import counterparts, solve
 from robust_opt.types import Array
 
+_Pair = tuple[Array, Array]
+
 
 class Paths(NamedTuple):
   """Coefficients of two problems with the same solutions.
@@ -122,20 +124,16 @@ def algorithm1_gap(
   robust_loss = maximizers.robustify(algorithm1_loss, attack, argnum=2)
   num_batches = len(y) // batch_size
 
-  def update(
-    params: tuple[Array, Array], batch: tuple[Array, Array]
-  ) -> tuple[tuple[Array, Array], None]:
+  def update(params: _Pair, batch: _Pair) -> tuple[_Pair, None]:
     rows, step = batch
 
-    def objective(params: tuple[Array, Array]) -> Array:
+    def objective(params: _Pair) -> Array:
       return jnp.mean(robust_loss(*params, inputs[rows], labels[rows]))
 
     return jax.tree.map(lambda p, g: p - step * g, params, jax.grad(objective)(params)), None
 
-  def epoch(
-    params: tuple[Array, Array], now: tuple[Array, Array]
-  ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    key, steps = now
+  def epoch(params: _Pair, key_and_steps: _Pair) -> tuple[_Pair, _Pair]:
+    key, steps = key_and_steps
     rows = jax.random.permutation(key, len(y))[: num_batches * batch_size]
     params, _ = jax.lax.scan(update, params, (rows.reshape(num_batches, batch_size), steps))
     return params, params

@@ -12,6 +12,7 @@ neither penalized nor subject to noise. The duals are Lagrange's, with 1/p + 1/q
 """
 
 import contextlib
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -27,6 +28,7 @@ _TOLERANCES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
 _DEAD = 1e-6  # relative to the largest: a group of weights that is 0 up to the solver's last digits
 _NEWTON_STEPS = 6
 _Answer = TypeVar("_Answer")
+_GAP = operator.attrgetter("gap")
 # As np.linalg.norm and cp.norm count them: p, and q of the dual norm.
 _ORDERS: dict[type[Ball], tuple[float, float]] = {LInf: (np.inf, 1), L2: (2, 2), L1: (1, np.inf)}
 
@@ -96,7 +98,7 @@ def margin(x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic") -> Sol
       a = (1 - mix) * a + mix * inside if slack > 0 else np.zeros_like(a)
     return Solution(weights, bias, value, value - max(0.0, _margin_dual(a, loss)))
 
-  return _best(cp, cp.sum(phi), [reached, cp.norm(w, q) <= t], certify, _gap)
+  return _best(cp.sum(phi), [reached, cp.norm(w, q) <= t], certify)
 
 
 def margin_objective(
@@ -138,7 +140,7 @@ def svm(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
     a = a * _shrink(np.linalg.norm((a * y) @ x, p), budget)
     return Solution(weights, bias, value, value - float(a.sum()))
 
-  return _best(cp, cp.sum(s) + budget / scale * cp.norm(w, q), [reached], certify, _gap)
+  return _best(cp.sum(s) + budget / scale * cp.norm(w, q), [reached], certify)
 
 
 def squared(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
@@ -175,7 +177,7 @@ def squared(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
     a = a + max(0.0, excess) / len(a)
     return Solution(weights, bias, value, value - float(np.mean(-2 * multipliers * y - a**2)))
 
-  return _best(cp, cp.sum_squares(s), [above, below, cp.norm(w, q) <= t], certify, _gap)
+  return _best(cp.sum_squares(s), [above, below, cp.norm(w, q) <= t], certify)
 
 
 def least_squares(
@@ -215,11 +217,11 @@ def least_squares(
   def certify() -> Solution:
     return solution(*_point(w, b, scale), -residual.dual_value)
 
-  solved = _best(cp, cp.norm(z, 2) + penalty, [residual], certify, _gap)
+  solved = _best(cp.norm(z, 2) + penalty, [residual], certify)
   weights, bias = _newton(solved, x, y, members, radii)
   u = x @ weights + bias - y
   length = np.linalg.norm(u)
-  return min(solved, solution(weights, bias, u / (length or 1.0)), key=_gap)
+  return min(solved, solution(weights, bias, u / (length or 1.0)), key=_GAP)
 
 
 def _newton(
@@ -283,9 +285,7 @@ def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
     u = u * _shrink(np.abs(u @ x).max(), strength)
     return Solution(weights, bias, value, value - float(-u @ y - u @ u / 2))
 
-  return _best(
-    cp, cp.sum_squares(z) / 2 + strength / scale * cp.norm(w, 1), [residuals], certify, _gap
-  )
+  return _best(cp.sum_squares(z) / 2 + strength / scale * cp.norm(w, 1), [residuals], certify)
 
 
 def _strictly_inside(
@@ -304,7 +304,7 @@ def _strictly_inside(
     inside = _balanced(np.clip(a.value, 0, 1), y)
     return inside, -_excess(inside, x, y, p, radius)
 
-  return _best(cp, -slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda answer: -answer[1])
+  return _best(-slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda answer: -answer[1])
 
 
 def _excess(a: np.ndarray, x: np.ndarray, y: np.ndarray, p: float, radius: float) -> float:
@@ -335,17 +335,17 @@ def _shrink(length: Any, limit: float) -> float:
 
 
 def _best(
-  cp: Any,
   objective: Any,
   constraints: list[Any],
   certify: Callable[[], _Answer],
-  gap: Callable[[_Answer], float],
+  gap: Callable[[_Answer], float] = _GAP,
 ) -> _Answer:
   """Minimizes to decreasing tolerances; returns the answer of smallest gap, as computed here.
 
   An interior point method that runs on past its last digit may move away again, and an answer that
   the solver calls inaccurate may still be the better one, so its status and warnings do not decide.
   """
+  cp = _cvxpy()
   problem = cp.Problem(cp.Minimize(objective), constraints)
   answers = []
   for tolerance in _TOLERANCES:
@@ -362,10 +362,6 @@ def _best(
   return min(answers, key=gap)
 
 
-def _gap(solution: Solution) -> float:
-  return solution.gap
-
-
 def _cvxpy() -> Any:
   extras.require("theory", "cvxpy")
   import cvxpy  # an extra, and two seconds to import
@@ -374,7 +370,7 @@ def _cvxpy() -> Any:
 
 
 def _scale(x: np.ndarray) -> float:
-  """The largest entry: the solver sees x / scale and finds scale * w, else it loses digits."""
+  """The largest entry: the solver is given x / scale and finds scale * w, for more precision."""
   return float(np.abs(x).max()) or 1.0
 
 
