@@ -32,7 +32,7 @@ class Example(NamedTuple):
   """An image that an attack made the network misclassify.
 
   Attributes:
-    index: in the test set.
+    test_index: in the test set.
     label: the true class.
     attack: the attack that succeeded.
     size: of the perturbation, in the norm of the evaluation.
@@ -46,7 +46,7 @@ class Example(NamedTuple):
     perturbed_confidence: in `perturbed_prediction`.
   """
 
-  index: int
+  test_index: int
   label: int
   attack: str
   size: float
@@ -107,9 +107,9 @@ def load_examples(
   perturbed, clean = probabilities(outcome.images), probabilities(x[stored.broken_ids])
   for position, k in enumerate(subset):
     example = examples[position]
-    delta = outcome.images[k] - x[example.index]
+    delta = outcome.images[k] - x[example.test_index]
     examples[position] = example._replace(
-      clean=png(x[example.index]),
+      clean=png(x[example.test_index]),
       delta=png(scaled(delta)),
       max_change=float(np.max(np.abs(delta))),
       confidence=float(clean[k, example.prediction]),
@@ -123,7 +123,7 @@ def _example(stored: verdict.StoredVerdict, k: int) -> Example:
   """What the verdict file holds of its k-th misclassified image."""
   index, outcome = int(stored.broken_ids[k]), stored.verdict
   return Example(
-    index=index,
+    test_index=index,
     label=int(stored.labels[index]),
     attack=outcome.names[outcome.broken_by[index]],
     size=float(stored.norms[k]),

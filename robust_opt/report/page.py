@@ -111,7 +111,7 @@ def _run_view(index: int, one: Run, locations: Mapping[str, str]) -> RunView:
     mark=charts.MARKS[index % len(charts.MARKS)],
     series=index % charts.SERIES,
     overfitting=words.overfitting(one),
-    picture=one.picture and examples.data_url(one.picture),
+    picture=examples.data_url(one.picture) if one.picture else None,
     training_command=words.training_command(one),
     first_evaluation_command=words.first_evaluation_command(one),
     evaluations=tuple(

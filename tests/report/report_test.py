@@ -157,12 +157,12 @@ def test_images_and_predictions(trained, run):
   labels = np.bincount(expected.y, minlength=10)
   np.testing.assert_array_equal(loaded.confusion.sum(axis=1), labels)
   for example in loaded.examples:
-    label = expected.y[example.index]
+    label = expected.y[example.test_index]
     assert example.label == label == example.prediction != example.perturbed_prediction
     assert 0.1 <= example.perturbed_confidence <= 1
     assert example.max_change <= 0.1 + 1e-6
     assert example.size == pytest.approx(example.max_change, abs=1e-6)
-    image = expected.x[example.index, :, :, 0]
+    image = expected.x[example.test_index, :, :, 0]
     np.testing.assert_allclose(decoded(example.clean), image, atol=2e-3)
     assert np.abs(decoded(example.perturbed) - decoded(example.clean)).max() < 0.1 + 4e-3
 
@@ -173,7 +173,7 @@ def test_confidence_is_that_of_the_loss_of_training(trained, run):
   usual, other = (examples.load_examples(r, evaluation, 5, {}) for r in (run, sigmoid))
   loaded = target.load({"workdir": str(trained)}, 60)
   for a, b in zip(usual.examples, other.examples, strict=True):
-    z = np.asarray(loaded.logits_fn(loaded.x[[a.index]]))[0]
+    z = np.asarray(loaded.logits_fn(loaded.x[[a.test_index]]))[0]
     softmax = np.exp(z - np.logaddexp.reduce(z))
     assert a.confidence == pytest.approx(softmax[a.prediction], rel=1e-3)
     assert b.confidence == pytest.approx(1 / (1 + np.exp(-z[b.prediction])), rel=1e-3)

@@ -101,7 +101,7 @@ function show() {
   }
   const predicted =
     example.perturbed_prediction === null ? "another class" : example.perturbed_prediction;
-  picture("clean", example.clean, `Clean test image ${example.index}, of class ${example.label}`);
+  picture("clean", example.clean, `Clean test image ${example.test_index}, of class ${example.label}`);
   picture("delta", example.delta, "Its perturbation, scaled around gray");
   picture("perturbed", example.perturbed, `Perturbed image, predicted class ${predicted}`);
   element("clean-words").textContent = `predicted ${example.prediction}${share(example.confidence)}`;
@@ -109,7 +109,7 @@ function show() {
     example.max_change === null ? "" : `\u00b1\u2009${example.max_change.toPrecision(2)}`;
   element("perturbed-words").textContent = `predicted ${predicted}${share(example.perturbed_confidence)}`;
   element("words").textContent =
-    `Test image ${example.index}, class ${example.label}: ` +
+    `Test image ${example.test_index}, class ${example.label}: ` +
     `misclassified under ${example.attack}, by a perturbation of size ${example.size.toPrecision(3)}.`;
 }
 
