@@ -140,9 +140,7 @@ def test_a_full_disk_leaves_no_sealed_file(tmp_path, monkeypatch):
 def test_what_was_changed_does_not_match(tmp_path, changed):
   path = sealed(tmp_path / "file.npz")
   rewrite(path, **changed)
-  with pytest.raises(
-    InputError, match=r"file\.npz is not a readable report \(its arrays do not"
-  ):
+  with pytest.raises(InputError, match=r"file\.npz is not a readable report \(its arrays do not"):
     read(path)
 
 
