@@ -63,8 +63,8 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
   return axis % ndim
 
 
-def guess_in_words(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
-  """Says which channel axis was guessed, if it is not the last one; otherwise empty."""
+def describe_guess(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
+  """Describes a guessed channel axis other than the last one; otherwise empty."""
   axis = resolve(channel_axis, shape)
   if channel_axis != AUTO or axis in (None, len(shape) - 1):
     return ""

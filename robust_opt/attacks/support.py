@@ -1,4 +1,4 @@
-"""Which uncertainty sets each attack takes: the one table.
+"""The uncertainty sets that each attack takes.
 
 |  attack                                         |  sets                             |
 |  pgd                                            |  every set with a projection      |

@@ -31,8 +31,8 @@ from robust_opt.objectives import RobustObjective
 from robust_opt.sets import BALLS, Ball, lengths
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
-# Rounding with another batch size or machine may change logit differences smaller than this. Such
-# examples are left out: the network must be wrong on its collection wherever it is loaded.
+# Logit differences below this may change sign with the batch size or machine. Such examples are
+# left out: the network must be wrong on its collection wherever it is loaded.
 MARGIN = 1e-3
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]  # images [N, *S] float32 -> logits [N, C]
@@ -45,10 +45,10 @@ class Collection(NamedTuple):
   Attributes:
     images: [M, *S], float32, in pixels of [0, 1] (beyond it where the set has no box).
     labels: [M], int32, the true classes.
-    source_ids: [M], int32, index in the test set of the example that each was made from.
+    source_ids: [M], int32, the index of the clean example in the test set.
     norms: [M], '<U4': linf, l2 or l1.
     radii: [M], float64, in pixels.
-    net: SHA-256 of the network that they were made for.
+    net: SHA-256 of the network.
   """
 
   images: np.ndarray
@@ -83,9 +83,9 @@ def make_ascend(
 
   Args:
     apply: the model, used in evaluation mode.
-    objective: its inner value is what the attack ascends.
+    objective: defines the value that the attack maximizes.
     make_attack: u -> attack without a random start; called under trace.
-    batch_size: examples at a time; it changes speed and memory, not the result.
+    batch_size: affects speed and memory, not the result.
   """
 
   @jax.jit
@@ -152,7 +152,7 @@ def correct(logits_of: LogitsOf, images: np.ndarray, labels: np.ndarray) -> np.n
 
 
 def rounded(images: np.ndarray) -> np.ndarray:
-  """Images as an 8-bit file would keep them: the nearest of 0, 1/255, ..., 1, as float32."""
+  """Images rounded as in an 8-bit file, to the nearest of 0, 1/255, ..., 1, as float32."""
   return np.clip(np.rint(images * np.float32(255)), 0, 255).astype(np.float32) / np.float32(255)
 
 
@@ -227,7 +227,7 @@ def verify(
 
 
 def _check_shapes(collection: Collection, images: np.ndarray) -> None:
-  """InputError where the arrays do not fit together, or the test set has no such examples."""
+  """InputError if the shapes are inconsistent or a source is not in the test set."""
   count = collection.images.shape[:1]
   if collection.images.shape != count + images.shape[1:]:
     raise InputError(
