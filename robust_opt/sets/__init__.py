@@ -20,13 +20,13 @@ All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), 
 |  GroupL21      |  yes     |  exact            |  exact                                   |
 |  GroupLInf2    |  yes     |  exact            |  exact                                   |
 |  Ellipsoid     |  yes     |  exact            |  exact, by a root search                 |
-|  L0            |  no      |  exact            |  exact (a nearest point, of maybe many)  |
+|  L0            |  no      |  exact            |  exact; may not be unique                |
 |  Tangent       |  yes     |  exact            |  exact                                   |
 |  TangentAt     |  yes     |  exact            |  exact                                   |
 |  LInfL2        |  yes     |  exact            |  exact                                   |
 |  Intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
-|  Product       |  if its blocks are, every column                                         |
-|  Masked        |  as the set that it masks, every column                                  |
+|  Product       |  as its blocks, every column                                             |
+|  Masked        |  as the masked set, every column                                         |
 |  Transforms    |  no      |  none             |  none: `ro.grid_search` searches it      |
 """
 
