@@ -138,9 +138,9 @@ def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
 
     = sum_i hinge(m_i) + max(0, c |w|_q - max(0, min_i m_i - 1)),   m_i = y_i (w'x_i + b)
 
-  The maximum is convex in how the budget c is shared, and so attained where one example takes all
-  of it. As soon as one margin is <= 1 it is sum_i hinge(m_i) + c |w|_q. That is always so for
-  classes that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis
+  The maximum is convex in the split of the budget c, and so attained where one example takes all of
+  it. If any margin is <= 1 it is sum_i hinge(m_i) + c |w|_q, which is always the case for classes
+  that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis
   and Mannor 2009, theorem 3).
 
   Args:
@@ -161,7 +161,7 @@ def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
 
 @jax.default_matmul_precision("highest")
 def total_hinge_perturbation(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
-  """The delta [N, n] that attains total_hinge_loss: all of it at the example of smallest margin."""
+  """The delta [N, n] that attains total_hinge_loss, nonzero only for the smallest margin."""
   _check(w, x, y, u, "total_hinge_perturbation", signs=True)
   weakest = jnp.argmin(y * (x @ w + b))
   budgets = jnp.where(jnp.arange(x.shape[0]) == weakest, u.radius, 0.0)
@@ -182,7 +182,7 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
     b: [], the intercept, whose column of ones carries no noise.
     x: [N, n].
     y: [N].
-    noise: 'frobenius', 'columns', or the group of every column, [n] integers from 0 on.
+    noise: 'frobenius', 'columns', or the group of every column, [n] integers >= 0.
     radius: [], or one per group [G].
 
   Raises:
@@ -198,7 +198,7 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
 def least_squares_perturbation(
   w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: Radius
 ) -> Array:
-  """The D [N, n] that attains least_squares: of rank one, u v' with |u|_2 = 1.
+  """The D [N, n] that attains least_squares, of rank one: u v' with |u|_2 = 1.
 
     u = (Xw + b - y) / |Xw + b - y|_2,   v_g = r_g w_g / |w_g|_2
 

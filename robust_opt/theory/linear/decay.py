@@ -4,9 +4,9 @@
   path.w, path.pull                                        # [3, n], [3]
 
 Over the l_inf ball the exact worst case of the logistic loss is softplus(eps |w|_1 - y (w'x + b)):
-the norm enters inside the loss, where weight decay adds it outside. So the penalty of the adversary
-fades for examples with a large margin, and that of weight decay never does. Source: Goodfellow,
-Shlens and Szegedy 2015 (arXiv 1412.6572), section 5.
+the norm enters inside the loss, whereas weight decay adds it outside. So the penalty of the
+adversary vanishes for examples with a large margin, and that of weight decay does not. Source:
+Goodfellow, Shlens and Szegedy 2015 (arXiv 1412.6572), section 5.
 """
 
 from typing import NamedTuple
@@ -109,7 +109,7 @@ def logistic_path(
 
 @jax.default_matmul_precision("highest")
 def errors(path: LogisticPath, x: Array, y: Array, radius: Array | float) -> Array:
-  """The exact share of examples that are misclassified somewhere in the l_inf ball, [R].
+  """The exact fraction of examples that are misclassified somewhere in the l_inf ball, [R].
 
   Args:
     path: from logistic_path.
