@@ -20,7 +20,7 @@ from robust_opt.types import Array
 
 Initializer = Callable[..., Array]
 
-# 'matmul' or 'native' overrides the backend's default, for functions traced from then on.
+# 'matmul' or 'native' overrides the backend's default in functions traced afterwards.
 formulation: str | None = None
 
 
@@ -80,7 +80,7 @@ def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> t
 
 
 def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID") -> Array:
-  """max_pool(convolve(x, kernel, padding), size), without the outputs that the pool drops."""
+  """max_pool(convolve(x, kernel, padding), size) without computing outputs that the pool drops."""
   x = _pad(x, kernel, padding)
   (h, w), (height, width) = kernel.shape[:2], x.shape[1:3]
   rows, columns = (height - h + 1) // size * size, (width - w + 1) // size * size
