@@ -1,6 +1,6 @@
 """Random flips and crops, one example at a time: (keys [B], images [B, H, W, C]) -> images.
 
-They are jitted with the training scan; an example's draw depends on its key alone. `channel_axis`
+They are jitted with the training scan; an example's draw depends only on its key. `channel_axis`
 is that of one image, 0 for [C, H, W]; "auto" guesses it from the shape (`robust_opt.layout`).
 """
 
@@ -23,7 +23,7 @@ def flip(keys: Array, images: Array, channel_axis: ChannelAxis = layout.AUTO) ->
 def crop(
   keys: Array, images: Array, padding: int = 4, channel_axis: ChannelAxis = layout.AUTO
 ) -> Array:
-  """Pads each image by `padding` black pixels a side and cuts its size out again at random."""
+  """Pads each image by `padding` black pixels per side and crops it at random to its size."""
   axis = layout.resolve(channel_axis, images.shape[1:])
 
   def one(key: Array, image: Array) -> Array:

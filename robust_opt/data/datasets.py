@@ -3,15 +3,15 @@
   train = load("mnist", "train")           # images uint8 [60000, 28, 28, 1], labels int32 [60000]
   train, valid = holdout(train, 0.1, seed=0)
 
-Three kinds of sets, one form:
-- 'digits': scikit-learn's 1,797 scans of 8 x 8, embedded; no network, no download.
+Three kinds of sets:
+- 'digits': scikit-learn's 1,797 scans of 8 x 8, bundled; no download.
 - any image-classification set of TensorFlow Datasets (TFDS) prepared as array_record, by name,
-  read without TensorFlow. mnist, fashion_mnist and cifar10 are downloaded when they are not
-  prepared, and come out in the same order with the same content (`prepare.py`).
-- the user's own, through `from_arrays`.
+  read without TensorFlow. mnist, fashion_mnist and cifar10 are downloaded if they are not
+  prepared, with the same content in the same order.
+- your own arrays, through `from_arrays`.
 
-Whatever was read from files is kept as one array in a cache folder, so that the second `load` of
-60,000 images takes a fraction of a second. The cache is checked against a hash on every read.
+Sets read from files are cached as arrays, so that the second `load` of 60,000 images takes a
+fraction of a second. The cache is checked against a hash on every read.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from robust_opt.errors import InputError, WriteError
 from robust_opt.files import atomic_write
 from robust_opt.layout import ChannelAxis
 
-_DIGITS_TEST = 360  # of 1,797 scans; 1,437 are left to train on
+_DIGITS_TEST = 360  # of 1,797 scans; 1,437 remain for training
 _DIGITS_SEED = 0
 _NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.\-]*)?(:\d+\.\d+\.\d+)?")
 
@@ -40,7 +40,7 @@ class Dataset(NamedTuple):
 
   Attributes:
     images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats.
-    labels: [N], int32 in [0, num_classes); -1 where `few_labels` took one away.
+    labels: [N], int32 in [0, num_classes); -1 where `few_labels` removed one.
     num_classes: the number of classes.
     name: the set's name.
     split: the split's name.
@@ -63,33 +63,33 @@ def load(
 ) -> Dataset:
   """Loads one split of a set by name.
 
-  Sought in this order: embedded ('digits'); the cache; prepared under `data_dir`; the archives of
-  mnist, fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; TFDS's own
-  preparation, if TensorFlow is installed. Where both exist, a prepared folder goes before an
-  archive; they hold the same examples in the same order.
+  The search order: bundled ('digits'); the cache; prepared under `data_dir`; the archives of mnist,
+  fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; TFDS's own
+  preparation, if TensorFlow is installed. A prepared folder and an archive hold the same examples
+  in the same order.
 
   Args:
     name: 'digits', or TFDS's name: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
-    split: 'train', 'test', or what else the set calls its splits.
+    split: 'train', 'test', or another split of the set.
     data_dir: folder of prepared TFDS sets (data_dir/name/version/...); None is TFDS's own:
       $TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
-      ~/.cache/robust_opt. Where it cannot be written, all goes on without it, with a warning.
+      ~/.cache/robust_opt. If it cannot be written, nothing is cached, with a warning.
     download: whether a set that is not on this machine may be fetched.
 
   Returns:
     The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
 
   Raises:
-    InputError: one sentence for the user: an unknown name or split, a set that is not there and
-      cannot be fetched, a folder in a format that needs TensorFlow, damaged files, images of
-      different shapes, no images or labels in the set.
+    InputError: an unknown name or split, a set that is missing and cannot be downloaded, a folder
+      in a format that needs TensorFlow, damaged files, images of different shapes, or no images or
+      labels in the set.
   """
   if name == "digits":
     return _digits(split)
   if not _NAME.fullmatch(name):
     raise InputError(
-      f"data.name={name!r} is no name of a set: allowed are 'digits' and TensorFlow Datasets' "
+      f"data.name={name!r} is not the name of a set: allowed are 'digits' and TensorFlow Datasets' "
       "name, name/config or name:1.2.3"
     )
   root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
@@ -120,31 +120,31 @@ def from_arrays(
   split: str = "train",
   channel_axis: ChannelAxis = layout.AUTO,
 ) -> Dataset:
-  """A data set of the user's own arrays, checked, with the channels last.
+  """A data set from arrays, validated, with the channels last.
 
   Args:
     images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; uint8 in [0, 255], or floats
       in [0, 1], which become float32.
     labels: [N], integers in [0, num_classes).
     num_classes: None takes the largest label + 1.
-    name: what to call the set.
-    split: what to call the split.
+    name: of the set.
+    split: of the split.
     channel_axis: of one image, 0 for [C, H, W]; "auto" guesses it from the shape
       (`robust_opt.layout.resolve`). Not used for [N, H, W].
 
   Returns:
-    The data set, images [N, H, W, C]; its arrays may share memory with those given.
+    The data set, images [N, H, W, C]; its arrays may share memory with the arguments.
 
   Raises:
-    InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels
-      that are no integers or outside the range, images and labels of different number.
+    InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels that
+      are not integers or outside the range, or different numbers of images and labels.
   """
-  given, y = _as_array("images", images), _as_array("labels", labels)
-  axis = None if given.ndim == 3 else layout.resolve(channel_axis, given.shape[1:])
-  x = layout.to_last(given, axis)
+  array, y = _as_array("images", images), _as_array("labels", labels)
+  axis = None if array.ndim == 3 else layout.resolve(channel_axis, array.shape[1:])
+  x = layout.to_last(array, axis)
   if x.ndim != 4 or x.size == 0:
     raise InputError(
-      f"images has shape {list(given.shape)}: allowed is [N, H, W, C], [N, C, H, W] or [N, H, W] "
+      f"images has shape {list(array.shape)}: allowed is [N, H, W, C], [N, C, H, W] or [N, H, W] "
       "with at least one image and one pixel"
     )
   if y.shape != x.shape[:1]:
@@ -157,13 +157,12 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
 
   Args:
     dataset: the N examples to split.
-    fraction: the part to hold out, in [0, 1); round(fraction * N) examples. 0 holds out none:
-      the second data set then has arrays of length 0.
+    fraction: of the examples to hold out, in [0, 1), rounded to round(fraction * N) examples. With
+      0 the second data set has arrays of length 0.
     seed: 0, 1, ...; the same seed holds out the same examples.
 
   Returns:
-    (rest, held out): together they are `dataset`, each in its order. The second is called
-    'holdout'.
+    (rest, held out), both in the order of `dataset`. The split of the second is 'holdout'.
 
   Raises:
     InputError: fraction or seed outside their range, or a fraction above 0 that leaves one of
@@ -184,17 +183,17 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
 
 
 def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Dataset:
-  """The same set with only so many labels, equally many of every class.
+  """The same set with only `count` labels, the same number for every class.
 
   Args:
-    dataset: all labelled.
-    count: labels in all, a multiple of the classes.
+    dataset: with all labels.
+    count: the number of labels, a multiple of the number of classes.
     seed: 0, 1, ...; the same seed chooses the same examples.
-    keep_others: whether the others stay, with the label -1. The labelled are then repeated until
-      they are at least a quarter of the set: a batch of 64 without any is one in 10^8.
+    keep_others: whether to keep the other examples, with the label -1. The labeled ones are then
+      repeated until they are at least a quarter of the set: one batch of 64 in 10^8 has none.
 
   Raises:
-    InputError: count is no multiple of the classes, or a class has not as many examples.
+    InputError: count is not a multiple of the classes, or a class has too few examples.
   """
   each, rest = divmod(count, dataset.num_classes)
   rarest = int(np.bincount(dataset.labels, minlength=dataset.num_classes).min())
@@ -204,18 +203,18 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
       f"{rarest} of each"
     )
   order = _random_order(len(dataset.labels), seed)
-  chosen = np.zeros(len(order), bool)
+  kept = np.zeros(len(order), bool)
   for label in range(dataset.num_classes):
-    chosen[order[dataset.labels[order] == label][:each]] = True
-  labelled = _select(dataset, chosen, dataset.split)
+    kept[order[dataset.labels[order] == label][:each]] = True
+  labeled = _select(dataset, kept, dataset.split)
   if not keep_others:
-    return labelled
-  others = dataset.images[~chosen]
+    return labeled
+  others = dataset.images[~kept]
   times = max(1, -(-len(others) // (3 * count)))
   unknown = np.full(len(others), -1, np.int32)
   return dataset._replace(
-    images=np.concatenate([np.tile(labelled.images, (times, 1, 1, 1)), others]),
-    labels=np.concatenate([np.tile(labelled.labels, times), unknown]),
+    images=np.concatenate([np.tile(labeled.images, (times, 1, 1, 1)), others]),
+    labels=np.concatenate([np.tile(labeled.labels, times), unknown]),
   )
 
 
@@ -243,7 +242,7 @@ def _as_array(what: str, value: Any) -> np.ndarray:
   try:
     return np.asarray(value)
   except (TypeError, ValueError) as error:
-    raise InputError(f"{what} is no array of numbers ({tfds.first_line(error)})") from error
+    raise InputError(f"{what} is not an array of numbers ({tfds.first_line(error)})") from error
 
 
 def _checked_pixels(images: np.ndarray) -> np.ndarray:
@@ -273,10 +272,9 @@ def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
 
 
 def _random_order(num_examples: int, seed: int) -> np.ndarray:
-  """A permutation of range(num_examples) that no version of NumPy changes.
+  """A permutation of range(num_examples) that does not depend on the version of NumPy.
 
-  NumPy promises to keep the raw numbers of a bit generator, but not what `permutation` makes of
-  them.
+  NumPy guarantees the raw numbers of a bit generator, but not the result of `permutation`.
   """
   if seed < 0:
     raise InputError(f"seed={seed!r} is not allowed: 0, 1, ... are")
@@ -287,7 +285,7 @@ def _digits(split: str) -> Dataset:
   """scikit-learn's digits: 1,437 to train and 360 to test, images uint8 [N, 8, 8, 1].
 
   The split is fixed and stratified: within each class the scans are put in a random order (seed
-  _DIGITS_SEED), and the test split takes the same first part of every class, to within one scan.
+  _DIGITS_SEED), and the test split takes the same fraction of every class, up to one scan.
   Both splits keep scikit-learn's order. Pixels 0 .. 16 become round(v * 255 / 16).
   """
   if split not in ("train", "test"):
@@ -297,20 +295,20 @@ def _digits(split: str) -> Dataset:
 
   scans = load_digits()
   labels = scans.target
-  place = np.empty(len(labels))  # of each scan within its class, in (0, 1)
+  rank = np.empty(len(labels))  # of each scan within its class, in (0, 1)
   order = _random_order(len(labels), _DIGITS_SEED)
   for label in range(10):
     members = order[labels[order] == label]
-    place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    rank[members] = (np.arange(len(members)) + 0.5) / len(members)
   is_test = np.zeros(len(labels), bool)
-  is_test[np.argsort(place, kind="stable")[:_DIGITS_TEST]] = True
+  is_test[np.argsort(rank, kind="stable")[:_DIGITS_TEST]] = True
   images = np.round(scans.images * (255 / 16)).astype(np.uint8)
-  chosen = is_test if split == "test" else ~is_test
-  return from_arrays(images[chosen], labels[chosen], 10, "digits", split)
+  selected = is_test if split == "test" else ~is_test
+  return from_arrays(images[selected], labels[selected], 10, "digits", split)
 
 
 def _data_root(data_dir: str | None) -> Path:
-  """Where prepared sets lie; TFDS's own default is found without importing it."""
+  """The folder of prepared sets; TFDS's default is determined without importing it."""
   if not data_dir:
     default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
     return Path(os.path.expanduser(default))
@@ -347,7 +345,7 @@ def _cache_root(cache_dir: str | None) -> Path:
 
 
 def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
-  """The file for a split from one source: an Archive, or a prepared folder as it is now."""
+  """The cache file of a split from an Archive, or a prepared folder in its current state."""
   if isinstance(source, Path):
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir())
     version: Any = [str(source.resolve()), files]
@@ -359,11 +357,11 @@ def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
 
 
 def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
-  """The cached split, or None if there is none or if it is not what was written."""
+  """The cached split, or None if it is missing or damaged."""
   if not path.exists():
     return None
   try:
-    # Opened here, because np.load does not close a file that is no archive.
+    # Opened here, because np.load does not close a file that is not an archive.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
       num_classes, written = int(stored["num_classes"]), str(stored["fingerprint"])
       dataset = Dataset(stored["images"], stored["labels"], num_classes, name, split)
@@ -376,7 +374,7 @@ def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
-  """Writes the cache so that at every moment it is whole or absent, whoever else writes it."""
+  """Writes the cache atomically."""
   try:
     with atomic_write(path) as file:
       np.savez(
@@ -388,4 +386,4 @@ def _write_cache(path: Path, dataset: Dataset) -> None:
       )
   except WriteError as error:
     reason = error.__cause__
-    logging.warning("The cache %s cannot be written (%s): going on without it.", path, reason)
+    logging.warning("The cache %s cannot be written (%s); nothing is cached.", path, reason)

@@ -1,9 +1,9 @@
 """Sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow. Use `data.load`.
 
-TFDS reads a prepared set without TensorFlow (`prepared_folder`, `read_prepared`) but prepares one
-only with it (`with_tensorflow`). For the sets of ARCHIVES `from_archives` does both: the addresses
-and the checksums are TFDS's own, and so is the download manager; the standard library unpacks. The
-arrays equal, element for element, those of the set that TFDS's builder would have prepared.
+TFDS reads a prepared set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it for
+the preparation (`with_tensorflow`). The sets of ARCHIVES need no preparation: `from_archives` uses
+the URLs, checksums and download manager of TFDS and unpacks with the standard library. The arrays
+equal, element for element, those of the set that TFDS's builder would have prepared.
 
 TFDS's order: the builder numbers the examples 0, 1, ... as the archive lists them and sorts them by
 the MD5 of the split's name followed by that number. (Seen on the prepared CIFAR-10, whose ids
@@ -34,8 +34,8 @@ from robust_opt.errors import InputError
 
 _CHUNK = 5_000  # records that TFDS decodes in one call
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_TIMEOUT_S = 5.0  # to find out whether a host answers; TFDS itself would retry for 200 s
-_UNAVAILABLE = (500, 502, 503, 504)  # the answers on which TFDS retries for as long
+_TIMEOUT_S = 5.0  # of the check that a host responds; TFDS itself would retry for 200 s
+_UNAVAILABLE = (500, 502, 503, 504)  # the status codes on which TFDS retries
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError)
 
 
@@ -62,9 +62,9 @@ def prepared_folder(root: Path, name: str) -> Path | None:
 
 def _prepared_versions(folder: Path) -> list[Path]:
   """Subfolders of finished preparations, oldest version first."""
-  found = [p for p in _subfolders(folder) if _VERSION.fullmatch(p.name)]
-  found = [p for p in found if (p / "dataset_info.json").exists()]
-  return sorted(found, key=lambda p: [int(number) for number in p.name.split(".")])
+  versions = [p for p in _subfolders(folder) if _VERSION.fullmatch(p.name)]
+  versions = [p for p in versions if (p / "dataset_info.json").exists()]
+  return sorted(versions, key=lambda p: [int(number) for number in p.name.split(".")])
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -92,7 +92,7 @@ def read_prepared(folder: Path, name: str, split: str) -> Arrays:
 
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
-  """Turns whatever TFDS and array_record raise on files they cannot read into an InputError."""
+  """Turns all errors of TFDS and array_record on unreadable files into an InputError."""
   try:
     yield
   except InputError:
@@ -112,11 +112,11 @@ def _feature_keys(info: Any, name: str) -> tuple[str, str]:
   features = dict(info.features.items())
   candidates: list[tuple[Any, ...]] = [("image", "label"), info.supervised_keys or ()]
   for keys in candidates:
-    found = [features.get(key) for key in keys if isinstance(key, str)]
-    if [type(feature) for feature in found] == [kinds.Image, kinds.ClassLabel]:
+    pair = [features.get(key) for key in keys if isinstance(key, str)]
+    if [type(feature) for feature in pair] == [kinds.Image, kinds.ClassLabel]:
       return keys[0], keys[1]
   raise InputError(
-    f"data.name={name!r} is no image-classification set: it has {', '.join(features)}, and one "
+    f"data.name={name!r} is not an image-classification set: it has {', '.join(features)}, and one "
     "Image and one ClassLabel are needed"
   )
 
@@ -152,7 +152,7 @@ def _unpack_idx(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
 def _read_idx(path: Path, rank: int) -> np.ndarray:
   content = gzip.decompress(path.read_bytes())
   start = 4 + 4 * rank
-  if content[:4] != bytes([0, 0, 8, rank]):  # 8 stands for unsigned bytes
+  if content[:4] != bytes([0, 0, 8, rank]):  # 8: unsigned bytes
     raise ValueError(f"the header {content[:4]!r} is not IDX of rank {rank}")
   shape = np.frombuffer(content[4:start], ">u4").astype(int)
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
@@ -174,12 +174,12 @@ def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarr
 
 
 class Archive(NamedTuple):
-  """What a set's maker publishes.
+  """The original files of a set.
 
   Attributes:
     version: TFDS's version of the set whose content and order the arrays have.
     num_classes: the labels are 0 .. num_classes - 1.
-    files: split -> names of the files it is unpacked from, as the addresses end.
+    files: split -> names of its files, the last parts of their URLs.
     unpack: (those files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
   """
 
@@ -202,20 +202,20 @@ ARCHIVES = {
 
 
 def find_archive(name: str) -> Archive | None:
-  """The archive of 'name' or 'name:version', if there is one of that version."""
+  """The archive of 'name' or 'name:version', or None."""
   base, _, version = name.partition(":")
   archive = ARCHIVES.get(base)
   return archive if archive and version in ("", archive.version) else None
 
 
 def from_archives(name: str, split: str, downloads: Path) -> Arrays:
-  """Downloads one of ARCHIVES, unless its files lie intact in `downloads`, and unpacks a split.
+  """Downloads one of ARCHIVES, unless its files are intact in `downloads`, and unpacks a split.
 
   Args:
-    name: a name for which `find_archive` finds one.
+    name: a name of ARCHIVES.
     split: 'train' or 'test'.
-    downloads: folder in which the files stay for the next time; where it cannot be written, a
-      temporary one serves (with a warning).
+    downloads: the folder of the files; if it cannot be written, a temporary one is used, with a
+      warning.
 
   Raises:
     InputError: no such split, no network, no such file, a wrong checksum, a damaged archive.
@@ -237,7 +237,7 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
 
 
 def tfds_order(split: str, num_examples: int) -> list[int]:
-  """TFDS's order: at place i stands the example that the archive lists at place `order[i]`."""
+  """TFDS's order: example i of the set is example order[i] of the archive."""
   salt = hashlib.md5(split.encode(), usedforsecurity=False)
 
   def rank(number: int) -> bytes:
@@ -252,7 +252,7 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
   """Lets TFDS prepare any set under `data_dir` as array_record, which needs TensorFlow.
 
   Raises:
-    InputError: no set is called so, TensorFlow is missing, no network, or the builder fails.
+    InputError: an unknown name, TensorFlow is missing, no network, or the builder fails.
   """
   _check_known(name)
   if importlib.util.find_spec("tensorflow") is None:
@@ -267,7 +267,7 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
   try:
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
-  except Exception as error:  # builders fail in their own ways: all of them are for the user
+  except Exception as error:  # whatever the builder raises
     raise InputError(
       f"data.name={name!r} cannot be prepared by TensorFlow Datasets under "
       f"data.data_dir={str(data_dir)!r}: {first_line(error)}"
@@ -275,7 +275,7 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
 
 
 def import_tfds() -> Any:
-  """The package tensorflow_datasets, imported when needed: that takes a second or more."""
+  """The package tensorflow_datasets, imported lazily since that takes a second or more."""
   extras.require("data", "tensorflow_datasets", "array_record", "importlib_resources", "PIL")
   with warnings.catch_warnings():  # deprecations within its dependencies
     warnings.simplefilter("ignore")
@@ -289,12 +289,12 @@ def url_infos(name: str) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of an error's message, for a one-sentence message of our own."""
+  """The first line of an error's message."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def no_such_split(name: str, split: str, splits: Any) -> InputError:
-  """The error for a split that the set does not have; the message lists those it has."""
+  """The error for an unknown split, with the existing ones."""
   return InputError(f"data.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
 
 
@@ -309,7 +309,7 @@ def _check_known(name: str) -> None:
   if base in known:
     return
   near = get_close_matches(base.lower(), [*known, "digits"], n=3)
-  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelt as in TFDS's catalogue?"
+  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelled as in the TFDS catalog?"
   raise InputError(
     f"data.name={name!r} is neither 'digits' nor prepared under data.data_dir nor known to "
     f"TensorFlow Datasets: {hint}"
@@ -334,31 +334,31 @@ def _download(name: str, url: str, info: Any, path: Path) -> None:
   """Downloads `url` to `path`, which exists only once the file is whole and verified."""
   download = import_tfds().download
   try:
-    # What is interrupted stays in a folder that nobody reads.
+    # An interrupted download stays in a folder that is never read.
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as incoming:
       manager = download.DownloadManager(
         download_dir=incoming, url_infos={url: info}, force_checksums_validation=True
       )
       os.replace(manager.download(url), path)
   except download.download_manager.NonMatchingChecksumError as error:
-    why = f"what {url} holds differs from the checksum that TFDS registers"
+    why = f"the content of {url} differs from the checksum that TFDS registers"
     raise _undownloadable(name, why) from error
   except (download.DownloadError, OSError) as error:  # OSError: requests' errors, a full disk
     raise _undownloadable(name, first_line(error).rstrip(":. ")) from error
 
 
 def _check_reachable(name: str, url: str) -> None:
-  """Raises InputError unless the host of `url` answers within seconds (proxies are honoured)."""
+  """Raises InputError unless the host of `url` responds within seconds (proxies are honored)."""
   extras.require("data", "requests")
   import requests
 
   host = urlsplit(url).netloc
   try:
-    answer = requests.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
+    response = requests.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
   except requests.RequestException as error:
     raise _undownloadable(name, f"{host} cannot be reached ({type(error).__name__})") from error
-  if answer.status_code in _UNAVAILABLE:
-    raise _undownloadable(name, f"{host} answers with HTTP code {answer.status_code}")
+  if response.status_code in _UNAVAILABLE:
+    raise _undownloadable(name, f"{host} responds with HTTP code {response.status_code}")
 
 
 def _undownloadable(name: str, why: str) -> InputError:
@@ -378,7 +378,7 @@ def _sha256(path: Path) -> str | None:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[Path]:
-  """Yields `folder`, made if need be, or a temporary one where that cannot be written."""
+  """Yields `folder`, created if needed, or a temporary one if it cannot be written."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()

@@ -93,7 +93,7 @@ GOOD = np.zeros((2, 3, 4, 1), np.uint8)
     (GOOD + 255.0, [0, 1], None, "pixels from 255.0 to 255.0"),
     (GOOD + NAN, [0, 1], None, "pixels from nan"),
     (GOOD + np.inf, [0, 1], None, "pixels from inf"),
-    ([[1], [2, 3]], [0, 1], None, "images is no array"),
+    ([[1], [2, 3]], [0, 1], None, "images is not an array"),
     (GOOD, [0], None, r"labels has shape \[1\]: allowed is \[2\]"),
     (GOOD, [[0, 1]], None, r"labels has shape \[1, 2\]"),
     (GOOD, [0.0, 1.0], None, "labels has type float64"),
@@ -238,8 +238,8 @@ def test_digits_split_is_fixed():
   ("name", "split", "message"),
   [
     ("digits", "validation", "'digits' has no split 'validation': it has train, test"),
-    ("../secret", "train", "data.name='../secret' is no name"),
-    ("", "train", "data.name='' is no name"),
+    ("../secret", "train", "data.name='../secret' is not the name"),
+    ("", "train", "data.name='' is not the name"),
   ],
 )
 def test_load_refuses(name, split, message):

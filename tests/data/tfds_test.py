@@ -250,7 +250,7 @@ def test_host_in_trouble(host, places):
   def mend():
     host.server.head_answer = None
 
-  fails_then_works(host, places, "answers with HTTP code 503", mend)
+  fails_then_works(host, places, "responds with HTTP code 503", mend)
 
 
 def test_a_host_that_refuses_to_be_asked_is_still_tried(host, places):
@@ -353,7 +353,7 @@ def test_download_off(places):
     ("mnits", "did you mean .*mnist"),
     ("CIFAR10", "did you mean cifar10"),
     ("digit", "did you mean digits"),
-    ("qqqqqqqqq", "is it spelt"),
+    ("qqqqqqqqq", "is it spelled"),
   ],
 )
 def test_unknown_names(name, message, places):
@@ -449,7 +449,7 @@ def test_prepared_sets_are_read_in_the_order_of_tfds_writer(name, tiny_root, tmp
   [
     ("tiny_supervised", "test", "has no split 'test': it has train, validation"),
     ("tiny_uneven", "train", r"different shapes, \[4, 5, 1\] and \[4, 6, 1\]"),
-    ("tiny_bare", "train", "is no image-classification set: it has .*scan"),
+    ("tiny_bare", "train", "is not an image-classification set: it has .*scan"),
   ],
 )
 def test_prepared_sets_that_do_not_fit(name, split, message, tiny_root, tmp_path):
