@@ -1,11 +1,11 @@
-"""Files that are whole or absent: written beside their place, flushed, then renamed into it.
+"""Atomic writes: to a temporary file in the same folder, flushed, then renamed.
 
   write_json(path, value)
   write_sealed(path, {"images": images, "net": sha256})   # .npz: arrays and a SHA-256 of them
-  with read_sealed(path, "collection") as arrays:         # as they were written, or InputError
+  with read_sealed(path, "collection") as arrays:         # unchanged, or an InputError
     ...
 
-A write that is killed leaves what was there before, and a `.part` that `leftovers` finds.
+A killed write leaves the old file, and a `.part` file that `leftovers` lists.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from robust_opt.errors import InputError, WriteError
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-  """A binary file that appears at `path` when the block ends well, and not at all otherwise.
+  """A binary file that replaces `path` if the block succeeds.
 
   Raises:
-    WriteError: it could not be written; what was at `path` before is there still.
+    WriteError: it could not be written; `path` is unchanged.
   """
   with name_in_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-  """Turns an OSError into a WriteError: a full disk raises one that does not name the file."""
+  """Turns an OSError into a WriteError that names the file."""
   try:
     yield
   except WriteError:
@@ -69,8 +69,8 @@ def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
   The same arrays give the same bytes.
 
   Args:
-    path: where to, ending in .npz.
-    arrays: what numpy.asarray takes, of numbers or strings, by names other than "sha256".
+    path: the .npz file to write.
+    arrays: of numbers or strings, by names other than "sha256".
 
   Raises:
     WriteError: it could not be written.
@@ -86,15 +86,15 @@ def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
-  """The arrays of a file of `write_sealed`, by name; the block takes from them what it needs.
+  """The arrays of a file of `write_sealed`, by name.
 
   Args:
     path: of the file.
-    kind: what the file should be, for the sentence of the error.
+    kind: of the file, for the error message.
 
   Raises:
-    InputError: the file is absent, damaged or changed, or the block fails, as it does on the
-      arrays of another kind of file.
+    InputError: the file is absent, damaged or changed, or the block fails, as for another kind of
+      file.
   """
   try:
     # Opened here: np.load leaves a damaged archive open.
@@ -109,7 +109,7 @@ def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
 
 
 def leftovers(directory: Path) -> list[Path]:
-  """What atomic writes that were killed have left in a directory."""
+  """The temporary files of killed atomic writes in a directory."""
   return sorted(directory.glob(".*.part"))
 
 

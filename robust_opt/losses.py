@@ -3,9 +3,8 @@
   loss = losses.cross_entropy(logits, labels)        # [B]
 
 Logits are unnormalized (not the outputs of a softmax), C >= 2. Every loss increases as the label's
-logit falls behind, so an adversary ascends it. `one_vs_all` and `independent` are for nets that
-predict the presence of every class separately, and allow C = 1; `probabilities` covers nets of all
-kinds.
+logit decreases, so an adversary maximizes it. `one_vs_all` and `independent` are for nets that
+predict the presence of every class separately, and allow C = 1; `probabilities` is for all of them.
 
 Every loss returns the type of the logits, which may be any floating type; bfloat16 and float16 are
 computed in float32 and rounded at the end. Integer logits raise an InputError.
@@ -15,11 +14,10 @@ computed in float32 and rounded at the end. Integer logits raise an InputError.
 |  a label outside [0, C)                      |  NaN            |  NaN              |
 |  NaN logits                                  |  NaN            |  NaN              |
 |  all logits equal                            |  log C          |  0                |
-|  a label that wins by more than 87 (float32) |  0, flat        |  margin is never  |
+|  a label that wins by more than 87 (float32) |  0, flat        |  margin not flat  |
 
-The cross-entropy and its gradient keep their relative precision however confident the net is, and
-do not change when a number is added to all logits of an example: [0, z] is as good as
-[-z / 2, z / 2].
+The cross-entropy and its gradient keep their relative precision for confident nets, and do not
+change when a number is added to all logits of an example: [0, z] is equivalent to [-z / 2, z / 2].
 """
 
 import chex
@@ -51,7 +49,7 @@ def log_softmax(logits: Array) -> Array:
     z_k - z_m - log1p(sum over j != m of exp(z_j - z_m)),   m the largest logit
 
   The usual form adds exp(0) = 1 to the sum, so that the gradient at the largest class, 1 - p, is 0
-  in float32 as soon as the others have less than 6e-8 together. A logit of -inf means an impossible
+  in float32 once the others sum to less than 6e-8. A logit of -inf means an impossible
   class.
   """
   is_top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
@@ -113,7 +111,7 @@ def independent(log_p: Array, labels: Array) -> Array:
   return jnp.where(valid, jnp.sum(present + absent, axis=-1), jnp.nan)
 
 
-# The loss that a net is trained with -> the kind of its outputs, as `probabilities` takes it.
+# The training loss -> the kind of the outputs, for `probabilities`.
 KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rbf"}
 
 
@@ -160,7 +158,7 @@ def dlr(logits: Array, labels: Array) -> Array:
 
     (max over j != y of z_j - z_y) / (z_(1) - z_(3)),   z_(k) the k-th largest logit
 
-  With two classes there is no third: the margin itself. Source: Croce and Hein 2020 (arXiv
+  With two classes it is the margin itself. Source: Croce and Hein 2020 (arXiv
   2003.01690), equation 6.
 
   Args:
@@ -210,7 +208,7 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
 @computed_wide
 def kl_divergence(logits: Array, reference: Array) -> Array:
-  """KL(softmax(reference) || softmax(logits)), which needs no label.
+  """KL(softmax(reference) || softmax(logits)), [B], without labels.
 
   A class of probability 0 in the reference (a logit of -inf, say) contributes 0. Source: Miyato et
   al. 2015 (arXiv 1507.00677), equation 1.
@@ -253,7 +251,7 @@ def _entry(logits: Array, labels: Array) -> Array:
 
 
 def _is_label(logits: Array, labels: Array) -> Array:
-  """[B, C] bool: True at the label, nowhere for a label that does not exist."""
+  """[B, C] bool: True at the label; False everywhere for a label that does not exist."""
   chex.assert_rank([logits, labels], [2, 1])
   return jnp.arange(logits.shape[-1]) == labels[:, None]
 
@@ -266,5 +264,5 @@ def _log_of_rest(log_p: Array) -> Array:
 
 
 def _ratio(a: Array, b: Array) -> Array:
-  """a / b; a where b is 0 (then the logits are equal and a is 0 too)."""
+  """a / b; a where b is 0 (then the logits are equal and a is also 0)."""
   return a / jnp.where(b == 0, 1.0, b)
