@@ -66,11 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
   """Writes an .npz that needs no pickle and holds the SHA-256 of its arrays, atomically.
 
-  The same arrays give the same bytes.
-
-  Args:
-    path: the .npz file to write.
-    arrays: of numbers or strings, by names other than "sha256".
+  The same arrays, of numbers or strings and by names other than "sha256", give the same bytes.
 
   Raises:
     WriteError: it could not be written.
@@ -86,11 +82,7 @@ def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
-  """The arrays of a file of `write_sealed`, by name.
-
-  Args:
-    path: of the file.
-    kind: of the file, for the error message.
+  """The arrays of a file of `write_sealed`, by name; `kind` names the file in error messages.
 
   Raises:
     InputError: the file is absent, damaged or changed, or the block fails, as for another kind of

@@ -1,7 +1,4 @@
-"""Random keys from callers: one key or one per example, of jax.random.key or jax.random.PRNGKey.
-
-keys = per_example(key, len(x))
-"""
+"""Random keys from callers: one key or one per example, of jax.random.key or jax.random.PRNGKey."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Losses per example, (logits [B, C], labels [B]) -> [B], not averaged.
+"""Losses per example, (logits [B, C], integer labels [B]) -> [B], not averaged.
 
   loss = losses.cross_entropy(logits, labels)        # [B]
 
@@ -61,12 +61,7 @@ def log_softmax(logits: Array) -> Array:
 
 @computed_wide
 def cross_entropy(logits: Array, labels: Array) -> Array:
-  """-log softmax(logits)[label].
-
-  Args:
-    logits: [B, C], C >= 2, unnormalized. A label outside [0, C) gives NaN.
-    labels: [B], integers.
-  """
+  """-log softmax(logits)[label]."""
   chex.assert_rank([logits, labels], [2, 1])
   check_classes(logits)
   return -_entry(log_softmax(logits), labels)
@@ -141,10 +136,6 @@ def margin(logits: Array, labels: Array) -> Array:
 
   Its gradient does not vanish where the cross-entropy of a confident net is flat. Source: Carlini
   and Wagner 2017 (arXiv 1608.04644), f_6 with the opposite sign and without its floor.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
   """
   check_classes(logits)
   is_label = _is_label(logits, labels)
@@ -160,10 +151,6 @@ def dlr(logits: Array, labels: Array) -> Array:
 
   With two classes it is the margin itself. Source: Croce and Hein 2020 (arXiv
   2003.01690), equation 6.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
   """
   difference = margin(logits, labels)
   if logits.shape[-1] < 3:
@@ -174,29 +161,17 @@ def dlr(logits: Array, labels: Array) -> Array:
 
 @computed_wide
 def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
-  """z_t - z_y: > 0 where the target beats the label.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
-    targets: [B], integers.
-  """
+  """z_t - z_y, for targets [B]: > 0 where the target beats the label."""
   check_classes(logits)
   return _entry(logits, targets) - _entry(logits, labels)
 
 
 @computed_wide
 def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
-  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) for targets [B].
 
-  With three classes z_(4) is z_(3); with two the denominator is 1.
-
-  Source: Croce and Hein 2020 (arXiv 2003.01690), equation 7.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
-    targets: [B], integers.
+  With three classes z_(4) is z_(3); with two the denominator is 1. Source: Croce and Hein 2020
+  (arXiv 2003.01690), equation 7.
   """
   difference = targeted_margin(logits, labels, targets)
   if logits.shape[-1] < 3:
@@ -232,11 +207,7 @@ def correct(logits: Array, labels: Array) -> Array:
 
 
 def predicted(logits: Array) -> Array:
-  """The class of the largest logit, [B] int32; -1 where a logit is inf or NaN.
-
-  Args:
-    logits: [B, C], C >= 2.
-  """
+  """The class of the largest logit, [B] int32; -1 where a logit is inf or NaN."""
   check_classes(logits)
   finite = jnp.all(jnp.isfinite(logits), axis=-1)
   return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)

@@ -61,13 +61,7 @@ def closest_hyperplane(
 
   w = 0 and gap = 0 where no rival has a finite nonzero gradient. The gradients are computed for one
   rival at a time and only the closest is kept, so memory does not grow with the number of classes.
-
-  Args:
-    u: whose norm measures distance.
-    logits_fn: x [B, *S] -> [B, C].
-    points: [B, *S].
-    y: labels [B].
-    rivals: [K, B], the classes to consider.
+  The points are [B, *S], the labels y [B] and the classes to consider, rivals, [K, B].
   """
   logits, pullback = jax.vjp(logits_fn, points)
   labels = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)

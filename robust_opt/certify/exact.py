@@ -65,10 +65,7 @@ def linear_distance(weights: Array, bias: Array, x: Array, y: Array, ball: type[
   2016 (arXiv 1511.04599), section 3, and Hoelder's inequality for the other norms.
 
   Args:
-    weights: [n, C].
-    bias: [C].
-    x: [B, *S] with n entries per example.
-    y: [B], integers; a label outside [0, C) gives NaN.
+    weights, bias, x, y: as for linear_margin.
     ball: the class ro.LInf, ro.L2 or ro.L1, for its norm.
 
   Returns:

@@ -65,10 +65,7 @@ def inverted(
   z acquires the features of x that the network represents: robust features with a robust network,
   hardly anything visible with a standard one. Source: section 3.1, equation 6.
 
-  Args:
-    features_fn: g, each example independently.
-    x, start: [B, *S], in [0, 1].
-    settings: num_steps and step; the radius is not used.
+  features_fn is g; x and start are [B, *S] in [0, 1]. The radius of the settings is not used.
   """
   target = jax.lax.stop_gradient(features_fn(x))
 
@@ -88,13 +85,7 @@ def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = 
 
     minimize over |x' - x|_2 <= radius the cross-entropy J(x', target) by PGD from x
 
-  Source: section 3.2, equation 7.
-
-  Args:
-    logits_fn: the network.
-    x: [B, *S], in [0, 1].
-    targets: [B].
-    settings: radius and steps.
+  Source: section 3.2, equation 7. x is [B, *S] in [0, 1], targets [B].
   """
 
   def value_fn(x: Array) -> Array:

@@ -156,7 +156,7 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
   """Splits off a part of a data set, at random but the same on every machine.
 
   Args:
-    dataset: the N examples to split.
+    dataset: N examples.
     fraction: of the examples to hold out, in [0, 1), rounded to round(fraction * N) examples. With
       0 the second data set has arrays of length 0.
     seed: 0, 1, ...; the same seed holds out the same examples.

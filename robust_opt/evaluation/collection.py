@@ -81,11 +81,7 @@ def make_ascend(
 ) -> Callable[[Params, ModelState, Ball, np.ndarray, np.ndarray], np.ndarray]:
   """(params, model_state, u, x [N, *S], y [N]) -> delta [N, *S] on the host.
 
-  Args:
-    apply: the model, used in evaluation mode.
-    objective: defines the value that the attack maximizes.
-    make_attack: u -> attack without a random start; called under trace.
-    batch_size: affects speed and memory, not the result.
+  Arguments as for `make_evaluate`, but make_attack takes a ball and must not start at random.
   """
 
   @jax.jit
@@ -164,12 +160,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def relative_norms(collection: Collection, images: np.ndarray) -> np.ndarray:
-  """|image - source| / radius of each example in its norm, [M], computed in float64.
-
-  Args:
-    collection: M examples.
-    images: [N, *S], the test set.
-  """
+  """|image - source| / radius of each example in its norm, [M] float64; images: the test set."""
   delta = collection.images.astype(np.float64) - pixels(images)[collection.source_ids]
   norms = np.select(
     [collection.norms == name for name in BALLS],
@@ -199,12 +190,7 @@ def verify(
 ) -> None:
   """Checks a collection against its network and test set.
 
-  Args:
-    collection: from `load`.
-    logits_of: the network in evaluation mode.
-    images: [N, *S], the test set.
-    labels: [N].
-    net: SHA-256 of the network.
+  Arguments as for `collect`.
 
   Raises:
     InputError: it belongs to another network or test set, a perturbation exceeds its radius by more

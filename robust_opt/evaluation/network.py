@@ -175,10 +175,7 @@ def constants(jaxpr: core.ClosedJaxpr) -> Iterator[Array | np.ndarray]:
 def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndarray:
   """The logits of the first images, [min(N, 16), C], if the network is a pure function of them.
 
-  Args:
-    logits_fn: as the caller passed it.
-    net: from `as_argument`.
-    x: [N, *S].
+  `net` is logits_fn after `as_argument`; x is [N, *S].
 
   Raises:
     InputError: two calls of logits_fn give different logits, or the logits of the compiled network
@@ -193,12 +190,9 @@ def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndar
 
 
 def check_compiled(net: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
-  """Raises an InputError if the logits of the compiled network differ from a plain call's, [n, C].
+  """Raises an InputError if the logits of `as_argument`'s net differ from those of plain calls.
 
-  Args:
-    net: from `as_argument`.
-    x: [N, *S], of which the first n images are used.
-    reference: from `checked_logits`.
+  The reference [n, C], from `checked_logits`, is that of the first n of the images x [N, *S].
   """
   with jax.default_matmul_precision("highest"):
     logits = np.asarray(_compiled_logits(net, jnp.asarray(x[: len(reference)])))

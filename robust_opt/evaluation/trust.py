@@ -67,17 +67,13 @@ def report(
   black-box attack is Square. All radii share one compilation. If the net classifies nothing
   correctly, the checks of attacks are not measurable.
 
-  A random net is detected if two calls of logits_fn differ: noise drawn in Python or by a callback.
-  A function that closes over a fixed key gives the same output twice, and so does one that the
-  caller jitted while its noise was drawn in Python: here, as in the attacks, their noise is part of
-  a deterministic net.
+  A random net is detected if two calls of logits_fn differ, as for noise drawn in Python or by a
+  callback. Noise from a fixed key, or frozen by the caller's jit, counts as part of a deterministic
+  net, as in the attacks.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], differentiable, in evaluation mode; a
-      `jax.tree_util.Partial` passes its weights as arguments, so that nets of one architecture
-      share their compilations.
-    x: [N, *S], float pixels in [0, 1]; a few hundred are enough.
-    y: [N], integer labels in [0, C).
+    logits_fn, x, y: as for `robust_opt.autoattack`; a few hundred examples are enough. The net must
+      be differentiable.
     u: LInf, L2 or L1 with a finite box, as in the evaluation.
     seed: of all random numbers.
     batch_size: affects speed and memory.

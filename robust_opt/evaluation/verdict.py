@@ -139,12 +139,7 @@ def data_sha256(x: np.ndarray, y: np.ndarray) -> str:
 def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarray) -> None:
   """Writes the file; the same verdict gives the same bytes.
 
-  Args:
-    path: the .npz file to write.
-    verdict: with the images of all N examples.
-    claim: its subject.
-    x: [N, *S], the clean images.
-    y: [N], the labels.
+  The verdict has the images of all N examples; x [N, *S] are the clean images and y [N] the labels.
   """
   broken = np.flatnonzero(verdict.broken_by > 0)
   images = verdict.images[broken]
@@ -197,12 +192,8 @@ def verify(
 ) -> list[str]:
   """The false claims of a verdict, one sentence each; [] if all are true.
 
-  Args:
-    stored: from `load`.
-    logits_fn: the net, x [B, *S] -> logits [B, C].
-    x: [N, *S] float32, the clean images of the whole set.
-    y: [N], their labels.
-    net_sha256: of the net's arrays.
+  x [N, *S] float32 and y [N] are the images and labels of the whole set, net_sha256 is that of the
+  net's arrays.
   """
   claim = stored.claim
   problems = _shape_problems(stored, x)

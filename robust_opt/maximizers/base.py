@@ -243,12 +243,7 @@ def robustify(
 
 
 def check_attack(attack: object, scheduled: bool = False) -> None:
-  """Raises an InputError, with a hint, unless `attack` is an attack.
-
-  Args:
-    attack: the object to check.
-    scheduled: whether a ScheduledAttack is allowed.
-  """
+  """InputError with a hint unless `attack` is an attack, or a ScheduledAttack if `scheduled`."""
   if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
     return
   if isinstance(attack, UncertaintySet):

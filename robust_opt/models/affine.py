@@ -62,10 +62,7 @@ def inner_up(a: Array, b: Array, lost: Array | float = 0.0) -> Array:
 
     <a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>,   n entries
 
-  Args:
-    a: [B, *S].
-    b: [B, *S], or a shape that broadcasts to it.
-    lost: likewise, >= 0.
+  a is [B, *S]; b and lost >= 0 may broadcast to it.
   """
   relative = gamma(a[0].size + 6, a.dtype)
   return _sum(a * b) + _sum(jnp.abs(a) * (relative * jnp.abs(b) + (1 + relative) * lost))

@@ -22,12 +22,7 @@ def max_of_pieces(z: Array, pieces: int) -> Array:
 
   Source: Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
 
-  Args:
-    z: [*R, pieces * width]; piece p of unit u is entry p * width + u.
-    pieces: affine maps per unit.
-
-  Returns:
-    [*R, width].
+  z [*R, pieces * width] -> [*R, width]; piece p of unit u is entry p * width + u.
   """
   # Pieces before units: a maximum over a short last axis is several times slower on CPU.
   return jnp.max(z.reshape(*z.shape[:-1], pieces, -1), axis=-2)

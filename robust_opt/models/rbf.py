@@ -53,7 +53,7 @@ class DeepRBF(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    width: hidden units.
+    width: number of hidden units.
     mean, std: of the pixels, a number or one per channel.
   """
 

@@ -47,8 +47,7 @@ class patches:  # noqa: N801
   Call it with the shape of an example to get labels of that shape.
 
   Attributes:
-    side: in pixels, >= 1. Where it does not divide the length of an axis, the last patches along it
-      are smaller.
+    side: in pixels, >= 1; the last patches along an axis may be smaller.
     channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
       shape (`robust_opt.layout.resolve`).
 

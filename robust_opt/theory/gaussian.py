@@ -43,11 +43,7 @@ class RobustFit(NamedTuple):
 
 
 def robust_covariance(covariance: np.ndarray, multiplier: float) -> np.ndarray:
-  """Sigma_r at a multiplier lambda > 0, [n, n]; the true covariance Sigma* at inf.
-
-  Args:
-    covariance: Sigma*, [n, n], symmetric and positive definite.
-    multiplier: lambda.
+  """Sigma_r [n, n] of Sigma* [n, n] and a multiplier lambda > 0; Sigma* at inf.
 
   Raises:
     InputError: the covariance is not symmetric and positive definite, or lambda is not > 0.

@@ -57,13 +57,7 @@ def stages(net: nn.Module, params: Params) -> list[list[affine.Layer]]:
   """The layers of a net, split before every Dense and Conv but the first.
 
   SoftmaxRegression is one stage, DigitsCNN and MnistCNN are four.
-
-  Args:
-    net: with a list of layers, as for affine.layers_of.
-    params: its parameters, as from models.init.
-
-  Raises:
-    InputError: the net has no list of layers.
+  Arguments and errors as for affine.layers_of.
   """
   return affine.stages(affine.layers_of(net, params))
 
@@ -86,10 +80,6 @@ def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:
 
 def lift(x: Array, shapes: Sequence[Shape]) -> Array:
   """Images x [B, *S] -> (x, 0, ..., 0) [B, n], n the total size of the shapes.
-
-  Args:
-    x: [B, *S], of the first of the shapes.
-    shapes: from `shapes`.
 
   Raises:
     InputError: the images have another shape.
@@ -163,11 +153,7 @@ def layerwise(
 
 
 def lifted_step(step: TrainStep, shapes: Sequence[Shape]) -> TrainStep:
-  """Turns a step on lifted batches into a step on batches of images x [B, *S].
-
-  Args:
-    step: a train step of `lifted_apply`.
-    shapes: from `shapes`.
+  """Turns a train step of `lifted_apply` into a step on batches of images x [B, *S].
 
   Raises:
     InputError: from the step: the images have another shape.

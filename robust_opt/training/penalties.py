@@ -78,12 +78,7 @@ def operator_norm(layers_of: LayersOf, iterations: int = 8) -> Penalty:
 def largest_singular_value(layer: AffineLayer, shape: Sequence[int], iterations: int = 8) -> Array:
   """The operator norm of the linear part of a layer, [], differentiable: d|L| = <u, dL v>.
 
-  By the power method: a lower bound, tighter with more iterations.
-
-  Args:
-    layer: z -> L z + bias.
-    shape: *in, of one input.
-    iterations: of the power method.
+  By the power method: a lower bound, tighter with more iterations. `shape` is that of one input.
   """
   frozen = jax.lax.stop_gradient(layer)
   v = jax.random.normal(jax.random.key(0), (1, *shape))
@@ -108,9 +103,6 @@ def layer_jacobian(layers_of: LayersOf) -> Penalty:
   standard normal v; one v per example and layer gives an unbiased estimate for one backward pass.
   No gradient flows through the inputs h_(l - 1): the Jacobian of a piecewise linear layer does not
   depend on them almost everywhere.
-
-  Args:
-    layers_of: params -> layers.
   """
 
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:

@@ -99,8 +99,7 @@ def epsilon_sweep(logits_fn: LogitsFn, x: Array, direction: Array, epsilons: Arr
 
   Args:
     logits_fn: compiled once for all eps.
-    x: [B, *S].
-    direction: [B, *S].
+    x, direction: [B, *S].
     epsilons: [E], of either sign; in pixels if the largest entry of direction is one.
 
   Raises:
@@ -167,9 +166,7 @@ def plane(
 
   Args:
     logits_fn: the net.
-    x: [B, *S].
-    u: [B, *S], direction of a.
-    v: [B, *S], direction of b.
+    x, u, v: [B, *S].
     extent: [], largest a and b.
     resolution: R >= 2.
 
@@ -218,8 +215,7 @@ def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
   not clipped to the pixel box. Source: section 4, last paragraph, where g is the gradient.
 
   Args:
-    x: [B, *S].
-    g: [B, *S].
+    x, g: [B, *S].
     angle: [] or [B], in radians.
 
   Raises:

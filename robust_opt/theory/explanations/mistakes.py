@@ -50,12 +50,9 @@ class Confidence(NamedTuple):
 
 
 def agreement_on_mistakes(predicted_a: Array, predicted_b: Array, y: Array) -> Agreement:
-  """How often b makes the same mistake as a. Source: section 8, the paragraphs before the last.
+  """How often b makes the same mistake as a, the net that was attacked; all arguments are [B].
 
-  Args:
-    predicted_a: [B] classes, of the net that was attacked.
-    predicted_b: [B] classes.
-    y: [B], labels.
+  Source: section 8, the paragraphs before the last.
   """
   wrong = predicted_a != y
   both = wrong & (predicted_b != y)
@@ -121,10 +118,7 @@ def effective_weights(logits_fn: LogitsFn, x: Array) -> Array:
 
 
 def cosine_similarity(a: Array, b: Array) -> Array:
-  """Cosine of the angle between a and b per class, [C]; NaN where either is 0.
-
-  Args:
-    a, b: [C, *S], such as the `effective_weights` of two nets.
+  """Cosine of the angle between a and b [C, *S] per class, [C]; NaN where either is 0.
 
   Raises:
     InputError: b does not have the shape of a.
@@ -143,9 +137,7 @@ def cosine_similarity(a: Array, b: Array) -> Array:
 def confidence_on_mistakes(probabilities: Array, y: Array) -> Confidence:
   """The confidence on misclassified and on other examples. Source: section 4.
 
-  Args:
-    probabilities: [B, C]. Examples with probabilities that are not finite count as mistakes.
-    y: [B], labels.
+  Examples with probabilities [B, C] that are not finite count as mistakes.
   """
   right = losses.correct(probabilities, y)
   largest = jnp.max(probabilities, axis=-1)

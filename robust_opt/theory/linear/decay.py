@@ -47,10 +47,7 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
     decay:      mean softplus(-y (w'x + b)) + strength |w|_1
 
   Args:
-    w: [n].
-    b: [].
-    x: [N, n].
-    y: [N], -1 or 1.
+    w, b, x, y: as for counterparts.margin_loss.
     strength: []; for the adversary the radius of the l_inf ball, in the units of x.
     kind: one of KINDS.
 
@@ -111,11 +108,7 @@ def logistic_path(
 def errors(path: LogisticPath, x: Array, y: Array, radius: Array | float) -> Array:
   """The exact fraction of examples that are misclassified somewhere in the l_inf ball, [R].
 
-  Args:
-    path: from logistic_path.
-    x: [N, n].
-    y: [N], -1 or 1.
-    radius: []; 0 gives the clean error.
+  x is [N, n], y [N] is -1 or 1; radius 0 gives the clean error.
   """
   margins = y * (path.w @ x.T + path.b[:, None])
   reach = radius * jnp.sum(jnp.abs(path.w), axis=1, keepdims=True)

@@ -118,13 +118,7 @@ def svm(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
   For classes that no hyperplane separates it is the robust SVM, the minimum of total_hinge_loss.
   Its dual: max of sum_i a_i over 0 <= a <= 1, sum_i a_i y_i = 0, |sum_i a_i y_i x_i|_p <= c.
 
-  Args:
-    x: [N, n].
-    y: [N], -1 or 1, both present.
-    u: an LInf, L2 or L1 without a box, whose radius is the budget c > 0 that all examples share.
-
-  Raises:
-    InputError: as for margin.
+  The radius of u is the budget c > 0 that all examples share. Errors as for margin.
   """
   x, y = _labeled(x, y)
   p, q, budget = _geometry(u, "svm")
@@ -149,13 +143,7 @@ def squared(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
   Its dual: max of mean_i (-2 u_i y_i - a_i^2) over |u_i| <= a_i, sum_i u_i = 0 and
   |sum_i u_i x_i|_p <= r sum_i a_i.
 
-  Args:
-    x: [N, n].
-    y: [N].
-    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
-
-  Raises:
-    InputError: u is another set, has a box or a radius that is not > 0.
+  y may be any numbers; u as for margin.
   """
   x, y = _arrays(x, y)
   p, q, radius = _geometry(u, "squared")
@@ -188,8 +176,7 @@ def least_squares(
   Its dual: max of -u'y over |u|_2 <= 1, sum_i u_i = 0, |X_g'u|_2 <= r_g for every group.
 
   Args:
-    x: [N, n].
-    y: [N].
+    x, y: as in the module's docstring.
     noise: 'frobenius', 'columns' (the square-root lasso), or the group of every column.
     radius: [] or [G], > 0.
 
@@ -263,13 +250,7 @@ def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
   Its dual: max of -u'y - |u|_2^2 / 2 over sum_i u_i = 0, |X'u|_inf <= lambda. Robust least squares
   with column-wise noise of radius r has the solution of lambda = r |Xw + b - y|_2 at its own w, b.
 
-  Args:
-    x: [N, n].
-    y: [N].
-    strength: lambda > 0; scikit-learn's alpha is lambda / N.
-
-  Raises:
-    InputError: the strength is not > 0.
+  The strength is lambda > 0; scikit-learn's alpha is lambda / N.
   """
   x, y = _arrays(x, y)
   _positive(strength)
