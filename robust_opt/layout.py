@@ -33,7 +33,7 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
   |  (1, 28, 28)     |  0          |
   |  (6, 7, 6, 1)    |  3          |
   |  (20, 3)         |  1          |
-  |  (2, 32, 32)     |  2, which is wrong: pass channel_axis=0  |
+  |  (2, 32, 32)     |  2; wrong for 2 channels: pass channel_axis=0  |
   |  (28, 28), (17)  |  None       |
 
   Args:

@@ -91,7 +91,7 @@ def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
   c = stats.norm.ppf(1 - ALPHA / 2) ** 2 / examples
   center = (mean + c / 2) / (1 + c)
   half = np.sqrt(c**2 / 4 + c * mean * (1 - mean) + (1 + c) * of_seeds) / (1 + c)
-  # The ends are roots of a quadratic: rounding must not take the mean out of the interval.
+  # The ends are roots of a quadratic: rounding must not move the mean out of the interval.
   low, high = np.clip(center - half, 0, mean), np.clip(center + half, mean, 1)
   return Interval(mean, low, high)
 

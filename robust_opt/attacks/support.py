@@ -19,7 +19,7 @@ class Support(NamedTuple):
   """The sets that an attack takes.
 
   Attributes:
-    kind: their common class; `UncertaintySet` stands for every set with a projection.
+    kind: their common class; `UncertaintySet` means every set with a projection.
     box: whether they need a finite box.
   """
 

@@ -17,7 +17,7 @@ steepest ascent, with or without a box.
 
 CROWN needs memory for about 512 B copies of the largest layer: use small batches for large nets.
 
-The proofs hold for the net as it is computed, in the dtype of x and the layers, whatever the order
+The proofs hold for the net as it is computed, in the dtype of x and the layers, for any order
 of its sums, at every point x + delta rounded to that dtype. The rounding of the net and of the
 bounds is bounded by the number and size of the terms (see models.affine): about 1e-5 of that size
 for layers of a few hundred inputs in float32. Margins smaller than that are not certified.

@@ -7,8 +7,8 @@
 |  kind           |  an image                             |  its label   |  in the paper         |
 |  inverted       |  another image, changed until the     |  that of x   |  D_R (robust net),    |
 |                 |  network represents it like x         |              |  D_NR (standard net)  |
-|  random         |  x, perturbed towards a random class  |  that class  |  D_rand               |
-|  deterministic  |  x, perturbed towards the next class  |  that class  |  D_det                |
+|  random         |  x, perturbed toward a random class   |  that class  |  D_rand               |
+|  deterministic  |  x, perturbed toward the next class   |  that class  |  D_det                |
 
 Source: Ilyas, Santurkar, Tsipras, Engstrom, Tran and Madry 2019, "Adversarial examples are not
 bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2. All randomness of example i
@@ -81,7 +81,7 @@ def inverted(
 
 
 def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = TARGETED) -> Array:
-  """x perturbed within an l_2 ball and the pixel box towards other classes.
+  """x perturbed within an l_2 ball and the pixel box toward other classes.
 
     minimize over |x' - x|_2 <= radius the cross-entropy J(x', target) by PGD from x
 

@@ -6,8 +6,8 @@ the URLs, checksums and download manager of TFDS and unpacks with the standard l
 equal, element for element, those of the set that TFDS's builder would have prepared.
 
 TFDS's order: the builder numbers the examples 0, 1, ... as the archive lists them and sorts them by
-the MD5 of the split's name followed by that number. (Seen on the prepared CIFAR-10, whose ids
-hold the numbers, and on MNIST, which put back into the archive's order begins 7 2 1 0 4.)
+the MD5 of the split's name followed by that number. (Verified on the prepared CIFAR-10, whose
+ids contain the numbers, and on MNIST, which in the archive's order begins with 7 2 1 0 4.)
 """
 
 import gzip

@@ -6,9 +6,9 @@
 
 APGD on the cross-entropy, APGD on the targeted DLR loss, FAB toward each target, and Square (Croce
 and Hein 2020, arXiv 2003.01690), for any number of classes. Remaining examples are gathered into
-batches of at most two sizes, so that nothing is recompiled as examples fall; the random numbers of
-an example come from its index in the data set. An example counts as broken only if the net, called
-once more in the batches that `robust_opt.verify` uses, misclassifies the stored image.
+batches of at most two sizes, so that nothing is recompiled as examples are broken; the random
+numbers of an example come from its index in the data set. An example counts as broken only if the
+net, called once more in the batches that `robust_opt.verify` uses, misclassifies the stored image.
 
 With a ResumeCache every finished batch is saved: a killed run resumes from there, over the same
 batches, with bit-identical results.
@@ -110,10 +110,11 @@ def autoattack(
   """Attacks a whole data set and returns the outcome for every example.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], each example by itself, in evaluation mode: any function
+    logits_fn: x [B, *S] -> logits [B, C], each example independently, in evaluation mode: any
+    function
       that JAX can trace. The weights of a `jax.tree_util.Partial(apply, params)`, or of an NNX or
       Equinox module, are arguments of the compiled attacks, so that nets of one architecture share
-      a compilation; weights that a function closes over are compiled in, anew when they change.
+      a compilation; weights that a function closes over are compiled in, and again if they change.
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     u: the uncertainty set, with one radius for all examples. "standard" needs LInf, L2 or L1 with a

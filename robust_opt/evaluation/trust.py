@@ -64,7 +64,7 @@ def report(
   """Runs all checks on a sample of the examples; the same seed gives the same report.
 
   The white-box attack is APGD on the cross-entropy, then on the DLR loss where that failed; the
-  black-box attack is Square. All radii share one compilation. If the net classifies nothing
+  black-box attack is Square. All radii share one compilation. If the net classifies no example
   correctly, the checks of attacks are not measurable.
 
   A random net is detected if two calls of logits_fn differ, as for noise drawn in Python or by a

@@ -44,7 +44,7 @@ FLAGGED = 0.002
 # The fraction of images whose prediction may depend on rounding in another batch size.
 TIES = 0.01
 # Counts are compared to this quantile of the binomial: a healthy net fails a check by chance on one
-# data set in a thousand, whatever its size.
+# data set in a thousand, independently of its size.
 CONFIDENCE = 0.999
 # Permutations in the check of clean accuracy.
 NUM_SHUFFLES = 10_000

@@ -12,7 +12,7 @@ A model defines its list in a method layer_list(params), and so may a user's. A 
     backward: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
     An equality up to rounding for affine layers, a linear relaxation for ReLU and MaxPool.
 
-Both hold for layer(z) as computed in floating point, whatever the order of its sums: a sum of n
+Both hold for layer(z) as computed in floating point, for any order of its sums: a sum of n
 products is within gamma_n = n u / (1 - n u) times the sum of their absolute values, u the unit
 roundoff of the dtype (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1).
 The rounding of the bound itself is included.
@@ -313,7 +313,7 @@ class MaxPool:
 def layers_of(net: Any, params: Params) -> list[Layer]:
   """The layers of a net, beginning with the standardization of x in pixels of [0, 1].
 
-  They compute in float32 whatever the dtype of the net. For proofs about the net as computed, use
+  They compute in float32 for any dtype of the net. For proofs about the net as computed, use
   `certify.from_params`.
 
   Args:

@@ -1,4 +1,4 @@
-"""Uncertainty sets: what delta may be. A set is a value with four methods (base.py).
+"""Uncertainty sets of perturbations delta. A set is a value with four methods (base.py).
 
   u = ro.LInf(8 / 255, box=(0.0, 1.0))             # balls of a norm: LInf, L2, L1
   u = sets.GroupL21(0.5, sets.patches(4))          # few 4 x 4 patches change

@@ -42,7 +42,7 @@ from robust_opt.types import Array
 
 @set_dataclass
 class Ball(ExampleSet):
-  """{|delta| <= radius} in some norm, with x + delta in the box: what LInf, L2 and L1 share.
+  """{|delta| <= radius} in some norm, with x + delta in the box: the base of LInf, L2 and L1.
 
   Attributes:
     radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).

@@ -162,7 +162,7 @@ class GroupLInf2(ExampleSet):
 
 
 class _Partition(NamedTuple):
-  """The entries of an example [*S], n in all, in G groups of at most M.
+  """The entries of an example [*S], n entries, in G groups of at most M.
 
   Both directions gather: sums by scattering depend on the order of threads on a GPU.
 

@@ -86,8 +86,8 @@ def make_recall_train_step(
 
     delta = argmax over U of <s, delta>,  s = sign of grad_x J at the old theta and x + delta
 
-  So an update costs one forward and one backward pass. In return the direction is an epoch old,
-  and, for sets other than l_inf, given by the signs alone; a pixel of gradient 0 counts as
+  So an update costs one forward and one backward pass. The price is that the direction is an epoch
+  old, and, for sets other than l_inf, given by the signs alone; a pixel of gradient 0 counts as
   negative. Not for l_1, where signs do not identify the largest entry.
 
   Args:

@@ -104,7 +104,7 @@ def unlift(z: Array, shapes: Sequence[Shape]) -> list[Array]:
 def lifted_apply(net: nn.Module, image_shape: Sequence[int]) -> ApplyFn:
   """The net as a function of lifted examples, x = z [B, n] -> logits [B, C].
 
-  At lift(x) it equals the net at x up to rounding, in float32 whatever the net's dtype. `train` and
+  At lift(x) it equals the net at x up to rounding, in float32 for any dtype of the net. `train` and
   `key` have no effect: nets with a list of layers have neither dropout nor a state.
 
   Args:
