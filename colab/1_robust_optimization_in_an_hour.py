@@ -131,9 +131,8 @@ for axis, ball in zip(axes, (ro.LInf(1.0), ro.L2(1.0), ro.L1(1.0))):
   axis.contour(*coordinates, grid @ np.asarray(gradient[0]), levels=9, colors="0.7", linewidths=0.7)
   axis.annotate("", np.asarray(gradient[0]), (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.5})
   axis.plot(*best, "o", color="#d55e00", ms=8)
-  axis.set(
-    title=tables.norm_name(ball.name).tex, aspect="equal", xticks=[-1, 0, 1], yticks=[-1, 0, 1]
-  )
+  axis.set(title=tables.norm_name(ball.name).tex, aspect="equal")
+  axis.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 plt.show()
 
 # %% [markdown]

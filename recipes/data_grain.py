@@ -1,10 +1,10 @@
-"""Batches from Grain: shuffled anew every epoch, at random access, into a robust training step.
+"""Batches from Grain, reshuffled every epoch, for a robust training step.
 
   python recipes/data_grain.py
 
-Trains a small net on scikit-learn's digits twice, by `loss` and by its worst case over the l_inf
-ball, and has AutoAttack count how many test digits stand. Put your own source in the place of
-`source`: whatever has __len__ and __getitem__, such as grain.sources.ArrayRecordDataSource.
+Trains a small network on scikit-learn's digits twice, with `loss` and with its worst case over the
+l_inf ball, and evaluates both with AutoAttack. Replace `source` with your own source: anything with
+__len__ and __getitem__, such as grain.sources.ArrayRecordDataSource.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def source(split: str) -> list[Example]:
 
 
 def to_pixels(example: Example) -> Example:
-  """Radii are in pixels of [0, 1]; standardisation, if any, is the net's first layer."""
+  """Radii are in pixels of [0, 1]; standardization, if any, is the first layer of the model."""
   return {**example, "image": example["image"].astype(np.float32).ravel() / 255}
 
 

@@ -1,10 +1,10 @@
-"""Batches from Hugging Face `datasets`, into a robust training step.
+"""Batches from Hugging Face `datasets`, for a robust training step.
 
   python recipes/data_huggingface.py
 
-Trains a small net on scikit-learn's digits twice, by `loss` and by its worst case over the l_inf
-ball, and has AutoAttack count how many test digits stand. Put your own set in the place of
-`dataset`, as `datasets.load_dataset` gives it; nothing is downloaded here.
+Trains a small network on scikit-learn's digits twice, with `loss` and with its worst case over the
+l_inf ball, and evaluates both with AutoAttack. Replace `dataset` with your own, as
+`datasets.load_dataset` returns it; nothing is downloaded here.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,10 @@
-"""NumPy arrays of your own: laid on the device once, and trained on by one compiled scan.
+"""Your own NumPy arrays: copied to the device once, and trained on by one compiled scan.
 
   python recipes/data_numpy.py
 
-Trains a small net on scikit-learn's digits twice, by no ascent and by three steps of PGD over the
-l_inf ball, and has AutoAttack count how many test digits stand. Put your own arrays in the place of
-`images` and `labels`. Sets that do not fit on the device: data_grain.py.
+Trains a small network on scikit-learn's digits twice, without an attack and with three steps of PGD
+over the l_inf ball, and evaluates both with AutoAttack. Replace `images` and `labels` with your own
+arrays. For data sets that do not fit on the device see data_grain.py.
 """
 
 from typing import Any

@@ -2,9 +2,8 @@
 
   python recipes/equinox_model.py
 
-Trains a small net on scikit-learn's digits twice, by `loss` and by its worst case over the l_inf
-ball, and has AutoAttack count how many test digits stand. Put your own module in the place of
-`new_model`.
+Trains a small network on scikit-learn's digits twice, with `loss` and with its worst case over the
+l_inf ball, and evaluates both with AutoAttack. Replace `new_model` with your own module.
 """
 
 from collections.abc import Callable

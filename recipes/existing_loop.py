@@ -1,12 +1,12 @@
-"""A training loop that exists already, made robust by ONE line; nothing else of it changes.
+"""An existing training loop, made robust by one line; nothing else changes.
 
   python recipes/existing_loop.py
 
-A Linen module, Flax's TrainState, a compiled train_step and epochs over NumPy batches: the loop
-that many codebases have. The line that ends in `# the one line` turns its loss into the worst case
-over the l_inf ball. Without that line the file is the standard loop, which tests/recipes_test.py
-runs as well: after it 9 % of the test digits stand AutoAttack, with the line 61 %, and 99 % of them
-are right clean either way (jax 0.10.2).
+A Linen module, Flax's TrainState, a compiled train_step and epochs over NumPy batches: the usual
+loop. The line that ends in `# the one line` turns its loss into the worst case over the l_inf ball.
+Without that line the file is the standard loop, which tests/recipes_test.py runs too: it reaches 9
+% robust accuracy under AutoAttack, with the line 61 %, and 99 % clean accuracy either way (jax
+0.10.2).
 
 The loss must take the images as an argument. Where it is a closure over them, as in
 

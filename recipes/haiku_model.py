@@ -2,9 +2,8 @@
 
   python recipes/haiku_model.py
 
-Trains a small net on scikit-learn's digits twice, by `loss` and by its worst case over the l_inf
-ball, and has AutoAttack count how many test digits stand. Put your own function in the place of
-`forward`.
+Trains a small network on scikit-learn's digits twice, with `loss` and with its worst case over the
+l_inf ball, and evaluates both with AutoAttack. Replace `forward` with your own function.
 """
 
 from collections.abc import Callable
@@ -26,7 +25,7 @@ def forward(x: jax.Array) -> jax.Array:
   return hk.nets.MLP([128, 10])(hk.Flatten()(x))
 
 
-# With batch normalisation or dropout: hk.transform_with_state of a forward(x, train), trained as in
+# With batch normalization or dropout: hk.transform_with_state of a forward(x, train), trained as in
 # linen.py by an `apply` that calls net.apply(params, model_state, key, x, train).
 net: hk.Transformed = hk.without_apply_rng(hk.transform(forward))
 

@@ -1,10 +1,10 @@
-"""Flax Linen, with batch normalisation: the library's training step, and AutoAttack on the result.
+"""Flax Linen, with batch normalization: the library's training step, and AutoAttack on the result.
 
   python recipes/linen.py
 
-Trains a small ConvNet on scikit-learn's digits twice, by no ascent and by three steps of PGD over
-the l_inf ball, and has AutoAttack count how many test digits stand. Put your own module in the
-place of `Net`; its __call__ takes (x, train). For a loss of your own see existing_loop.py.
+Trains a small ConvNet on scikit-learn's digits twice, without an attack and with three steps of PGD
+over the l_inf ball, and evaluates both with AutoAttack. Replace `Net` with your own module; its
+__call__ takes (x, train). For your own loss see existing_loop.py.
 """
 
 import flax.linen as nn

@@ -1,10 +1,9 @@
-"""Flax NNX: split the module into values and structure, and its loss is a pure function.
+"""Flax NNX: split the module into values and structure; its loss is then a pure function.
 
   python recipes/nnx.py
 
-Trains a small net on scikit-learn's digits twice, by `loss` and by its worst case over the l_inf
-ball, and has AutoAttack count how many test digits stand. Put your own module in the place of
-`Net`.
+Trains a small network on scikit-learn's digits twice, with `loss` and with its worst case over the
+l_inf ball, and evaluates both with AutoAttack. Replace `Net` with your own module.
 """
 
 from collections.abc import Callable

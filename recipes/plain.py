@@ -2,9 +2,9 @@
 
   python recipes/plain.py
 
-Trains a small net on scikit-learn's digits twice, by `loss` and by its worst case over the l_inf
-ball, and has AutoAttack count how many test digits stand. Put your own functions in the place of
-`init` and `logits_fn`.
+Trains a small network on scikit-learn's digits twice, with `loss` and with its worst case over the
+l_inf ball, and evaluates both with AutoAttack. Replace `init` and `logits_fn` with your own
+functions.
 """
 
 from collections.abc import Callable

@@ -1,14 +1,13 @@
-"""A PyTorch net, measured by AutoAttack where it is: its gradients, through a callback.
+"""AutoAttack on a PyTorch model, whose gradients come from a callback.
 
   python recipes/torch_bridge.py
 
-Trains a small PyTorch net on scikit-learn's digits by PyTorch, and has AutoAttack count how many
-test digits stand. Put your own module in the place of `train`'s, and keep `bridge`.
+Trains a small network on scikit-learn's digits with PyTorch, and evaluates it with AutoAttack.
+Replace the module in `train` with your own, and keep `bridge`.
 
-What it costs: every gradient runs the net forward twice and backward once, in PyTorch, and copies
-the batch to the host and back; a small ConvNet on a CPU took twice the time of PyTorch alone. That
-will do for an evaluation. It is not for training: the net's parameters are out of reach of JAX, so
-that no loss on it can be descended here.
+Cost: every gradient runs the network forward twice and backward once, in PyTorch, and copies the
+batch to the host and back; a small ConvNet on a CPU took twice the time of PyTorch alone. This is
+for evaluation, not for training: JAX does not see the parameters.
 """
 
 from typing import Any
@@ -27,21 +26,21 @@ RADIUS = 0.15  # in pixels of [0, 1]
 
 
 def bridge(module: nn.Module, num_classes: int) -> LogitsFn:
-  """A function of JAX, with its gradient in x, that asks a PyTorch net.
+  """A JAX function with a gradient in x, which calls a PyTorch module.
 
   Args:
     module: [B, C, H, W], pixels in [0, 1] -> logits [B, num_classes], float32; put into evaluation
-      mode here. Standardisation is a layer of it.
+      mode here. Standardization is a layer of it.
     num_classes: the number of logits.
 
   Returns:
     logits_fn: [B, H, W, C] -> [B, num_classes]. It can be compiled and differentiated once, in
-    reverse; vmap asks the net one batch after the other.
+    reverse mode; vmap calls the module one batch at a time.
   """
   module.eval()
   device = next((p.device for p in module.parameters()), torch.device("cpu"))
 
-  # Within a callback nothing may ask JAX to compute: it could wait for the callback for ever.
+  # Within a callback nothing may call JAX: it could wait for the callback forever.
   def tensor(array: Any) -> torch.Tensor:
     return torch.tensor(np.asarray(array), device=device)
 

@@ -17,7 +17,7 @@ from robust_opt.types import Array
 AnyArray = TypeVar("AnyArray", np.ndarray, Array)
 
 
-def expand_like(values: Array, like: Array) -> Array:
+def expand_like(values: AnyArray, like: AnyArray) -> AnyArray:
   """[B] -> [B, 1, ..., 1] with as many axes as `like` [B, *S], to broadcast against it."""
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 assert "jax" not in sys.modules, "jax read its environment before the tests could set it"
@@ -14,6 +15,12 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA refuses flag
   _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+
+# Processes that the tests start, and the workers of pytest-xdist, share what takes long to compile.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix="robust_opt_tests_", ignore_cleanup_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import layout
+from robust_opt.arrays import where_examples
 from robust_opt.layout import ChannelAxis
 from robust_opt.types import Array
 
@@ -15,9 +16,9 @@ from robust_opt.types import Array
 def flip(keys: Array, images: Array, channel_axis: ChannelAxis = layout.AUTO) -> Array:
   """Mirrors each image left to right with probability 1/2."""
   axis = layout.resolve(channel_axis, images.shape[1:])
-  mirrored = jax.vmap(jax.random.bernoulli)(keys).reshape(-1, *(1,) * (images.ndim - 1))
+  mirrored = jax.vmap(jax.random.bernoulli)(keys)
   flipped = layout.from_last(layout.to_last(images, axis)[..., ::-1, :], axis)
-  return jnp.where(mirrored, flipped, images)
+  return where_examples(mirrored, flipped, images)
 
 
 def crop(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from robust_opt.arrays import expand_like
 from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
 from robust_opt.evaluation.batches import predictions
 from robust_opt.files import read_sealed, write_sealed
@@ -123,7 +124,7 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
     clean = jnp.asarray(x[batch])
     nearest = np.asarray(u.project(jnp.asarray(delta), clean))
     rounded = lengths(L2, delta - nearest) <= rounding
-    delta = np.where(rounded.reshape(-1, *(1,) * (delta.ndim - 1)), nearest, delta)
+    delta = np.where(expand_like(rounded, delta), nearest, delta)
     gauges.append(np.asarray(u.gauge(jnp.asarray(delta), clean), np.float64))
   return np.concatenate(gauges)
 

@@ -214,7 +214,7 @@ def _evaluation(folder: Path) -> Evaluation:
     total = len(stored.labels)
     robust = Rate(round(stored.robust_accuracy * total), total)
     attacks = _rows(value["attacks"], ("after", "broke", "standing", "accuracy"))
-    if robust != Rate(attacks[-1]["standing"], value["total"]):
+    if Rate(attacks[-1]["standing"], value["total"]) != robust:
       raise ValueError("its counts are not those of the verdict.npz beside it")
     return Evaluation(
       name=folder.name,

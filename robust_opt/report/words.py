@@ -49,7 +49,7 @@ class Cell(NamedTuple):
 
   value: str = ""
   interval: str = ""
-  correct_of: str = ""
+  counts: str = ""
   trained_on: bool = False
 
 
@@ -225,8 +225,8 @@ def _result_rows(columns: Sequence[Mapping[str, tuple[Rate, bool]]], seeds: bool
 
 
 def _cell(rate: Rate, trained_on: bool) -> Cell:
-  count = f"{rate.correct:,} of {rate.total:,}"
-  return Cell(percent(rate.accuracy), interval(rate), count, trained_on)
+  counts = f"{rate.correct:,} of {rate.total:,}"
+  return Cell(percent(rate.accuracy), interval(rate), counts, trained_on)
 
 
 def _mean(rates: Sequence[Rate]) -> str:

@@ -17,12 +17,11 @@ from robust_opt.papers.goodfellow2015 import measure
 from robust_opt.papers.goodfellow2015.nets import ALL, RADII, AttackedNet, gradient
 from robust_opt.plots import explanations as explanation_figures
 from robust_opt.plots import linear as linear_figures
-from robust_opt.studies import claims
+from robust_opt.studies import accuracy, claims
 from robust_opt.studies.claims import Claim
 from robust_opt.theory import explanations
 from robust_opt.types import Array
 
-NUM_CLASSES = 10  # of every data set here
 # Above this clean error a control has not learned, and says nothing about what it controls for.
 MOSTLY_WRONG = 0.5
 
@@ -98,12 +97,12 @@ def _agreement(source: str, other: str, among: str) -> Share:
 
 def _rubbish_rate(kind: str, what: str) -> Share:
   """The share of inputs of no class that get one."""
-  return Share(lambda seed: seed["rubbish"][kind][what], _examples, (kind,))
+  return Share(lambda seed: seed["rubbish"].get(kind, {}).get(what), _examples, (kind,))
 
 
 def _learned(seed: dict[str, Any], nets: Sequence[str]) -> bool:
   errors = np.array([seed["judged"][net]["clean"]["error"] for net in nets])
-  return bool(statistics.has_learned(1 - errors, NUM_CLASSES).all())
+  return bool(statistics.has_learned(1 - errors, accuracy.NUM_CLASSES).all())
 
 
 def _percent(share: Share, runs: Seeds) -> tables.Percent | None:
@@ -392,8 +391,8 @@ def figures_of_numbers(measured: dict[str, Any], results: Path) -> None:
     results / "rotation.png",
   )
   labels = [name.replace("_", " ") for name in runs[0]["transfer"]["names"]]
-  accuracy = np.mean([seed["transfer"]["accuracy"] for seed in runs], axis=0)
-  explanation_figures.transfer_heat_map(accuracy, labels, labels, results / "transfer.png")
+  rates = np.mean([seed["transfer"]["accuracy"] for seed in runs], axis=0)
+  explanation_figures.transfer_heat_map(rates, labels, labels, results / "transfer.png")
   logistic = measured["once"]["logistic"]
   titles = {"adversary": "adversary", "decay": "weight decay"}
   linear_figures.adversary_and_decay(
