@@ -33,7 +33,7 @@ def pad_to(array: AnyArray, count: int) -> AnyArray:
 
 
 def symmetric_grid(limit: float, num: int) -> np.ndarray:
-  """num evenly spaced values from -limit to limit [num], symmetric to the bit; 0 if num is 1."""
+  """num evenly spaced values from -limit to limit [num], exactly symmetric; 0 if num is 1."""
   return limit * (2 * np.arange(num) - (num - 1)) / max(num - 1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What commands share: flags for the network to evaluate, flags of studies, errors in one sentence.
+"""Shared parts of commands: flags of networks and studies, errors in one sentence.
 
 commands.run_study(Options, PRESETS, run)      # below `if __name__` of a study's module
 """
@@ -30,12 +30,12 @@ SOURCE = (
 
 
 def source() -> dict[str, Any]:
-  """The values of the flags of `define_source_flags`, as experiments.target.load takes them."""
+  """The values of the flags of `define_source_flags`, for experiments.target.load."""
   return {name: flags.FLAGS[name].value or "" for name in SOURCE}
 
 
 def define_source_flags() -> None:
-  """The flags that say which network and data to evaluate."""
+  """The flags of the network and the data to evaluate."""
   flags.DEFINE_string("workdir", "", "Of a finished run of robust_opt.main; or --model and --data.")
   flags.DEFINE_string("model", "", "module:function, x [B, ...] in [0, 1] -> logits [B, C].")
   flags.DEFINE_string("data", "", "An .npz file with x [N, ...] in [0, 1] and y [N].")
@@ -52,10 +52,10 @@ def define_source_flags() -> None:
 def run_study(
   options: type[Any], presets: Mapping[tuple[str, str], Any], run: Callable[[Any], Any]
 ) -> None:
-  """The command of a study; called only where its module is the program.
+  """The command of a study; call it only if its module is the program.
 
   Args:
-    options: studies.options.Options, or what a study derives from it; its fields become flags.
+    options: studies.options.Options or a subclass; its fields become flags.
     presets: (preset, data set) -> the preset, a dataclass whose fields become flags too.
     run: the study.
   """
@@ -111,7 +111,7 @@ def _define_study_flags(datasets: Sequence[str]) -> None:
 
 
 def _define(field: "dataclasses.Field[Any]", default: Any) -> None:
-  """The flag of a field: its type from the annotation, its help and bounds from the metadata."""
+  """The flag of a field, by its annotation and the help and bounds in its metadata."""
   kinds = [kind for kind in _members(field.type) if kind is not type(None)]
   words, low, choices = (field.metadata[name] for name in ("help", "low", "choices"))
   kind = typing.get_origin(kinds[0]) or kinds[0]
@@ -139,13 +139,13 @@ def _frozen(value: Any) -> Any:
 
 
 def refuse_positional(argv: Sequence[str]) -> None:
-  """A value without its flag is a mistake."""
+  """InputError for an argument that is not a flag."""
   if len(argv) > 1:
     raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
 
 
 def is_warning(record: python_logging.LogRecord) -> bool:
-  """Orbax and JAX log every file that they touch and every backend that is absent."""
+  """Hides the many messages of Orbax and JAX on files and missing backends."""
   return record.levelno >= python_logging.WARNING
 
 
@@ -155,9 +155,7 @@ def with_sentences(
 ) -> Callable[[list[str]], None]:
   """`main`, where a RunError or OSError ends with one sentence and an exit code, no traceback.
 
-  Args:
-    main: argv -> None.
-    is_shown: which log records are.
+  Log records are filtered by `is_shown`.
   """
 
   def wrapped(argv: list[str]) -> None:
@@ -173,7 +171,8 @@ def with_sentences(
 
 def parse(argv: Sequence[str]) -> list[str]:
   """Parses absl's flags; an unknown flag or a bad value ends with one sentence."""
-  # absl's help lists what the program's own file defines; other files of ours define its flags too.
+  # absl's help lists only flags of the program's own file; other files of the package also define
+  # some.
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
     for flag in defined if module.startswith("robust_opt.") else ():
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -182,5 +181,5 @@ def parse(argv: Sequence[str]) -> list[str]:
   except flags.Error as error:
     print(f"robust_opt: {str(error).splitlines()[0]}", file=sys.stderr)
     sys.exit(InputError.exit_code)
-  except SystemExit:  # absl has printed the help that was asked for, and calls that a failure
+  except SystemExit:  # absl has printed the requested help, which it treats as a failure
     sys.exit(0)

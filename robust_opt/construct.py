@@ -1,4 +1,4 @@
-r"""Constructs a data set of robust or of non-robust features, with a trained network.
+r"""Constructs a data set of robust or non-robust features with a trained network.
 
   python -m robust_opt.construct --workdir=runs/mnist_l2 --kind=inverted --output=runs/d_robust
   python -m robust_opt.construct --workdir=runs/mnist_standard --kind=random --radius=1.5 \
@@ -35,16 +35,16 @@ BATCH = 100
 
 
 class Options(NamedTuple):
-  """What to construct, and with what.
+  """The data set to construct and its source.
 
   Attributes:
-    source: of a run, as target.load_net takes it.
-    kind: of constructed.KINDS.
+    source: a run, for target.load_net.
+    kind: one of constructed.KINDS.
     output: a folder, new or of the same command.
     settings: radius and steps.
-    examples: the first so many of the training set; 0: all.
+    examples: the number of examples, from the start of the training set; 0: all.
     seed: of all randomness.
-    shard_size: examples in a file.
+    shard_size: examples per file.
   """
 
   source: dict[str, Any]
@@ -61,7 +61,7 @@ Make = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def run(options: Options) -> datasets.Dataset:
-  """Constructs what is missing; returns the whole data set."""
+  """Constructs the missing shards; returns the whole data set."""
   if options.shard_size < 1 or options.examples < 0:
     raise InputError(
       f"--shard_size must be >= 1 and --examples >= 0 (0: all), but were {options.shard_size} and "
@@ -144,7 +144,7 @@ def _make(
 
 
 def _shard(make: Make, original: datasets.Dataset, ids: np.ndarray) -> Shard:
-  """In batches of one size, the last padded with repetitions."""
+  """Computes a shard in batches of one size, the last padded by repetition."""
   images, labels = [], []
   for first in range(0, len(ids), BATCH):
     part = ids[first : first + BATCH]
@@ -158,8 +158,8 @@ def _shard(make: Make, original: datasets.Dataset, ids: np.ndarray) -> Shard:
 
 _WORDS = {
   "inverted": (
-    "Every image started as another image of the set and was changed until the network represents "
-    "it like the original, whose label it has."
+    "Every image started as another image of the set and was changed until its representation in "
+    "the network was that of the original, whose label it has."
   ),
   "random": (
     "Every image is an original, perturbed within an l_2 ball until the network predicts a random "
@@ -190,7 +190,7 @@ def _readme(card: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Flags to options."""
+  """Runs with the options of the flags."""
   values = flags.FLAGS
   commands.refuse_positional(argv)
   defaults = constructed.INVERSION if values.kind == "inverted" else constructed.TARGETED
@@ -209,16 +209,16 @@ def main(argv: list[str]) -> None:
 
 
 def define_flags() -> None:
-  """Only where this file is the program, so that importing it defines none."""
+  """Defines the flags; not at import."""
   flags.DEFINE_string("workdir", None, "Of a run of robust_opt.main: the network.", required=True)
   flags.DEFINE_enum("kind", None, constructed.KINDS, "What to construct.", required=True)
   flags.DEFINE_string("output", None, "A folder, new or of the same command.", required=True)
   flags.DEFINE_float("radius", None, "l_2, in pixels of [0, 1].", lower_bound=0.0)
-  flags.DEFINE_integer("num_steps", None, "Gradient steps for an image.", lower_bound=1)
+  flags.DEFINE_integer("num_steps", None, "Gradient steps per image.", lower_bound=1)
   flags.DEFINE_float("step", None, "l_2, of each step.", lower_bound=0.0)
-  flags.DEFINE_integer("examples", 0, "The first so many of the training set; 0: all.")
+  flags.DEFINE_integer("examples", 0, "How many, from the start of the training set; 0: all.")
   flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
-  flags.DEFINE_integer("shard_size", 5000, "Examples in a file.")
+  flags.DEFINE_integer("shard_size", 5000, "Examples per file.")
   flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: as in the run.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: as in the run.")
   words = "Which checkpoint of the run; not given: the one that its config names."

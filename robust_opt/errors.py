@@ -1,6 +1,6 @@
 """Errors that end a command with one sentence and an exit code instead of a traceback.
 
-The sentence names what was given and what is allowed, or what happened and what was kept.
+The sentence states the given and the allowed values, or what happened and what was saved.
 """
 
 
@@ -21,7 +21,7 @@ class MissingExtraError(InputError, ImportError):
 
 
 class WriteError(RunError, OSError):
-  """A file could not be written: a full disk, say."""
+  """A file could not be written, for example because the disk is full."""
 
 
 class DivergedError(RunError, ArithmeticError):

@@ -13,9 +13,9 @@ Any set with a projection, by PGD with restarts (by default the set of the run's
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
 
-Leaves verdict.npz, which `python -m robust_opt.verify` checks, and a summary in --output. If it is
+Writes verdict.npz, which `python -m robust_opt.verify` checks, and a summary to --output. If it is
 killed, the same command resumes after the last finished batch. Exit code 1: a check of the trust
-report failed, and the accuracy should not be believed before the reason is understood.
+report failed; do not rely on the accuracy before the reason is understood.
 """
 
 import json
@@ -34,7 +34,7 @@ from robust_opt.studies import evaluation
 
 
 def main(argv: list[str]) -> None:
-  """Flags to options."""
+  """Runs with the options of the flags."""
   values = flags.FLAGS
   commands.refuse_positional(argv)
   passed = evaluation.run(
@@ -78,7 +78,7 @@ def channel_axis(text: str) -> ChannelAxis:
 
 
 def define_flags() -> None:
-  """Only where this file is the program, so that importing it defines none."""
+  """Defines the flags; not at import."""
   commands.define_source_flags()
   flags.DEFINE_enum("norm", None, list(BALLS), "Of the ball in [0, 1]; default: the run's own.")
   flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; default: the run's own.")
@@ -86,9 +86,9 @@ def define_flags() -> None:
   flags.DEFINE_string("set", "", words)
   words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
-  flags.DEFINE_integer("examples", 0, "Use only the first so many; 0: all.", lower_bound=0)
+  flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)
   flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
-  words = "Examples at a time; by default 100, or a little more to split them over the devices."
+  words = "By default 100, or a little more for an equal number per device."
   flags.DEFINE_integer("batch_size", None, words, lower_bound=1)
   words = "Of one example: auto guesses it, none, or a number, 0 for [C, H, W]."
   flags.DEFINE_string("channel_axis", layout.AUTO, words)

@@ -1,4 +1,4 @@
-"""Packages that only a part of the library needs; `pip install robust_opt` leaves them out.
+"""Checks for optional packages, which `pip install robust_opt` does not install.
 
   extras.require("run", "matplotlib")   # first in the __init__ of the package that imports it
 
@@ -16,17 +16,17 @@ def require(extra: str, *modules: str) -> None:
 
   Args:
     extra: its name in pyproject.toml.
-    *modules: what is about to be imported, by full name.
+    *modules: full names of the modules.
 
   Raises:
-    MissingExtraError: one of them is not installed. While a command (`python -m robust_opt.main`)
-      is being imported, that ends the process with the sentence and the exit code instead.
+    MissingExtraError: one of them is not installed. During the import of a command (`python -m
+      robust_opt.main`) the process ends with that sentence and the exit code instead.
   """
   missing = [module for module in modules if not _installed(module)]
   if not missing:
     return
   error = MissingExtraError(
-    f"{missing[0]} is not installed; install what this part of robust_opt needs by "
+    f"{missing[0]} is not installed; install the packages for this part of robust_opt by "
     f'pip install "robust_opt[{extra}]".'
   )
   if not _is_command():

@@ -1,7 +1,4 @@
-"""Random keys from callers: one key or one per example, of jax.random.key or jax.random.PRNGKey.
-
-keys = per_example(key, len(x))
-"""
+"""Random keys from callers: one key or one per example, of jax.random.key or jax.random.PRNGKey."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,7 @@ from robust_opt.types import Array
 
 
 def required(key: Array | None, what: str) -> Array:
-  """The key; an InputError that says what needs one if it is None."""
+  """The key; an InputError that begins with `what` if it is None."""
   if key is None:
     raise InputError(
       f"{what} needs a key, but it was None; pass one to the attack, or attack_key= to a "
@@ -34,5 +31,5 @@ def per_example(key: Array, count: int) -> Array:
 
 
 def keys_of(key: Array, ids: Array) -> Array:
-  """One key per example [B], which depends on its id only."""
+  """One key per example [B], which depends only on its id."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)

@@ -33,7 +33,7 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
   |  (1, 28, 28)     |  0          |
   |  (6, 7, 6, 1)    |  3          |
   |  (20, 3)         |  1          |
-  |  (2, 32, 32)     |  2, which is wrong: pass channel_axis=0  |
+  |  (2, 32, 32)     |  2; wrong for 2 channels: pass channel_axis=0  |
   |  (28, 28), (17)  |  None       |
 
   Args:
@@ -63,8 +63,8 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
   return axis % ndim
 
 
-def guess_in_words(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
-  """Says which channel axis was guessed, if it is not the last one; otherwise empty."""
+def describe_guess(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
+  """Describes a guessed channel axis other than the last one; otherwise empty."""
   axis = resolve(channel_axis, shape)
   if channel_axis != AUTO or axis in (None, len(shape) - 1):
     return ""

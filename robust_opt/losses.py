@@ -1,11 +1,10 @@
-"""Losses per example, (logits [B, C], labels [B]) -> [B], not averaged.
+"""Losses per example, (logits [B, C], integer labels [B]) -> [B], not averaged.
 
   loss = losses.cross_entropy(logits, labels)        # [B]
 
 Logits are unnormalized (not the outputs of a softmax), C >= 2. Every loss increases as the label's
-logit falls behind, so an adversary ascends it. `one_vs_all` and `independent` are for nets that
-predict the presence of every class separately, and allow C = 1; `probabilities` covers nets of all
-kinds.
+logit decreases, so an adversary maximizes it. `one_vs_all` and `independent` are for nets that
+predict the presence of every class separately, and allow C = 1; `probabilities` is for all of them.
 
 Every loss returns the type of the logits, which may be any floating type; bfloat16 and float16 are
 computed in float32 and rounded at the end. Integer logits raise an InputError.
@@ -15,11 +14,10 @@ computed in float32 and rounded at the end. Integer logits raise an InputError.
 |  a label outside [0, C)                      |  NaN            |  NaN              |
 |  NaN logits                                  |  NaN            |  NaN              |
 |  all logits equal                            |  log C          |  0                |
-|  a label that wins by more than 87 (float32) |  0, flat        |  margin is never  |
+|  a label that wins by more than 87 (float32) |  0, flat        |  margin not flat  |
 
-The cross-entropy and its gradient keep their relative precision however confident the net is, and
-do not change when a number is added to all logits of an example: [0, z] is as good as
-[-z / 2, z / 2].
+The cross-entropy and its gradient keep their relative precision for confident nets, and do not
+change when a number is added to all logits of an example: [0, z] is equivalent to [-z / 2, z / 2].
 """
 
 import chex
@@ -51,7 +49,7 @@ def log_softmax(logits: Array) -> Array:
     z_k - z_m - log1p(sum over j != m of exp(z_j - z_m)),   m the largest logit
 
   The usual form adds exp(0) = 1 to the sum, so that the gradient at the largest class, 1 - p, is 0
-  in float32 as soon as the others have less than 6e-8 together. A logit of -inf means an impossible
+  in float32 once the others sum to less than 6e-8. A logit of -inf means an impossible
   class.
   """
   is_top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
@@ -63,12 +61,7 @@ def log_softmax(logits: Array) -> Array:
 
 @computed_wide
 def cross_entropy(logits: Array, labels: Array) -> Array:
-  """-log softmax(logits)[label].
-
-  Args:
-    logits: [B, C], C >= 2, unnormalized. A label outside [0, C) gives NaN.
-    labels: [B], integers.
-  """
+  """-log softmax(logits)[label]."""
   chex.assert_rank([logits, labels], [2, 1])
   check_classes(logits)
   return -_entry(log_softmax(logits), labels)
@@ -113,7 +106,7 @@ def independent(log_p: Array, labels: Array) -> Array:
   return jnp.where(valid, jnp.sum(present + absent, axis=-1), jnp.nan)
 
 
-# The loss that a net is trained with -> the kind of its outputs, as `probabilities` takes it.
+# The training loss -> the kind of the outputs, for `probabilities`.
 KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rbf"}
 
 
@@ -143,10 +136,6 @@ def margin(logits: Array, labels: Array) -> Array:
 
   Its gradient does not vanish where the cross-entropy of a confident net is flat. Source: Carlini
   and Wagner 2017 (arXiv 1608.04644), f_6 with the opposite sign and without its floor.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
   """
   check_classes(logits)
   is_label = _is_label(logits, labels)
@@ -160,12 +149,8 @@ def dlr(logits: Array, labels: Array) -> Array:
 
     (max over j != y of z_j - z_y) / (z_(1) - z_(3)),   z_(k) the k-th largest logit
 
-  With two classes there is no third: the margin itself. Source: Croce and Hein 2020 (arXiv
+  With two classes it is the margin itself. Source: Croce and Hein 2020 (arXiv
   2003.01690), equation 6.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
   """
   difference = margin(logits, labels)
   if logits.shape[-1] < 3:
@@ -176,29 +161,17 @@ def dlr(logits: Array, labels: Array) -> Array:
 
 @computed_wide
 def targeted_margin(logits: Array, labels: Array, targets: Array) -> Array:
-  """z_t - z_y: > 0 where the target beats the label.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
-    targets: [B], integers.
-  """
+  """z_t - z_y, for targets [B]: > 0 where the target beats the label."""
   check_classes(logits)
   return _entry(logits, targets) - _entry(logits, labels)
 
 
 @computed_wide
 def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
-  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
+  """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) for targets [B].
 
-  With three classes z_(4) is z_(3); with two the denominator is 1.
-
-  Source: Croce and Hein 2020 (arXiv 2003.01690), equation 7.
-
-  Args:
-    logits: [B, C], C >= 2.
-    labels: [B], integers.
-    targets: [B], integers.
+  With three classes z_(4) is z_(3); with two the denominator is 1. Source: Croce and Hein 2020
+  (arXiv 2003.01690), equation 7.
   """
   difference = targeted_margin(logits, labels, targets)
   if logits.shape[-1] < 3:
@@ -210,7 +183,7 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
 @computed_wide
 def kl_divergence(logits: Array, reference: Array) -> Array:
-  """KL(softmax(reference) || softmax(logits)), which needs no label.
+  """KL(softmax(reference) || softmax(logits)), [B], without labels.
 
   A class of probability 0 in the reference (a logit of -inf, say) contributes 0. Source: Miyato et
   al. 2015 (arXiv 1507.00677), equation 1.
@@ -234,11 +207,7 @@ def correct(logits: Array, labels: Array) -> Array:
 
 
 def predicted(logits: Array) -> Array:
-  """The class of the largest logit, [B] int32; -1 where a logit is inf or NaN.
-
-  Args:
-    logits: [B, C], C >= 2.
-  """
+  """The class of the largest logit, [B] int32; -1 where a logit is inf or NaN."""
   check_classes(logits)
   finite = jnp.all(jnp.isfinite(logits), axis=-1)
   return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)
@@ -253,7 +222,7 @@ def _entry(logits: Array, labels: Array) -> Array:
 
 
 def _is_label(logits: Array, labels: Array) -> Array:
-  """[B, C] bool: True at the label, nowhere for a label that does not exist."""
+  """[B, C] bool: True at the label; False everywhere for a label that does not exist."""
   chex.assert_rank([logits, labels], [2, 1])
   return jnp.arange(logits.shape[-1]) == labels[:, None]
 
@@ -266,5 +235,5 @@ def _log_of_rest(log_p: Array) -> Array:
 
 
 def _ratio(a: Array, b: Array) -> Array:
-  """a / b; a where b is 0 (then the logits are equal and a is 0 too)."""
+  """a / b; a where b is 0 (then the logits are equal and a is also 0)."""
   return a / jnp.where(b == 0, 1.0, b)

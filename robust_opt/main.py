@@ -1,15 +1,15 @@
-r"""Trains a robust network, measures how robust it is, and leaves a work directory.
+r"""Trains a robust network, evaluates it, and writes a work directory.
 
   python -m robust_opt.main
 
-trains on the digits that scikit-learn bundles, in half a minute. Any config, any key of it:
+trains on the digits that scikit-learn bundles, in half a minute. With a config and overrides:
 
   python -m robust_opt.main --config=configs/mnist_linf.py --workdir=runs/mnist_linf \
     --config.training.epochs=5 --config.set.radius=0.1
 
 The keys, with their meanings and defaults, are in robust_opt/experiments/config.py; radii are in
-pixels of [0, 1]. The same command on the same --workdir resumes a run that was stopped, to the same
-bits. On several hosts start it once a host, with --coordinator.
+pixels of [0, 1]. The same command on the same --workdir resumes a stopped run, with bit-identical
+results. On several hosts start it once per host, with --coordinator.
 """
 
 import logging as python_logging
@@ -29,7 +29,7 @@ from robust_opt.training import sharding
 
 _CONFIG = overrides.define_config()
 _WORKDIR = flags.DEFINE_string(
-  "workdir", "", "Where results go, or went; a new temporary one if empty."
+  "workdir", "", "New or of the run to resume; empty: a new temporary one."
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "host:port of process 0, or 'auto' to read the cluster's environment."
@@ -54,13 +54,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _new_temporary() -> str:
-  """The name of a work directory that is made only when the input has proved good."""
+  """The name of a work directory, which is created after the input has been validated."""
   name = f"robust_opt_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
   return os.path.join(tempfile.gettempdir(), name)
 
 
 def is_shown(record: python_logging.LogRecord) -> bool:
-  """Our own log lines, and the warnings of others that do not come with an exception."""
+  """Log records of this package, and warnings of others without an exception."""
   if record.pathname.startswith(str(Path(__file__).parent)):
     return True
   if record.levelno < python_logging.WARNING or record.exc_info:
@@ -69,7 +69,7 @@ def is_shown(record: python_logging.LogRecord) -> bool:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-  """absl's flags; what is left is the name of the program and the overrides of the config."""
+  """Parses absl's flags; returns the name of the program and the overrides of the config."""
   rest, items = overrides.split(argv)
   return [*commands.parse(rest), *items]
 

@@ -1,9 +1,9 @@
-"""Objectives of adversarial training: what the adversary ascends and what the learner descends.
+"""Objectives of adversarial training: the values that the adversary and the learner optimize.
 
   objective = ro.robust()          # Algorithm 1: both use the loss at the perturbed batch
   objective = ro.trades(beta=6.0)  # another pair, for any set and any maximizer
 
-|  objective         |  the adversary ascends        |  the learner descends                     |
+|  objective         |  the adversary maximizes      |  the learner minimizes                    |
 |  robust            |  J(x')                        |  J(x')                                    |
 |  mixture           |  J(x')                        |  alpha J(x) + (1 - alpha) J(x')           |
 |  virtual           |  KL(p(x) || p(x'))            |  J(x) + alpha KL(p(x) || p(x'))           |
@@ -29,7 +29,7 @@ from robust_opt.precision import computed_wide, wide
 from robust_opt.sets import UncertaintySet
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 
-# The names that a config may use; gradient_penalty also takes the set.
+# Available to configs; gradient_penalty also takes the set.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]
 
 
@@ -37,11 +37,11 @@ class RobustObjective(NamedTuple):
   """min over theta of outer, at the x_adv that maximizes inner.
 
   Attributes:
-    inner: (forward, x [B, *S], y [B, ...]) -> value_fn, which the adversary ascends. If y are
+    inner: (forward, x [B, *S], y [B, ...]) -> value_fn, which the adversary maximizes. If y are
       classes (integers [B], at least two logits), its score is the margin, > 0 where the net is
       fooled; otherwise the value itself.
     outer: (forward, x [B, *S], x_adv [B, *S], y [B, ...]) -> (loss [B], model_state), which the
-      learner descends. No gradient flows through x_adv.
+      learner minimizes. No gradient flows through x_adv.
   """
 
   inner: Callable[[Forward, Array, Array], ValueFn]
@@ -51,8 +51,8 @@ class RobustObjective(NamedTuple):
 def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """min over theta of max over delta in U of J(theta, x + delta, y).
 
-  The net never sees the clean example: Shaham et al. 2015, Algorithm 1. Standard training is this
-  objective with an attack of 0 steps.
+  Source: Shaham et al. 2015, Algorithm 1. Standard training is this objective with an attack of 0
+  steps.
 
   Args:
     loss: J, (outputs of the model, y [B, ...]) -> [B], with any kind of label: classes, regression
@@ -92,9 +92,9 @@ def virtual(alpha: float = 1.0) -> RobustObjective:
   """J(x, y) + alpha KL(p(x) || p(x + delta)): virtual adversarial training.
 
   Miyato et al. 2015 (arXiv 1507.00677), equations 1 to 4; p(x) in the second term is constant. That
-  term needs no label: examples of label -1 have it alone, and the first term is a mean over the
+  term needs no label: examples of label -1 have only that term, and the first is a mean over the
   labeled examples (under pmap and shard_map, over those on the device). The gradient of the second
-  is 0 at delta = 0: ascend by `ro.power_iteration`, or from a random start.
+  is 0 at delta = 0: use `ro.power_iteration` or a random start.
 
   Args:
     alpha: >= 0, the weight of the second term.
@@ -107,8 +107,8 @@ def virtual(alpha: float = 1.0) -> RobustObjective:
     labeled = y >= 0
     supervised = jnp.where(labeled, losses.cross_entropy(clean, jnp.maximum(y, 0)), 0.0)
     # Makes the mean over the batch a mean over the labeled examples.
-    share = y.shape[0] / jnp.maximum(jnp.sum(labeled), 1)
-    supervised *= share.astype(supervised.dtype)
+    scale = y.shape[0] / jnp.maximum(jnp.sum(labeled), 1)
+    supervised *= scale.astype(supervised.dtype)
     return supervised + alpha * smoothness, model_state
 
   return RobustObjective(_ascend_divergence, outer)
@@ -134,7 +134,7 @@ def trades(beta: float = 6.0) -> RobustObjective:
 
 
 def mart(beta: float = 5.0) -> RobustObjective:
-  """Misclassification-aware training: examples misclassified without attack weigh more.
+  """Misclassification-aware training, with a larger weight of misclassified clean examples.
 
     -log p_y(x') - log(1 - max over j != y of p_j(x')) + beta (1 - p_y(x)) KL(p(x) || p(x'))
 
@@ -234,7 +234,7 @@ def _both(forward: Forward, x: Array, x_adv: Array) -> tuple[Array, Array, Model
 
 
 def _mean(a: Array, b: Array) -> Array:
-  """The mean of running statistics; of a counter or a key, b, from the second pass."""
+  """The mean of running statistics; for a counter or a key, b, from the second pass."""
   return (a + b) / 2 if jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact) else b
 
 

@@ -1,6 +1,6 @@
 """Low-precision types: computation in float32, results in the caller's type.
 
-  dtype = precision.wide(x.dtype)      # bfloat16 and float16 -> float32; float32, float64 stay
+  dtype = precision.wide(x.dtype)      # bfloat16 and float16 -> float32
 
   @precision.computed_wide             # takes and returns bfloat16, computes in float32
   def norm(delta): ...

@@ -4,13 +4,13 @@
   tests = [paired_t(robust, baseline), paired_t(noisy, baseline)]        # paired by seed
   holm([test.p for test in tests])                                       # corrected p values
 
-An accuracy has an interval for the draw of the seeds and of the test images. A test is over the
-seeds alone: it speaks of the given test images. Edge cases of the tests:
+An interval of an accuracy covers the draw of the seeds and of the test images. A test covers only
+the draw of the seeds, for these test images. Edge cases of the tests:
 
 |  input                        |  result                                                  |
 |  n = 1                        |  half width, t and p are NaN; never significant          |
-|  no spread, difference not 0  |  t = +-inf; p = 2^(1-n) of the sign test, for t has no    |
-|                               |  noise to go by (small counts agree by chance)           |
+|  no spread, difference not 0  |  t = +-inf; p = 2^(1-n) of the sign test, since t has no |
+|                               |  estimate of the noise                                   |
 |  no spread, difference 0      |  t = 0, p = 1                                            |
 |  NaN among the values         |  InputError                                              |
 """
@@ -24,8 +24,8 @@ from scipy import stats
 
 from robust_opt.errors import InputError
 
-ALPHA = 0.05  # two-sided level of a study's tests together; the intervals are of 1 - ALPHA
-# A net whose accuracy covers less than this share of the way from chance to 100 % has not learned.
+ALPHA = 0.05  # two-sided level of all tests of a study; intervals have the level 1 - ALPHA
+# A net whose accuracy is below this fraction of the way from chance to 100 % has not learned.
 LEARNED = 0.1
 
 
@@ -64,17 +64,16 @@ def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
   of the images, widened by the squared half width of the t interval of the seeds.
 
   Half widths that add in quadrature cover at least as often as stated if both errors are normal
-  (Banerjee 1960, Sankhya 22): with G the distribution function of chi^2_1 and w the seeds' share
-  of the variance, the coverage is E[G(w t^2 s^2 / sigma^2 + (1 - w) z^2)], and G is concave, so
-  that it is >= w E[G(t^2 s^2 / sigma^2)] + (1 - w) G(z^2) = 0.95. The images' term takes all seeds
-  to be right on the same images, and p (1 - p) is the largest variance that values in [0, 1] of
-  mean p have: both err towards a wider interval, and the values may be mean confidences as well.
-
-  With one seed only the images' part is known, which is Wilson's interval.
+  (Banerjee 1960, Sankhya 22): with G the distribution function of chi^2_1 and w the fraction of
+  the variance due to seeds, the coverage is E[G(w t^2 s^2 / sigma^2 + (1 - w) z^2)], and G is
+  concave, so that it is >= w E[G(t^2 s^2 / sigma^2)] + (1 - w) G(z^2) = 0.95. The images' term
+  assumes that all seeds are correct on the same images, and p (1 - p) is the largest variance of
+  values in [0, 1] with mean p: both make the interval wider, and the values may also be mean
+  confidences. With one seed it is Wilson's interval.
 
   Args:
     values: [S, *R], each in [0, 1], one row per seed.
-    examples: M, or an array that broadcasts to [*R]: how many images each value is a mean over.
+    examples: M, the number of images per value, or an array that broadcasts to [*R].
 
   Raises:
     InputError: no seed, a value outside of [0, 1] or NaN, or fewer than one example.
@@ -92,7 +91,7 @@ def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
   c = stats.norm.ppf(1 - ALPHA / 2) ** 2 / examples
   center = (mean + c / 2) / (1 + c)
   half = np.sqrt(c**2 / 4 + c * mean * (1 - mean) + (1 + c) * of_seeds) / (1 + c)
-  # The ends are roots of a quadratic: rounding must not take the mean out of the interval.
+  # The ends are roots of a quadratic: rounding must not move the mean out of the interval.
   low, high = np.clip(center - half, 0, mean), np.clip(center + half, mean, 1)
   return Interval(mean, low, high)
 
@@ -100,8 +99,8 @@ def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
 def has_learned(accuracy: ArrayLike, num_classes: int) -> np.ndarray:
   """Whether clean accuracies are beyond chance by `LEARNED` of the way to 100 %; elementwise.
 
-  A net that answers the most frequent class alone has not: of MNIST that is 11.35 %, and the
-  limit for ten classes is 19 %.
+  For ten classes the limit is 19 %; always predicting the most frequent class of MNIST gives 11.35
+  %.
   """
   chance = 1 / num_classes
   return np.asarray(accuracy) > chance + LEARNED * (1 - chance)
@@ -110,16 +109,16 @@ def has_learned(accuracy: ArrayLike, num_classes: int) -> np.ndarray:
 def paired_t(a: ArrayLike, b: ArrayLike) -> PairedTest:
   """Student's paired t test of a [n] against b [n]; entry i of both has seed i.
 
-  For non-inferiority (a is less than b by no more than a margin) test a + margin against b: 'yes'
-  then says that the interval of a - b lies above -margin.
+  For non-inferiority (a is below b by at most a margin) test a + margin against b: a positive
+  result means that the interval of a - b lies above -margin.
   """
   differences = _checked(a) - _checked(b)
   if differences.ndim != 1:
-    raise InputError(f"a and b must be [n], one value a seed, but were {differences.shape}.")
+    raise InputError(f"a and b must be [n], one value per seed, but were {differences.shape}.")
   mean, n = float(differences.mean()), len(differences)
   if n == 1:
     return PairedTest(mean, np.nan, np.nan, np.nan, n)
-  # Equal floats may differ by rounding: that is neither spread nor a difference.
+  # Differences due to rounding count as 0.
   rounding = 1e-12 * max(1.0, abs(mean))
   if np.ptp(differences) <= rounding:
     equal = abs(mean) <= rounding
@@ -134,12 +133,11 @@ def all_of(tests: Sequence[PairedTest]) -> PairedTest:
   """One test of the claim that a > b in EVERY test: the weakest of them, or a counterexample.
 
   If all differences are positive, its p is the largest: the claim is an intersection, which needs
-  no correction to be affirmed (Berger 1982). Otherwise it is the test that speaks most against the
-  claim, its p multiplied by the number of tests, for one of many would be found by luck
-  (Bonferroni).
+  no correction (Berger 1982). Otherwise it is the test with the strongest evidence against the
+  claim, its p multiplied by the number of tests (Bonferroni).
 
   Raises:
-    InputError: there is no test.
+    InputError: tests is empty.
   """
   if not tests:
     raise InputError("tests must hold at least one, but were none.")
@@ -152,13 +150,13 @@ def all_of(tests: Sequence[PairedTest]) -> PairedTest:
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-  """p values [n] corrected for their number by Holm (1979); NaN, for no test, is not counted."""
+  """p values [n] with the correction of Holm (1979) for multiple tests; NaN is not counted."""
   corrected = np.array(p, np.float64)
   tested = np.flatnonzero(~np.isnan(corrected))
   order = tested[np.argsort(corrected[tested], kind="stable")]
-  # The k-th smallest times the number of tests that are left, and never below the one before it.
-  left = len(order) - np.arange(len(order))
-  corrected[order] = np.minimum(1.0, np.maximum.accumulate(left * corrected[order]))
+  # The k-th smallest times the number of remaining tests, and at least the previous one.
+  remaining = len(order) - np.arange(len(order))
+  corrected[order] = np.minimum(1.0, np.maximum.accumulate(remaining * corrected[order]))
   return corrected
 
 

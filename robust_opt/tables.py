@@ -29,11 +29,10 @@ class Percent(NamedTuple):
 
   Attributes:
     mean: over the seeds that learned, in [0, 1]; NaN if all failed.
-    low: of the 95 % interval (`statistics.accuracy_interval`); NaN if all failed.
-    high: likewise.
+    low, high: of the 95 % interval (`statistics.accuracy_interval`); NaN if all failed.
     seeds: the value of every seed, failed ones included.
     failed: which of them failed to learn.
-    examples: how many images each value is a mean over.
+    examples: the number of images per value.
   """
 
   mean: float
@@ -51,8 +50,8 @@ class Percent(NamedTuple):
 
     Args:
       values: [S], in [0, 1].
-      examples: how many images each is a mean over; the smallest count where they differ.
-      learned: [S], False for a seed that failed to learn, which is counted apart; None: all did.
+      examples: the number of images per value; the smallest if they differ.
+      learned: [S], False for a seed that failed to learn; None: all learned.
     """
     array = np.asarray(values, np.float64)
     kept = np.ones(len(array), bool) if learned is None else np.asarray(learned, bool)
@@ -91,7 +90,7 @@ _NORMS = {
 
 
 def norm_name(name: str) -> NormName:
-  """Of the names in robust_opt.sets.BALLS; sets other than balls keep their own name."""
+  """The notation of a norm in robust_opt.sets.BALLS; other sets keep their name."""
   return _NORMS.get(name, NormName(name, name, name))
 
 
@@ -106,7 +105,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def interval_note(seeds: int) -> str:
-  """How the Percents of a table are to be read, as the beginning of a note."""
+  """The explanation of the Percents of a table, as the beginning of a note."""
   if seeds == 1:
     return "One seed [95 % interval for the draw of the test examples alone]."
   return (
@@ -116,7 +115,7 @@ def interval_note(seeds: int) -> str:
 
 
 class Table(NamedTuple):
-  """Rows by column name; a missing or None cell is empty. Notes stand below the table."""
+  """Rows by column name; a missing or None cell is empty. Notes follow the table."""
 
   title: str
   columns: Sequence[str]
@@ -125,7 +124,7 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-  """As a GitHub table; a '|' within a cell is escaped."""
+  """The table in GitHub Markdown; '|' within a cell is escaped."""
 
   def line(cells: Sequence[Any]) -> str:
     words = ("" if cell is None else str(cell).replace("|", "\\|") for cell in cells)
@@ -139,7 +138,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-  """As CSV: an accuracy becomes its mean, the ends of its interval, and every seed's value."""
+  """The table as CSV: an accuracy becomes its mean, its interval, and the value of every seed."""
   accuracies = {c for c in table.columns for row in table.rows if isinstance(row.get(c), Percent)}
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
@@ -161,7 +160,7 @@ def comma_separated(table: Table) -> str:
 
 
 def write(table: Table, stem: Path) -> None:
-  """Writes stem.md, stem.csv and stem.json (every seed's value), each whole or not at all."""
+  """Writes stem.md, stem.csv and stem.json (with the values of all seeds), each atomically."""
   for suffix, text in ((".md", markdown(table)), (".csv", comma_separated(table))):
     with atomic_write(stem.with_suffix(suffix)) as file:
       file.write(text.encode())
@@ -171,7 +170,7 @@ def write(table: Table, stem: Path) -> None:
 
 
 def _json(cell: Any) -> Any:
-  """Strict JSON: what is not finite becomes null."""
+  """A value for strict JSON: numbers that are not finite become null."""
   if isinstance(cell, Percent):
     return {key: _json(value) for key, value in cell._asdict().items()}
   if isinstance(cell, (tuple, list)):

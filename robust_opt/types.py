@@ -13,7 +13,7 @@ Array = jax.Array
 PyTree = Any
 
 Params = PyTree
-ModelState = PyTree  # what a forward pass may update: batch statistics, or {}
+ModelState = PyTree  # updated by a forward pass: batch statistics, or {}
 
 LogitsFn = Callable[[Array], Array]  # x [B, *S] -> logits [B, C], each example independently
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], y [B, ...]) -> loss [B]
@@ -21,19 +21,19 @@ Forward = Callable[[Array], tuple[Array, ModelState]]  # x [B, *S] -> (logits [B
 
 
 class Scored(NamedTuple):
-  """The value to ascend together with a different score to compare points by.
+  """A value to maximize, with a separate score for comparing points.
 
   Attributes:
-    value: [B], the value to ascend, such as the cross-entropy.
-    score: [B], the value to compare points by when the best is kept, such as the margin, whose sign
-      says whether the example is misclassified.
+    value: [B], the value to maximize, such as the cross-entropy.
+    score: [B], for the choice of the best point, such as the margin, whose sign tells whether the
+      example is misclassified.
   """
 
   value: Array
   score: Array
 
 
-# x [B, *S] -> the value to ascend, [B] (or its sum, [])
+# x [B, *S] -> the value to maximize, [B] (or its sum, [])
 ValueFn = Callable[[Array], Array | Scored]
 
 
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
 
   Attributes:
     x: images [B, *S], float32 pixels in [0, 1] (stored data sets are uint8 in [0, 255]).
-    y: classes [B], int32 in [0, C); or whatever the loss takes, [B, ...], such as regression
+    y: classes [B], int32 in [0, C); or other labels of the loss, [B, ...], such as regression
       targets or soft labels.
     ids: [B], int32, the index of each example in its data set. Random starts derive from it, so
       results depend neither on the rest of the batch nor on the device.

@@ -4,8 +4,8 @@
 
 Verifies that the file covers the whole data set, that every adversarial image is finite, within the
 box and the set, and misclassified, and that the stated accuracy follows from the examples. Net and
-data are found where the evaluation found them, or where --workdir, or --model and --data, say. Exit
-code 0: everything is true; 1: the untrue claims are printed.
+data are those of the evaluation, or of --workdir, or of --model and --data. Exit code 0: all claims
+are true; 1: the false claims are printed.
 """
 
 import math
@@ -22,15 +22,15 @@ from robust_opt.experiments import target
 
 
 def run(path: Path, source: dict[str, Any]) -> None:
-  """Prints that the file is true.
+  """Verifies a file and prints the result.
 
   Args:
     path: of verdict.npz.
-    source: where net and data are, as target.load takes it; empty values are those of the file.
+    source: of net and data, for target.load; empty values default to those of the file.
 
   Raises:
     InputError: the file, the net or the data cannot be read.
-    RunError: a claim in it is untrue.
+    RunError: a claim in it is false.
   """
   stored = verdict.load(path)
   claim = stored.claim
@@ -53,7 +53,7 @@ def run(path: Path, source: dict[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """One file, and flags."""
+  """Verifies the file that is the only argument."""
   if len(argv) != 2:
     raise InputError(f"Give one verdict.npz, but there were {len(argv) - 1} arguments.")
   run(Path(argv[1]), commands.source())

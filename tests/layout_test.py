@@ -73,7 +73,7 @@ def test_what_is_guessed(shape, axis):
     last, x[..., None] if axis is None else np.moveaxis(x, axis + 1, -1)
   )
   np.testing.assert_array_equal(layout.from_last(last, axis), x)
-  guess = layout.guess_in_words("auto", shape)
+  guess = layout.describe_guess("auto", shape)
   assert bool(guess) == (axis not in (None, len(shape) - 1))
   assert not guess or f"axis {axis} " in guess
 
@@ -189,7 +189,7 @@ def test_transforms_of_every_layout():
   first = lambda x: jnp.sum(jnp.moveaxis(x, 1, -1) * weights, axis=(1, 2, 3))  # noqa: E731
   np.testing.assert_array_equal(attack(first, None, moved(x))[0], moved(expected))
   for wrong in (x[..., 0, 0], x[..., None]):
-    with pytest.raises(InputError, match="two axes beside those of batch and channels"):
+    with pytest.raises(InputError, match="two axes besides batch and channels"):
       transform(wrong, 0.0, (0.0, 0.0))
 
 

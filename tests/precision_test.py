@@ -96,7 +96,7 @@ def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds():
   params = jax.tree.map(lambda s: jnp.zeros(s.shape), jax.eval_shape(net.init, *INIT)["params"])
   with pytest.raises(ro.InputError, match="but DigitsCNN computes in bfloat16"):
     from_params(net, params)
-  with pytest.raises(ro.InputError, match="VGG states no list of layers"):
+  with pytest.raises(ro.InputError, match="VGG has no list of layers"):
     from_params(models.VGG(dtype=jnp.bfloat16), {})
   # Its weights may be asked about, and its layers perturbed.
   assert len(layers_of(net, params)) == len(LAYERS)

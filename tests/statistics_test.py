@@ -166,7 +166,7 @@ def test_what_is_no_accuracy_is_refused():
 
 
 def test_only_one_value_a_seed_can_be_paired():
-  with pytest.raises(InputError, match="one value a seed"):
+  with pytest.raises(InputError, match="one value per seed"):
     paired_t(np.ones((3, 2)), np.zeros((3, 2)))
 
 

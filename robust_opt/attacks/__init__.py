@@ -1,4 +1,4 @@
-"""Attacks on logits, by which robust accuracy is measured.
+"""Attacks on logits, which measure robust accuracy.
 
   from robust_opt.attacks.square import square
   from robust_opt.attacks.minimal import deepfool
@@ -10,6 +10,6 @@
 
 white_box (any inner maximizer), fab, square and transfer search within the set. The minimal-norm
 attacks (minimal, szegedy, fab_minimal) look for the smallest perturbation in the set: a radius of
-math.inf lets it have any size, and x + delta stays in the box. support.py has the table of which
-attack takes which sets. `robust_opt.evaluation.autoattack` combines them.
+math.inf allows any size, and x + delta stays in the box. support.py lists the sets that each attack
+takes. `robust_opt.evaluation.autoattack` combines them.
 """

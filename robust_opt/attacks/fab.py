@@ -33,8 +33,8 @@ from robust_opt.keys import per_example
 from robust_opt.sets import Ball
 from robust_opt.types import Array, LogitsFn
 
-# Points of the final search overshoot the boundary by this share of their length, so that they stay
-# misclassified when the logits are rounded differently (in a batch of another size, for example).
+# Points of the final search overshoot the boundary by this fraction of their length, so that they
+# stay misclassified when the logits are rounded differently (in a batch of another size, say).
 _PAST_BOUNDARY = 5e-4
 
 
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     random_start: whether the first run, too, starts at random.
     alpha_max: the largest weight of the clean example, in [0, 1].
     eta: extrapolation past the hyperplane, >= 1.
-    beta: how far to go back from a misclassified point toward the clean example, in (0, 1).
+    beta: the factor by which a misclassified perturbation is shrunk, in (0, 1).
     num_search_steps: of the final search, one forward pass each; 0 for none.
   """
 
@@ -69,8 +69,7 @@ class Settings(NamedTuple):
 def fab(u: Ball, **settings: Any) -> LogitsAttack:
   """FAB as an attack within a ball: the smallest misclassified perturbation, projected onto it.
 
-  delta counts if it is misclassified after the projection, which changes nothing within the ball;
-  elsewhere it is 0.
+  delta is 0 where x + delta is classified correctly after the projection.
 
   Args:
     u: LInf, L2 or L1 with a finite box, in which x must lie. The radius, [] or [B], may be traced.
@@ -106,7 +105,7 @@ def fab_minimal(u: Ball, **settings: Any) -> LogitsAttack:
   Source: Croce and Hein 2020 (arXiv 1907.02044), algorithm 1, with their constants. Differences:
   the projections find their multiplier without sorting, with the same result; the final search, a
   few secant steps on the segment from the clean example to the best point, stops 0.05 % past the
-  boundary; restarts begin anywhere in their ball, not only on its surface.
+  boundary; restarts start anywhere in their ball, not only on its surface.
 
   Args:
     u: LInf, L2 or L1 with a finite box, in which x must lie. A radius of math.inf allows
@@ -143,7 +142,7 @@ def _checked(u: Ball, settings: dict[str, Any]) -> Settings:
 def _smallest(
   u: Ball, options: Settings, keys: Array, logits_fn: LogitsFn, x: Array, y: Array
 ) -> Smallest:
-  """The smallest misclassified perturbations of any size; 0 of norm inf where none was found."""
+  """The smallest misclassified perturbations of any size; delta 0 and norm inf where none is."""
   keys = per_example(keys, x.shape[0])
   norms = jax.vmap(u.norm)
   clean = jax.lax.stop_gradient(logits_fn(x))
@@ -164,7 +163,7 @@ def _smallest(
   smallest = hyperplanes.none_yet(x, ~losses.correct(clean, y))
   smallest, _ = jax.lax.scan(run, smallest, jnp.arange(options.num_restarts))
   searched = _search(logits_fn, x, y, smallest.delta, clean, options.num_search_steps)
-  # Evaluated again: a net in bfloat16 may answer differently outside of the compiled loops.
+  # Evaluated again: a net in bfloat16 may give other logits outside of the compiled loops.
   holds = hyperplanes.misclassified(logits_fn, x + searched, y)
   fooled = holds | hyperplanes.misclassified(logits_fn, x + smallest.delta, y)
   delta = where_examples(holds, searched, smallest.delta)

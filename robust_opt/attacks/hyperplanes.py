@@ -46,7 +46,7 @@ def within(u: Ball, smallest: Smallest) -> AttackResult:
 
 
 def bounds_of(u: Ball, x: Array) -> projections.Bounds:
-  """The bounds of delta that the box gives, [B, *S]; attacks here require a box (support.py)."""
+  """The bounds of delta [B, *S] that keep x + delta in the box, which is required (support.py)."""
   assert u.box is not None
   return box_bounds(u.box, x)
 
@@ -61,13 +61,7 @@ def closest_hyperplane(
 
   w = 0 and gap = 0 where no rival has a finite nonzero gradient. The gradients are computed for one
   rival at a time and only the closest is kept, so memory does not grow with the number of classes.
-
-  Args:
-    u: whose norm measures distance.
-    logits_fn: x [B, *S] -> [B, C].
-    points: [B, *S].
-    y: labels [B].
-    rivals: [K, B], the classes to consider.
+  The points are [B, *S], the labels y [B] and the classes to consider, rivals, [K, B].
   """
   logits, pullback = jax.vjp(logits_fn, points)
   labels = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
@@ -101,16 +95,16 @@ def to_hyperplane(u: Ball, w: Array, gap: Array, bounds: projections.Bounds) -> 
     argmin |step|_p   such that   <w, step> = gap,   lower <= step <= upper
 
   Where the bounds make that impossible, it is the step within them that comes closest (unique, with
-  entries of w = 0 staying at 0). It is exact up to rounding. Source: Croce and Hein 2020 (arXiv
-  1907.02044), the projection of their algorithm 1. With r the room of each entry in the direction
-  of w, the solution is
+  0 in the entries where w is 0). It is exact up to rounding. Source: Croce and Hein 2020 (arXiv
+  1907.02044), the projection of their algorithm 1. With r the distance of each entry to
+  its bound in the direction of w, the solution is
 
     l_inf:  min(t, r)  in every entry, t such that the constraint holds
     l_2:    min(t |w|, r)
-    l_1:    r in the entries of largest |w|, as many as it takes
+    l_1:    r in the entries of largest |w|, as many as needed
 
   The paper sorts the entries to find t; here it is found by Newton's method: sum |w| min(t s, r) is
-  concave and piecewise linear in t, so the iterates increase to the root and end there.
+  concave and piecewise linear in t, so the iterates reach the root after finitely many steps.
 
   Args:
     u: whose norm p is minimized.

@@ -5,8 +5,8 @@
   norms = jax.vmap(everywhere.norm)(delta[fooled])         # compare these, not accuracies
 
 DeepFool and fast minimum-norm. szegedy.py has the box-constrained L-BFGS of Szegedy et al., fab.py
-the stronger fast adaptive boundary attack. Examples do not interact, and nothing here is random:
-the keys are taken so that all attacks have one signature.
+the stronger fast adaptive boundary attack. Examples do not interact. Nothing here is random: keys
+are ignored and only part of the common signature.
 
 |  input                                  |  result                                        |
 |  misclassified clean example            |  delta 0, fooled                               |
@@ -55,15 +55,15 @@ def deepfool(
 
   Source: Moosavi-Dezfooli et al. 2016 (arXiv 1511.04599), algorithm 2, and section 3.3 for other
   norms. The paper has no box; here every step is the shortest one within the box. The prediction is
-  checked after the overshoot of every step, not before it. The attack ends when it has ended for
-  every example of the batch.
+  checked after the overshoot of every step, not before it. The attack runs until every example of
+  the batch is misclassified.
 
   Args:
     u: LInf, L2 or L1 with a finite box, in which x must lie; its radius may be math.inf.
-    num_steps: at most, >= 1; two to five are typical.
-    overshoot: how far past the boundary to step, as a fraction of the step.
-    num_candidates: how many wrong classes to consider, those of the largest clean logits, one
-      gradient per step each; None for all.
+    num_steps: the maximum number of steps, >= 1; two to five are typical.
+    overshoot: past the boundary, as a fraction of the step.
+    num_candidates: the number of wrong classes to consider, by their clean logits; each costs a
+      gradient per step; None for all.
 
   Raises:
     InputError: another set, or a number out of range.
@@ -115,8 +115,8 @@ def fast_minimum_norm(
 
   alpha_k and gamma_k decrease along half a cosine. Source: Pintor et al. 2021 (arXiv 2102.12827),
   algorithm 1. Differences: the projection is onto the intersection of ball and box, not onto one
-  after the other; the first line has the factor 1 + gamma_k, without which a boundary that bends
-  away is approached forever and never crossed.
+  after the other; the first line has the factor 1 + gamma_k, without which a boundary that curves
+  away is approached but never crossed.
 
   Args:
     u: LInf, L2 or L1 with a finite box, in which x must lie; its radius may be math.inf.

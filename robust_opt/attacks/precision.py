@@ -27,9 +27,7 @@ def widened(logits_fn: LogitsFn, x: Array) -> tuple[LogitsFn, Array, Callable[[T
   `rounded` rounds the attack's result in the same way, so that the delta returned is the one that
   fooled the net.
 
-  Args:
-    logits_fn: x [B, *S] -> logits [B, C], of any floating dtype.
-    x: [B, *S]. The net takes inputs of this shape only.
+  The net takes only inputs of x's shape.
 
   Returns:
     (logits_fn, x, rounded): inputs, logits and x have the dtype `precision.wide(x.dtype)`;

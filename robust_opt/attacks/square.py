@@ -3,9 +3,9 @@
   attack = square(ro.LInf(8 / 255, box=(0.0, 1.0)), num_queries=5000)
   delta, fooled = attack(keys, logits_fn, x, y)   # keys [B]; x [B, *S], pixels in [0, 1]; y [B]
 
-A net can mask its gradient from attacks that follow it, but not its margin from this one. Each
-query changes the perturbation within a square at a random position, whose side shrinks as the
-queries are used up, and the change is kept if the margin grows.
+Gradient masking does not stop it, since it needs only the margin. Each query changes the
+perturbation within a square at a random position, whose side shrinks as the queries are used up,
+and the change is kept if the margin grows.
 
 Examples have any number of axes. A "square" is a window over all of them but the channel axis: an
 interval of a signal, a square of an image, a cube of a volume. For images it is that of the paper.
@@ -47,11 +47,11 @@ class SquareResult(NamedTuple):
   """The outcome of Square Attack on a batch.
 
   Attributes:
-    delta: as in AttackResult; where nothing fooled, the point of the largest margin, 0 if that is
-      the clean example.
+    delta: as in AttackResult; where no query succeeded, the point of the largest margin, 0 if that
+      is the clean example.
     fooled: as in AttackResult.
-    queries: [B], int32, how many perturbed images of each example the net was shown: num_queries
-      where none fooled, 0 where the clean example is misclassified.
+    queries: [B], int32, the number of perturbed images of each example that the net evaluated:
+      num_queries where none succeeded, 0 where the clean example is misclassified.
   """
 
   delta: Array
@@ -75,13 +75,13 @@ def square(
 ) -> LogitsAttack:
   """Square Attack: (keys [B], logits_fn, x [B, *S], y [B]) -> AttackResult.
 
-  Where nothing fooled, delta is the point of the largest margin seen, 0 if that is the clean
+  Where no query succeeded, delta is the point of the largest margin, 0 if that is the clean
   example. Every query runs the whole batch through logits_fn, until all examples are fooled.
 
   Args:
     u: LInf, L2 or L1. The radius, [] or [B], may be traced; x must lie in the box, if there is one.
     num_queries: the maximum number of perturbed images of each example, >= 1, the start included.
-    p_init: in (0, 1], the share of the image that the first squares cover.
+    p_init: in (0, 1], the fraction of the image that the first squares cover.
     channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
       shape (`robust_opt.layout.resolve`). The result is the same in every layout, bit for bit if
       the logits are.
@@ -114,7 +114,7 @@ def counting_square(
   if num_queries < 1:
     raise InputError(f"num_queries must be at least 1, but was {num_queries}.")
   if not 0 < p_init <= 1:
-    raise InputError(f"p_init is a share of the image and must be in (0, 1], but was {p_init}.")
+    raise InputError(f"p_init is a fraction of the image and must be in (0, 1], but was {p_init}.")
   moves = moves_of(u)
   halvings = np.array(HALVINGS) * num_queries / 10_000
 
@@ -172,7 +172,7 @@ def counting_square(
         jnp.where(misclassified, 0, 1),
       ),
     )
-    # The search starts away from the clean example, whose margin may be larger than any it finds.
+    # The margin of the clean example may be larger than any that the search finds.
     beats_clean = ~misclassified & (end.fooled | (end.margin > clean_margin))
     delta = where_examples(beats_clean, end.best, jnp.zeros_like(end.best))
     return rounded(SquareResult(in_layout_of_x(delta), end.fooled, end.queries))
@@ -210,7 +210,7 @@ def _radii(u: Ball, images: Array) -> Array:
 
 
 def _bounds(images: Array, box: Box | None) -> Bounds:
-  """The bounds of delta that the box gives; infinite without one."""
+  """The bounds of delta that keep x + delta in the box; infinite without one."""
   if box is None:
     return jnp.full_like(images, -jnp.inf), jnp.full_like(images, jnp.inf)
   return box_bounds(box, images)

@@ -1,11 +1,11 @@
-"""Where Square Attack starts and how it moves, by norm, for one example [*W, C].
+"""The starts and moves of Square Attack, by norm, for one example [*W, C].
 
   moves = moves_of(ro.L2(0.5))
   delta = radius * moves.start(key, (28, 28, 1))
   delta = moves.move(key, sides, delta, radius, bounds)
 
 W are the n window axes. Source: Andriushchenko, Croce, Flammarion and Hein 2020 (arXiv 1912.00049),
-below "the paper"; over l_1, Croce and Hein 2021 (arXiv 2103.01208).
+called "the paper" below; over l_1, Croce and Hein 2021 (arXiv 2103.01208).
 """
 
 import functools
@@ -22,11 +22,11 @@ from robust_opt.sets import Ball, LInf, projections
 from robust_opt.sets.projections import Bounds
 from robust_opt.types import Array
 
-# After how many of 10,000 queries the share of the image that a square covers is halved: the
-# authors' program, which AutoAttack runs from a share of 0.8.
+# The queries, out of 10,000, after which the fraction of the image that a square covers is halved,
+# as in the authors' code, which AutoAttack runs with p_init = 0.8.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-TILES = 5  # along a side, in the start over l_2 and l_1
-# How fast a bump falls off, 1 / j^power, by the order of the norm.
+TILES = 5  # per axis, in the start over l_2 and l_1
+# A bump decays by 1 / j^power: the power, by the order of the norm.
 DECAY = {2: 2, 1: 4}
 # Partial sums of 1 / j^power; later terms do not change the sum in float32.
 _SUMS = {
@@ -36,7 +36,7 @@ _SUMS = {
 
 
 class Moves(NamedTuple):
-  """Where the search in a norm starts and how it moves.
+  """The start and the moves of the search in a norm.
 
   Attributes:
     least_side: of a square, in pixels.
@@ -120,11 +120,11 @@ def _move_mass(
   """Algorithm 3: adds a bump in one square, with mass taken from another.
 
   Mass is sum |delta_j|^order; in units of the radius the mass of the ball is 1. In each channel the
-  first square gets the mass of both squares and its share of the unused mass. Over l_2 the result
+  first square gets the mass of both squares and its part of the unused mass. Over l_2 the result
   lies in the ball, so that clipping it to the bounds is the exact projection onto both; the mass
   clipped off is unused in the next query.
 
-  Over l_1, as in the program of Croce and Hein (2021), the first square gets that mass times the
+  Over l_1, as in the code of Croce and Hein (2021), the first square gets that mass times the
   number of channels, and the result is projected onto ball and bounds, which takes the mass from
   small entries everywhere.
   """

@@ -1,4 +1,4 @@
-"""Which uncertainty sets each attack takes: the one table.
+"""The uncertainty sets that each attack takes.
 
 |  attack                                         |  sets                             |
 |  pgd                                            |  every set with a projection      |
@@ -19,7 +19,7 @@ class Support(NamedTuple):
   """The sets that an attack takes.
 
   Attributes:
-    kind: their common class; `UncertaintySet` stands for every set with a projection.
+    kind: their common class; `UncertaintySet` means every set with a projection.
     box: whether they need a finite box.
   """
 

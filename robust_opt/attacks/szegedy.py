@@ -55,7 +55,7 @@ def szegedy(
   for num_constants values of c: ten times larger after a success and ten times smaller after a
   failure, then bisection, on a logarithmic scale, between the largest c that succeeded and the
   smallest that failed. The result is the smallest perturbation, over all iterates, for which the
-  target is predicted. Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.1, which asks for
+  target is predicted. Source: Szegedy et al. 2014 (arXiv 1312.6199), section 4.1, which uses
   the perturbation at the extreme c that still succeeds, and writes c |r|.
 
   The box is enforced by projection (Bertsekas 1982, "Projected Newton methods"): pixels at a bound
@@ -68,10 +68,10 @@ def szegedy(
   Args:
     u: L2 with a finite box, in which x must lie; its radius may be math.inf.
     num_steps: L-BFGS iterations for each c, >= 1; one gradient and a few forward passes each.
-    num_constants: how many values of c to try, >= 1.
+    num_constants: the number of values of c, >= 1.
     first_constant: the first c, in units of the loss per squared pixel distance.
-    memory_size: pairs that L-BFGS remembers, >= 1.
-    num_halvings: of the step length, at most.
+    memory_size: the number of pairs that L-BFGS keeps, >= 1.
+    num_halvings: the maximum number of halvings of the step length.
 
   Raises:
     InputError: another set, or a number out of range.
@@ -210,7 +210,7 @@ def _lbfgs_step(
 
 
 def _remember(memory: _Memory, step: Array, change: Array) -> _Memory:
-  """Adds a pair, one example; without positive curvature it would destroy definiteness."""
+  """Adds a pair of one example if its curvature is positive, which keeps the matrix definite."""
   curvature = jnp.sum(step * change)
   sound = curvature > 1e-6 * projections.l2_norm(step) * projections.l2_norm(change)
   inverse = 1.0 / jnp.where(sound, curvature, 1.0)

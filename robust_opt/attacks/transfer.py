@@ -1,14 +1,14 @@
-"""Transfer: perturbations computed on other nets, tried on the net under attack.
+"""Transfer attacks: perturbations computed on other nets, evaluated on the target net.
 
   attack = transfer([net_a, net_b], square(u))     # nets: x [B, *S] -> logits [B, C]
   delta, fooled = attack(keys, logits_fn, x, y)
 
-Of the net under attack it needs only the logits at the results. A net that such perturbations fool,
-but not an attack on its own gradient, masks that gradient (Athalye, Carlini and Wagner 2018, arXiv
+It evaluates only logits of the target. A net that such perturbations fool, but not an attack on its
+own gradient, masks that gradient (Athalye, Carlini and Wagner 2018, arXiv
 1802.00420, section 3.1).
 
-An attack stops once it fools the source, and leaves examples alone that the source misclassifies
-anyway. Perturbations that go on past the boundary of the source transfer better.
+An attack stops once it fools the source, and skips examples that the source misclassifies.
+Perturbations further past the boundary of the source transfer better.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def transfer(sources: LogitsFn | Sequence[LogitsFn], attack: LogitsAttack) -> Lo
   attacked with the same keys.
 
   Args:
-    sources: one net or several.
+    sources: one or several nets.
     attack: the attack to run on each source.
 
   Raises:

@@ -1,4 +1,4 @@
-"""What an attack on logits takes and returns."""
+"""The interface of attacks on logits."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -3,8 +3,8 @@
   attack = ascent(ro.apgd(ro.LInf(0.3), 100, keep_best=True), losses.cross_entropy)
   delta, fooled = attack(keys, logits_fn, x, y)
 
-The maximizer ascends the loss, but the best point of every example is chosen by the margin, so that
-an iterate that fooled the net is not lost to a later one of higher loss.
+The maximizer ascends the loss, but keeps the point of the largest margin of every example, so that
+an iterate that fools the net is not replaced by a later one of higher loss.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.maximizers import Attack
 from robust_opt.types import Array, LogitsFn, LossFn, Scored, Stochastic, ValueFn
 
-NOISE = 0x6E6F6973  # folded into the first example's key: the stream of the net's own noise
+NOISE = 0x6E6F6973  # folded into the first example's key for the noise of the net
 
 
 def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAttack:
@@ -73,7 +73,7 @@ def targeted_ascent(
 
 
 def _result(delta: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
-  """delta, 0 where the clean example is misclassified, and whether it fools."""
+  """delta, set to 0 where the clean example is misclassified, and whether it fools the net."""
   misclassified = ~losses.correct(logits_fn(x), y)
   delta = jnp.where(expand_like(misclassified, x), 0.0, delta)
   return AttackResult(delta, misclassified | ~losses.correct(logits_fn(x + delta), y))

@@ -1,4 +1,4 @@
-"""Proofs of robustness, against which attacks are measured.
+"""Proofs of robustness.
 
   linear_margin(weights, bias, x, y, ro.L2(0.5))        # the exact worst case of a linear model
   layers = from_params(net, params)

@@ -15,11 +15,11 @@ CROWN's bounds are intersected with the intervals at every layer, so they are ne
 exact up to rounding for a net without hidden layers. The linear maximum over U(x) is at the set's
 steepest ascent, with or without a box.
 
-CROWN takes the memory of some 512 B copies of the largest layer: use small batches for large nets.
+CROWN needs memory for about 512 B copies of the largest layer: use small batches for large nets.
 
-The proofs hold for the net as it is computed, in the dtype of x and the layers, whatever the order
+The proofs hold for the net as it is computed, in the dtype of x and the layers, for any order
 of its sums, at every point x + delta rounded to that dtype. The rounding of the net and of the
-bounds is bounded by the number and size of the terms (see models.affine): some 1e-5 of that size
+bounds is bounded by the number and size of the terms (see models.affine): about 1e-5 of that size
 for layers of a few hundred inputs in float32. Margins smaller than that are not certified.
 
 The proofs do NOT hold for a net computed in fewer bits. Accelerators round the factors of float32
@@ -53,7 +53,7 @@ from robust_opt.models.affine import (
 from robust_opt.sets import Ball, LInf, check_ball
 from robust_opt.types import Array, Params
 
-_BLOCK = 256  # units bounded at once: limits the memory, does not change the results
+_BLOCK = 256  # units per batch: limits the memory, does not change the results
 _Interval = tuple[Array, Array]
 
 
@@ -61,12 +61,12 @@ def from_params(net: Any, params: Params) -> list[Layer]:
   """The layers of a net, for proofs about the net as it is computed.
 
   Args:
-    net: as for `models.affine.layers_of`: one that states its list of layers.
+    net: as for `models.affine.layers_of`.
     params: its parameters, as from models.init.
 
   Raises:
-    InputError: the net states none, or computes in fewer bits than float32: its rounding is far
-      larger than the bounds account for.
+    InputError: the net has no list of layers, or computes in fewer bits than float32: its rounding
+      is far larger than the bounds account for.
   """
   layers = layers_of(net, params)
   dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
@@ -79,7 +79,7 @@ def from_params(net: Any, params: Params) -> list[Layer]:
 
 
 class Certificate(NamedTuple):
-  """What was proved for each example of a batch.
+  """The result for each example of a batch.
 
   Attributes:
     robust: [B] bool, True where every point of U(x) is proved to be classified as y. False is not a
@@ -103,7 +103,7 @@ def certified(
     layers: a net, whose last layer returns logits [B, C], C >= 2.
     x: [B, *S], pixels in [0, 1], within the box of u.
     y: [B], integers; a label outside [0, C) is never certified.
-    u: an LInf, L2 or L1; its radius may be traced. With a box there is less to certify against.
+    u: an LInf, L2 or L1; its radius may be traced. With a box the bounds are tighter.
     method: 'crown' or 'ibp'.
 
   Raises:
@@ -127,7 +127,7 @@ def _certified(layers: Sequence[Layer], x: Array, y: Array, u: Ball, method: str
   others = jnp.eye(num_classes, dtype=x.dtype)
   margins = jax.vmap(lambda other: upper(other - label), out_axes=1)(others)
   label_wins = jnp.all((margins < 0) | (label > 0), axis=-1)
-  # Nothing is proved of a clean example that is misclassified, or whose logits are not finite.
+  # A clean example that is misclassified, or whose logits are not finite, is not certified.
   return Certificate(label_wins & losses.correct(clean, y), margins)
 
 
@@ -158,7 +158,7 @@ def _logit_bounds(layers: Sequence[Layer], x: Array, u: Ball, method: str) -> tu
 def _check(
   layers: Sequence[Layer], x: Array, u: Ball, who: str, method: str
 ) -> jax.ShapeDtypeStruct:
-  """The shape of the logits; an InputError where no bounds can be computed."""
+  """The shape of the logits; an InputError if no bounds can be computed."""
   check_ball(u, who)
   if method not in ("crown", "ibp"):
     raise InputError(f"method must be 'crown' or 'ibp', but was {method!r}.")
@@ -173,7 +173,7 @@ def _upper_bound(
 ) -> Callable[[Array], Array]:
   """The function a [B, C] -> an upper bound [B] of <a, logits> over U(x)."""
   intervals = _intervals(layers, x, u, method)
-  # Where the affine layers after the last nonlinear one begin.
+  # The index of the first of the affine layers after the last nonlinear one.
   last = max((k for k, layer in enumerate(layers) if not _is_affine(layer)), default=-1) + 1
 
   def upper(a: Array) -> Array:
@@ -268,7 +268,7 @@ def _pull_back(
 def _enclosing_interval(x: Array, u: Ball) -> _Interval:
   """The smallest interval around U(x), widened by the rounding of x + delta.
 
-  Every norm has the same: |delta_i| <= radius.
+  In every norm, |delta_i| <= radius.
   """
   radius = jnp.asarray(u.radius, x.dtype)
   radius = expand_like(radius, x) if radius.ndim else radius

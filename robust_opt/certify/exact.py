@@ -7,9 +7,9 @@
 
 x [B, *S] is flattened, weights are [n, C] with n the number of entries of one example, bias is [C],
 C >= 2. The results are exact up to the rounding of float32. They do not cover the rounding of the
-model itself, which can misclassify an example whose margin is small beside its logits: for a proof
-about the model as computed use `bounds.certified([Flatten(), Dense(weights, bias)], ...)`, which is
-as tight.
+model itself, which can misclassify an example whose margin is small compared to its logits: for a
+proof about the model as computed use `bounds.certified([Flatten(), Dense(weights, bias)], ...)`,
+which is as tight.
 """
 
 from typing import Any
@@ -65,14 +65,11 @@ def linear_distance(weights: Array, bias: Array, x: Array, y: Array, ball: type[
   2016 (arXiv 1511.04599), section 3, and Hoelder's inequality for the other norms.
 
   Args:
-    weights: [n, C].
-    bias: [C].
-    x: [B, *S] with n entries per example.
-    y: [B], integers; a label outside [0, C) gives NaN.
-    ball: ro.LInf, ro.L2 or ro.L1, the class itself: whose norm to measure in.
+    weights, bias, x, y: as for linear_margin.
+    ball: the class ro.LInf, ro.L2 or ro.L1, for its norm.
 
   Returns:
-    [B]; 0 where another class wins or ties already, inf where none ever can.
+    [B]; 0 where another class wins or ties at x, inf where none can.
 
   Raises:
     InputError: ball is anything else, or the weights do not match x.
@@ -93,8 +90,7 @@ def check_precision(x: Array, weights: Any = ()) -> Any:
   """The common type of x and the weights.
 
   Raises:
-    InputError: x is not floating point, or an array has fewer bits than float32, in which nothing
-      is proved.
+    InputError: x is not floating point, or an array has fewer bits than float32.
   """
   check_floating(x, "x")
   arrays = jax.tree.leaves((x, weights))
@@ -108,7 +104,7 @@ def check_precision(x: Array, weights: Any = ()) -> Any:
 def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
   """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist.
 
-  The weights are subtracted, not the logits, whose common part would add to the rounding.
+  The weights are subtracted, not the logits, whose common part would add rounding.
   """
   dtype = check_precision(x, weights)
   chex.assert_rank([weights, y], [2, 1])

@@ -1,4 +1,4 @@
-"""Randomized smoothing: makes any classifier one that is provably robust in l_2.
+"""Randomized smoothing: turns any classifier into one that is provably robust in l_2.
 
   keys = jax.random.split(key, x.shape[0])
   prediction, radius = certify_smoothed(keys, logits_fn, x, sigma=0.25)
@@ -40,7 +40,7 @@ class SmoothedCertificate(NamedTuple):
   """Certificates for the smoothed classifier.
 
   Attributes:
-    prediction: [B] int32, its class, or -1 where it abstains; right or wrong.
+    prediction: [B] int32, the predicted class, or -1 where it abstains.
     radius: [B] float32, in l_2 and the units of x: within it the smoothed classifier predicts the
       same class; 0 where it abstains.
   """
@@ -78,8 +78,8 @@ def certify_smoothed(
     x: [B, *S], pixels in [0, 1], float32 or float64: in fewer bits the noise is not normal. The
       noisy copies leave the box.
     sigma: standard deviation of the noise, in the units of x, > 0.
-    n0: copies to guess the class from.
-    n: copies to bound its probability from.
+    n0: the number of noisy copies for the guess of the class.
+    n: the number of noisy copies for the bound of its probability.
     alpha: the probability that a certificate is wrong, for each example; in (0, 1).
     at_once: noisy copies of the batch per call of logits_fn; does not change the result.
 
@@ -101,7 +101,7 @@ def certify_smoothed(
       f"n must be at least {least} for alpha={alpha}, but was {n}: even if all copies agree, fewer "
       "do not prove that their class has more than half of the probability."
     )
-  # Independent noise: the bound must not reuse the copies that the class was guessed from.
+  # Independent noise: the bound must not reuse the copies of the guess.
   both = jax.vmap(jax.random.split)(per_example(keys, x.shape[0]))
   guess_keys, bound_keys = jnp.moveaxis(both, 1, 0)
   net = network.as_argument(logits_fn, x)

@@ -1,18 +1,18 @@
-"""Data sets of robust or of non-robust features only, with any network and any data.
+"""Data sets of only robust or only non-robust features, for any network and data.
 
-  images = inverted(features_fn, x, start)          # looks like start, is represented like x
+  images = inverted(features_fn, x, start)          # looks like start, has the representation of x
   images = towards(logits_fn, x, targets)           # looks like x, is classified as its target
-  dataset = load(Path("runs/d_rand"))               # what robust_opt.construct has written
+  dataset = load(Path("runs/d_rand"))               # written by robust_opt.construct
 
 |  kind           |  an image                             |  its label   |  in the paper         |
-|  inverted       |  another one, changed until the       |  that of x   |  D_R (robust net),    |
+|  inverted       |  another image, changed until the     |  that of x   |  D_R (robust net),    |
 |                 |  network represents it like x         |              |  D_NR (standard net)  |
-|  random         |  x, perturbed towards a random class  |  that class  |  D_rand               |
-|  deterministic  |  x, perturbed towards the next class  |  that class  |  D_det                |
+|  random         |  x, perturbed toward a random class   |  that class  |  D_rand               |
+|  deterministic  |  x, perturbed toward the next class   |  that class  |  D_det                |
 
 Source: Ilyas, Santurkar, Tsipras, Engstrom, Tran and Madry 2019, "Adversarial examples are not
 bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2. All randomness of example i
-derives from the seed and i, so that any part of a data set can be reproduced by itself.
+derives from the seed and i, so that any part of a data set can be reproduced separately.
 """
 
 import json
@@ -62,14 +62,10 @@ def inverted(
 
     minimize over z in the pixel box |g(z) - g(x)|_2 by normalized gradient steps from z = start
 
-  z takes over from x what the network represents: the robust features with a robust network, and
+  z acquires the features of x that the network represents: robust features with a robust network,
   hardly anything visible with a standard one. Source: section 3.1, equation 6.
 
-  Args:
-    features_fn: g, every example by itself.
-    x: [B, *S], in [0, 1].
-    start: [B, *S], in [0, 1].
-    settings: num_steps and step; the radius is not used.
+  features_fn is g; x and start are [B, *S] in [0, 1]. The radius of the settings is not used.
   """
   target = jax.lax.stop_gradient(features_fn(x))
 
@@ -85,17 +81,11 @@ def inverted(
 
 
 def towards(logits_fn: LogitsFn, x: Array, targets: Array, settings: Settings = TARGETED) -> Array:
-  """x perturbed within an l_2 ball and the pixel box towards other classes.
+  """x perturbed within an l_2 ball and the pixel box toward other classes.
 
     minimize over |x' - x|_2 <= radius the cross-entropy J(x', target) by PGD from x
 
-  Source: section 3.2, equation 7.
-
-  Args:
-    logits_fn: the network.
-    x: [B, *S], in [0, 1].
-    targets: [B].
-    settings: radius and steps.
+  Source: section 3.2, equation 7. x is [B, *S] in [0, 1], targets [B].
   """
 
   def value_fn(x: Array) -> Array:
@@ -125,13 +115,13 @@ def other_ids(keys: Array, ids: Array, count: int) -> Array:
 
 
 class Shard(NamedTuple):
-  """Some examples of a constructed data set.
+  """A part of a constructed data set.
 
   Attributes:
     images: [n, *S] float32 in [0, 1].
     labels: [n] int32, to train on.
-    ids: [n] int32, the indices in the original set of the images they were made from.
-    original_labels: [n] int32, the labels there.
+    ids: [n] int32, the indices of the source images in the original set.
+    original_labels: [n] int32, the labels in the original set.
   """
 
   images: np.ndarray
@@ -159,7 +149,7 @@ def load(folder: Path) -> datasets.Dataset:
   """A constructed data set, in the order of the original.
 
   Raises:
-    InputError: there is none, it is unfinished, or one of its files is damaged.
+    InputError: it is missing or unfinished, or one of its files is damaged.
   """
   card = read_card(folder)
   shards = [read_shard(folder / name) for name in card["files"]]
@@ -174,7 +164,7 @@ def read_card(folder: Path) -> dict[str, Any]:
   """The card of a finished constructed data set.
 
   Raises:
-    InputError: there is none.
+    InputError: it is missing or damaged.
   """
   try:
     return json.loads((folder / "card.json").read_text(encoding="utf-8"))

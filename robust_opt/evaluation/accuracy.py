@@ -90,10 +90,10 @@ def make_evaluate(
 
   Args:
     apply: the model.
-    objective: whose inner value the attack ascends.
+    objective: defines the value that the attack maximizes.
     make_attack: (radius [], or a set, or any pytree) -> attack; called under trace.
-    batch_size: examples at a time; it changes speed and memory, not the result.
-    place_batch: constrains where a batch lies (sharding.py).
+    batch_size: affects speed and memory, not the result.
+    place_batch: applies a sharding constraint to a batch (sharding.py).
 
   Returns:
     evaluate(params, model_state, data, radius [], key) -> Evaluation.
@@ -134,7 +134,7 @@ def _check_classes(logits: Array, labels: Array) -> None:
     raise InputError(
       f"Accuracy needs integer labels [B] and logits [B, C] of at least 2 classes, but labels are "
       f"{labels.dtype} of the shape {labels.shape} and the net's outputs have the shape "
-      f"{logits.shape}; the worst case of any other loss is that of ro.robustify."
+      f"{logits.shape}; for the worst case of another loss, use ro.robustify."
     )
 
 

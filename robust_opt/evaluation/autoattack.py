@@ -6,9 +6,9 @@
 
 APGD on the cross-entropy, APGD on the targeted DLR loss, FAB toward each target, and Square (Croce
 and Hein 2020, arXiv 2003.01690), for any number of classes. Remaining examples are gathered into
-batches of at most two sizes, so that nothing is recompiled as examples fall; the random numbers of
-an example come from its index in the data set. An example counts as broken only if the net, called
-once more in the batches that `robust_opt.verify` uses, misclassifies the stored image.
+batches of at most two sizes, so that nothing is recompiled as examples are broken; the random
+numbers of an example come from its index in the data set. An example counts as broken only if the
+net, called once more in the batches that `robust_opt.verify` uses, misclassifies the stored image.
 
 With a ResumeCache every finished batch is saved: a killed run resumes from there, over the same
 batches, with bit-identical results.
@@ -41,9 +41,9 @@ class Verdict(NamedTuple):
   """The outcome for every example of a data set of N.
 
   Attributes:
-    names: what may have broken an example; the first is "clean".
+    names: of the possible causes of an error; the first is "clean".
     prediction: [N] int32, the class of the clean example.
-    broken_by: [N] int32, an index into `names`, or -1 (ROBUST) if nothing broke the example.
+    broken_by: [N] int32, an index into `names`, or -1 (ROBUST) if no attack succeeded.
     images: [N, *S] float32, the adversarial image; the clean one where there is none.
   """
 
@@ -64,11 +64,11 @@ class Verdict(NamedTuple):
 
 
 class ResumeCache(NamedTuple):
-  """Where finished batches are kept, by name; nowhere by default.
+  """Storage for finished batches, by name; the default stores nothing.
 
   Attributes:
-    load: name -> the arrays that were saved, or None.
-    save: (name, arrays).
+    load: name -> the saved arrays, or None.
+    save: (name, arrays) -> None.
   """
 
   load: Callable[[str], Mapping[str, np.ndarray] | None] = lambda name: None
@@ -76,14 +76,14 @@ class ResumeCache(NamedTuple):
 
 
 class Progress(NamedTuple):
-  """What is reported after every batch.
+  """The state that is reported after every batch.
 
   Attributes:
     attack: the name of the phase.
     target: the rank of its target class; None if it is untargeted.
-    remaining: how many examples are still robust.
-    total: how many examples there are.
-    done: the fraction of the work that is done.
+    remaining: the number of examples that are still robust.
+    total: the number of examples.
+    done: the completed fraction of the work.
   """
 
   attack: str
@@ -110,24 +110,25 @@ def autoattack(
   """Attacks a whole data set and returns the outcome for every example.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], each example by itself, in evaluation mode: any function
+    logits_fn: x [B, *S] -> logits [B, C], each example independently, in evaluation mode: any
+    function
       that JAX can trace. The weights of a `jax.tree_util.Partial(apply, params)`, or of an NNX or
       Equinox module, are arguments of the compiled attacks, so that nets of one architecture share
-      a compilation; weights that a function closes over are compiled in, anew when they change.
+      a compilation; weights that a function closes over are compiled in, and again if they change.
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     u: the uncertainty set, with one radius for all examples. "standard" needs LInf, L2 or L1 with a
       box; "quick" and "rand" take them without a box, too.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
-      with restarts on two losses, for every set with a projection; or phases of your own.
+      with restarts on two losses, for every set with a projection; or a tuple of phases.
     seed: of all random numbers; the same seed gives the same result.
-    batch_size: examples at a time; it changes speed and memory.
+    batch_size: affects speed and memory.
     channel_axis: of one example, for Square: 0 for [C, H, W], -1 for [H, W, C], None if there is
       none; "auto" guesses it from the shape (`robust_opt.layout.resolve`).
     put: places the arrays of a batch on the devices; with a mesh it splits the first axis, and
       batch_size / 8 must be a multiple of the number of devices.
-    cache: where finished batches are kept.
+    cache: stores finished batches.
     report: called after every batch.
 
   Raises:
@@ -139,7 +140,7 @@ def autoattack(
   gradients = any(phase.gradients for phase in phases)
   x, y = check_examples(logits_fn, x, y, u, batch_size, gradients=gradients)
   axis = layout.resolve(channel_axis, x.shape[1:])
-  guess = layout.guess_in_words(channel_axis, x.shape[1:])
+  guess = layout.describe_guess(channel_axis, x.shape[1:])
   if guess:
     logging.warning("AutoAttack: %s; pass channel_axis to state it.", guess)
   net = network.as_argument(logits_fn, x)

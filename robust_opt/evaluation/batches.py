@@ -79,11 +79,12 @@ def predictions(
 
 
 def plain_logits(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:
-  """Logits [N, C] by plain calls of the net; under our own jit, noise drawn in Python would freeze.
+  """Logits [N, C] by calls without jit, which would freeze noise that the net draws in Python.
 
-  They keep the net's dtype, which says how they may be rounded. With N = 0 one call determines C.
+  The logits keep the net's dtype, which determines the allowed rounding. With N = 0 one call
+  determines C.
   """
-  # On other devices than a CPU, lower precision makes the rounding of products depend on the size.
+  # On devices other than a CPU, lower precision makes the rounding of products depend on the size.
   with jax.default_matmul_precision("highest"):
     starts = range(0, max(1, len(x)), batch_size)
     batches = [logits_fn(jnp.asarray(x[start : start + batch_size])) for start in starts]

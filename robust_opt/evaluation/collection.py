@@ -31,8 +31,8 @@ from robust_opt.objectives import RobustObjective
 from robust_opt.sets import BALLS, Ball, lengths
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
-# Rounding with another batch size or machine may change logit differences smaller than this. Such
-# examples are left out: the network must be wrong on its collection wherever it is loaded.
+# Logit differences below this may change sign with the batch size or machine. Such examples are
+# left out: the network must be wrong on its collection wherever it is loaded.
 MARGIN = 1e-3
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]  # images [N, *S] float32 -> logits [N, C]
@@ -45,10 +45,10 @@ class Collection(NamedTuple):
   Attributes:
     images: [M, *S], float32, in pixels of [0, 1] (beyond it where the set has no box).
     labels: [M], int32, the true classes.
-    source_ids: [M], int32, index in the test set of the example that each was made from.
+    source_ids: [M], int32, the index of the clean example in the test set.
     norms: [M], '<U4': linf, l2 or l1.
     radii: [M], float64, in pixels.
-    net: SHA-256 of the network that they were made for.
+    net: SHA-256 of the network.
   """
 
   images: np.ndarray
@@ -81,11 +81,7 @@ def make_ascend(
 ) -> Callable[[Params, ModelState, Ball, np.ndarray, np.ndarray], np.ndarray]:
   """(params, model_state, u, x [N, *S], y [N]) -> delta [N, *S] on the host.
 
-  Args:
-    apply: the model, used in evaluation mode.
-    objective: its inner value is what the attack ascends.
-    make_attack: u -> attack without a random start; called under trace.
-    batch_size: examples at a time; it changes speed and memory, not the result.
+  Arguments as for `make_evaluate`, but make_attack takes a ball and must not start at random.
   """
 
   @jax.jit
@@ -152,7 +148,7 @@ def correct(logits_of: LogitsOf, images: np.ndarray, labels: np.ndarray) -> np.n
 
 
 def rounded(images: np.ndarray) -> np.ndarray:
-  """Images as an 8-bit file would keep them: the nearest of 0, 1/255, ..., 1, as float32."""
+  """Images rounded as in an 8-bit file, to the nearest of 0, 1/255, ..., 1, as float32."""
   return np.clip(np.rint(images * np.float32(255)), 0, 255).astype(np.float32) / np.float32(255)
 
 
@@ -164,12 +160,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def relative_norms(collection: Collection, images: np.ndarray) -> np.ndarray:
-  """|image - source| / radius of each example in its norm, [M], computed in float64.
-
-  Args:
-    collection: M examples.
-    images: [N, *S], the test set.
-  """
+  """|image - source| / radius of each example in its norm, [M] float64; images: the test set."""
   delta = collection.images.astype(np.float64) - pixels(images)[collection.source_ids]
   norms = np.select(
     [collection.norms == name for name in BALLS],
@@ -199,12 +190,7 @@ def verify(
 ) -> None:
   """Checks a collection against its network and test set.
 
-  Args:
-    collection: from `load`.
-    logits_of: the network in evaluation mode.
-    images: [N, *S], the test set.
-    labels: [N].
-    net: SHA-256 of the network.
+  Arguments as for `collect`.
 
   Raises:
     InputError: it belongs to another network or test set, a perturbation exceeds its radius by more
@@ -227,7 +213,7 @@ def verify(
 
 
 def _check_shapes(collection: Collection, images: np.ndarray) -> None:
-  """InputError where the arrays do not fit together, or the test set has no such examples."""
+  """InputError if the shapes are inconsistent or a source is not in the test set."""
   count = collection.images.shape[:1]
   if collection.images.shape != count + images.shape[1:]:
     raise InputError(

@@ -54,8 +54,7 @@ def same(key: str, old: Any, new: Any) -> bool:
 
   Args:
     key: the name of the value; its last part, after a dot, is "logits" for logits.
-    old: a JSON value.
-    new: likewise.
+    old, new: JSON values.
   """
   if key.rpartition(".")[2] != "logits" or np.shape(old) != np.shape(new):
     return bool(old == new)

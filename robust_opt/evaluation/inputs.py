@@ -1,4 +1,4 @@
-"""What an evaluation takes: images, labels, a set, a network; everything else is one sentence.
+"""Validation of the inputs of an evaluation: images, labels, set and network.
 
 u = check_set(ro.LInf(8 / 255, box=(0.0, 1.0)))
 x, y = check_examples(logits_fn, x, y, u, batch_size=100)
@@ -28,10 +28,10 @@ def box_of(u: UncertaintySet) -> Box:
 
 
 def check_set(u: UncertaintySet) -> UncertaintySet:
-  """u, as the argument of compiled attacks: its numbers as float32 scalars.
+  """u as the argument of compiled attacks, with its numbers as float32 scalars.
 
   Raises:
-    InputError: u is no set, or a radius is not one finite positive number.
+    InputError: u is not a set, or a radius is not one finite positive number.
   """
   if not isinstance(u, UncertaintySet):
     raise InputError(f"u must be a set, as in ro.LInf(8 / 255, box=(0.0, 1.0)), but was {u!r}.")
@@ -72,11 +72,7 @@ def check_examples(
   """x as float32 and y as int32, if they can be attacked.
 
   Args:
-    logits_fn: as for `autoattack`, and so are x, y, u and batch_size.
-    x: images.
-    y: labels.
-    u: the set, whose box, or [0, 1], the images must lie in.
-    batch_size: examples at a time.
+    logits_fn, x, y, u, batch_size: as for `autoattack`. Images must lie in the box of u, or [0, 1].
     allow_probabilities: whether the outputs may be probabilities.
     gradients: whether the network must be differentiable.
 
@@ -112,7 +108,7 @@ def check_examples(
 
 
 def sum_rounding(dtype: Any) -> float:
-  """How far from 1 probabilities of a dtype may sum: each is off by at most eps / 2 of itself."""
+  """The allowed deviation of a sum of probabilities from 1, for their rounding by eps / 2."""
   return max(1e-3, float(jnp.finfo(dtype).eps))
 
 

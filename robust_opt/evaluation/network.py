@@ -28,11 +28,11 @@ from robust_opt.types import Array, LogitsFn, PyTree
 
 # The number of images that a network is checked on.
 NUM_CHECKED = 16
-# In another order, float32 sums differ by some 1e-6 of the largest logit; noise, other weights and
-# the statistics of another batch make differences of 1e-2 and more.
+# Reordered float32 sums differ by about 1e-6 of the largest logit; noise, other weights and the
+# statistics of another batch make differences of 1e-2 and more.
 ROUNDING = 1e-4
-# Units in the last place by which programs in fewer bits than float32 may differ: whether
-# intermediate results are rounded depends on fusion and on the batch size.
+# Allowed difference of programs in fewer bits than float32, in units in the last place: rounding of
+# intermediate results depends on fusion and on the batch size.
 ULPS = 8
 # Logits are compared down to this far below the largest of the example: masked classes have -1e9.
 RANGE = 50.0
@@ -64,7 +64,7 @@ class Randomized:
     logits_fn: (x [B, *S], key) -> logits [B, C]; a `Partial` or a module passes its weights as
       arguments.
     key: of the fixed draws.
-    num_draws: how many draws are averaged; the default is that of AutoAttack.
+    num_draws: the number of averaged draws; the default is that of AutoAttack.
   """
 
   logits_fn: Callable[[Array, Array], Array]
@@ -76,7 +76,7 @@ class Randomized:
     keys = jax.random.split(self.key if key is None else key, self.num_draws)
 
     def draw(key: Array) -> Array:
-      # Each example as a batch of its own: its noise must not depend on its index in the batch.
+      # Each example as a batch of one: its noise must not depend on its index in the batch.
       logits = jax.vmap(lambda one: self.logits_fn(one[None], key)[0])(x)
       return jax.nn.log_softmax(logits)
 
@@ -146,7 +146,7 @@ def traced(
 
   try:
     return jax.make_jaxpr(with_gradient)(arrays, x)
-  except Exception:  # a callback, say; whatever the user's function raises
+  except Exception:  # whatever the user's function raises, for example because of a callback
     return jax.make_jaxpr(lambda arrays, x: function(arrays, x))(arrays, x)
 
 
@@ -175,10 +175,7 @@ def constants(jaxpr: core.ClosedJaxpr) -> Iterator[Array | np.ndarray]:
 def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndarray:
   """The logits of the first images, [min(N, 16), C], if the network is a pure function of them.
 
-  Args:
-    logits_fn: as the caller passed it.
-    net: from `as_argument`.
-    x: [N, *S].
+  `net` is logits_fn after `as_argument`; x is [N, *S].
 
   Raises:
     InputError: two calls of logits_fn give different logits, or the logits of the compiled network
@@ -193,12 +190,9 @@ def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndar
 
 
 def check_compiled(net: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
-  """Raises an InputError if the logits of the compiled network differ from a plain call's, [n, C].
+  """Raises an InputError if the logits of `as_argument`'s net differ from those of plain calls.
 
-  Args:
-    net: from `as_argument`.
-    x: [N, *S], of which the first n images are used.
-    reference: from `checked_logits`.
+  The reference [n, C], from `checked_logits`, is that of the first n of the images x [N, *S].
   """
   with jax.default_matmul_precision("highest"):
     logits = np.asarray(_compiled_logits(net, jnp.asarray(x[: len(reference)])))
@@ -224,14 +218,13 @@ def check_unchanged(logits_fn: LogitsFn, x: np.ndarray, reference: np.ndarray) -
 
 
 def compared(a: np.ndarray, b: np.ndarray, precision: Any = np.float32) -> tuple[bool, str]:
-  """Whether two arrays of logits [N, C] agree up to rounding, and in words how they differ.
+  """Whether two arrays of logits [N, C] agree up to rounding, and how they differ.
 
   A constant added to all logits of an example is ignored, and logits more than 50 below the largest
   of their example count as 50 below it.
 
   Args:
-    a: logits of any floating-point dtype.
-    b: likewise.
+    a, b: logits of any floating-point dtype.
     precision: the least precise dtype that they were computed in.
   """
   types = (a.dtype, b.dtype, np.dtype(precision))

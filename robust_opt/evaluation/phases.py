@@ -26,9 +26,9 @@ class Phase(NamedTuple):
 
   Attributes:
     name: as in AutoAttack.
-    attack: its name in `attacks.support.SUPPORT`, which says what sets it takes.
+    attack: its name in `attacks.support.SUPPORT`, which lists the sets that it takes.
     make: (set, rank of the target [], channel axis of an example or None) -> attack.
-    num_targets: how many target classes it is run for, at most all wrong ones; 0: untargeted.
+    num_targets: the number of target classes, at most all wrong ones; 0: untargeted.
     gradients: whether it needs the gradients of the network.
   """
 
@@ -40,7 +40,7 @@ class Phase(NamedTuple):
 
 
 def apgd_attack(u: Ball, num_steps: int) -> Attack:
-  """APGD as AutoAttack runs it: over l_1 it begins in larger balls; the best point by score."""
+  """APGD as in AutoAttack: keeps the best point by score; over l_1 it starts in larger balls."""
   if isinstance(u, L1):
     return apgd_shrinking_l1(u, num_steps, keep_best=True)
   return apgd(u, num_steps, keep_best=True)
@@ -106,12 +106,11 @@ def pgd_phase(
 
   Args:
     name: of the phase.
-    loss: (logits [B, C], y [B]) -> [B], what it ascends.
-    num_steps: of each ascent.
-    relative_step: the length of a step as a share of the set: of the radius of a ball, l_inf steps
-      over l_inf and Euclidean ones over l_2 and l_1; for any other set the step is this share of
-      the set's own steepest ascent.
-    num_restarts: ascents.
+    loss: (logits [B, C], y [B]) -> [B], to be maximized.
+    num_steps: of each run.
+    relative_step: the length of a step as a fraction of the radius of a ball, in l_inf over l_inf
+      and Euclidean over l_2 and l_1; for any other set, of the set's steepest ascent.
+    num_restarts: the number of runs.
   """
 
   def make(u: UncertaintySet, rank: Array, channel_axis: int | None) -> LogitsAttack:
@@ -122,24 +121,24 @@ def pgd_phase(
   return Phase(name, "pgd", make)
 
 
-class _Share(UncertaintySet):
-  """{share * delta: delta in U(x)}; steepest ascent only."""
+class _Scaled(UncertaintySet):
+  """{factor * delta: delta in U(x)}; steepest ascent only."""
 
-  def __init__(self, u: UncertaintySet, share: float) -> None:
-    self._u, self._share = u, share
+  def __init__(self, u: UncertaintySet, factor: float) -> None:
+    self._u, self._factor = u, factor
 
   def steepest_ascent(self, grad: Array, x: Array) -> Array:
-    return self._share * self._u.steepest_ascent(grad, x)
+    return self._factor * self._u.steepest_ascent(grad, x)
 
 
-def _step_set(u: UncertaintySet, share: float) -> UncertaintySet:
+def _step_set(u: UncertaintySet, factor: float) -> UncertaintySet:
   if isinstance(u, Ball):
-    return (LInf if isinstance(u, LInf) else L2)(share * u.radius)
-  return _Share(u, share)
+    return (LInf if isinstance(u, LInf) else L2)(factor * u.radius)
+  return _Scaled(u, factor)
 
 
-# Built once: a phase is a compile-time constant, compared by identity. AutoAttack, too, restarts
-# its first attack over l_1; there it then tries five targets where this tries nine.
+# Built once: a phase is a compile-time constant, compared by identity. AutoAttack also restarts its
+# first attack over l_1, but then tries only five targets there, not nine.
 VERSIONS: dict[str, tuple[Phase, ...]] = {
   "standard": (apgd_ce(100, l1_restarts=5), apgd_t(100, 9), fab_t(100, 9), square_phase(5000)),
   "rand": (apgd_ce(100, fresh_noise=True), apgd_dlr(100, fresh_noise=True)),
@@ -157,8 +156,7 @@ def phases_of(
   """The phases of a version by name.
 
   Raises:
-    InputError: an unknown version, one that is not for this kind of network, or one with an attack
-      that does not take the set.
+    InputError: an unknown version, or one that does not take this kind of network or this set.
   """
   if isinstance(version, str):
     if version not in VERSIONS:

@@ -32,7 +32,7 @@ from robust_opt.maximizers.base import value_and_input_gradient
 from robust_opt.sets import Ball, lengths
 from robust_opt.types import Array, LogitsFn
 
-NUM_DRAWS = 10  # of noise, at most: a control should get more than one chance
+NUM_DRAWS = 10  # the maximum number of noise draws
 
 _LOSSES = (losses.cross_entropy, losses.dlr)
 
@@ -60,7 +60,7 @@ class Probe(NamedTuple):
 
   @property
   def diameter(self) -> float:
-    """Of the box: within this radius lies every image."""
+    """The diameter of the box: a ball of this radius around any image contains all images."""
     low, high = box_of(self.u)
     return float(lengths(self.u, np.full((1, self.x[0].size), high - low))[0])
 
@@ -69,7 +69,7 @@ class Probe(NamedTuple):
     return predictions(self.net, self.x, self.size)
 
   def num_flat(self, ids: np.ndarray) -> int:
-    """At how many of the ids the gradient of the cross-entropy is exactly 0."""
+    """The number of ids at which the gradient of the cross-entropy is exactly 0."""
     return sum(
       int(np.sum(_is_flat(self.net, self.x[whole], self.y[whole])[:count]))
       for whole, count in self._batches(ids)
@@ -80,17 +80,16 @@ class Probe(NamedTuple):
   ) -> dict[float, np.ndarray]:
     """Radius -> ids that remain correct, for factors of the radius and the diameter of the box.
 
-    Every radius is attacked anew, with the same random numbers.
+    All radii use the same random numbers.
     """
     radius = float(self.u.radius)
     largest = max(radius, self.diameter)
     radii = {largest} | {min(factor * radius, largest) for factor in factors}
 
-    def at(radius: float) -> np.ndarray:
-      u = dataclasses.replace(self.u, radius=radius)
-      return self._replace(u=u).white_box(ids, make)
-
-    return {radius: at(radius) for radius in sorted(radii)}
+    return {
+      radius: self._replace(u=dataclasses.replace(self.u, radius=radius)).white_box(ids, make)
+      for radius in sorted(radii)
+    }
 
   def white_box(self, ids: np.ndarray, make: MakeAttack, run: int = 0) -> np.ndarray:
     """The ids that remain correct after an ascent of each loss."""
@@ -99,7 +98,7 @@ class Probe(NamedTuple):
     return ids
 
   def robust(self, ids: np.ndarray, make: MakeAttack, run: int = 0, loss: int = 0) -> np.ndarray:
-    """The ids that an attack does not break; its random numbers depend on run and loss."""
+    """The ids that remain correct after an attack; its random numbers depend on run and loss."""
     key = jax.random.fold_in(jax.random.key(self.seed), len(_LOSSES) * run + loss)
     axis, net, u = self.channel_axis, self.net, check_set(self.u)
     robust = [np.zeros(0, bool)]
@@ -110,7 +109,7 @@ class Probe(NamedTuple):
     return ids[np.concatenate(robust)]
 
   def _batches(self, ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Ids in batches of one size, the last padded by repetition, and how many of each count."""
+    """Batches of ids of one size, the last padded by repetition, with their unpadded lengths."""
     parts = [ids[i : i + self.size] for i in range(0, len(ids), self.size)]
     return [(np.resize(part, self.size), len(part)) for part in parts]
 
@@ -128,7 +127,7 @@ def apgd_attack(num_steps: int) -> MakeAttack:
 
 @functools.cache
 def square_attack(num_queries: int) -> MakeAttack:
-  """The black-box attack, which has no loss to choose."""
+  """The black-box attack, which ignores the loss."""
 
   def make(u: Ball, loss: Array, channel_axis: int | None) -> LogitsAttack:
     del loss
@@ -163,7 +162,7 @@ def noise_attack(u: Ball, loss: Array, channel_axis: int | None) -> LogitsAttack
 
 
 def num_draws(num_entries: int) -> int:
-  """Of noise: fewer in few dimensions, where it soon finds the direction of the gradient."""
+  """The number of noise draws; fewer in low dimensions, where noise soon hits the gradient."""
   return max(1, min(NUM_DRAWS, num_entries // 6))
 
 

@@ -1,7 +1,7 @@
 """Checks of an evaluation itself: a high robust accuracy can also be a failure of the attacks.
 
   u = ro.LInf(0.3, box=(0.0, 1.0))
-  checks = report(logits_fn, x, y, u)     # x [N, *S] in [0, 1], N some 200
+  checks = report(logits_fn, x, y, u)     # x [N, *S] in [0, 1], N about 200
   print(to_markdown(checks))
   any(check.failed for check in checks)
   json.dumps([check._asdict() for check in checks])
@@ -20,7 +20,7 @@ found. A check that these images cannot decide is "not measurable": it neither p
 |  random outputs                                   |  repeatable                              |
 |  batch norm in training mode                      |  batches                                 |
 |  saturated cross-entropy, quantized input         |  gradients, unbounded radius             |
-|  gradients that are misleading                    |  black box, noise, restarts, radii       |
+|  misleading gradients                             |  black box, noise, restarts, radii       |
 |  an attack that does not increase the loss        |  steps, noise, unbounded radius          |
 """
 
@@ -42,7 +42,7 @@ from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
 NUM_RESTARTS = 5
-# What a report computes, one after the other.
+# The parts of a report, in order.
 PARTS = ("the net", "attacks at other radii", "restarts, steps and noise", "black box")
 
 
@@ -64,30 +64,26 @@ def report(
   """Runs all checks on a sample of the examples; the same seed gives the same report.
 
   The white-box attack is APGD on the cross-entropy, then on the DLR loss where that failed; the
-  black-box attack is Square. All radii share one compilation. If the net classifies nothing
-  correctly, the checks of attacks have nothing to count and are not measurable.
+  black-box attack is Square. All radii share one compilation. If the net classifies no example
+  correctly, the checks of attacks are not measurable.
 
-  A random net is detected if two calls of logits_fn differ: noise drawn in Python or by a callback.
-  A function that closes over a fixed key gives the same output twice, and so does one that the
-  caller jitted while its noise was drawn in Python: here, as in the attacks, their noise is part of
-  a deterministic net.
+  A random net is detected if two calls of logits_fn differ, as for noise drawn in Python or by a
+  callback. Noise from a fixed key, or frozen by the caller's jit, counts as part of a deterministic
+  net, as in the attacks.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], differentiable, in evaluation mode; a
-      `jax.tree_util.Partial` passes its weights as arguments, so that nets of one architecture
-      share their compilations.
-    x: [N, *S], float pixels in [0, 1]; a few hundred are enough.
-    y: [N], integer labels in [0, C).
+    logits_fn, x, y: as for `robust_opt.autoattack`; a few hundred examples are enough. The net must
+      be differentiable.
     u: LInf, L2 or L1 with a finite box, as in the evaluation.
     seed: of all random numbers.
-    batch_size: examples at a time.
+    batch_size: affects speed and memory.
     num_steps: of the white-box attack, >= 1.
     num_queries: of the black-box attack, >= 1.
     channel_axis: of one example, for the black-box attack; as for `robust_opt.autoattack`.
     examples: the size of the sample, >= 1, drawn by the seed; None: all N.
     verdict: of the evaluation of these N examples. It is used if its last attack was Square, after
-      others: restarts are then compared with the images that it calls robust, and the black-box
-      check counts what Square broke of all N examples instead of running it on the sample.
+      others: restarts are then compared with its robust images, and the black-box check counts the
+      successes of Square on all N examples instead of running it on the sample.
     progress: called before each of PARTS.
 
   Raises:
@@ -110,7 +106,7 @@ def report(
     verdict = None
   ids = np.arange(len(x))
   if examples is not None and examples < len(x):
-    # Not the first: a data set may be sorted by class.
+    # Random, since a data set may be sorted by class.
     ids = np.sort(np.random.default_rng(seed).permutation(len(x))[:examples])
   x, y = x[ids], y[ids]
   probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
@@ -119,7 +115,7 @@ def report(
   if verdict is not None:
     trust_checks.check_verdict(verdict, prediction, ids)
   right = np.flatnonzero(prediction == y)
-  of_net = _of_net(logits_fn, probe, prediction, right)
+  checks = _clean_checks(logits_fn, probe, prediction, right)
   progress(PARTS[1])
   sweep = probe.sweep(right, apgd_attack(num_steps), FACTORS)
   progress(PARTS[2])
@@ -127,7 +123,7 @@ def report(
   for run in range(1, NUM_RESTARTS):
     after_starts.append(probe.white_box(after_starts[-1], apgd_attack(num_steps), run))
   broken_by = None if verdict is None else verdict.broken_by[ids]
-  of_attacks = [
+  checks += [
     trust_checks.unbounded(sweep, right),
     trust_checks.radii(sweep, right),
     trust_checks.steps(probe, right, after_starts[0], num_steps),
@@ -136,16 +132,16 @@ def report(
   ]
   progress(PARTS[3])
   if verdict is not None:
-    return [*of_net, *of_attacks, trust_checks.black_box_of_verdict(verdict)]
-  left, guess = after_starts[-1], layout.guess_in_words(channel_axis, x.shape[1:])
+    return [*checks, trust_checks.black_box_of_verdict(verdict)]
+  left, guess = after_starts[-1], layout.describe_guess(channel_axis, x.shape[1:])
   black_box = trust_checks.black_box(probe, right, left, NUM_RESTARTS, num_queries, guess)
-  return [*of_net, *of_attacks, black_box]
+  return [*checks, black_box]
 
 
-def _of_net(
+def _clean_checks(
   logits_fn: LogitsFn, probe: Probe, prediction: np.ndarray, right: np.ndarray
 ) -> list[Check]:
-  """The checks without attacks."""
+  """The checks that need no attack."""
   logits = plain_logits(logits_fn, probe.x, probe.size)
   repeatable = trust_checks.repeatable(logits, plain_logits(logits_fn, probe.x, probe.size))
   if repeatable.passed:

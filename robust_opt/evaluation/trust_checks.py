@@ -1,4 +1,4 @@
-"""The single checks of a trust report (trust.py): what is counted, and how many are too many."""
+"""The individual checks of a trust report (trust.py) and their thresholds."""
 
 import math
 from typing import NamedTuple
@@ -24,10 +24,10 @@ from robust_opt.types import LogitsFn
 FEWER_STEPS = (5, 20)  # besides one and num_steps
 
 # Of the images. A trained net has almost no gradient of exactly 0: in float32 it is nonzero up to
-# margins of some 80.
+# margins of about 80.
 FLAT = 0.1
 # Of the images. At the diameter of the box any image is allowed, so the true count is 0, without
-# sampling noise; a few examples may lie where all units are dead and a single ascent is stuck.
+# sampling noise; at a few examples all units may be dead, and a single ascent is stuck.
 UNBOUNDED = 0.01
 # How often a sound attack fails by chance, per correct image, where another attack, in a smaller
 # set, with fewer steps, from a fifth start or without gradients, succeeds. Measured on the 360 test
@@ -43,8 +43,8 @@ ENSEMBLE_MISSES = 0.0005
 FLAGGED = 0.002
 # The fraction of images whose prediction may depend on rounding in another batch size.
 TIES = 0.01
-# Counts are compared to this quantile of the binomial, so that a healthy net fails a check by
-# chance in one data set of a thousand, whatever its size.
+# Counts are compared to this quantile of the binomial: a healthy net fails a check by chance on one
+# data set in a thousand, independently of its size.
 CONFIDENCE = 0.999
 # Permutations in the check of clean accuracy.
 NUM_SHUFFLES = 10_000
@@ -58,9 +58,8 @@ class Check(NamedTuple):
 
   Attributes:
     name: unique in a report.
-    passed: whether the property holds, up to the noise of a small data set; None if these images
-      cannot decide.
-    measured: what was counted; if passed is None, it begins with the reason.
+    passed: whether the property holds, up to sampling noise; None if these images cannot decide.
+    measured: the counts; if passed is None, the reason comes first.
     meaning: what a failure means, one sentence.
   """
 
@@ -76,14 +75,14 @@ class Check(NamedTuple):
 
 
 def _check(name: str, holds: bool, measured: str, meaning: str, unclear: str = "") -> Check:
-  """A check; `unclear` says why these images cannot decide it and is empty if they can."""
+  """A check; a nonempty `unclear` is the reason why these images cannot decide it."""
   if unclear:
     return Check(name, None, f"{unclear}: {measured}", meaning)
   return Check(name, bool(holds), measured, meaning)
 
 
 def check_verdict(verdict: Verdict, prediction: np.ndarray, ids: np.ndarray) -> None:
-  """InputError if the verdict is of another network: only ties may be decided differently."""
+  """InputError if the verdict is of another network: only predictions at ties may differ."""
   others = int(np.sum(verdict.prediction[ids] != prediction))
   if others > max(1, TIES * len(ids)):
     raise InputError(
@@ -157,7 +156,7 @@ def repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
 def batches(logits: np.ndarray, logits_fn: LogitsFn, probe: Probe) -> Check:
   """Another order and batch size give the same logits."""
   size, order = probe.size, np.random.default_rng(probe.seed).permutation(len(probe.x))
-  # Of another size too: if all examples are one batch, another order alone leaves it as it is.
+  # Another size too: if all examples form one batch, another order alone does not change it.
   other = max(1, size // 3) if size > 1 else 2
   shuffled = plain_logits(logits_fn, probe.x[order], other)
   same, measured = network.compared(logits, shuffled[np.argsort(order)])
@@ -189,7 +188,7 @@ def gradients(probe: Probe, right: np.ndarray) -> Check:
 
 
 def unbounded(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
-  """With any image allowed, almost nothing remains correct."""
+  """If any image is allowed, almost none remains correct."""
   diameter, robust = max(sweep.items(), key=lambda item: item[0])
   allowed = max(1, int(UNBOUNDED * len(right)))
   return _check(
@@ -242,7 +241,7 @@ def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> 
 def restarts(
   right: np.ndarray, after_starts: list[np.ndarray], broken_by: np.ndarray | None
 ) -> Check:
-  """More starts break next to nothing that the evaluation, or the starts before, left."""
+  """More starts break almost no image that the evaluation, or the earlier starts, did not."""
   *_, before_last, unbroken = after_starts
   if broken_by is None:
     more, allowed = len(before_last) - len(unbroken), _allowed(len(right), MISSES)
@@ -294,7 +293,7 @@ def black_box(
   num_queries: int,
   guess: str,
 ) -> Check:
-  """By an attack on the sample; guess: of the channel axis, in words."""
+  """Square finds little more than gradients on the sample; `guess` describes the channel axis."""
   attack = square_attack(num_queries)
   more = len(unbroken) - len(probe.robust(unbroken, attack))
   allowed = _allowed(len(right), MISSES)
@@ -306,7 +305,7 @@ def black_box(
 
 
 def black_box_of_verdict(verdict: Verdict) -> Check:
-  """By the evaluation of all examples, whose last attack was Square."""
+  """The same for an evaluation of all examples whose last attack was Square."""
   more = int(np.sum(verdict.broken_by == len(verdict.names) - 1))
   remaining = more + int(np.sum(verdict.broken_by == ROBUST))
   num_right = int(np.sum(verdict.broken_by != 0))
@@ -330,7 +329,7 @@ def _black_box_check(more: int, allowed: int, num_right: int, measured: str) -> 
 
 
 def _allowed_after_ensemble(num_right: int, num_examples: int) -> int:
-  """How many images of the evaluation one more attack may break."""
+  """The number of images that one more attack may break after the evaluation."""
   below_flag = math.ceil(FLAGGED * num_examples) - 1
   return max(_allowed(num_right, ENSEMBLE_MISSES), below_flag)
 
@@ -343,10 +342,10 @@ def _too_few(num_right: int, allowed: int) -> str:
 
 
 def _allowed(count: int, rate: float) -> int:
-  """How many of `count` independent events of this rate can be chance."""
+  """The number of `count` independent events of this rate that chance can explain."""
   return int(stats.binom.ppf(CONFIDENCE, count, rate)) if count else 0
 
 
 def _rise(counts: list[int]) -> int:
-  """How far a sequence that should decrease rises above an earlier value; 0 if it never does."""
+  """The largest rise above an earlier value of a sequence that should decrease, at least 0."""
   return max(count - min(counts[: index + 1]) for index, count in enumerate(counts))

@@ -3,9 +3,8 @@
   save(path, verdict, claim, x, y)
   problems = verify(load(path), logits_fn, x, y, net_sha256)     # [] if everything in it is true
 
-It records for every image what the net predicts and which attack broke it, and holds the
-adversarial images in float32, so that anyone with the net and the data can check them. It loads
-without pickle.
+It holds the prediction for every image, the attack that broke it, and the adversarial images in
+float32, so that anyone with the net and the data can check them. It loads without pickle.
 """
 
 import hashlib
@@ -27,22 +26,21 @@ from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.types import LogitsFn
 
 TOLERANCE = 1e-6  # of the radius
-GAUGE_TOLERANCE = 1e-4  # of sets that are no balls, whose gauges are computed in float32
+GAUGE_TOLERANCE = 1e-4  # for sets other than balls, whose gauges are computed in float32
 _IMAGES_AT_A_TIME = 256
 
 
 class Claim(NamedTuple):
-  """What a verdict is about.
+  """The subject of a verdict.
 
   Attributes:
-    set: the uncertainty set, as `sets.build.build_set` takes it.
-    version: of the ensemble.
-    seed: of the ensemble.
+    set: the config of the uncertainty set, for `sets.build.build_set`.
+    version, seed: of the ensemble.
     batch_size: of the ensemble and of the predictions.
-    source: where net and data are, in the flags of `robust_opt.evaluate`.
-    net_sha256: of the net's arrays; empty where the net is a function without arrays.
+    source: of net and data, as flags of `robust_opt.evaluate`.
+    net_sha256: of the net's arrays; empty for a function without arrays.
     data_sha256: of images and labels.
-    device: what computed it, and with which version of jax.
+    device: the hardware and the version of JAX.
     set_sha256: of `set`, the contents of its files included; empty in older files.
   """
 
@@ -68,7 +66,7 @@ class Claim(NamedTuple):
 
   @property
   def radius(self) -> float:
-    """In pixels of [0, 1]; NaN for a set without a radius of its own."""
+    """In pixels of [0, 1]; NaN for a set that has no radius."""
     return float(self.set.get("radius", math.nan))
 
   @property
@@ -80,15 +78,15 @@ class Claim(NamedTuple):
 
 
 class StoredVerdict(NamedTuple):
-  """A verdict file: the claim, the verdict with `images` of the broken examples only, and more.
+  """The contents of a verdict file.
 
   Attributes:
-    claim: what it is about.
+    claim: the subject of the verdict.
     verdict: prediction and broken_by [N]; images [K, *S] of the K examples that an attack broke.
     labels: [N].
     broken_ids: [K], the indices of those examples.
     norms: [K], the norms of their perturbations in a ball, their gauges in any other set.
-    robust_accuracy: the fraction that is robust.
+    robust_accuracy: the fraction of robust examples.
   """
 
   claim: Claim
@@ -100,7 +98,7 @@ class StoredVerdict(NamedTuple):
 
 
 def set_name(u: UncertaintySet) -> str:
-  """How files and messages name a set: a ball by its norm, any other set by its class."""
+  """The name of a set in files and messages: the norm of a ball, the class of any other set."""
   return u.name if isinstance(u, Ball) else type(u).__name__
 
 
@@ -112,8 +110,8 @@ def ball_config(norm: str, radius: float) -> dict[str, Any]:
 def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   """The norm of images - x, both [K, *S], in a ball, the gauge in any other set, [K] float64.
 
-  The gauge is that of the nearest point of the set, if the rounding of x + delta to float32 can
-  explain the difference: the points of a plane, say, are rounded off it.
+  The gauge is that of the nearest point of the set if the rounding of x + delta to float32 can
+  explain the difference, as for a plane, whose points do not survive rounding.
   """
   deltas = images.astype(np.float64) - x
   if isinstance(u, Ball):
@@ -132,7 +130,7 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def data_sha256(x: np.ndarray, y: np.ndarray) -> str:
-  """Of images [N, *S] and labels [N], as they are attacked."""
+  """SHA-256 of images [N, *S] and labels [N] as float32 and int32."""
   sha = hashlib.sha256(f"{x.shape}".encode())
   sha.update(np.ascontiguousarray(x, np.float32).tobytes())
   sha.update(np.ascontiguousarray(y, np.int32).tobytes())
@@ -142,12 +140,7 @@ def data_sha256(x: np.ndarray, y: np.ndarray) -> str:
 def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarray) -> None:
   """Writes the file; the same verdict gives the same bytes.
 
-  Args:
-    path: where to, ending in .npz.
-    verdict: with the images of all N examples.
-    claim: what it is about.
-    x: [N, *S], the clean images.
-    y: [N], the labels.
+  The verdict has the images of all N examples; x [N, *S] are the clean images and y [N] the labels.
   """
   broken = np.flatnonzero(verdict.broken_by > 0)
   images = verdict.images[broken]
@@ -166,10 +159,10 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
 
 
 def load(path: Path) -> StoredVerdict:
-  """Reads a verdict file as it was written.
+  """Reads a verdict file.
 
   Raises:
-    InputError: the file is absent, damaged, or no verdict.
+    InputError: the file is absent, damaged, or not a verdict.
   """
   with read_sealed(path, "verdict") as arrays:
     return StoredVerdict(
@@ -188,7 +181,7 @@ def load(path: Path) -> StoredVerdict:
 
 
 def _claim(values: Mapping[str, Any]) -> Claim:
-  """A claim from a file; files before version 0.2 state norm and radius of a ball in [0, 1]."""
+  """A claim from a file; before version 0.2, files had the norm and radius of a ball in [0, 1]."""
   fields = dict(values)
   if "set" not in fields:
     fields["set"] = ball_config(fields.pop("norm"), fields.pop("radius"))
@@ -198,36 +191,31 @@ def _claim(values: Mapping[str, Any]) -> Claim:
 def verify(
   stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, net_sha256: str
 ) -> list[str]:
-  """The claims of a verdict that are not true, one sentence each; [] if all are true.
+  """The false claims of a verdict, one sentence each; [] if all are true.
 
-  Args:
-    stored: from `load`.
-    logits_fn: the net, x [B, *S] -> logits [B, C].
-    x: [N, *S] float32, the clean images of the whole set.
-    y: [N], their labels.
-    net_sha256: of the net's arrays.
+  x [N, *S] float32 and y [N] are the images and labels of the whole set, net_sha256 is that of the
+  net's arrays.
   """
   claim = stored.claim
-  problems = _shapes(stored, x)
+  problems = _shape_problems(stored, x)
   if problems:
     return problems
 
-  def claims(true: bool, otherwise: str) -> None:
-    if not true:
-      problems.append(otherwise)
-
-  claims(claim.data_sha256 == data_sha256(x, y), "It was made on other images or labels.")
   same_set = claim.set_sha256 in ("", config_sha256(claim.set))
-  claims(same_set, "The arrays of its set have changed.")
-  claims(claim.net_sha256 == net_sha256, "It was made of another net.")
-  claims(np.array_equal(stored.labels, y), "Its labels are not those of the data set.")
-  problems += _geometry(stored, x)
-  problems += _answers(stored, logits_fn, x, y)
+  checks = {
+    "It was made on other images or labels.": claim.data_sha256 == data_sha256(x, y),
+    "The arrays of its set have changed.": same_set,
+    "It was made for another net.": claim.net_sha256 == net_sha256,
+    "Its labels are not those of the data set.": np.array_equal(stored.labels, y),
+  }
+  problems = [problem for problem, holds in checks.items() if not holds]
+  problems += _image_problems(stored, x)
+  problems += _prediction_problems(stored, logits_fn, x, y)
   return problems
 
 
-def _shapes(stored: StoredVerdict, x: np.ndarray) -> list[str]:
-  """Shapes and dtypes, without which nothing else can be compared."""
+def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> list[str]:
+  """Shapes and dtypes, which all other checks rely on."""
   verdict = stored.verdict
   if verdict.broken_by.shape != x.shape[:1] or verdict.images.shape[1:] != x.shape[1:]:
     return [
@@ -254,13 +242,13 @@ def _shapes(stored: StoredVerdict, x: np.ndarray) -> list[str]:
   return problems
 
 
-def _geometry(stored: StoredVerdict, x: np.ndarray) -> list[str]:
+def _image_problems(stored: StoredVerdict, x: np.ndarray) -> list[str]:
   u, verdict = stored.claim.u, stored.verdict
   broken = np.flatnonzero(verdict.broken_by > 0)
   if not np.array_equal(stored.broken_ids, broken) or len(verdict.images) != len(broken):
     return [
-      f"It says that {len(broken)} examples are broken, but holds {len(verdict.images)} images of "
-      f"{len(stored.broken_ids)} examples."
+      f"It states that {len(broken)} examples are broken, but holds {len(verdict.images)} images "
+      f"of {len(stored.broken_ids)} examples."
     ]
   problems, images = [], verdict.images
   entries = tuple(range(1, images.ndim))
@@ -272,10 +260,10 @@ def _geometry(stored: StoredVerdict, x: np.ndarray) -> list[str]:
     inside = ((images >= box[0]) & (images <= box[1])).all(axis=entries)
     if not inside.all():
       problems.append(f"{np.sum(~inside)} of its images leave [{box[0]:g}, {box[1]:g}].")
-  return problems + _sizes_are_true(stored, images, x[broken])
+  return problems + _size_problems(stored, images, x[broken])
 
 
-def _sizes_are_true(stored: StoredVerdict, images: np.ndarray, x: np.ndarray) -> list[str]:
+def _size_problems(stored: StoredVerdict, images: np.ndarray, x: np.ndarray) -> list[str]:
   u, problems = stored.claim.u, []
   actual = sizes(u, images, x)
   if isinstance(u, Ball):
@@ -290,13 +278,15 @@ def _sizes_are_true(stored: StoredVerdict, images: np.ndarray, x: np.ndarray) ->
   return problems
 
 
-def _answers(stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray) -> list[str]:
+def _prediction_problems(
+  stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray
+) -> list[str]:
   claim, verdict = stored.claim, stored.verdict
   problems = []
   prediction = predictions(logits_fn, x, claim.batch_size)
   changed = int(np.sum(prediction != verdict.prediction))
   if changed:
-    problems.append(f"The net classifies {changed} clean images differently than it says.")
+    problems.append(f"The net classifies {changed} clean images differently than it states.")
   known = (verdict.broken_by >= ROBUST) & (verdict.broken_by < len(verdict.names))
   if not known.all() or verdict.names[0] != CLEAN:
     problems.append(f"{np.sum(~known)} examples are broken by an attack that it does not list.")
@@ -309,10 +299,10 @@ def _answers(stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.nd
   right = int(np.sum(attacked == labels)) if len(attacked) == len(labels) else len(attacked)
   if right:
     problems.append(f"The net is right on {right} of its adversarial images.")
-  share = float(np.mean(verdict.broken_by == ROBUST))
-  if share != stored.robust_accuracy:
+  fraction = float(np.mean(verdict.broken_by == ROBUST))
+  if fraction != stored.robust_accuracy:
     problems.append(
       f"It states a robust accuracy of {stored.robust_accuracy:.6f}, but its examples give "
-      f"{share:.6f}."
+      f"{fraction:.6f}."
     )
   return problems

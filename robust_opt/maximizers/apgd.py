@@ -6,11 +6,11 @@ delta, info = attack(value_fn, keys, x)
 Each step evaluates one input gradient; an example that restarts from its best point uses the stored
 gradient. Step sizes and restarts are per example.
 
-|  input                                  |  what happens                                          |
+|  input                                  |  result                                                |
 |  value_fn returns one number for all    |  InputError, in the first step                         |
 |  the gradient is exactly 0              |  the example does not move until its next restart      |
 |  a value is NaN                         |  the example never restarts from that point            |
-|  NaN in a gradient                      |  delta becomes NaN: the caller must see it             |
+|  NaN in a gradient                      |  delta becomes NaN                                     |
 |  radius 0                               |  delta stays 0                                         |
 """
 
@@ -39,15 +39,15 @@ from robust_opt.maximizers.base import (
 from robust_opt.sets import L1, Ball, Box, Radius, check_ball, projections
 from robust_opt.types import Array, Stochastic, ValueFn
 
-# Radii and shares of the steps of apgd_shrinking_l1.
+# Radii and fractions of the steps of apgd_shrinking_l1.
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
-_ENOUGH_INCREASES = 0.75  # rho of condition 1: the share of steps that should raise the value
-_INITIAL_SPARSITY = 0.2  # share of the entries that the first l_1 steps move
+_ENOUGH_INCREASES = 0.75  # rho of condition 1: the fraction of steps that should raise the value
+_INITIAL_SPARSITY = 0.2  # fraction of the entries that the first l_1 steps move
 _SPARSITY_DIVISOR = 1.5  # later k is the number of entries of the best point divided by this
 _SETTLED_RATIO = 0.95  # above this ratio of new to old k the l_1 step is shortened
-_ZERO_RATIO = 1e-5  # an entry below this share of the largest counts as 0
-_STEP_DIVISOR, _SHORTEST_STEP = 1.5, 0.1  # of the l_1 step size, and its least share of the radius
+_ZERO_RATIO = 1e-5  # an entry below this fraction of the largest counts as 0
+_STEP_DIVISOR, _SHORTEST_STEP = 1.5, 0.1  # of the l_1 step size; the minimum in units of the radius
 
 # (key or None, x [B, *S]) -> (delta [B, *S], number of entries that an l_1 step moves [B])
 _Start = Callable[[Array | None, Array], tuple[Array, Array]]
@@ -114,7 +114,7 @@ def apgd(
   momentum: float = 0.75,
   keep_best: bool = False,
 ) -> Attack:
-  """Auto-PGD in the ball of a norm, alone or cut by a box.
+  """Auto-PGD in the ball of a norm, with or without a box.
 
   Over l_inf and l_2 (Croce and Hein 2020, arXiv 2003.01690, algorithm 1), with P the projection
   onto the set and d the steepest ascent of unit norm:
@@ -135,7 +135,7 @@ def apgd(
   example restarts from its best point; otherwise eta is divided by 1.5, down to radius / 10.
 
   P is the exact projection onto the ball and the box together, as the papers state the algorithms.
-  AutoAttack's own code, over l_inf and l_2, shortens to the ball and then clips to the box. The k
+  AutoAttack's own code, over l_inf and l_2, projects onto the ball and then clips to the box. The k
   entries of an l_1 step include those at the box. If all k are, the step extends to the largest
   entry that can move, and moves all entries up to that one, each by eta over their number (our
   change): otherwise the projection would undo the step.
@@ -161,7 +161,7 @@ def apgd(
 def apgd_steps(
   u: Ball, num_steps: int, random_start: bool = True, momentum: float = 0.75
 ) -> InnerMaximizer:
-  """The single steps of `apgd`, whose arguments these are; past num_steps nothing is adapted."""
+  """The maximizer that `apgd` runs; past num_steps nothing is adapted."""
   check_ball(u, "apgd")
   if num_steps < 0:
     raise InputError(f"num_steps must be >= 0, but was {num_steps}.")
@@ -241,7 +241,7 @@ def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) ->
       best=_no_best(delta),
       previous=delta,
       step_size=2 * _radii(u.radius, x),
-      last_value=none + jnp.inf,  # the first value is no increase
+      last_value=none + jnp.inf,  # the first value does not count as an increase
       num_increases=none.astype(jnp.int32),
       checkpoint_value=none,
       reduced=none > 0,
@@ -260,7 +260,7 @@ def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) ->
     carried = momentum * (projected - here.delta) + (1 - momentum) * (here.delta - memory.previous)
     mixed = u.project(here.delta + carried, x)
     moved = jnp.where(memory.num_taken == 0, projected, mixed)
-    moved = jnp.where(_flat(here.gradient), here.delta, moved)  # the momentum alone is no ascent
+    moved = jnp.where(_flat(here.gradient), here.delta, moved)  # momentum alone is not ascent
 
     memory = memory._replace(
       num_taken=memory.num_taken + 1, best=best, previous=here.delta, last_value=here.value
@@ -273,7 +273,7 @@ def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) ->
 def _reconsider(
   memory: MomentumMemory, value: Array, best: Best, windows: np.ndarray
 ) -> tuple[MomentumMemory, Array]:
-  """Updates the step sizes after a new point of values [B]; and says who restarts, [B] bool."""
+  """Updates the step sizes after a new value [B]; also returns which examples restart, [B] bool."""
   window = _at(windows, memory.num_taken)
   at_checkpoint = window > 0
   increases = memory.num_increases + (value > memory.last_value)
@@ -337,7 +337,7 @@ def _sparse_step(gradient: Array, free: Array, sparsity: Array, length: Array) -
     gradient: [*S].
     free: [*S] bool, entries that can move in the direction of the gradient. The largest of them
       always moves, together with all larger entries, which are at the box; otherwise the projection
-      would take from those what no step gives back.
+      would shrink those irreversibly.
     sparsity: [], the number of entries, rounded down but at least one.
     length: [], the l_1 length of the step.
   """
@@ -345,9 +345,9 @@ def _sparse_step(gradient: Array, free: Array, sparsity: Array, length: Array) -
   falling = jnp.sort(magnitude.reshape(-1), descending=True)
   last = jnp.maximum(jnp.floor(sparsity).astype(jnp.int32), 1) - 1
   threshold = jnp.minimum(falling[last], jnp.max(jnp.where(free, magnitude, 0.0)))
-  moves = ~(magnitude < threshold)  # written so that a NaN moves and is seen
-  share = length / jnp.maximum(jnp.sum(moves & (gradient != 0)), 1)
-  return jnp.where(moves, share * jnp.sign(gradient), 0.0)
+  moves = ~(magnitude < threshold)  # true for NaN, so that it propagates
+  size = length / jnp.maximum(jnp.sum(moves & (gradient != 0)), 1)
+  return jnp.where(moves, size * jnp.sign(gradient), 0.0)
 
 
 def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
@@ -359,7 +359,7 @@ def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
 
 
 def _continued_l1(u: L1, num_steps: int, delta: Array) -> InnerMaximizer:
-  """Auto-PGD over l_1 that starts from delta [B, *S] projected, and as sparse as that is."""
+  """Auto-PGD over l_1 that starts from the projection of delta [B, *S], with its sparsity."""
 
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
     del key
@@ -376,7 +376,7 @@ def _evaluate(
   info, gradient = value_and_input_gradient(value_fn, x + delta)
   value = per_example(info.value, x).astype(precision.wide(x.dtype))
   here = Best(delta, gradient, value)
-  return info, here, _where(here.value > best.value, here, best)  # a NaN is not greater
+  return info, here, _where(here.value > best.value, here, best)  # false for NaN
 
 
 def _no_best(delta: Array) -> Best:
@@ -397,7 +397,7 @@ def _flat(gradient: Array) -> Array:
 def _num_entries(delta: Array) -> Array:
   """The number of non-zero entries of each example, [B] float32.
 
-  The projection leaves roundings of 0, which must not count, or the sparsity would settle.
+  Entries that the projection rounds to almost 0 do not count.
   """
   magnitude = jnp.abs(delta)
   axes = tuple(range(1, delta.ndim))

@@ -1,8 +1,8 @@
-"""What a maximizer is, how to run it, and how to turn a loss into its worst case.
+"""Maximizers, attacks, and the worst case of a loss.
 
 A maximizer is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack. The
 state (AscentState) is separate from the report (AscentInfo), which the scan stacks into curves.
-Nothing here knows models or data, only a value_fn, x [B, *S] -> [B].
+Everything here works on a value_fn, x [B, *S] -> [B], independently of models and data.
 """
 
 import functools
@@ -28,14 +28,14 @@ class AscentState(NamedTuple):
 
 
 class AscentInfo(NamedTuple):
-  """What one ascent step reports.
+  """The report of one ascent step.
 
   Attributes:
     value: value_fn at the point where the step started.
     zero_gradient: [B] bool, examples whose input gradient was exactly zero there. They do not move,
       and counting them as robust overstates the accuracy, so report them.
-    score: the value used to compare points, at the same point: the value, or the `score` of a
-      value_fn that returns Scored.
+    score: at the same point, for comparing points: the value, or the `score` of a value_fn that
+      returns Scored.
   """
 
   value: Array
@@ -94,7 +94,7 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
   if not isinstance(maximizer, InnerMaximizer):
     raise InputError(
       f"maximizer must be an InnerMaximizer, as from ro.pgd(uncertainty_set, step), but was "
-      f"{_in_words(maximizer)}."
+      f"{_described(maximizer)}."
     )
 
   def last(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
@@ -146,7 +146,7 @@ def after_steps(value_fn: ValueFn | Stochastic, num_steps: int) -> ValueFn | Sto
 
 
 def only_if(condition: Array, attack: Attack) -> Attack:
-  """The attack if `condition` [], a traced bool, holds; otherwise delta = 0 at no cost."""
+  """The attack if `condition`, a traced bool [], holds; otherwise delta = 0 at no cost."""
   check_attack(attack)
 
   def maybe(
@@ -168,11 +168,11 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
   more forward pass. AscentInfo is concatenated over restarts, value [num_restarts * num_steps, B].
 
   Args:
-    attack: an attack with a random start; any other repeats itself.
+    attack: an attack with a random start.
     num_restarts: number of runs.
 
   Raises:
-    InputError: attack is not an attack; when called, there is no key.
+    InputError: attack is not an attack; when called: no key.
   """
   check_attack(attack)
 
@@ -243,12 +243,7 @@ def robustify(
 
 
 def check_attack(attack: object, scheduled: bool = False) -> None:
-  """Raises an InputError unless `attack` is an attack; the message says how to make one.
-
-  Args:
-    attack: the object to check.
-    scheduled: whether a ScheduledAttack is allowed.
-  """
+  """InputError with a hint unless `attack` is an attack, or a ScheduledAttack if `scheduled`."""
   if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
     return
   if isinstance(attack, UncertaintySet):
@@ -258,16 +253,16 @@ def check_attack(attack: object, scheduled: bool = False) -> None:
   elif isinstance(attack, ScheduledAttack):
     hint = "only ro.make_train_step takes one; pass its at(step)"
   else:
-    hint = "pass what ro.steepest, ro.ascend or ro.restarts return"
-  raise InputError(f"attack must be an attack, but was {_in_words(attack)}: {hint}.")
+    hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
+  raise InputError(f"attack must be an attack, but was {_described(attack)}: {hint}.")
 
 
 def check_examples(what: str, x: object) -> None:
   """Raises an InputError, starting with `what`, unless x is one array of floats [B, *S]."""
   if not isinstance(x, jax.Array | np.ndarray):
     raise InputError(
-      f"{what} must be one floating point array [B, *S], but are {_in_words(x)}; perturb one array "
-      f"of a structure by taking it as an argument of its own."
+      f"{what} must be one floating point array [B, *S], but are {_described(x)}; perturb one "
+      f"array of a structure by passing it as a separate argument."
     )
   if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
     raise InputError(
@@ -276,8 +271,8 @@ def check_examples(what: str, x: object) -> None:
     )
 
 
-def _in_words(value: object) -> str:
-  """'the uncertainty set LInf', 'a dict': for an error message."""
+def _described(value: object) -> str:
+  """A description for error messages: 'the uncertainty set LInf', 'a dict'."""
   name = type(value).__name__
   if isinstance(value, UncertaintySet):
     return f"the uncertainty set {name}"
@@ -287,7 +282,7 @@ def _in_words(value: object) -> str:
 def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
   """AscentInfo at the point x, and the input gradient there, [B, *S].
 
-  The gradient of the summed loss is the per-example gradient, since the losses do not mix.
+  The gradient of the summed loss is the per-example gradient, since examples do not interact.
   """
 
   def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -305,11 +300,7 @@ def score_of(value_fn: ValueFn | Stochastic, x: Array) -> Array:
 
 
 def per_example(values: Array, x: Array) -> Array:
-  """Returns the values, if there is one per example.
-
-  Raises:
-    InputError: there is one number for the whole batch.
-  """
+  """The values [B]; an InputError if there is one number for the whole batch."""
   if values.shape != x.shape[:1]:
     raise InputError(
       f"To keep the best point of every example the loss must return one value for each of the "

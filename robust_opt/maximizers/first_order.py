@@ -31,8 +31,8 @@ def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
     s_t = argmax over s in U(x) of <grad value_fn(x + delta_t), s>
     delta_{t+1} = delta_t + 2 / (t + 2) (s_t - delta_t),   delta_0 = 0
 
-  The first iteration goes all the way to s_0, the ascent step of Algorithm 1 (Shaham et al. 2015),
-  which is exact when value_fn is linear. Source: Frank and Wolfe (1956); Jaggi (2013), alg. 1.
+  The first iterate is s_0, the ascent step of Algorithm 1 (Shaham et al. 2015), which is exact if
+  value_fn is linear. Source: Frank and Wolfe (1956); Jaggi (2013), alg. 1.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -42,9 +42,9 @@ def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     delta, t = state
     info, grad = value_and_input_gradient(value_fn, x + delta)
-    towards = u.steepest_ascent(grad, x)
-    share = (2.0 / (t + 2.0)).astype(x.dtype)
-    moved = delta + share * (towards - delta)
+    toward = u.steepest_ascent(grad, x)
+    rate = (2.0 / (t + 2.0)).astype(x.dtype)
+    moved = delta + rate * (toward - delta)
     return AscentState(where_examples(info.zero_gradient, delta, moved), t + 1), info
 
   return InnerMaximizer(init, step)
@@ -63,8 +63,8 @@ def pgd(
   A step is itself a steepest ascent over a smaller set around the current point. For L2 and L1
   sets, take steps in an `L2` without a box: this is projected gradient ascent, which reaches the
   maximum of a concave function, since the projection handles the box. An L1 step without a box is
-  wasted on a saturated pixel; L2 and L1 steps with a box stop short of the maximum, since the
-  projection takes from saturated pixels what no step gives back.
+  wasted on a saturated pixel; L2 and L1 steps with a box do not reach the maximum, since the
+  projection shrinks saturated pixels irreversibly.
 
   Args:
     u: the set to project onto.
@@ -156,7 +156,7 @@ def power_iteration(u: UncertaintySet) -> InnerMaximizer:
 
     d_{t+1} = H d_t / |H d_t|_2,   delta = argmax over delta in U(x) of <H d_t, delta>
 
-  For a divergence from the prediction at x, whose gradient at x is zero and whose H is positive
+  For divergences from the prediction at x, whose gradient at x is zero and whose H is positive
   semidefinite. H d is a forward-over-reverse product, at the cost of about two forward and backward
   passes, not a finite difference. Over an l_2 ball, one step of it is the adversary of virtual
   adversarial training (Miyato et al. 2015, arXiv 1507.00677, section 3). It starts from a random
@@ -196,18 +196,18 @@ def steepest(u: UncertaintySet) -> Attack:
 
 
 def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
-  """A random point of the set that ignores the loss: the control of adversarial training.
+  """A random point of the set, independent of the loss: a control for adversarial training.
 
   Source: Goodfellow et al. 2015 (arXiv 1412.6572), section 6, which trains on uniform noise in the
   l_inf ball and on random signs times its radius.
 
   Args:
     u: the set of the noise.
-    extreme: whether to take the furthest point of the set in the direction of random signs (a
-      corner of an l_inf ball) instead of a sample.
+    extreme: whether to take the steepest ascent along random signs (a corner of an l_inf ball)
+      instead of a sample.
 
   Returns:
-    An attack that needs a key and reports no steps.
+    An attack that needs a key and has an empty AscentInfo.
   """
 
   def blind(

@@ -21,40 +21,40 @@ from robust_opt.types import Array, Scored, Stochastic, ValueFn
 
 
 def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Attack:
-  """The worst of a grid of rotations and translations, for every example by itself.
+  """The worst of a grid of rotations and translations, for each example.
 
   The candidates are the clean example, first, and the num_rotations x num_translations^2 transforms
-  at even distances from minus to plus the maximum (one of a kind is 0). They are run one after the
-  other, a forward pass each, so that memory does not grow with the grid. delta [B, *S] is
-  transform(x) - x; its score is never below the clean one, and a score of NaN is the highest.
-  AscentInfo lies candidate after candidate, value [1 + num_rotations * num_translations^2, B] (one
-  less if the grid holds the identity); zero_gradient is False, since no gradient is taken.
+  evenly spaced between minus and plus the maximum (a single value is 0). They run sequentially, one
+  forward pass each, so that memory does not grow with the grid. delta [B, *S] is transform(x) - x;
+  its score is never below the clean one, and NaN is the highest score. AscentInfo is stacked over
+  the candidates, value [1 + num_rotations * num_translations^2, B] (one less if the grid contains
+  the identity); zero_gradient is False, since no gradient is taken.
 
-  The field's grid has 31 rotations and 5 translations an axis, up to 30 degrees and a tenth of the
+  The usual grid has 31 rotations and 5 translations per axis, up to 30 degrees and a tenth of the
   width (Engstrom et al. 2019, arXiv 1712.02779, section 5). The key is not used.
 
   Args:
     u: the rotations and translations, which must not be traced.
-    num_rotations: how many angles, >= 1.
-    num_translations: how many shifts along each axis, >= 1.
+    num_rotations: the number of angles, >= 1.
+    num_translations: the number of shifts along each axis, >= 1.
 
   Raises:
-    InputError: u is another set, or a number is < 1; from the attack: x is not images, as for
-      `sets.spatial.transform`, or the loss has one value for the whole batch.
+    InputError: u is another set, or a number is < 1; from the attack: x does not hold images, as
+      for `sets.spatial.transform`, or the loss has one value for the whole batch.
   """
   if not isinstance(u, Transforms):
     raise InputError(f"grid_search takes ro.sets.Transforms, not {type(u).__name__}.")
   angles = _evenly(u.max_rotation, "num_rotations", num_rotations)
   shifts = _evenly(u.max_translation, "num_translations", num_translations)
   grid = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
-  grid = grid[np.any(grid != 0, axis=1)]  # the clean example stands for the identity
+  grid = grid[np.any(grid != 0, axis=1)]  # the clean example represents the identity
 
   def attack(
     value_fn: ValueFn | Stochastic, key: Array | None, x: Array
   ) -> tuple[Array, AscentInfo]:
     del key
 
-    def judge(delta: Array) -> AscentInfo:
+    def evaluate(delta: Array) -> AscentInfo:
       out = at_step(value_fn, 0)(x + delta)
       scored = out if isinstance(out, Scored) else Scored(out, out)
       per_example(scored.score, x)
@@ -62,10 +62,10 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
 
     def body(best: Candidates, candidate: Array) -> tuple[Candidates, AscentInfo]:
       delta = transform(x, candidate[0], candidate[1:], u.channel_axis) - x
-      info = judge(delta)
+      info = evaluate(delta)
       return better(best, (delta, info.score)), info
 
-    clean = judge(jnp.zeros_like(x))
+    clean = evaluate(jnp.zeros_like(x))
     start = (jnp.zeros_like(x), clean.score)
     (delta, _), info = jax.lax.scan(body, start, jnp.asarray(grid, precision.wide(x.dtype)))
     stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), clean, info)

@@ -53,7 +53,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
     info, grad = value_and_input_gradient(value_fn, x + delta)
     # optax minimizes -value_fn and returns H times its gradient.
     opposite, memory = jax.vmap(estimate.update)(-grad, state.memory, delta)
-    towards = u.steepest_ascent(grad, x) - delta
+    toward = u.steepest_ascent(grad, x) - delta
 
     def value_of(candidate: Array) -> Array:
       out = value_fn(x + candidate)
@@ -61,7 +61,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
 
     def search(best: Candidates, length: Array) -> tuple[Candidates, None]:
       quasi_newton = u.project(delta - length * opposite, x)
-      steepest = u.project(delta + length * towards, x)  # a no-op except for rounding
+      steepest = u.project(delta + length * toward, x)  # a no-op except for rounding
       best = better(best, (quasi_newton, value_of(quasi_newton)))
       return better(best, (steepest, value_of(steepest))), None
 

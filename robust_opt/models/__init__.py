@@ -5,8 +5,8 @@
   apply = models.from_linen(net)              # an ApplyFn for make_train_step and make_evaluate
 
 Every network takes images in pixels of [0, 1] and standardizes them in its first layer, so radii
-are always in pixels. Some also state their layers, for certified bounds and layer-wise penalties
-(models.affine).
+are always in pixels. Some also have a list of layers (models.affine), for certified bounds and
+layer-wise penalties.
 """
 
 from collections.abc import Sequence

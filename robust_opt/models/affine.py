@@ -1,18 +1,18 @@
 """A feed-forward net as a list of layers, for certified bounds and layer-wise penalties.
 
   layers = [Affine(1 / std, -mean / std), Flatten(), Dense(W1, b1), ReLU(), Dense(W2, b2)]
-  layers = layers_of(models.MLP(widths=(50,)), params)     # the same from a net that states them
+  layers = layers_of(models.MLP(widths=(50,)), params)     # the same from a net
   logits = apply(layers, x)                                # x [B, *S] in pixels -> [B, C]
 
-A model states its list in a method layer_list(params), in its own file; a user's may too. A layer
-maps batches, [B, *in] -> [B, *out], every example by itself, and has two more methods:
+A model defines its list in a method layer_list(params), and so may a user's. A layer maps batches,
+[B, *in] -> [B, *out], every example independently, and has two more methods:
 
   interval(lower, upper)   forward: bounds [B, *out] of its outputs from bounds of its inputs;
   pull_back(a, lower, upper)
     backward: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
     An equality up to rounding for affine layers, a linear relaxation for ReLU and MaxPool.
 
-Both hold for layer(z) as computed in floating point, whatever the order of its sums: a sum of n
+Both hold for layer(z) as computed in floating point, for any order of its sums: a sum of n
 products is within gamma_n = n u / (1 - n u) times the sum of their absolute values, u the unit
 roundoff of the dtype (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1).
 The rounding of the bound itself is included.
@@ -62,19 +62,16 @@ def inner_up(a: Array, b: Array, lost: Array | float = 0.0) -> Array:
 
     <a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>,   n entries
 
-  Args:
-    a: [B, *S].
-    b: [B, *S], or a shape that broadcasts to it.
-    lost: likewise, >= 0.
+  a is [B, *S]; b and lost >= 0 may broadcast to it.
   """
-  share = gamma(a[0].size + 6, a.dtype)
-  return _sum(a * b) + _sum(jnp.abs(a) * (share * jnp.abs(b) + (1 + share) * lost))
+  relative = gamma(a[0].size + 6, a.dtype)
+  return _sum(a * b) + _sum(jnp.abs(a) * (relative * jnp.abs(b) + (1 + relative) * lost))
 
 
 def gamma(roundings: int, dtype: jnp.dtype) -> float:
   """gamma_k / (1 - gamma_k) = k u / (1 - 2 k u) for k roundings; inf where k u >= 1/2."""
-  share = roundings * float(jnp.finfo(dtype).eps) / 2
-  return share / (1 - 2 * share) if share < 0.5 else float("inf")
+  relative = roundings * float(jnp.finfo(dtype).eps) / 2
+  return relative / (1 - 2 * relative) if relative < 0.5 else float("inf")
 
 
 class AffineLayer(abc.ABC):
@@ -92,7 +89,7 @@ class AffineLayer(abc.ABC):
 
   @abc.abstractmethod
   def fan(self) -> tuple[int, int]:
-    """The most inputs that an output depends on, and the most outputs that depend on an input."""
+    """The largest numbers of inputs per output, and of outputs per input."""
 
   def __call__(self, x: Array) -> Array:
     """L x + bias."""
@@ -115,7 +112,7 @@ class AffineLayer(abc.ABC):
   def _size(self, lower: Array, upper: Array) -> Array:
     """|L| |z| + |bias|, the sum of the absolute values of the terms of an output: [B, *out].
 
-    Plus a number that, times u, is the smallest normal number: what underflow may lose.
+    Plus a number that, times u, is the smallest normal number, for the loss by underflow.
     """
     limits = jnp.finfo(lower.dtype)
     lost = 2 * limits.tiny / limits.eps
@@ -175,7 +172,7 @@ class Conv(AffineLayer):
 
   def _convolve(self, x: Array, kernel: Array) -> Array:
     if self.strides == (1, 1):
-      return convolve(x, kernel, self.padding)  # knows which formulation is fast where
+      return convolve(x, kernel, self.padding)  # the fast formulation on this backend
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
       x, kernel, self.strides, self.padding, dimension_numbers=layout
@@ -242,14 +239,14 @@ class ReLU:
     return jax.nn.relu(x)
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """It is monotone."""
+    """Exact, since ReLU is monotone."""
     return jax.nn.relu(lower), jax.nn.relu(upper)
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Where a > 0 the chord from above, else the line of slope 0 or 1 from below.
+    """Where a > 0 the chord from above, else a line of slope 0 or 1 from below.
 
-    Of the two lines from below, the one that leaves the smaller area on [lower, upper]. Source:
-    Zhang et al. 2018 (arXiv 1811.00866), CROWN-Ada.
+    The slope is the one that leaves the smaller area on [lower, upper]. Source: Zhang et al. 2018
+    (arXiv 1811.00866), CROWN-Ada.
     """
     stable = (lower >= 0) | (upper <= 0)
     chord = upper / jnp.where(stable, 1.0, upper - lower)
@@ -274,11 +271,11 @@ class MaxPool:
     return jnp.max(self._windows(x), axis=-1)
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """It is monotone."""
+    """Exact, since the maximum is monotone."""
     return self(lower), self(upper)
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Where a > 0 from above by one entry of the window, else from below by one.
+    """Bounds the maximum by one entry of the window: from above where a > 0, else from below.
 
       max_i z_i >= z_m                          for m of the largest lower bound
       max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound and t the
@@ -314,9 +311,9 @@ class MaxPool:
 
 
 def layers_of(net: Any, params: Params) -> list[Layer]:
-  """The layers of a net that states them, standardization first: x in pixels of [0, 1].
+  """The layers of a net, beginning with the standardization of x in pixels of [0, 1].
 
-  They compute in float32 whatever the net computes in. For proofs about the net as computed, use
+  They compute in float32 for any dtype of the net. For proofs about the net as computed, use
   `certify.from_params`.
 
   Args:
@@ -329,7 +326,7 @@ def layers_of(net: Any, params: Params) -> list[Layer]:
   """
   if not hasattr(net, "layer_list"):
     raise InputError(
-      f"{type(net).__name__} states no list of layers: give it a method layer_list(params), as "
+      f"{type(net).__name__} has no list of layers: give it a method layer_list(params), as "
       "robust_opt.models.MLP has."
     )
   return list(net.layer_list(params))
@@ -342,20 +339,20 @@ def standardization(mean: Any, std: Any) -> Affine:
 
 
 def conv_pool_relu(params: Params, size: int, padding: str) -> list[Layer]:
-  """relu(ConvPool(x)) with the parameters {kernel, bias} and the pool size of models.layers."""
+  """relu(ConvPool(x)) of models.layers, with parameters {kernel, bias}."""
   return [Conv(**params, padding=padding), MaxPool(size), ReLU()]
 
 
 def perceptron(*params: Params) -> list[Layer]:
-  """Flatten, then dense layers with parameters {kernel, bias} each and a ReLU between any two."""
+  """Flatten, then dense layers of parameters {kernel, bias} with ReLUs in between."""
   hidden = [layer for of_one in params[:-1] for layer in (Dense(**of_one), ReLU())]
   return [Flatten(), *hidden, Dense(**params[-1])]
 
 
 def stages(layers: Sequence[Layer]) -> list[list[Layer]]:
-  """The layers in groups that each begin at a Dense or Conv; the first has all that precedes too.
+  """The layers in groups that each begin at a Dense or Conv; the first includes all layers before.
 
-  So the input of a later stage is what its weights multiply: after ReLU, pooling and flattening.
+  So the input of a later stage is the input of its weights: after ReLU, pooling and flattening.
   """
   groups: list[list[Layer]] = [[]]
   for layer in layers:
@@ -367,5 +364,5 @@ def stages(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def _sum(x: Array) -> Array:
-  """Of every example: [B, *S] -> [B]."""
+  """The sum over each example: [B, *S] -> [B]."""
   return jnp.sum(x, axis=range(1, x.ndim))

@@ -20,7 +20,7 @@ from robust_opt.types import Array
 
 Initializer = Callable[..., Array]
 
-# 'matmul' or 'native' overrides the backend's default, for functions traced from then on.
+# 'matmul' or 'native' overrides the backend's default in functions traced afterwards.
 formulation: str | None = None
 
 
@@ -32,15 +32,9 @@ def use_matmul() -> bool:
 
 
 def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
-  """Cross-correlation with stride 1.
+  """Cross-correlation with stride 1: x [B, H, W, C], kernel [h, w, C, D] -> [B, H', W', D].
 
-  Args:
-    x: [B, H, W, C].
-    kernel: [h, w, C, D].
-    padding: 'VALID' or 'SAME'.
-
-  Returns:
-    [B, H', W', D], where H' = H - h + 1 for 'VALID' and H' = H for 'SAME'.
+  H' = H - h + 1 for the padding 'VALID' and H' = H for 'SAME'.
   """
   x = _pad(x, kernel, padding)
   if use_matmul():
@@ -58,12 +52,7 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
 def max_pool(x: Array, size: int) -> Array:
   """Maximum over windows of size x size with stride size; incomplete windows are dropped.
 
-  Args:
-    x: [B, H, W, C].
-    size: side of the window.
-
-  Returns:
-    [B, H // size, W // size, C].
+  [B, H, W, C] -> [B, H // size, W // size, C].
   """
   return _windows(x, size).max(axis=(2, 4))
 
@@ -80,7 +69,7 @@ def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> t
 
 
 def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID") -> Array:
-  """max_pool(convolve(x, kernel, padding), size), without the outputs that the pool drops."""
+  """max_pool(convolve(x, kernel, padding), size) without computing outputs that the pool drops."""
   x = _pad(x, kernel, padding)
   (h, w), (height, width) = kernel.shape[:2], x.shape[1:3]
   rows, columns = (height - h + 1) // size * size, (width - w + 1) // size * size

@@ -13,8 +13,7 @@ class MadryCNN(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    mean: of the pixels, a number or one per channel; the authors do not standardize.
-    std: likewise.
+    mean, std: of the pixels, a number or one per channel; the authors do not standardize.
     width: factor of the 32 and 64 features of the convolutions and of the 1024 hidden units.
   """
 

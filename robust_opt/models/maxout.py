@@ -3,8 +3,8 @@
   net = models.Maxout(num_classes=10)                  # 2 x 240 units of 5 pieces, with dropout
   optimizer = optax.chain(optax.sgd(rate, momentum), optimizers.max_column_norm(1.9365))
 
-Its logits suit a softmax (losses.cross_entropy) and independent sigmoids (losses.one_vs_all), the
-two output layers that the paper compares.
+The logits are for a softmax (losses.cross_entropy) or independent sigmoids (losses.one_vs_all),
+the two output layers that the paper compares.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,7 @@ def max_of_pieces(z: Array, pieces: int) -> Array:
 
   Source: Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
 
-  Args:
-    z: [*R, pieces * width]; piece p of unit u is entry p * width + u.
-    pieces: affine maps per unit.
-
-  Returns:
-    [*R, width].
+  z [*R, pieces * width] -> [*R, width]; piece p of unit u is entry p * width + u.
   """
   # Pieces before units: a maximum over a short last axis is several times slower on CPU.
   return jnp.max(z.reshape(*z.shape[:-1], pieces, -1), axis=-2)
@@ -36,8 +31,8 @@ def max_of_pieces(z: Array, pieces: int) -> Array:
 class Maxout(nn.Module):
   """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes].
 
-  Weights are initialized uniformly in +-init_scale, biases with 0. Dropout scales the units that it
-  keeps, so evaluation needs no correction.
+  Weights are initialized uniformly in +-init_scale, biases with 0. Dropout rescales the kept units,
+  so evaluation needs no correction.
 
   Attributes:
     num_classes: number of classes.
@@ -46,8 +41,7 @@ class Maxout(nn.Module):
     input_dropout: rate at which standardized pixels are dropped.
     hidden_dropout: rate at which hidden units are dropped.
     init_scale: largest absolute value of an initial weight.
-    mean: of the pixels, a number or one per channel.
-    std: likewise.
+    mean, std: of the pixels, a number or one per channel.
   """
 
   num_classes: int = 10
@@ -87,8 +81,7 @@ class ConvMaxout(nn.Module):
     widths: units of every convolution.
     pieces: affine maps whose maximum a unit is.
     hidden_dropout: rate at which the last layer's units are dropped.
-    mean: of the pixels, a number or one per channel.
-    std: likewise.
+    mean, std: of the pixels, a number or one per channel.
   """
 
   num_classes: int = 10

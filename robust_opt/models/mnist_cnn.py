@@ -20,10 +20,8 @@ class MnistCNN(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    mean: of the padded training pixels, a number or one per channel.
-    std: of the padded training pixels, a number or one per channel.
-    input_batch_norm: whether to normalize the input by batch statistics too, without scale and
-      offset; by the running statistics (collection 'batch_stats') when not training.
+    mean, std: of the padded training pixels, a number or one per channel.
+    input_batch_norm: whether to also batch-normalize the input, without scale and offset.
     axis_name: under pmap and shard_map, the axis to share batch statistics over.
     dtype: of the computation; parameters and logits are float32.
   """
@@ -54,10 +52,10 @@ class MnistCNN(nn.Module):
     """The same net as a list of layers, for bounds and penalties.
 
     Raises:
-      InputError: it has input_batch_norm.
+      InputError: input_batch_norm is set.
     """
     if self.input_batch_norm:
-      raise InputError("MnistCNN has a list of layers without input_batch_norm only.")
+      raise InputError("MnistCNN has a list of layers only without input_batch_norm.")
     return [
       affine.Pad(2),
       affine.standardization(self.mean, self.std),

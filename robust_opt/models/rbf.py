@@ -53,9 +53,8 @@ class DeepRBF(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    width: hidden units.
-    mean: of the pixels, a number or one per channel.
-    std: likewise.
+    width: number of hidden units.
+    mean, std: of the pixels, a number or one per channel.
   """
 
   num_classes: int = 10

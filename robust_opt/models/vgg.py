@@ -1,7 +1,7 @@
 """The CIFAR-10 network of Shaham et al. 2015: VGG with batch normalization and dropout.
 
-Batch normalization and ReLU follow every convolution. The recipe is Zagoruyko's "92.45 % on
-CIFAR-10 in Torch" (2015).
+Batch normalization and ReLU follow every convolution, as in Zagoruyko's "92.45 % on CIFAR-10 in
+Torch" (2015).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from robust_opt.models.layers import Conv, Standardize, max_pool
 from robust_opt.types import Array
 
-# Every block ends in a 2x2 pool; a convolution is (features, rate of the dropout after it).
+# Every block ends in a 2x2 pool; a convolution is (features, rate of the following dropout).
 _BLOCKS = (
   ((64, 0.3), (64, 0.0)),
   ((128, 0.4), (128, 0.0)),
@@ -29,8 +29,7 @@ class VGG(nn.Module):
 
   Attributes:
     num_classes: number of classes.
-    mean: of the pixels, a number or one per channel.
-    std: likewise.
+    mean, std: of the pixels, a number or one per channel.
     dropout: whether to use dropout, at the authors' rates.
     width: factor of the features of every layer.
     dtype: of the computation; parameters, statistics and logits are float32.

@@ -1,4 +1,4 @@
-"""Uncertainty sets: what delta may be. A set is a value with four methods (base.py).
+"""Uncertainty sets of perturbations delta. A set is a value with four methods (base.py).
 
   u = ro.LInf(8 / 255, box=(0.0, 1.0))             # balls of a norm: LInf, L2, L1
   u = sets.GroupL21(0.5, sets.patches(4))          # few 4 x 4 patches change
@@ -20,13 +20,13 @@ All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), 
 |  GroupL21      |  yes     |  exact            |  exact                                   |
 |  GroupLInf2    |  yes     |  exact            |  exact                                   |
 |  Ellipsoid     |  yes     |  exact            |  exact, by a root search                 |
-|  L0            |  no      |  exact            |  exact (a nearest point, of maybe many)  |
+|  L0            |  no      |  exact            |  exact; may not be unique                |
 |  Tangent       |  yes     |  exact            |  exact                                   |
 |  TangentAt     |  yes     |  exact            |  exact                                   |
 |  LInfL2        |  yes     |  exact            |  exact                                   |
 |  Intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
-|  Product       |  if its blocks are, every column                                         |
-|  Masked        |  as the set that it masks, every column                                  |
+|  Product       |  as its blocks, every column                                             |
+|  Masked        |  as the masked set, every column                                         |
 |  Transforms    |  no      |  none             |  none: `ro.grid_search` searches it      |
 """
 

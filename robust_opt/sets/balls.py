@@ -11,7 +11,7 @@ float16), and x + delta stays in the box.
 |  input                  |  steepest_ascent                                       |
 |  grad = 0               |  0, never an arbitrary direction, never NaN            |
 |  grad of 1e-30 or 1e30  |  a step of the full radius                             |
-|  NaN in grad            |  NaN: the caller must see it                           |
+|  NaN in grad            |  NaN                                                   |
 |  radius 0               |  0                                                     |
 |  radius inf             |  only with a box; without one, entries are inf or NaN  |
 |  radius < 0 or NaN      |  InputError (a traced radius cannot be checked)        |
@@ -42,7 +42,7 @@ from robust_opt.types import Array
 
 @set_dataclass
 class Ball(ExampleSet):
-  """{|delta| <= radius} in some norm, with x + delta in the box: what LInf, L2 and L1 share.
+  """{|delta| <= radius} in some norm, with x + delta in the box: the base of LInf, L2 and L1.
 
   Attributes:
     radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
@@ -125,7 +125,7 @@ class L2(Ball):
 class L1(Ball):
   """{|delta|_1 <= radius}; its steepest ascent moves the one entry of largest |grad| by the radius.
 
-  With a box, what does not fit into that entry goes to the next.
+  With a box, the part that exceeds the bound of that entry goes to the next.
   """
 
   name = "l1"
@@ -148,7 +148,7 @@ class L1(Ball):
     return self._cut(self.radius * z / (jnp.sum(jnp.abs(z)) + e), x)
 
 
-# The one table of norm names, as flags, files and messages have them.
+# Norm names in flags, files and messages.
 BALLS: dict[str, type[Ball]] = {ball.name: ball for ball in (LInf, L2, L1)}
 
 
@@ -166,15 +166,9 @@ def lengths(ball: Ball | type[Ball], deltas: np.ndarray) -> np.ndarray:
 
 
 def check_ball(u: object, who: str, *, box: bool = False) -> Ball:
-  """u, if it is an LInf, L2 or L1.
+  """u, if it is an LInf, L2 or L1, with a finite box if `box`; otherwise an InputError.
 
-  Args:
-    u: a set.
-    who: begins the message, the name of the algorithm.
-    box: whether it must have a finite box.
-
-  Raises:
-    InputError: it is another set, or anything else.
+  The message begins with `who`, the name of the algorithm.
   """
   if not isinstance(u, Ball):
     what = f"a {type(u).__name__}" if isinstance(u, UncertaintySet) else repr(u)

@@ -1,4 +1,4 @@
-"""What an uncertainty set U(x) is: a value with four methods, and a pytree.
+"""The interface of uncertainty sets U(x): values with four methods, and pytrees.
 
   @set_dataclass
   class Cube(ExampleSet):
@@ -104,12 +104,12 @@ class UncertaintySet:
 
 
 class ExampleSet(UncertaintySet):
-  """A set whose geometry is written for one example, and is mapped over the batch here.
+  """A set whose geometry is written for one example and mapped over the batch.
 
   Subclasses define `_steepest_ascent(grad, x)`, `_project(delta, x)`, `_sample(key, x)` and
-  `_gauge(delta, x)` for x [*S]. There the fields named in `_radii` are [], in x's type or in
-  float32 if that has fewer bits, and so are grad and delta. x keeps its type, whose rounding
-  decides what stays in a box.
+  `_gauge(delta, x)` for x [*S]. There the fields named in `_radii` are [], and they, grad and
+  delta have x's type, or float32 if that has fewer bits. x keeps its type, whose rounding matters
+  at the bounds of a box.
 
   The methods raise an InputError if x is not floating point, or a radius is neither [] nor [B].
   """
@@ -197,7 +197,7 @@ def box_bounds(box: Box, x: Array) -> projections.Bounds:
 
   def inward(bound: Array, outside: Array) -> Array:
     # In wide boxes high - x is rounded more coarsely than high is.
-    frozen = jax.lax.stop_gradient(bound)  # nextafter has no derivative, and moves none
+    frozen = jax.lax.stop_gradient(bound)  # nextafter has no derivative
     ulp = jnp.nextafter(frozen, jnp.zeros_like(frozen)) - frozen
     return bound + jnp.where(outside, ulp, 0.0)
 
@@ -214,12 +214,12 @@ def cube_bounds(radius: Array, box: Box | None, x: Array) -> projections.Bounds:
 
 
 def ratio(a: Array, b: Array) -> Array:
-  """The largest a / b: 0 / 0 is inside, anything else / 0 infinitely far outside, NaN is NaN."""
+  """The largest a / b, where 0 / 0 is 0, a / 0 is inf and NaN stays NaN."""
   return jnp.max(jnp.where(a == 0, 0.0, jnp.where(b > 0, a / b, jnp.inf + a)))
 
 
 def uniform_l2(key: Array, radius: Array, live: Array) -> Array:
-  """A uniform point of the l_2 ball of the entries where live [*S] is 1; 0 where it is 0.
+  """A uniform point of the l_2 ball over the entries where live [*S] is 1; 0 in the others.
 
   Source: Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
   """
@@ -231,7 +231,7 @@ def uniform_l2(key: Array, radius: Array, live: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Constant:
-  """A static field, comparable and hashable also where it is a NumPy array."""
+  """A static field, comparable and hashable even if it is a NumPy array."""
 
   value: Any
 

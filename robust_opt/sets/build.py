@@ -1,4 +1,4 @@
-"""A set from a mapping, as configs and flags state it: `name` and its own keyword arguments.
+"""Builds a set from a mapping of configs or flags: `name` and keyword arguments.
 
   build_set({"name": "LInf", "radius": 8 / 255, "box": (0.0, 1.0)})
   build_set({"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}})
@@ -6,7 +6,7 @@
   build_set({"name": "my_package.my_module:Cube", "radius": 0.1})
 
 |  value                     |  becomes                                          |
-|  a mapping with `name`     |  name(**the rest), its own values built first     |
+|  a mapping with `name`     |  name(**the rest), whose values are built first   |
 |  a string ending in .npy   |  the array in that file                           |
 |  "package.module:name"     |  that object, imported from the working directory |
 |  a list                    |  a tuple                                          |
@@ -33,7 +33,7 @@ from robust_opt.layout import ChannelAxis
 from robust_opt.sets.base import UncertaintySet
 
 
-@functools.cache  # static fields are compared, and partials are equal to themselves only
+@functools.cache  # static fields are compared, and equal partials are different objects
 def _channels(channel_axis: ChannelAxis = layout.AUTO) -> sets.Groups:
   return functools.partial(sets.channels, channel_axis=channel_axis)
 
@@ -52,12 +52,12 @@ def build_set(config: Mapping[str, Any]) -> UncertaintySet:
   """The set that a mapping describes.
 
   Args:
-    config: `name`, a set of `robust_opt.sets` or "package.module:Class" of your own, and the
-      keyword arguments of its class.
+    config: `name`, a set of `robust_opt.sets` or your own "package.module:Class", and the keyword
+      arguments of its class.
 
   Raises:
     InputError: an unknown name or argument, a missing argument, an object or file that cannot be
-      loaded, or what is built is not a set.
+      loaded, or a result that is not a set.
   """
   built = _build(config)
   if not isinstance(built, UncertaintySet):

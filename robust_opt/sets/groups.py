@@ -1,4 +1,4 @@
-"""Balls over groups of entries: few groups that change, or every group by itself."""
+"""Balls over groups of entries: few groups change, or every group independently."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def channels(shape: Sequence[int], channel_axis: ChannelAxis = layout.AUTO) -> n
   axis = layout.resolve(channel_axis, shape)
   if axis is None:
     raise InputError(
-      f"Examples of shape {tuple(shape)} have no channel axis that can be told from the shape: "
+      f"Examples of shape {tuple(shape)} have no channel axis that can be guessed from the shape: "
       f"pass channel_axis, from 0 to {len(shape) - 1}."
     )
   return np.indices(shape)[axis]
@@ -43,12 +43,11 @@ def channels(shape: Sequence[int], channel_axis: ChannelAxis = layout.AUTO) -> n
 class patches:  # noqa: N801
   """A group for every square of side x side pixels, with all its channels; patches(1): pixels.
 
-  Of a signal the groups are intervals, of a volume cubes: over all axes but the channel axis. Call
-  it with the shape of an example to get its labels of that shape.
+  The groups of a signal are intervals, those of a volume cubes, over all axes but the channel axis.
+  Call it with the shape of an example to get labels of that shape.
 
   Attributes:
-    side: in pixels, >= 1. Where it does not divide the length of an axis, the last patches along it
-      are smaller.
+    side: in pixels, >= 1; the last patches along an axis may be smaller.
     channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
       shape (`robust_opt.layout.resolve`).
 
@@ -98,14 +97,14 @@ class GroupL21(ExampleSet):
     grouped = partition.gather(grad)
     norms = _norms(grouped)
     largest = jnp.arange(len(norms)) == jnp.argmax(norms)  # of NaN norms, if there are any
-    return partition.scatter(_per_group(projections.furthest_l2)(grouped, self.radius * largest))
+    return partition.scatter(jax.vmap(projections.furthest_l2)(grouped, self.radius * largest))
 
   def _project(self, delta: Array, x: Array) -> Array:
     partition = _partition(self.groups, x.shape)
     grouped = partition.gather(delta)
     # By symmetry every group keeps its direction, so that only the norms are left to project.
     lengths = projections.l1(_norms(grouped), self.radius)
-    return partition.scatter(_per_group(projections.l2)(grouped, lengths))
+    return partition.scatter(jax.vmap(projections.l2)(grouped, lengths))
 
   def _sample(self, key: Array, x: Array) -> Array:
     # z of density exp(-N(z)) over N(z) + e is uniform in the unit ball of any norm N: the length
@@ -117,7 +116,7 @@ class GroupL21(ExampleSet):
     z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
     lengths = jax.random.gamma(gamma_key, jnp.asarray(partition.sizes, dtype), dtype=dtype)
     total = jnp.sum(lengths) + jax.random.exponential(exponential_key, (), dtype)
-    return partition.scatter(_per_group(projections.furthest_l2)(z, self.radius * lengths / total))
+    return partition.scatter(jax.vmap(projections.furthest_l2)(z, self.radius * lengths / total))
 
   def _gauge(self, delta: Array, x: Array) -> Array:
     norms = _norms(_partition(self.groups, x.shape).gather(delta))
@@ -128,8 +127,8 @@ class GroupL21(ExampleSet):
 class GroupLInf2(ExampleSet):
   """{|delta_g|_2 <= radius for every group g}: every group has its own l_2 ball.
 
-  Its steepest ascent moves every group by the radius along its own unit gradient, and leaves alone
-  a group whose gradient is 0. Its samples are uniform. Attributes and errors as for GroupL21.
+  Its steepest ascent moves every group by the radius along its unit gradient, and no group whose
+  gradient is 0. Its samples are uniform. Attributes and errors as for GroupL21.
   """
 
   radius: Radius
@@ -139,7 +138,7 @@ class GroupLInf2(ExampleSet):
     partition = _partition(self.groups, v.shape)
     grouped = partition.gather(v)
     radius = jnp.broadcast_to(self.radius, grouped.shape[:1])
-    return partition.scatter(_per_group(function)(grouped, radius))
+    return partition.scatter(jax.vmap(function)(grouped, radius))
 
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     return self._by_group(projections.furthest_l2, grad)
@@ -163,9 +162,9 @@ class GroupLInf2(ExampleSet):
 
 
 class _Partition(NamedTuple):
-  """The entries of an example [*S], n in all, in G groups of at most M.
+  """The entries of an example [*S], n entries, in G groups of at most M.
 
-  Gathers both ways: sums by scattering depend on the order of threads on a GPU.
+  Both directions gather: sums by scattering depend on the order of threads on a GPU.
 
   Attributes:
     members: [G, M], the flat index of every member; n where a group has fewer.
@@ -203,11 +202,6 @@ def _partition(groups: Groups, shape: Sequence[int]) -> _Partition:
   members = np.full((len(sizes), sizes.max()), values.size)
   members[labels, indices] = np.arange(values.size)
   return _Partition(members, labels.reshape(shape), indices.reshape(shape), sizes)
-
-
-def _per_group(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-  """(grouped [G, M], radius [G]) -> [G, M]."""
-  return jax.vmap(lambda v, radius: function(v, radius))
 
 
 def _norms(grouped: Array) -> Array:

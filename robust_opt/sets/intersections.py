@@ -1,4 +1,4 @@
-"""Two sets at once: exact for l_inf with l_2, approximate for any two."""
+"""Intersections of two sets: exact for l_inf with l_2, approximate for any two."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from robust_opt.types import Array
 class LInfL2(ExampleSet):
   """{|delta|_inf <= radius_inf and |delta|_2 <= radius_2}, exact.
 
-  The l_inf ball is a box about 0, so that this is the l_2 ball with bounds of projections.py: the
-  steepest ascent is clip(s grad, -radius_inf, radius_inf) for the smallest s that attains radius_2.
+  The l_inf ball is a box around 0, so this is the bounded l_2 ball of projections.py: the steepest
+  ascent is clip(s grad, -radius_inf, radius_inf) for the smallest s that attains radius_2.
   Samples: uniform in the l_2 ball, then clipped.
 
   Attributes:
@@ -65,24 +65,24 @@ class Intersection(UncertaintySet):
   """The points of both of two convex sets, such as an l1 ball with an ellipsoid; APPROXIMATE.
 
   project: Dykstra's algorithm (Boyle and Dykstra 1986), which converges to the projection, stopped
-  after num_iterations and then shrunk into the set. It is feasible always, and the nearest point
-  only for points not far off, as those of PGD are. Measured for l_2 of radius r with l_inf of
-  0.6 r, 6 entries and 50 iterations: 4e-5 r from the nearest point for points at 2 r from 0,
-  0.08 r for 10 r (5e-4 r after 200 iterations), 0.4 r for 100 r.
+  after num_iterations; the result is then shrunk into the set. It is always feasible, and close to
+  the nearest point only if delta is not far outside, as in PGD. Measured for l_2 of radius r with
+  l_inf of 0.6 r, 6 entries and 50 iterations: 4e-5 r from the nearest point for points at 2 r from
+  0, 0.08 r for 10 r (5e-4 r after 200 iterations), 0.4 r for 100 r.
 
-  steepest_ascent: NOT the argmax in general, for which two sets known by their methods give no
-  closed form. It is the best, by <grad, delta>, of three feasible points: the steepest ascent of
-  either set, shrunk into the other, and the projection of a point far along grad (which tends to
-  the argmax as that point goes to infinity). So <grad, delta> >= 0; and where the steepest ascent
-  of one set lies in the other it is exact. In the case above it reached 0.98 of the maximum or
-  more. For l_inf with l_2 use `LInfL2`, which is exact always.
+  steepest_ascent: NOT the argmax in general, which has no closed form. It is the best, by
+  <grad, delta>, of three feasible points: the steepest ascent of either set, shrunk into the other,
+  and the projection of a point far along grad (which tends to the argmax as that point goes to
+  infinity). So <grad, delta> >= 0, and the result is exact where the steepest ascent of one set
+  lies in the other. In the case above it reached at least 0.98 of the maximum. For l_inf with l_2
+  use `LInfL2`, which is exact.
 
   sample: a sample of the first, projected; not uniform. gauge: the larger of the two, exact.
 
   Attributes:
-    first: a convex set that holds 0; not L0.
-    second: another. Let it be the thinner of the two, a `Tangent`: points are shrunk along the ray
-      from 0, which brings a point into a ball, but not into a plane.
+    first: a convex set that contains 0; not L0.
+    second: another one. It should be the thinner of the two, such as a `Tangent`: shrinking along
+      the ray from 0 brings a point into a ball, but not into a plane.
     num_iterations: of Dykstra's algorithm, each with one projection on either set.
 
   Raises:
@@ -101,7 +101,7 @@ class Intersection(UncertaintySet):
     return jnp.maximum(self.first.gauge(delta, x), self.second.gauge(delta, x))
 
   def _shrink(self, delta: Array, x: Array) -> Array:
-    # A few ulps further than needed, so that a box is kept exactly.
+    # A few ulps further than needed, so that x + delta is exactly in the box.
     size = self.gauge(delta, x)
     within = 1.0 - 4.0 * float(jnp.finfo(delta.dtype).eps)
     return delta * expand_like(jnp.where(size > 1.0, within / size, 1.0), delta)
@@ -124,12 +124,12 @@ class Intersection(UncertaintySet):
     # Of unit l_inf norm.
     unit = grad / expand_like(jnp.where(largest > 0, largest, 1.0), grad)
     ends = [self._shrink(u.steepest_ascent(grad, x), x) for u in (self.first, self.second)]
-    # Ten times as far as the shorter of the two, both of which lie inside.
+    # Ten times the longer of the two, both of which lie inside.
     reach = [jax.vmap(projections.l2_norm)(end) for end in ends]
     length = jax.vmap(projections.l2_norm)(unit)
     far = 10.0 * jnp.maximum(*reach) / jnp.where(length > 0, length, 1.0)
     points = jnp.stack([*ends, self.project(expand_like(far, unit) * unit, x)])
-    # jnp.argmax takes a NaN for the largest, so that it is not hidden.
+    # jnp.argmax ranks NaN highest, so that it is not hidden.
     best = jnp.argmax(jnp.sum(unit * points, axis=tuple(a + 1 for a in axes)), axis=0)
     return jax.vmap(lambda of_one, i: of_one[i], in_axes=(1, 0))(points, best)
 

@@ -22,19 +22,19 @@ class Masked(UncertaintySet):
 
     steepest ascent(grad) = U's steepest ascent(m grad),   project(delta) = U's project(m delta),
 
-  m the mask as 0 and 1, are exact where those of U are, cut to the mask. The gauge is U's where
+  with the mask m as 0 and 1, are exact where those of U are. The gauge is U's where
   delta is 0 outside of the mask, else inf.
 
   A sample is a sample of U with the entries outside of the mask set to 0: for `LInf` uniform in the
   masked set, for the other balls the marginal of U's distribution. Over `L2` and `L1` that is
-  shorter than a uniform sample of the masked set would be, the more so the smaller the mask. A NaN
-  in grad or delta stays NaN wherever it is.
+  shorter than a uniform sample of the masked set, the more so the smaller the mask. NaN in grad or
+  delta stays NaN everywhere.
 
-  Give the step of `ro.pgd` the same mask, or a step of `L2` or `L1` is spent on entries that are
-  then reset: `ro.pgd(Masked(u, mask), step=Masked(ro.L2(0.1), mask))`.
+  Give the step of `ro.pgd` the same mask; otherwise a step of `L2` or `L1` is spent on entries that
+  are then reset: `ro.pgd(Masked(u, mask), step=Masked(ro.L2(0.1), mask))`.
 
   Attributes:
-    u: U.
+    u: the set U.
     mask: bool, True where an entry may change: [*S], the same for all examples, or [B, *S]; an axis
       may be 1, [H, W, 1] for all channels.
 

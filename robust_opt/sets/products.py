@@ -1,4 +1,4 @@
-"""A product of sets: every block of an example has a set, a norm and a radius of its own.
+"""A product of sets: every block of an example has its own set, norm and radius.
 
 u = Product((ro.LInf(0.1, box=(0.0, 1.0)), ro.L2(0.5)), shapes=((28, 28, 1), (200,)))
 delta = u.steepest_ascent(grad, x)  # grad and x are [B, 28 * 28 + 200]: the two blocks, flattened
@@ -23,16 +23,15 @@ Shape = Sequence[int]
 class Product(UncertaintySet):
   """{delta: block i of delta lies in set i, for every i}, over flattened examples [B, n].
 
-  The blocks lie in an example one after the other; the i-th set is handed its own block of grad,
-  delta and x, in the block's shape, so that one block may be an image in a box and another not.
-  Both <grad, delta> and the squared distance are sums over the blocks, which makes the steepest
-  ascent and the projection those of every block by itself: exact where the blocks' are, and every
-  block may be at the edge of its set at once. The gauge is the largest of the blocks'. The blocks'
-  samples are independent, and uniform in the product where they are uniform in the blocks.
+  An example is the concatenation of its blocks. The i-th set receives its block of grad, delta and
+  x, in the block's shape, so that one block may be an image in a box and another not. Both
+  <grad, delta> and the squared distance are sums over the blocks, so the steepest ascent and the
+  projection are computed per block, and exact where the blocks' are. The gauge is the largest of
+  the blocks' gauges. Samples are independent across blocks, and uniform if the blocks' are.
 
   Attributes:
-    sets: of the blocks, at least one. A radius of a set is [] or [B], as it is for that set alone.
-    shapes: of each block in one example. n is the sum of their sizes.
+    sets: one per block, at least one. The radius of a set is [] or [B].
+    shapes: of the blocks of one example. n is the sum of their sizes.
 
   Raises:
     InputError: there is no block, not one shape per set, or a shape has an entry < 1; from the
@@ -97,5 +96,5 @@ def split(v: Array, shapes: Sequence[Shape]) -> list[Array]:
 
 
 def join(blocks: Sequence[Array]) -> Array:
-  """Blocks, each [B, *shape] -> flattened examples [B, n]; what `split` undoes."""
+  """Blocks, each [B, *shape] -> flattened examples [B, n]; the inverse of `split`."""
   return jnp.concatenate([block.reshape(block.shape[0], -1) for block in blocks], axis=1)

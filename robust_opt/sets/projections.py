@@ -97,7 +97,7 @@ def furthest_l2(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def furthest_l1(v: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """argmax of <v, delta> over {|delta|_1 <= radius} and the bounds; 0 where v is 0.
 
-  The whole radius goes to the largest |v_j|. With bounds, the part that does not fit there goes to
+  The whole radius goes to the largest |v_j|. With bounds, the part that exceeds its bound goes to
   the next largest, and so on (a fractional knapsack). Ties go to the first entry.
   """
   flat = v.reshape(-1)

@@ -1,4 +1,4 @@
-"""Ellipsoids, few entries, and directions."""
+"""Ellipsoids, sparse perturbations and tangent planes."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,19 +32,19 @@ BasisOf = Callable[[Array], Array]  # x [B, *S] -> the basis [B, d, *S] of a pla
 
 @set_dataclass
 class Ellipsoid(ExampleSet):
-  """{|delta / scale|_2 <= radius}: entry j alone may go as far as radius * scale_j.
+  """{|delta / scale|_2 <= radius}: entry j changes by at most radius * scale_j.
 
   Its steepest ascent is radius * scale^2 grad / |scale grad|_2. The projection is delta_j scale_j^2
   / (scale_j^2 + m) for the multiplier m >= 0 that keeps the norm, found by bisection over the
   floating point numbers to an ulp (32 halvings). No derivative flows through m. Uniform samples.
 
   Attributes:
-    radius: [] or [B], >= 0, without a unit; scale has that of x.
+    radius: [] or [B], >= 0, dimensionless.
     scale: [*S], > 0 and finite, the same for all examples; in the units of x (pixels in [0, 1]).
 
   Raises:
     InputError: the radius is negative or NaN, or an entry of scale is not > 0 and finite; from the
-      methods: scale has not the shape of an example, and as for LInf.
+      methods: scale does not have the shape of an example, and as for LInf.
   """
 
   radius: Radius
@@ -94,19 +94,20 @@ class Ellipsoid(ExampleSet):
 class L0(ExampleSet):
   """{at most k entries differ from 0, each by at most magnitude}; it is not convex.
 
-  Steepest ascent: the k entries of largest |grad_j| times how far entry j may go, each as far as it
-  may; without a box those are the k largest |grad_j|. Projection: every entry is clipped, and kept
-  where that takes the most off the squared distance, the k largest of p_j (2 delta_j - p_j) for p =
-  clip(delta). That is exact, a nearest point of maybe several. The k largest |delta_j| would be the
-  same without a box, and wrong with one: a large entry that may hardly move takes little off. Ties
-  go to the first entry. Both to the rounding of those products.
+  Steepest ascent: the k entries of largest |grad_j| times the distance of entry j to its bound move
+  to their bounds; without a box those are the k largest |grad_j|. Projection: every entry is
+  clipped, and those k are kept that reduce the squared distance most, the k largest of
+  p_j (2 delta_j - p_j) for p = clip(delta). That is a nearest point, maybe not the only one. The k
+  largest |delta_j| would be the same without a box but wrong with one: a large entry that can
+  hardly move reduces the distance little. Ties go to the first entry. Both are exact up to the
+  rounding of those products.
 
   As the set is not convex, `frank_wolfe` of more than one step leaves it; use `pgd`. Samples: a
-  uniform choice of k entries, each uniform in [-magnitude, magnitude], cut by the box. The gauge is
-  inf for more than k non-zero entries. An entry is one number, a channel of a pixel.
+  uniform choice of k entries, each uniform in [-magnitude, magnitude], clipped to the box. The
+  gauge is inf for more than k non-zero entries. An entry is one number, a channel of a pixel.
 
   Attributes:
-    k: how many entries, >= 0; more than there are means all of them.
+    k: the number of entries that may change, >= 0.
     magnitude: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
     box: (low, high) that x + delta must stay in, or None; x itself must lie in it.
 
@@ -146,7 +147,7 @@ class L0(ExampleSet):
     largest = projections.linf_norm(delta)
     safe = jnp.where(largest > 0, largest, 1.0)
     reduction = clipped * (delta / safe + (delta - clipped) / safe)
-    # Where the reduction underflows the size of the entry decides.
+    # Where the reduction underflows, the size of the entry decides.
     kept = jnp.where(self._largest(reduction, jnp.abs(clipped)), clipped, 0.0)
     return jnp.where(jnp.isnan(delta), delta, kept)
 
@@ -169,9 +170,9 @@ class Tangent(UncertaintySet):
   """{|delta|_2 <= radius, delta in the span of basis}: changes along a manifold's tangents only.
 
   Its steepest ascent is the radius along the orthogonal projection of the gradient on the span, and
-  0 where that projection is 0: what is below sqrt(n) rounding units of an entry of the gradient,
-  with n entries, is rounding, and no direction. Samples are uniform in the ball of the span. The
-  gauge is inf where more than 1e-5 of delta's length, or eps of x's type if that is more, lies
+  0 where that projection is 0 up to rounding, sqrt(n) rounding units of the gradient with n entries
+  counting as rounding. Samples are uniform in the ball of the span. The
+  gauge is inf where more than 1e-5 of delta's length, or eps of x's type if that is larger, is
   outside the span. Source: Shaham et al. (2015), on the manifold tangent classifier of Rifai et al.
   (2011).
 
@@ -183,7 +184,7 @@ class Tangent(UncertaintySet):
 
   Raises:
     InputError: the radius is negative or NaN, or basis is not floating point; from the methods:
-      basis has not the shape of the examples, and as for LInf.
+      basis does not have the shape of the examples, and as for LInf.
   """
 
   radius: Radius
@@ -203,10 +204,10 @@ class Tangent(UncertaintySet):
     object.__setattr__(self, "basis", q.reshape(*q.shape[:lead], *basis.shape[lead:]))
 
   def _span(self, x: Array) -> "_Span":
-    """The basis, if it suits x [B, *S]."""
+    """The basis, if it fits x [B, *S]."""
     shape, lead = jnp.shape(self.basis), 2 if self.per_example else 1
     if shape[lead:] != x.shape[1:] or (self.per_example and shape[0] != len(x)):
-      raise InputError(f"basis has the shape {shape}, which does not suit x of {x.shape}.")
+      raise InputError(f"basis has the shape {shape}, which does not fit x of {x.shape}.")
     q = jnp.reshape(jnp.asarray(self.basis), (*shape[:lead], -1))
     return _Span(q, "bdn" if self.per_example else "dn")
 
@@ -214,7 +215,7 @@ class Tangent(UncertaintySet):
     span = self._span(_alike(grad, x))
     c = span.coordinates(grad, x)
     entries = grad.reshape(len(grad), -1).astype(c.dtype)
-    # Of the sums here, and of the entries of grad.
+    # The rounding of the sums here, and of the entries of grad.
     of_sums = float(jnp.finfo(c.dtype).eps) * entries.shape[1] ** 0.5
     rounding = max(of_sums, float(jnp.finfo(grad.dtype).eps))
     least = rounding * jax.vmap(projections.l2_norm)(entries)
@@ -229,7 +230,7 @@ class Tangent(UncertaintySet):
   def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
     span = self._span(check_floating(x))
     c = span.coordinates(x, x)
-    # Rows that dependent rows of basis left without a direction stay 0.
+    # Rows of 0, past the rank of the basis, stay 0.
     live = jnp.broadcast_to(jnp.any(span.q != 0, axis=-1), c.shape).astype(c.dtype)
     return span.points(_LiveL2(self.radius).sample(key, live), x)
 
@@ -244,20 +245,20 @@ class Tangent(UncertaintySet):
 
 
 class _LiveL2(L2):
-  """The l_2 ball of the coordinates where x is 1; it samples only."""
+  """The l_2 ball over the coordinates where x is 1; for sampling only."""
 
   def _sample(self, key: Array, x: Array) -> Array:
     return uniform_l2(key, self.radius, x)
 
 
 class _Span(NamedTuple):
-  """An orthonormal basis q, [rank, n] or [B, rank, n], and its axes in einsum's letters."""
+  """An orthonormal basis q, [rank, n] or [B, rank, n], and the einsum letters of its axes."""
 
   q: Array
   axes: str
 
   def coordinates(self, v: Array, x: Array) -> Array:
-    """v [B, *S] -> [B, rank], in the type of `precision.wide`, in which all is computed."""
+    """v [B, *S] -> [B, rank], in the type `precision.wide(x.dtype)` of all computations."""
     dtype = precision.wide(x.dtype)
     entries = v.reshape(len(v), -1).astype(dtype)
     equation, exact = f"{self.axes},bn->bd", jax.lax.Precision.HIGHEST
@@ -282,12 +283,12 @@ class TangentAt(UncertaintySet):
 
     {|delta|_2 <= radius, delta in the span of basis_of(x)}
 
-  Every method computes the basis at its x and makes it orthonormal: one step pays for that once, an
-  attack of k steps k times or more. No derivative flows into the basis.
+  Every call computes the basis at its x and orthonormalizes it: at least k times in an attack of k
+  steps. No derivative flows into the basis.
 
   Attributes:
     radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    basis_of: x [B, *S] -> [B, d, *S], of any scale, such as `tangents.fit` gives.
+    basis_of: x [B, *S] -> [B, d, *S], of any scale, such as the result of `tangents.fit`.
 
   Raises:
     InputError: the radius is negative or NaN; from the methods: as for Tangent.
@@ -318,12 +319,12 @@ class TangentAt(UncertaintySet):
 def _ellipsoid_multiplier(delta: Array, radius: Array, w: Array) -> Array:
   """The m >= 0 at which delta w^2 / (w^2 + m) lies on {|delta / w|_2 = radius}, [].
 
-  For delta outside. The norm decreases in m, and is at most |delta w|_2 / m. Bisection over the
-  bits of floating point numbers, which are ordered as they are, is accurate at any scale of m.
+  For delta outside. The norm decreases in m, and is at most |delta w|_2 / m. Bisection over the bit
+  patterns of floating point numbers, which have the same order, is accurate at any scale of m.
   """
   bits = jnp.dtype(f"int{8 * delta.dtype.itemsize}")
   highest = projections.l2_norm(delta * w) / jnp.where(radius > 0, radius, 1.0)
-  # Rounded up a little, and finite, since inf is no number to halve to.
+  # Rounded up a little, and finite, since bisection cannot start at inf.
   highest = jnp.minimum(1.001 * highest, jnp.finfo(delta.dtype).max)
 
   def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -341,17 +342,17 @@ def _ellipsoid_multiplier(delta: Array, radius: Array, w: Array) -> Array:
 def _orthonormal(rows: Array) -> Array:
   """An orthonormal basis of the span of rows [d, n]: [min(d, n), n], rows of 0 past its rank.
 
-  QR alone does not tell the span of dependent rows: the direction that it makes up for a dependent
-  row takes a part of the rows after it. The singular vectors of its small factor do.
+  QR alone does not give the span of dependent rows: the arbitrary direction that it adds for a
+  dependent row absorbs part of the later rows. The singular vectors of its small factor do.
   """
   largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
   scaled = rows / jnp.where(largest > 0, largest, 1.0)
   exact = jax.lax.Precision.HIGHEST
   q, _ = jnp.linalg.qr(scaled.T)
-  # The small factor again, from Q: that of the QR itself would be decomposed while Q is assembled,
-  # and two batched LAPACK calls that each wait for XLA's two threads wait for ever (jaxlib 0.10).
+  # Recomputed from Q: the factor of the QR itself would be decomposed while Q is assembled, and two
+  # batched LAPACK calls that each wait for XLA's two threads deadlock (jaxlib 0.10).
   small = jnp.matmul(q.T, scaled.T, precision=exact)
   u, size, _ = jnp.linalg.svd(small, full_matrices=False)
   least = max(rows.shape) * jnp.finfo(rows.dtype).eps * jnp.max(size)
   rotated = jnp.matmul(q, u, precision=exact)
-  return jnp.where(size <= least, 0.0, rotated).T  # a NaN is not <=, and stays
+  return jnp.where(size <= least, 0.0, rotated).T  # NaN stays NaN

@@ -29,7 +29,7 @@ class Transforms(UncertaintySet):
     channel_axis: as for `transform`.
 
   Raises:
-    InputError: a maximum is negative or not finite; from `sample`: x is not images.
+    InputError: a maximum is negative or not finite; from `sample`: as for `transform`.
   """
 
   max_rotation: float
@@ -64,23 +64,23 @@ def transform(
 ) -> Array:
   """Rotates images about their center, then moves them: [B, *S] -> [B, *S].
 
-  Bilinear; what comes from beyond the border is 0. No value leaves the range of its image with 0.
+  Bilinear, with 0 beyond the border. No value leaves the range of its image extended by 0.
 
   Args:
     x: images [B, H, W, C], or of another layout.
-    degrees: [], counter-clockwise as the image is seen (rows downwards).
-    shift: by how many pixels, down and to the right, [2].
+    degrees: [], counterclockwise in the displayed image (rows downward).
+    shift: [2], in pixels, down and to the right.
     channel_axis: of one image, 0 for [C, H, W]; None for [H, W]; "auto" guesses it from the shape
       (`robust_opt.layout.resolve`).
 
   Raises:
-    InputError: x is not floating point, or has not two axes beside those of batch and channels.
+    InputError: x is not floating point, or does not have two axes besides batch and channels.
   """
   axis = layout.resolve(channel_axis, x.shape[1:])
   shape, x = x.shape, layout.to_last(x, axis)
   if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
     raise InputError(
-      f"x must be floating point images with two axes beside those of batch and channels, but is "
+      f"x must be floating point images with two axes besides batch and channels, but is "
       f"{x.dtype} of the shape {shape}, with the channel axis {axis} of an image."
     )
   height, width = x.shape[1:3]
@@ -98,7 +98,7 @@ def transform(
     return ndimage.map_coordinates(image, source, order=1, mode="constant", cval=0.0)
 
   moved = jax.vmap(jax.vmap(plane, in_axes=-1, out_axes=-1))(x)
-  # Weights that sum to 1 but for rounding.
+  # The weights sum to 1 only up to rounding.
   low = jnp.minimum(jnp.min(x, axis=(1, 2), keepdims=True), 0.0)
   high = jnp.maximum(jnp.max(x, axis=(1, 2), keepdims=True), 0.0)
   return layout.from_last(jnp.clip(moved, low, high).astype(dtype), axis)

@@ -1,11 +1,11 @@
-"""Tangent planes of the manifold that the data lie on, learned from unlabeled training images.
+"""Tangent planes of the data manifold, learned from unlabeled training images.
 
   basis_of = tangents.fit("autoencoder", train.images, rank=10, seed=0)
   u = sets.TangentAt(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
 
-One steepest ascent step over that set is how Shaham, Yamada and Negahban (2015, arXiv 1511.05432)
-interpret the manifold tangent classifier of Rifai et al. (2011, NIPS): the net is trained against
-the worst small change along the manifold. A plane is a basis [rank, *S] of orthonormal rows. Rows
+Shaham, Yamada and Negahban (2015, arXiv 1511.05432) interpret the manifold tangent classifier of
+Rifai et al. (2011, NIPS) as one steepest ascent step over that set: the net is trained against the
+worst small change along the manifold. A plane is a basis [rank, *S] of orthonormal rows. Rows
 past the number of directions of the data or the encoder are 0; a direction counts if its singular
 value is above a thousandth of the largest.
 
@@ -34,12 +34,12 @@ from robust_opt.sets.base import check_floating
 from robust_opt.types import Array
 
 _EXACT = jax.lax.Precision.HIGHEST
-# Directions of smaller singular value, relative to the largest, are dropped: float32 cannot tell
-# their squares, the eigenvalues, from rounding.
+# Directions of smaller singular value, relative to the largest, are dropped: in float32 their
+# squares, the eigenvalues, are indistinguishable from rounding.
 _LEAST = 1e-3
 _NUM_STEPS = 10_000  # updates of the autoencoder that `fit` trains, whatever the size of the data
-_IMAGES_AT_A_TIME = 4096  # whose distances to all anchors are in memory, [4096, M]
-_ANCHORS_AT_A_TIME = 16  # whose distances to all images are in memory, at most [16, N]
+_IMAGES_AT_A_TIME = 4096  # limits the distances in memory to [4096, M]
+_ANCHORS_AT_A_TIME = 16  # limits the distances in memory to [16, N]
 
 
 def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
@@ -62,8 +62,8 @@ def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
   key = jax.random.key(seed)
   if name == "autoencoder":
     hidden = 128
-    _check_whole("rank", rank, _size(_checked(images)), "entries of an image")
-    _check_whole("rank", rank, hidden, "hidden units")
+    _check_integer("rank", rank, _size(_checked(images)), "entries of an image")
+    _check_integer("rank", rank, hidden, "hidden units")
     batch_size = min(100, len(images))
     epochs = -(-_NUM_STEPS // (len(images) // batch_size))
     params = contractive_autoencoder(
@@ -101,7 +101,7 @@ def local_pca(
   """Local principal components: the plane of largest variance around each of num_charts anchors.
 
   The anchors are the centers of k-means on the images, started at num_charts random images (a
-  center that loses all its images keeps its place). A plane is spanned by the leading right
+  center without images does not move). A plane is spanned by the leading right
   singular vectors of the `neighbors` nearest images, about their mean. Source: Kambhatla and Leen
   (1997, Neural Computation 9), with the nearest images in place of those of the same cell, so that
   every chart has enough of them.
@@ -119,12 +119,12 @@ def local_pca(
     InputError: images of another type or range, or a number out of range.
   """
   x = _checked(images)
-  _check_whole("rank", rank, _size(x), "entries of an image")
-  _check_whole("num_charts", num_charts, len(x), "images")
+  _check_integer("rank", rank, _size(x), "entries of an image")
+  _check_integer("num_charts", num_charts, len(x), "images")
   if neighbors is None:
     neighbors = min(5 * rank, len(x))
-  _check_whole("neighbors", neighbors, len(x), "images")
-  _check_whole("rank", rank, neighbors - 1, "neighbors of an anchor, less one for their mean")
+  _check_integer("neighbors", neighbors, len(x), "images")
+  _check_integer("rank", rank, neighbors - 1, "neighbors of an anchor, less one for their mean")
   if iterations < 0:
     raise InputError(f"iterations must be >= 0, but was {iterations}.")
   anchors, bases = _fit_charts(_pixels(x), key, rank, num_charts, neighbors, iterations)
@@ -137,7 +137,7 @@ def local_pca(
 def charts_basis(charts: Charts, x: Array) -> Array:
   """The basis [B, rank, *S] of the plane at the anchor nearest to each x [B, *S].
 
-  It is piecewise constant: right at the anchors, and between them where the manifold is flat.
+  It is piecewise constant: correct at the anchors, and between them where the manifold is flat.
 
   Raises:
     InputError: x is not floating point, or not of the shape of the images of the charts.
@@ -190,12 +190,12 @@ def contractive_autoencoder(
     images: [N, *S], uint8 or floats in [0, 1].
     key: for the initial weights and the order of the images.
     hidden: H, units of the code; at least the dimension of the planes.
-    penalty: >= 0. Of 1, 3 and 10, on 5,000 MNIST digits and 5,000 steps, the planes of 3 contained
-      most of the difference between a held-out digit and its nearest of the same class. With too
-      large a penalty the code becomes constant: the weights and the `contraction` go to 0, and the
-      planes are meaningless. Images with few or hardly varying pixels are the first to suffer.
+    penalty: >= 0. Among 1, 3 and 10, on 5,000 MNIST digits and 5,000 steps, the planes of 3
+      captured most of the difference between a held-out digit and its nearest neighbor of the same
+      class. With too large a penalty the code becomes constant: the weights and the `contraction`
+      go to 0, and the planes are meaningless, first for images with few or hardly varying pixels.
     epochs: passes over the images, >= 1.
-    batch_size: >= 1, at most N is used.
+    batch_size: >= 1, reduced to N if larger.
     learning_rate: of Adam, > 0.
 
   Raises:
@@ -263,10 +263,10 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
       number of entries that the encoder reads.
   """
   hidden, num_entries = params.weights.shape
-  _check_whole("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
+  _check_integer("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
   if _size(check_floating(x)) != num_entries:
     raise InputError(f"x has examples of {_size(x)} entries, but the encoder reads {num_entries}.")
-  # If the weights are constants, XLA would spend seconds folding their product at compile time.
+  # Otherwise XLA spends seconds at compile time on folding the product of constant weights.
   params = jax.lax.optimization_barrier(params)
   slopes = _slopes(params, x)
   # The plane does not depend on the scale of J, whose square may underflow.
@@ -404,7 +404,7 @@ def _checked(images: np.ndarray | Array) -> np.ndarray:
     )
   if x.dtype == np.uint8:
     return x
-  # `not` around the comparisons refuses NaN too.
+  # `not` around the comparisons also rejects NaN.
   if not (np.issubdtype(x.dtype, np.floating) and np.min(x) >= 0 and np.max(x) <= 1):
     raise InputError(
       f"images must be uint8, or floating point in [0, 1], but are {x.dtype} from {np.min(x)} to "
@@ -424,8 +424,6 @@ def _size(x: np.ndarray | Array) -> int:
   return int(np.prod(x.shape[1:]))
 
 
-def _check_whole(name: str, value: int, most: int, of_what: str) -> None:
+def _check_integer(name: str, value: int, most: int, of_what: str) -> None:
   if not isinstance(value, int | np.integer) or not 1 <= value <= most:
-    raise InputError(
-      f"{name} must be a whole number from 1 to {most} ({of_what}), but was {value}."
-    )
+    raise InputError(f"{name} must be an integer from 1 to {most} ({of_what}), but was {value}.")

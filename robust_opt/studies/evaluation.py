@@ -104,7 +104,7 @@ def run(options: Options) -> bool:
   finally:
     study.close()
   after_rounding = _accuracy_after_rounding(net, stored, options.batch_size)
-  guess = layout.guess_in_words(options.channel_axis, x.shape[1:])
+  guess = layout.describe_guess(options.channel_axis, x.shape[1:])
   draws = getattr(net.logits_fn, "num_draws", 0)  # of a ro.Randomized
   _write(folder, stored, checks, after_rounding, guess, draws, time.monotonic() - began)
   print((folder / "summary.md").read_text(encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Exact answers: robust linear models, Gaussian models, linear explanations."""
+"""Theory: robust linear models, Gaussian models, and explanations of adversarial examples."""

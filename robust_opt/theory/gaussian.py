@@ -29,7 +29,7 @@ from robust_opt.errors import InputError
 
 
 class RobustFit(NamedTuple):
-  """What is learned against an adversary.
+  """The maximum likelihood fit under attack.
 
   Attributes:
     covariance: [n, n], Sigma_r.
@@ -43,11 +43,7 @@ class RobustFit(NamedTuple):
 
 
 def robust_covariance(covariance: np.ndarray, multiplier: float) -> np.ndarray:
-  """Sigma_r at a multiplier lambda > 0, [n, n]; the true covariance Sigma* at inf.
-
-  Args:
-    covariance: Sigma*, [n, n], symmetric and positive definite.
-    multiplier: lambda.
+  """Sigma_r [n, n] of Sigma* [n, n] and a multiplier lambda > 0; Sigma* at inf.
 
   Raises:
     InputError: the covariance is not symmetric and positive definite, or lambda is not > 0.
@@ -59,14 +55,14 @@ def robust_covariance(covariance: np.ndarray, multiplier: float) -> np.ndarray:
 
 
 def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
-  """What is learned when the mean of |delta|^2 is at most budget^2.
+  """The maximum likelihood fit when the mean of |delta|^2 is at most budget^2.
 
   Args:
     covariance: Sigma*, [n, n], symmetric and positive definite.
     budget: >= 0, in the units of x.
 
   Raises:
-    InputError: the covariance is not symmetric and positive definite, or the budget not >= 0.
+    InputError: the covariance is not symmetric and positive definite, or the budget is not >= 0.
   """
   variances, axes = _eigen(covariance)
   if not 0 <= budget < np.inf:
@@ -92,7 +88,7 @@ def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
 
 
 def classifier(covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:
-  """w = Sigma^-1 mu, [n]: the learned classifier is sign(<w, x>), and w its gradient."""
+  """w = Sigma^-1 mu, [n], the gradient of the learned classifier sign(<w, x>)."""
   return np.linalg.solve(np.asarray(covariance, np.float64), np.asarray(mean, np.float64))
 
 

@@ -1,4 +1,4 @@
-"""Training: the state, the step, the scan over many steps, and what goes with them.
+"""Training: the state, the step, the scan over many steps, optimizers and penalties.
 
 state = init_state(params, model_state, optimizer)
 step = make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.L2(0.5)))

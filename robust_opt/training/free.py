@@ -1,12 +1,11 @@
-"""Training steps whose ascent costs no pass: one backward pass gives the gradients of theta and x.
+"""Training steps whose ascent is free: one backward pass gives the gradients in theta and x.
 
   step = free.make_free_train_step(apply, optimizer, u, u, num_replays=4)
   step = free.make_recall_train_step(apply, optimizer, u)
 
-Both start from an adversary that an earlier backward pass left in `TrainState.memory`: free
-training that of the same batch, a moment ago, recalled training that of the same example, an epoch
-ago.
-Under jit, on one device or over a mesh.
+Both start from an adversary that an earlier backward pass left in `TrainState.memory`: in free
+training that of the previous replay, in recalled training that of the same example, an epoch ago.
+They run under jit, on one device or over a mesh.
 """
 
 import dataclasses
@@ -35,18 +34,16 @@ def make_free_train_step(
 ) -> TrainStep:
   """ "Free" adversarial training: one backward pass gives both gradients, of theta and of delta.
 
-  Every batch is trained on num_replays times in a row, and each time delta takes a step too; it
-  goes on from batch to batch in state.memory, [B, *S], which `init_state` must be given (zeros).
-  Source: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of
-  the model in train mode.
-
-  It runs under jit, on one device or over a mesh.
+  Every batch is used num_replays times in a row, with one update and one step of delta each. delta
+  is carried over between batches in state.memory, [B, *S]; pass zeros to `init_state`. Source:
+  Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of the
+  model in train mode.
 
   Args:
     apply: the model.
-    optimizer: of the parameters, num_replays updates a step: a schedule counts replays.
+    optimizer: of the parameters, with num_replays updates per step: a schedule counts replays.
     uncertainty: the set that delta stays in.
-    ascent: the set of one step of delta; the authors' is as large as the set.
+    ascent: the set of one step of delta; as large as `uncertainty` in the paper.
     num_replays: m of the paper, >= 1.
     loss: J.
 
@@ -65,7 +62,7 @@ def make_free_train_step(
       zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
       return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
 
-    # What the last batch left may lie outside of the set around this one.
+    # The delta of the last batch may lie outside of the set around this one.
     inside = uncertainty.project(state.memory, batch.x)
     state, (values, zeros) = jax.lax.scan(
       replay, dataclasses.replace(state, memory=inside), jax.random.split(key, num_replays)
@@ -82,17 +79,16 @@ def make_recall_train_step(
   uncertainty: UncertaintySet,
   loss: LossFn = losses.cross_entropy,
 ) -> TrainStep:
-  """Algorithm 1 at the directions that the example's last visit left: one bit a pixel.
+  """Algorithm 1 with ascent directions from the previous epoch, stored as one bit per pixel.
 
   The backward pass of the descent, at x + delta, also gives the gradient in x. Its signs are kept
-  in state.memory, and are the direction of steepest ascent when the example comes next, an epoch
-  later:
+  in state.memory, and give the direction of steepest ascent for the same example an epoch later:
 
-    delta = argmax over U of <s, delta>,  s = sign of grad_x J at the last visit's theta, x + delta
+    delta = argmax over U of <s, delta>,  s = sign of grad_x J at the old theta and x + delta
 
-  So an update costs one forward and one backward pass. What is given up is that the direction is
-  as old as an epoch, and for sets other than l_inf that it is that of the signs alone; a pixel
-  whose gradient is 0 counts as negative. Over l_1 signs name no largest pixel: not for that set.
+  So an update costs one forward and one backward pass. The price is that the direction is an epoch
+  old, and, for sets other than l_inf, given by the signs alone; a pixel of gradient 0 counts as
+  negative. Not for l_1, where signs do not identify the largest entry.
 
   Args:
     apply: the model, differentiated in train mode.
@@ -102,7 +98,7 @@ def make_recall_train_step(
 
   Returns:
     step(state, batch, key) -> (state, metrics); state.memory is [N, ceil(n / 8)] uint8 with
-    n pixels, from `unknown_directions`, and batch.ids are places in it.
+    n pixels, from `unknown_directions`, and batch.ids are indices into it.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
@@ -125,7 +121,7 @@ def make_recall_train_step(
 
 
 def unknown_directions(key: Array, num_examples: int, image_shape: Sequence[int]) -> Array:
-  """Random signs, [N, ceil(n / 8)] uint8, for examples that were not seen yet."""
+  """Random signs, [N, ceil(n / 8)] uint8, for examples that have not been seen."""
   size = -(-int(np.prod(image_shape)) // 8)
   return jax.random.bits(key, (num_examples, size), jnp.uint8)
 

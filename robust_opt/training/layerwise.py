@@ -3,7 +3,7 @@
 A net is a sequence of stages, h_l = stage_l(h_{l-1}) with h_0 = x. The lifted example is
 
     z = (x, 0, ..., 0)                        a block of zeros for the input of every later stage,
-    h_0 = z_0,  h_l = stage_l(h_{l-1}) + z_l  and the lifted net adds the l-th block there.
+    h_0 = z_0,  h_l = stage_l(h_{l-1}) + z_l  where the lifted net adds the l-th block.
 
 A perturbation delta of z perturbs every layer, and its set is a product of one set per block. One
 steepest ascent step over the product is a steepest ascent step in every block, all from one
@@ -31,7 +31,7 @@ of the previous mini-batch; here they are those of the same batch, at the cost o
 that their method saves.
 
 A hidden radius has the units of that layer's activations, which training changes: a ReLU net can
-grow its activations, so that the same radius means less as training goes on (reported by Goodfellow
+grow its activations, so that the same radius means less later in training (reported by Goodfellow
 et al. 2015).
 """
 
@@ -57,19 +57,13 @@ def stages(net: nn.Module, params: Params) -> list[list[affine.Layer]]:
   """The layers of a net, split before every Dense and Conv but the first.
 
   SoftmaxRegression is one stage, DigitsCNN and MnistCNN are four.
-
-  Args:
-    net: one that states its list of layers, as for affine.layers_of.
-    params: its parameters, as from models.init.
-
-  Raises:
-    InputError: the net states none.
+  Arguments and errors as for affine.layers_of.
   """
   return affine.stages(affine.layers_of(net, params))
 
 
 def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:
-  """The shapes of the stages' inputs for one example, that of the image first.
+  """The shapes of the stages' inputs for one example, beginning with the image.
 
   Nothing is computed. Arguments and errors as for `lifted_apply`.
   """
@@ -86,10 +80,6 @@ def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:
 
 def lift(x: Array, shapes: Sequence[Shape]) -> Array:
   """Images x [B, *S] -> (x, 0, ..., 0) [B, n], n the total size of the shapes.
-
-  Args:
-    x: [B, *S], of the first of the shapes.
-    shapes: from `shapes`.
 
   Raises:
     InputError: the images have another shape.
@@ -114,15 +104,15 @@ def unlift(z: Array, shapes: Sequence[Shape]) -> list[Array]:
 def lifted_apply(net: nn.Module, image_shape: Sequence[int]) -> ApplyFn:
   """The net as a function of lifted examples, x = z [B, n] -> logits [B, C].
 
-  At lift(x) it equals the net at x up to rounding, in float32 whatever the net's dtype. `train` and
-  `key` have no effect: the nets that state their layers have neither dropout nor a state.
+  At lift(x) it equals the net at x up to rounding, in float32 for any dtype of the net. `train` and
+  `key` have no effect: nets with a list of layers have neither dropout nor a state.
 
   Args:
-    net: one that states its list of layers, as for affine.layers_of.
+    net: with a list of layers, as for affine.layers_of.
     image_shape: [H, W, C], of one image.
 
   Raises:
-    InputError: the net states none; from the function: x is not [B, n].
+    InputError: the net has no list of layers; from the function: x is not [B, n].
   """
   block_shapes = shapes(net, image_shape)
 
@@ -155,7 +145,7 @@ def layerwise(
       activations; it may be traced.
 
   Raises:
-    InputError: the net states no list of layers, or the radius is negative or NaN.
+    InputError: the net has no list of layers, or the radius is negative or NaN.
   """
   image, *later = shapes(net, image_shape)
   blocks = (first, *(LInf(hidden_radius) for _ in later))
@@ -163,11 +153,7 @@ def layerwise(
 
 
 def lifted_step(step: TrainStep, shapes: Sequence[Shape]) -> TrainStep:
-  """Makes a step on lifted batches a step on batches of images x [B, *S], for `ro.make_scan` too.
-
-  Args:
-    step: a train step of `lifted_apply`.
-    shapes: from `shapes`.
+  """Turns a train step of `lifted_apply` into a step on batches of images x [B, *S].
 
   Raises:
     InputError: from the step: the images have another shape.

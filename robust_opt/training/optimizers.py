@@ -1,6 +1,6 @@
-"""Descent that optax lacks.
+"""Optimizers, weight averaging and learning rate schedules that optax lacks.
 
-optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)   # as Torch has it
+optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)   # as in Torch
 optimizer = optax.chain(optax.adam(1e-3), weight_average(0.999))            # averaged weights
 optimizer = optax.chain(optax.sgd(0.1, 0.5), max_column_norm(1.9365))       # within a ball
 step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AWP
@@ -18,11 +18,11 @@ from robust_opt.errors import InputError
 from robust_opt.sets.projections import furthest_l2, l2_norm
 from robust_opt.types import Array, PyTree
 
-__all__ = ["dampened_sgd"]  # what a config may name, in addition to optax
+__all__ = ["dampened_sgd"]  # available to configs, in addition to optax
 
 
 class DampenedState(NamedTuple):
-  """How many updates have been made, and the velocity."""
+  """The number of updates so far, and the velocity."""
 
   step: Array
   velocity: PyTree
@@ -31,18 +31,18 @@ class DampenedState(NamedTuple):
 def dampened_sgd(
   learning_rate: optax.ScalarOrSchedule, momentum: float = 0.9, dampening: float | None = None
 ) -> optax.GradientTransformationExtraArgs:
-  """Torch's SGD with momentum and dampening, to the letter.
+  """SGD with momentum and dampening, exactly as in Torch.
 
     v_1 = g_1,   v_t = momentum v_{t-1} + (1 - dampening) g_t,   theta_t = theta_{t-1} - lr v_t
 
-  The first gradient is not dampened: with dampening = momentum = 0.9 it counts ten times as much as
-  any other. From then on it is optax.sgd at learning_rate (1 - dampening). Source: Lua Torch's
-  optim.sgd (and PyTorch's SGD), by which the paper's nets were trained.
+  The first gradient is not dampened: with dampening = momentum = 0.9 it has ten times the weight of
+  the others. Otherwise this is optax.sgd with learning_rate (1 - dampening). Source: Lua Torch's
+  optim.sgd, which trained the nets of the paper (and PyTorch's SGD).
 
   Args:
     learning_rate: a number, or a schedule.
     momentum: 0 <= momentum < 1.
-    dampening: None: as the momentum, which is Lua Torch's default.
+    dampening: None: equal to the momentum, the default of Lua Torch.
   """
   fresh = 1.0 - (momentum if dampening is None else dampening)
 
@@ -64,28 +64,28 @@ def dampened_sgd(
 
 
 class AverageState(NamedTuple):
-  """How many updates have been made, and the average of the weights after each."""
+  """The number of updates so far, and the average of the weights after them."""
 
   step: Array
   average: PyTree
 
 
 def weight_average(decay: float) -> optax.GradientTransformation:
-  """Keeps an exponential moving average of the weights, and changes no update; the last of a chain.
+  """Keeps an exponential moving average of the weights; must be the last of a chain.
 
     average_t = d_t average_{t-1} + (1 - d_t) theta_t,   d_t = min(decay, t / (t + 9)),  t >= 1
 
-  Early weights are forgotten faster, so that a short run does not average its start.
-  `training.evaluated_params` finds the average. Source: Polyak and Juditsky (1992); against robust
-  overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be mitigated by properly learned
-  smoothening").
+  Updates are unchanged. Early weights are forgotten faster, so that the average of a short run does
+  not include its start. `training.evaluated_params` returns the average. Source: Polyak and
+  Juditsky (1992); against robust overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be
+  mitigated by properly learned smoothening").
 
   Args:
     decay: in [0, 1).
   """
 
   def init(params: PyTree) -> AverageState:
-    # A copy: the same buffer twice in a state could not be donated.
+    # A copy: a state with the same buffer twice could not be donated.
     return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
   def update(
@@ -104,16 +104,15 @@ def weight_average(decay: float) -> optax.GradientTransformation:
 
 
 def max_column_norm(limit: float) -> optax.GradientTransformation:
-  """Keeps the incoming weights of every unit within an l_2 ball; after the rest of the descent.
+  """Keeps the incoming weights of every unit within an l_2 ball, by projection after each update.
 
-    w <- w min(1, limit / |w|_2)   after the update, for the weights w that lead to one unit
+    w <- w min(1, limit / |w|_2)   after the update, for the incoming weights w of one unit
 
-  That is the Euclidean projection, so that with it descent is projected descent. Kernels are the
-  parameters of rank >= 2, [..., units] as Flax has them: [n, m] has m columns of n weights, a
-  convolution's [h, w, C, D] has D of h w C. What has a lower rank (biases, scales) is left alone,
-  and so is, to the bit, the update of a column that stays within. Before weight_average, which
-  averages what it sees. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm and max-norm"),
-  with dropout Hinton et al. 2012 (arXiv 1207.0580).
+  Kernels are the parameters of rank >= 2, [..., units] as in Flax: [n, m] has m columns of n
+  weights, a convolution's [h, w, C, D] has D of h w C. Parameters of lower rank (biases, scales),
+  and the updates of columns within the ball, remain unchanged. In a chain it follows the optimizer
+  and precedes weight_average. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm and
+  max-norm"), with dropout Hinton et al. 2012 (arXiv 1207.0580).
 
   Args:
     limit: > 0, the largest norm; 1.9365 (its square is 15/4) in the maxout nets of Goodfellow et
@@ -141,14 +140,14 @@ def max_column_norm(limit: float) -> optax.GradientTransformation:
 
 
 def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
-  """What adversarial weight perturbation adds to the weights: (params, gradient) -> perturbation.
+  """Adversarial weight perturbation: (params, gradient) -> the perturbation of the weights.
 
-    v_l = gamma |w_l| g_l / |g_l|   for every layer's kernel; biases and scales stay
+    v_l = gamma |w_l| g_l / |g_l|   for every layer's kernel; 0 for biases and scales
 
   Source: Wu, Xia and Wang 2020 (arXiv 2004.05884), equations 7 to 9 with one step.
 
   Args:
-    gamma: >= 0, the length of a kernel's perturbation relative to the kernel's own.
+    gamma: >= 0, the length of a kernel's perturbation relative to the kernel.
   """
 
   def perturbation(params: PyTree, gradient: PyTree) -> PyTree:
@@ -177,7 +176,7 @@ def _inverse_time(
 
 
 def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
-  """Half as much after every so many epochs."""
+  """peak / 2^k after k times `epochs` epochs."""
   del total
   _check_finite("epochs", epochs, epochs > 0)
   every = max(1, round(epochs * steps_per_epoch))
@@ -185,13 +184,13 @@ def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0
 
 
 def _cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
-  """Down to 0 along half a cosine."""
+  """Decays from peak to 0 along half a cosine."""
   del steps_per_epoch
   return optax.cosine_decay_schedule(peak, total)
 
 
 def _triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
-  """Up from 0 and down again, linearly."""
+  """Rises from 0 to peak and falls to 0, linearly."""
   del steps_per_epoch
   up = max(1, total // 2)
   rise, fall = optax.linear_schedule(0, peak, up), optax.linear_schedule(peak, 0, total - up)
@@ -203,7 +202,7 @@ def _check_finite(name: str, value: float, allowed: bool) -> None:
     raise InputError(f"{name} of a schedule must be finite and positive, but was {value}.")
 
 
-# (peak learning rate, updates in all, updates an epoch, its own keys) -> the rate at every step.
+# (peak learning rate, total updates, updates per epoch, **its own keys) -> schedule
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
   "constant": _constant,
   "inverse_time": _inverse_time,

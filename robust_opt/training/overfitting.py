@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-# A collapse loses at least this share of the best PGD accuracy, and at least so much in absolute
-# terms: a constant classifier has PGD accuracy too, by chance.
-COLLAPSE_SHARE, COLLAPSE_POINTS = 0.5, 0.1
-# A network that gained more than this under one step since its best epoch was still starting out.
+# A collapse loses at least this fraction of the best PGD accuracy, and at least this much in
+# absolute terms, since a constant classifier also has some PGD accuracy.
+COLLAPSE_FRACTION, COLLAPSE_POINTS = 0.5, 0.1
+# A network that gained more than this under one step since its best epoch is still learning.
 LEARNING_POINTS = 0.1
 # A decline counts from this many standard errors of a difference, and this much in absolute terms.
 STANDARD_ERRORS, POINTS = 2.0, 0.02
@@ -71,13 +71,13 @@ def detect(history: Sequence[Epoch]) -> Overfitting | None:
 
 
 def newly_detected(history: Sequence[Epoch]) -> Overfitting | None:
-  """`detect`, or None where the epoch before the last has the same kind already."""
+  """`detect`, or None if the same kind was already detected an epoch earlier."""
   before, now = detect(history[:-1]), detect(history)
   return None if now and before and now.kind == before.kind else now
 
 
 def in_words(overfitting: Overfitting) -> str:
-  """A sentence that says what happened and what to do about it."""
+  """A sentence on what happened and what to do about it."""
   drop = (
     f"held-out accuracy under PGD fell from {100 * overfitting.best_pgd:.1f} % after epoch "
     f"{overfitting.best_epoch} to {100 * overfitting.pgd:.1f} % after epoch {overfitting.epoch}"
@@ -95,7 +95,7 @@ def in_words(overfitting: Overfitting) -> str:
 
 
 def _collapsed(last: Epoch, best: Epoch) -> bool:
-  collapsed = last.pgd < min(COLLAPSE_SHARE * best.pgd, best.pgd - COLLAPSE_POINTS)
+  collapsed = last.pgd < min(COLLAPSE_FRACTION * best.pgd, best.pgd - COLLAPSE_POINTS)
   return collapsed and last.single_step >= best.single_step - POINTS
 
 

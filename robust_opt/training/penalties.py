@@ -12,7 +12,7 @@
 
 The first two limit how much a perturbation grows from layer to layer, and need the net as a list of
 layers (`models.affine`). The last prevents catastrophic overfitting of single-step training, and
-takes any model. All work with any attack, and without one.
+takes any model. All work with any attack or none.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from robust_opt.models.affine import AffineLayer, Conv, Dense, Layer, apply, sta
 from robust_opt.sets import UncertaintySet
 from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params
 
-# What a config may name.
+# Available to configs.
 __all__ = ["gradient_alignment", "layer_jacobian", "operator_norm"]
 
 # (params, model_state, batch, keys [B]) -> [B], or [] if it is the same for every example
@@ -50,13 +50,13 @@ def operator_norm(layers_of: LayersOf, iterations: int = 8) -> Penalty:
 
   The product of the norms bounds the growth of an l_2 perturbation from the image to the logits,
   since ReLU and maxima do not increase distances. Source: Szegedy et al. 2014 (arXiv 1312.6199),
-  section 4.3. The norm of a convolution is that of the map from images to images, not of its
-  kernel. Power iteration on L^T L from a fixed start approaches it from below.
+  section 4.3. The norm of a convolution is that of the linear map of images, not of its kernel.
+  Power iteration on L^T L from a fixed start approaches it from below.
 
   Args:
     layers_of: params -> layers.
-    iterations: of the power method at every update, each a forward and a backward pass of one
-      image through one layer.
+    iterations: of the power method per update, each a forward and a backward pass of one image
+      through one layer.
   """
 
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:
@@ -78,12 +78,7 @@ def operator_norm(layers_of: LayersOf, iterations: int = 8) -> Penalty:
 def largest_singular_value(layer: AffineLayer, shape: Sequence[int], iterations: int = 8) -> Array:
   """The operator norm of the linear part of a layer, [], differentiable: d|L| = <u, dL v>.
 
-  By the power method: a lower bound that more iterations make tight.
-
-  Args:
-    layer: z -> L z + bias.
-    shape: *in, of one input.
-    iterations: of the power method.
+  By the power method: a lower bound, tighter with more iterations. `shape` is that of one input.
   """
   frozen = jax.lax.stop_gradient(layer)
   v = jax.random.normal(jax.random.key(0), (1, *shape))
@@ -108,9 +103,6 @@ def layer_jacobian(layers_of: LayersOf) -> Penalty:
   standard normal v; one v per example and layer gives an unbiased estimate for one backward pass.
   No gradient flows through the inputs h_(l - 1): the Jacobian of a piecewise linear layer does not
   depend on them almost everywhere.
-
-  Args:
-    layers_of: params -> layers.
   """
 
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:

@@ -1,11 +1,11 @@
-"""Many training steps as one scan over data that lies on the device.
+"""Many training steps as one scan over data on the device.
 
   plan = EpochPlan(num_examples=60_000, batch_size=100)
   scan = jax.jit(make_scan(step, plan), static_argnums=3, donate_argnums=0)
   state, metrics = scan(state, ArrayData(images, labels), key, 600)         # the next 600 updates
 
 Randomness is a function of (key, step) and of each example's id, its index in the data set, never
-of state that is carried, so that a run can be stopped and resumed to the same bits.
+of carried state, so that a resumed run is bit-identical.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,9 @@ from robust_opt.types import Array, Batch
 
 
 class ArrayData(NamedTuple):
-  """A data set at rest on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N, ...].
+  """A data set on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N, ...].
 
-  Labels are classes [N], or whatever the loss takes.
+  Labels are classes [N], or any labels that the loss takes.
   """
 
   images: Array | np.ndarray
@@ -40,13 +40,13 @@ def take(data: ArrayData, ids: Array) -> Batch:
 
 
 class EpochPlan(NamedTuple):
-  """How an epoch walks through the data.
+  """The batches of an epoch.
 
   Attributes:
     num_examples: N.
-    batch_size: B. Only whole batches are made: when N is no multiple of B, what is left over waits
-      for another epoch's order, or, without shuffling, is never seen.
-    shuffle: whether every epoch has an order of its own.
+    batch_size: B. The last N mod B examples of an epoch's order are dropped; without shuffling
+      they are never used.
+    shuffle: whether every epoch has its own random order.
   """
 
   num_examples: int
@@ -55,7 +55,7 @@ class EpochPlan(NamedTuple):
 
   @property
   def num_steps(self) -> int:
-    """Updates an epoch; an InputError if it has no whole batch."""
+    """Updates per epoch; an InputError if there is no whole batch."""
     if not 1 <= self.batch_size <= self.num_examples:
       raise InputError(
         f"batch_size must be 1 to {self.num_examples}, the number of examples, but was "
@@ -71,20 +71,20 @@ def make_scan(
   augment: Callable[[Array, Array], Array] | None = None,
   place_batch: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Callable[..., tuple[TrainState, TrainMetrics]]:
-  """Many training steps as one lax.scan over data that lies on the device.
+  """Many training steps as one lax.scan over data on the device.
 
   The order of an epoch derives from (key, epoch), the noise of a step from (key, step), so that
-  any part of any epoch can be run again to the same bits.
+  any part of any epoch can be reproduced bit for bit.
 
   Args:
     step: from make_train_step.
-    plan: the walk through the data.
+    plan: the batches of an epoch.
     augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
-    place_batch: constrains where a batch lies (sharding.py).
+    place_batch: applies a sharding constraint to a batch (sharding.py).
 
   Returns:
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
-    updates from state.step on, across the ends of epochs as they come.
+    updates from state.step on, across ends of epochs.
 
   Raises:
     InputError: an epoch of this plan has no whole batch.
@@ -103,7 +103,7 @@ def make_scan(
         order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
       return order[: steps_per_epoch * plan.batch_size]
 
-    most_epochs = 1 + -(-num_steps // steps_per_epoch)  # that so many steps can touch
+    most_epochs = 1 + -(-num_steps // steps_per_epoch)  # that num_steps can overlap
     orders = jax.vmap(order_of)(epoch + jnp.arange(most_epochs)).reshape(-1)
     start = position * plan.batch_size
     ids = jax.lax.dynamic_slice(orders, (start,), (num_steps * plan.batch_size,))

@@ -1,10 +1,10 @@
-"""Where arrays lie: a mesh over every device of every process, batches split, the rest replicated.
+"""Sharding over a mesh of all devices of all processes: batches are split, the rest replicated.
 
   mesh = sharding.data_mesh()
   state = sharding.replicate(state, mesh)
   run = jax.jit(make_scan(step, plan, place_batch=sharding.batch_placer(mesh)), ...)
 
-On one device this is the identity, so that there is one code path.
+On one device this is the identity.
 """
 
 import re
@@ -22,7 +22,7 @@ AXIS = "data"
 
 
 def devices_in_words() -> str:
-  """How many of which kind, '4 x NVIDIA H100': where numbers were made."""
+  """The number and kind of the devices, as in '4 x NVIDIA H100'."""
   return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
@@ -35,10 +35,10 @@ def connect(
     coordinator: host:port of process 0, "auto" to read the cluster's environment, or empty.
     num_processes: with host:port.
     process_id: with host:port, from 0.
-    shared: whether all processes were given one work directory.
+    shared: whether all processes share one work directory.
 
   Raises:
-    InputError: the three do not fit together.
+    InputError: the arguments are inconsistent.
   """
   if not coordinator:
     if (num_processes, process_id) != (None, None):
@@ -75,7 +75,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
   """Copies the arrays of a tree, the same in every process, to every device.
 
-  Leaves that are no arrays, such as the functions of an Equinox module, remain as they are.
+  Leaves that are not arrays, such as the functions of an Equinox module, remain unchanged.
   """
   sharding = replicated(mesh)
 

@@ -1,4 +1,4 @@
-"""What training carries (TrainState), what a step reports (TrainMetrics), and the keys of a run."""
+"""The state and the metrics of training, and the keys of a run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from robust_opt.types import Array, Batch, ModelState, Params, PyTree
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a checkpoint needs: no keys, no functions.
+  """The training state, as stored in checkpoints: no keys, no functions.
 
   Attributes:
-    step: [], int32, updates made so far.
+    step: [], int32, the number of updates so far.
     params: of the model.
     model_state: the state of the model, such as batch statistics, or {}.
     opt_state: of the optimizer.
@@ -32,12 +32,12 @@ class TrainState:
 
 
 class TrainMetrics(NamedTuple):
-  """What a step reports; the scan stacks it.
+  """The metrics of a step; the scan stacks them.
 
   Attributes:
     loss: [], the mean loss at the perturbed batch.
-    zero_gradients: [], int32, examples whose first input gradient was exactly zero, so that the
-      ascent left them where they were.
+    zero_gradients: [], int32, the number of examples whose first input gradient was exactly zero,
+      so that they did not move.
   """
 
   loss: Array
@@ -75,13 +75,13 @@ class Streams(NamedTuple):
 
 
 def streams(key: Array) -> Streams:
-  """The keys of the run whose seed's key this is; under vmap, of many."""
+  """The keys of a run from the key of its seed; under vmap, of several runs."""
   return Streams(*jax.random.split(key, 4))
 
 
 def evaluated_params(state: TrainState) -> Params:
   """The parameters to evaluate: the average of the weights if the optimizer keeps one."""
-  # Found by type: a parameter may be named "average" too.
+  # By type, since a parameter may also be named "average".
   kept = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, AverageState))
   averages = [node.average for node in kept if isinstance(node, AverageState)]
   return averages[-1] if averages else state.params

@@ -1,11 +1,11 @@
-"""The training step: a pure function, placed by the caller.
+"""The training step: a pure function for jit, pmap or shard_map.
 
   step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(ro.L2(0.5)))
   state, metrics = jax.jit(step, donate_argnums=0)(state, batch, key)     # one device, or a mesh
   state, metrics = jax.pmap(step_with_axis_name, "data", in_axes=(None, 0, None))(...)
 
-The same step runs under jit, jit over a mesh, pmap and shard_map: nothing in it knows where its
-arrays lie, except that under pmap and shard_map it needs the name of the axis to average over.
+The same step runs under jit, jit over a mesh, pmap and shard_map; for the last two it needs the
+name of the axis to average over.
 """
 
 from collections.abc import Callable
@@ -38,35 +38,32 @@ def make_train_step(
 ) -> TrainStep:
   """One update of Algorithm 1 (Shaham et al. 2015): ascend in x, then descend in theta there.
 
-  The ascent sees frozen parameters, so that it computes no gradient in them, and by default the
-  model in evaluation mode: every example then has a loss, and an adversary, of its own. In train
-  mode batch normalisation ties the examples of a batch together and dropout masks vary between the
-  ascent and the descent; that is what the authors' code did, and `ascent_in_train_mode` does it.
-  Either way the running statistics are updated by the descent alone.
+  The ascent uses frozen parameters, so that it computes no gradient in them, and by default the
+  model in evaluation mode, so that the examples are independent. In train mode batch normalization
+  couples the examples of a batch and dropout masks differ between ascent and descent, as in the
+  authors' code (`ascent_in_train_mode`). Either way only the descent updates running statistics.
 
   Args:
     apply: the model.
     optimizer: of the parameters.
-    objective: what the adversary ascends and the learner descends.
-    attack: how the adversary ascends, always or at each step.
-    ascent_apply: the model as the ascent sees it, with the same parameters: in an arithmetic of
-      fewer bits, say. None: as it is.
+    objective: the inner value to maximize and the outer loss to minimize.
+    attack: the ascent, possibly depending on the training step.
+    ascent_apply: the model for the ascent, with the same parameters, for example in bfloat16; None:
+      `apply`.
     ascent_in_train_mode: see above.
-    perturb_weights: (params, gradient) -> what is added to the params before the gradient of the
-      descent is taken, and taken away again after it: `optimizers.adversarial_weights`. One forward
-      and one backward pass more.
-    penalty: is added to the objective, at the clean batch; the loss that is
-      reported contains it.
+    perturb_weights: (params, gradient) -> a perturbation of the params at which the gradient of the
+      descent is taken: `optimizers.adversarial_weights`. One more forward and backward pass.
+    penalty: added to the objective, at the clean batch, and to the reported loss.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
-      then drawn per device. Of the model's state the mean over the devices is kept, of integers and
-      flags the maximum, and of keys each its own.
+      then drawn per device. The model's state is averaged over the devices, except for integers and
+      flags (maximum) and keys (kept per device).
 
   Returns:
     step(state, batch, key) -> (state, metrics); `key` is used as is: pass a fresh one per step.
 
   Raises:
-    InputError: attack has another type; from the step: the examples are not one array of floats, y
-      or ids have no entry for each of them, or the loss has not one value for each.
+    InputError: attack has another type; from the step: the examples are not one array of floats, or
+      y, ids or the loss do not have one entry per example.
   """
   check_attack(attack, scheduled=True)
 
@@ -74,8 +71,8 @@ def make_train_step(
     check_batch(batch)
     start_key, ascent_key, descent_key, penalty_key = jax.random.split(key, 4)
     if axis_name is not None:
-      place = jax.lax.axis_index(axis_name)
-      ascent_key, descent_key = (jax.random.fold_in(k, place) for k in (ascent_key, descent_key))
+      device = jax.lax.axis_index(axis_name)
+      ascent_key, descent_key = (jax.random.fold_in(k, device) for k in (ascent_key, descent_key))
 
     def forward(model: ApplyFn, params: Params, train: bool, key: Array) -> Forward:
       return lambda x: model(params, state.model_state, x, train=train, key=key)
@@ -103,7 +100,7 @@ def make_train_step(
       return tree if axis_name is None else jax.tree.map(mean_over_devices, tree)
 
     def mean_over_devices(leaf: Array) -> Array:
-      # Of counters and flags there is no mean; a counter of examples is the model's own to psum.
+      # Counters and flags have no mean; a model must psum its own counters of examples.
       if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
       floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -131,9 +128,8 @@ def make_train_step(
 def _varying(params: Params, axis_name: str | None) -> Params:
   """Parameters that each device differentiates for itself.
 
-  Under shard_map with check_vma the gradient of replicated parameters would be summed over the
-  devices before the step averages it, and so come out larger by their number; elsewhere nothing
-  changes.
+  Under shard_map with check_vma the gradient of replicated parameters would otherwise be summed
+  over the devices before the step averages it.
   """
   if axis_name is None:
     return params

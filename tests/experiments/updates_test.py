@@ -115,7 +115,7 @@ def test_no_penalty_of_a_net_whose_layers_are_unknown():
   images, batch = digits(4)
   step = step_of(c, net, images)
   state = init_state(params, model_state, build.optimizer(c, 5))
-  with pytest.raises(InputError, match="MadryCNN states no list of layers"):
+  with pytest.raises(InputError, match="MadryCNN has no list of layers"):
     jax.eval_shape(step, state, batch, jax.random.key(0))
 
 

@@ -307,7 +307,7 @@ def test_a_set_is_no_attack(make, words):
     (ro.LInf(0.1), r"ro\.steepest\(ro\.LInf\(0\.1\)\)"),
     (ro.frank_wolfe(ro.LInf(0.1)), r"an InnerMaximizer: pass ro\.ascend\(maximizer, num_steps\)"),
     (ro.ScheduledAttack(never), "a ScheduledAttack: only ro.make_train_step takes one"),
-    (0.1, "a float: pass what ro.steepest"),
+    (0.1, "a float: pass the result of ro.steepest"),
   ],
 )
 def test_what_is_no_attack_is_told_how_to_become_one(given, words):

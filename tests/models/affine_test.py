@@ -58,9 +58,9 @@ def test_a_users_model_states_its_layers():
 
 
 def test_nets_without_layers_are_refused():
-  with pytest.raises(ro.InputError, match="VGG states no list of layers: give it a method"):
+  with pytest.raises(ro.InputError, match="VGG has no list of layers: give it a method"):
     affine.layers_of(models.VGG(), {})
-  with pytest.raises(ro.InputError, match="without input_batch_norm only"):
+  with pytest.raises(ro.InputError, match="only without input_batch_norm"):
     affine.layers_of(models.MnistCNN(input_batch_norm=True), {})
 
 

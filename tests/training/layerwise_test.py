@@ -272,8 +272,8 @@ def test_a_few_updates_on_digits():
 @pytest.mark.parametrize(
   ("net", "words"),
   [
-    (models.MadryCNN(), "MadryCNN states no list of layers"),
-    (models.MnistCNN(input_batch_norm=True), "without input_batch_norm only"),
+    (models.MadryCNN(), "MadryCNN has no list of layers"),
+    (models.MnistCNN(input_batch_norm=True), "only without input_batch_norm"),
   ],
 )
 def test_other_nets_are_refused(net, words):

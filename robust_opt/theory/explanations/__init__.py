@@ -13,11 +13,11 @@
 |  a rotation toward the gradient is enough           |  rotate_toward, smallest_angle         |
 |  nets make the same mistakes, as linear classifiers |  agreement_on_mistakes,                |
 |  do                                                 |  transfer_matrix, effective_weights    |
-|  nets are confident of mistakes and of rubbish      |  confidence_on_mistakes, rubbish_rate  |
+|  nets are confident on mistakes and on rubbish      |  confidence_on_mistakes, rubbish_rate  |
 
-All functions are pure, and all but `components` can be jitted; a share of no examples is NaN.
+All functions are pure, and all but `components` can be jitted; a fraction of no examples is NaN.
 Perturbed points are not clipped to the pixel box. Source: Goodfellow, Shlens and Szegedy 2015,
-"Explaining and harnessing adversarial examples" (arXiv 1412.6572), whose sections are named below.
+"Explaining and harnessing adversarial examples" (arXiv 1412.6572); docstrings cite its sections.
 """
 
 from robust_opt.theory.explanations.geometry import (

@@ -40,7 +40,7 @@ class Linearity(NamedTuple):
 
   Attributes:
     line: of one straight line.
-    knee: of two lines that meet at eps = 0; at least that of one line, up to rounding.
+    knee: of two lines that meet at eps = 0; at least `line`, up to rounding.
   """
 
   line: Array
@@ -51,8 +51,8 @@ class Intervals(NamedTuple):
   """Runs of neighboring values of eps at which an example is misclassified, each [B] int32.
 
   Attributes:
-    runs: their number.
-    longest: the number of values in the longest, 0 without runs.
+    runs: the number of runs.
+    longest: the number of values in the longest run, 0 without runs.
   """
 
   runs: Array
@@ -62,7 +62,7 @@ class Intervals(NamedTuple):
 def activation_growth(
   key: Array, dimensions: Sequence[int], eps: Array | float, trials: int
 ) -> Growth:
-  """<w, eta> for the worst eta of max norm eps, and for random signs of the same max norm.
+  """<w, eta> for the worst eta of l_inf norm eps, and for random signs of the same norm.
 
   The first grows linearly in n, the second as its square root. The weights are Gaussian, scaled to
   a mean magnitude of one. Source: section 3.
@@ -99,8 +99,7 @@ def epsilon_sweep(logits_fn: LogitsFn, x: Array, direction: Array, epsilons: Arr
 
   Args:
     logits_fn: compiled once for all eps.
-    x: [B, *S].
-    direction: [B, *S].
+    x, direction: [B, *S].
     epsilons: [E], of either sign; in pixels if the largest entry of direction is one.
 
   Raises:
@@ -111,7 +110,7 @@ def epsilon_sweep(logits_fn: LogitsFn, x: Array, direction: Array, epsilons: Arr
 
 
 def linearity(epsilons: Array, logits: Array) -> Linearity:
-  """How straight the curves of an `epsilon_sweep` are, with and without a bend at x.
+  """The linearity of the curves of an `epsilon_sweep`, with and without a bend at x.
 
   Source: section 8 and figure 4, whose curves are "conspicuously piecewise linear".
 
@@ -145,7 +144,7 @@ def intervals(wrong: Array) -> Intervals:
     wrong: [E, B] bool, E >= 1, in the order of eps.
 
   Raises:
-    InputError: there is no value of eps.
+    InputError: wrong is empty.
   """
   if not len(wrong):
     raise InputError("intervals needs at least one value of eps, but has none.")
@@ -167,9 +166,7 @@ def plane(
 
   Args:
     logits_fn: the net.
-    x: [B, *S].
-    u: [B, *S], direction of a.
-    v: [B, *S], direction of b.
+    x, u, v: [B, *S].
     extent: [], largest a and b.
     resolution: R >= 2.
 
@@ -218,8 +215,7 @@ def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
   not clipped to the pixel box. Source: section 4, last paragraph, where g is the gradient.
 
   Args:
-    x: [B, *S].
-    g: [B, *S].
+    x, g: [B, *S].
     angle: [] or [B], in radians.
 
   Raises:
@@ -244,7 +240,7 @@ def rotate_toward(x: Array, g: Array, angle: Array | float) -> Array:
 def smallest_angle(logits_fn: LogitsFn, x: Array, y: Array, g: Array, angles: Array) -> Array:
   """The smallest of the angles at which `rotate_toward` makes x misclassified, [B]; inf if none.
 
-  The share of examples with an angle of at most a is the error under rotations of up to a.
+  The fraction of examples with an angle of at most a is the error under rotations of up to a.
 
   Args:
     logits_fn: the net.
@@ -254,7 +250,7 @@ def smallest_angle(logits_fn: LogitsFn, x: Array, y: Array, g: Array, angles: Ar
     angles: [A], A >= 1, in radians. Include 0 to report misclassified clean examples as 0.
 
   Raises:
-    InputError: there is no angle, or g does not have the shape of x.
+    InputError: angles is empty, or g does not have the shape of x.
   """
   if not len(angles):
     raise InputError("smallest_angle needs at least one angle, but has none.")
@@ -271,7 +267,7 @@ def _r_squared(design: Array, z: Array) -> Array:
   flat = z.reshape(len(z), -1)
   flat = flat - jnp.mean(flat, axis=0)
   basis, sizes, _ = jnp.linalg.svd(design, full_matrices=False)
-  # Without dependent columns: one side of the knee is 0 if no eps lies there.
+  # Dependent columns are dropped: one side of the knee is 0 if no eps lies there.
   spans = sizes > sizes[0] * math.sqrt(len(design)) * 4 * jnp.finfo(design.dtype).eps
   basis = basis * spans
   with jax.default_matmul_precision("highest"):

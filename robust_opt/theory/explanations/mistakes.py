@@ -1,7 +1,7 @@
-"""Whether nets make the same mistakes, and with which confidence.
+"""Agreement of nets on their mistakes, and their confidence.
 
   transfer_matrix([net_a, net_b], [x_adv_a, x_adv_b], y)         # [2, 2], accuracies
-  agreement_on_mistakes(predicted_a, predicted_b, y).both        # [], a share
+  agreement_on_mistakes(predicted_a, predicted_b, y).both        # [], a fraction
 
 Sections are those of Goodfellow et al. 2015 (arXiv 1412.6572).
 """
@@ -23,8 +23,8 @@ class Agreement(NamedTuple):
   """How often nets a and b predict the same class, each [].
 
   Attributes:
-    mistakes: share among the examples that a misclassifies; NaN if there are none.
-    both: share among the examples that both misclassify; NaN if there are none.
+    mistakes: the fraction among the examples that a misclassifies; NaN if there are none.
+    both: the fraction among the examples that both misclassify; NaN if there are none.
     num_mistakes: int32, the number of examples that a misclassifies.
     num_both: int32, the number of examples that both misclassify.
   """
@@ -41,7 +41,7 @@ class Confidence(NamedTuple):
   Attributes:
     mistakes: over misclassified examples; NaN if there are none.
     correct: over the others; NaN if there are none.
-    error: share of misclassified examples.
+    error: the fraction of misclassified examples.
   """
 
   mistakes: Array
@@ -50,12 +50,9 @@ class Confidence(NamedTuple):
 
 
 def agreement_on_mistakes(predicted_a: Array, predicted_b: Array, y: Array) -> Agreement:
-  """How often b makes the same mistake as a. Source: section 8, the paragraphs before the last.
+  """How often b makes the same mistake as a, the net that was attacked; all arguments are [B].
 
-  Args:
-    predicted_a: [B] classes, of the net that was attacked.
-    predicted_b: [B] classes.
-    y: [B], labels.
+  Source: section 8, the paragraphs before the last.
   """
   wrong = predicted_a != y
   both = wrong & (predicted_b != y)
@@ -79,7 +76,7 @@ def transfer_matrix(
     y: [B], labels.
 
   Raises:
-    InputError: there is no net, or no set.
+    InputError: no net, or no set.
   """
   if not len(logits_fns) or not len(adversarial):
     raise InputError(
@@ -121,11 +118,7 @@ def effective_weights(logits_fn: LogitsFn, x: Array) -> Array:
 
 
 def cosine_similarity(a: Array, b: Array) -> Array:
-  """Cosine of the angle between a and b per class, [C]; NaN where either is 0.
-
-  Args:
-    a: [C, *S], such as the `effective_weights` of a net.
-    b: [C, *S], such as those of another.
+  """Cosine of the angle between a and b [C, *S] per class, [C]; NaN where either is 0.
 
   Raises:
     InputError: b does not have the shape of a.
@@ -144,9 +137,7 @@ def cosine_similarity(a: Array, b: Array) -> Array:
 def confidence_on_mistakes(probabilities: Array, y: Array) -> Confidence:
   """The confidence on misclassified and on other examples. Source: section 4.
 
-  Args:
-    probabilities: [B, C]. Examples with probabilities that are not finite count as mistakes.
-    y: [B], labels.
+  Examples with probabilities [B, C] that are not finite count as mistakes.
   """
   right = losses.correct(probabilities, y)
   largest = jnp.max(probabilities, axis=-1)
@@ -154,7 +145,7 @@ def confidence_on_mistakes(probabilities: Array, y: Array) -> Confidence:
 
 
 def rubbish_rate(probabilities: Array, threshold: float = 0.5) -> Array:
-  """Share of inputs of no class that are classified as some class, [].
+  """The fraction of inputs of no class that are classified as some class, [].
 
   Source: appendix A, "rubbish class examples", on Gaussian noise.
 
@@ -168,7 +159,7 @@ def rubbish_rate(probabilities: Array, threshold: float = 0.5) -> Array:
 
 
 def _mean_where(values: Array, where: Array) -> Array:
-  """Mean of the values [B] where the mask [B] is True; NaN if it is nowhere."""
+  """Mean of the values [B] where the mask [B] is True; NaN if it never is."""
   count = jnp.sum(where)
   total = jnp.sum(jnp.where(where, values, 0.0))
   return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)

@@ -1,4 +1,4 @@
-"""Theory and method compared: robust least squares and the lasso, Algorithm 1 and its optimum.
+"""Comparisons: robust least squares with the lasso, Algorithm 1 with its certified optimum.
 
 both = paths(x, y, np.geomspace(0.01, 1.0, 12))               # both.robust == both.lasso
 run = algorithm1_gap(x, y, ro.LInf(0.1), jax.random.key(0))   # run.gap [epochs + 1] falls to 0
@@ -38,7 +38,7 @@ class Paths(NamedTuple):
 
 
 class Algorithm1Run(NamedTuple):
-  """How close Algorithm 1 comes to the certified optimum.
+  """Convergence of Algorithm 1 to the certified optimum.
 
   Attributes:
     gap: [epochs + 1], the exact robust objective before the first and after every epoch, minus the
@@ -110,7 +110,7 @@ def algorithm1_gap(
     key: for shuffling; the incomplete last batch of an epoch is dropped.
     num_epochs: passes over the data.
     batch_size: at most N.
-    learning_rate: of the first update.
+    learning_rate: the initial one.
 
   Raises:
     InputError: as for solve.margin, or a batch size outside 1 to N.

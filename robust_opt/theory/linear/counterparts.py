@@ -4,10 +4,10 @@
   x + margin_perturbation(w, x, y, ro.LInf(0.1))    # the examples at which it is attained
   least_squares(w, b, x, y, "columns", 0.1)         # [], the objective of the square-root lasso
 
-w [n], b [], x [N, n], y [N]. The set is an LInf, L2 or L1 without a box, its radius r [] or [N] in
-the units of x; it may be traced. The functions compose with jit, vmap and grad, and compute in the
-precision of their input (float64 under jax.enable_x64). They return a subgradient at every kink;
-that of a norm at 0 is 0, never NaN.
+w [n], b [], x [N, n], y [N]; y is -1 or 1 for the margin and hinge losses. The set u is an LInf, L2
+or L1 without a box, its radius r [] or [N] in the units of x; it may be traced. The functions
+compose with jit, vmap and grad, and compute in the precision of their input (float64 under
+jax.enable_x64). They return a subgradient at every kink; that of a norm at 0 is 0, never NaN.
 
 |  noise                                  |  worst case                                      |
 |  |delta_i|_p <= r, every example        |  phi(y_i (w'x_i + b) - r |w|_q)                  |
@@ -77,11 +77,7 @@ def margin_loss(w: Array, b: Array, x: Array, y: Array, u: Ball, loss: str = "lo
   printed formula holds for y = 1).
 
   Args:
-    w: [n].
-    b: [].
-    x: [N, n].
-    y: [N], -1 or 1.
-    u: an LInf, L2 or L1 without a box.
+    w, b, x, y, u: as in the module's docstring.
     loss: phi, 'logistic', 'hinge' or 'exponential'.
 
   Raises:
@@ -105,17 +101,7 @@ def margin_perturbation(w: Array, x: Array, y: Array, u: Ball) -> Array:
 def squared_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
   """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N].
 
-    = (|w'x_i + b - y_i| + r |w|_q)^2
-
-  Args:
-    w: [n].
-    b: [].
-    x: [N, n].
-    y: [N], any numbers.
-    u: an LInf, L2 or L1 without a box.
-
-  Raises:
-    InputError: u is another set or has a box.
+  = (|w'x_i + b - y_i| + r |w|_q)^2
   """
   _check(w, x, y, u, "squared_loss")
   return (jnp.abs(x @ w + b - y) + u.radius * dual_norm(w, u)) ** 2
@@ -138,20 +124,11 @@ def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
 
     = sum_i hinge(m_i) + max(0, c |w|_q - max(0, min_i m_i - 1)),   m_i = y_i (w'x_i + b)
 
-  The maximum is convex in how the budget c is shared, and so attained where one example takes all
-  of it. As soon as one margin is <= 1 it is sum_i hinge(m_i) + c |w|_q. That is always so for
-  classes that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis
+  The maximum is convex in the split of the budget c, and so attained where one example takes all of
+  it. If any margin is <= 1 it is sum_i hinge(m_i) + c |w|_q, which is always the case for classes
+  that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis
   and Mannor 2009, theorem 3).
-
-  Args:
-    w: [n].
-    b: [].
-    x: [N, n].
-    y: [N], -1 or 1.
-    u: an LInf, L2 or L1 without a box, whose radius [] is the budget c that all examples share.
-
-  Raises:
-    InputError: u is another set or has a box, or labels are not -1 or 1.
+  The radius [] of u is the budget c that all examples share. Errors as for margin_loss.
   """
   _check(w, x, y, u, "total_hinge_loss", signs=True)
   margins = y * (x @ w + b)
@@ -161,7 +138,7 @@ def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
 
 @jax.default_matmul_precision("highest")
 def total_hinge_perturbation(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
-  """The delta [N, n] that attains total_hinge_loss: all of it at the example of smallest margin."""
+  """The delta [N, n] that attains total_hinge_loss, nonzero only for the smallest margin."""
   _check(w, x, y, u, "total_hinge_perturbation", signs=True)
   weakest = jnp.argmin(y * (x @ w + b))
   budgets = jnp.where(jnp.arange(x.shape[0]) == weakest, u.radius, 0.0)
@@ -178,11 +155,8 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
   square-root lasso (Xu, Caramanis and Mannor 2010, theorem 1). 'frobenius' is one group of all.
 
   Args:
-    w: [n].
-    b: [], the intercept, whose column of ones carries no noise.
-    x: [N, n].
-    y: [N].
-    noise: 'frobenius', 'columns', or the group of every column, [n] integers from 0 on.
+    w, b, x, y: as in the module's docstring; the intercept b carries no noise.
+    noise: 'frobenius', 'columns', or the group of every column, [n] integers >= 0.
     radius: [], or one per group [G].
 
   Raises:
@@ -198,7 +172,7 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
 def least_squares_perturbation(
   w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: Radius
 ) -> Array:
-  """The D [N, n] that attains least_squares: of rank one, u v' with |u|_2 = 1.
+  """The D [N, n] that attains least_squares, of rank one: u v' with |u|_2 = 1.
 
     u = (Xw + b - y) / |Xw + b - y|_2,   v_g = r_g w_g / |w_g|_2
 

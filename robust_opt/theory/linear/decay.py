@@ -4,9 +4,9 @@
   path.w, path.pull                                        # [3, n], [3]
 
 Over the l_inf ball the exact worst case of the logistic loss is softplus(eps |w|_1 - y (w'x + b)):
-the norm enters inside the loss, where weight decay adds it outside. So the penalty of the adversary
-fades for examples with a large margin, and that of weight decay never does. Source: Goodfellow,
-Shlens and Szegedy 2015 (arXiv 1412.6572), section 5.
+the norm enters inside the loss, whereas weight decay adds it outside. So the penalty of the
+adversary vanishes for examples with a large margin, and that of weight decay does not. Source:
+Goodfellow, Shlens and Szegedy 2015 (arXiv 1412.6572), section 5.
 """
 
 from typing import NamedTuple
@@ -47,10 +47,7 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
     decay:      mean softplus(-y (w'x + b)) + strength |w|_1
 
   Args:
-    w: [n].
-    b: [].
-    x: [N, n].
-    y: [N], -1 or 1.
+    w, b, x, y: as for counterparts.margin_loss.
     strength: []; for the adversary the radius of the l_inf ball, in the units of x.
     kind: one of KINDS.
 
@@ -109,13 +106,9 @@ def logistic_path(
 
 @jax.default_matmul_precision("highest")
 def errors(path: LogisticPath, x: Array, y: Array, radius: Array | float) -> Array:
-  """The exact share of examples that are misclassified somewhere in the l_inf ball, [R].
+  """The exact fraction of examples that are misclassified somewhere in the l_inf ball, [R].
 
-  Args:
-    path: from logistic_path.
-    x: [N, n].
-    y: [N], -1 or 1.
-    radius: []; 0 gives the clean error.
+  x is [N, n], y [N] is -1 or 1; radius 0 gives the clean error.
   """
   margins = y * (path.w @ x.T + path.b[:, None])
   reach = radius * jnp.sum(jnp.abs(path.w), axis=1, keepdims=True)

@@ -4,11 +4,11 @@
   solution = least_squares(x, y, "columns", 0.1)    # the square-root lasso
   solution.value - solution.gap <= the true minimum <= solution.value
 
-x [N, n], y [N]; NumPy, float64; sets without a box. cvxpy finds w and b (an extra: pip install
-'robust_opt[theory]'), and its own report is not trusted: `value` is the objective computed here,
-and `gap` is its distance to the dual objective at a point made feasible here. By weak duality the
-minimum lies between value - gap and value, up to the rounding of float64. The intercept b is
-neither penalized nor subject to noise. The duals are Lagrange's, with 1/p + 1/q = 1.
+x [N, n], y [N]; NumPy, float64; sets without a box. cvxpy (an extra: pip install
+'robust_opt[theory]') computes w and b, but its report is not trusted: `value` is the objective
+computed here, and `gap` its distance to the dual objective at a point made feasible here. By weak
+duality the minimum lies between value - gap and value, up to the rounding of float64. The intercept
+b is neither penalized nor subject to noise. The duals are Lagrangian, with 1/p + 1/q = 1.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from robust_opt.sets import L1, L2, Ball, LInf
 from robust_opt.theory.linear import counterparts
 
 _TOLERANCES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
-_DEAD = 1e-6  # relative to the largest: a group of weights that is 0 up to the solver's last digits
+_DEAD = 1e-6  # a group of weights below this fraction of the largest counts as 0
 _NEWTON_STEPS = 6
-_Answer = TypeVar("_Answer")
+_Certified = TypeVar("_Certified")
 _GAP = operator.attrgetter("gap")
-# As np.linalg.norm and cp.norm count them: p, and q of the dual norm.
+# p, and q of the dual norm, for np.linalg.norm and cp.norm.
 _ORDERS: dict[type[Ball], tuple[float, float]] = {LInf: (np.inf, 1), L2: (2, 2), L1: (1, np.inf)}
 
 
@@ -90,7 +90,7 @@ def margin(x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic") -> Sol
     weights, bias = _point(w, b, scale)
     value = margin_objective(weights, bias, x, y, u, loss)
 
-    # Into the domain, then onto sum a y = 0, then inwards until the norm is small enough.
+    # Clip to the domain, balance so that sum a y = 0, then shrink until the norm is small enough.
     a = _balanced(np.clip(reached.dual_value, 0, np.inf if loss == "exponential" else 1), y)
     excess = _excess(a, x, y, p, radius)
     if excess > 0:
@@ -118,13 +118,7 @@ def svm(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
   For classes that no hyperplane separates it is the robust SVM, the minimum of total_hinge_loss.
   Its dual: max of sum_i a_i over 0 <= a <= 1, sum_i a_i y_i = 0, |sum_i a_i y_i x_i|_p <= c.
 
-  Args:
-    x: [N, n].
-    y: [N], -1 or 1, both present.
-    u: an LInf, L2 or L1 without a box, whose radius is the budget c > 0 that all examples share.
-
-  Raises:
-    InputError: as for margin.
+  The radius of u is the budget c > 0 that all examples share. Errors as for margin.
   """
   x, y = _labeled(x, y)
   p, q, budget = _geometry(u, "svm")
@@ -149,13 +143,7 @@ def squared(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
   Its dual: max of mean_i (-2 u_i y_i - a_i^2) over |u_i| <= a_i, sum_i u_i = 0 and
   |sum_i u_i x_i|_p <= r sum_i a_i.
 
-  Args:
-    x: [N, n].
-    y: [N].
-    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
-
-  Raises:
-    InputError: u is another set, has a box or a radius that is not > 0.
+  y may be any numbers; u as for margin.
   """
   x, y = _arrays(x, y)
   p, q, radius = _geometry(u, "squared")
@@ -188,8 +176,7 @@ def least_squares(
   Its dual: max of -u'y over |u|_2 <= 1, sum_i u_i = 0, |X_g'u|_2 <= r_g for every group.
 
   Args:
-    x: [N, n].
-    y: [N].
+    x, y: as in the module's docstring.
     noise: 'frobenius', 'columns' (the square-root lasso), or the group of every column.
     radius: [] or [G], > 0.
 
@@ -263,13 +250,7 @@ def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
   Its dual: max of -u'y - |u|_2^2 / 2 over sum_i u_i = 0, |X'u|_inf <= lambda. Robust least squares
   with column-wise noise of radius r has the solution of lambda = r |Xw + b - y|_2 at its own w, b.
 
-  Args:
-    x: [N, n].
-    y: [N].
-    strength: lambda > 0; scikit-learn's alpha is lambda / N.
-
-  Raises:
-    InputError: the strength is not > 0.
+  The strength is lambda > 0; scikit-learn's alpha is lambda / N.
   """
   x, y = _arrays(x, y)
   _positive(strength)
@@ -304,7 +285,7 @@ def _strictly_inside(
     inside = _balanced(np.clip(a.value, 0, 1), y)
     return inside, -_excess(inside, x, y, p, radius)
 
-  return _best(-slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda answer: -answer[1])
+  return _best(-slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda result: -result[1])
 
 
 def _excess(a: np.ndarray, x: np.ndarray, y: np.ndarray, p: float, radius: float) -> float:
@@ -330,47 +311,47 @@ def _times_log(a: np.ndarray) -> np.ndarray:
 
 
 def _shrink(length: Any, limit: float) -> float:
-  """The factor <= 1 that brings a length down to the limit."""
+  """The factor <= 1 that reduces a length to the limit."""
   return min(1.0, limit / float(length)) if length > 0 else 1.0
 
 
 def _best(
   objective: Any,
   constraints: list[Any],
-  certify: Callable[[], _Answer],
-  gap: Callable[[_Answer], float] = _GAP,
-) -> _Answer:
-  """Minimizes to decreasing tolerances; returns the answer of smallest gap, as computed here.
+  certify: Callable[[], _Certified],
+  gap: Callable[[_Certified], float] = _GAP,
+) -> _Certified:
+  """Minimizes with several tolerances; returns the result of the smallest gap, as computed here.
 
-  An interior point method that runs on past its last digit may move away again, and an answer that
-  the solver calls inaccurate may still be the better one, so its status and warnings do not decide.
+  An interior point method that iterates past its attainable precision may diverge again, and a
+  result that the solver calls inaccurate may still be the best, so its status does not decide.
   """
   cp = _cvxpy()
   problem = cp.Problem(cp.Minimize(objective), constraints)
-  answers = []
+  results = []
   for tolerance in _TOLERANCES:
     options = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tolerance)
     with warnings.catch_warnings(), contextlib.suppress(cp.SolverError):
       warnings.simplefilter("ignore")
       problem.solve(solver=cp.CLARABEL, **options)
       if problem.status in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
-        answers.append(certify())
+        results.append(certify())
       if problem.status == cp.OPTIMAL:
         break
-  if not answers:
+  if not results:
     raise ArithmeticError(f"The solver found no minimum: {problem.status}.")
-  return min(answers, key=gap)
+  return min(results, key=gap)
 
 
 def _cvxpy() -> Any:
   extras.require("theory", "cvxpy")
-  import cvxpy  # an extra, and two seconds to import
+  import cvxpy  # an extra that takes two seconds to import
 
   return cvxpy
 
 
 def _scale(x: np.ndarray) -> float:
-  """The largest entry: the solver is given x / scale and finds scale * w, for more precision."""
+  """The largest entry: the solver gets x / scale and returns scale * w, for more precision."""
   return float(np.abs(x).max()) or 1.0
 
 
