@@ -177,10 +177,10 @@ show_table("The largest <g, delta>", rows)
 
 # %%
 SETTINGS = {
-  "small": {"name": "digits", "radius": 0.15, "epochs": 30, "batch": 32, "tested": 360},
-  "full": {"name": "mnist", "radius": 0.15, "epochs": 8, "batch": 128, "tested": 2000},
+  "small": {"name": "digits", "epochs": 30, "batch": 32, "tested": 360},
+  "full": {"name": "mnist", "epochs": 8, "batch": 128, "tested": 2000},
 }[SIZE]
-RADIUS = SETTINGS["radius"]
+RADIUS = 0.15  # of the l_inf ball
 BOX = (0.0, 1.0)  # the range of a pixel
 
 train_set = datasets.load(SETTINGS["name"], "train", data_dir=DATA_DIR or None)
@@ -229,7 +229,7 @@ def accuracy(params, make_attack, u):
 
 # %% [markdown]
 # Standard training is the min-max problem without an adversary: an attack of zero steps. We
-# evaluate the network by two attacks: a single step of steepest ascent, which over the
+# evaluate the network under two attacks: a single step of steepest ascent, which over the
 # $\ell_\infty$ ball is the fast gradient sign method (FGSM), and 20 steps of projected gradient
 # descent (PGD).
 
@@ -245,10 +245,8 @@ def twenty_steps(u):
 
 attacks = {"one step": ro.steepest, "twenty steps": twenty_steps}
 for name, attack in attacks.items():
-  clean, robust = (accuracy(standard, attack, ro.LInf(r, BOX)) for r in (0.0, RADIUS))
-  print(
-    f"Standard network: clean accuracy {clean:.1%}, under {name} of radius {RADIUS}: {robust:.1%}"
-  )
+  clean, attacked = (accuracy(standard, attack, ro.LInf(r, BOX)) for r in (0.0, RADIUS))
+  print(f"Standard network: clean {clean:.1%}, under {name} of radius {RADIUS}: {attacked:.1%}")
 
 # %% [markdown]
 # Changing each pixel by at most 15 % of its range destroys most of the accuracy. Twenty small
@@ -463,7 +461,7 @@ show_table("Accuracy over each ball, under one step / twenty steps", rows)
 # - In section 6, replace `ro.steepest(ro.LInf(RADIUS))` by `ro.ascend(ro.pgd(ro.LInf(RADIUS),
 #   ro.LInf(RADIUS / 4)), 7)`, PGD training (Madry et al. 2018), and compare the curves. How much
 #   slower is an update?
-# - Set the radius in `SETTINGS` to 0.3 and train again. On MNIST this is the standard radius of the
-#   literature, and single-step training no longer suffices.
+# - Set `RADIUS` to 0.3 and train again. On MNIST this is the standard radius of the literature, and
+#   single-step training no longer suffices.
 # - Notebook 2 evaluates networks of any framework and shows how an evaluation can be misleading.
 # - Notebook 3 asks why adversarial examples exist.
