@@ -1,11 +1,11 @@
-"""Atomic writes: to a temporary file in the same folder, flushed, then renamed.
+"""Atomic writes: a file is written to a temporary name, flushed, then renamed.
 
   write_json(path, value)
   write_sealed(path, {"images": images, "net": sha256})   # .npz: arrays and a SHA-256 of them
-  with read_sealed(path, "collection") as arrays:         # unchanged, or an InputError
+  with read_sealed(path, "collection") as arrays:         # as written, or an InputError
     ...
 
-A killed write leaves the old file, and a `.part` file that `leftovers` lists.
+A killed write leaves the old file, and a `.part` that `leftovers` finds.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from robust_opt.errors import InputError, WriteError
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-  """A binary file that replaces `path` if the block succeeds.
+  """A binary file that appears at `path` if the block succeeds, and not at all otherwise.
 
   Raises:
-    WriteError: it could not be written; `path` is unchanged.
+    WriteError: it could not be written; a previous file at `path` is unchanged.
   """
   with name_in_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
-  """Turns an OSError into a WriteError that names the file."""
+  """Turns an OSError into a WriteError that names the file; that of a full disk does not."""
   try:
     yield
   except WriteError:
@@ -57,36 +57,44 @@ def name_in_errors(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes strict JSON (a NaN is an error), atomically."""
+  """Writes strict JSON atomically; NaN is an error."""
   text = json.dumps(value, indent=2, allow_nan=False) + "\n"
   with atomic_write(path) as file:
     file.write(text.encode())
 
 
 def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
-  """Writes an .npz that needs no pickle and holds the SHA-256 of its arrays, atomically.
+  """Writes an .npz without pickle that contains the SHA-256 of its arrays, atomically.
 
-  The same arrays, of numbers or strings and by names other than "sha256", give the same bytes.
+  Equal arrays give equal bytes.
+
+  Args:
+    path: of the file, ending in .npz.
+    arrays: name -> numbers or strings; "sha256" is reserved.
 
   Raises:
     WriteError: it could not be written.
-    TypeError: an array would need pickle.
+    TypeError: an array needs pickle.
   """
   kept: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
   for name, array in kept.items():
     if array.dtype.hasobject:
-      raise TypeError(f"{name} must be of numbers or strings, but is of {array.dtype}.")
+      raise TypeError(f"{name} must hold numbers or strings, but has the type {array.dtype}.")
   with atomic_write(path) as file:
     np.savez_compressed(file, **kept, sha256=np.array(_digest(kept)))
 
 
 @contextlib.contextmanager
 def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
-  """The arrays of a file of `write_sealed`, by name; `kind` names the file in error messages.
+  """The arrays of a file of `write_sealed`, by name, for the block.
+
+  Args:
+    path: of the file.
+    kind: what the file should be, for the message of the error.
 
   Raises:
-    InputError: the file is absent, damaged or changed, or the block fails, as for another kind of
-      file.
+    InputError: the file is absent, damaged or changed, or the block fails, for example because
+      the file is of another kind.
   """
   try:
     # Opened here: np.load leaves a damaged archive open.
@@ -97,11 +105,11 @@ def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
     yield arrays
   except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
     reason = str(error) or type(error).__name__
-    raise InputError(f"{path} is no {kind} that can be read ({reason}).") from error
+    raise InputError(f"{path} is not a readable {kind} ({reason}).") from error
 
 
 def leftovers(directory: Path) -> list[Path]:
-  """The temporary files of killed atomic writes in a directory."""
+  """The files that killed writes have left in a directory."""
   return sorted(directory.glob(".*.part"))
 
 

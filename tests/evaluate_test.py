@@ -371,7 +371,7 @@ def test_bad_flags_are_one_sentence(tmp_path):
   """Two real processes; the other sentences are asked for in this one."""
   assert "either --workdir" in refused("evaluate", "--norm=linf", "--radius=0.1")
   (tmp_path / "broken.npz").write_bytes(b"no")
-  assert "no verdict that can be read" in refused("verify", tmp_path / "broken.npz")
+  assert "not a readable verdict" in refused("verify", tmp_path / "broken.npz")
 
 
 def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_the_same_arrays_give_the_same_bytes(tmp_path):
 def test_no_array_needs_pickle(tmp_path):
   with np.load(sealed(tmp_path / "file.npz"), allow_pickle=False) as file:
     assert not any(file[name].dtype.hasobject for name in file.files)
-  with pytest.raises(TypeError, match="names must be of numbers or strings"):
+  with pytest.raises(TypeError, match="names must hold numbers or strings"):
     sealed(tmp_path / "other.npz", names=np.array([None, {}]))
   assert not (tmp_path / "other.npz").exists()
 
@@ -140,9 +140,7 @@ def test_a_full_disk_leaves_no_sealed_file(tmp_path, monkeypatch):
 def test_what_was_changed_does_not_match(tmp_path, changed):
   path = sealed(tmp_path / "file.npz")
   rewrite(path, **changed)
-  with pytest.raises(
-    InputError, match=r"file\.npz is no report that can be read \(its arrays do not"
-  ):
+  with pytest.raises(InputError, match=r"file\.npz is not a readable report \(its arrays do not"):
     read(path)
 
 
@@ -171,7 +169,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path):
   content = path.read_bytes()
   for length in range(len(content)):
     path.write_bytes(content[:length])
-    with pytest.raises(InputError, match="is no report that can be read"):
+    with pytest.raises(InputError, match="is not a readable report"):
       read(path)
 
 
@@ -181,13 +179,13 @@ def test_what_was_never_sealed_is_refused(tmp_path):
   np.savez(tmp_path / "pickled.npz", x=np.array([None]))
   (tmp_path / "text.npz").write_text("not an archive")
   for name in ("one.npy", "other.npz", "pickled.npz", "text.npz", "absent.npz", ""):
-    with pytest.raises(InputError, match="is no report that can be read"):
+    with pytest.raises(InputError, match="is not a readable report"):
       read(tmp_path / name)
 
 
 def test_a_block_that_misses_something_is_told_as_another_kind_of_file(tmp_path):
   path = sealed(tmp_path / "file.npz")
-  with pytest.raises(InputError, match=r"is no verdict that can be read \('claim'\)"):  # noqa: SIM117
+  with pytest.raises(InputError, match=r"is not a readable verdict \('claim'\)"):  # noqa: SIM117
     with files.read_sealed(path, "verdict") as arrays:
       arrays["claim"]
 

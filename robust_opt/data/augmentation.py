@@ -1,7 +1,7 @@
-"""Random flips and crops, one example at a time: (keys [B], images [B, H, W, C]) -> images.
+"""Random flips and crops of each example: (keys [B], images [B, H, W, C]) -> images.
 
-They are jitted with the training scan; an example's draw depends only on its key. `channel_axis`
-is that of one image, 0 for [C, H, W]; "auto" guesses it from the shape (`robust_opt.layout`).
+They are jitted with the training scan; the draw of an example depends on its key only.
+`channel_axis` is that of one image, 0 for [C, H, W]; "auto" guesses it (`robust_opt.layout`).
 """
 
 import jax
@@ -24,7 +24,7 @@ def flip(keys: Array, images: Array, channel_axis: ChannelAxis = layout.AUTO) ->
 def crop(
   keys: Array, images: Array, padding: int = 4, channel_axis: ChannelAxis = layout.AUTO
 ) -> Array:
-  """Pads each image by `padding` black pixels per side and crops it at random to its size."""
+  """Pads each image by `padding` black pixels on every side and crops its size at random."""
   axis = layout.resolve(channel_axis, images.shape[1:])
 
   def one(key: Array, image: Array) -> Array:

@@ -1,16 +1,16 @@
-"""Image-classification sets as NumPy arrays on the host.
+"""Image-classification data sets as NumPy arrays on the host.
 
   train = load("mnist", "train")           # images uint8 [60000, 28, 28, 1], labels int32 [60000]
   train, valid = holdout(train, 0.1, seed=0)
 
-Three kinds of sets:
-- 'digits': scikit-learn's 1,797 scans of 8 x 8, bundled; no download.
-- any image-classification set of TensorFlow Datasets (TFDS) prepared as array_record, by name,
+Three sources, one form:
+- 'digits': the 1,797 scans of 8 x 8 that scikit-learn bundles; no download.
+- any image-classification data set of TensorFlow Datasets (TFDS) prepared as array_record, by name,
   read without TensorFlow. mnist, fashion_mnist and cifar10 are downloaded if they are not
-  prepared, with the same content in the same order.
-- your own arrays, through `from_arrays`.
+  prepared, with the same content in the same order (`tfds.py`).
+- the user's own arrays, by `from_arrays`.
 
-Sets read from files are cached as arrays, so that the second `load` of 60,000 images takes a
+What was read from files is cached as one array, so that the second `load` of 60,000 images takes a
 fraction of a second. The cache is checked against a hash on every read.
 """
 
@@ -30,20 +30,20 @@ from robust_opt.errors import InputError, WriteError
 from robust_opt.files import atomic_write
 from robust_opt.layout import ChannelAxis
 
-_DIGITS_TEST = 360  # of 1,797 scans; 1,437 remain for training
+_DIGITS_TEST = 360  # of 1,797 scans; 1,437 are left to train on
 _DIGITS_SEED = 0
 _NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.\-]*)?(:\d+\.\d+\.\d+)?")
 
 
 class Dataset(NamedTuple):
-  """One split of an image-classification set.
+  """One split of an image-classification data set.
 
   Attributes:
     images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats.
-    labels: [N], int32 in [0, num_classes); -1 where `few_labels` removed one.
+    labels: [N], int32 in [0, num_classes); -1 where `few_labels` removed it.
     num_classes: the number of classes.
-    name: the set's name.
-    split: the split's name.
+    name: of the data set.
+    split: its name.
   """
 
   images: np.ndarray
@@ -61,36 +61,37 @@ def load(
   cache_dir: str | None = None,
   download: bool = True,
 ) -> Dataset:
-  """Loads one split of a set by name.
+  """Loads one split of a data set by name.
 
-  The search order: bundled ('digits'); the cache; prepared under `data_dir`; the archives of mnist,
+  The first of: bundled ('digits'); the cache; prepared under `data_dir`; the archives of mnist,
   fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; TFDS's own
-  preparation, if TensorFlow is installed. A prepared folder and an archive hold the same examples
-  in the same order.
+  preparation, if TensorFlow is installed. A prepared folder is preferred to an archive; both have
+  the same examples in the same order.
 
   Args:
-    name: 'digits', or TFDS's name: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
-    split: 'train', 'test', or another split of the set.
-    data_dir: folder of prepared TFDS sets (data_dir/name/version/...); None is TFDS's own:
-      $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    name: 'digits', or the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
+    split: 'train', 'test', or another split of the data set.
+    data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
+      default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
-      ~/.cache/robust_opt. If it cannot be written, nothing is cached, with a warning.
-    download: whether a set that is not on this machine may be fetched.
+      ~/.cache/robust_opt. If it is not writable, there is a warning and no cache.
+    download: whether a data set that is not on this machine may be downloaded.
 
   Returns:
     The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
 
   Raises:
-    InputError: an unknown name or split, a set that is missing and cannot be downloaded, a folder
-      in a format that needs TensorFlow, damaged files, images of different shapes, or no images or
-      labels in the set.
+    InputError: an unknown name or split, a data set that is missing and cannot be downloaded, a
+      folder in a format that needs TensorFlow, damaged files, images of different shapes, no
+      images or labels.
+    MissingExtraError: the extra `data` (or `run`, for the digits) is not installed.
   """
   if name == "digits":
     return _digits(split)
   if not _NAME.fullmatch(name):
     raise InputError(
-      f"data.name={name!r} is not the name of a set: allowed are 'digits' and TensorFlow Datasets' "
-      "name, name/config or name:1.2.3"
+      f"data.name={name!r} is not the name of a data set: allowed are 'digits' and TensorFlow "
+      "Datasets' name, name/config or name:1.2.3"
     )
   root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
   folder = tfds.prepared_folder(root, name)
@@ -120,15 +121,15 @@ def from_arrays(
   split: str = "train",
   channel_axis: ChannelAxis = layout.AUTO,
 ) -> Dataset:
-  """A data set from arrays, validated, with the channels last.
+  """A data set from arrays, which are checked, with the channels last.
 
   Args:
     images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; uint8 in [0, 255], or floats
       in [0, 1], which become float32.
     labels: [N], integers in [0, num_classes).
     num_classes: None takes the largest label + 1.
-    name: of the set.
-    split: of the split.
+    name: of the data set.
+    split: its name.
     channel_axis: of one image, 0 for [C, H, W]; "auto" guesses it from the shape
       (`robust_opt.layout.resolve`). Not used for [N, H, W].
 
@@ -137,7 +138,7 @@ def from_arrays(
 
   Raises:
     InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels that
-      are not integers or outside the range, or different numbers of images and labels.
+      are not integers or outside the range, different numbers of images and labels.
   """
   array, y = _as_array("images", images), _as_array("labels", labels)
   axis = None if array.ndim == 3 else layout.resolve(channel_axis, array.shape[1:])
@@ -153,20 +154,21 @@ def from_arrays(
 
 
 def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-  """Splits off a part of a data set, at random but the same on every machine.
+  """Holds out a random part of a data set, the same on every machine.
 
   Args:
-    dataset: N examples.
-    fraction: of the examples to hold out, in [0, 1), rounded to round(fraction * N) examples. With
-      0 the second data set has arrays of length 0.
+    dataset: the N examples to split.
+    fraction: in [0, 1); round(fraction * N) examples are held out. With 0 the second data set
+      has arrays of length 0.
     seed: 0, 1, ...; the same seed holds out the same examples.
 
   Returns:
-    (rest, held out), both in the order of `dataset`. The split of the second is 'holdout'.
+    (rest, held out): together they are `dataset`, both in its order. The split of the second is
+    named 'holdout'.
 
   Raises:
-    InputError: fraction or seed outside their range, or a fraction above 0 that leaves one of
-      the two parts without an example.
+    InputError: fraction or seed outside their range, or a positive fraction that leaves one of
+      the two parts empty.
   """
   if not 0 <= fraction < 1:
     raise InputError(f"fraction={fraction!r} is not allowed: a number in [0, 1) is")
@@ -175,7 +177,7 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
   if fraction > 0 and not 0 < count < num_examples:
     raise InputError(
       f"fraction={fraction!r} of {num_examples} examples holds out {count}: allowed are 0 and "
-      "what leaves at least one example on either side"
+      "fractions that leave at least one example on either side"
     )
   held = np.zeros(num_examples, bool)
   held[_random_order(num_examples, seed)[:count]] = True
@@ -183,14 +185,14 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
 
 
 def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Dataset:
-  """The same set with only `count` labels, the same number for every class.
+  """The same data set with only `count` labels, equally many of every class.
 
   Args:
-    dataset: with all labels.
-    count: the number of labels, a multiple of the number of classes.
+    dataset: all labeled.
+    count: labels in total, a multiple of the number of classes.
     seed: 0, 1, ...; the same seed chooses the same examples.
-    keep_others: whether to keep the other examples, with the label -1. The labeled ones are then
-      repeated until they are at least a quarter of the set: one batch of 64 in 10^8 has none.
+    keep_others: whether the other examples stay, with the label -1. The labeled ones are then
+      repeated until they are at least a quarter: one batch of 64 in 10^8 then has none.
 
   Raises:
     InputError: count is not a multiple of the classes, or a class has too few examples.
@@ -203,13 +205,13 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
       f"{rarest} of each"
     )
   order = _random_order(len(dataset.labels), seed)
-  kept = np.zeros(len(order), bool)
+  has_label = np.zeros(len(order), bool)
   for label in range(dataset.num_classes):
-    kept[order[dataset.labels[order] == label][:each]] = True
-  labeled = _select(dataset, kept, dataset.split)
+    has_label[order[dataset.labels[order] == label][:each]] = True
+  labeled = _select(dataset, has_label, dataset.split)
   if not keep_others:
     return labeled
-  others = dataset.images[~kept]
+  others = dataset.images[~has_label]
   times = max(1, -(-len(others) // (3 * count)))
   unknown = np.full(len(others), -1, np.int32)
   return dataset._replace(
@@ -231,18 +233,18 @@ def fingerprint(dataset: Dataset) -> str:
 def fingerprints(
   name: str, data_dir: str | None = None, cache_dir: str | None = None
 ) -> dict[str, str]:
-  """`fingerprint` of a set's train and test split, by their names; arguments as in `load`."""
+  """`fingerprint` of the train and test splits, by name; arguments as in `load`."""
   return {
     split: fingerprint(load(name, split, data_dir=data_dir, cache_dir=cache_dir))
     for split in ("train", "test")
   }
 
 
-def _as_array(what: str, value: Any) -> np.ndarray:
+def _as_array(argument: str, value: Any) -> np.ndarray:
   try:
     return np.asarray(value)
   except (TypeError, ValueError) as error:
-    raise InputError(f"{what} is not an array of numbers ({tfds.first_line(error)})") from error
+    raise InputError(f"{argument} is not an array of numbers ({tfds.first_line(error)})") from error
 
 
 def _checked_pixels(images: np.ndarray) -> np.ndarray:
@@ -272,9 +274,9 @@ def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
 
 
 def _random_order(num_examples: int, seed: int) -> np.ndarray:
-  """A permutation of range(num_examples) that does not depend on the version of NumPy.
+  """A permutation of range(num_examples) that no version of NumPy changes.
 
-  NumPy guarantees the raw numbers of a bit generator, but not the result of `permutation`.
+  NumPy guarantees the raw numbers of a bit generator across versions, but not `permutation`.
   """
   if seed < 0:
     raise InputError(f"seed={seed!r} is not allowed: 0, 1, ... are")
@@ -284,9 +286,9 @@ def _random_order(num_examples: int, seed: int) -> np.ndarray:
 def _digits(split: str) -> Dataset:
   """scikit-learn's digits: 1,437 to train and 360 to test, images uint8 [N, 8, 8, 1].
 
-  The split is fixed and stratified: within each class the scans are put in a random order (seed
-  _DIGITS_SEED), and the test split takes the same fraction of every class, up to one scan.
-  Both splits keep scikit-learn's order. Pixels 0 .. 16 become round(v * 255 / 16).
+  The split is fixed and stratified: the scans of each class are shuffled (seed _DIGITS_SEED), and
+  the test split takes the same fraction of every class, to within one scan. Both splits keep
+  scikit-learn's order. Pixels 0 .. 16 become round(v * 255 / 16).
   """
   if split not in ("train", "test"):
     raise tfds.no_such_split("digits", split, ("train", "test"))
@@ -303,12 +305,12 @@ def _digits(split: str) -> Dataset:
   is_test = np.zeros(len(labels), bool)
   is_test[np.argsort(rank, kind="stable")[:_DIGITS_TEST]] = True
   images = np.round(scans.images * (255 / 16)).astype(np.uint8)
-  selected = is_test if split == "test" else ~is_test
-  return from_arrays(images[selected], labels[selected], 10, "digits", split)
+  members = is_test if split == "test" else ~is_test
+  return from_arrays(images[members], labels[members], 10, "digits", split)
 
 
 def _data_root(data_dir: str | None) -> Path:
-  """The folder of prepared sets; TFDS's default is determined without importing it."""
+  """The folder of prepared data sets; TFDS's default without importing it."""
   if not data_dir:
     default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
     return Path(os.path.expanduser(default))
@@ -322,7 +324,7 @@ def _data_root(data_dir: str | None) -> Path:
 
 
 def _prepare(root: Path, name: str, download: bool) -> Path:
-  """Lets TFDS prepare the set with TensorFlow, and returns its folder."""
+  """Prepares the data set by TFDS, with TensorFlow, and returns its folder."""
   if not download:
     raise _not_here(root, name)
   tfds.with_tensorflow(name, root)
@@ -335,7 +337,7 @@ def _prepare(root: Path, name: str, download: bool) -> Path:
 def _not_here(root: Path, name: str) -> InputError:
   return InputError(
     f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
-    "is off: allowed are 'digits' and what that folder holds"
+    "is off: allowed are 'digits' and the data sets in that folder"
   )
 
 
@@ -345,7 +347,7 @@ def _cache_root(cache_dir: str | None) -> Path:
 
 
 def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
-  """The cache file of a split from an Archive, or a prepared folder in its current state."""
+  """The cache file of a split, from an Archive or from a prepared folder in its current state."""
   if isinstance(source, Path):
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir())
     version: Any = [str(source.resolve()), files]
@@ -357,7 +359,7 @@ def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
 
 
 def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
-  """The cached split, or None if it is missing or damaged."""
+  """The cached split, or None if there is none or it is damaged."""
   if not path.exists():
     return None
   try:
@@ -374,7 +376,7 @@ def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
-  """Writes the cache atomically."""
+  """Writes the cache atomically, so that concurrent runs see it whole or not at all."""
   try:
     with atomic_write(path) as file:
       np.savez(
@@ -386,4 +388,4 @@ def _write_cache(path: Path, dataset: Dataset) -> None:
       )
   except WriteError as error:
     reason = error.__cause__
-    logging.warning("The cache %s cannot be written (%s); nothing is cached.", path, reason)
+    logging.warning("The cache %s cannot be written (%s) and is not used.", path, reason)

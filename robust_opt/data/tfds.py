@@ -1,13 +1,13 @@
-"""Sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow. Use `data.load`.
+"""Data sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow; see `datasets.load`.
 
-TFDS reads a prepared set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it for
-the preparation (`with_tensorflow`). The sets of ARCHIVES need no preparation: `from_archives` uses
-the URLs, checksums and download manager of TFDS and unpacks with the standard library. The arrays
-equal, element for element, those of the set that TFDS's builder would have prepared.
+TFDS reads a prepared data set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it
+to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` needs it for neither: URLs
+and checksums are TFDS's, and the standard library unpacks. The arrays equal those that TFDS's
+builder prepares, element by element.
 
-TFDS's order: the builder numbers the examples 0, 1, ... as the archive lists them and sorts them by
-the MD5 of the split's name followed by that number. (Verified on the prepared CIFAR-10, whose
-ids contain the numbers, and on MNIST, which in the archive's order begins with 7 2 1 0 4.)
+TFDS's order: the builder numbers the examples 0, 1, ... in the order of the archive and sorts them
+by the MD5 of the split's name followed by that number. (Checked on the prepared CIFAR-10, whose
+ids contain the numbers, and on MNIST, which in the order of the archive begins 7 2 1 0 4.)
 """
 
 import gzip
@@ -34,8 +34,8 @@ from robust_opt.errors import InputError
 
 _CHUNK = 5_000  # records that TFDS decodes in one call
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_TIMEOUT_S = 5.0  # of the check that a host responds; TFDS itself would retry for 200 s
-_UNAVAILABLE = (500, 502, 503, 504)  # the status codes on which TFDS retries
+_TIMEOUT_S = 5.0  # to check whether a host responds; TFDS itself retries for 200 s
+_UNAVAILABLE = (500, 502, 503, 504)  # codes on which TFDS retries for as long
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError)
 
 
@@ -48,7 +48,7 @@ class Arrays(NamedTuple):
 
 
 def prepared_folder(root: Path, name: str) -> Path | None:
-  """The folder root/name/version of a prepared set, the newest version if none is named."""
+  """The folder root/name/version of a prepared data set; by default the newest version."""
   base, _, version = name.partition(":")
   versions = [v for v in _prepared_versions(root / base) if version in ("", v.name)]
   if versions:
@@ -72,7 +72,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def read_prepared(folder: Path, name: str, split: str) -> Arrays:
-  """Reads a split of a prepared set, in the order of its files.
+  """Reads a split of a prepared data set, in the order of its files.
 
   Raises:
     InputError: no such split, no image and label, images of different shapes, a format that needs
@@ -92,7 +92,7 @@ def read_prepared(folder: Path, name: str, split: str) -> Arrays:
 
 @contextmanager
 def _reading(where: str) -> Iterator[None]:
-  """Turns all errors of TFDS and array_record on unreadable files into an InputError."""
+  """Turns what TFDS and array_record raise on unreadable files into an InputError."""
   try:
     yield
   except InputError:
@@ -107,7 +107,7 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _feature_keys(info: Any, name: str) -> tuple[str, str]:
-  """The names of the image and of the label among a set's features."""
+  """The names of the image and label features."""
   kinds = import_tfds().features
   features = dict(info.features.items())
   candidates: list[tuple[Any, ...]] = [("image", "label"), info.supervised_keys or ()]
@@ -116,8 +116,8 @@ def _feature_keys(info: Any, name: str) -> tuple[str, str]:
     if [type(feature) for feature in pair] == [kinds.Image, kinds.ClassLabel]:
       return keys[0], keys[1]
   raise InputError(
-    f"data.name={name!r} is not an image-classification set: it has {', '.join(features)}, and one "
-    "Image and one ClassLabel are needed"
+    f"data.name={name!r} is not an image-classification data set: it has {', '.join(features)}, "
+    "and one Image and one ClassLabel are needed"
   )
 
 
@@ -135,7 +135,7 @@ def _stack(
       one, other = sorted(shapes)[:2]
       raise InputError(
         f"{where} has images of different shapes, {list(one)} and {list(other)} among them: "
-        "allowed are sets whose images have one shape"
+        "allowed are data sets whose images have one shape"
       )
     images += chunk
     labels += [record[label_key] for record in records]
@@ -152,7 +152,7 @@ def _unpack_idx(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
 def _read_idx(path: Path, rank: int) -> np.ndarray:
   content = gzip.decompress(path.read_bytes())
   start = 4 + 4 * rank
-  if content[:4] != bytes([0, 0, 8, rank]):  # 8: unsigned bytes
+  if content[:4] != bytes([0, 0, 8, rank]):  # 8 stands for unsigned bytes
     raise ValueError(f"the header {content[:4]!r} is not IDX of rank {rank}")
   shape = np.frombuffer(content[4:start], ">u4").astype(int)
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
@@ -174,13 +174,13 @@ def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarr
 
 
 class Archive(NamedTuple):
-  """The original files of a set.
+  """The files that the authors of a data set publish.
 
   Attributes:
-    version: TFDS's version of the set whose content and order the arrays have.
+    version: of the TFDS data set that the arrays equal.
     num_classes: the labels are 0 .. num_classes - 1.
-    files: split -> names of its files, the last parts of their URLs.
-    unpack: (those files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
+    files: split -> names of its files, the last part of their URLs.
+    unpack: (files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
   """
 
   version: str
@@ -202,7 +202,7 @@ ARCHIVES = {
 
 
 def find_archive(name: str) -> Archive | None:
-  """The archive of 'name' or 'name:version', or None."""
+  """The archive of 'name' or 'name:version', if there is one of that version."""
   base, _, version = name.partition(":")
   archive = ARCHIVES.get(base)
   return archive if archive and version in ("", archive.version) else None
@@ -212,9 +212,9 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
   """Downloads one of ARCHIVES, unless its files are intact in `downloads`, and unpacks a split.
 
   Args:
-    name: a name of ARCHIVES.
+    name: one for which `find_archive` returns an archive.
     split: 'train' or 'test'.
-    downloads: the folder of the files; if it cannot be written, a temporary one is used, with a
+    downloads: folder that keeps the files; if it is not writable, a temporary one, with a
       warning.
 
   Raises:
@@ -237,7 +237,7 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
 
 
 def tfds_order(split: str, num_examples: int) -> list[int]:
-  """TFDS's order: example i of the set is example order[i] of the archive."""
+  """TFDS's order: example i is number `order[i]` of the archive."""
   salt = hashlib.md5(split.encode(), usedforsecurity=False)
 
   def rank(number: int) -> bytes:
@@ -249,7 +249,7 @@ def tfds_order(split: str, num_examples: int) -> list[int]:
 
 
 def with_tensorflow(name: str, data_dir: Path) -> None:
-  """Lets TFDS prepare any set under `data_dir` as array_record, which needs TensorFlow.
+  """Prepares a data set by TFDS under `data_dir` as array_record, which needs TensorFlow.
 
   Raises:
     InputError: an unknown name, TensorFlow is missing, no network, or the builder fails.
@@ -267,7 +267,7 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
   try:
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
-  except Exception as error:  # whatever the builder raises
+  except Exception as error:  # builders raise various exceptions; the user needs to see all of them
     raise InputError(
       f"data.name={name!r} cannot be prepared by TensorFlow Datasets under "
       f"data.data_dir={str(data_dir)!r}: {first_line(error)}"
@@ -275,26 +275,26 @@ def with_tensorflow(name: str, data_dir: Path) -> None:
 
 
 def import_tfds() -> Any:
-  """The package tensorflow_datasets, imported lazily since that takes a second or more."""
+  """The package tensorflow_datasets, imported lazily, because that takes a second or more."""
   extras.require("data", "tensorflow_datasets", "array_record", "importlib_resources", "PIL")
-  with warnings.catch_warnings():  # deprecations within its dependencies
+  with warnings.catch_warnings():  # deprecations in its dependencies
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
   return tfds
 
 
 def url_infos(name: str) -> dict[str, Any]:
-  """The files TFDS downloads for a set: address -> tfds UrlInfo(size, checksum, filename)."""
+  """The files that TFDS downloads: URL -> tfds UrlInfo(size, checksum, filename)."""
   return import_tfds().builder_cls(_base(name)).url_infos or {}
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of an error's message."""
+  """The first line of an error message."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def no_such_split(name: str, split: str, splits: Any) -> InputError:
-  """The error for an unknown split, with the existing ones."""
+  """The error for an unknown split; the message lists the existing ones."""
   return InputError(f"data.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
 
 
@@ -309,7 +309,7 @@ def _check_known(name: str) -> None:
   if base in known:
     return
   near = get_close_matches(base.lower(), [*known, "digits"], n=3)
-  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelled as in the TFDS catalog?"
+  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelled as in TFDS's catalog?"
   raise InputError(
     f"data.name={name!r} is neither 'digits' nor prepared under data.data_dir nor known to "
     f"TensorFlow Datasets: {hint}"
@@ -317,7 +317,7 @@ def _check_known(name: str) -> None:
 
 
 def _fetch(name: str, filename: str, folder: Path) -> Path:
-  """The file `filename` of a set, intact, in `folder`; downloaded if it is not there."""
+  """The intact file `filename` of a data set in `folder`; downloaded if it is missing."""
   registered = {url.rpartition("/")[2]: (url, info) for url, info in url_infos(name).items()}
   if filename not in registered:
     raise _undownloadable(name, f"the installed TFDS registers no file {filename!r}")
@@ -331,40 +331,40 @@ def _fetch(name: str, filename: str, folder: Path) -> Path:
 
 
 def _download(name: str, url: str, info: Any, path: Path) -> None:
-  """Downloads `url` to `path`, which exists only once the file is whole and verified."""
+  """Downloads `url` to `path`, which appears once the file is complete and verified."""
   download = import_tfds().download
   try:
-    # An interrupted download stays in a folder that is never read.
+    # An interrupted download stays in a folder that nothing reads.
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as incoming:
       manager = download.DownloadManager(
         download_dir=incoming, url_infos={url: info}, force_checksums_validation=True
       )
       os.replace(manager.download(url), path)
   except download.download_manager.NonMatchingChecksumError as error:
-    why = f"the content of {url} differs from the checksum that TFDS registers"
+    why = f"the content of {url} differs from the checksum registered by TFDS"
     raise _undownloadable(name, why) from error
   except (download.DownloadError, OSError) as error:  # OSError: requests' errors, a full disk
     raise _undownloadable(name, first_line(error).rstrip(":. ")) from error
 
 
 def _check_reachable(name: str, url: str) -> None:
-  """Raises InputError unless the host of `url` responds within seconds (proxies are honored)."""
+  """Raises InputError unless the host of `url` responds within seconds (proxies are used)."""
   extras.require("data", "requests")
   import requests
 
   host = urlsplit(url).netloc
   try:
-    response = requests.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
+    answer = requests.head(url, timeout=_TIMEOUT_S, allow_redirects=True)
   except requests.RequestException as error:
     raise _undownloadable(name, f"{host} cannot be reached ({type(error).__name__})") from error
-  if response.status_code in _UNAVAILABLE:
-    raise _undownloadable(name, f"{host} responds with HTTP code {response.status_code}")
+  if answer.status_code in _UNAVAILABLE:
+    raise _undownloadable(name, f"{host} answers with HTTP code {answer.status_code}")
 
 
 def _undownloadable(name: str, why: str) -> InputError:
   return InputError(
     f"data.name={name!r} is not prepared under data.data_dir and cannot be downloaded: {why}"
-    "; without a download there are 'digits' and what data.data_dir holds as array_record"
+    "; without a download there are 'digits' and the array_record data sets in data.data_dir"
   )
 
 
@@ -378,7 +378,7 @@ def _sha256(path: Path) -> str | None:
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[Path]:
-  """Yields `folder`, created if needed, or a temporary one if it cannot be written."""
+  """Yields `folder`, created if needed, or a temporary one if it is not writable."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()

@@ -248,7 +248,7 @@ def test_load_refuses(name, split, message):
 
 
 def test_load_refuses_a_data_dir_that_is_not_there(tmp_path):
-  with pytest.raises(InputError, match=r"dataset\.data_dir='.*/nowhere' is not a folder"):
+  with pytest.raises(InputError, match=r"data\.data_dir='.*/nowhere' is not a folder"):
     datasets.load("mnist", "test", data_dir=str(tmp_path / "nowhere"))
 
 
@@ -273,8 +273,8 @@ def test_cache_serves_the_second_load(source, places):
 def test_cache_is_found_without_importing_tfds(source, places):
   datasets.load("mnist", "train", **places)
   code = (
-    "import sys; from robust_opt import data\n"
-    f"d = data.load('mnist', 'train', download=False, **{places!r})\n"
+    "import sys; from robust_opt.data import datasets\n"
+    f"d = datasets.load('mnist', 'train', download=False, **{places!r})\n"
     "assert 'tensorflow_datasets' not in sys.modules\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -410,12 +410,13 @@ WRITER = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from robust_opt import data
-dataset = data.from_arrays(np.full((50, 32, 32, 3), int(sys.argv[2]), np.uint8), np.zeros(50, int))
+from robust_opt.data import datasets
+images = np.full((50, 32, 32, 3), int(sys.argv[2]), np.uint8)
+dataset = datasets.from_arrays(images, np.zeros(50, int))
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(40):
-  data._write_cache(Path(sys.argv[1]), dataset)
+  datasets._write_cache(Path(sys.argv[1]), dataset)
 """
 
 

@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import io
 import shutil
 import signal
@@ -250,7 +251,7 @@ def test_host_in_trouble(host, places):
   def mend():
     host.server.head_answer = None
 
-  fails_then_works(host, places, "responds with HTTP code 503", mend)
+  fails_then_works(host, places, "answers with HTTP code 503", mend)
 
 
 def test_a_host_that_refuses_to_be_asked_is_still_tried(host, places):
@@ -306,11 +307,11 @@ def test_images_and_labels_of_different_number(host, places):
 
 CHILD = """
 import sys
-from robust_opt import data, prepare
+from robust_opt.data import datasets, tfds as prepare
 UrlInfo = prepare.import_tfds().download.checksums.UrlInfo
 infos = {url: UrlInfo(*info) for url, info in REGISTERED.items()}
 prepare.url_infos = lambda name: infos
-data.load("cifar10", "test", **PLACES)
+datasets.load("cifar10", "test", **PLACES)
 """
 
 
@@ -361,9 +362,17 @@ def test_unknown_names(name, message, places):
     datasets.load(name, "test", **places)
 
 
+def install_tensorflow(monkeypatch, spec):
+  """Makes tensorflow look installed, or absent if spec is None."""
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    "importlib.util.find_spec", lambda name: spec if name == "tensorflow" else find_spec(name)
+  )
+
+
 @pytest.mark.parametrize("name", ["svhn_cropped", "emnist/letters", "mnist:1.0.0"])
 def test_without_tensorflow_the_message_says_what_to_install(name, places, monkeypatch):
-  monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
+  install_tensorflow(monkeypatch, None)
   with pytest.raises(InputError, match=r'pip install "robust_opt\[prepare\]"') as caught:
     datasets.load(name, "test", **places)
   assert f"data.name={name!r}" in str(caught.value)
@@ -449,7 +458,7 @@ def test_prepared_sets_are_read_in_the_order_of_tfds_writer(name, tiny_root, tmp
   [
     ("tiny_supervised", "test", "has no split 'test': it has train, validation"),
     ("tiny_uneven", "train", r"different shapes, \[4, 5, 1\] and \[4, 6, 1\]"),
-    ("tiny_bare", "train", "is not an image-classification set: it has .*scan"),
+    ("tiny_bare", "train", "is not an image-classification data set: it has .*scan"),
   ],
 )
 def test_prepared_sets_that_do_not_fit(name, split, message, tiny_root, tmp_path):
@@ -473,7 +482,7 @@ def test_tfrecord_is_said_to_need_tensorflow(tiny_root, tmp_path):
 def test_damaged_preparations(pattern, tiny_root, tmp_path):
   (path,) = copy_of_tiny(tiny_root, tmp_path).glob(pattern)
   path.write_bytes(path.read_bytes()[:20])
-  with pytest.raises(InputError, match=r"dataset\.name='tiny_named' in .* cannot be read"):
+  with pytest.raises(InputError, match=r"data\.name='tiny_named' in .* cannot be read"):
     datasets.load("tiny_named", "train", data_dir=str(tmp_path), cache_dir=str(tmp_path))
 
 
@@ -496,7 +505,7 @@ def test_with_tensorflow_tfds_prepares(places, monkeypatch):
     asked.append((name, kwargs))
     return Builder()
 
-  monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
+  install_tensorflow(monkeypatch, object())
   monkeypatch.setattr(prepare, "url_infos", lambda name: {})
   monkeypatch.setattr(tfds, "builder", builder)
   with pytest.raises(InputError, match=r"cannot be prepared .*: Manual download is required\.$"):
@@ -510,7 +519,7 @@ def test_with_tensorflow_tfds_prepares(places, monkeypatch):
 
 def test_what_tfds_prepares_is_read_and_cached(places, tiny_sets, monkeypatch):
   # The builder is found by name and needs no TensorFlow: the whole way, but for the check.
-  monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
+  install_tensorflow(monkeypatch, object())
   assert len(datasets.load("tiny_named", "train", **places).labels) == 7
   with monkeypatch.context() as patch:
     patch.setattr(prepare, "read_prepared", None)  # the second time must not come so far

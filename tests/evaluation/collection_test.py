@@ -203,7 +203,7 @@ def test_load_refuses_what_is_no_collection(examples, tmp_path):
   np.savez(tmp_path / "foreign.npz", images=np.zeros(3))
   write_sealed(tmp_path / "another_kind.npz", {"images": np.zeros(3), "net": "net"})
   for name in ("absent", "damaged", "foreign", "another_kind"):
-    with pytest.raises(InputError, match="no collection that can be read"):
+    with pytest.raises(InputError, match="not a readable collection"):
       collection.load(tmp_path / f"{name}.npz")
 
 

@@ -270,7 +270,7 @@ def test_what_is_no_verdict_is_refused(tmp_path):
   write_sealed(tmp_path / "another_kind.npz", {"x": np.zeros(3)})
   rewrite(saved(tmp_path / "another_claim.npz"), claim=np.array('{"norm": "l2"}'))
   for name in ("absent", "damaged", "foreign", "another_kind", "another_claim"):
-    with pytest.raises(InputError, match="no verdict that can be read"):
+    with pytest.raises(InputError, match="not a readable verdict"):
       files.load(tmp_path / f"{name}.npz")
 
 

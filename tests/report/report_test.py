@@ -366,7 +366,7 @@ def test_one_sentence_for_each_run_that_cannot_be_read(copy, tmp_path):
     ("summary.json", b'{"results": [{"what": "clean", "correct": 1, "total": 1}]}', "lacks 'set'"),
     ("metrics.jsonl", b"\xff\x00", "holds no readable record of the training"),
     ("evaluations/linf_0.1_quick_60/summary.json", b"{}", "the summary of an evaluation"),
-    ("evaluations/linf_0.1_quick_60/verdict.npz", b"PK\x03\x04", "is no verdict that can be read"),
+    ("evaluations/linf_0.1_quick_60/verdict.npz", b"PK\x03\x04", "is not a readable verdict"),
   ],
 )
 def test_a_damaged_file_is_named(copy, tmp_path, name, content, words):
