@@ -26,7 +26,7 @@ def require(extra: str, *modules: str) -> None:
   if not missing:
     return
   error = MissingExtraError(
-    f"{missing[0]} is not installed; install the packages for this part of robust_opt by "
+    f"{missing[0]} is not installed; install the packages for this part of robust_opt with "
     f'pip install "robust_opt[{extra}]".'
   )
   if not _is_command():

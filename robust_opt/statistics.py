@@ -99,8 +99,7 @@ def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
 def has_learned(accuracy: ArrayLike, num_classes: int) -> np.ndarray:
   """Whether clean accuracies are beyond chance by `LEARNED` of the way to 100 %; elementwise.
 
-  For ten classes the limit is 19 %; always predicting the most frequent class of MNIST gives 11.35
-  %.
+  For ten classes the limit is 19 %; predicting only the most frequent class of MNIST has 11.35 %.
   """
   chance = 1 / num_classes
   return np.asarray(accuracy) > chance + LEARNED * (1 - chance)

@@ -110,8 +110,7 @@ def autoattack(
   """Attacks a whole data set and returns the outcome for every example.
 
   Args:
-    logits_fn: x [B, *S] -> logits [B, C], each example independently, in evaluation mode: any
-    function
+    logits_fn: x [B, *S] -> logits [B, C], in evaluation mode, examples independent: any function
       that JAX can trace. The weights of a `jax.tree_util.Partial(apply, params)`, or of an NNX or
       Equinox module, are arguments of the compiled attacks, so that nets of one architecture share
       a compilation; weights that a function closes over are compiled in, and again if they change.

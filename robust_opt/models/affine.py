@@ -197,9 +197,19 @@ class Affine(AffineLayer):
     return 1, 1
 
 
+class _Rearrangement(AffineLayer):
+  """A layer whose outputs are 0 or one of the inputs each, with every input used at most once."""
+
+  def magnitude(self, x: Array) -> Array:
+    return self.linear(x)
+
+  def fan(self) -> tuple[int, int]:
+    return 1, 1
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pad(AffineLayer):
+class Pad(_Rearrangement):
   """A border of zeros, `width` pixels on every side: [B, H, W, C] -> [B, H + 2w, W + 2w, C]."""
 
   width: int = dataclasses.field(metadata={"static": True})
@@ -208,26 +218,14 @@ class Pad(AffineLayer):
     around = (self.width, self.width)
     return jnp.pad(x, ((0, 0), around, around, (0, 0)))
 
-  def magnitude(self, x: Array) -> Array:  # noqa: D102
-    return self.linear(x)
-
-  def fan(self) -> tuple[int, int]:  # noqa: D102
-    return 1, 1
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Flatten(AffineLayer):
+class Flatten(_Rearrangement):
   """[B, *S] -> [B, n]."""
 
   def linear(self, x: Array) -> Array:  # noqa: D102
     return x.reshape(x.shape[0], -1)
-
-  def magnitude(self, x: Array) -> Array:  # noqa: D102
-    return self.linear(x)
-
-  def fan(self) -> tuple[int, int]:  # noqa: D102
-    return 1, 1
 
 
 @jax.tree_util.register_dataclass

@@ -33,7 +33,7 @@ from robust_opt.layout import ChannelAxis
 from robust_opt.sets.base import UncertaintySet
 
 
-@functools.cache  # static fields are compared, and equal partials are different objects
+@functools.cache  # static fields are compared, and partials only by identity
 def _channels(channel_axis: ChannelAxis = layout.AUTO) -> sets.Groups:
   return functools.partial(sets.channels, channel_axis=channel_axis)
 

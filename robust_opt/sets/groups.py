@@ -127,8 +127,8 @@ class GroupL21(ExampleSet):
 class GroupLInf2(ExampleSet):
   """{|delta_g|_2 <= radius for every group g}: every group has its own l_2 ball.
 
-  Its steepest ascent moves every group by the radius along its unit gradient, and no group whose
-  gradient is 0. Its samples are uniform. Attributes and errors as for GroupL21.
+  Its steepest ascent moves every group of nonzero gradient by the radius along its unit gradient.
+  Its samples are uniform. Attributes and errors as for GroupL21.
   """
 
   radius: Radius

@@ -101,7 +101,9 @@ def margin_perturbation(w: Array, x: Array, y: Array, u: Ball) -> Array:
 def squared_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
   """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N].
 
-  = (|w'x_i + b - y_i| + r |w|_q)^2
+    = (|w'x_i + b - y_i| + r |w|_q)^2
+
+  y may be any numbers.
   """
   _check(w, x, y, u, "squared_loss")
   return (jnp.abs(x @ w + b - y) + u.radius * dual_norm(w, u)) ** 2
