@@ -90,8 +90,8 @@ def load(
     return _digits(split)
   if not _NAME.fullmatch(name):
     raise InputError(
-      f"data.name={name!r} is not the name of a data set: allowed are 'digits' and TensorFlow Datasets' "
-      "name, name/config or name:1.2.3"
+      f"data.name={name!r} is not the name of a data set: allowed are 'digits' and TensorFlow "
+      "Datasets' name, name/config or name:1.2.3"
     )
   root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
   folder = tfds.prepared_folder(root, name)

@@ -1,9 +1,9 @@
 """Data sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow; see `datasets.load`.
 
 TFDS reads a prepared data set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it
-to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` needs it for neither: URLs,
-checksums and download manager are TFDS's, and the standard library unpacks. The arrays equal those
-that TFDS's builder prepares, element by element.
+to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` never needs it: URLs, checksums
+and download manager are TFDS's, and the standard library unpacks. The arrays equal those that
+TFDS's builder prepares, element by element.
 
 TFDS's order: the builder numbers the examples 0, 1, ... in the order of the archive and sorts them
 by the MD5 of the split's name followed by that number. (Checked on the prepared CIFAR-10, whose
@@ -116,8 +116,8 @@ def _feature_keys(info: Any, name: str) -> tuple[str, str]:
     if [type(feature) for feature in pair] == [kinds.Image, kinds.ClassLabel]:
       return keys[0], keys[1]
   raise InputError(
-    f"data.name={name!r} is not an image-classification data set: it has {', '.join(features)}, and one "
-    "Image and one ClassLabel are needed"
+    f"data.name={name!r} is not an image-classification data set: it has {', '.join(features)}, "
+    "and one Image and one ClassLabel are needed"
   )
 
 
