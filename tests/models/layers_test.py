@@ -38,11 +38,11 @@ def test_formulation_follows_the_backend_unless_set(monkeypatch):
     layers.use_matmul()
 
 
-@pytest.mark.parametrize("channels", [1, 8])  # both ways of extracting patches
-@pytest.mark.parametrize(
-  ("kernel_size", "padding"), [((3, 3), "SAME"), ((5, 5), "VALID"), ((2, 3), "SAME")]
+@pytest.mark.parametrize(  # 1 channel and 8: both ways of extracting patches
+  ("channels", "kernel_size", "padding"),
+  [(1, (3, 3), "SAME"), (1, (5, 5), "VALID"), (8, (2, 3), "SAME"), (8, (5, 5), "VALID")],
 )
-def test_convolve_is_flax_conv(formulation, channels, padding, kernel_size):
+def test_convolve_is_flax_conv(formulation, channels, kernel_size, padding):
   x = normal(0, 2, 7, 8, channels)
   reference = nn.Conv(4, kernel_size, padding=padding, bias_init=nn.initializers.normal())
   ours = layers.Conv(4, kernel_size, padding=padding)
@@ -130,13 +130,6 @@ def test_dtype_of_the_arithmetic(formulation):
   variables = jax.jit(layer.init)(jax.random.key(0), x)
   chex.assert_type(jax.tree.leaves(variables), jnp.float32)
   chex.assert_type(jax.jit(layer.apply)(variables, x), jnp.bfloat16)
-
-
-def test_standardize_by_channel():
-  x = normal(0, 2, 3, 3, 3)
-  mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-  y = layers.Standardize(mean, std).apply({}, x)
-  close(y, (x - np.array(mean)) / np.array(std))
 
 
 def images(batch):
