@@ -1,9 +1,9 @@
-"""What 12 maxout nets cost beside one, one after the other and under vmap, on 10,000 MNIST images.
+"""Training time of 12 maxout nets, sequentially and under vmap, relative to that of one.
 
   python -m benchmarks.ensemble --data_dir=DIR
 
-The training is that of the ensemble of robust_opt.papers.goodfellow2015: one epoch, after one that
-compiles.
+Trains as the ensemble of robust_opt.papers.goodfellow2015 does, on 10,000 MNIST images; measures
+one epoch, after one that compiles.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from robust_opt.papers.goodfellow2015 import study
 MEMBERS, NUM_IMAGES = 12, 10_000
 
 
-def seconds(members: int, vmapped: bool, data_dir: str) -> float:
-  """Of one epoch of so many nets."""
+def epoch_seconds(members: int, vmapped: bool, data_dir: str) -> float:
+  """Wall time of one epoch of all members."""
   preset = study.PRESETS["paper", "mnist"]
   options = study.Options(dataset="mnist", workdir=Path(), preset=preset, data_dir=data_dir)
   config = study.config_of(options, "maxout", 0)
@@ -40,13 +40,14 @@ def seconds(members: int, vmapped: bool, data_dir: str) -> float:
 def main() -> None:
   """Prints the three times and two ratios."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--data_dir", default="", help="where MNIST lies prepared")
+  parser.add_argument("--data_dir", default="", help="folder of prepared TFDS sets")
   args = parser.parse_args()
-  one = seconds(1, False, args.data_dir)
-  print(f"one: {one:.2f} s")
+  one = epoch_seconds(1, False, args.data_dir)
+  print(f"one net: {one:.2f} s")
   for vmapped in (False, True):
-    several = seconds(MEMBERS, vmapped, args.data_dir)
-    print(f"{MEMBERS}, {'vmap' if vmapped else 'in a row'}: {several:.2f} s, {several / one:.1f} x")
+    several = epoch_seconds(MEMBERS, vmapped, args.data_dir)
+    how = "vmap" if vmapped else "sequential"
+    print(f"{MEMBERS} nets, {how}: {several:.2f} s, {several / one:.1f} x")
 
 
 if __name__ == "__main__":

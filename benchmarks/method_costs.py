@@ -1,11 +1,11 @@
-"""What an update of each method costs beside one of standard training, on the paper's MNIST net.
+"""The cost of an update of each method, relative to standard training, on the paper's MNIST net.
 
   python -m benchmarks.method_costs [--steps 20] [--repeats 7] [--methods robust free pgd]
 
-Every update is the library's own, within its jitted scan, at batch 100 on random images, which
-change no time (except of L-BFGS, whose line search is as long as it needs). The timings are
-interleaved, so that another process disturbs all of them alike. `robust_opt.papers.family` times
-the updates of its nets in the same way, on its own data.
+Runs the updates of robust_opt in a jitted scan, with batches of 100 random images: only the time of
+L-BFGS, which has a line search, depends on the data. The timings are interleaved, so that other
+processes affect all methods alike. `robust_opt.papers.family` times its updates in the same way, on
+its own data.
 """
 
 import argparse
@@ -23,8 +23,8 @@ NUM_IMAGES = 6000
 def main() -> None:
   """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--steps", type=int, default=20, help="batches in one scan")
-  parser.add_argument("--repeats", type=int, default=7, help="timings of each method")
+  parser.add_argument("--steps", type=int, default=20, help="batches per scan")
+  parser.add_argument("--repeats", type=int, default=7, help="timings per method")
   parser.add_argument("--methods", nargs="+", choices=methods.ALL, default=list(methods.ALL))
   args = parser.parse_args()
   names = list(dict.fromkeys(["standard", *args.methods]))
@@ -36,16 +36,17 @@ def main() -> None:
   for name, config in configs.items():
     methods.ALL[name].apply(config)
   train = Dataset(x.astype(np.uint8), y, 10, "random", "train")
-  found = costs.side_by_side(configs, train, args.steps, args.repeats)
+  measured = costs.side_by_side(configs, train, args.steps, args.repeats)
 
   print(f"batch 100, median [minimum] of {args.repeats}")
-  print("| method | passes an update | ms an update | beside standard | first call, s |")
+  print("| method | passes per update | ms per update | relative to standard | first call, s |")
   print("|---|---|---|---|---|")
   for name in names:
-    cost, passes = found[name], methods.ALL[name].passes / methods.ALL[name].updates
-    median, least = 1e3 * statistics.median(cost.seconds), 1e3 * min(cost.seconds)
-    ratio = costs.beside(cost, found["standard"])
-    print(f"| {name} | {passes:g} | {median:.1f} [{least:.1f}] | {ratio:.2f} | {cost.first:.1f} |")
+    cost, passes = measured[name], methods.ALL[name].passes / methods.ALL[name].updates
+    median, minimum = 1e3 * statistics.median(cost.seconds), 1e3 * min(cost.seconds)
+    ratio = costs.ratio(cost, measured["standard"])
+    times = f"{median:.1f} [{minimum:.1f}] | {ratio:.2f} | {cost.first:.1f}"
+    print(f"| {name} | {passes:g} | {times} |")
 
 
 if __name__ == "__main__":

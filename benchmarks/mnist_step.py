@@ -1,11 +1,11 @@
-"""Training step of the paper's MNIST net: robust_opt inside its scan against PyTorch eager.
+"""Training steps on the paper's MNIST net: robust_opt in a jitted scan, PyTorch in eager mode.
 
   python benchmarks/mnist_step.py [--steps 20] [--repeats 9] [--norm linf] [--data_dir DIR]
 
-Three steps at batch 100: standard, Algorithm 1 (one ascent step, one descent step) and PGD-10.
-Both frameworks gather the batch from uint8 images and take the same steps. The timings are
-interleaved, so that another process disturbs all of them alike. DIR holds prepared TFDS sets;
-without it the images are random, which changes no time.
+Three kinds of steps with a batch size of 100: standard, Algorithm 1 (one ascent step, one descent
+step) and PGD-10. Both frameworks gather the batch from uint8 images and perform the same steps. The
+timings are interleaved, so that other processes affect all of them alike. DIR is a folder of
+prepared TFDS sets; without it the images are random, which does not affect the times.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Epoch = Callable[[], None]  # runs args.steps training steps and waits for them
 
 
 def robust_opt_epoch(x: np.ndarray, y: np.ndarray, steps: int, k: int, norm: str) -> Epoch:
-  """k ascent steps before each descent step, all steps in one jitted scan: what main.py runs."""
+  """k ascent steps before each descent step, in one jitted scan as in robust_opt.main."""
   net = models.MnistCNN(mean=MEAN, std=STD)
   params, model_state = models.init(net, jax.random.key(0), (28, 28, 1))
   optimizer = optax.chain(optax.add_decayed_weights(1e-3), optax.sgd(1e-3, momentum=0.9))
@@ -112,8 +112,8 @@ def load(data_dir: str | None) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
   """Prints the tables."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--steps", type=int, default=20, help="training steps in one scan")
-  parser.add_argument("--repeats", type=int, default=9, help="timings of each entry")
+  parser.add_argument("--steps", type=int, default=20, help="training steps per scan")
+  parser.add_argument("--repeats", type=int, default=9, help="timings per entry")
   parser.add_argument("--norm", choices=["linf", "l2"], default="linf")
   parser.add_argument("--data_dir", help="folder of prepared TFDS sets; random images without it")
   args = parser.parse_args()
@@ -126,9 +126,9 @@ def main() -> None:
   epochs: dict[tuple[str, str], Epoch] = {}
   for row, k in ASCENT_STEPS.items():
     epochs[row, columns[0]] = robust_opt_epoch(x, y, args.steps, k, args.norm)
-    given = (x, y, order, k, args.norm)
-    epochs[row, columns[1]] = torch_epoch(*given, torch.contiguous_format)
-    epochs[row, columns[2]] = torch_epoch(*given, torch.channels_last)
+    arguments = (x, y, order, k, args.norm)
+    epochs[row, columns[1]] = torch_epoch(*arguments, torch.contiguous_format)
+    epochs[row, columns[2]] = torch_epoch(*arguments, torch.channels_last)
 
   def timed(epoch: Epoch) -> float:
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def main() -> None:
       times[entry].append(1e3 * timed(epoch) / args.steps)
   median = {entry: statistics.median(values) for entry, values in times.items()}
 
-  print(f"ms a step, batch {BATCH}, {args.norm}: median [minimum] of {args.repeats}")
+  print(f"ms per step, batch size {BATCH}, {args.norm}: median [minimum] of {args.repeats}")
   print(f"| step | {' | '.join(columns)} | robust_opt / best torch |\n|---|---|---|---|---|")
   for row in ASCENT_STEPS:
     cells = [f"{median[row, c]:.1f} [{min(times[row, c]):.1f}]" for c in columns]
@@ -155,9 +155,9 @@ def main() -> None:
     f"{row} {first[row, columns[0]] - median[row, columns[0]] * args.steps / 1e3:.1f} s"
     for row in ASCENT_STEPS
   ]
-  print(f"\nrobust_opt compiles: {', '.join(compile_times)}")
+  print(f"\nCompilation of robust_opt: {', '.join(compile_times)}")
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  print(f"Peak resident memory of this process, both frameworks: {peak:.0f} MiB")
+  print(f"Peak resident memory of the process with both frameworks: {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The nets that the attacks are compared on, trained by robust_opt, each in JAX and in PyTorch.
+"""The nets that the attacks are compared on: trained by robust_opt, then copied to PyTorch.
 
   net = load("mnist", "pgd", Path("runs/bench"), data_dir="DIR")
   net.logits_fn, net.module, net.x, net.y
 
-Four a data set: standard training, FGSM training (one step, the catastrophic kind included), PGD
-training, and the standard net with its logits multiplied by 100: its cross-entropy is so flat that
-the gradient is rounded to zero (gradient masking), while its decisions stay the same.
+Four nets per data set: standard training, FGSM training (which may overfit catastrophically), PGD
+training, and "masked", the standard net with its logits multiplied by 100: its cross-entropy
+saturates, so that the gradient is rounded to zero, while the predictions are unchanged.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from robust_opt.types import Array, LogitsFn
 DATASETS = ("mnist", "cifar10")
 KINDS = ("standard", "fgsm", "pgd", "masked")
 MASK = 100.0
-# In pixels: radii at which neither all nor nothing stands, of nets trained as here.
+# In pixels, chosen so that some but not all images are broken.
 TRAINING_RADIUS = {"mnist": 0.15, "cifar10": 4 / 255}
 RADII: dict[tuple[str, bool], dict[str, float]] = {  # (data set, robustly trained)
   ("mnist", False): {"linf": 0.1, "l2": 1.2, "l1": 8.0},
@@ -39,15 +39,14 @@ RADII: dict[tuple[str, bool], dict[str, float]] = {  # (data set, robustly train
 
 
 class Net(NamedTuple):
-  """One net, twice, and its test images.
+  """A net in JAX and in PyTorch, and its test data.
 
   Attributes:
     logits_fn: [B, H, W, C] in [0, 1] -> logits [B, 10].
-    module: the same for [B, C, H, W].
+    module: the same net in PyTorch, for [B, C, H, W].
     x: [N, H, W, C] float32.
     y: [N] int32.
-    radii: at which it is attacked, by norm.
-    difference: the largest one between the logits of the two, relative to the largest logit.
+    radii: norm -> radius of the attacks.
   """
 
   logits_fn: LogitsFn
@@ -55,32 +54,31 @@ class Net(NamedTuple):
   x: np.ndarray
   y: np.ndarray
   radii: Mapping[str, float]
-  difference: float
 
 
 def load(dataset: str, kind: str, workdir: Path, data_dir: str) -> Net:
-  """Trains the net, or finds it trained in `workdir`."""
+  """Trains the net, or restores it from `workdir`."""
   trained = "standard" if kind == "masked" else kind
   config = _config(dataset, trained, data_dir)
   run = workdir / f"{dataset}_{trained}"
   experiment.run(config, run)
-  found = target.load({"workdir": str(run), "data_dir": data_dir})
-  assert isinstance(found.logits_fn, jax.tree_util.Partial)
-  params, model_state = jax.tree.map(np.asarray, found.logits_fn.args)
+  trained_net = target.load({"workdir": str(run), "data_dir": data_dir})
+  assert isinstance(trained_net.logits_fn, jax.tree_util.Partial)
+  params, model_state = jax.tree.map(np.asarray, trained_net.logits_fn.args)
   module: nn.Module = _paper_net(params) if dataset == "mnist" else _vgg(params, model_state)
-  module = nn.Sequential(Standardise(config.data.mean, config.data.std, dataset), module)
-  logits_fn: LogitsFn = found.logits_fn
+  module = nn.Sequential(Standardize(config.data.mean, config.data.std, dataset), module)
+  logits_fn: LogitsFn = trained_net.logits_fn
   if kind == "masked":
-    logits_fn = jax.tree_util.Partial(_scaled, found.logits_fn)
+    logits_fn = jax.tree_util.Partial(_scaled, trained_net.logits_fn)
     module = nn.Sequential(module, Scale())
   module.eval().requires_grad_(False)
-  ours = np.asarray(logits_fn(jnp.asarray(found.x[:200])))
-  theirs = module(channels_first(found.x[:200])).numpy()
+  x, y = trained_net.x, trained_net.y
+  ours = np.asarray(logits_fn(jnp.asarray(x[:200])))
+  theirs = module(channels_first(x[:200])).numpy()
   difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
   if difference > 1e-5:
-    raise ValueError(f"The two nets differ by {difference:.1e} of the largest logit.")
-  radii = RADII[dataset, trained != "standard"]
-  return Net(logits_fn, module, found.x, found.y, radii, difference)
+    raise ValueError(f"The logits in JAX and PyTorch differ by {difference:.1e} of the largest.")
+  return Net(logits_fn, module, x, y, RADII[dataset, trained != "standard"])
 
 
 def channels_first(x: np.ndarray) -> torch.Tensor:
@@ -93,8 +91,8 @@ def channels_last(x: torch.Tensor) -> np.ndarray:
   return np.ascontiguousarray(np.moveaxis(x.detach().numpy(), 1, -1))
 
 
-class Standardise(nn.Module):
-  """What the models of robust_opt do first; MNIST is padded to 32 x 32."""
+class Standardize(nn.Module):
+  """Pads MNIST to 32 x 32 and standardizes, as the models of robust_opt do."""
 
   def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], dataset: str) -> None:
     super().__init__()
@@ -108,7 +106,7 @@ class Standardise(nn.Module):
 
 
 class Scale(nn.Module):
-  """The mask."""
+  """Multiplies the logits by MASK."""
 
   def forward(self, logits: torch.Tensor) -> torch.Tensor:
     """[B, C] -> [B, C]."""
@@ -120,7 +118,7 @@ def _scaled(logits_fn: LogitsFn, x: Array) -> Array:
 
 
 def _config(dataset: str, kind: str, data_dir: str) -> ConfigDict:
-  """Some minutes on two cores each: the nets need not be good, but the attacks must differ."""
+  """A few minutes of training on two cores; high accuracy is not needed here."""
   config = config_lib.mnist() if dataset == "mnist" else config_lib.cifar()
   config.data.data_dir = data_dir
   choose(config, "set", "LInf", radius=TRAINING_RADIUS[dataset], box=config_lib.PIXEL_BOX)
@@ -148,7 +146,7 @@ def _paper_net(params: Any) -> nn.Module:
   )  # fmt: skip
   _copy_conv(module[0], params["conv1"])
   _copy_conv(module[3], params["conv2"])
-  # Flattened, rows and columns come before channels in JAX and after them in PyTorch.
+  # Flattening puts rows and columns before the channels in JAX, after them in PyTorch.
   dense1 = params["dense1"]["kernel"].reshape(2, 2, 64, 200).transpose(2, 0, 1, 3).reshape(256, 200)
   _copy_dense(module[7], {"kernel": dense1, "bias": params["dense1"]["bias"]})
   _copy_dense(module[9], params["dense2"])
@@ -156,14 +154,14 @@ def _paper_net(params: Any) -> nn.Module:
 
 
 def _vgg(params: Any, model_state: Any) -> nn.Module:
-  """Without dropout, which does nothing in evaluation mode."""
+  """Without dropout, which has no effect in evaluation mode."""
   layers: list[nn.Module] = []
   statistics = model_state["batch_stats"]
-  place = 0
+  index = 0
 
   def norm(features: int) -> nn.Module:
-    layer = nn.BatchNorm1d(features, eps=1e-3) if place > 12 else nn.BatchNorm2d(features, eps=1e-3)
-    scale, running = params[f"BatchNorm_{place}"], statistics[f"BatchNorm_{place}"]
+    layer = nn.BatchNorm1d(features, eps=1e-3) if index > 12 else nn.BatchNorm2d(features, eps=1e-3)
+    scale, running = params[f"BatchNorm_{index}"], statistics[f"BatchNorm_{index}"]
     _set(layer.weight, scale["scale"])
     _set(layer.bias, scale["bias"])
     _set(layer.running_mean, running["mean"])
@@ -172,12 +170,12 @@ def _vgg(params: Any, model_state: Any) -> nn.Module:
 
   for depth in (2, 2, 3, 3, 3):
     for _ in range(depth):
-      weights = params[f"Conv_{place}"]
+      weights = params[f"Conv_{index}"]
       _, _, channels, features = weights["kernel"].shape
       conv = nn.Conv2d(channels, features, 3, padding=1)
       _copy_conv(conv, weights)
       layers += [conv, norm(features), nn.ReLU()]
-      place += 1
+      index += 1
     layers.append(nn.MaxPool2d(2))
   hidden, last = (nn.Linear(*params[f"Dense_{i}"]["kernel"].shape) for i in (0, 1))
   _copy_dense(hidden, params["Dense_0"])

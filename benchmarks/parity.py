@@ -1,15 +1,15 @@
-"""Our attacks beside torchattacks' and adv_lib's: the same weights, the same images.
+"""The attacks of robust_opt, torchattacks and adv_lib on the same weights and images.
 
   python -m benchmarks.parity --data_dir=DIR --workdir=runs/parity [--datasets mnist cifar10]
       [--norms linf l2 l1] [--kinds standard fgsm pgd masked] [--examples 200]
 
-For every net, norm and attack: the share of images on which both sides agree, and ours with itself
-under another seed, which says how much of that is chance (--controls); both robust accuracies;
-seconds an image on this machine (ours without compiling, which is stated apart); and how many
-images each side showed to the net forwards and backwards. An image counts as broken only if what
-came back is misclassified, in the box, and in the ball to a relative 1e-4. Every comparison is a
-file in --workdir: the command goes on where it was stopped, and prints the tables at the end.
-`--phases ensemble` and `--phases apgd-ce apgd-t fab-t square` choose what is compared.
+Measures for each net, norm and attack: robust accuracies; the fraction of images on which both
+sides agree, and with --controls on which robust_opt agrees with itself under another seed; seconds
+per image (compilation is given separately); forward and backward passes per image. An image counts
+as broken only if the returned image is misclassified, in the box, and in the ball up to a relative
+1e-4. Each comparison is stored in --workdir, so that the command resumes where it was stopped; the
+tables are printed at the end. `--phases ensemble` and `--phases apgd-ce apgd-t fab-t square` choose
+the attacks.
 """
 
 import argparse
@@ -50,24 +50,24 @@ TorchAttack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Counter:
-  """How many images went through a net, forwards and backwards."""
+  """Counts the images in forward and backward passes of a net."""
 
   def __init__(self) -> None:
     self.forward = self.backward = 0
 
   def per_image(self, examples: int) -> dict[str, float]:
-    """Both, divided by the images that were attacked."""
+    """Passes per attacked image."""
     return {"forward": self.forward / examples, "backward": self.backward / examples}
 
 
 class Counted(torch.nn.Module):
-  """A module that counts."""
+  """A module that counts its passes."""
 
   def __init__(self, module: torch.nn.Module, counter: Counter) -> None:
     super().__init__()
     self.module, self.counter = module, counter
-    # torchattacks puts a model back into the mode that it found it in, and with it all within it:
-    # a wrapper in training mode, as modules are born, would have batch norm learn from the attacks.
+    # torchattacks restores the mode of the model and of all its submodules. A new wrapper is in
+    # training mode, and batch norm would be updated by the attacks.
     self.eval()
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,41 +75,41 @@ class Counted(torch.nn.Module):
     self.counter.forward += len(x)
     if x.requires_grad:
       x = x.view_as(x)
-      x.register_hook(self._went_back)
+      x.register_hook(self._count_backward)
     return self.module(x)
 
-  def _went_back(self, gradient: torch.Tensor) -> None:
+  def _count_backward(self, gradient: torch.Tensor) -> None:
     self.counter.backward += len(gradient)
 
 
 def counted(logits_fn: LogitsFn, counter: Counter) -> LogitsFn:
-  """A function that counts; slower, so that it is not what is timed."""
+  """The same function with counted passes; slower, so not for timings."""
 
-  def add(forward: int, backward: int) -> None:
-    counter.forward += forward
-    counter.backward += backward
+  def add(forwards: int, backwards: int) -> None:
+    counter.forward += forwards
+    counter.backward += backwards
 
   @jax.custom_vjp
-  def seen(x: Array) -> Array:
+  def identity(x: Array) -> Array:
     jax.debug.callback(functools.partial(add, len(x), 0))
     return x
 
-  def forwards(x: Array) -> tuple[Array, None]:
-    return seen(x), None
+  def forward(x: Array) -> tuple[Array, None]:
+    return identity(x), None
 
-  def backwards(residual: None, gradient: Array) -> tuple[Array]:
+  def backward(residual: None, gradient: Array) -> tuple[Array]:
     del residual
     jax.debug.callback(functools.partial(add, 0, len(gradient)))
     return (gradient,)
 
-  seen.defvjp(forwards, backwards)
-  return lambda x: logits_fn(seen(x))
+  identity.defvjp(forward, backward)
+  return lambda x: logits_fn(identity(x))
 
 
 def torch_attack(
   name: str, norm: str, radius: float, module: torch.nn.Module
 ) -> TorchAttack | None:
-  """The attack of the same name at the standard settings; None where nobody we know has it."""
+  """The attack of that name with the standard settings; None where no library has it."""
   if norm == "l1":
     if name == "apgd-ce":
       return lambda x, y: auto_pgd.apgd(
@@ -131,18 +131,18 @@ def torch_attack(
     "square": lambda: torchattacks.Square(module, n_queries=5000, **shared),
   }
   if name == EVERYTHING:
-    # Its own class AutoAttack leaves APGD and FAB at 10 steps; these have the standard's 100.
+    # The class torchattacks.AutoAttack runs APGD and FAB for only 10 steps; the standard is 100.
     return torchattacks.MultiAttack([make[phase]() for phase in PHASES])
   return make[name]()
 
 
 def our_attack(name: str) -> str | tuple[Phase, ...]:
-  """What `version` of ro.autoattack it is."""
+  """The corresponding `version` of ro.autoattack."""
   return "standard" if name == EVERYTHING else (PHASES[name],)
 
 
 def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) -> dict[str, Any]:
-  """One line of the table, and the verdict on every image."""
+  """One row of the table, and the outcome for each image."""
   x, y, radius = net.x[:examples], net.y[:examples], net.radii[norm]
   u = BALLS[norm](radius, box=(0.0, 1.0))
   arguments: dict[str, Any] = {"u": u, "version": our_attack(name)}
@@ -167,7 +167,7 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
     again = ro.autoattack(net.logits_fn, x, y, batch_size=BATCH, seed=1, **arguments)
     line["agreement_with_itself"] = float(np.mean(ours == (again.broken_by >= 0)))
     counter = Counter()
-    few = slice(0, COUNTED)  # one whole batch, so that no padding is counted
+    few = slice(0, COUNTED)  # one full batch, so that no padding is counted
     ro.autoattack(counted(net.logits_fn, counter), x[few], y[few], batch_size=COUNTED, **arguments)
     jax.effects_barrier()
     line["ours"]["evaluations"] = counter.per_image(COUNTED)
@@ -183,7 +183,7 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
     images.append(nets.channels_last(attack(batch, labels)))
   seconds = time.perf_counter() - began
   if net.module.training:
-    raise RuntimeError("The attack has left the net in training mode.")
+    raise RuntimeError("The attack left the net in training mode.")
   theirs = broken(net, x, y, np.concatenate(images), u)
   line["theirs"] = {
     "robust": float(np.mean(~theirs)),
@@ -196,7 +196,7 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
 
 
 def broken(net: nets.Net, x: np.ndarray, y: np.ndarray, images: np.ndarray, u: Ball) -> np.ndarray:
-  """Whether an image is misclassified, by PyTorch's net, and within ball and box, [N]."""
+  """Whether each image is misclassified by the PyTorch net and in the ball and box, [N]."""
   logits = net.module(nets.channels_first(images)).numpy()
   inside = lengths(u, images - x) <= float(u.radius) * (1 + 1e-4)
   boxed = ((images >= 0) & (images <= 1)).reshape(len(x), -1).all(axis=1)
@@ -205,7 +205,7 @@ def broken(net: nets.Net, x: np.ndarray, y: np.ndarray, images: np.ndarray, u: B
 
 @contextmanager
 def compiling() -> Iterator[list[float]]:
-  """The seconds that XLA compiles while this is open."""
+  """Measures the seconds of JAX compilation within the context."""
   total = [0.0]
 
   def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -218,10 +218,10 @@ def compiling() -> Iterator[list[float]]:
 
 
 def markdown(lines: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
-  """All comparisons as one table."""
+  """All comparisons in one table."""
   head = (
-    "| net | norm, radius | attack | clean | ours | theirs | same verdict | ours twice "
-    "| s/image ours | theirs | ratio | forward, backward ours | theirs | compile |"
+    "| net | norm, radius | attack | clean | robust_opt | theirs | agreement | two seeds "
+    "| s/image | theirs | ratio | forward, backward | theirs | compilation |"
   )
   rows = [head, "|" + "---|" * (head.count("|") - 1)]
   for (dataset, kind, norm, name), line in lines.items():
@@ -248,7 +248,7 @@ def markdown(lines: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:
 
 
 def main() -> None:
-  """Compares what is not compared yet, and prints everything."""
+  """Runs the comparisons that are not in --workdir yet, and prints all of them."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data_dir", required=True, help="folder of prepared TFDS sets")
   parser.add_argument("--workdir", type=Path, required=True)
@@ -256,9 +256,9 @@ def main() -> None:
   parser.add_argument("--kinds", nargs="+", default=nets.KINDS, choices=nets.KINDS)
   parser.add_argument("--norms", nargs="+", default=tuple(NORMS), choices=NORMS)
   parser.add_argument("--phases", nargs="+", default=(*PHASES, EVERYTHING))
-  parser.add_argument("--examples", type=int, default=200, help="the first so many test images")
+  parser.add_argument("--examples", type=int, default=200, help="number of test images")
   parser.add_argument(
-    "--controls", action="store_true", help="also ours twice, and its evaluations"
+    "--controls", action="store_true", help="also run a second seed and count passes"
   )
   args = parser.parse_args()
   entries = list(itertools.product(args.datasets, args.kinds, args.norms, args.phases))

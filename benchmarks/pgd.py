@@ -1,12 +1,11 @@
-"""PGD-40 on the paper's MNIST net: robust_opt beside torchattacks and Foolbox, in one process.
+"""PGD-40 on the paper's MNIST net: robust_opt, torchattacks and Foolbox in one process.
 
   python -m benchmarks.pgd --data_dir=DIR --workdir=runs/parity [--repeats 5]
 
-The same PGD-trained weights and the same 100 test images; l_inf, 40 steps of radius / 10 from a
-uniform random start, in the box. Foolbox runs in its PyTorch and in its JAX mode, there around the
-net as it is and around the jitted net, which is the best that it allows. The timings are
-interleaved, so that another process disturbs all of them alike; the first call of each, which
-compiles, is apart.
+All attack the same 100 test images with the same PGD-trained weights: l_inf, 40 steps of radius /
+10 from a uniform random start, in the box. Foolbox runs in its PyTorch mode and in its JAX mode,
+the latter with the plain and with the jitted net. The timings are interleaved, so that other
+processes affect all of them alike; the first call, which compiles, is timed separately.
 """
 
 import argparse
@@ -31,11 +30,11 @@ from robust_opt.keys import keys_of
 from robust_opt.types import Array
 
 BATCH, STEPS, RELATIVE_STEP = 100, 40, 0.1
-Entry = Callable[[], np.ndarray]  # runs the attack, and says which images it broke, [N]
+Entry = Callable[[], np.ndarray]  # runs the attack: whether each image is broken, [N]
 
 
 def robust_opt_entry(net: nets.Net, radius: float) -> Entry:
-  """Compiled as a whole: the loop, the net and its gradient."""
+  """One compiled program: the loop, the net and its gradient."""
   x, y = jnp.asarray(net.x[:BATCH]), jnp.asarray(net.y[:BATCH])
 
   @jax.jit
@@ -66,7 +65,7 @@ def foolbox_torch_entry(net: nets.Net, radius: float) -> Entry:
 
 
 def foolbox_jax_entry(net: nets.Net, radius: float, jit: bool) -> Entry:
-  """Eager JAX, around the net or around the jitted net."""
+  """Eager JAX with the plain or the jitted net."""
   model = foolbox.JAXModel(jax.jit(net.logits_fn) if jit else net.logits_fn, bounds=(0, 1))
   x, y = jnp.asarray(net.x[:BATCH]), jnp.asarray(net.y[:BATCH])
   attack = foolbox.attacks.LinfPGD(rel_stepsize=RELATIVE_STEP, steps=STEPS)
@@ -78,7 +77,7 @@ ENTRIES: dict[str, Callable[[nets.Net, float], Entry]] = {
   "torchattacks": torchattacks_entry,
   "Foolbox, PyTorch mode": foolbox_torch_entry,
   "Foolbox, JAX mode": functools.partial(foolbox_jax_entry, jit=False),
-  "Foolbox, JAX mode, its net jitted": functools.partial(foolbox_jax_entry, jit=True),
+  "Foolbox, JAX mode, jitted net": functools.partial(foolbox_jax_entry, jit=True),
 }
 
 
@@ -86,7 +85,7 @@ def main() -> None:
   """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data_dir", required=True, help="folder of prepared TFDS sets")
-  parser.add_argument("--workdir", type=Path, required=True, help="where the trained net is kept")
+  parser.add_argument("--workdir", type=Path, required=True, help="folder of the trained net")
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args()
   net = nets.load("mnist", "pgd", args.workdir / "nets", args.data_dir)
@@ -106,7 +105,8 @@ def main() -> None:
       times[name].append(time.perf_counter() - began)
   median = {name: statistics.median(values) for name, values in times.items()}
 
-  print("| | s for 100 images, median [minimum] | beside ours | first call | robust accuracy |")
+  print(f"s for {BATCH} images, median [minimum] of {args.repeats}")
+  print("| | s | relative to robust_opt | first call | robust accuracy |")
   print("|---|---|---|---|---|")
   for name in entries:
     print(

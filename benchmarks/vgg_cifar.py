@@ -1,10 +1,10 @@
-"""VGG on CIFAR-10 shapes: images/s of standard training and of Algorithm 1, float32 and bfloat16.
+"""Images/s of standard training and Algorithm 1 for VGG on CIFAR-10 shapes, by precision.
 
   python benchmarks/vgg_cifar.py [--batch_size=128] [--steps=100] [--repeats=5] [--width=1]
 
-Meant for an accelerator; random images, since the speed does not depend on them. Every row is one
-compiled scan of training steps over data that lies on the device; rows of one precision are timed
-in turn, and medians are printed.
+For accelerators; with random images, since the speed does not depend on the data. Each row is a
+compiled scan of training steps over data on the device; rows of one precision are timed
+alternately, and medians are printed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def prepare(
   dtype: str, num_ascents: int, batch_size: int, steps: int, width: float
 ) -> tuple[Callable[[], None], float]:
-  """A function that runs and waits for `steps` training steps, and its compile time in seconds."""
+  """A function that runs `steps` training steps and waits for them, and its compile time in s."""
   net = models.VGG(mean=MEAN, std=STD, dtype=jnp.dtype(dtype), width=width)
   params, model_state = models.init(net, jax.random.key(0), (32, 32, 3))
   optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
@@ -50,7 +50,7 @@ def prepare(
   def run() -> None:
     box[0], metrics = compiled(box[0], data, key)
     jax.block_until_ready(metrics)
-    box[0] = dataclasses.replace(box[0], step=jnp.zeros((), jnp.int32))  # the same epoch again
+    box[0] = dataclasses.replace(box[0], step=jnp.zeros((), jnp.int32))  # repeat the same epoch
 
   return run, compile_seconds
 
@@ -61,7 +61,7 @@ def main() -> None:
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--steps", type=int, default=100)
   parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--width", type=float, default=1.0, help="of the net; 1 is the paper's")
+  parser.add_argument("--width", type=float, default=1.0, help="factor of the number of features")
   args = parser.parse_args()
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {args.batch_size}")
   print(f"{'':10} {'training':12} {'images/s':>10} {'ms/step':>9} {'ratio':>6} {'compile s':>10}")

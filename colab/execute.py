@@ -1,10 +1,10 @@
-"""Runs the notebooks and saves them with their outputs: each is a pair, NAME.py and NAME.ipynb.
+"""Runs the notebooks and saves them with their outputs.
 
-  python colab/execute.py                       # all of them, as they are
+  python colab/execute.py                       # all notebooks
   python colab/execute.py 3_two_papers          # one of them
 
-The .py (jupytext, percent format) is what is written, reviewed and linted; the .ipynb is made from
-it here, by a fresh kernel of the Python that runs this. Needs pip install ".[notebooks]".
+Each notebook is a pair: NAME.py (jupytext, percent format) is the source; this script runs it in a
+new kernel of the current Python and writes NAME.ipynb. Needs pip install ".[notebooks]".
 """
 
 import base64
@@ -28,10 +28,10 @@ NAMES = (
   "2_evaluate_your_own_network",
   "3_two_papers",
 )
-# Where the badges lead and what Colab installs; the notebooks must say the same.
+# The repository in the badges and installation cells of the notebooks.
 REPOSITORY = "github.com/robust-opt/robust_opt"
 METADATA = {
-  "accelerator": "GPU",  # what Colab starts with; a TPU or a CPU does as well
+  "accelerator": "GPU",  # Colab's default for these notebooks; TPU and CPU work too
   "colab": {"provenance": []},
   "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
   "language_info": {"name": "python"},
@@ -39,26 +39,26 @@ METADATA = {
 
 
 def badge(name: str) -> str:
-  """The Markdown of the button that opens a notebook in Colab."""
+  """Markdown for the button that opens a notebook in Colab."""
   owner = REPOSITORY.removeprefix("github.com/")
   page = f"https://colab.research.google.com/github/{owner}/blob/main/colab/{name}.ipynb"
   return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({page})"
 
 
 def read(name: str) -> Any:
-  """The notebook that the .py stands for, without outputs."""
+  """The notebook NAME.py, without outputs."""
   notebook = jupytext.read(FOLDER / f"{name}.py", fmt="py:percent")
   notebook.metadata = nbformat.from_dict(METADATA)
-  for place, cell in enumerate(notebook.cells):
-    cell.id = f"cell-{place}"  # random ones would change at every save
+  for index, cell in enumerate(notebook.cells):
+    cell.id = f"cell-{index}"  # random ids would change with every save
   return notebook
 
 
 def with_parameters(notebook: Any, values: Mapping[str, Any]) -> Any:
-  """The same notebook with other values in the cell that is tagged `parameters`.
+  """Sets variables in the cell with the tag `parameters`, and returns the notebook.
 
   Raises:
-    ValueError: the cell assigns no such name.
+    ValueError: the cell does not assign a variable in exactly one line.
   """
   (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
   for key, value in values.items():
@@ -66,17 +66,17 @@ def with_parameters(notebook: Any, values: Mapping[str, Any]) -> Any:
     cell.source, count = re.subn(rf"^{key} = .*$", line, cell.source, flags=re.MULTILINE)
     if count != 1:
       raise ValueError(
-        f"The parameter cell must have one line that assigns {key}, but has {count}."
+        f"The parameter cell must assign {key} in exactly one line, but {count} lines do."
       )
   return notebook
 
 
 def run(notebook: Any, timeout: int = 1800) -> Any:
-  """The notebook with its outputs, run in a temporary directory.
+  """Runs the notebook in place, in a temporary directory, and returns it.
 
   Args:
-    notebook: is changed, and returned.
-    timeout: seconds a cell.
+    notebook: from `read`.
+    timeout: seconds per cell.
   """
   with tempfile.TemporaryDirectory() as folder:
     client = NotebookClient(
@@ -86,30 +86,30 @@ def run(notebook: Any, timeout: int = 1800) -> Any:
       resources={"metadata": {"path": folder}},
       record_timing=False,
     )
-    # The library is that of this repository, installed or not.
+    # Use the library of this repository, whether it is installed or not.
     paths = [str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]
     client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))})
   for cell in notebook.cells:
     if cell.cell_type == "code":
-      cell.outputs = [_lighter(out) for out in _joined(cell.outputs)]
+      cell.outputs = [_compressed(out) for out in _merged(cell.outputs)]
   notebook.metadata = nbformat.from_dict(METADATA)
   return notebook
 
 
-def _joined(outputs: list[Any]) -> list[Any]:
-  """Printed lines that follow each other as one output: how a kernel cuts them varies."""
-  joined: list[Any] = []
+def _merged(outputs: list[Any]) -> list[Any]:
+  """Merges consecutive printed outputs, which kernels split at arbitrary points."""
+  merged: list[Any] = []
   for out in outputs:
-    streams = [o for o in (*joined[-1:], out) if o.output_type == "stream"]
+    streams = [o for o in (*merged[-1:], out) if o.output_type == "stream"]
     if len(streams) == 2 and streams[0].name == out.name:
-      joined[-1].text += out.text
+      merged[-1].text += out.text
     else:
-      joined.append(out)
-  return joined
+      merged.append(out)
+  return merged
 
 
-def _lighter(out: Any) -> Any:
-  """A figure in 128 colours, a third of the size; what is no figure, as it is."""
+def _compressed(out: Any) -> Any:
+  """Reduces figures to 128 colors, a third of the size; leaves other outputs unchanged."""
   if "image/png" in out.get("data", {}):
     figure = Image.open(io.BytesIO(base64.b64decode(out.data["image/png"])))
     file = io.BytesIO()
@@ -119,12 +119,13 @@ def _lighter(out: Any) -> Any:
 
 
 def main(names: list[str]) -> None:
-  """Runs and saves these notebooks, or all."""
+  """Runs and saves the named notebooks, or all of them."""
   for name in names or NAMES:
     notebook = run(read(name))
     nbformat.validate(notebook)
     nbformat.write(notebook, FOLDER / f"{name}.ipynb")
-    print(f"{name}.ipynb is saved, {(FOLDER / f'{name}.ipynb').stat().st_size / 1000:.0f} kB.")
+    size = (FOLDER / f"{name}.ipynb").stat().st_size
+    print(f"Saved {name}.ipynb, {size / 1000:.0f} kB.")
 
 
 if __name__ == "__main__":

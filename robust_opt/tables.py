@@ -83,17 +83,21 @@ class NormName(NamedTuple):
   tex: str
 
 
-# By the names that flags, configs and files use (robust_opt.sets.BALLS).
-NORM_NAMES = {
+_NORMS = {
   "linf": NormName("l_inf", "\u2113\u221e", r"$\ell_\infty$"),
   "l2": NormName("l_2", "\u2113\u2082", r"$\ell_2$"),
   "l1": NormName("l_1", "\u2113\u2081", r"$\ell_1$"),
 }
 
 
+def norm_name(name: str) -> NormName:
+  """Of the names in robust_opt.sets.BALLS; sets other than balls keep their own name."""
+  return _NORMS.get(name, NormName(name, name, name))
+
+
 def ball_name(norm: str, radius: float) -> str:
-  """'l_inf 0.1'; sets other than these balls keep their own name."""
-  return f"{NORM_NAMES[norm].text if norm in NORM_NAMES else norm} {radius:.4g}"
+  """'l_inf 0.1'."""
+  return f"{norm_name(norm).text} {radius:.4g}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -60,7 +60,6 @@ ALLOWED = {
   "tensorflow": set(),
   "sklearn": {"data.datasets"},
   "cvxpy": {"theory.linear.solve"},
-  "plotly": {"report.plots"},
   "jinja2": {"report.page"},
 }
 

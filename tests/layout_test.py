@@ -176,12 +176,12 @@ def test_groups_of_every_layout():
 
 def test_transforms_of_every_layout():
   x = images()
-  turned = np.asarray(transform(x, 20.0, (1.0, -0.5)))
+  rotated = np.asarray(transform(x, 20.0, (1.0, -0.5)))
   for axis in ("auto", 0):
     found = transform(moved(x), 20.0, (1.0, -0.5), axis)
-    np.testing.assert_array_equal(found, moved(turned))
+    np.testing.assert_array_equal(found, moved(rotated))
   gray = transform(x[..., 0], 20.0, (1.0, -0.5))
-  np.testing.assert_array_equal(gray, turned[..., 0])
+  np.testing.assert_array_equal(gray, rotated[..., 0])
 
   weights = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
   attack = ro.grid_search(ro.sets.Transforms(30.0, 1.0), 3, 1)

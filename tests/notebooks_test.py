@@ -1,7 +1,6 @@
-"""The notebooks: pairs in sync, outputs that are worth showing, and conclusions that hold.
+"""The notebooks: .py and .ipynb agree, outputs are saved, and the outputs support the text.
 
-What a notebook's text says of its figures is checked twice by the same functions: in the outputs
-that are saved, and (slow) in those of a run at small size.
+CHECKS is applied to the saved outputs and (slow) to those of a new run with another seed.
 """
 
 import base64
@@ -16,8 +15,8 @@ from PIL import Image
 from colab import execute
 
 NAMES = execute.NAMES
-FIGURES = dict(zip(NAMES, (4, 3, 7)))  # at least so many
-DEVICES = dict(zip(NAMES, (1, 1, 2)))  # two, so that the mesh has something to split; slower
+FIGURES = dict(zip(NAMES, (4, 3, 7)))  # the least number of figures
+DEVICES = dict(zip(NAMES, (1, 1, 2)))  # two devices are slower, but test the mesh
 TAGGED = "parameters"
 
 
@@ -30,29 +29,29 @@ def outputs(notebook):
 
 
 def text_of(notebook):
-  """What a reader reads in the outputs, in order."""
-  parts = []
+  """The text of all outputs, in order."""
+  texts = []
   for out in outputs(notebook):
     data = out.get("data", {})
-    parts.append(out.get("text", "") or data.get("text/markdown", "") or data.get("text/plain", ""))
-  return "\n".join(parts)
+    texts.append(out.get("text", "") or data.get("text/markdown", "") or data.get("text/plain", ""))
+  return "\n".join(texts)
 
 
-def pictures(notebook):
-  """The figures, as arrays."""
-  found = [out.data["image/png"] for out in outputs(notebook) if "image/png" in out.get("data", {})]
-  return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("L")) for png in found]
+def figures(notebook):
+  """Arrays [H, W] in gray."""
+  pngs = [out.data["image/png"] for out in outputs(notebook) if "image/png" in out.get("data", {})]
+  return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("L")) for png in pngs]
 
 
-def percent(pattern, text):
-  """The shares that a pattern's groups find, in percent."""
-  found = re.search(pattern, text)
-  assert found, pattern
-  return [float(group) for group in found.groups()]
+def numbers(pattern, text):
+  """The groups of the first match, as floats."""
+  match = re.search(pattern, text)
+  assert match, pattern
+  return [float(group) for group in match.groups()]
 
 
 def rows_of(title, text):
-  """A table of the outputs: first column -> column -> cell."""
+  """A table in the outputs: first column -> column -> cell."""
   lines = text[text.index(f"**{title}") :].splitlines()[2:]
   cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
   count = next((i for i, line in enumerate(lines) if line[:1] != "|"), len(lines))
@@ -68,28 +67,26 @@ def check_1(text):
   for row in rows_of("The largest", text).values():
     assert row["steepest ascent"] == row["r times the dual norm"]
     assert number(row["best of 1,000 random points"]) < 0.3 * number(row["steepest ascent"])
-  moved = float(re.search(r"moved by up to ([\d.]+)\.\n", text)[1])
-  apart = re.findall(r"Ten lines against (\S+): parameters differ by at most (\S+)\.\n", text)
-  assert [words for words, _ in apart] == ["ro.robustify", "ro.make_train_step"]
-  assert moved > 0.01 > 1e-3 > max(float(difference) for _, difference in apart)
+  (change,) = numbers(r"changed the parameters by up to ([\d.]+)\.\n", text)
+  differences = re.findall(r"Plain JAX and (\S+): parameters differ by at most (\S+)\.\n", text)
+  assert [name for name, _ in differences] == ["ro.robustify", "ro.make_train_step"]
+  assert change > 0.01 > 1e-3 > max(float(difference) for _, difference in differences)
   for attack in ("one step", "twenty steps"):
-    clean, standard = percent(
-      rf"\nstandard, {attack}: clean ([\d.]+)%, at radius \S+ ([\d.]+)%", text
-    )
-    kept, robust = percent(rf"\nrobust, {attack}: clean ([\d.]+)%, at radius \S+ ([\d.]+)%", text)
-    assert min(clean, kept) > 95
-    assert robust > standard + 20
-  nets = rows_of("Accuracy under each ball", text)
-  assert list(nets) == ["standard", "robust over linf", "robust over l2", "robust over l1"]
+    accuracies = rf", {attack}: clean ([\d.]+)%, at radius \S+ ([\d.]+)%"
+    standard, robust = (numbers(f"\n{net}{accuracies}", text) for net in ("standard", "robust"))
+    assert min(standard[0], robust[0]) > 95
+    assert robust[1] > standard[1] + 20
+  nets = rows_of("Accuracy over each ball", text)
+  assert list(nets) == ["standard", "robust linf", "robust l2", "robust l1"]
 
   def both(net, norm):
     (column,) = (name for name in nets[net] if name.startswith(f"{norm},"))
     return np.array([number(cell) for cell in nets[net][column].split(" / ")])
 
   for norm in ("linf", "l2", "l1"):
-    gain = both(f"robust over {norm}", norm) - both("standard", norm)
+    gain = both(f"robust {norm}", norm) - both("standard", norm)
     assert gain[0] > 3
-  for net in ("robust over linf", "robust over l2"):
+  for net in ("robust linf", "robust l2"):
     for norm in ("linf", "l2"):
       assert both(net, norm)[1] > both("standard", norm)[1] + 20
 
@@ -105,15 +102,15 @@ def check_2(text):
   assert number(nets["Linen, robust"]["95 % interval"].split(" to ")[0]) > highest
 
   counts = [int(n) for n in re.findall(r"\n  [\w\- ]+: (\d+)\b", text.split("robust accuracy")[1])]
-  clean, standing = counts[0], counts[5]
+  clean, robust = counts[0], counts[5]
   total = sum(counts[:6])
-  shares = percent(r"clean accuracy ([\d.]+)%, robust accuracy ([\d.]+)%", text)
-  np.testing.assert_allclose(shares, [100 - 100 * clean / total, 100 * standing / total], atol=0.06)
-  right, broken = percent(r"Misclassified: (\d+) of (\d+)\.", text)
-  assert right == broken == total - clean - standing > 0
+  shares = numbers(r"clean accuracy ([\d.]+)%, robust accuracy ([\d.]+)%", text)
+  np.testing.assert_allclose(shares, [100 - 100 * clean / total, 100 * robust / total], atol=0.06)
+  fooled, broken = numbers(r"Misclassified: (\d+) of (\d+)\.", text)
+  assert fooled == broken == total - clean - robust > 0
 
-  def answers(name):
-    return percent(rf"\n{name}: FGSM ([\d.]+)%, PGD-40 ([\d.]+)%, AutoAttack ([\d.]+)%", text)
+  def accuracies(name):
+    return numbers(rf"\n{name}: FGSM ([\d.]+)%, PGD-40 ([\d.]+)%, AutoAttack ([\d.]+)%", text)
 
   def failed(name):
     count, names = re.search(rf"\n{name}: (\d+) checks fail: (.*)\n", text).groups()
@@ -121,62 +118,63 @@ def check_2(text):
     assert len(names) == int(count)
     return set(names)
 
-  assert max(answers("standard net")[1:]) < 10
-  fgsm, pgd, ensemble = answers("logits x 1000")
-  assert min(fgsm, pgd) > 85
+  assert max(accuracies("standard net")[1:]) < 10
+  fgsm, pgd, ensemble = accuracies("logits x 1000")
+  assert pgd >= fgsm > 85
   assert ensemble < 10
-  fgsm, pgd, ensemble = answers("rounded pixels")
+  fgsm, pgd, ensemble = accuracies("rounded pixels")
   assert min(fgsm, pgd) > 80
   assert ensemble < min(fgsm, pgd) - 30
-  assert max(answers("rounded, adapted")[1:]) < 20
+  assert max(accuracies("rounded, adapted")[1:]) < 20
   assert "gradients" not in failed("standard net")
   assert "gradients" in failed("logits x 1000")
   assert {"gradients", "black box"} <= failed("rounded pixels")
   for name, attack in (("logits x 1000", "apgd-t"), ("rounded pixels", "square")):
     counts = re.search(rf"\n{name}, broken by: (.*)\n", text)[1].split(", ")
-    counts = {words.split()[0]: int(words.split()[1]) for words in counts}
+    counts = {name: int(count) for name, count in map(str.split, counts)}
     assert max(counts, key=counts.get) == attack
   assert "11 of 11 checks passed" in text
   assert "The loss is flat" in text
 
 
 def check_3(text):
-  by_signs, by_noise = percent(r"Exponents: ([\d.]+) by .*, ([\d.]+) by", text)
-  assert by_signs == pytest.approx(1.0, abs=0.05)
-  assert by_noise == pytest.approx(0.5, abs=0.05)
-  fits = re.findall(r"one line ([\d.]+), of two that meet at the image ([\d.]+)", text)
+  worst, random = numbers(r"Exponents: ([\d.]+) for .*, ([\d.]+) for", text)
+  assert worst == pytest.approx(1.0, abs=0.05)
+  assert random == pytest.approx(0.5, abs=0.05)
+  fits = re.findall(r"one line ([\d.]+), of two with a kink ([\d.]+)", text)
   assert len(fits) == 4
   for line, knee in fits:
     assert float(knee) > 0.85
     assert float(knee) > float(line)
-  signs, noise = percent(r"gradient ([\d.]+)%, along random signs ([\d.]+)%", text)
-  assert signs > noise + 30
-  area, regions = percent(r"on ([\d.]+)% of the area, in ([\d.]+) regions", text)
+  (along_gradient,) = numbers(r"along the sign of the gradient: ([\d.]+)%", text)
+  (along_noise,) = numbers(r"along random signs: ([\d.]+)%", text)
+  assert along_gradient > along_noise + 30
+  regions, area = numbers(r"points: ([\d.]+) regions that cover ([\d.]+)% of the slice", text)
   assert area > 10
   assert regions < 4
   single = [float(s) for s in re.findall(r"\n  (?:perceptron|convnet) \d: ([\d.]+)%", text)[-4:]]
   assert min(single) > 80
-  own, across, noise = percent(
-    r"own examples ([\d.]+)%, on those of the other architecture\n([\d.]+)%, on noise of the same "
+  own, other, noise = numbers(
+    r"own examples ([\d.]+)%, on those of the other architecture ([\d.]+)%, on noise of the same "
     r"size ([\d.]+)%",
     text,
   )
-  assert own > across > noise + 10
-  (same,) = percent(r"same wrong class in ([\d.]+)%", text)
+  assert own > other > noise + 10
+  (same,) = numbers(r"On ([\d.]+)% of these both predict the same wrong class", text)
   assert same > 30
-  (cosine,) = percent(r"linear classifiers: ([\d.]+)", text)
+  (cosine,) = numbers(r"linear classifiers: ([\d.]+)", text)
   assert cosine > 0.2
-  learnt = rows_of("Fresh networks", text)
-  assert list(learnt) == ["original", "control", "D_rand", "D_det"]
-  for learner in ("perceptron", "convnet"):
-    accuracy = {name: number(row[learner]) for name, row in learnt.items()}
+  learned = rows_of("Accuracy of new networks", text)
+  assert list(learned) == ["original", "control", "D_rand", "D_det"]
+  for architecture in ("perceptron", "convnet"):
+    accuracy = {name: number(row[architecture]) for name, row in learned.items()}
     assert accuracy["original"] > 95
     assert accuracy["control"] < 30
     assert accuracy["D_rand"] > accuracy["control"] + 30
     assert accuracy["D_det"] < accuracy["D_rand"]
   questions = rows_of("Two explanations", text)
   assert len(questions) == 6
-  assert all("nan" not in row["we saw"] for row in questions.values())
+  assert all("nan" not in row["observed"] for row in questions.values())
   assert [row["as predicted"] for row in questions.values()][:5] == ["yes"] * 5
 
 
@@ -184,13 +182,12 @@ CHECKS = dict(zip(NAMES, (check_1, check_2, check_3)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_halves_of_a_pair_hold_the_same_cells(name):
-  script, notebook = execute.read(name), saved(name)
-  cells = [
+def test_script_and_notebook_have_the_same_cells(name):
+  script, notebook = (
     [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in half.cells]
-    for half in (script, notebook)
-  ]
-  assert cells[0] == cells[1], "run python colab/execute.py " + name
+    for half in (execute.read(name), saved(name))
+  )
+  assert script == notebook, f"run python colab/execute.py {name}"
 
 
 def test_every_notebook_is_listed():
@@ -199,7 +196,7 @@ def test_every_notebook_is_listed():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_begins_with_title_badge_installation_and_parameters(name):
+def test_starts_with_title_badge_installation_and_parameters(name):
   notebook = saved(name)
   title = notebook.cells[0]
   assert title.cell_type == "markdown"
@@ -219,7 +216,7 @@ def test_it_begins_with_title_badge_installation_and_parameters(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_saved_with_its_outputs(name):
+def test_is_saved_with_outputs(name):
   path = execute.FOLDER / f"{name}.ipynb"
   assert path.stat().st_size < 800_000
   notebook = saved(name)
@@ -228,42 +225,40 @@ def test_it_is_saved_with_its_outputs(name):
   assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
   assert all(out.output_type != "error" for out in outputs(notebook))
   assert all(out.get("name") != "stderr" for out in outputs(notebook))
-  found = pictures(notebook)
-  assert len(found) >= FIGURES[name]
-  for picture in found:
-    assert min(picture.shape) > 100
-    assert picture.std() > 5
-  for place in ("/tmp", "/work", "/root", "/home", "/opt", "/usr", str(execute.FOLDER.parent)):
-    assert place not in text_of(notebook)
+  assert len(figures(notebook)) >= FIGURES[name]
+  for figure in figures(notebook):
+    assert min(figure.shape) > 100
+    assert figure.std() > 5
+  for folder in ("/tmp", "/work", "/root", "/home", "/opt", "/usr", str(execute.FOLDER.parent)):
+    assert folder not in text_of(notebook)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_figure_is_followed_by_words_about_it(name):
+def test_figures_are_followed_by_text(name):
   cells = saved(name).cells
-  for place, cell in enumerate(cells):
-    shows = any("image/png" in out.get("data", {}) for out in cell.get("outputs", []))
-    if shows:
-      # Two pictures may share a text, at most two cells further on.
-      assert "markdown" in [c.cell_type for c in cells[place + 1 : place + 3]], cell.source
+  for index, cell in enumerate(cells):
+    if any("image/png" in out.get("data", {}) for out in cell.get("outputs", [])):
+      # Two figures may share a text.
+      assert "markdown" in [c.cell_type for c in cells[index + 1 : index + 3]], cell.source
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_it_says_holds_in_the_saved_outputs(name):
+def test_saved_outputs_support_the_text(name):
   CHECKS[name](text_of(saved(name)))
 
 
-def test_parameters_are_set_where_they_stand():
+def test_parameters_are_set_in_the_parameter_cell():
   notebook = execute.with_parameters(execute.read(NAMES[0]), {"SIZE": "full", "SEED": 3})
   (cell,) = (c for c in notebook.cells if TAGGED in c.metadata.get("tags", []))
   assert cell.source.startswith("SIZE = 'full'\nSEED = 3\nDATA_DIR = ")
-  with pytest.raises(ValueError, match="one line that assigns SIZES, but has 0"):
+  with pytest.raises(ValueError, match="must assign SIZES in exactly one line, but 0"):
     execute.with_parameters(execute.read(NAMES[0]), {"SIZES": "full"})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_and_comes_to_the_same_conclusions(name, monkeypatch):
-  # Not the eight devices of the tests, nor their optimisation level.
+def test_runs_with_outputs_that_support_the_text(name, monkeypatch):
+  # Instead of the eight devices and the optimization level of the other tests.
   devices = f"--xla_force_host_platform_device_count={DEVICES[name]}"
   monkeypatch.setenv("XLA_FLAGS", devices)
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -272,5 +267,5 @@ def test_it_runs_and_comes_to_the_same_conclusions(name, monkeypatch):
   text = text_of(notebook)
   assert text.startswith(f"Found {DEVICES[name]} CPU device(s)")
   CHECKS[name](text)
-  assert len(pictures(notebook)) >= FIGURES[name]
+  assert len(figures(notebook)) >= FIGURES[name]
   assert all(out.output_type != "error" for out in outputs(notebook))

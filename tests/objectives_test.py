@@ -151,8 +151,8 @@ def test_virtual_needs_no_label():
   found = ro.virtual(2.0).outer(forward_of(w), x, moved, some)[0]
   smooth = 2.0 * ro.losses.kl_divergence(moved @ w, x @ w)
   close(found[3:], smooth[3:])
-  labelled = ro.losses.cross_entropy(x[:3] @ w, y[:3]).mean()
-  close(found.mean(), smooth.mean() + labelled)
+  labeled = ro.losses.cross_entropy(x[:3] @ w, y[:3]).mean()
+  close(found.mean(), smooth.mean() + labeled)
   none = ro.virtual(2.0).outer(forward_of(w), x, moved, np.full(8, -1))[0]
   close(none, smooth)
 
@@ -182,7 +182,7 @@ def test_mart_of_a_confident_net_is_finite(classes):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_gradient_penalty_is_robust_optimisation_to_first_order(norm):
+def test_a_gradient_penalty_is_robust_optimization_to_first_order(norm):
   """Exactly so for a loss that is linear in x; otherwise loss plus radius times the dual norm."""
   w, x, _, y = problem()
   uncertainty = ro.sets.BALLS[norm](0.3)
@@ -191,9 +191,9 @@ def test_a_gradient_penalty_is_robust_optimisation_to_first_order(norm):
     return logits[:, 0] - 2 * logits[:, 1]
 
   delta, _ = ro.steepest(uncertainty)(lambda x: linear(x @ w, y), None, x)
-  penalised = ro.gradient_penalty(uncertainty, linear).outer(forward_of(w), x, x, y)[0]
+  penalized = ro.gradient_penalty(uncertainty, linear).outer(forward_of(w), x, x, y)[0]
   robust = ro.robust(linear).outer(forward_of(w), x, x + delta, y)[0]
-  close(penalised, robust)
+  close(penalized, robust)
 
   order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
 

@@ -150,8 +150,9 @@ def test_the_family_of_methods():
   accuracies = {name: 100 * found[name]["mean"] for name, count in failed.items() if count < 3}
   assert set(found) == set(methods.ALL)
   assert all(len(cell["seeds"]) == 3 for cell in found.values())
-  free, curriculum, robust = (f"{accuracies[n]:.1f}" for n in ("free", "curriculum", "robust"))
-  assert f"reach {free} and {curriculum} % under AutoAttack, Algorithm 1 {robust} %" in README
+  free, curriculum, robust = (accuracies[name] for name in ("free", "curriculum", "robust"))
+  words = f"reach {free:.1f} and {curriculum:.1f} % under AutoAttack, Algorithm 1 {robust:.1f} %"
+  assert words in README
   assert [failed[name] for name in ("awp", "mart", "pgd", "average", "n_fgsm")] == [3, 3, 1, 1, 1]
   assert sum(failed.values()) == 9
   assert "AWP and MART fail to learn, and one of three seeds fails for PGD, averaged" in README

@@ -24,7 +24,7 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
 from robust_opt.experiments import build, seeds, updates
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments.attacks import AttackOn, TrainingAttack, not_trained_on
+from robust_opt.experiments.attacks import ONE_PASS, AttackOn, TrainingAttack, not_trained_on
 from robust_opt.objectives import robust
 from robust_opt.sets import UncertaintySet
 from robust_opt.training import (
@@ -39,7 +39,7 @@ from robust_opt.training import (
   sharding,
   streams,
 )
-from robust_opt.types import ApplyFn, Array, ModelState, Params
+from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 Scan = Callable[[TrainState], tuple[TrainState, TrainMetrics]]
 
@@ -121,6 +121,10 @@ def initial_run(
       f"--config.weights.average={config.weights.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
+  if stacked and config.attack.name in ONE_PASS:
+    raise InputError(
+      f"--config.attack.name={config.attack.name} trains one seed at a time, not several together."
+    )
   if stacked:
     state = seeds.stacked_state(params, model_state, optimizer)
   else:
@@ -147,48 +151,26 @@ def assemble(
     InputError: parts of the config do not fit together, its data or the devices.
   """
   stacked = seed_keys is not None
-  mesh = sharding.data_mesh()
-  put = jax.device_put if stacked else functools.partial(sharding.replicate, mesh=mesh)
-  place = (lambda batch: batch) if stacked else sharding.batch_placer(mesh)
-  devices = 1 if stacked else jax.device_count()
-  _check_batches(config, devices)
+  placement = _one_device() if stacked else _all_devices()
+  _check_batches(config, placement.devices)
   splits = splits or build.splits(config)
   run = initial_run(config, splits.train, seed_keys)
-  apply = models.from_linen(run.net)
-  attack = build.attack(config)
+  apply, attack = models.from_linen(run.net), build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   step = updates.make(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
-  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=place)
+  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=placement.place_batch)
+  put = placement.put
   train, heldout, test = (put(ArrayData(split.images, split.labels)) for split in splits)
   state, train_key, evaluation_key = put((run.state, run.keys.training, run.keys.evaluation))
-
-  def evaluate(
-    params: Params, model_state: ModelState, data: ArrayData, u: UncertaintySet, key: Array,
-    *, attack: AttackOn, batch_size: int,
-  ) -> Evaluation:  # fmt: skip
-    # Whatever a net was trained by, what is measured is the worst case of its cross-entropy.
-    make = make_evaluate(apply, robust(), attack, batch_size, place_batch=place)
-    return make(params, model_state, data, u, key)
-
-  static = ("attack", "batch_size")
   if stacked:
     compile_scan = seeds.compiled(scan, train, train_key, vmapped)
-    jitted = seeds.over_seeds(evaluate, (0, 0, None, None, 0), vmapped=vmapped, static=static)
+    jit = functools.partial(
+      seeds.over_seeds, in_axes=(0, 0, None, None, 0), vmapped=vmapped, static=_STATIC
+    )
   else:
-    placed = sharding.replicated(mesh)
-    compile_scan = _compiled(scan, state, train, train_key, placed)
-    jitted = jax.jit(evaluate, static_argnames=static, out_shardings=placed)
-
-  def evaluate_state(
-    state: TrainState, data: ArrayData, u: UncertaintySet, attack: AttackOn
-  ) -> Evaluation:
-    size = min(config.evaluation.batch_size, len(data.labels))
-    size = -(-size // devices) * devices
-    u = put(jax.tree.map(_float32, u))
-    weights = evaluated_params(state), state.model_state
-    out = jitted(*weights, data, u, evaluation_key, attack=attack, batch_size=size)
-    return jax.tree.map(np.asarray, out)
-
+    compile_scan = _compiled(scan, state, train, train_key, placement.sharding)
+    jit = functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=placement.sharding)
+  evaluate = _evaluator(config, apply, evaluation_key, placement, jit)
   count = config.training.watch_examples if config_lib.trains_robustly(config) else 0
   first = ArrayData(splits.heldout.images[:count], splits.heldout.labels[:count])
   return Experiment(
@@ -205,8 +187,70 @@ def assemble(
     attack=attack,
     other_attack=functools.partial(not_trained_on, attack),
     watched=put(first) if count else None,
-    evaluate=evaluate_state,
+    evaluate=evaluate,
   )
+
+
+class _Placement(NamedTuple):
+  """Where the arrays of a run are.
+
+  Attributes:
+    devices: that a batch is split over.
+    put: pytree -> the same on the devices.
+    place_batch: of make_scan and make_evaluate.
+    sharding: of results; None: as they come.
+  """
+
+  devices: int
+  put: Callable[[Any], Any]
+  place_batch: Callable[[Batch], Batch]
+  sharding: jax.sharding.Sharding | None
+
+
+def _one_device() -> _Placement:
+  return _Placement(1, jax.device_put, lambda batch: batch, None)
+
+
+def _all_devices() -> _Placement:
+  mesh = sharding.data_mesh()
+  put = functools.partial(sharding.replicate, mesh=mesh)
+  batches, whole = sharding.batch_placer(mesh), sharding.replicated(mesh)
+  return _Placement(jax.device_count(), put, batches, whole)
+
+
+# Arguments of an evaluation that are compile-time constants.
+_STATIC = ("attack", "batch_size")
+
+
+def _evaluator(
+  config: ConfigDict,
+  apply: ApplyFn,
+  key: Array,
+  placement: _Placement,
+  jit: Callable[..., Callable[..., Evaluation]],
+) -> Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]:
+  """Experiment.evaluate: the worst case of the cross-entropy, whatever the run trains by."""
+
+  def evaluate(
+    params: Params, model_state: ModelState, data: ArrayData, u: UncertaintySet, key: Array,
+    *, attack: AttackOn, batch_size: int,
+  ) -> Evaluation:  # fmt: skip
+    make = make_evaluate(apply, robust(), attack, batch_size, place_batch=placement.place_batch)
+    return make(params, model_state, data, u, key)
+
+  jitted = jit(evaluate)
+
+  def evaluate_state(
+    state: TrainState, data: ArrayData, u: UncertaintySet, attack: AttackOn
+  ) -> Evaluation:
+    size = min(config.evaluation.batch_size, len(data.labels))
+    size = -(-size // placement.devices) * placement.devices
+    u = placement.put(jax.tree.map(_float32, u))
+    weights = evaluated_params(state), state.model_state
+    out = jitted(*weights, data, u, key, attack=attack, batch_size=size)
+    return jax.tree.map(np.asarray, out)
+
+  return evaluate_state
 
 
 def _compiled(
@@ -214,7 +258,7 @@ def _compiled(
   state: TrainState,
   train: ArrayData,
   key: Array,
-  placed: jax.sharding.Sharding,
+  placed: jax.sharding.Sharding | None,
 ) -> Callable[[int], Scan]:
   """Ahead of time, so that the clock sees updates alone."""
   jitted = jax.jit(scan, static_argnums=3, donate_argnums=0, out_shardings=placed)

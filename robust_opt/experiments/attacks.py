@@ -149,7 +149,7 @@ ONE_PASS = ("free", "recall")
 
 
 def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:
-  """What training is compared with: PGD-10 beside one step, one step beside more."""
+  """PGD-10 where training takes one step, one step where it takes more."""
   return maximizers.steepest(u) if attack.num_steps > 1 else _best(_pgd(0.25, True), 10, u)
 
 
@@ -180,8 +180,8 @@ def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> Uncertaint
 def step_set(u: UncertaintySet, share: float) -> UncertaintySet:
   """The set of one projected step whose length is a share of the radius.
 
-  Over l_2 and l_1 it is an l_2 ball without the box: the projection knows of the box, and gradient
-  steps climb to the maximum.
+  Over l_2 and l_1 it is an l_2 ball without the box: the projection handles the box, and gradient
+  steps reach the maximum.
   """
   if isinstance(u, Ball):
     return (LInf if isinstance(u, LInf) else L2)(share * u.radius)

@@ -4,7 +4,7 @@
   state = checkpoints.restore(template)       # the newest good one, or None
   checkpoints.save(state, heldout_robust=0.93)
 
-The last `keep` are kept, and beside them the best by held-out robust accuracy. With every
+The last `keep` are kept, and the best by held-out robust accuracy. With every
 checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncated or has a flipped
 bit is set aside with a warning, and the one before it is used.
 """
@@ -32,13 +32,13 @@ from robust_opt.training import TrainState
 
 # The metric of a checkpoint that was saved between two evaluations: it is never the best.
 _UNKNOWN = -1.0
-# What a checkpoint takes beside its arrays: some twenty small files.
+# The size of a checkpoint without its arrays: some twenty small files.
 _OVERHEAD_BYTES = 2**18
 
 
 @contextlib.contextmanager
 def _only_errors() -> Iterator[None]:
-  """Orbax warns of a folder that it is told to leave alone."""
+  """Silences the warning of Orbax about a read-only folder."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -55,7 +55,7 @@ class Checkpoints:
 
     Args:
       directory: its checkpoints.
-      keep: the newest so many, beside the best.
+      keep: how many of the newest to keep, in addition to the best.
       read_only: for who saves nothing: a save that another process has under way is left alone.
     """
     self._directory = directory.absolute()
@@ -90,7 +90,7 @@ class Checkpoints:
       heldout_robust: held-out robust accuracy, or None where it was not measured.
 
     Raises:
-      RunError: it could not be written (a full disk, say); the checkpoints before it stand.
+      RunError: it could not be written (a full disk, say); earlier checkpoints are kept.
     """
     step = int(state.step)
     if step in self._manager.all_steps():

@@ -88,13 +88,13 @@ def base() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.batch_size = 100  # changes speed and memory, not the answer
-  # Balls to measure beside config.set; 0: not. That of the norm of config.set is unused.
+  # Further balls to measure; 0: not. That of the norm of config.set is unused.
   config.evaluation.radii = ConfigDict({"linf": 0.1, "l2": 0.5, "l1": 1.0})  # pixels
   config.evaluation.sweep = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # multiples of the radii
   config.evaluation.checkpoint = "last"  # or "best", by held-out robust accuracy
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.keep = 2  # the last so many, and the best beside them
+  config.checkpoint.keep = 2  # how many of the last to keep, in addition to the best
   config.checkpoint.every_epochs = 1
   config.lock()
   for section in sections.SECTIONS:

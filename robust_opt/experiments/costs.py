@@ -1,7 +1,7 @@
 """What an update costs: configs timed side by side in one process, so that load disturbs all alike.
 
 costs = side_by_side({"standard": config, "robust": other}, train, steps=20, repeats=5)
-beside(costs["robust"], costs["standard"])       # 1.6: the median of the paired ratios
+ratio(costs["robust"], costs["standard"])       # 1.6: the median of the paired ratios
 """
 
 import statistics
@@ -52,7 +52,7 @@ def side_by_side(
   return {name: Cost(first[name], tuple(seconds[name])) for name in runs}
 
 
-def beside(cost: Cost, other: Cost) -> float:
+def ratio(cost: Cost, other: Cost) -> float:
   """How many times the other's an update takes: the median over the repeats, paired."""
   return statistics.median(a / b for a, b in zip(cost.seconds, other.seconds, strict=True))
 

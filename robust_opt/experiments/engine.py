@@ -167,7 +167,7 @@ def train_seeds(
     points: how often an epoch the curve is taken, at most.
     epochs_per_call: between two checkpoints.
     timed: a context in which a scan is timed.
-    progress: (epochs, words, skipped=) is told at every checkpoint.
+    progress: (epochs, words, skipped=) is called at every checkpoint.
   """
   folder.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(folder / "checkpoints", keep=1)
@@ -197,7 +197,7 @@ class SeedsLog:
     progress: Callable[..., None],
   ) -> None:
     self.seeds, self._count, self._progress = names, count_correct, progress
-    self._plan, self._per_epoch, self._told = plan, per_epoch, done
+    self._plan, self._per_epoch, self._reported = plan, per_epoch, done
 
   def describe(self, metrics: TrainMetrics, seconds: float) -> Values:
     """Of [S, num_steps]."""
@@ -227,6 +227,6 @@ class SeedsLog:
         for what in ("loss", "test_correct")
       )
       words = f"epoch {epoch}/{epochs}, loss {loss:.4f}, {correct:.1f} right on the test set"
-      self._progress(epoch - self._told, words)
-      self._told = epoch
+      self._progress(epoch - self._reported, words)
+      self._reported = epoch
     return False

@@ -59,7 +59,7 @@ def goodfellow(config: ConfigDict) -> None:
 
 
 def szegedy(config: ConfigDict) -> None:
-  """Examples found by L-BFGS within an l_2 ball, used beside the clean ones."""
+  """Examples found by L-BFGS within an l_2 ball, trained on together with the clean ones."""
   goodfellow(config)
   train_over(config, "l2")
   choose(config, "attack", "lbfgs", num_steps=LBFGS_STEPS)

@@ -31,7 +31,7 @@ class MetricWriter:
   """Appends to metrics.jsonl and to the TensorBoard events of a work directory.
 
   A resumed run repeats the steps since its checkpoint: the lines of those are dropped first, so
-  that every step stands there once.
+  that every step occurs once.
 
   Raises:
     WriteError: from the constructor and from `write`, if the disk is full, say.
@@ -62,12 +62,12 @@ class MetricWriter:
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
     for file in (self._lines, self._events):
-      with contextlib.suppress(OSError):  # of a disk that is full `write` has told
+      with contextlib.suppress(OSError):  # `write` has raised if the disk is full
         file.close()
 
 
 class _EventFile:
-  """TensorBoard's format, written by the caller's own thread, so that a full disk can be told."""
+  """TensorBoard's format, written by the caller's own thread, so that a full disk raises there."""
 
   def __init__(self, directory: Path, purge_step: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ class ProgressDisplay:
     self._epochs = epochs
     self._live = enabled and console.is_terminal
     self._log = enabled and not self._live
-    # Of fixed widths, so that the bar stands still; what a narrow terminal cannot hold is cut off.
+    # Of fixed widths, so that the bar does not jump; a narrow terminal cuts the line off.
     self._fields: dict[str, Any] = {"loss": "-", "clean": "-", "robust": "-", "rate": "compiling"}
     columns = (
       "{task.description}",

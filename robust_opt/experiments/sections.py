@@ -95,7 +95,7 @@ def find(section: str, name: str) -> Callable[..., Any]:
 
 
 def keys_of(section: str, name: str) -> dict[str, Any]:
-  """The keys beside `name`, with their defaults, or REQUIRED."""
+  """The keys other than `name`, with their defaults, or REQUIRED."""
   parameters = inspect.signature(find(section, name)).parameters.values()
   supplied = SECTIONS[section].supplied
   keys = {p.name: _plain(p.default) for p in parameters if p.name not in supplied}

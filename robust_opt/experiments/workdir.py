@@ -21,7 +21,7 @@ INPUTS = "inputs.json"
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a directory that holds another experiment, or anything that is none of ours."""
+  """Refuses a directory that holds another experiment, or unexpected files."""
   path = workdir / "config.json"
   if path.exists():
     try:
@@ -40,8 +40,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
     foreign = [workdir] if not workdir.is_dir() else set(workdir.iterdir()) - ours
     if foreign:
       raise InputError(
-        f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, but "
-        f"{min(foreign).name} is none of ours."
+        f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, but it "
+        f"holds the unexpected file {min(foreign).name}."
       )
 
 
@@ -51,7 +51,7 @@ def check_inputs(workdir: Path, splits: build.Splits) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
-  """Writes the resolved config and what the run depends on beside it, once.
+  """Writes the resolved config, and the digests of the data in INPUTS, once.
 
   Raises:
     InputError: the directory holds a run on other data, or of another revision of the code.
@@ -67,7 +67,7 @@ def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
 
 
 def inputs(splits: build.Splits) -> dict[str, Any]:
-  """What a run depends on beside its config: SHA-256 of the data, and the revision of the code."""
+  """Inputs of a run other than its config: SHA-256 of the data, revision of the code."""
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
   return {"revision": REVISION, "data": digests}
 

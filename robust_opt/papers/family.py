@@ -193,7 +193,7 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
     "clean": accuracy.clean_accuracy(summary),
     "tested": accuracy.test_examples(summary),
     "epochs": summary["config"]["training"]["epochs"],
-    "overfitting": [f"{detected['kind'].capitalize()} overfitting"] if detected else [],
+    "overfitting": [detected["kind"]] if detected else [],
     "params_sha256": summary["params_sha256"],
   }
 
@@ -222,7 +222,7 @@ def _times(
     part = slice(TIMED_EXAMPLES)
     train = train._replace(images=train.images[part], labels=train.labels[part])
     cost = costs.side_by_side(configs, train, TIMED_UPDATES, TIMED_CALLS)
-    return {name: costs.beside(cost[name], cost["standard"]) for name in options.names}
+    return {name: costs.ratio(cost[name], cost["standard"]) for name in options.names}
 
   identities = [identity(options, name, 1, digests) for name in names]
   path = options.workdir / "times.json"
@@ -298,10 +298,11 @@ def _differences(runs: Sequence[dict[str, Any]], robust: Sequence[dict[str, Any]
 
 
 def _overfitting(runs: Sequence[dict[str, Any]]) -> str:
-  """Each kind that was detected, and for how many seeds."""
+  """'Robust overfitting (2 of 3)': each kind that was detected, and for how many seeds."""
   kinds = sorted({kind for run in runs for kind in run["overfitting"]})
   counts = {kind: sum(kind in run["overfitting"] for run in runs) for kind in kinds}
-  return ", ".join(f"{kind} ({count} of {len(runs)})" for kind, count in counts.items())
+  words = (f"{kind.capitalize()} overfitting ({n} of {len(runs)})" for kind, n in counts.items())
+  return ", ".join(words)
 
 
 def _budget(preset: Preset) -> str:

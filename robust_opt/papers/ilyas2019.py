@@ -25,6 +25,7 @@ from robust_opt import commands, construct, statistics, tables
 from robust_opt.data import constructed
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
+from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import methods, target
 from robust_opt.experiments import run as experiment
@@ -131,12 +132,14 @@ def run(options: Options) -> tables.Table:
       raise InputError(f"--{name} must be > 0, in pixels, but was {preset[name]}.")
   description = study_options.description(options)
   seeds = range(1, options.preset.seeds + 1)
+  # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
+  networks = {"standard": "standard", "robust": "curriculum"}
+  configs = {name: config_of(options, 0, method) for name, method in networks.items()}
   with Study(options.workdir, description, work=2.0 + len(SETS) * (1 + len(seeds))) as study:
-    # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
-    for name, method in (("standard", "standard"), ("robust", "curriculum")):
+    for name, config in configs.items():
       skipped = experiment.is_finished(_network(options, name))
       with study.timed(f"train the {name} net"):
-        experiment.run(config_of(options, 0, method), _network(options, name))
+        experiment.run(config, _network(options, name))
       study.progress(1.0, f"the {name} net", skipped)
     for name, source in SETS.items():
       skipped = not source.kind or construct.is_finished(_constructed(options, name))
@@ -289,7 +292,7 @@ def figures(options: Options, results: Path) -> None:
   train = target.load_net(network).train
   ids = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
   ids = ids[ids < min(len(shard.labels) for shard in shards.values())]
-  rows = {"original": (construct.pixels(train.images[ids]), train.labels[ids])}
+  rows = {"original": (pixels(train.images[ids]), train.labels[ids])}
   rows |= {name: (shard.images[ids], shard.labels[ids]) for name, shard in shards.items()}
   explanations.labeled_rows(rows, results / "sets.png")
 

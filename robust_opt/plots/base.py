@@ -25,18 +25,13 @@ from matplotlib.figure import Figure
 
 from robust_opt.files import atomic_write
 from robust_opt.statistics import Interval
-from robust_opt.tables import NORM_NAMES
+from robust_opt.tables import norm_name
 
 # For color-blind readers: https://jfly.uni-koeln.de/color/. Markers and dashes repeat the message.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
 MARKERS = ("o", "s", "^", "v", "D")
 DASHES = ("-", "--", "-.", ":")
 PERCENT = (-3, 103)  # limits of an axis of percentages
-
-
-def norm_label(name: str) -> str:
-  """A norm of robust_opt.sets.BALLS as TeX; other names stay as they are."""
-  return NORM_NAMES[name].tex if name in NORM_NAMES else name
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -79,7 +74,8 @@ def curve(axis: Axes, index: int, x: Any, y: Any, **style: Any) -> None:
 
 def band(axis: Axes, index: int, label: str, x: Any, interval: Interval, **style: Any) -> None:
   """A mean accuracy in percent, with its interval shaded."""
-  name = f"robust {norm_label(label)}" if label in NORM_NAMES else label
+  name = norm_name(label).tex
+  name = label if name == label else f"robust {name}"
   curve(axis, index, x, 100 * interval.mean, label=name, **style)
   color = COLORS[index % len(COLORS)]
   axis.fill_between(x, 100 * interval.low, 100 * interval.high, color=color, alpha=0.2, lw=0)
@@ -169,7 +165,8 @@ def to_svg(
     figure.savefig(file, format="svg", metadata={"Date": None})
   width, height = (72 * inches for inches in figure.get_size_inches())
   body = file.getvalue()
-  body = re.sub(r"^.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+  unused = r'^.*?</metadata>|<style.*?</style>|<g id="[^"]*"/>|xlink:(?=href)'
+  body = re.sub(unused, "", body, flags=re.DOTALL)
   body = re.sub(r'<g id="(?:class-([\w-]+)|[^"]*)">', _group, body)
   body = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family:[^;\"]*;?", _font, body)
   body = re.sub(r"#[0-9a-f]{6}", lambda color: colors.get(color[0], color[0]), body)

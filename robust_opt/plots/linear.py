@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_opt.plots.base import COLORS, PERCENT, curve, finish, new_figure, norm_label, save
+from robust_opt.plots.base import COLORS, PERCENT, curve, finish, new_figure, save
+from robust_opt.tables import norm_name
 
 
 def coefficient_paths(
@@ -52,7 +53,7 @@ def optimality_gap(gaps: Mapping[str, np.ndarray], path: Path) -> None:
   figure = new_figure(5.4, 3.6)
   axis = figure.subplots()
   for index, (label, gap) in enumerate(gaps.items()):
-    curve(axis, index, np.arange(len(gap)), gap, label=norm_label(label), marker=None)
+    curve(axis, index, np.arange(len(gap)), gap, label=norm_name(label).tex, marker=None)
   finish(axis, "epoch", "objective minus certified optimum", yscale="log")
   save(figure, path)
 

@@ -14,9 +14,9 @@ from robust_opt.plots.base import (
   finish,
   image_rows,
   new_figure,
-  norm_label,
   save,
 )
+from robust_opt.tables import norm_name
 
 
 def adversarial_rows(
@@ -38,7 +38,7 @@ def adversarial_rows(
     ][:columns]
     for row in rows
   ]
-  names = [norm_label(row["name"]) for row in rows]
+  names = [norm_name(row["name"]).tex for row in rows]
   image_rows(list(zip(names, pictures)), path, title)
 
 
@@ -59,7 +59,7 @@ def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], path:
         axis.axvline(panel["radius"], color="0.6", lw=1, ls=":")
       for index, (net, values) in enumerate(panel["curves"].items()):
         band(axis, index, net, values["radii"], values["interval"])
-      label = f"radius, {norm_label(panel['norm'])} (pixels in [0, 1])"
+      label = f"radius, {norm_name(panel['norm']).tex} (pixels in [0, 1])"
       finish(axis, label, "", legend=False, ylim=PERCENT)
       axis.set_title(panel["title"], fontsize=9)
     line[0].set_ylabel("test accuracy (%)")

@@ -1,5 +1,5 @@
-"""One HTML page about one run or several."""
+"""One HTML page about one or several runs."""
 
 from robust_opt import extras
 
-extras.require("report", "jinja2", "markupsafe", "PIL", "plotly")
+extras.require("report", "jinja2", "markupsafe", "PIL")

@@ -1,32 +1,27 @@
-"""What finished runs have left, read into plain values: the ground of the report.
+"""Reads finished runs and their evaluations into plain values.
 
-  runs = read_all([Path("runs/mnist_linf"), Path("runs/mnist_standard")])
-  runs[0].results[0].rate.accuracy, runs[0].evaluations[0].stored.robust_accuracy
+  runs = read_runs([Path("runs/mnist_linf"), Path("runs/mnist_standard")])
+  runs[0].results[0].rate.accuracy, runs[0].evaluations[0].robust.interval
 
-Nothing is computed here beyond intervals, and nothing is written. Radii are in pixels of [0, 1].
+Nothing is computed except intervals. Radii are in pixels of [0, 1].
 """
 
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from scipy import stats
-
 from robust_opt.errors import InputError
 from robust_opt.evaluation import verdict
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import overrides
 from robust_opt.experiments.metrics import read_metrics
-
-CONFIDENCE = 0.95
+from robust_opt.statistics import accuracy_interval
 
 Parsed = TypeVar("Parsed")
 
 
 class Rate(NamedTuple):
-  """So many of so many test examples."""
+  """`correct` of `total` test examples are classified correctly."""
 
   correct: int
   total: int
@@ -38,9 +33,9 @@ class Rate(NamedTuple):
 
   @property
   def interval(self) -> tuple[float, float]:
-    """Wilson's 95 % interval of the accuracy: it knows the draw of the examples, and no more."""
-    found = stats.binomtest(self.correct, self.total).proportion_ci(CONFIDENCE, "wilson")
-    return float(found.low), float(found.high)
+    """Wilson's 95 % interval of the accuracy, for the draw of the test examples only."""
+    _, low, high = accuracy_interval([self.accuracy], self.total)
+    return float(low), float(high)
 
 
 class Result(NamedTuple):
@@ -70,17 +65,17 @@ class Sweep(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """What `python -m robust_opt.evaluate` left.
+  """A result of `python -m robust_opt.evaluate`.
 
   Attributes:
     name: of its folder.
     stored: the verdict.
-    clean: how many are right without any attack.
-    robust: how many stand all attacks.
-    attacks: {"after", "broke", "standing", "accuracy"} of each attack, in their order.
+    clean: without any attack.
+    robust: under all attacks.
+    attacks: {"after", "broke", "standing", "accuracy"} of each attack, in the order they ran.
     checks: {"name", "passed", "measured", "meaning"} of the trust report, "passed" None where it
-      was not measurable; empty: not made.
-    after_rounding: the accuracy that the images leave as 8-bit files; None in old files.
+      was not measurable; empty if there is no trust report.
+    after_rounding: accuracy with the adversarial images rounded to 8 bits; None in old files.
   """
 
   name: str
@@ -96,15 +91,15 @@ class Run(NamedTuple):
   """A finished run.
 
   Attributes:
-    name: the end of its path that tells it from the other runs.
-    workdir: where it lies.
-    title: its own, in words.
-    results: clean first, then the norm that it was trained in.
+    name: the end of its path, as long as needed to differ from the other runs.
+    workdir: its directory.
+    title: of summary.json.
+    results: clean, then the norm of training, then others.
     sweeps: accuracy against the radius.
     records: of metrics.jsonl.
-    evaluations: those that are finished.
-    unfinished: names of those that are not.
-    picture: the PNG of examples that every run draws, or None.
+    evaluations: the finished ones.
+    unfinished: names of the others.
+    picture: examples.png of the run, or None.
     config: flat, key -> value.
     summary: the whole of summary.json.
   """
@@ -122,19 +117,19 @@ class Run(NamedTuple):
   summary: Mapping[str, Any]
 
 
-def read_all(workdirs: Sequence[Path]) -> list[Run]:
-  """The runs in the order that they are named in, each once.
+def read_runs(workdirs: Sequence[Path]) -> list[Run]:
+  """The runs in the given order, each once.
 
   Raises:
-    InputError: a sentence for each of them that cannot be reported on.
+    InputError: one sentence for each of them that cannot be read.
   """
   unique = list({path.resolve(): path for path in reversed(workdirs)}.values())[::-1]
   if not unique:
     raise InputError("Name at least one run: --workdir=RUN [RUN ...].")
   runs, problems = [], []
-  for path, name in zip(unique, names([path.resolve() for path in unique])):
+  for path, name in zip(unique, short_names([path.resolve() for path in unique])):
     try:
-      runs.append(read(path, name))
+      runs.append(_read_run(path, name))
     except InputError as error:
       problems.append(str(error))
   if problems:
@@ -142,39 +137,34 @@ def read_all(workdirs: Sequence[Path]) -> list[Run]:
   return runs
 
 
-def names(paths: Sequence[Path]) -> list[str]:
-  """The shortest ends of the paths that tell all of them apart."""
-  depth = 1
-  while True:
-    ends = [str(Path(*path.parts[-depth:])) for path in paths]
-    if len(set(ends)) == len(ends) or depth > max(len(path.parts) for path in paths):
-      return ends
-    depth += 1
+def short_names(paths: Sequence[Path]) -> list[str]:
+  """The shortest ends of the paths that are all different."""
+  names: list[str] = []
+  for depth in range(1, 1 + max(len(path.parts) for path in paths)):
+    names = [str(Path(*path.parts[-depth:])) for path in paths]
+    if len(set(names)) == len(names):
+      break
+  return names
 
 
-def read(workdir: Path, name: str) -> Run:
-  """One run.
-
-  Raises:
-    InputError: it is absent, no run, not finished, or one of its files is damaged.
-  """
-  where = f"--workdir={workdir}"
+def _read_run(workdir: Path, name: str) -> Run:
+  flag = f"--workdir={workdir}"
   if not workdir.is_dir():
-    raise InputError(f"{where} must be the directory of a run, but there is none.")
+    raise InputError(f"{flag} must be the directory of a run, but it does not exist.")
   if not (workdir / "config.json").is_file():
-    raise InputError(f"{where} must be the directory of a run, but it holds no config.json.")
+    raise InputError(f"{flag} must be the directory of a run, but it holds no config.json.")
   if not (workdir / "summary.json").is_file():
     raise InputError(
-      f"{where} holds a run that is not finished (no summary.json); the command that started it "
-      f"goes on with it."
+      f"{flag} holds a run that is not finished (no summary.json); the command that started it "
+      f"resumes it."
     )
-  summary = _parsed(workdir / "summary.json", "summary of a run", _summary)
+  summary = _parsed(workdir / "summary.json", "the summary of a run", _summary)
   metrics = workdir / "metrics.jsonl"
   records = tuple(read_metrics(metrics)) if metrics.is_file() else ()
   if not records:
-    raise InputError(f"{metrics} holds no record of the training that can be read.")
+    raise InputError(f"{metrics} holds no readable record of the training.")
   folders = sorted(path for path in (workdir / "evaluations").glob("*") if path.is_dir())
-  finished = [f for f in folders if (f / "summary.json").is_file()]
+  finished = [folder for folder in folders if (folder / "summary.json").is_file()]
   picture = workdir / "examples.png"
   return Run(
     name=name,
@@ -197,9 +187,9 @@ def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
     )
     for sweep in value["sweeps"]
   )
-  rates = [row.rate for row in results] + [rate for sweep in sweeps for rate in sweep.rates]
+  rates = [result.rate for result in results] + [rate for sweep in sweeps for rate in sweep.rates]
   if len(results) < 2 or not all(0 <= rate.correct <= rate.total > 0 for rate in rates):
-    raise ValueError("its counts are none")
+    raise ValueError("its counts are impossible")
   return {
     "title": str(value["title"]),
     "results": results,
@@ -221,28 +211,26 @@ def _evaluation(folder: Path) -> Evaluation:
   stored = verdict.load(folder / "verdict.npz")
 
   def convert(value: Mapping[str, Any]) -> Evaluation:
-    total, standing = len(stored.labels), round(stored.robust_accuracy * len(stored.labels))
-    attacks = tuple(
-      _row(row, ("after", "broke", "standing", "accuracy")) for row in value["attacks"]
-    )
-    checks = tuple(_row(row, ("name", "passed", "measured", "meaning")) for row in value["trust"])
-    if (value["total"], attacks[-1]["standing"]) != (total, standing):
+    total = len(stored.labels)
+    robust = Rate(round(stored.robust_accuracy * total), total)
+    attacks = _rows(value["attacks"], ("after", "broke", "standing", "accuracy"))
+    if robust != Rate(attacks[-1]["standing"], value["total"]):
       raise ValueError("its counts are not those of the verdict.npz beside it")
     return Evaluation(
       name=folder.name,
       stored=stored,
       clean=Rate(attacks[0]["standing"], total),
-      robust=Rate(standing, total),
+      robust=robust,
       attacks=attacks,
-      checks=checks,
+      checks=_rows(value["trust"], ("name", "passed", "measured", "meaning")),
       after_rounding=value.get("accuracy_after_rounding"),
     )
 
-  return _parsed(folder / "summary.json", "summary of an evaluation", convert)
+  return _parsed(folder / "summary.json", "the summary of an evaluation", convert)
 
 
-def _row(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-  return {key: row[key] for key in keys}
+def _rows(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
+  return tuple({key: row[key] for key in keys} for row in rows)
 
 
 def _parsed(path: Path, kind: str, convert: Callable[[Mapping[str, Any]], Parsed]) -> Parsed:
@@ -250,30 +238,4 @@ def _parsed(path: Path, kind: str, convert: Callable[[Mapping[str, Any]], Parsed
     return convert(json.loads(path.read_text(encoding="utf-8")))
   except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
     reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    raise InputError(f"{path} is no {kind} that can be read ({reason}).") from error
-
-
-def command(module: str, flags: Sequence[str]) -> str:
-  """For a shell, a flag on each line."""
-  return " \\\n  ".join([f"python -m {module}", *map(shlex.quote, flags)])
-
-
-def training_command(run: Run) -> str | None:
-  """What trains the same net again; None if the run's config has other keys than ours."""
-  flags = overrides.flags_of(run.config)
-  return None if flags is None else command("robust_opt.main", [*flags, "--workdir=NEW_RUN"])
-
-
-def evaluation_command(run: Run, evaluation: Evaluation) -> str:
-  """What makes the same evaluation again, or finds it."""
-  claim = evaluation.stored.claim
-  given: dict[str, Any] = {
-    "norm": claim.norm,
-    "radius": repr(claim.radius),
-    "version": claim.version,
-  }
-  given |= {"seed": claim.seed, "batch_size": claim.batch_size}
-  source = claim.source
-  given |= {key: source[key] for key in ("examples", "checkpoint") if source.get(key)}
-  flags = [f"--{key}={value}" for key, value in given.items()]
-  return command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
+    raise InputError(f"{path} cannot be read as {kind} ({reason}).") from error

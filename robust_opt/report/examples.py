@@ -1,12 +1,12 @@
-"""Adversarial examples of an evaluation to look at, and what the net takes all of them for.
+"""Adversarial examples of an evaluation, and a confusion matrix under attack.
 
-  attacked = ask(run, evaluation, limit=60)
-  attacked.examples[0].perturbed            # a PNG as a data: address
-  attacked.confusion                        # [C, C], true class by answer under attack
+  evaluated = load_examples(run, evaluation, limit=60, locations={})
+  evaluated.examples[0].perturbed            # a PNG as a data: URL
+  evaluated.confusion                        # [C, C], true class by class predicted under attack
 
-A verdict holds the adversarial images, but neither the clean ones nor the net's answers to the
-perturbed: net and data are loaded again and asked. Where that fails, `problem` says why and the
-examples are what the file alone tells.
+A verdict holds the adversarial images, but neither the clean ones nor the predictions on the
+perturbed ones: network and data are loaded again. Where that fails, `problem` says why and the
+examples hold only what the file does.
 """
 
 import base64
@@ -29,122 +29,133 @@ from robust_opt.report.data import Evaluation, Run
 
 
 class Example(NamedTuple):
-  """An image that an attack broke.
+  """An image that an attack made the network misclassify.
 
   Attributes:
-    place: in the data set.
+    test_index: in the test set.
     label: the true class.
-    attack: which attack broke it.
-    length: of the perturbation, in the norm of the evaluation.
-    taken_for: the class of the clean image.
-    perturbed: the adversarial image, a data: address of a PNG.
-    clean: likewise; None where the data could not be loaded.
-    delta: the perturbation stretched around grey; None likewise.
-    span: the largest change of a pixel; None likewise.
-    confidence: in taken_for, in [0, 1]; None likewise.
-    fooled_into: the class of the adversarial image; None likewise.
-    fooled_confidence: in fooled_into; None likewise.
+    attack: the attack that succeeded.
+    size: of the perturbation, in the norm of the evaluation.
+    prediction: class predicted for the clean image.
+    perturbed: the adversarial image, a data: URL of a PNG.
+    clean: the clean image; None where network and data could not be loaded, as all below.
+    delta: the perturbation, scaled around gray.
+    max_change: the largest change of a pixel.
+    confidence: in `prediction`, in [0, 1].
+    perturbed_prediction: class predicted for the adversarial image.
+    perturbed_confidence: in `perturbed_prediction`.
   """
 
-  place: int
+  test_index: int
   label: int
   attack: str
-  length: float
-  taken_for: int
+  size: float
+  prediction: int
   perturbed: str
   clean: str | None = None
   delta: str | None = None
-  span: float | None = None
+  max_change: float | None = None
   confidence: float | None = None
-  fooled_into: int | None = None
-  fooled_confidence: float | None = None
+  perturbed_prediction: int | None = None
+  perturbed_confidence: float | None = None
 
 
-class Attacked(NamedTuple):
-  """What is shown of an evaluation.
+class Examples(NamedTuple):
+  """What the page shows of the images of an evaluation.
 
   Attributes:
-    examples: some of the broken ones, every attack and class among them as far as they go.
-    broken: how many an attack broke.
-    confusion: [C, C] counts, true class by answer under attack (for those that stand, the true
-      class); None where the net could not be asked.
-    problem: why not, a sentence; empty if it could.
+    examples: some of the misclassified ones, from every attack and class as far as they go.
+    total: how many images an attack made the network misclassify.
+    confusion: [C, C] counts, true class by class predicted under attack (the true class where no
+      attack succeeded); None where network and data could not be loaded.
+    problem: why not, a sentence; empty if they could.
   """
 
   examples: tuple[Example, ...]
-  broken: int
+  total: int
   confusion: np.ndarray | None
   problem: str
 
 
-def ask(run: Run, evaluation: Evaluation, limit: int, places: Mapping[str, str]) -> Attacked:
-  """Loads net and data of the run again and asks the net.
+def load_examples(
+  run: Run, evaluation: Evaluation, limit: int, locations: Mapping[str, str]
+) -> Examples:
+  """Loads network and data of the run, and predicts clean and adversarial images.
 
   Args:
-    run: whose net was evaluated.
+    run: whose network was evaluated.
     evaluation: of it.
-    limit: how many examples at most.
-    places: data_dir and cache_dir, where they are not the run's own.
+    limit: number of examples, at most.
+    locations: data_dir and cache_dir, where they are not the run's own.
   """
   stored = evaluation.stored
-  chosen = choose(stored, limit)
-  count, outcome = len(stored.labels), stored.verdict
-  known = [
-    Example(
-      place=int(stored.broken_ids[k]),
-      label=int(stored.labels[stored.broken_ids[k]]),
-      attack=outcome.names[outcome.broken_by[stored.broken_ids[k]]],
-      length=float(stored.norms[k]),
-      taken_for=int(outcome.prediction[stored.broken_ids[k]]),
-      perturbed=png(outcome.images[k]),
-    )
-    for k in chosen
-  ]
+  total = len(stored.broken_ids)
+  subset = balanced_subset(stored, limit)
+  examples = [_example(stored, k) for k in subset]
   try:
-    found = _load(run, evaluation, places)
+    loaded = _load(run, evaluation, locations)
   except RunError as error:
-    return Attacked(tuple(known), len(stored.broken_ids), None, str(error))
-  x, size = found.x[:count], min(stored.claim.batch_size, count)
+    return Examples(tuple(examples), total, None, str(error))
+  count, outcome = len(stored.labels), stored.verdict
+  x, batch_size = loaded.x[:count], min(stored.claim.batch_size, count)
   kind = losses.KINDS[run.config.get("objective.loss", "cross_entropy")]
 
-  def beliefs(images: np.ndarray) -> np.ndarray:
-    logits = jnp.asarray(plain_logits(found.logits_fn, images, size), jnp.float32)
+  def probabilities(images: np.ndarray) -> np.ndarray:
+    logits = jnp.asarray(plain_logits(loaded.logits_fn, images, batch_size), jnp.float32)
     return np.asarray(losses.probabilities(logits, kind))
 
-  attacked, clean = beliefs(outcome.images), beliefs(x[stored.broken_ids])
-  after = np.array(outcome.prediction)
-  after[stored.broken_ids] = np.argmax(attacked, axis=1)
-  confusion = np.zeros((attacked.shape[1],) * 2, int)
-  np.add.at(confusion, (stored.labels, after), 1)
-  examples = [
-    example._replace(
-      clean=png(x[example.place]),
-      delta=png(stretched(outcome.images[k] - x[example.place])),
-      span=float(np.max(np.abs(outcome.images[k] - x[example.place]))),
-      confidence=float(clean[k, example.taken_for]),
-      fooled_into=int(np.argmax(attacked[k])),
-      fooled_confidence=float(np.max(attacked[k])),
+  perturbed, clean = probabilities(outcome.images), probabilities(x[stored.broken_ids])
+  for position, k in enumerate(subset):
+    example = examples[position]
+    delta = outcome.images[k] - x[example.test_index]
+    examples[position] = example._replace(
+      clean=png(x[example.test_index]),
+      delta=png(scaled(delta)),
+      max_change=float(np.max(np.abs(delta))),
+      confidence=float(clean[k, example.prediction]),
+      perturbed_prediction=int(np.argmax(perturbed[k])),
+      perturbed_confidence=float(np.max(perturbed[k])),
     )
-    for k, example in zip(chosen, known)
-  ]
-  return Attacked(tuple(examples), len(stored.broken_ids), confusion, "")
+  return Examples(tuple(examples), total, _confusion(stored, perturbed), "")
 
 
-def _load(run: Run, evaluation: Evaluation, places: Mapping[str, str]) -> target.EvalTarget:
-  """Net and data of an evaluation, if they still are those that it was made on."""
+def _example(stored: verdict.StoredVerdict, k: int) -> Example:
+  """What the verdict file holds of its k-th misclassified image."""
+  index, outcome = int(stored.broken_ids[k]), stored.verdict
+  return Example(
+    test_index=index,
+    label=int(stored.labels[index]),
+    attack=outcome.names[outcome.broken_by[index]],
+    size=float(stored.norms[k]),
+    prediction=int(outcome.prediction[index]),
+    perturbed=png(outcome.images[k]),
+  )
+
+
+def _confusion(stored: verdict.StoredVerdict, perturbed: np.ndarray) -> np.ndarray:
+  """From the probabilities [K, C] of the misclassified images."""
+  predictions = np.array(stored.verdict.prediction)
+  predictions[stored.broken_ids] = np.argmax(perturbed, axis=1)
+  confusion = np.zeros((perturbed.shape[1],) * 2, int)
+  np.add.at(confusion, (stored.labels, predictions), 1)
+  return confusion
+
+
+def _load(run: Run, evaluation: Evaluation, locations: Mapping[str, str]) -> target.EvalTarget:
+  """Network and data, if they still are those of the evaluation."""
   stored = evaluation.stored
   checkpoint = stored.claim.source.get("checkpoint", "")
-  found = _subject(str(run.workdir), checkpoint, **places)
+  loaded = _target(str(run.workdir), checkpoint, **locations)
   count = len(stored.labels)
-  if found.net_sha256 != stored.claim.net_sha256:
-    raise RunError("The evaluation was made of another net than the run holds now.")
-  if verdict.data_sha256(found.x[:count], found.y[:count]) != stored.claim.data_sha256:
-    raise RunError("The evaluation was made on other images or labels than are found now.")
-  return found
+  if loaded.net_sha256 != stored.claim.net_sha256:
+    raise RunError("The evaluation is of another network than the run now holds.")
+  if verdict.data_sha256(loaded.x[:count], loaded.y[:count]) != stored.claim.data_sha256:
+    raise RunError("The evaluation is of other images or labels than those found now.")
+  return loaded
 
 
 @functools.lru_cache(maxsize=1)
-def _subject(
+def _target(
   workdir: str, checkpoint: str, data_dir: str = "", cache_dir: str = ""
 ) -> target.EvalTarget:
   """Kept for the next evaluation of the same run."""
@@ -152,29 +163,29 @@ def _subject(
   return target.load({**source, "data_dir": data_dir, "cache_dir": cache_dir})
 
 
-def choose(stored: verdict.StoredVerdict, limit: int) -> list[int]:
-  """Places among the broken, at most `limit`: each attack and class in turn gives its next."""
+def balanced_subset(stored: verdict.StoredVerdict, limit: int) -> list[int]:
+  """Positions among the misclassified, at most `limit`, from each attack and class in turn."""
   groups: dict[Any, list[int]] = defaultdict(list)
-  for k, place in enumerate(stored.broken_ids):
-    groups[stored.verdict.broken_by[place], stored.labels[place]].append(k)
+  for k, index in enumerate(stored.broken_ids):
+    groups[stored.verdict.broken_by[index], stored.labels[index]].append(k)
   turns = sorted((turn, group, k) for group, ks in groups.items() for turn, k in enumerate(ks))
   return sorted(k for _, _, k in turns[:limit])
 
 
-def stretched(delta: np.ndarray) -> np.ndarray:
-  """A perturbation as an image: grey is no change, black and white the largest."""
+def scaled(delta: np.ndarray) -> np.ndarray:
+  """A perturbation as an image: gray is no change, black and white the largest."""
   span = np.max(np.abs(delta))
   return 0.5 + delta / (2 * span) if span > 0 else np.full_like(delta, 0.5)
 
 
 def png(image: np.ndarray) -> str:
-  """[H, W] or [H, W, C] in [0, 1], C 1 or 3, as the data: address of a PNG."""
+  """[H, W] or [H, W, C] in [0, 1], C 1 or 3, as the data: URL of a PNG."""
   pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
   file = io.BytesIO()
   Image.fromarray(pixels.squeeze(-1) if pixels.shape[2:] == (1,) else pixels).save(file, "PNG")
-  return data_address(file.getvalue())
+  return data_url(file.getvalue())
 
 
-def data_address(content: bytes) -> str:
-  """A PNG within the page."""
+def data_url(content: bytes) -> str:
+  """A PNG as part of the page."""
   return "data:image/png;base64," + base64.b64encode(content).decode()

@@ -1,90 +1,89 @@
-"""What the report says of runs, in words and rows: from values to strings, for the template.
+"""The words and rows of the report, from the values of robust_opt.report.data.
 
-verdict(run)           # the sentence at the head, with its two large numbers
+headline(run)          # two numbers and a sentence
 result_table(runs)     # the runs side by side
-config_rows(runs)      # key, the value of every run, whether they differ
+config_rows(runs)      # key, the value in every run, whether they differ
 """
 
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from robust_opt.report.data import Evaluation, Rate, Result, Run, command
+from robust_opt.experiments import overrides
+from robust_opt.report.data import Evaluation, Rate, Result, Run
+from robust_opt.sets import BALLS
 from robust_opt.statistics import accuracy_interval
-from robust_opt.tables import NORM_NAMES, counted
+from robust_opt.tables import counted, norm_name
 from robust_opt.training.overfitting import Overfitting, in_words
 
-# Where things lie is no part of what is computed.
-_PLACES = ("data.data_dir", "data.cache_dir")
+_ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
+# Locations do not affect results.
+_LOCATIONS = ("data.data_dir", "data.cache_dir")
 
 
-class Verdict(NamedTuple):
-  """The head of the page for one run.
+class Headline(NamedTuple):
+  """The most important numbers of a run.
 
   Attributes:
     clean: accuracy.
-    robust: accuracy with its words.
-    by: by which attack, short.
-    sentence: the whole of it.
-    doubt: what speaks against believing it, a sentence; may be empty.
+    robust: accuracy under the strongest attack that has been run.
+    attack: that attack.
+    sentence: all of it in words.
+    warning: why not to trust it, a sentence; may be empty.
   """
 
   clean: str
   robust: str
-  by: str
+  attack: str
   sentence: str
-  doubt: str
+  warning: str
 
 
 class Cell(NamedTuple):
-  """A cell of the table of results; all empty where a run does not have the row."""
+  """A cell of the table of results; empty where a run has no such result."""
 
   value: str = ""
   interval: str = ""
-  counted: str = ""
-  trained: bool = False
+  correct_of: str = ""
+  trained_on: bool = False
 
 
 class Row(NamedTuple):
   """A row of the table of results; `mean` over seeds is empty unless the runs are seeds."""
 
-  what: str
+  title: str
   cells: tuple[Cell, ...]
   mean: str = ""
 
 
+class FactRow(NamedTuple):
+  """A key of the config or a fact, its value in every run, and whether they differ."""
+
+  key: str
+  values: tuple[str, ...]
+  differs: bool
+
+
 def percent(accuracy: float) -> str:
-  """Two decimals: an example of a set of 10,000."""
+  """'97.14 %': two decimals resolve one example of 10,000."""
   return f"{100 * accuracy:.2f}\u00a0%"
 
 
 def interval(rate: Rate) -> str:
-  """Of 95 %."""
+  """'96.8 to 97.5'."""
   low, high = rate.interval
   return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def ball(norm: str, radius: float) -> str:
   """A norm and its radius."""
-  sign = NORM_NAMES[norm].sign if norm in NORM_NAMES else norm
+  sign = norm_name(norm).sign
   return sign if math.isnan(radius) else f"{sign} {radius:.4g}"
-
-
-def ensemble_name(version: str) -> str:
-  """How the ensemble of an evaluation is called."""
-  known = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
-  return known.get(version, f"ensemble {version}")
-
-
-def evaluation_title(evaluation: Evaluation) -> str:
-  """Attack, ball and count."""
-  claim = evaluation.stored.claim
-  name = f"{ensemble_name(claim.version)}, {ball(claim.norm, claim.radius)}"
-  return f"{name}, {evaluation.robust.total:,} images"
 
 
 def result_title(result: Result) -> str:
@@ -94,70 +93,68 @@ def result_title(result: Result) -> str:
   return f"{ball(result.norm, result.radius)}, {counted(result.num_steps, 'step')}"
 
 
+def attack_title(evaluation: Evaluation) -> str:
+  """Ensemble and ball."""
+  claim = evaluation.stored.claim
+  ensemble = _ENSEMBLES.get(claim.version, f"ensemble {claim.version}")
+  return f"{ensemble}, {ball(claim.norm, claim.radius)}"
+
+
+def evaluation_title(evaluation: Evaluation) -> str:
+  """Ensemble, ball and count."""
+  return f"{attack_title(evaluation)}, {counted(evaluation.robust.total, 'image')}"
+
+
+def breakable(name: str) -> Markup:
+  """A name that may wrap after its separators, for narrow columns."""
+  return Markup(re.sub(r"([_/.-])", r"\1<wbr>", str(escape(name))))
+
+
 def overfitting(run: Run) -> str:
   """The warning of the run; empty if its training did not overfit."""
   detected = run.summary.get("overfitting")
   return in_words(Overfitting(**detected)) if detected else ""
 
 
-def breakable(name: str) -> Markup:
-  """A name that may be broken behind its joints, where a column is narrow."""
-  return Markup(re.sub(r"([_/.-])", r"\1<wbr>", str(escape(name))))
-
-
-def verdict(run: Run) -> Verdict:
-  """By the strongest evidence that the run holds."""
-  clean, own = run.results[0], run.results[1]
-  evaluation = strongest(run)
-  head = (
-    f"Right on {percent(clean.rate.accuracy)} of {clean.rate.total:,} clean test images "
-    f"(95 % interval {interval(clean.rate)})"
+def headline(run: Run) -> Headline:
+  """By the strongest evaluation of the run, or by its own attack where there is none."""
+  clean, own, evaluation = run.results[0].rate, run.results[1], strongest(run)
+  sentence = (
+    f"{percent(clean.accuracy)} of {clean.total:,} clean test images are classified correctly "
+    f"(95 % interval {interval(clean)})"
   )
   if evaluation is None:
-    sentence = (
-      f"{head}, and on {percent(own.rate.accuracy)} ({interval(own.rate)}) of them under "
-      f"{result_title(own)}{', the attack of its training' if own.trained_on else ''}."
-    )
-    weak = (
+    robust, attack = own.rate, result_title(own)
+    sentence += f", and {percent(robust.accuracy)} ({interval(robust)}) under {attack}"
+    sentence += ", the attack of training." if own.trained_on else "."
+    warning = (
       "No ensemble of attacks has been run: a single attack gives an upper bound, often far too "
       "high."
     )
-    return Verdict(
-      percent(clean.rate.accuracy), percent(own.rate.accuracy), result_title(own), sentence, weak
+  else:
+    robust, attack, warning = evaluation.robust, attack_title(evaluation), doubt(evaluation)
+    part = "all" if robust.total == clean.total else "the first"
+    sentence += (
+      f"; of {part} {robust.total:,}, {percent(robust.accuracy)} ({interval(robust)}) remain "
+      f"correctly classified under {attack}."
     )
-  robust, claim = evaluation.robust, evaluation.stored.claim
-  which = (
-    f"all {robust.total:,}" if robust.total == clean.rate.total else f"the first {robust.total:,}"
-  )
-  sentence = (
-    f"{head}; of {which}, {percent(robust.accuracy)} ({interval(robust)}) stand "
-    f"{ensemble_name(claim.version)}, over {ball(claim.norm, claim.radius)}."
-  )
-  if evaluation.checks and not doubt(evaluation):
-    sentence += f" {_passed(evaluation.checks)}"
-  return Verdict(
-    percent(clean.rate.accuracy),
-    percent(robust.accuracy),
-    f"{ensemble_name(claim.version)}, {ball(claim.norm, claim.radius)}",
-    sentence,
-    doubt(evaluation),
-  )
+    if not warning:
+      sentence += f" {_checks_passed(evaluation.checks)}"
+  return Headline(percent(clean.accuracy), percent(robust.accuracy), attack, sentence, warning)
 
 
 def doubt(evaluation: Evaluation) -> str:
-  """Why an evaluation should not be believed as it stands; empty if nothing speaks against it."""
+  """Why not to trust an evaluation; empty if no check failed."""
   failed = [check["name"] for check in evaluation.checks if check["passed"] is False]
   if failed:
-    plural = "checks" if len(failed) > 1 else "check"
     return (
-      f"The trust report fails {len(failed)} {plural} ({', '.join(failed)}): do not believe the "
-      f"number before you understand why."
+      f"{counted(len(failed), 'check')} of the trust report failed ({', '.join(failed)}): do not "
+      f"trust the number before you understand why."
     )
-  return "" if evaluation.checks else "The measurement itself was not checked (--notrust)."
+  return "" if evaluation.checks else "The evaluation has no trust report (--notrust)."
 
 
-def _passed(checks: Sequence[Mapping[str, Any]]) -> str:
-  """How many checks pass, where none fails."""
+def _checks_passed(checks: Sequence[Mapping[str, Any]]) -> str:
   unclear = [check["name"] for check in checks if check["passed"] is None]
   if not unclear:
     return f"All {len(checks)} checks of the trust report pass."
@@ -183,40 +180,33 @@ def strongest(run: Run) -> Evaluation | None:
   return max(run.evaluations, key=rank, default=None)
 
 
-def evaluate_command(run: Run) -> str:
-  """What makes an evaluation where there is none."""
-  own = run.results[1]
-  flags = [f"--workdir={run.workdir}", f"--norm={own.norm}", f"--radius={own.radius!r}"]
-  return command("robust_opt.evaluate", flags)
-
-
 def radius_tables(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-  """The numbers of the curves: for each norm a title and rows of radius and cells."""
-  swept: dict[str, dict[float, dict[int, Rate]]] = {}
-  for place, run in enumerate(runs):
+  """The numbers of the radius charts: for each norm a title and rows of radius and cells."""
+  rates: dict[str, dict[float, dict[int, Rate]]] = {}
+  for index, run in enumerate(runs):
     for sweep in run.sweeps:
-      radii = swept.setdefault(sweep.norm, {})
+      of_norm = rates.setdefault(sweep.norm, {})
       for radius, rate in zip(sweep.radii, sweep.rates):
-        # Radii are products of floats: what prints alike is one row.
-        radii.setdefault(float(f"{radius:.4g}"), {})[place] = rate
-
-  def cells(rates: dict[int, Rate]) -> list[str]:
-    found = (rates.get(place) for place in range(len(runs)))
-    return [
-      "" if rate is None else f"{percent(rate.accuracy)} ({interval(rate)})" for rate in found
-    ]
-
+        # Radii are products of floats: those that print alike share a row.
+        of_norm.setdefault(float(f"{radius:.4g}"), {})[index] = rate
   return [
     (
-      f"radius in {NORM_NAMES[norm].sign}",
-      [(f"{radius:.4g}", cells(rates)) for radius, rates in sorted(radii.items())],
+      f"radius in {norm_name(norm).sign}",
+      [
+        (f"{radius:.4g}", [_radius_cell(by_run.get(index)) for index in range(len(runs))])
+        for radius, by_run in sorted(of_norm.items())
+      ],
     )
-    for norm, radii in swept.items()
+    for norm, of_norm in rates.items()
   ]
 
 
+def _radius_cell(rate: Rate | None) -> str:
+  return f"{percent(rate.accuracy)} ({interval(rate)})" if rate else ""
+
+
 def result_table(runs: Sequence[Run]) -> list[Row]:
-  """Clean, the attacks of the runs, then the evaluations; each row holds every run."""
+  """Clean, the attacks of the runs, then the evaluations, with a cell for every run."""
   results = [{result_title(r): (r.rate, r.trained_on) for r in run.results} for run in runs]
   evaluations = [{evaluation_title(e): (e.robust, False) for e in run.evaluations} for run in runs]
   seeds = are_seeds(runs)
@@ -224,7 +214,7 @@ def result_table(runs: Sequence[Run]) -> list[Row]:
 
 
 def _result_rows(columns: Sequence[Mapping[str, tuple[Rate, bool]]], seeds: bool) -> list[Row]:
-  """A row for each title, with a cell for each run: rate, and whether the run trained on it."""
+  """A row for each title; columns: title -> (rate, whether the run trained on it)."""
   table = []
   for title in dict.fromkeys(title for column in columns for title in column):
     entries = [column.get(title) for column in columns]
@@ -234,68 +224,86 @@ def _result_rows(columns: Sequence[Mapping[str, tuple[Rate, bool]]], seeds: bool
   return table
 
 
-def _cell(rate: Rate, trained: bool) -> Cell:
+def _cell(rate: Rate, trained_on: bool) -> Cell:
   count = f"{rate.correct:,} of {rate.total:,}"
-  return Cell(percent(rate.accuracy), interval(rate), count, trained)
+  return Cell(percent(rate.accuracy), interval(rate), count, trained_on)
 
 
 def _mean(rates: Sequence[Rate]) -> str:
-  found = accuracy_interval([rate.accuracy for rate in rates], min(rate.total for rate in rates))
-  mean, low, high = (100 * float(value) for value in found)
+  over_seeds = accuracy_interval([r.accuracy for r in rates], min(rate.total for rate in rates))
+  mean, low, high = (100 * float(value) for value in over_seeds)
   return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def are_seeds(runs: Sequence[Run]) -> bool:
   """Whether the runs are one experiment with several seeds."""
-  rest = [{k: v for k, v in run.config.items() if k not in ("seed", *_PLACES)} for run in runs]
+  rest = [{k: v for k, v in run.config.items() if k not in ("seed", *_LOCATIONS)} for run in runs]
   seeds = {run.config.get("seed") for run in runs}
   return len(runs) > 1 and len(seeds) == len(runs) and all(other == rest[0] for other in rest)
 
 
-class ConfigRow(NamedTuple):
-  """A key of the config or a fact of the run, its value in every run, and whether they differ."""
-
-  key: str
-  values: tuple[str, ...]
-  differs: bool
-
-
-def config_rows(runs: Sequence[Run]) -> list[ConfigRow]:
+def config_rows(runs: Sequence[Run]) -> list[FactRow]:
   """All keys of all resolved configs, in order."""
-  return _rows([run.config for run in runs])
+  return _fact_rows([run.config for run in runs])
 
 
-def provenance_rows(runs: Sequence[Run]) -> list[ConfigRow]:
+def provenance_rows(runs: Sequence[Run]) -> list[FactRow]:
   """Versions, hashes, device and sizes."""
-  facts = []
-  for run in runs:
-    summary = run.summary
-    facts.append(
-      {
-        "checkpoint": f"{summary.get('checkpoint', 'last')}, step {summary.get('step')}",
-        "training examples": summary.get("train_examples"),
-        "held-out examples": summary.get("heldout_examples"),
-        "device": summary.get("device"),
-        **{f"version of {name}": text for name, text in summary.get("versions", {}).items()},
-        "peak memory (MB)": summary.get("peak_memory_mb"),
-        "SHA-256 of the weights": summary.get("params_sha256"),
-        **{
-          f"SHA-256 of the {split} data": digest
-          for split, digest in summary.get("data_sha256", {}).items()
-        },
-      }
-    )
-  return _rows(facts)
+  return _fact_rows([_facts(run.summary) for run in runs])
 
 
-def _rows(columns: Sequence[Any]) -> list[ConfigRow]:
-  keys = list(dict.fromkeys(key for column in columns for key in column))
+def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+  versions, hashes = summary.get("versions", {}), summary.get("data_sha256", {})
+  return {
+    "checkpoint": f"{summary.get('checkpoint', 'last')}, step {summary.get('step')}",
+    "training examples": summary.get("train_examples"),
+    "held-out examples": summary.get("heldout_examples"),
+    "device": summary.get("device"),
+    **{f"version of {name}": version for name, version in versions.items()},
+    "peak memory (MB)": summary.get("peak_memory_mb"),
+    "SHA-256 of the weights": summary.get("params_sha256"),
+    **{f"SHA-256 of the {split} data": sha256 for split, sha256 in hashes.items()},
+  }
+
+
+def _fact_rows(columns: Sequence[Mapping[str, Any]]) -> list[FactRow]:
   rows = []
-  for key in keys:
+  for key in dict.fromkeys(key for column in columns for key in column):
     values = tuple(_text(column[key]) if key in column else "(absent)" for column in columns)
-    rows.append(ConfigRow(key, values, len(set(values)) > 1))
+    rows.append(FactRow(key, values, len(set(values)) > 1))
   return rows
 
 
 def _text(value: Any) -> str:
   return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def training_command(run: Run) -> str | None:
+  """Trains the same network again; None if no flags make its config."""
+  flags = overrides.flags_of(run.config)
+  return None if flags is None else _command("robust_opt.main", [*flags, "--workdir=NEW_RUN"])
+
+
+def evaluation_command(run: Run, evaluation: Evaluation) -> str:
+  """Makes the same evaluation again, or prints the finished one."""
+  claim = evaluation.stored.claim
+  values: dict[str, Any] = {"norm": claim.norm, "radius": repr(claim.radius)}
+  if claim.norm not in BALLS:
+    values = {"set": json.dumps(claim.set)}
+  values |= {"version": claim.version, "seed": claim.seed, "batch_size": claim.batch_size}
+  values |= {k: claim.source[k] for k in ("examples", "checkpoint") if claim.source.get(k)}
+  flags = [f"--{key}={value}" for key, value in values.items()]
+  return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
+
+
+def first_evaluation_command(run: Run) -> str:
+  """Evaluates a run over its own set."""
+  own, flags = run.results[1], ["--version=pgd"]
+  if own.norm in BALLS:
+    flags = [f"--norm={own.norm}", f"--radius={own.radius!r}"]
+  return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
+
+
+def _command(module: str, flags: Sequence[str]) -> str:
+  """A shell command with one flag per line."""
+  return " \\\n  ".join([f"python -m {module}", *map(shlex.quote, flags)])

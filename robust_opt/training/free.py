@@ -1,7 +1,7 @@
 """Training steps whose ascent costs no pass: one backward pass gives the gradients of theta and x.
 
-  step = one_pass.make_free_train_step(apply, optimizer, u, u, num_replays=4)
-  step = one_pass.make_recall_train_step(apply, optimizer, u)
+  step = free.make_free_train_step(apply, optimizer, u, u, num_replays=4)
+  step = free.make_recall_train_step(apply, optimizer, u)
 
 Both start from an adversary that an earlier backward pass left in `TrainState.memory`: free
 training that of the same batch, a moment ago, recalled training that of the same example, an epoch
@@ -44,7 +44,7 @@ def make_free_train_step(
 
   Args:
     apply: the model.
-    optimizer: what descends, num_replays times a step: a schedule counts replays.
+    optimizer: of the parameters, num_replays updates a step: a schedule counts replays.
     uncertainty: the set that delta stays in.
     ascent: the set of one step of delta; the authors' is as large as the set.
     num_replays: m of the paper, >= 1.
@@ -96,7 +96,7 @@ def make_recall_train_step(
 
   Args:
     apply: the model, differentiated in train mode.
-    optimizer: what descends.
+    optimizer: of the parameters.
     uncertainty: U.
     loss: J.
 
@@ -148,6 +148,6 @@ def _both_gradients(
 def _descend(
   optimizer: optax.GradientTransformation, state: TrainState, grads: Params
 ) -> tuple[Params, PyTree]:
-  """Parameters and the optimiser's state after one update."""
+  """Parameters and the optimizer's state after one update."""
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   return optax.apply_updates(state.params, updates), opt_state

@@ -1,7 +1,7 @@
 """Descent that optax lacks.
 
 optimizer = dampened_sgd(learning_rate=1e-2, momentum=0.9, dampening=0.9)   # as Torch has it
-optimizer = optax.chain(optax.adam(1e-3), weight_average(0.999))            # beside the weights
+optimizer = optax.chain(optax.adam(1e-3), weight_average(0.999))            # averaged weights
 optimizer = optax.chain(optax.sgd(0.1, 0.5), max_column_norm(1.9365))       # within a ball
 step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AWP
 """
@@ -18,7 +18,7 @@ from robust_opt.errors import InputError
 from robust_opt.sets.projections import furthest_l2, l2_norm
 from robust_opt.types import Array, PyTree
 
-__all__ = ["dampened_sgd"]  # what a config may name, beside all of optax
+__all__ = ["dampened_sgd"]  # what a config may name, in addition to optax
 
 
 class DampenedState(NamedTuple):
@@ -75,7 +75,7 @@ def weight_average(decay: float) -> optax.GradientTransformation:
 
     average_t = d_t average_{t-1} + (1 - d_t) theta_t,   d_t = min(decay, t / (t + 9)),  t >= 1
 
-  Early weights are forgotten faster, so that a short run is not judged by its start.
+  Early weights are forgotten faster, so that a short run does not average its start.
   `training.evaluated_params` finds the average. Source: Polyak and Juditsky (1992); against robust
   overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be mitigated by properly learned
   smoothening").

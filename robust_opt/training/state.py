@@ -18,10 +18,10 @@ class TrainState:
 
   Attributes:
     step: [], int32, updates made so far.
-    params: what is learnt.
-    model_state: what the model keeps beside it (batch statistics), or {}.
-    opt_state: the optimiser's.
-    memory: what a step hands to the next beside (one_pass.py), or ().
+    params: of the model.
+    model_state: the state of the model, such as batch statistics, or {}.
+    opt_state: of the optimizer.
+    memory: carried by the steps of free.py, or ().
   """
 
   step: Array
@@ -62,10 +62,10 @@ class Streams(NamedTuple):
   """The keys of a run, one for each use of its seed.
 
   Attributes:
-    net: of the parameters at first.
-    training: of the order, the augmentation and the steps.
-    evaluation: of the attacks that measure.
-    memory: of what the first update finds in TrainState.memory.
+    net: for the initial parameters.
+    training: for the order, the augmentation and the steps.
+    evaluation: for the attacks of evaluations.
+    memory: for the initial TrainState.memory.
   """
 
   net: Array
@@ -80,8 +80,8 @@ def streams(key: Array) -> Streams:
 
 
 def evaluated_params(state: TrainState) -> Params:
-  """What a net is judged by: the average of its weights where the optimiser keeps one."""
-  # By its type: an optimiser's moments have the names of parameters, which may be "average" too.
+  """The parameters to evaluate: the average of the weights if the optimizer keeps one."""
+  # Found by type: a parameter may be named "average" too.
   kept = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, AverageState))
   averages = [node.average for node in kept if isinstance(node, AverageState)]
   return averages[-1] if averages else state.params

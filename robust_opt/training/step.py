@@ -5,7 +5,7 @@
   state, metrics = jax.pmap(step_with_axis_name, "data", in_axes=(None, 0, None))(...)
 
 The same step runs under jit, jit over a mesh, pmap and shard_map: nothing in it knows where its
-arrays lie, except that under pmap and shard_map it must be told the axis to average over.
+arrays lie, except that under pmap and shard_map it needs the name of the axis to average over.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def make_train_step(
 
   Args:
     apply: the model.
-    optimizer: what descends.
+    optimizer: of the parameters.
     objective: what the adversary ascends and the learner descends.
     attack: how the adversary ascends, always or at each step.
     ascent_apply: the model as the ascent sees it, with the same parameters: in an arithmetic of
@@ -55,15 +55,14 @@ def make_train_step(
     perturb_weights: (params, gradient) -> what is added to the params before the gradient of the
       descent is taken, and taken away again after it: `optimizers.adversarial_weights`. One forward
       and one backward pass more.
-    penalty: what the learner pays beside the objective, at the clean batch; the loss that is
+    penalty: is added to the objective, at the clean batch; the loss that is
       reported contains it.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
       then drawn per device. Of the model's state the mean over the devices is kept, of integers and
       flags the maximum, and of keys each its own.
 
   Returns:
-    step(state, batch, key) -> (state, metrics); the key is folded with nothing, so give every step
-    one of its own.
+    step(state, batch, key) -> (state, metrics); `key` is used as is: pass a fresh one per step.
 
   Raises:
     InputError: attack has another type; from the step: the examples are not one array of floats, y

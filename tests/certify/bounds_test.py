@@ -163,8 +163,8 @@ def test_bounds_of_any_net_contain_what_it_does(seed, norm, box, radius, gain):
   _, x, _ = problem("mlp")
   kernels = [gain * normal(rng, *shape) for shape in ((4, 6), (6, 5), (5, 3))]
   first, second, third = (Dense(kernel, normal(rng, kernel.shape[1])) for kernel in kernels)
-  standardise = Affine(np.float32(1.0), np.float32(-0.5))
-  layers = (standardise, Flatten(), first, ReLU(), second, ReLU(), third)
+  standardize = Affine(np.float32(1.0), np.float32(-0.5))
+  layers = (standardize, Flatten(), first, ReLU(), second, ReLU(), third)
   logits = logits_at(layers, points_inside(rng, x, norm, radius, box, 200))
   for method in ("ibp", "crown"):
     lower, upper = bound_logits(layers, x, norm, radius, box, method)

@@ -217,7 +217,7 @@ def folder_config(workdir):
   [
     (other_config, ["another experiment", "seed: 7 -> 0"]),
     (foreign_files, ["new or empty directory", "thesis.tex"]),
-    (a_file, ["new or empty directory", "run is none of ours"]),
+    (a_file, ["new or empty directory", "unexpected file run"]),
     (cut_config, ["config.json cannot be read", "choose a new directory"]),
     (binary_config, ["config.json cannot be read"]),
     (list_config, ["config.json cannot be read"]),

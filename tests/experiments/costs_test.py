@@ -28,7 +28,7 @@ def test_every_config_has_a_time_for_every_repeat(train):
     assert len(cost.seconds) == 3
     assert min(cost.seconds) > 0
     assert cost.first > 2 * min(cost.seconds)  # it compiles
-  assert costs.beside(found["robust"], found["standard"]) > 0
+  assert costs.ratio(found["robust"], found["standard"]) > 0
 
 
 def test_times_are_taken_in_turns_and_divided_by_the_updates(train, monkeypatch):
@@ -50,10 +50,10 @@ def test_times_are_taken_in_turns_and_divided_by_the_updates(train, monkeypatch)
   assert found["standard"] == costs.Cost(1.0, (1 / 5,) * 3)
   replays = made["free"].attack.num_replays
   np.testing.assert_allclose(found["free"].seconds, 2 / 5 / replays)
-  assert costs.beside(found["free"], found["standard"]) == pytest.approx(2 / replays)
+  assert costs.ratio(found["free"], found["standard"]) == pytest.approx(2 / replays)
 
 
 def test_the_ratio_is_of_pairs():
   """Load that doubles both of a pair changes nothing."""
   ours, theirs = costs.Cost(0.0, (3.0, 30.0, 3.0)), costs.Cost(0.0, (1.0, 10.0, 2.0))
-  assert costs.beside(ours, theirs) == 3.0
+  assert costs.ratio(ours, theirs) == 3.0

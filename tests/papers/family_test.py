@@ -48,9 +48,9 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   measured = json.loads((results / "measured.json").read_text())
   assert {(m["method"], m["seed"]) for m in measured.values()} == {("standard", 1), ("trades", 1)}
 
-  # Again: nothing is trained or attacked anew, and the table is the same.
+  # Run again: nothing is trained or attacked, and the table is the same.
   def never(*_):
-    raise AssertionError("it was done before")
+    raise AssertionError("it must not run again")
 
   monkeypatch.setattr(family, "attack", never)
   times = family.costs.side_by_side
@@ -59,27 +59,27 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   again = family.run(options(tmp_path / "study"))
   assert again.rows == table.rows
 
-  # Elsewhere updates are timed: it may be another machine.
+  # In another directory updates are timed again: it may be another machine.
   monkeypatch.setattr(family.costs, "side_by_side", times)
 
-  # But no net is trained where the file is known.
+  # No network of a known file is trained.
   known = {"known": [results / "measured.json"]}
   fewer = options(tmp_path / "one", methods=("trades",), **known)
   assert [row["method"] for row in family.run(fewer).rows] == ["trades"]
   kept = json.loads((tmp_path / "one" / "results" / "measured.json").read_text())
   assert len(kept) == 1
   assert kept.items() <= measured.items()
-  # Fewer methods in the same directory throw nothing away.
+  # Fewer methods in the same directory discard nothing.
   family.run(options(tmp_path / "study", methods=("trades",)))
   assert json.loads((results / "measured.json").read_text()) == measured
-  # But a net that is attacked otherwise, or trained otherwise, is another.
+  # A network that is attacked or trained differently is another one.
   for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 40}):
     other = dataclasses.replace(
       fewer,
       workdir=tmp_path / next(iter(changed)),
       preset=dataclasses.replace(PRESET, **changed),
     )
-    with pytest.raises(AssertionError, match="it was done before"):
+    with pytest.raises(AssertionError, match="it must not run again"):
       family.run(other)
 
 

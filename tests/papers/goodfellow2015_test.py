@@ -1,4 +1,4 @@
-"""The study of Goodfellow et al. in small: closed forms of its parts, what it leaves, resuming."""
+"""The study of Goodfellow et al. in small: closed forms, its results, and that it resumes."""
 
 import copy
 import dataclasses
@@ -63,8 +63,8 @@ def test_gradients_of_parts_are_those_of_the_whole():
 
 
 def test_fgsm_is_not_clipped_to_the_box():
-  moved = nets_lib.fgsm(linear(W), X, Y, 2.0)
-  close(jnp.abs(moved - X), 2.0)
+  x_adv = nets_lib.fgsm(linear(W), X, Y, 2.0)
+  close(jnp.abs(x_adv - X), 2.0)
 
 
 def test_an_ensemble_of_equals_is_its_member():
@@ -313,7 +313,7 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   capsys.readouterr()
 
   def never(*args, **kwargs):
-    raise AssertionError("it was done before")
+    raise AssertionError("it must not run again")
 
   monkeypatch.setattr(study, "_measure", never)
   monkeypatch.setattr(measure, "ensemble_errors", never)

@@ -197,7 +197,7 @@ def test_manifest_says_what_was_run(study):
 
 @pytest.mark.slow
 def test_stopped_and_damaged_a_study_goes_on_to_the_same_numbers(study, tmp_path, monkeypatch):
-  workdir, told = tmp_path / "again", Study.progress
+  workdir, progress = tmp_path / "again", Study.progress
   shutil.copytree(study, workdir)
   shutil.rmtree(workdir / "results")
   shutil.rmtree(workdir / "l2")
@@ -206,7 +206,7 @@ def test_stopped_and_damaged_a_study_goes_on_to_the_same_numbers(study, tmp_path
   written = kept.stat().st_mtime_ns
 
   def stop_within_l2(self, work, words, skipped=False):
-    told(self, work, words, skipped)
+    progress(self, work, words, skipped)
     if words.startswith("l2: epoch 2/4"):
       raise KeyboardInterrupt
 
@@ -216,7 +216,7 @@ def test_stopped_and_damaged_a_study_goes_on_to_the_same_numbers(study, tmp_path
   assert not (workdir / "results").exists()
   with (workdir / "l2" / "metrics.jsonl").open("a") as file:
     file.write('{"step": 60, "seed0/te')  # what a kill leaves
-  monkeypatch.setattr(Study, "progress", told)
+  monkeypatch.setattr(Study, "progress", progress)
   shaham2015.run(small(workdir, preset=dataclasses.replace(PRESET, epochs_per_call=1)))
 
   names = sorted(path.name for path in (study / "results").iterdir())

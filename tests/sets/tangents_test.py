@@ -290,8 +290,8 @@ def test_one_step_within_the_tangent_planes(name):
   step = jax.jit(u.steepest_ascent)(g, x).reshape(24, -1)
   close(step, expected)
   assert np.all(jax.jit(u.gauge)(step.reshape(x.shape), x) <= 1 + ROUNDING)
-  turned = np.asarray(jax.jit(u.steepest_ascent)(g, x[::-1])).reshape(24, -1)
-  assert np.max(np.abs(turned - step)) > 1e-2
+  other = np.asarray(jax.jit(u.steepest_ascent)(g, x[::-1])).reshape(24, -1)
+  assert np.max(np.abs(other - step)) > 1e-2
 
 
 # What is refused.

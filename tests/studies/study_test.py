@@ -26,7 +26,7 @@ def test_a_command_can_be_typed_and_says_no_places(given, typed):
   assert shlex.split(command("m", kept))[3:] == kept
 
 
-def test_what_is_left_is_told_when_enough_is_done(tmp_path, capsys):
+def test_the_time_left_is_estimated_when_enough_is_done(tmp_path, capsys):
   study = Study(tmp_path, {"a": 1}, work=100.0)
   for work, words in ((2.0, "compiled"), (2.0, "next"), (2.0, "enough")):
     study.progress(work, words)
@@ -37,7 +37,7 @@ def test_what_is_left_is_told_when_enough_is_done(tmp_path, capsys):
   assert third.startswith("[  6.0 %] enough")
 
 
-def test_what_was_done_before_tells_nothing_of_the_rest(tmp_path, capsys):
+def test_work_of_an_earlier_run_gives_no_estimate(tmp_path, capsys):
   study = Study(tmp_path, {"a": 1}, work=100.0)
   study.progress(50.0, "done before", skipped=True)
   study.progress(2.0, "fresh")

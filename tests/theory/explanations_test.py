@@ -211,11 +211,11 @@ def angle_between(a, b):
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("angle", [1e-3, 0.3, np.pi / 2, 2.5])
 def test_rotation_turns_by_the_angle_and_keeps_the_norm(angle, scale):
-  turned = rotate(X, scale * DIRECTION, angle)
-  close(length(turned), length(X))
-  np.testing.assert_allclose(angle_between(X, turned), angle, rtol=3e-4)
+  rotated = rotate(X, scale * DIRECTION, angle)
+  close(length(rotated), length(X))
+  np.testing.assert_allclose(angle_between(X, rotated), angle, rtol=3e-4)
   full = angle_between(X, DIRECTION)
-  close(angle_between(turned, DIRECTION), np.abs(full - angle))
+  close(angle_between(rotated, DIRECTION), np.abs(full - angle))
 
 
 def test_rotation_by_nothing_and_without_a_plane_leaves_x():
@@ -226,10 +226,10 @@ def test_rotation_by_nothing_and_without_a_plane_leaves_x():
 
 
 def test_rotation_keeps_examples_apart():
-  turned = explanations.rotate_toward(X, DIRECTION.at[1].set(jnp.nan), 0.2)
-  assert np.all(np.isnan(turned[1]))
+  rotated = explanations.rotate_toward(X, DIRECTION.at[1].set(jnp.nan), 0.2)
+  assert np.all(np.isnan(rotated[1]))
   alone = explanations.rotate_toward(X[:1], DIRECTION[:1], 0.2)
-  close(turned[:1], alone)
+  close(rotated[:1], alone)
   with pytest.raises(InputError, match="g must have the shape"):
     explanations.rotate_toward(X, DIRECTION[:1], 0.2)
 

@@ -15,7 +15,7 @@ def covariance_of(n=4, seed=0):
 
 
 def risk(sigma, true, d):
-  """Of a learnt covariance, the adversary being delta(x) = D x: in closed form."""
+  """Of a learned covariance, the adversary being delta(x) = D x: in closed form."""
   a = np.eye(len(true)) + d
   return 0.5 * np.trace(np.linalg.solve(sigma, a @ true @ a.T)) + 0.5 * np.linalg.slogdet(sigma)[1]
 
@@ -70,7 +70,7 @@ def test_the_learner_could_not_do_better(budget):
       assert worst(sigma) >= best - 1e-7
 
 
-def test_without_an_adversary_the_truth_is_learnt():
+def test_without_an_adversary_the_truth_is_learned():
   true = covariance_of()
   np.testing.assert_allclose(gaussian.robust_fit(true, 0.0).covariance, true)
   np.testing.assert_allclose(gaussian.robust_covariance(true, np.inf), true, rtol=1e-12)

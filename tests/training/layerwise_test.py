@@ -171,9 +171,9 @@ def test_worst_case_of_two_linear_layers():
   @chex.assert_max_traces(1)
   def worst(first_radius, hidden_radius):
     u = layerwise.layerwise(net, (2, 3, 1), ro.LInf(first_radius), hidden_radius)
-    penalised, _ = ro.gradient_penalty(u).outer(forward, z, z, y)
+    penalized, _ = ro.gradient_penalty(u).outer(forward, z, z, y)
     sampled = loss(z + u.sample(jax.random.key(0), z))
-    return ro.robustify(loss, ro.steepest(u), argnum=0)(z), penalised, sampled
+    return ro.robustify(loss, ro.steepest(u), argnum=0)(z), penalized, sampled
 
   W0, W1 = (np.float64(params[f"Dense_{i}"]["kernel"]) for i in (0, 1))
   sign = np.where(y == 1, -1.0, 1.0)  # of the class 0 against the class 1
@@ -186,9 +186,9 @@ def test_worst_case_of_two_linear_layers():
   clean, p_wrong = np.logaddexp(0, -margin), 1 / (1 + np.exp(margin))
   for radii in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.2), (0.3, 0.2)):
     fall = radii[0] * np.abs(g_0).sum() + radii[1] * np.abs(g_1).sum()
-    value, penalised, sampled = worst(*radii)
+    value, penalized, sampled = worst(*radii)
     close(value, np.logaddexp(0, fall - margin))
-    close(penalised, clean + p_wrong * fall)
+    close(penalized, clean + p_wrong * fall)
     assert np.all(sampled <= value * (1 + ROUNDING))
 
 

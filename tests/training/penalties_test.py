@@ -179,7 +179,7 @@ def test_no_gradient_is_no_direction():
   assert (value, gradient) == (1, 0)
 
 
-def test_an_example_is_penalised_by_itself():
+def test_an_example_is_penalized_by_itself():
   net = models.MLP(widths=(7,))
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch, of_net = batch_of((8, 8, 1)), functools.partial(affine.layers_of, net)

@@ -86,15 +86,18 @@ def _transfer_error(source: str, target: str) -> Share:
   return Share(error, _examples, (source, target))
 
 
-def _agreement(pair: str, among: str) -> Share:
+def _agreement(source: str, other: str, among: str) -> Share:
+  """How often `other` predicts the class of `source` among its mistakes, or those of both."""
+  pair = f"{source} {other}"
   return Share(
     lambda seed: seed["agreement"][pair][among],
     lambda seed: seed["agreement"][pair][f"num_{among}"],
-    tuple(pair.split()),
+    (source, other),
   )
 
 
 def _rubbish_rate(kind: str, what: str) -> Share:
+  """The share of inputs of no class that get one."""
   return Share(lambda seed: seed["rubbish"][kind][what], _examples, (kind,))
 
 
@@ -141,11 +144,12 @@ ROWS: list[tuple[str, float | None, Share]] = [
   ("RBF with a hidden layer: clean error", None, _clean_error("deep_rbf")),
   ("... adversarial error", None, _adversarial_error("deep_rbf")),
   ("maxout with sigmoids on top: adversarial error", None, _adversarial_error("sigmoid")),
-  ("where maxout errs, softmax predicts its class", 54.6, _agreement("maxout softmax", "mistakes")),
-  ("... RBF does", 16.0, _agreement("maxout rbf", "mistakes")),
-  ("... where both err: softmax", 84.6, _agreement("maxout softmax", "both")),
-  ("... where both err: RBF", 54.3, _agreement("maxout rbf", "both")),
-  ("where both err, RBF predicts softmax's class", 53.6, _agreement("softmax rbf", "both")),
+  ("where maxout errs, softmax predicts its class", 54.6,
+   _agreement("maxout", "softmax", "mistakes")),
+  ("... RBF does", 16.0, _agreement("maxout", "rbf", "mistakes")),
+  ("... where both err: softmax", 84.6, _agreement("maxout", "softmax", "both")),
+  ("... where both err: RBF", 54.3, _agreement("maxout", "rbf", "both")),
+  ("where both err, RBF predicts softmax's class", 53.6, _agreement("softmax", "rbf", "both")),
   ("N(0, I) taken for a class: maxout", 98.35, _rubbish_rate("maxout", "normal")),
   ("... maxout with sigmoids", 68.0, _rubbish_rate("sigmoid", "normal")),
   ("... softmax regression", 59.8, _rubbish_rate("softmax", "normal")),
@@ -295,7 +299,7 @@ def _claims_over_seeds(runs: Seeds) -> list[Claim]:
     beyond("They transfer to another architecture, the perceptron: error above 50 %",
            _transfer_error("maxout", "mlp").of, 0.5),
     higher("Where both err, softmax makes maxout's mistakes more often than RBF does",
-           _agreement("maxout softmax", "both"), _agreement("maxout rbf", "both")),
+           _agreement("maxout", "softmax", "both"), _agreement("maxout", "rbf", "both")),
     beyond("Learnt weights resemble those of the linear classifier: mean cosine above 0.1",
            lambda seed: seed["similarity"]["maxout"], 0.1),
     beyond("Logits are piecewise linear along the perturbation: R^2 of two lines above 0.9",

@@ -17,7 +17,7 @@ that of a norm at 0 is 0, never NaN.
 |  |d_j|_2 <= r_j, every column           |  |Xw + b - y|_2 + sum_j r_j |w_j|                |
 |  |D_g|_F <= r_g, every group of columns |  |Xw + b - y|_2 + sum_g r_g |w_g|_2              |
 
-1/p + 1/q = 1. Sources: Shaham et al. 2015 (arXiv 1511.05432), section on regularisation; Xu,
+1/p + 1/q = 1. Sources: Shaham et al. 2015 (arXiv 1511.05432), section on regularization; Xu,
 Caramanis and Mannor, Robustness and Regularization of Support Vector Machines (JMLR 2009), and
 Robust Regression and Lasso (IEEE Trans. Inf. Theory 2010); Goodfellow, Shlens and Szegedy 2015
 (arXiv 1412.6572).

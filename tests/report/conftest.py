@@ -1,0 +1,55 @@
+"""One finished and evaluated run for all tests of the report, and a copy of it to compare with."""
+
+import json
+import shutil
+
+import pytest
+
+from robust_opt.evaluation import phases, trust
+from robust_opt.experiments import config, run
+from robust_opt.studies import evaluation
+from robust_opt.training.overfitting import Overfitting
+
+# Would break out of an attribute, a tag or a script if it were not escaped.
+NASTY_NAME = "<b>\"'&run with a rather long name, as they are"
+NASTY_TITLE = "</script><img src='x' onerror='alert(1)'>"
+SMALL = (phases.apgd_ce(5), phases.apgd_t(5, 2))
+
+
+def checks(*passed):
+  return [
+    trust.Check(f"check {index}", outcome, f"measured <{index}>", "a possible cause")
+    for index, outcome in enumerate(passed)
+  ]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  """A run with an evaluation of 60 examples."""
+  workdir = tmp_path_factory.mktemp("runs") / "first"
+  c = config.digits()
+  c.model.name = "SoftmaxRegression"
+  c.data.train_examples, c.data.test_examples = 300, 100
+  c.training.epochs = 2
+  c.evaluation.sweep = (0.0, 1.0)
+  run.run(c, workdir)
+  source = {"workdir": str(workdir)}
+  options = evaluation.Options(source, version="quick", examples=60, batch_size=64)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(phases.VERSIONS, "quick", SMALL)
+    patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
+    assert not evaluation.run(options)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def second(trained, tmp_path_factory):
+  """The same run as if of another seed, overfitted, never evaluated."""
+  workdir = tmp_path_factory.mktemp("runs") / NASTY_NAME
+  shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("evaluations"))
+  summary = json.loads((workdir / "summary.json").read_text())
+  summary["config"]["seed"], summary["title"] = 7, NASTY_TITLE
+  summary["results"][0]["correct"] -= 4
+  summary["overfitting"] = Overfitting("robust", 3, 0.58, 4, 0.5, 0.6)._asdict()
+  (workdir / "summary.json").write_text(json.dumps(summary))
+  return workdir
