@@ -11,7 +11,6 @@ import pytest
 from rounding import assert_close
 
 from robust_opt.models import layers
-from robust_opt.models.mnist_cnn import MnistCNN
 
 # Forward and back through sums over up to 5 x 5 x 8 entries, and over the pixels of two images.
 close = functools.partial(assert_close, terms=2 * (5 * 5 * 8 + 2 * 10 * 9), dtype=np.float32)
@@ -130,29 +129,3 @@ def test_dtype_of_the_arithmetic(formulation):
   variables = jax.jit(layer.init)(jax.random.key(0), x)
   chex.assert_type(jax.tree.leaves(variables), jnp.float32)
   chex.assert_type(jax.jit(layer.apply)(variables, x), jnp.bfloat16)
-
-
-def images(batch):
-  """Mostly black images, as MNIST's, so that many pool windows tie."""
-  x = jax.random.uniform(jax.random.key(0), (batch, 28, 28, 1))
-  return jnp.where(x < 0.8, 0.0, x)
-
-
-@pytest.mark.slow
-def test_mnist_cnn_formulations_agree(monkeypatch):
-  model, x, y = MnistCNN(), images(4), jnp.arange(4)
-  variables = jax.jit(model.init)(jax.random.key(1), x)
-
-  def loss(variables, x):
-    logits = model.apply(variables, x)
-    chex.assert_shape(logits, (4, 10))
-    return -(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, 10)).sum(), logits
-
-  results = []
-  for name in ["matmul", "native"]:
-    monkeypatch.setattr(layers, "formulation", name)
-    jax.clear_caches()  # the choice is made when tracing
-    results.append(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x))
-  chex.assert_tree_all_finite(results[0])
-  # Forward and back through sums over 25 and 25 x 32 entries, 256 and 200 units.
-  assert_close(*results, terms=2 * (25 + 800 + 256 + 200))

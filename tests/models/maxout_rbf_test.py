@@ -5,23 +5,19 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from rounding import assert_close, rounding
+from rounding import assert_close
 from scipy import signal
 
 import robust_opt as ro
-from robust_opt import models, training
-from robust_opt.data.datasets import load
+from robust_opt import models
 from robust_opt.models.maxout import max_of_pieces
 from robust_opt.models.rbf import squared_distances
-from robust_opt.training import optimizers
 
 SHAPE = (3, 2, 1)
 N = 6
 # Up to three layers of at most 4 x 6 units, an exponential or a logarithm, and a sum over classes.
 TERMS = 3 * 4 * N + 16
-ROUNDING = rounding(terms=TERMS)
 close = functools.partial(assert_close, terms=TERMS, dtype=np.float32)
 X = np.random.default_rng(0).uniform(0, 1, (5, *SHAPE)).astype(np.float32)
 
@@ -190,57 +186,4 @@ def test_fresh_rbf_nets_are_neither_sure_nor_blind(name, mean, std):
     assert (np.abs(gradient) > 0).mean() > 0.9
 
 
-LIMIT = 1.9365  # the paper's bound on the norm of a column of weights
-
-
 # Training, on scikit-learn's digits.
-
-
-def accuracy_after_training(net, loss, optimizer, num_steps=300):
-  """(accuracy on the test set, parameters) after some updates on minibatches of 50."""
-  train, test = (
-    training.take(ro.ArrayData(d.images, d.labels), jnp.arange(len(d.labels), dtype=jnp.int32))
-    for d in (load("digits", "train"), load("digits", "test"))
-  )
-  params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
-  apply = models.from_linen(net)
-
-  def step(carry, key):
-    params, state = carry
-    rows, stream = jax.random.split(key)
-    indices = jax.random.randint(rows, (50,), 0, len(train.y))
-
-    def mean_loss(params):
-      logits, _ = apply(params, {}, train.x[indices], train=True, key=stream)
-      return loss(logits, train.y[indices]).mean()
-
-    value, gradient = jax.value_and_grad(mean_loss)(params)
-    updates, state = optimizer.update(gradient, state, params)
-    return (optax.apply_updates(params, updates), state), value
-
-  keys = jax.random.split(jax.random.key(1), num_steps)
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))
-  (params, _), losses = run((params, optimizer.init(params)))
-  assert np.isfinite(losses).all()
-  return ro.losses.correct(logits_of(net, params, test.x), test.y).mean(), params
-
-
-@pytest.mark.slow
-def test_maxout_learns_digits_within_its_bound():
-  net = models.Maxout(widths=(32,), pieces=3, mean=0.3, std=0.4)
-  optimizer = optax.chain(optax.adam(1e-2), optimizers.max_column_norm(LIMIT))
-  accuracy, params = accuracy_after_training(net, ro.losses.one_vs_all, optimizer)
-  assert accuracy > 0.85
-  for layer in params.values():
-    assert np.linalg.norm(layer["kernel"], axis=0).max() <= LIMIT * (1 + ROUNDING)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RBFS)
-def test_rbf_nets_learn_digits_and_take_no_noise_for_one(name):
-  net = getattr(models, name)(mean=0.3, std=0.4)
-  accuracy, params = accuracy_after_training(net, ro.losses.independent, optax.adam(3e-2))
-  assert accuracy > 0.85
-  rubbish = jax.random.normal(jax.random.key(2), (200, 8, 8, 1))
-  p = ro.losses.probabilities(logits_of(net, params, rubbish), "rbf")
-  assert p.max() < 0.01

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets import digits_batch
 from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
-from robust_opt import models, training
-from robust_opt.data.datasets import load
+from robust_opt import models
 from robust_opt.training import free
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
@@ -22,12 +22,6 @@ LR = 0.5
 pytestmark = pytest.mark.usefixtures("float64")
 # Forward and back through 64 pixels, 10 classes and 12 examples, at most twice.
 close = functools.partial(assert_close, terms=2 * (64 + 10 + 12), steps=2, scale=1.0)
-
-
-def digits_batch(size=12, start=0):
-  data = load("digits", "train")
-  ids = jnp.arange(start, start + size, dtype=jnp.int32)
-  return training.take(ro.ArrayData(widest(data.images / 255), data.labels), ids)
 
 
 def products(step, state, batch):

@@ -200,7 +200,6 @@ def test_worst_case_of_two_linear_layers():
   [
     ("mlp", ro.LInf(0.1, (0.0, 1.0))),
     ("mlp", ro.L1(0.5)),
-    pytest.param("digits_cnn", ro.L2(0.3, (0.0, 1.0)), marks=pytest.mark.slow),
   ],
 )
 def test_hidden_radius_0_is_algorithm_1(name, first):

@@ -40,16 +40,6 @@ def test_the_rule_in_numpy(momentum, dampening):
     close(ours[t], theta)
 
 
-def test_after_the_first_gradient_it_is_a_tenth_of_the_rate():
-  """What the recipe relies on: sgd(1e-3) is the authors' 1e-2 but for the first gradient."""
-  gradients = np.random.default_rng(2).normal(size=(8, 3)).astype(np.float32)
-  gradients[0] = 0
-  ours = run(optimizers.dampened_sgd(1e-2, 0.9), gradients, jnp.zeros(3))
-  close(ours, run(optax.sgd(1e-3, 0.9), gradients, jnp.zeros(3)))
-  first = run(optimizers.dampened_sgd(1e-2, 0.9), np.ones((1, 3), np.float32), jnp.zeros(3))
-  close(first[0], np.full(3, -1e-2))
-
-
 def test_a_config_names_it():
   c = config.mnist()
   config.choose(c, "optimizer", "dampened_sgd", learning_rate=0.01, momentum=0.9)

@@ -179,19 +179,6 @@ def test_no_gradient_is_no_direction():
   assert (value, gradient) == (1, 0)
 
 
-def test_an_example_is_penalized_by_itself():
-  net = models.MLP(widths=(7,))
-  params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
-  batch, of_net = batch_of((8, 8, 1)), functools.partial(affine.layers_of, net)
-  backwards = jax.tree.map(lambda leaf: leaf[::-1], batch)
-  for penalty in (
-    penalties.layer_jacobian(of_net),
-    penalties.gradient_alignment(models.from_linen(net), ro.LInf(0.3)),
-  ):
-    together = penalty(params, {}, batch, keys_for(batch))
-    close(together[::-1], penalty(params, {}, backwards, keys_for(backwards)))
-
-
 @pytest.mark.slow
 def test_the_learner_descends_loss_and_penalty():
   """A step under a penalty is a step down the gradient of the sum."""

@@ -5,13 +5,13 @@ top of steps, amplify rounding.
 """
 
 import chex
-import flax.linen as nn
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets import BatchNormNet, PlainNet, digits_batch
 from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
@@ -28,37 +28,6 @@ FLOAT64 = pytest.mark.usefixtures("float64")
 # Forward and back in the ascent and in the descent, each through sums over 64 pixels, two layers of
 # up to 24 units, 10 classes and 12 examples.
 TERMS = 4 * (64 + 2 * 24 + 10 + 12)
-
-
-class PlainNet(nn.Module):
-  widths: tuple[int, ...] = (16,)
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = x.reshape(x.shape[0], -1)
-    for width in self.widths:
-      x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(10)(x)
-
-
-class BatchNormNet(nn.Module):
-  """Dense, batch normalisation, dropout, dense: all that a mode can change."""
-
-  rate: float = 0.0
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = nn.Dense(24)(x.reshape(x.shape[0], -1))
-    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-    x = nn.Dropout(self.rate, deterministic=not train)(x)
-    return nn.Dense(10)(x)
-
-
-def digits_batch(size=12):
-  data = load("digits", "train")
-  return training.take(
-    ro.ArrayData(widest(data.images[:size] / 255), data.labels), jnp.arange(size, dtype=jnp.int32)
-  )
 
 
 def setup(net, optimizer, seed=0):
@@ -120,24 +89,6 @@ def test_step_is_algorithm_1_in_closed_form(norm, radius):
   assert_close((new.params, metrics.loss), (expected, loss), terms=TERMS, scale=1 / std)
   assert (int(new.step), int(metrics.zero_gradients)) == (1, 0)
   chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
-
-
-@FLOAT64
-def test_step_is_a_standard_step_at_the_perturbed_batch():
-  """Nothing flows through delta: it might as well have been handed in as a constant."""
-  optimizer = optax.sgd(LR)
-  apply, state = setup(PlainNet((16, 16)), optimizer)
-  batch, attack = digits_batch(), ro.steepest(ro.L2(0.4))  # which varies with the parameters
-
-  def loss(x):
-    return ro.losses.cross_entropy(apply(state.params, {}, x, train=True, key=None)[0], batch.y)
-
-  delta, _ = jax.jit(lambda x: attack(loss, None, x))(batch.x)
-  standard = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
-  expected, _ = standard(state, batch._replace(x=batch.x + delta), jax.random.key(1))
-  step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
-  new, _ = step(state, batch, jax.random.key(0))
-  assert_close(new.params, expected.params, terms=TERMS)
 
 
 def no_attack():
@@ -397,40 +348,17 @@ def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
     chex.assert_trees_all_close(new.model_state, clean, rtol=1e-3)
 
 
-def make_probe(net, attack, train_mode=False):
-  """A jitted (batch, key) -> the delta that a training step descends at."""
-  optimizer = optax.sgd(LR)
-  apply, state = setup(net, optimizer)
+@FLOAT64
+def test_random_starts_depend_on_the_id_alone():
+  """Shuffling a batch moves every example's delta along with it."""
+  optimizer, attack = optax.sgd(LR), ro.ascend(ro.pgd(ro.LInf(0.2), ro.LInf(0.05)), 2)
+  apply, state = setup(PlainNet(), optimizer)
 
   def outer(forward, x, x_adv, y):
     return jnp.zeros(y.shape), x_adv - x  # leaves the step as its model_state
 
-  objective = ro.robust()._replace(outer=outer)
-  step = ro.make_train_step(apply, optimizer, objective, attack, ascent_in_train_mode=train_mode)
-  return jax.jit(lambda batch, key: step(warm(state), batch, key)[0].model_state)
-
-
-@FLOAT64
-def test_evaluation_mode_ascent_ignores_dropout_and_neighbours():
-  """An example's delta is the same among other examples and under another key."""
-  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.L2(0.5)))
-  batch = digits_batch()
-  others = jax.tree.map(
-    lambda a, b: jnp.concatenate([a[:4], b[4:]]),
-    batch,
-    jax.tree.map(lambda a: a[12:], digits_batch(24)),
-  )
-  alone = delta(batch, jax.random.key(0))
-  np.testing.assert_array_equal(alone, delta(batch, jax.random.key(1)))
-  assert_close(alone[:4], delta(others, jax.random.key(0))[:4], terms=TERMS)
-  assert np.abs(alone).max() > 0.05
-
-
-@FLOAT64
-def test_random_starts_depend_on_the_id_alone():
-  """Shuffling a batch moves every example's delta along with it."""
-  attack = ro.ascend(ro.pgd(ro.LInf(0.2), ro.LInf(0.05)), 2)
-  delta = make_probe(PlainNet(), attack)
+  step = ro.make_train_step(apply, optimizer, ro.robust()._replace(outer=outer), attack)
+  delta = jax.jit(lambda batch, key: step(state, batch, key)[0].model_state)
   batch, order = digits_batch(), np.random.default_rng(0).permutation(12)
   straight = delta(batch, jax.random.key(5))
   shuffled = delta(jax.tree.map(lambda a: a[order], batch), jax.random.key(5))
