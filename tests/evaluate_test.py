@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from robust_opt import evaluate, losses, verify
-from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, phases, trust, verdict
 from robust_opt.experiments import config, run, target
@@ -80,38 +79,13 @@ def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
 
 
 @pytest.mark.slow
-def test_a_second_call_finds_what_the_first_left(trained, tmp_path, monkeypatch):
-  evaluation.run(options(trained, output=tmp_path / "found"))
-  data = (tmp_path / "found" / "verdict.npz").read_bytes()
-  monkeypatch.setattr(autoattack, "autoattack", None)  # it would fail if it were called
-  evaluation.run(options(trained, output=tmp_path / "found"))
-  assert (tmp_path / "found" / "verdict.npz").read_bytes() == data
-
-
-def test_a_radius_of_zero_is_not_the_run_s_own(trained, tmp_path):
-  with pytest.raises(InputError, match="radius must be"):
-    evaluation.run(options(trained, output=tmp_path / "found", radius=0.0))
-  assert not (tmp_path / "found").exists()
-
-
-@pytest.mark.slow
 def test_a_run_that_was_moved_finds_its_evaluation_again(trained, tmp_path, monkeypatch):
-  """But not one of other weights, nor is it loaded with other training data."""
+  """But not one of other weights."""
   shutil.copytree(trained, tmp_path / "run")
   evaluation.run(options(tmp_path / "run", examples=16))
   (tmp_path / "run").rename(tmp_path / "moved")
   monkeypatch.setattr(autoattack, "autoattack", None)  # it would fail if it were called
   evaluation.run(options(tmp_path / "moved", examples=16))
-  load = datasets.load
-
-  def other_data(name, split, **places):
-    found = load(name, split, **places)
-    return found._replace(images=found.images[::-1]) if split == "train" else found
-
-  with monkeypatch.context() as patch:
-    patch.setattr(datasets, "load", other_data)
-    with pytest.raises(InputError, match="was trained on other data"):
-      evaluation.run(options(tmp_path / "moved", examples=16))
   c = small_config()
   c.seed = 5
   run.run(c, tmp_path / "other")
@@ -260,8 +234,7 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
 
 def test_the_layout_is_said_and_belongs_to_the_evaluation(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  rng = np.random.default_rng(1)
-  x, weights = rng.random((30, 3, 5, 7)).astype(np.float32), rng.normal(size=(105, 3))
+  x = np.random.default_rng(1).random((30, 3, 5, 7)).astype(np.float32)
   net = NET.replace("(6, 3)", "(105, 3)").replace("x @", "x.reshape(len(x), -1) @")
   weights = np.random.default_rng(0).normal(size=(105, 3)).astype(np.float32)
   source = own(tmp_path, x=x, y=(x.reshape(30, -1) @ weights).argmax(axis=1))
@@ -379,9 +352,13 @@ def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
   source, damaged = own(tmp_path), tmp_path / "damaged"
   damaged.mkdir()
   (damaged / "config.json").write_text("{")
+  untrained = tmp_path / "untrained"
+  untrained.mkdir()
+  shutil.copy(trained / "config.json", untrained)
   cases = [
     ({"workdir": str(tmp_path / "none")}, "must be the directory of a run: it has no config.json"),
     ({"workdir": str(damaged)}, "no readable config of a run"),
+    ({"workdir": str(untrained)}, "holds no checkpoints"),
     ({"workdir": str(trained), "model": "a:b"}, "either --workdir of a run, or both"),
     ({"model": "a:b"}, "either --workdir of a run, or both"),
     ({**source, "model": "my_net"}, "must be module:function"),
@@ -401,31 +378,21 @@ def test_sources_that_cannot_be_used(trained, tmp_path, monkeypatch):
 
 def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for name, changed in {"y": np.full(30, 9), "x": np.full((30, 6), 7.0)}.items():
-    source = own(tmp_path, **{name: changed})
-    with pytest.raises(InputError):
-      evaluation.run(options("")._replace(source=source, output=tmp_path / "found"))
+  for arrays, changed, words in (
+    ({"y": np.full(30, 9)}, {}, "Labels must lie"),
+    ({"x": np.full((30, 6), 7.0)}, {}, r"in \[0, 1\]"),
+    ({}, {"radius": 0.0}, "radius must be"),
+  ):
+    given = options("")._replace(source=own(tmp_path, **arrays), output=tmp_path / "found")
+    with pytest.raises(InputError, match=words):
+      evaluation.run(given._replace(**changed))
   assert not (tmp_path / "found").exists()
-
-
-def test_a_run_without_checkpoints(tmp_path, trained):
-  (tmp_path / "config.json").write_text((trained / "config.json").read_text())
-  with pytest.raises(InputError, match="holds no checkpoints"):
-    target.load({"workdir": str(tmp_path)})
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(InputError, match="no readable config of a run"):
-    target.load({"workdir": str(tmp_path)})
 
 
 def test_the_usual_batch_fits_any_number_of_devices():
   assert [evaluation.default_batch_size(n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]
   for devices in (1, 2, 3, 4, 8, 32):
     evaluation.check_batch_size(evaluation.default_batch_size(devices), devices)
-
-
-def test_a_batch_that_cannot_be_split_is_refused():
   evaluation.check_batch_size(33, 1)
-  evaluation.check_batch_size(32, 2)
-  for batch_size in (8, 24, 33):
-    with pytest.raises(InputError, match=f"multiple of 8 x 2 devices, but was {batch_size}"):
-      evaluation.check_batch_size(batch_size, 2)
+  with pytest.raises(InputError, match="multiple of 8 x 2 devices, but was 24"):
+    evaluation.check_batch_size(24, 2)

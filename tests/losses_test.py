@@ -28,26 +28,11 @@ def test_cross_entropy_in_float64():
   np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
   shifted = ro.losses.cross_entropy(logits + np.float32(100), labels)
   np.testing.assert_allclose(shifted, loss, rtol=1e-4, atol=1e-4)
-
-
-def test_cross_entropy_of_huge_logits():
-  loss = ro.losses.cross_entropy(jnp.array([[1e30, 0.0], [0.0, 1e30]]), jnp.array([0, 0]))
-  np.testing.assert_allclose(loss, [0, 1e30])
-
-
-def test_gradient_is_softmax_minus_one_hot():
-  logits, labels = logits_and_labels(scale=2.0)
   gradient = jax.grad(lambda z: ro.losses.cross_entropy(z, labels).sum())(logits)
   expected = jax.nn.softmax(logits) - np.eye(7)[labels]
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("label", [7, 100, -1])
-def test_a_label_out_of_range_is_nan(label):
-  logits, labels = logits_and_labels()
-  labels[3] = label
-  loss = ro.losses.cross_entropy(logits, labels)
-  np.testing.assert_array_equal(np.isnan(loss), np.arange(200) == 3)
+  huge = ro.losses.cross_entropy(jnp.array([[1e30, 0.0], [0.0, 1e30]]), jnp.array([0, 0]))
+  np.testing.assert_allclose(huge, [0, 1e30])
 
 
 def test_correct():
@@ -60,14 +45,6 @@ def test_correct():
     assert not ro.losses.correct(spoilt, best).any()
     spoilt = np.where(np.arange(7) == best[:, None], np.float32(bad), logits)
     assert not ro.losses.correct(spoilt, best).any()
-
-
-@pytest.mark.parametrize("loss", [ro.losses.cross_entropy, ro.losses.correct])
-def test_ranks_are_checked(loss):
-  logits, labels = logits_and_labels()
-  for arguments in ((logits, np.eye(7)[labels]), (logits[0], labels[0]), (logits[None], labels)):
-    with pytest.raises(AssertionError):
-      loss(*arguments)
 
 
 def by_hand(name, z, y, t=None):
@@ -91,25 +68,6 @@ def test_margins_in_float64(name, num_classes):
   np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 10])
-def test_a_margin_says_whether_the_label_wins(num_classes):
-  logits, labels = logits_and_labels(300, num_classes)
-  correct = ro.losses.correct(logits, labels)
-  for loss in (ro.losses.margin, ro.losses.dlr):
-    np.testing.assert_array_equal(loss(logits, labels) > 0, ~correct)
-  beaten = [ro.losses.targeted_margin(logits, labels, labels * 0 + t) for t in range(num_classes)]
-  best = np.where(np.arange(num_classes)[:, None] == labels, -np.inf, np.stack(beaten)).max(0)
-  np.testing.assert_allclose(best, ro.losses.margin(logits, labels), rtol=1e-6)
-
-
-def test_dlr_depends_neither_on_scale_nor_on_shift():
-  logits, labels = logits_and_labels(50, 6, scale=1.0)
-  targets = (labels + 2) % 6
-  for loss, *more in ((ro.losses.dlr,), (ro.losses.targeted_dlr, targets)):
-    once = loss(logits, labels, *more)
-    np.testing.assert_allclose(loss(1e3 * logits + 7, labels, *more), once, rtol=1e-3, atol=1e-4)
-
-
 def test_a_margin_has_a_gradient_where_cross_entropy_is_flat():
   logits, labels = jnp.array([[200.0, 0.0, -1.0]]), jnp.array([0])
   flat, steep, ratio = (
@@ -121,17 +79,6 @@ def test_a_margin_has_a_gradient_where_cross_entropy_is_flat():
   assert np.abs(ratio).max() > 0
 
 
-def test_equal_logits_and_labels_that_do_not_exist():
-  logits = jnp.zeros((3, 5))
-  for loss in (ro.losses.margin, ro.losses.dlr):
-    np.testing.assert_array_equal(loss(logits, jnp.array([0, 5, -1])), [0, np.nan, np.nan])
-    value, gradient = jax.value_and_grad(lambda z, loss=loss: loss(z, jnp.zeros(3, int)).sum())(
-      logits
-    )
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
-
-
 def linear(weights):
   """One logit in two forms: x [B, n] -> [B, 2]."""
   return {
@@ -141,9 +88,8 @@ def linear(weights):
   }
 
 
-@pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr"])
-def test_one_logit_in_any_form_has_the_loss_and_gradient_of_its_difference(name, jit):
+def test_one_logit_in_any_form_has_the_loss_and_gradient_of_its_difference(name):
   """However sure the net is: the gradient of log(1 + exp(-z)) is -1 / (1 + exp(z))."""
   weights = jnp.array([1.0, -2.0, 0.5])
   z = np.float32([-80, -20, -1, 0, 1, 20, 40, 60, 80])
@@ -159,7 +105,7 @@ def test_one_logit_in_any_form_has_the_loss_and_gradient_of_its_difference(name,
     both = jax.vmap(
       jax.value_and_grad(lambda x, y, f=form: loss(linear(weights)[f](x[None]), y[None])[0])
     )
-    found, gradient = (jax.jit(both) if jit else both)(x, y)
+    found, gradient = jax.jit(both)(x, y)
     np.testing.assert_allclose(found, value, rtol=1e-5)
     np.testing.assert_allclose(gradient, slope[:, None] * np.asarray(weights), rtol=1e-5)
 
@@ -287,7 +233,7 @@ def test_the_tangent_meets_the_curve():
   assert (np.diff(values) > 0).all()
 
 
-@pytest.mark.parametrize("name", ["one_vs_all", "independent"])
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "one_vs_all", "independent"])
 def test_labels_that_do_not_exist_and_ranks(name):
   loss, num_classes = getattr(ro.losses, name), 7
   logits = -jnp.ones((4, num_classes))
@@ -295,8 +241,11 @@ def test_labels_that_do_not_exist_and_ranks(name):
   np.testing.assert_array_equal(np.isnan(values), [False, False, True, True])
   spoilt = loss(logits.at[1, 1].set(jnp.nan), jnp.zeros(4, int))
   np.testing.assert_array_equal(np.isnan(spoilt), [False, True, False, False])
-  with pytest.raises(AssertionError):
-    loss(logits, jnp.zeros((4, num_classes), int))
+  gradient = jax.grad(lambda z: loss(z, jnp.zeros(4, int)).sum())(logits)  # all logits are equal
+  chex.assert_tree_all_finite(gradient)
+  for z, y in ((logits, jnp.zeros((4, num_classes), int)), (logits[0], 0), (logits[None], [0] * 4)):
+    with pytest.raises(AssertionError):
+      loss(z, jnp.asarray(y))
 
 
 def test_what_is_no_probability_is_nan():

@@ -1,9 +1,9 @@
 """Data sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow; see `datasets.load`.
 
 TFDS reads a prepared data set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it
-to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` never needs it: URLs, checksums
-and download manager are TFDS's, and the standard library unpacks. The arrays equal those that
-TFDS's builder prepares, element by element.
+to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` never needs it: URLs and
+checksums are TFDS's, and the standard library unpacks. The arrays equal those that TFDS's builder
+prepares, element by element.
 
 TFDS's order: the builder numbers the examples 0, 1, ... in the order of the archive and sorts them
 by the MD5 of the split's name followed by that number. (Checked on the prepared CIFAR-10, whose

@@ -19,7 +19,6 @@ BATCH, NUM_ENTRIES = 12, 6
 # A gradient through the entries, and a hyperplane's margin and norm over them.
 ROUNDING = rounding(terms=6 * NUM_ENTRIES + 16)
 EVERY_NORM = pytest.mark.parametrize("ball", [ro.LInf, ro.L2, ro.L1])
-NUM_CLASSES = pytest.mark.parametrize("num_classes", [2, 10])
 
 
 def size(delta, ball):
@@ -41,7 +40,7 @@ def linear_problem(num_classes):
 
 
 def class_distances(ball, num_classes):
-  """(z_y - z_j) / |w_j - w_y|_q for every class, largest clean logit first, [B, C - 1], float64."""
+  """(z_y - z_j) / |w_j - w_y|_q of every class, largest clean logit first: [B, C - 1], float64."""
   x, y, weights, bias = linear_problem(num_classes)
   logits = x.astype(np.float64) @ weights + bias
   distances = []
@@ -53,7 +52,6 @@ def class_distances(ball, num_classes):
   return np.array(distances)
 
 
-@functools.cache
 def runner(ball, num_classes):
   """(keys, radius, target_rank) -> the results of `fab` and `fab_minimal` on a linear problem."""
   x, y, weights, bias = linear_problem(num_classes)
@@ -73,18 +71,6 @@ def runner(ball, num_classes):
 
 
 @EVERY_NORM
-@NUM_CLASSES
-def test_a_linear_model_is_fooled_at_its_exact_distance(ball, num_classes):
-  x, y, weights, bias = linear_problem(num_classes)
-  exact = class_distances(ball, num_classes).min(-1)
-  run = fab.fab_minimal(ball(np.inf, WIDE), num_steps=3)
-  delta, fooled = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, y))(x)
-  assert np.all(fooled)
-  ratio = size(delta, ball) / exact
-  assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1 + 1e-3))
-
-
-@EVERY_NORM
 @pytest.mark.slow
 def test_the_radius_decides_and_the_rank_is_traced(ball):
   """One compilation for all radii, ranks and examples; the best rank is the untargeted result."""
@@ -94,7 +80,7 @@ def test_the_radius_decides_and_the_rank_is_traced(ball):
   nearest = distances.min(-1)
   run, norms = runner(ball, num_classes), []
   for rank in range(num_classes - 1):
-    factor = np.resize([0.5, 0.99, 1.01, 3.0], BATCH)
+    factor = np.resize([0, 0.5, 0.99, 1.01, 3.0], BATCH)
     radius = (factor * distances[:, rank]).astype(np.float32)
     (delta, fooled), smallest = run(keys_of(), radius, rank)
     assert np.all(size(delta, ball) <= radius * (1 + ROUNDING))
@@ -133,34 +119,6 @@ def test_a_box_that_binds(ball):
   np.testing.assert_array_equal(fooled, reachable)
   ratio = (size(delta, ball) / size(shortest, ball))[fooled]
   assert np.all((ratio >= 1 - ROUNDING) & (ratio <= 1.02))
-
-
-@EVERY_NORM
-@pytest.mark.slow
-def test_misclassified_already(ball):
-  x, y, weights, bias = linear_problem(3)
-  wrong = (y + 1 + np.arange(BATCH) % 2) % 3
-  radius = np.linspace(0, 0.2, BATCH)  # 0 too
-  run = fab.fab(ball(radius, BOX), num_steps=2)
-  delta, fooled = jax.jit(lambda x: run(keys_of(), lambda x: x @ weights + bias, x, wrong))(x)
-  assert np.all(fooled)
-  np.testing.assert_array_equal(delta, 0)
-
-
-def test_radius_0_finds_nothing_else():
-  (delta, fooled), _ = runner(ro.L2, 10)(keys_of(), np.zeros(BATCH, np.float32), 0)
-  assert not np.any(fooled)
-  np.testing.assert_array_equal(delta, 0)
-
-
-@pytest.mark.parametrize("rank", [None, 0])
-@pytest.mark.slow
-def test_zero_gradients_find_nothing(rank):
-  x, *_ = linear_problem(3)
-  run = fab.fab(ro.L2(0.5, BOX), num_steps=3, target_rank=rank)
-  delta, fooled = run(keys_of(), lambda x: jnp.zeros((len(x), 3)), x, np.zeros(BATCH, int))
-  assert not np.any(fooled)
-  np.testing.assert_array_equal(delta, 0)
 
 
 @pytest.mark.slow
@@ -230,40 +188,6 @@ def test_the_final_search_shortens_what_one_step_overshoots():
 
   np.testing.assert_allclose(ratio(0), 1.05, rtol=1e-4)  # eta
   np.testing.assert_allclose(ratio(1), 1.0005, rtol=1e-4)
-
-
-@EVERY_NORM
-@pytest.mark.slow
-def test_no_worse_than_pgd_with_its_radius(ball):
-  """A net of one hidden layer: what PGD fools at a radius, FAB nearly always does at 1.05 of it."""
-  rng = np.random.default_rng(11)
-  first = (1.5 * rng.normal(size=(NUM_ENTRIES, 16))).astype(np.float32)
-  second = rng.normal(size=(16, 5)).astype(np.float32)
-
-  def logits_fn(x):
-    return jnp.tanh((x - 0.5) @ first) @ second
-
-  x = rng.random((BATCH, NUM_ENTRIES)).astype(np.float32)
-  y = np.argmax(logits_fn(x), -1)
-
-  @jax.jit
-  def both(radius):
-    u = ball(radius, BOX)
-    step = ro.LInf(radius / 8) if ball is ro.LInf else ro.L2(radius / 4)
-    pgd = ro.ascend(ro.pgd(u, step, random_start=False), 40)
-    delta, _ = pgd(lambda x: ro.losses.margin(logits_fn(x), y), None, x)
-    by_pgd = ~ro.losses.correct(logits_fn(x + delta), y)
-    return by_pgd, fab.fab(ball(1.05 * radius, BOX), num_steps=50)(
-      keys_of(), logits_fn, x, y
-    ).fooled
-
-  unit = {np.inf: 1.0, 2: 2.0, 1: 4.0}[ball.order]
-  by_pgd, by_fab = (
-    np.stack(a) for a in zip(*(both(np.float32(unit * r)) for r in np.geomspace(0.01, 0.4, 12)))
-  )
-  assert 0.2 < np.mean(by_pgd) < 0.8
-  assert np.mean(by_pgd & ~by_fab) <= 0.03
-  assert np.mean(by_fab) >= np.mean(by_pgd)
 
 
 @pytest.mark.parametrize(

@@ -57,17 +57,7 @@ def margin_at(logits_fn, x, y):
   return np.asarray(losses.margin(logits_fn(x), y))
 
 
-def test_a_net_attacked_through_itself_is_attacked():
-  keys, x, logits_of = problem()
-  target = logits_of(0)
-  y, attack = labels_of(target, x), square(ro.LInf(RADIUS / 4, BOX), num_queries=30)
-  direct = jax.jit(lambda keys, x, y: attack(keys, target, x, y))(keys, x, y)
-  through = jax.jit(lambda keys, x, y: transfer(target, attack)(keys, target, x, y))(keys, x, y)
-  close(through, direct)
-  assert 2 < np.sum(direct.fooled) < BATCH
-
-
-@pytest.mark.parametrize("sources", [[1], [1, 2], [1, 2, 3], [3, 2, 1]])
+@pytest.mark.parametrize("sources", [[0, 1], [1, 2, 3], [3, 2, 1]])
 def test_it_keeps_the_first_that_fools_and_else_the_highest_margin(sources):
   keys, x, logits_of = problem()
   target, nets = logits_of(0), [logits_of(i) for i in sources]
@@ -86,21 +76,6 @@ def test_it_keeps_the_first_that_fools_and_else_the_highest_margin(sources):
     assert result.fooled[i] == (clean[i] > 0 or bool(fooling))
   assert np.all(np.asarray(result.fooled)[[1, 5]])
   assert not np.any(np.asarray(result.delta)[[1, 5]])
-
-
-def test_more_sources_never_do_worse():
-  keys, x, logits_of = problem()
-  target = logits_of(0)
-  y = labels_of(target, x)
-  fooled, value = [], []
-  for n in range(1, 4):
-    result = transfer([logits_of(i) for i in range(1, n + 1)], sign_attack)(keys, target, x, y)
-    fooled.append(np.asarray(result.fooled))
-    value.append(np.where(fooled[-1], np.inf, margin_at(target, x + result.delta, y)))
-  for n in range(2):
-    assert np.all(fooled[n] <= fooled[n + 1])
-    assert np.all(value[n] <= value[n + 1])
-  assert np.sum(value[2] > value[0]) > 0
 
 
 def test_an_examples_result_is_its_own():
@@ -129,5 +104,5 @@ def test_a_target_that_never_changes_keeps_the_clean_examples():
 
 
 def test_a_transfer_needs_a_source():
-  with pytest.raises(ro.InputError, match="at least one net"):
+  with pytest.raises(ro.InputError, match="at least one source net"):
     transfer([], sign_attack)

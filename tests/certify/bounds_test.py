@@ -34,8 +34,8 @@ EVERY_METHOD = pytest.mark.parametrize("method", ["ibp", "crown"])
 BOXES = {"ball": None, "ball_with_box": (0.0, 1.0)}
 RADII = {"linf": 0.1, "l2": 0.3, "l1": 0.6}
 UNIT = (0.0, 1.0)
-CASES = [("mlp", "linf", None), ("mlp", "linf", UNIT), ("mlp", "l2", None), ("mlp", "l2", UNIT)]
-CASES += [("mlp", "l1", UNIT), ("cnn", "linf", UNIT), ("cnn", "l2", None)]
+CASES = [("mlp", "linf", None), ("mlp", "l2", UNIT), ("mlp", "l1", UNIT)]
+CASES += [("cnn", "linf", UNIT), ("cnn", "l2", None)]
 EVERY_BOX = pytest.mark.parametrize("box", list(BOXES.values()), ids=list(BOXES))
 EVERY_CASE = pytest.mark.parametrize(("net", "norm", "box"), CASES)
 BATCH = 5
@@ -148,6 +148,20 @@ def test_bounds_contain_what_the_net_does(net, norm, box):
   # Not vacuous: within a small multiple of what is attained.
   spread = logits.max(0) - logits.min(0)
   assert np.mean((upper - lower) / spread) < 2
+  check_radius_0(layers, x, y, norm, box)
+
+
+def check_radius_0(layers, x, y, norm, box):
+  """The bounds are the logits, whatever the labels."""
+  close = functools.partial(np.testing.assert_allclose, rtol=ROUNDING, atol=ROUNDING)
+  logits = apply(layers, x)
+  for method in ("ibp", "crown"):
+    for found in bound_logits(layers, x, norm, 0, box, method):
+      close(found, logits)
+    for labels in (y, (y + 1) % 3):
+      robust, margins = certify(layers, x, labels, norm, 0, box, method)
+      close(margins, logits - np.take_along_axis(np.asarray(logits), labels[:, None], -1))
+      np.testing.assert_array_equal(robust, losses.correct(logits, labels))
 
 
 @hypothesis.settings(max_examples=30)
@@ -192,20 +206,6 @@ def test_exact_without_hidden_layers(norm, box, method):
   np.testing.assert_array_equal(robust, worst < 0)
 
 
-@EVERY_CASE
-@EVERY_METHOD
-def test_radius_0_gives_the_logits(net, norm, box, method):
-  layers, x, y = problem(net)
-  logits = apply(layers, x)
-  for found in bound_logits(layers, x, norm, 0, box, method):
-    np.testing.assert_allclose(found, logits, rtol=ROUNDING, atol=ROUNDING)
-  for labels in (y, (y + 1) % 3):
-    robust, margins = certify(layers, x, labels, norm, 0, box, method)
-    expected = logits - np.take_along_axis(np.asarray(logits), labels[:, None], -1)
-    np.testing.assert_allclose(margins, expected, rtol=ROUNDING, atol=ROUNDING)
-    np.testing.assert_array_equal(robust, losses.correct(logits, labels))
-
-
 @EVERY_NORM
 @EVERY_BOX
 def test_two_hidden_units_against_a_dense_grid(norm, box):
@@ -238,7 +238,6 @@ def test_two_hidden_units_against_a_dense_grid(norm, box):
       np.testing.assert_allclose(crown, worst, atol=2e-3)  # the grid's own error
 
 
-@functools.cache
 def attacked(net, norm, box):
   """(key, radius [B]) -> the margins [B] that PGD reaches."""
   layers, x, y = problem(net)
@@ -254,48 +253,22 @@ def attacked(net, norm, box):
 
 
 @EVERY_CASE
-@EVERY_METHOD
-def test_what_is_certified_withstands_pgd(net, norm, box, method):
-  """At the edge of what is certified; some examples are, and some are not."""
+def test_what_is_certified_withstands_pgd(net, norm, box):
+  """At the edge of what CROWN, the tighter method, certifies; some examples are, some are not."""
   layers, x, y = problem(net)
   radii = np.concatenate([[0.0], np.geomspace(1e-3, 3, 12) * RADII[norm]]).astype(np.float32)
-  robust = np.stack([certify(layers, x, y, norm, r, box, method).robust for r in radii])
+  robust = np.stack([certify(layers, x, y, norm, r, box).robust for r in radii])
   assert robust[0].all()
   assert not robust[-1].all()
   radius = np.array([radii[np.flatnonzero(column)[-1]] for column in robust.T])
   assert np.mean(radius > 0) > 0.5
 
-  bounded = losses.margin(certify(layers, x, y, norm, radius, box, method).margins, y)
+  bounded = losses.margin(certify(layers, x, y, norm, radius, box).margins, y)
+  attack = attacked(net, norm, box)
   for seed in range(5):
-    reached = attacked(net, norm, box)(jax.random.key(seed), radius)
+    reached = attack(jax.random.key(seed), radius)
     assert np.all(reached < 0)
     assert np.all(reached <= bounded + 1e-5)
-
-
-@EVERY_METHOD
-def test_a_box_leaves_less_to_certify_against(method):
-  layers, x, y = problem("mlp")
-  x = np.round(x)
-  for norm in SETS:
-    free, boxed = (
-      certify(layers, x, y, norm, 0.5, box, method).margins for box in (None, (0.0, 1.0))
-    )
-    assert np.mean(boxed < free - 1e-3) > 0.3
-    if method == "ibp":
-      assert np.all(boxed <= free + 1e-5)
-
-
-@EVERY_METHOD
-def test_examples_do_not_mix_and_radii_may_differ(method):
-  layers, x, y = problem("mlp")
-  radius = np.linspace(0.01, 0.3, BATCH, dtype=np.float32)
-  order = np.random.default_rng(0).permutation(BATCH)
-  for norm in SETS:
-    whole = certify(layers, x, y, norm, radius, None, method)
-    shuffled = certify(layers, x[order], y[order], norm, radius[order], None, method)
-    np.testing.assert_allclose(shuffled.margins, whole.margins[order], rtol=1e-5, atol=1e-6)
-    alone = certify(layers, x, y, norm, radius[3], None, method)
-    np.testing.assert_allclose(alone.margins[3], whole.margins[3], rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -305,21 +278,6 @@ def test_blocks_change_nothing(monkeypatch):
   bounds._certified.clear_cache()
   in_blocks = jax.jit(lambda radius: bounds.certified(layers, x, y, ro.LInf(radius)))
   chex.assert_trees_all_close(in_blocks(np.full(BATCH, 0.1, np.float32)), whole, atol=1e-6)
-
-
-def test_a_sweep_over_radii_and_parameters_traces_once():
-  layers, x, y = problem("mlp")
-  chex.clear_trace_counter()
-
-  @jax.jit
-  @chex.assert_max_traces(1)
-  def margins(layers, radius):
-    return bounds.certified(layers, x, y, ro.LInf(radius), method="ibp").margins
-
-  curve = np.stack([margins(layers, r) for r in np.linspace(0, 1, 4, dtype=np.float32)])
-  assert np.diff(curve, axis=0).min() >= -1e-5
-  doubled = jax.tree.map(lambda leaf: leaf * np.float32(2), layers)
-  assert np.any(margins(doubled, jnp.float32(0)) != curve[0])
 
 
 @EVERY_METHOD

@@ -10,7 +10,9 @@ import pytest
 import robust_opt as ro
 from robust_opt import losses
 from robust_opt.attacks import fab, minimal, square, szegedy, transfer, white_box
+from robust_opt.certify import certify_smoothed
 from robust_opt.data import constructed
+from robust_opt.evaluation import trust
 from robust_opt.experiments import seeds
 from robust_opt.theory import explanations
 
@@ -68,12 +70,16 @@ USES = {
   ),
   "effective_weights": lambda f: explanations.effective_weights(f, X),
   "towards": lambda f: constructed.towards(f, X, (Y + 1) % 3, TOWARDS),
+  "smoothed": lambda f: certify_smoothed(KEYS, f, X, 0.01, n0=10, n=100),
+  "trust_report": lambda f: trust.report(
+    f, X, Y, ro.LInf(0.1, BOX), num_steps=2, num_queries=2, batch_size=4
+  ),
   "over_seeds_vmapped": over_seeds(True),
   "over_seeds_looped": over_seeds(False),
 }
 
 
-SLOW = ("ascent", "square", "fab", "deepfool", "transfer", "szegedy", "towards")
+SLOW = ("ascent", "square", "fab", "deepfool", "transfer", "szegedy", "towards", "trust_report")
 
 
 @pytest.mark.parametrize(

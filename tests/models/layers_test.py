@@ -11,7 +11,6 @@ import pytest
 from rounding import assert_close
 
 from robust_opt.models import layers
-from robust_opt.models.mnist_cnn import MnistCNN
 
 # Forward and back through sums over up to 5 x 5 x 8 entries, and over the pixels of two images.
 close = functools.partial(assert_close, terms=2 * (5 * 5 * 8 + 2 * 10 * 9), dtype=np.float32)
@@ -38,11 +37,11 @@ def test_formulation_follows_the_backend_unless_set(monkeypatch):
     layers.use_matmul()
 
 
-@pytest.mark.parametrize("channels", [1, 8])  # both ways of extracting patches
-@pytest.mark.parametrize(
-  ("kernel_size", "padding"), [((3, 3), "SAME"), ((5, 5), "VALID"), ((2, 3), "SAME")]
+@pytest.mark.parametrize(  # 1 channel and 8: both ways of extracting patches
+  ("channels", "kernel_size", "padding"),
+  [(1, (3, 3), "SAME"), (1, (5, 5), "VALID"), (8, (2, 3), "SAME"), (8, (5, 5), "VALID")],
 )
-def test_convolve_is_flax_conv(formulation, channels, padding, kernel_size):
+def test_convolve_is_flax_conv(formulation, channels, kernel_size, padding):
   x = normal(0, 2, 7, 8, channels)
   reference = nn.Conv(4, kernel_size, padding=padding, bias_init=nn.initializers.normal())
   ours = layers.Conv(4, kernel_size, padding=padding)
@@ -130,36 +129,3 @@ def test_dtype_of_the_arithmetic(formulation):
   variables = jax.jit(layer.init)(jax.random.key(0), x)
   chex.assert_type(jax.tree.leaves(variables), jnp.float32)
   chex.assert_type(jax.jit(layer.apply)(variables, x), jnp.bfloat16)
-
-
-def test_standardize_by_channel():
-  x = normal(0, 2, 3, 3, 3)
-  mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-  y = layers.Standardize(mean, std).apply({}, x)
-  close(y, (x - np.array(mean)) / np.array(std))
-
-
-def images(batch):
-  """Mostly black images, as MNIST's, so that many pool windows tie."""
-  x = jax.random.uniform(jax.random.key(0), (batch, 28, 28, 1))
-  return jnp.where(x < 0.8, 0.0, x)
-
-
-@pytest.mark.slow
-def test_mnist_cnn_formulations_agree(monkeypatch):
-  model, x, y = MnistCNN(), images(4), jnp.arange(4)
-  variables = jax.jit(model.init)(jax.random.key(1), x)
-
-  def loss(variables, x):
-    logits = model.apply(variables, x)
-    chex.assert_shape(logits, (4, 10))
-    return -(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, 10)).sum(), logits
-
-  results = []
-  for name in ["matmul", "native"]:
-    monkeypatch.setattr(layers, "formulation", name)
-    jax.clear_caches()  # the choice is made when tracing
-    results.append(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, x))
-  chex.assert_tree_all_finite(results[0])
-  # Forward and back through sums over 25 and 25 x 32 entries, 256 and 200 units.
-  assert_close(*results, terms=2 * (25 + 800 + 256 + 200))

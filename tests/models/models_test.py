@@ -153,12 +153,13 @@ def test_mnist_input_batch_norm_has_no_parameters():
 
 
 @pytest.mark.slow
-def test_vgg_dropout_in_train_mode_only():
-  net, params, model_state, x = build("VGG")
-  first, _ = run(net, params, model_state, x, train=True, seed=1)
-  again, _ = run(net, params, model_state, x, train=True, seed=1)
+def test_vgg_dropout_and_types_in_train_mode():
+  """In bfloat16, parameters and logits stay in float32; dropout follows its key."""
+  net, params, model_state, x = build("VGG", dtype="bfloat16")
+  first, state = run(net, params, model_state, x, train=True, seed=1)
+  chex.assert_type([first, *jax.tree.leaves((params, state))], jnp.float32)
+  chex.assert_tree_all_finite(first)
   other, _ = run(net, params, model_state, x, train=True, seed=2)
-  np.testing.assert_array_equal(first, again)
   assert np.abs(first - other).max() > 1e-3
   evaluated = [run(net, params, model_state, x, seed=seed)[0] for seed in (1, 2)]
   np.testing.assert_array_equal(*evaluated)
@@ -179,11 +180,3 @@ def test_every_net_states_its_shapes():
       logits, new = jax.eval_shape(apply, params, state, x)
       assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
       chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
-
-
-@pytest.mark.slow
-def test_vgg_in_bfloat16_keeps_its_parameters_and_logits_in_float32():
-  net, params, model_state, x = build("VGG", dtype="bfloat16")
-  logits, state = run(net, params, model_state, x, train=True)
-  chex.assert_type([logits, *jax.tree.leaves((params, state))], jnp.float32)
-  chex.assert_tree_all_finite(logits)

@@ -70,18 +70,7 @@ def test_growth_rejects_nothing_to_draw(dimensions, trials):
 # Along a line
 
 
-def test_the_sweep_of_a_linear_net_is_linear():
-  logits = explanations.epsilon_sweep(LINEAR, X, DIRECTION, EPSILONS)
-  chex.assert_shape(logits, (9, BATCH, NUM_CLASSES))
-  expected = LINEAR(X) + EPSILONS[:, None, None] * LINEAR(DIRECTION)
-  close(logits, expected)
-  fit = jax.jit(explanations.linearity)(EPSILONS, logits)
-  chex.assert_shape(fit, (BATCH, NUM_CLASSES))
-  close(fit.line, 1)
-  close(fit.knee, 1)
-
-
-def test_the_sweep_takes_the_net_along_the_line_and_compiles_it_once():
+def test_the_sweep_takes_the_net_along_the_line():
   traces = []
 
   def net(x):
@@ -90,15 +79,24 @@ def test_the_sweep_takes_the_net_along_the_line_and_compiles_it_once():
 
   logits = jax.jit(lambda e: explanations.epsilon_sweep(net, X, DIRECTION, e))(EPSILONS)
   assert len(traces) == 1
-  for eps, at in zip(EPSILONS, logits):
-    close(at, jnp.tanh(LINEAR(X + eps * DIRECTION)))
+  chex.assert_shape(logits, (9, BATCH, NUM_CLASSES))
+  straight = LINEAR(X) + EPSILONS[:, None, None] * LINEAR(DIRECTION)
+  close(logits, jnp.tanh(straight))
+  fit = jax.jit(explanations.linearity)(EPSILONS, straight)
+  chex.assert_shape(fit, (BATCH, NUM_CLASSES))
+  close(fit.line, 1)
+  close(fit.knee, 1)
 
 
-def test_a_knee_at_zero_is_seen():
+def test_a_knee_at_zero_is_seen_and_broken_curves_are_nan():
   both_ways = np.abs(EPSILONS)[:, None, None]
   fit = explanations.linearity(EPSILONS, both_ways)
   close(fit.line, 0, scale=1.0)  # it rises as much as it falls
   close(fit.knee, 1)
+  logits = np.stack([np.full(9, 3.3), np.full(9, np.nan), EPSILONS], axis=1)[:, None]
+  logits[4, 0, 1] = np.inf
+  for r_squared in explanations.linearity(EPSILONS, jnp.asarray(logits, jnp.float32)):
+    np.testing.assert_array_equal(np.isnan(r_squared[0]), [True, True, False])
 
 
 def test_r_squared_is_that_of_least_squares():
@@ -133,14 +131,6 @@ def test_linearity_on_one_side_of_x_only():
   assert fit.line[0, 0] < 0.99
 
 
-def test_linearity_of_constant_and_of_broken_curves_is_nan():
-  logits = np.stack([np.full(9, 3.3), np.full(9, np.nan), EPSILONS], axis=1)[:, None]
-  logits[4, 0, 1] = np.inf
-  fit = explanations.linearity(EPSILONS, jnp.asarray(logits, jnp.float32))
-  for r_squared in fit:
-    np.testing.assert_array_equal(np.isnan(r_squared[0]), [True, True, False])
-
-
 def test_lines_reject_what_says_nothing():
   with pytest.raises(InputError, match="at least 4"):
     explanations.linearity(EPSILONS[:3], jnp.zeros((3, 1, 2)))
@@ -172,7 +162,12 @@ def test_the_plane_of_a_linear_net():
   for j, a in enumerate(grid):
     for k, b in enumerate(grid):
       np.testing.assert_array_equal(found[:, j, k], jnp.argmax(LINEAR(X + a * u + b * v), axis=-1))
-  np.testing.assert_array_equal(found[:, 2, 2], jnp.argmax(LINEAR(X), axis=-1))
+  broken = explanations.plane(lambda x: LINEAR(x) + jnp.inf * x[:, 0, 0], X, X, X, 1.0, 3)
+  assert np.all(broken == -1)
+  with pytest.raises(InputError, match="v must have the shape"):
+    explanations.plane(LINEAR, X, X, X[:1], 1.0, 3)
+  with pytest.raises(InputError, match="at least 2"):
+    explanations.plane(LINEAR, X, X, X, 1.0, 1)
 
 
 @pytest.mark.parametrize("resolution", [3, 83])
@@ -186,18 +181,6 @@ def test_the_middle_of_a_plane_is_x_to_the_bit(resolution):
   jax.block_until_ready(explanations.plane(net, X, 1e6 * X, 1e7 * X, 0.3, resolution))
   jax.effects_barrier()
   assert sum(np.array_equal(x, X) for x in seen) == 1
-
-
-def test_the_plane_marks_what_is_not_finite():
-  found = explanations.plane(lambda x: LINEAR(x) + jnp.inf * x[:, 0, 0], X, X, X, 1.0, 3)
-  assert np.all(found == -1)
-
-
-def test_the_plane_rejects_what_is_no_slice():
-  with pytest.raises(InputError, match="v must have the shape"):
-    explanations.plane(LINEAR, X, X, X[:1], 1.0, 3)
-  with pytest.raises(InputError, match="at least 2"):
-    explanations.plane(LINEAR, X, X, X, 1.0, 1)
 
 
 def test_components():
@@ -282,17 +265,10 @@ def test_agreement_on_mistakes():
   assert (found.num_mistakes, found.num_both) == (5, 3)
   same = explanations.agreement_on_mistakes(a, a, y)
   assert (same.mistakes, same.both) == (1, 1)
-
-
-def test_agreement_where_nobody_errs_is_nan():
   y = jnp.array([0, 1])
-  found = explanations.agreement_on_mistakes(y, 1 - y, y)
-  assert np.isnan(found.mistakes)
-  assert np.isnan(found.both)
-  assert (found.num_mistakes, found.num_both) == (0, 0)
-  only_a = explanations.agreement_on_mistakes(1 - y, y, y)
-  assert only_a.mistakes == 0
-  assert np.isnan(only_a.both)
+  for a, b, mistakes in ((y, 1 - y, np.nan), (1 - y, y, 0)):  # one of them never errs
+    found = explanations.agreement_on_mistakes(a, b, y)
+    np.testing.assert_array_equal([found.mistakes, found.both], [mistakes, np.nan])
 
 
 def test_transfer_matrix():
@@ -309,21 +285,12 @@ def test_transfer_matrix():
       explanations.transfer_matrix(*missing, y)
 
 
-def test_effective_weights_of_a_linear_net_are_its_own():
-  expected = WEIGHTS - jnp.mean(WEIGHTS, axis=0)
-  found = explanations.effective_weights(LINEAR, X)
-  close(found, expected)
-  shifted = explanations.effective_weights(lambda x: LINEAR(x) + jnp.sum(x**2), X)
-  close(shifted, expected)  # what all logits share
-
-
 def test_effective_weights_are_averaged_over_examples():
-  found = explanations.effective_weights(lambda x: LINEAR(x**2), X)
-  expected = 2 * jnp.mean(X, axis=0) * (WEIGHTS - jnp.mean(WEIGHTS, axis=0))
-  close(found, expected)
-
-
-def test_effective_weights_need_two_classes():
+  """Without what all logits share."""
+  centered = WEIGHTS - jnp.mean(WEIGHTS, axis=0)
+  close(explanations.effective_weights(lambda x: LINEAR(x) + jnp.sum(x**2), X), centered)
+  squared = explanations.effective_weights(lambda x: LINEAR(x**2), X)
+  close(squared, 2 * jnp.mean(X, axis=0) * centered)
   with pytest.raises(InputError, match="at least 2 classes"):
     explanations.effective_weights(lambda x: LINEAR(x)[:, :1], X)
 
@@ -342,18 +309,15 @@ def test_cosine_similarity():
 
 def test_confidence_on_mistakes():
   probabilities = jnp.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [1.0, 0.0]])
-  found = jax.jit(explanations.confidence_on_mistakes)(probabilities, jnp.array([0, 0, 0, 0]))
-  np.testing.assert_allclose(found, (0.7, 0.95, 0.5), rtol=ROUNDING)
-
-
-def test_confidence_where_nobody_errs_or_everybody_does():
-  probabilities = jnp.array([[0.9, 0.1], [0.7, 0.3]])
-  right = explanations.confidence_on_mistakes(probabilities, jnp.array([0, 0]))
-  np.testing.assert_allclose(right, (np.nan, 0.8, 0), rtol=ROUNDING)
-  wrong = explanations.confidence_on_mistakes(probabilities, jnp.array([1, 1]))
-  np.testing.assert_allclose(wrong, (0.8, np.nan, 1), rtol=ROUNDING)
-  broken = explanations.confidence_on_mistakes(probabilities.at[0, 0].set(jnp.nan), jnp.zeros(2))
-  np.testing.assert_allclose(broken, (np.nan, 0.7, 0.5), rtol=ROUNDING)
+  broken = probabilities.at[0, 0].set(jnp.nan)
+  for p, y, expected in (
+    (probabilities, [0, 0, 0, 0], (0.7, 0.95, 0.5)),
+    (probabilities[::3], [0, 0], (np.nan, 0.95, 0)),
+    (probabilities[::3], [1, 1], (0.95, np.nan, 1)),
+    (broken[::3], [0, 0], (np.nan, 1.0, 0.5)),
+  ):
+    found = explanations.confidence_on_mistakes(p, jnp.array(y))
+    np.testing.assert_allclose(found, expected, rtol=ROUNDING)
 
 
 def test_rubbish_rate():

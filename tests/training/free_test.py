@@ -9,24 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets import digits_batch
 from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
-from robust_opt import models, training
-from robust_opt.data.datasets import load
+from robust_opt import models
 from robust_opt.training import free
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
+BALL = ro.LInf(0.3)
 LR = 0.5
 pytestmark = pytest.mark.usefixtures("float64")
 # Forward and back through 64 pixels, 10 classes and 12 examples, at most twice.
 close = functools.partial(assert_close, terms=2 * (64 + 10 + 12), steps=2, scale=1.0)
-
-
-def digits_batch(size=12, start=0):
-  data = load("digits", "train")
-  ids = jnp.arange(start, start + size, dtype=jnp.int32)
-  return training.take(ro.ArrayData(widest(data.images / 255), data.labels), ids)
 
 
 def products(step, state, batch):
@@ -41,14 +36,11 @@ def products(step, state, batch):
   return count(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
 
 
-def free_setup(num_replays, radius=0.3, norm="linf", size=12):
+def free_setup(num_replays, u=BALL):
   """(step, state before the first update, batch) of softmax regression."""
-  optimizer, batch = optax.sgd(LR), digits_batch(size)
-  net = models.SoftmaxRegression()
+  net, optimizer, batch = models.SoftmaxRegression(), optax.sgd(LR), digits_batch()
   params, model_state = widest(models.init(net, jax.random.key(0), (8, 8, 1)))
-  apply = models.from_linen(models.SoftmaxRegression())
-  uncertainty = SETS[norm](radius)
-  step = free.make_free_train_step(apply, optimizer, uncertainty, uncertainty, num_replays)
+  step = free.make_free_train_step(models.from_linen(net), optimizer, u, u, num_replays)
   state = ro.init_state(params, model_state, optimizer, jnp.zeros_like(batch.x))
   return jax.jit(step), state, batch
 
@@ -75,51 +67,26 @@ def test_free_training_in_closed_form():
   assert int(metrics.zero_gradients) == 0
 
 
-def test_one_replay_of_free_training_is_a_standard_step_at_what_it_remembers():
-  step, state, batch = free_setup(num_replays=1)
-  remembered = 0.2 * jnp.sign(jnp.sin(jnp.arange(batch.x.size, dtype=float)))
-  state = state.replace(memory=remembered.reshape(batch.x.shape))
-  after, _ = step(state, batch, jax.random.key(0))
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
-  plain = jax.jit(
-    ro.make_train_step(apply, optimizer, ro.robust(), ro.ascend(ro.frank_wolfe(ro.LInf(0.0)), 0))
-  )
-  expected, _ = plain(state, batch._replace(x=batch.x + state.memory), jax.random.key(0))
-  close(after.params, expected.params)
-  assert np.abs(after.memory - state.memory).max() > 0.1  # and delta goes on
-
-
 def test_what_free_training_remembers_fits_the_next_batch():
   """delta of one batch, around another: back into the box first."""
-  uncertainty = ro.LInf(0.5, (0.0, 1.0))
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
-  step, seen = free.make_free_train_step(apply, optimizer, uncertainty, uncertainty, 3), []
-  _, state, batch = free_setup(1)
+  u = ro.LInf(0.5, (0.0, 1.0))
+  step, state, batch = free_setup(3, u)
   state = state.replace(memory=jnp.full_like(batch.x, 0.5))
   for i in range(3):
     x = jnp.roll(batch.x, i, axis=0)
-    state, _ = jax.jit(step)(state, batch._replace(x=x), jax.random.key(i))
-    seen.append(uncertainty.gauge(state.memory, x))
-  assert np.max(seen) <= 1 + rounding(dtype=np.float64)
-
-
-def test_a_free_update_costs_one_pass_forward_and_back():
-  """Three matrix products: forward, and the gradients of theta and of delta; no pass of its own."""
-  step, state, batch = free_setup(1)
-  assert products(step, state, batch) == 3
+    state, _ = step(state, batch._replace(x=x), jax.random.key(i))
+    assert np.max(u.gauge(state.memory, x)) <= 1 + rounding(dtype=np.float64)
 
 
 # Recalled training
 
 
-def recall_setup(norm="linf", radius=0.3, num_examples=20, box=None, optimizer=None):
+def recall_setup(norm="linf", box=None):
   """(step, state before the first update) of softmax regression on the first digits."""
-  optimizer = optimizer or optax.sgd(LR)
-  net = models.SoftmaxRegression()
+  net, optimizer = models.SoftmaxRegression(), optax.sgd(LR)
   params, model_state = widest(models.init(net, jax.random.key(0), (8, 8, 1)))
-  apply = models.from_linen(models.SoftmaxRegression())
-  step = free.make_recall_train_step(apply, optimizer, SETS[norm](radius, box))
-  memory = free.unknown_directions(jax.random.key(1), num_examples, (8, 8, 1))
+  step = free.make_recall_train_step(models.from_linen(net), optimizer, SETS[norm](0.3, box))
+  memory = free.unknown_directions(jax.random.key(1), 20, (8, 8, 1))
   return jax.jit(step), ro.init_state(params, model_state, optimizer, memory)
 
 
@@ -138,9 +105,10 @@ def input_gradient(params, x, y):
 
 @pytest.mark.parametrize("norm", SETS)
 def test_a_recalled_update_is_a_standard_one_at_what_was_recalled(norm):
-  step, state = recall_setup(norm)
+  box = (0.0, 1.0)
+  step, state = recall_setup(norm, box)
   batch = digits_batch(8, start=5)
-  delta = SETS[norm](0.3).steepest_ascent(jnp.asarray(signs_of(state, batch)), batch.x)
+  delta = SETS[norm](0.3, box).steepest_ascent(jnp.asarray(signs_of(state, batch)), batch.x)
   after, metrics = step(state, batch, jax.random.key(0))
   apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(LR)
   clean = ro.ascend(ro.frank_wolfe(ro.LInf(0.0)), 0)
@@ -162,40 +130,6 @@ def test_what_is_remembered_is_the_gradient_there_and_only_of_who_was_there():
   np.testing.assert_array_equal(np.asarray(after.memory)[others], state.memory[others])
 
 
-def test_of_a_net_that_stands_still_the_second_visit_is_algorithm_1():
-  """With a rate of 0 and a gradient that does not turn, one visit old is as good as new."""
-  step, state = recall_setup(radius=1e-3, optimizer=optax.sgd(0.0))
-  batch = digits_batch(8)
-  second, _ = step(state, batch, jax.random.key(0))
-  _, metrics = step(second, batch, jax.random.key(1))
-  attack = ro.steepest(ro.LInf(1e-3))
-  apply, optimizer = models.from_linen(models.SoftmaxRegression()), optax.sgd(0.0)
-  robust = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
-  _, expected = robust(ro.init_state(state.params, {}, optimizer), batch, jax.random.key(1))
-  close(metrics.loss, expected.loss)
-
-
-def test_a_recalled_adversary_is_feasible():
-  seen, u = [], ro.LInf(0.4, (0.0, 1.0))
-
-  def recording(params, model_state, x, *, train, key):
-    jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
-    return models.from_linen(models.SoftmaxRegression())(
-      params, model_state, x, train=train, key=key
-    )
-
-  _, state = recall_setup()
-  step = free.make_recall_train_step(recording, optax.sgd(LR), u)
-  batch = digits_batch(8)
-  jax.block_until_ready(step(state, batch, jax.random.key(0)))
-  jax.effects_barrier()
-  assert seen
-  for moved in seen:
-    assert moved.min() >= 0
-    assert moved.max() <= 1
-    assert np.abs(moved - batch.x).max() <= 0.4 + rounding(dtype=np.float64)
-
-
 def test_an_example_without_a_gradient_keeps_what_it_remembers():
   def flat(params, model_state, x, *, train, key):
     del train, key
@@ -211,9 +145,12 @@ def test_an_example_without_a_gradient_keeps_what_it_remembers():
   assert int(metrics.zero_gradients) == 8
 
 
-def test_a_recalled_update_costs_one_pass_forward_and_back():
+def test_an_update_costs_one_pass_forward_and_back():
+  """Three matrix products: forward, and the gradients of theta and of delta; no pass of its own."""
+  step, state, batch = free_setup(1)
+  assert products(step, state, batch) == 3
   step, state = recall_setup()
-  assert products(step, state, digits_batch()) == 3
+  assert products(step, state, batch) == 3
 
 
 def test_directions_take_a_bit_a_pixel():

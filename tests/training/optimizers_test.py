@@ -27,9 +27,7 @@ def run(optimizer, gradients, start):
   return seen
 
 
-@pytest.mark.parametrize(
-  ("momentum", "dampening"), [(0.9, 0.9), (0.9, 0.0), (0.5, 0.25), (0.0, 0.0)]
-)
+@pytest.mark.parametrize(("momentum", "dampening"), [(0.9, 0.0), (0.5, 0.25), (0.0, 0.0)])
 def test_the_rule_in_numpy(momentum, dampening):
   rng = np.random.default_rng(0)
   gradients, theta = rng.normal(size=(6, 4)).astype(np.float32), np.ones(4)
@@ -40,22 +38,6 @@ def test_the_rule_in_numpy(momentum, dampening):
     velocity = gradient if velocity is None else momentum * velocity + (1 - dampening) * gradient
     theta = theta - rate(t) * velocity
     close(ours[t], theta)
-
-
-def test_without_dampening_it_is_optax():
-  gradients = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
-  ours = run(optimizers.dampened_sgd(0.1, 0.9, dampening=0.0), gradients, jnp.zeros(3))
-  close(ours, run(optax.sgd(0.1, 0.9), gradients, jnp.zeros(3)))
-
-
-def test_after_the_first_gradient_it_is_a_tenth_of_the_rate():
-  """What the recipe relies on: sgd(1e-3) is the authors' 1e-2 but for the first gradient."""
-  gradients = np.random.default_rng(2).normal(size=(8, 3)).astype(np.float32)
-  gradients[0] = 0
-  ours = run(optimizers.dampened_sgd(1e-2, 0.9), gradients, jnp.zeros(3))
-  close(ours, run(optax.sgd(1e-3, 0.9), gradients, jnp.zeros(3)))
-  first = run(optimizers.dampened_sgd(1e-2, 0.9), np.ones((1, 3), np.float32), jnp.zeros(3))
-  close(first[0], np.full(3, -1e-2))
 
 
 def test_a_config_names_it():
@@ -117,24 +99,3 @@ def test_columns_of_any_scale(scale):
   else:
     expected = 2 * direction / np.linalg.norm(direction, axis=0)
     close(moved["kernel"], expected)
-
-
-def test_projected_descent_in_a_chain():
-  """min -<c, w> over the ball: each column ends on its ball along c; the bias descends freely."""
-  c = normal(4, 3)
-  optimizer = optax.chain(optax.sgd(0.5, 0.5), optimizers.max_column_norm(LIMIT))
-  params = {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)}
-
-  def step(carry, _):
-    params, state = carry
-    gradient = {"kernel": -c, "bias": -jnp.ones(3)}
-    updates, state = optimizer.update(gradient, state, params)
-    params = optax.apply_updates(params, updates)
-    return (params, state), params["kernel"]
-
-  run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=100))
-  (params, _), seen = run((params, optimizer.init(params)))
-  assert max(column_norms(kernel).max() for kernel in seen) <= LIMIT * BOUND
-  expected = LIMIT * c / np.linalg.norm(c, axis=0)
-  close(params["kernel"], expected)
-  assert params["bias"].min() > 10 * LIMIT

@@ -48,37 +48,29 @@ def random_layer(kind, padding="SAME", strides=(1, 1)):
   return affine.Conv(kernel, 0.0, strides, padding), SHAPE
 
 
-LAYERS = pytest.mark.parametrize(
-  "given", [("dense",), ("conv", "SAME"), ("conv", "VALID"), ("conv", "SAME", (2, 2))], ids=str
+@pytest.mark.parametrize(
+  "given", [("dense",), ("conv", "VALID"), ("conv", "SAME", (2, 2))], ids=str
 )
-
-
-@LAYERS
-def test_the_largest_singular_value_is_that_of_the_matrix(given):
+def test_the_largest_singular_value_and_its_gradient(given):
+  """Its gradient is the outer product u v^T of the singular vectors."""
   layer, shape = random_layer(*given)
-  singular = np.linalg.svd(matrix_of(layer, shape), compute_uv=False)
-  found = penalties.largest_singular_value(layer, shape, 4000)
+  u, singular, vt = np.linalg.svd(matrix_of(layer, shape), full_matrices=False)
+  found, gradient = jax.value_and_grad(
+    lambda layer: penalties.largest_singular_value(layer, shape, 4000)
+  )(layer)
   np.testing.assert_allclose(found, singular[0], rtol=1e-4)
+  v = jnp.asarray(vt[:1].reshape(1, *shape), jnp.float32)
+
+  def paired(kernel):  # <u, L v>
+    moved = dataclasses.replace(layer, kernel=kernel).linear(v)
+    return jnp.sum(moved.reshape(-1) * u[:, 0])
+
+  expected = jax.grad(paired)(layer.kernel)
+  np.testing.assert_allclose(gradient.kernel, expected, rtol=2e-2, atol=2e-3)
   few = [float(penalties.largest_singular_value(layer, shape, k)) for k in (1, 2, 4, 8, 16)]
   # From below, and never worse for an iteration more.
   assert np.all(np.diff(few) >= -ROUNDING * singular[0])
   assert few[-1] <= singular[0] * (1 + ROUNDING)
-
-
-@LAYERS
-def test_its_gradient_is_the_outer_product_of_the_singular_vectors(given):
-  layer, shape = random_layer(*given)
-  u, _, vt = np.linalg.svd(matrix_of(layer, shape), full_matrices=False)
-  gradient = jax.grad(lambda layer: penalties.largest_singular_value(layer, shape, 4000))(
-    layer
-  ).kernel
-  v = jnp.asarray(vt[:1].reshape(1, *shape), jnp.float32)
-
-  def paired(kernel):  # <u, L v>, whose gradient in L is u v^T
-    moved = dataclasses.replace(layer, kernel=kernel).linear(v)
-    return jnp.sum(moved.reshape(-1) * u[:, 0])
-
-  np.testing.assert_allclose(gradient, jax.grad(paired)(layer.kernel), rtol=2e-2, atol=2e-3)
 
 
 def test_weights_of_zero_have_no_norm_and_no_gradient():
@@ -91,9 +83,9 @@ def test_weights_of_zero_have_no_norm_and_no_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.DigitsCNN()])
-def test_operator_norms_of_a_net(net):
+def test_operator_norms_of_a_net():
   """Nothing but weights counts: neither the examples nor the standardization."""
+  net = models.DigitsCNN()
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch = batch_of((8, 8, 1))
   of_net = functools.partial(affine.layers_of, net)
@@ -125,8 +117,8 @@ def jacobian_norms(net, params, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", [models.MLP(widths=(7, 5)), models.DigitsCNN()])
-def test_layer_jacobians_are_estimated_without_bias(net):
+def test_layer_jacobians_are_estimated_without_bias():
+  net = models.DigitsCNN()
   params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
   batch = batch_of((8, 8, 1), size=2)
   penalty = penalties.layer_jacobian(functools.partial(affine.layers_of, net))
@@ -178,14 +170,6 @@ def test_gradient_alignment_in_closed_form():
   close(penalty(1.0, {}, batch, keys), expected)
 
 
-def test_a_linear_model_is_aligned():
-  net = models.SoftmaxRegression(num_classes=2)
-  params, _ = models.init(net, jax.random.key(0), (5,))
-  batch = batch_of((5,), classes=2)
-  penalty = penalties.gradient_alignment(models.from_linen(net), ro.LInf(0.3))
-  close(penalty(params, {}, batch, keys_for(batch)), 0)
-
-
 def test_no_gradient_is_no_direction():
   batch = batch_of((5,), classes=2)
   penalty = penalties.gradient_alignment(curved, ro.LInf(0.3))
@@ -193,19 +177,6 @@ def test_no_gradient_is_no_direction():
     0.0
   )
   assert (value, gradient) == (1, 0)
-
-
-def test_an_example_is_penalized_by_itself():
-  net = models.MLP(widths=(7,))
-  params, _ = models.init(net, jax.random.key(0), (8, 8, 1))
-  batch, of_net = batch_of((8, 8, 1)), functools.partial(affine.layers_of, net)
-  backwards = jax.tree.map(lambda leaf: leaf[::-1], batch)
-  for penalty in (
-    penalties.layer_jacobian(of_net),
-    penalties.gradient_alignment(models.from_linen(net), ro.LInf(0.3)),
-  ):
-    together = penalty(params, {}, batch, keys_for(batch))
-    close(together[::-1], penalty(params, {}, backwards, keys_for(backwards)))
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ top of steps, amplify rounding.
 """
 
 import chex
-import flax.linen as nn
 import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from nets import BatchNormNet, PlainNet, digits_batch
 from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
@@ -28,37 +28,6 @@ FLOAT64 = pytest.mark.usefixtures("float64")
 # Forward and back in the ascent and in the descent, each through sums over 64 pixels, two layers of
 # up to 24 units, 10 classes and 12 examples.
 TERMS = 4 * (64 + 2 * 24 + 10 + 12)
-
-
-class PlainNet(nn.Module):
-  widths: tuple[int, ...] = (16,)
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = x.reshape(x.shape[0], -1)
-    for width in self.widths:
-      x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(10)(x)
-
-
-class BatchNormNet(nn.Module):
-  """Dense, batch normalisation, dropout, dense: all that a mode can change."""
-
-  rate: float = 0.0
-
-  @nn.compact
-  def __call__(self, x, train=False):
-    x = nn.Dense(24)(x.reshape(x.shape[0], -1))
-    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-    x = nn.Dropout(self.rate, deterministic=not train)(x)
-    return nn.Dense(10)(x)
-
-
-def digits_batch(size=12):
-  data = load("digits", "train")
-  return training.take(
-    ro.ArrayData(widest(data.images[:size] / 255), data.labels), jnp.arange(size, dtype=jnp.int32)
-  )
 
 
 def setup(net, optimizer, seed=0):
@@ -122,54 +91,12 @@ def test_step_is_algorithm_1_in_closed_form(norm, radius):
   chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
 
 
-@FLOAT64
-@pytest.mark.parametrize("norm", SETS)
-def test_step_is_a_standard_step_at_the_perturbed_batch(norm):
-  """Nothing flows through delta: it might as well have been handed in as a constant."""
-  optimizer = optax.sgd(LR)
-  apply, state = setup(PlainNet((16, 16)), optimizer)
-  batch, attack = digits_batch(), ro.steepest(SETS[norm](0.4))
-
-  def loss(x):
-    return ro.losses.cross_entropy(apply(state.params, {}, x, train=True, key=None)[0], batch.y)
-
-  delta, _ = jax.jit(lambda x: attack(loss, None, x))(batch.x)
-  standard = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
-  expected, _ = standard(state, batch._replace(x=batch.x + delta), jax.random.key(1))
-  step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
-  new, _ = step(state, batch, jax.random.key(0))
-  assert_close(new.params, expected.params, terms=TERMS)
-
-
 def no_attack():
   return ro.ascend(ro.frank_wolfe(ro.LInf(0.3)), num_steps=0)
 
 
-def test_gradient_through_delta_would_be_another():
-  """The test above can fail: the l_2 delta moves with the parameters."""
-  _, state = setup(models.MLP(widths=(16,)), optax.sgd(LR))
-  apply, batch = models.from_linen(models.MLP(widths=(16,))), digits_batch()
-
-  def loss(params, x):
-    logits, _ = apply(params, {}, x, train=True, key=None)
-    return jnp.mean(ro.losses.cross_entropy(logits, batch.y))
-
-  def through(params):
-    g = jax.grad(loss, argnums=1)(params, batch.x)
-    norms = jnp.sqrt(jnp.sum(g**2, axis=(1, 2, 3), keepdims=True))
-    return loss(params, batch.x + 0.7 * g / norms)
-
-  robust_loss = ro.robustify(loss, ro.steepest(ro.L2(0.7)))
-  stopped = jax.jit(jax.grad(robust_loss))(state.params, batch.x)
-  moving = jax.jit(jax.grad(through))(state.params)
-  difference = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), stopped, moving)
-  assert max(jax.tree.leaves(difference)) > 1e-3
-
-
 @FLOAT64
-@pytest.mark.parametrize(
-  "attack", [no_attack(), ro.steepest(ro.LInf(0.0)), ro.steepest(ro.L1(0.0))]
-)
+@pytest.mark.parametrize("attack", [no_attack(), ro.steepest(ro.L2(0.0))])
 def test_no_steps_or_no_radius_is_standard_training(attack):
   optimizer = optax.sgd(LR, momentum=0.9)
   apply, state = setup(models.MLP(widths=(16,)), optimizer)
@@ -197,27 +124,27 @@ def test_no_steps_or_no_radius_is_standard_training(attack):
 @FLOAT64
 def test_a_curriculum_is_the_attack_of_each_step():
   """The radius at step t of 4 is t / 4 of the last: step by step the same as with that radius."""
-  optimizer, radius, batch = optax.sgd(LR), 0.4, digits_batch()
+  optimizer, batch = optax.sgd(LR), digits_batch()
   apply, state = setup(models.SoftmaxRegression(), optimizer)
 
-  def step_of(attack):
-    return jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
+  def make_step(attack):
+    return ro.make_train_step(apply, optimizer, ro.robust(), attack)
 
-  scheduled = step_of(
-    ro.ScheduledAttack(
-      lambda step: ro.steepest(ro.LInf(radius * jnp.minimum(step.astype(float) / 4, 1)))
-    )
-  )
+  def attack_at(step):
+    return ro.steepest(ro.LInf(0.4 * jnp.minimum(step.astype(float) / 4, 1)))
+
+  scheduled = jax.jit(make_step(ro.ScheduledAttack(attack_at)))
+  fixed = jax.jit(lambda radius, *args: make_step(ro.steepest(ro.LInf(radius)))(*args))
   for i, share in enumerate((0.0, 0.25, 0.5, 0.75, 1.0, 1.0)):
     key = jax.random.key(i)
-    expected, _ = step_of(ro.steepest(ro.LInf(radius * share)))(state, batch, key)
+    expected, _ = fixed(0.4 * share, state, batch, key)
     state, _ = scheduled(state, batch, key)
     assert_close(state.params, expected.params, terms=TERMS)
   assert scheduled._cache_size() == 1
 
 
 @FLOAT64
-def test_every_so_manieth_update_has_an_adversary():
+def test_only_every_third_update_has_an_adversary():
   """The others are standard updates, at no cost of an ascent, within one program."""
   config_ = config.digits()
   config_.attack.every = 3
@@ -238,26 +165,22 @@ def test_every_so_manieth_update_has_an_adversary():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_ascent_may_compute_in_fewer_bits(dtype):
+def test_the_ascent_may_compute_in_fewer_bits():
   """Only the direction is coarser: most signs stay, and the descent is in float32."""
   seen = {}
 
   def recording(name):
-    def objective():
-      def outer(forward, x, x_adv, y):
-        seen[name] = x_adv - x
-        logits, model_state = forward(x_adv)
-        assert logits.dtype == jnp.float32
-        return ro.losses.cross_entropy(logits, y), model_state
+    def outer(forward, x, x_adv, y):
+      seen[name] = x_adv - x
+      logits, model_state = forward(x_adv)
+      assert logits.dtype == jnp.float32
+      return ro.losses.cross_entropy(logits, y), model_state
 
-      return ro.robust()._replace(outer=outer)
-
-    return objective()
+    return ro.robust()._replace(outer=outer)
 
   net, optimizer, batch = models.DigitsCNN(), optax.sgd(LR), digits_batch()
   apply, state = setup(net, optimizer)
-  few = models.from_linen(net.clone(dtype=jnp.dtype(dtype)))
+  few = models.from_linen(net.clone(dtype=jnp.bfloat16))
   for name, ascent_apply in (("full", None), ("few", few)):
     step = ro.make_train_step(
       apply, optimizer, recording(name), ro.steepest(ro.LInf(0.1)), ascent_apply=ascent_apply
@@ -374,14 +297,6 @@ def test_ascent_costs_a_forward_pass_and_an_input_gradient():
   # However many steps: the body of the ascent stands there once.
   np.testing.assert_array_equal(cost(ro.ascend(ro.frank_wolfe(ro.L2(0.1)), 7)), algorithm_1)
 
-  def flops(attack):
-    step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), attack))
-    lowered = step.lower(state, batch, jax.random.key(0))
-    return lowered.compile().cost_analysis()["flops"]
-
-  extra = (flops(ro.steepest(ro.LInf(0.1))) - flops(no_attack())) / 2  # a multiply-add is two
-  assert round(extra / forward) == 2  # what is elementwise does not amount to half a pass
-
 
 # Modes
 
@@ -433,47 +348,17 @@ def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
     chex.assert_trees_all_close(new.model_state, clean, rtol=1e-3)
 
 
-def make_probe(net, attack, train_mode=False):
-  """A jitted (batch, key) -> the delta that a training step descends at."""
-  optimizer = optax.sgd(LR)
-  apply, state = setup(net, optimizer)
+@FLOAT64
+def test_random_starts_depend_on_the_id_alone():
+  """Shuffling a batch moves every example's delta along with it."""
+  optimizer, attack = optax.sgd(LR), ro.ascend(ro.pgd(ro.LInf(0.2), ro.LInf(0.05)), 2)
+  apply, state = setup(PlainNet(), optimizer)
 
   def outer(forward, x, x_adv, y):
     return jnp.zeros(y.shape), x_adv - x  # leaves the step as its model_state
 
-  objective = ro.robust()._replace(outer=outer)
-  step = ro.make_train_step(apply, optimizer, objective, attack, ascent_in_train_mode=train_mode)
-  return jax.jit(lambda batch, key: step(warm(state), batch, key)[0].model_state)
-
-
-@FLOAT64
-def test_evaluation_mode_ascent_ignores_dropout_and_neighbours():
-  """An example's delta is the same among other examples and under another key."""
-  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.L2(0.5)))
-  batch = digits_batch()
-  others = jax.tree.map(
-    lambda a, b: jnp.concatenate([a[:4], b[4:]]),
-    batch,
-    jax.tree.map(lambda a: a[12:], digits_batch(24)),
-  )
-  alone = delta(batch, jax.random.key(0))
-  np.testing.assert_array_equal(alone, delta(batch, jax.random.key(1)))
-  assert_close(alone[:4], delta(others, jax.random.key(0))[:4], terms=TERMS)
-  assert np.abs(alone).max() > 0.05
-
-
-def test_train_mode_couples_the_ascent_to_dropout_and_neighbours():
-  delta = make_probe(BatchNormNet(0.5), ro.steepest(ro.L2(0.5)), train_mode=True)
-  batch = digits_batch()
-  one = delta(batch, jax.random.key(0))
-  assert np.abs(one - delta(batch, jax.random.key(1))).max() > 0.01
-
-
-@FLOAT64
-def test_random_starts_depend_on_the_id_alone():
-  """Shuffling a batch moves every example's delta along with it."""
-  attack = ro.ascend(ro.pgd(ro.LInf(0.2), ro.LInf(0.05)), 2)
-  delta = make_probe(PlainNet(), attack)
+  step = ro.make_train_step(apply, optimizer, ro.robust()._replace(outer=outer), attack)
+  delta = jax.jit(lambda batch, key: step(state, batch, key)[0].model_state)
   batch, order = digits_batch(), np.random.default_rng(0).permutation(12)
   straight = delta(batch, jax.random.key(5))
   shuffled = delta(jax.tree.map(lambda a: a[order], batch), jax.random.key(5))
@@ -487,7 +372,7 @@ def test_random_starts_depend_on_the_id_alone():
 
 
 @FLOAT64
-@pytest.mark.parametrize(("norm", "num_steps"), [("linf", 3), ("l2", 1), ("l1", 1)])
+@pytest.mark.parametrize(("norm", "num_steps"), [("linf", 3), ("l2", 1)])
 def test_zero_gradients_leave_the_example_and_are_counted(norm, num_steps):
   optimizer = optax.sgd(LR)
   apply, state = setup(models.MLP(widths=(16,)), optimizer)
@@ -537,11 +422,8 @@ def test_epoch_visits_every_example_once():
   np.testing.assert_array_equal(batch.y, batch.ids % 3)
   np.testing.assert_allclose(batch.x, images[batch.ids] / np.float32(255.0), rtol=rounding())
   chex.assert_type([batch.x, batch.y, batch.ids], [np.float32, np.int32, np.int32])
-
-
-def test_epoch_without_shuffle_keeps_the_order():
-  batch, _ = walk(shuffle=False, epochs=2)
-  np.testing.assert_array_equal(batch.ids.reshape(-1), np.tile(np.arange(20), 2))
+  in_order, _ = walk(shuffle=False, epochs=2)
+  np.testing.assert_array_equal(in_order.ids.reshape(-1), np.tile(np.arange(20), 2))
 
 
 def test_remainder_waits_for_another_epoch():
@@ -551,31 +433,26 @@ def test_remainder_waits_for_another_epoch():
   assert set(epochs.reshape(-1)) == set(range(23))
 
 
-def test_order_derives_from_key_and_epoch():
-  orders = walk(epochs=3)[0].ids.reshape(3, 20)
+def test_order_and_keys_derive_from_key_and_epoch():
+  batch, keys = walk(epochs=3)
+  orders = batch.ids.reshape(3, 20)
   assert len({tuple(order) for order in orders}) == 3
-  np.testing.assert_array_equal(walk(first_epoch=2)[0].ids.reshape(-1), orders[2])
+  assert len({tuple(key) for key in keys}) == 12
+  third, third_keys = walk(first_epoch=2)
+  np.testing.assert_array_equal(third.ids.reshape(-1), orders[2])
+  np.testing.assert_array_equal(third_keys, keys[8:])
   assert not np.array_equal(walk(seed=1)[0].ids.reshape(-1), orders[0])
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("num_examples", [20, 23])
+@pytest.mark.parametrize(("num_examples", "shuffle"), [(20, False), (23, True)])
 def test_steps_go_on_across_the_ends_of_epochs(num_examples, shuffle):
-  plan = ro.EpochPlan(num_examples, 5, shuffle)
-  run = ro.make_scan(counting_step, plan)
-  images = np.zeros((num_examples, 2, 2, 1), np.uint8)
-  data = ro.ArrayData(images, np.zeros(num_examples, np.int32))
+  run = ro.make_scan(counting_step, ro.EpochPlan(num_examples, 5, shuffle))
+  data = ro.ArrayData(np.zeros((num_examples, 2, 2, 1), np.uint8), np.zeros(num_examples, np.int32))
   state = ro.TrainState(jnp.int32(3), {}, {}, ())
   _, (batch, keys) = run(state, data, jax.random.key(0), 9)
   expected, expected_keys = walk(num_examples, shuffle=shuffle, epochs=3)
   np.testing.assert_array_equal(batch.ids, expected.ids[3:12])
   np.testing.assert_array_equal(keys, expected_keys[3:12])
-
-
-def test_every_step_has_a_key_of_its_own_that_can_be_made_again():
-  keys = walk(epochs=3)[1]
-  assert len({tuple(key) for key in keys}) == 12
-  np.testing.assert_array_equal(walk(first_epoch=2)[1], keys[8:])
 
 
 @pytest.fixture(scope="module")
@@ -610,17 +487,8 @@ def test_scan_of_many_steps_is_many_scans_to_the_bit(digits_run):
   # The state was donated: it is gone, and neither data nor the new state is.
   assert all(leaf.is_deleted() for leaf in old)
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((parts, data)))
-
-
-@FLOAT64
-def test_one_shape_compiles_once(digits_run):
-  run, on_copy, state, _, _ = digits_run
-  before = run._cache_size()
-  for _ in range(4):  # two epochs
-    state, _ = on_copy(state, 4)
-  on_copy(state, 8)
-  assert run._cache_size() <= max(before, 2)
-  assert int(state.step) == 16
+  on_copy(whole, 8)  # another epoch
+  assert run._cache_size() == 2  # one program for each number of steps
 
 
 @FLOAT64
