@@ -138,7 +138,7 @@ def test_rounding_is_no_difference_and_one_example_on_five_seeds_no_proof():
     (lambda: accuracy_interval([0.5, np.nan], 100), "seed"),
     (lambda: accuracy_interval([0.5, 99.0], 100), r"in \[0, 1\], but were from 0.5 to 99"),
     (lambda: accuracy_interval([0.5], 0), "examples must be at least 1, but were 0"),
-    (lambda: paired_t(np.ones((3, 2)), np.zeros((3, 2))), "one value a seed"),
+    (lambda: paired_t(np.ones((3, 2)), np.zeros((3, 2))), "one value per seed"),
   ],
 )
 def test_what_is_refused(compute, words):
