@@ -108,7 +108,7 @@ def options(run, output, **changed):
 
 
 @pytest.mark.slow
-def test_a_data_set_is_made_resumed_and_learnt_from(tmp_path, monkeypatch, capsys):
+def test_a_data_set_is_made_resumed_and_trained_on(tmp_path, monkeypatch, capsys):
   trained(tmp_path / "run")
   made = construct.run(options(tmp_path / "run", tmp_path / "set"))
   assert len(made.labels) == 360  # of 400, a tenth is held out
@@ -129,12 +129,12 @@ def test_a_data_set_is_made_resumed_and_learnt_from(tmp_path, monkeypatch, capsy
   np.testing.assert_allclose(again.images, made.images, atol=1e-6)
   np.testing.assert_array_equal(other.labels, made.labels)
 
-  # Whoever made it takes the images for what they are labelled, and a new net learns from them.
+  # Whoever made it takes the images for what they are labeled, and a new net learns from them.
   with pytest.raises(InputError, match="holds another study"):
     construct.run(options(tmp_path / "run", tmp_path / "set", seed=1))
-  learnt = trained(tmp_path / "learnt", **{"data.train_files": str(tmp_path / "set")})
-  assert learnt["train_examples"] == 360
-  assert learnt["data_sha256"]["train"] == datasets.fingerprint(again)
+  learned = trained(tmp_path / "learned", **{"data.train_files": str(tmp_path / "set")})
+  assert learned["train_examples"] == 360
+  assert learned["data_sha256"]["train"] == datasets.fingerprint(again)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Keeping the best point, restarts, and the maximisers beyond the single step."""
+"""Keeping the best point, restarts, and the maximizers beyond the single step."""
 
 import functools
 
@@ -148,14 +148,14 @@ def test_momentum_does_not_depend_on_the_scale_of_the_loss():
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "adagrad"])
-def test_an_optimiser_of_optax_ascends_each_example_alone(name):
+def test_an_optimizer_of_optax_ascends_each_example_alone(name):
   _, x, value_fn = problem()
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), getattr(optax, name)(0.05))
   attack = ro.ascend(ro.projected(ro.L2(0.4), optimizer), 10)
   delta, info = attack(value_fn, None, x)
   assert np.all(np.linalg.norm(delta, axis=-1) <= 0.4 * (1 + ROUNDING))
   assert np.mean(value_fn(x + delta) - value_fn(x)) > 0.5
-  far = x.at[0].set(100 * x[0])  # a neighbour with another gradient
+  far = x.at[0].set(100 * x[0])  # a neighbor with another gradient
   close(attack(value_fn, None, far)[0][1:], delta[1:])
   chex.assert_tree_all_finite(info)
 
@@ -181,11 +181,11 @@ def test_lbfgs_finds_the_maximum_of_a_concave_quadratic(name):
   """max of -(x - c)' D (x - c) / 2 over the ball: inside it is c, on its edge it is SciPy's."""
   rng = np.random.default_rng(1)
   curvature = widest(10 ** rng.uniform(-1, 1, (BATCH, NUM_ENTRIES)))
-  centre = rng.normal(size=(BATCH, NUM_ENTRIES))
-  centre[::2] *= 0.1  # these lie inside of the ball of l_inf
+  center = rng.normal(size=(BATCH, NUM_ENTRIES))
+  center[::2] *= 0.1  # these lie inside of the ball of l_inf
 
   def value_fn(x):
-    return -0.5 * jnp.sum(curvature * (x - centre) ** 2, axis=-1)
+    return -0.5 * jnp.sum(curvature * (x - center) ** 2, axis=-1)
 
   x, u = jnp.zeros((BATCH, NUM_ENTRIES)), SETS[name](1.0)
   slow = ro.pgd(u, ro.L2(1.0), random_start=False)

@@ -87,7 +87,7 @@ def test_the_ascent_step_is_exact_on_linear_models(name, loss):
 
 @EVERY_SET
 def test_the_gradient_is_that_of_the_closed_form(name):
-  # d/dw phi(y(w'x + b) - r |w|_q): robust training of linear models is regularisation.
+  # d/dw phi(y(w'x + b) - r |w|_q): robust training of linear models is regularization.
   params, x, y = linear_problem()
   robust = ro.robustify(logistic, ro.steepest(SETS[name](RADIUS)))
   closed = functools.partial(closed_form, MARGIN_LOSSES["logistic"], name)
@@ -217,7 +217,7 @@ def test_an_empty_batch_is_no_error():
 
 @EVERY_SET
 def test_danskin(name):
-  """The value is the loss's at the maximiser, the gradient the loss's at the frozen maximiser."""
+  """The value is the loss's at the maximizer, the gradient the loss's at the frozen maximizer."""
   params, x, y = mlp_problem()
   attack = ro.steepest(SETS[name](RADIUS, (0.0, 1.0)))
   delta = jax.jit(lambda x: attack(lambda x: mlp_loss(params, x, y), None, x)[0])(x)
