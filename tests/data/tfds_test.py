@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import importlib.util
 import io
 import shutil
 import signal
@@ -326,11 +327,17 @@ def test_unknown_names(name, message, places):
     datasets.load(name, "test", **places)
 
 
+def install_tensorflow(monkeypatch, spec):
+  """Makes tensorflow look installed, or absent if spec is None."""
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    "importlib.util.find_spec", lambda name: spec if name == "tensorflow" else find_spec(name)
+  )
+
+
 @pytest.mark.parametrize("name", ["emnist/letters", "mnist:1.0.0"])
 def test_without_tensorflow_the_message_says_what_to_install(name, places, monkeypatch):
-  find_spec = prepare.importlib.util.find_spec
-  without = lambda name, *args: None if name == "tensorflow" else find_spec(name, *args)  # noqa: E731
-  monkeypatch.setattr(prepare.importlib.util, "find_spec", without)
+  install_tensorflow(monkeypatch, None)
   with pytest.raises(InputError, match=r'pip install "robust_opt\[prepare\]"') as caught:
     datasets.load(name, "test", **places)
   assert f"data.name={name!r}" in str(caught.value)
@@ -416,7 +423,7 @@ def test_prepared_sets_are_read_in_the_order_of_tfds_writer(name, tiny_root, tmp
   [
     ("tiny_supervised", "test", "has no split 'test': it has train, validation"),
     ("tiny_uneven", "train", r"different shapes, \[4, 5, 1\] and \[4, 6, 1\]"),
-    ("tiny_bare", "train", "is no image-classification set: it has .*scan"),
+    ("tiny_bare", "train", "is not an image-classification data set: it has .*scan"),
   ],
 )
 def test_prepared_sets_that_do_not_fit(name, split, message, tiny_root, tmp_path):
@@ -463,7 +470,7 @@ def test_with_tensorflow_tfds_prepares(places, monkeypatch):
     asked.append((name, kwargs))
     return Builder()
 
-  monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
+  install_tensorflow(monkeypatch, object())
   monkeypatch.setattr(prepare, "url_infos", lambda name: {})
   monkeypatch.setattr(tfds, "builder", builder)
   with pytest.raises(InputError, match=r"cannot be prepared .*: Manual download is required\.$"):
@@ -477,7 +484,7 @@ def test_with_tensorflow_tfds_prepares(places, monkeypatch):
 
 def test_what_tfds_prepares_is_read_and_cached(places, tiny_sets, monkeypatch):
   # The builder is found by name and needs no TensorFlow: the whole way, but for the check.
-  monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
+  install_tensorflow(monkeypatch, object())
   assert len(datasets.load("tiny_named", "train", **places).labels) == 7
   with monkeypatch.context() as patch:
     patch.setattr(prepare, "read_prepared", None)  # the second time must not come so far
