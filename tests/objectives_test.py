@@ -33,6 +33,27 @@ def forward_of(w, seen=None):
   return forward
 
 
+ALL = {
+  "mixture": ro.mixture(0.3),
+  "virtual": ro.virtual(2.0),
+  "trades": ro.trades(3.0),
+  "mart": ro.mart(4.0),
+  "gradient_penalty": ro.gradient_penalty(ro.L2(0.2)),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_example_has_a_loss_of_its_own(name):
+  w, x, moved, y = problem()
+  outer = jax.jit(lambda x, moved, y: ALL[name].outer(forward_of(w), x, moved, y)[0])
+  losses = outer(x, moved, y)
+  chex.assert_shape(losses, (8,))
+  chex.assert_tree_all_finite(losses)
+  alone = jnp.concatenate([outer(x[i : i + 1], moved[i : i + 1], y[i : i + 1]) for i in range(8)])
+  close(alone, losses)
+  assert ALL[name].outer(forward_of(w), x, moved, y)[1] == {"count": 8}
+
+
 @pytest.mark.parametrize("own", [None, lambda z, y: z.sum(-1) + y])
 def test_robust_plays_one_loss_at_the_perturbed_batch(own):
   """The cross-entropy unless told otherwise."""

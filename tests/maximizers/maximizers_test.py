@@ -270,7 +270,7 @@ BALL, SCHEDULED = ro.LInf(0.1), ro.ScheduledAttack(never)
     (lambda: ro.ascend(BALL, 3), r"^maximizer must be .*ro\.pgd\(.*but was the .* set LInf"),
     (lambda: ro.robustify(mlp_loss, ro.frank_wolfe(BALL)), r"pass ro\.ascend\(maximizer, num_st"),
     (lambda: ro.robustify(mlp_loss, SCHEDULED), "a Sched.*: only ro.make_train_step takes one"),
-    (lambda: ro.robustify(mlp_loss, 0.1), "a float: pass what ro.steepest"),
+    (lambda: ro.robustify(mlp_loss, 0.1), "a float: pass the result of ro.steepest"),
   ],
 )
 def test_what_is_no_attack_is_told_how_to_become_one(make, words):
