@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -26,7 +27,27 @@ def test_write_appears_whole_with_ordinary_rights(tmp_path):
   assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
+def test_writers_at_once_never_leave_a_mixture(tmp_path):
+  path = tmp_path / "file"
+
+  def write(letter):
+    for _ in range(40):
+      with files.atomic_write(path) as file:
+        for _ in range(100):
+          file.write(100 * letter)
+          file.flush()
+
+  with futures.ThreadPoolExecutor(2) as pool:
+    writers, seen = [pool.submit(write, letter) for letter in (b"a", b"b")], set()
+    while not all(writer.done() for writer in writers):
+      seen |= {path.read_bytes()} if path.exists() else set()
+    assert not any(writer.exception() for writer in writers)
+  assert seen
+  assert seen <= {10_000 * b"a", 10_000 * b"b"}
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, failure):
   path = tmp_path / "file"
   path.write_bytes(b"before")
@@ -42,21 +63,14 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, failure):
   assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
-def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path, monkeypatch, call):
+def test_a_full_disk_is_one_sentence_that_names_the_file(tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(os, call, full)
+  monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(RunError, match=r"file\.json could not be written \(No space left on device"):
     files.write_json(tmp_path / "file.json", {"a": 1})
   assert not list(tmp_path.iterdir())
-
-
-def test_a_place_that_is_no_folder_is_named(tmp_path):
-  (tmp_path / "in_the_way").write_text("")
-  with pytest.raises(WriteError, match="in_the_way"):
-    files.write_json(tmp_path / "in_the_way" / "file", 1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": object()}])
@@ -100,9 +114,10 @@ def test_a_sealed_file_is_read_as_it_was_written(tmp_path):
     np.testing.assert_array_equal(arrays[name], np.asarray(value), strict=True)
 
 
-def test_the_same_arrays_give_the_same_bytes(tmp_path):
+def test_the_same_arrays_give_the_same_bytes(tmp_path, monkeypatch):
   first = sealed(tmp_path / "first.npz")
-  time.sleep(2.1)  # longer than the resolution of the times in a zip
+  later = time.localtime(time.time() + 1000)
+  monkeypatch.setattr(time, "localtime", lambda *_: later)
   assert first.read_bytes() == sealed(tmp_path / "second.npz").read_bytes()
 
 
@@ -114,16 +129,6 @@ def test_no_array_needs_pickle(tmp_path):
   assert not (tmp_path / "other.npz").exists()
 
 
-def test_a_full_disk_leaves_no_sealed_file(tmp_path, monkeypatch):
-  def full(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-  monkeypatch.setattr(np, "savez_compressed", full)
-  with pytest.raises(WriteError, match=r"file\.npz could not be written \(No space left"):
-    sealed(tmp_path / "file.npz")
-  assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
   "changed",
   [
@@ -132,7 +137,6 @@ def test_a_full_disk_leaves_no_sealed_file(tmp_path, monkeypatch):
     {"ids": np.array([[3, 1]], np.int32)},
     {"ids": None},
     {"more": np.zeros(1)},
-    {"net": np.array("ae13")},
     {"sha256": None},
     {"sha256": np.array("0" * 64)},
   ],
@@ -150,13 +154,14 @@ def small(path):
   return path
 
 
-@pytest.mark.parametrize("flip", [0x01, 0x80])
-def test_a_damaged_byte_changes_no_array_unseen(tmp_path, flip):
+def test_a_damaged_byte_changes_no_array_unseen(tmp_path):
   path = small(tmp_path / "file.npz")
   content = path.read_bytes()
   refused = 0
   for place in range(len(content)):
-    path.write_bytes(content[:place] + bytes([content[place] ^ flip]) + content[place + 1 :])
+    path.write_bytes(
+      content[:place] + bytes([content[place] ^ 0x80 >> place % 8]) + content[place + 1 :]
+    )
     try:
       np.testing.assert_array_equal(read(path)["ids"], np.arange(3))  # only a time, or the like
     except InputError:
@@ -167,7 +172,7 @@ def test_a_damaged_byte_changes_no_array_unseen(tmp_path, flip):
 def test_a_file_that_was_cut_is_refused(tmp_path):
   path = small(tmp_path / "file.npz")
   content = path.read_bytes()
-  for length in range(len(content)):
+  for length in range(0, len(content), 7):
     path.write_bytes(content[:length])
     with pytest.raises(InputError, match="is not a readable report"):
       read(path)

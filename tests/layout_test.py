@@ -47,17 +47,13 @@ def nets(shape=SHAPE):
   ("shape", "axis"),
   [
     ((28, 28, 1), 2),
-    ((1, 28, 28), 0),
-    ((32, 32, 3), 2),
     ((4, 32, 32), 0),
     ((6, 7, 6, 1), 3),
     ((20, 3), 1),
     ((3, 20), 0),
     ((2, 32, 32), 2),  # no candidate
     ((3, 28, 1), 2),  # two
-    ((28, 28), None),
     ((4, 3), None),
-    ((17,), None),
     ((3,), None),
     ((), None),
   ],
@@ -78,7 +74,7 @@ def test_what_is_guessed(shape, axis):
   assert not guess or f"axis {axis} " in guess
 
 
-@pytest.mark.parametrize("axis", [3, -4, "last", 1.0])
+@pytest.mark.parametrize("axis", [3, "last"])
 def test_what_is_no_axis_is_refused_before_any_work(axis):
   net = lambda x: jnp.zeros((len(x), 2)).at[:, 0].set(2)  # noqa: E731
   x, y, attacked = images(), np.zeros(8, int), []
@@ -133,7 +129,7 @@ def test_autoattack_hands_the_axis_on_and_says_what_it_guessed(caplog):
 FEW = (phases.apgd_ce(3), phases.fab_t(2, 1), phases.square_phase(10))
 VOLUME = (6, 7, 6, 1)
 RADII = {"linf": 0.05, "l2": 0.3, "l1": 1.0}
-SLOW_CASES = [(VOLUME, "linf"), ((20, 3), "l2"), ((17,), "l1"), ((2, 3, 2, 3, 2), "linf")]
+SLOW_CASES = [((17,), "l1"), ((2, 3, 2, 3, 2), "linf")]
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,6 @@ def test_script_and_notebook_have_the_same_cells(name):
     for half in (execute.read(name), saved(name))
   )
   assert script == notebook, f"run python colab/execute.py {name}"
-
-
-def test_every_notebook_is_listed():
   for suffix in ("py", "ipynb"):
     assert sorted(p.stem for p in execute.FOLDER.glob(f"[0-9]*.{suffix}")) == sorted(NAMES)
 
@@ -199,8 +196,7 @@ def test_every_notebook_is_listed():
 def test_starts_with_title_badge_installation_and_parameters(name):
   notebook = saved(name)
   title = notebook.cells[0]
-  assert title.cell_type == "markdown"
-  assert title.source.startswith("# ")
+  assert (title.cell_type, title.source[:2]) == ("markdown", "# ")
   assert execute.badge(name) in title.source
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert '"google.colab" in sys.modules' in code[0].source
@@ -216,7 +212,7 @@ def test_starts_with_title_badge_installation_and_parameters(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_is_saved_with_outputs(name):
+def test_is_saved_with_outputs_that_support_the_text(name):
   path = execute.FOLDER / f"{name}.ipynb"
   assert path.stat().st_size < 800_000
   notebook = saved(name)
@@ -231,20 +227,12 @@ def test_is_saved_with_outputs(name):
     assert figure.std() > 5
   for folder in ("/tmp", "/work", "/root", "/home", "/opt", "/usr", str(execute.FOLDER.parent)):
     assert folder not in text_of(notebook)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_figures_are_followed_by_text(name):
-  cells = saved(name).cells
+  CHECKS[name](text_of(notebook))
+  cells = notebook.cells
   for index, cell in enumerate(cells):
     if any("image/png" in out.get("data", {}) for out in cell.get("outputs", [])):
       # Two figures may share a text.
       assert "markdown" in [c.cell_type for c in cells[index + 1 : index + 3]], cell.source
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_saved_outputs_support_the_text(name):
-  CHECKS[name](text_of(saved(name)))
 
 
 def test_parameters_are_set_in_the_parameter_cell():

@@ -20,7 +20,6 @@ from robust_opt.models import affine
 from robust_opt.theory import explanations
 
 PACKAGE = Path(ro.__file__).parent
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 # The units of a radius are said where it is typed, and where an accuracy is read.
@@ -31,12 +30,9 @@ def test_docstrings_say_pixels(function):
   assert "pixels" in function.__doc__
 
 
-def test_a_wrong_radius_is_told_its_unit():
+def test_errors_configs_flags_and_tables_say_pixels(monkeypatch):
   with pytest.raises(ro.InputError, match=r"radius must be .* in pixels of \[0, 1\]"):
     inputs.check_set(ro.L2(0.0))
-
-
-def test_configs_flags_and_tables_say_pixels(monkeypatch):
   lines = inspect.getsource(config).splitlines()
   typed = [line for line in lines if re.search(r"radius=0.1\)|evaluation\.radii = ", line)]
   assert len(typed) == 2
@@ -97,10 +93,10 @@ GLOBAL_RANDOMNESS = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_global_generator_and_no_seed_from_the_clock(path):
-  found = GLOBAL_RANDOMNESS.search(path.read_text(encoding="utf-8"))
-  assert found is None, found
+def test_no_global_generator_and_no_seed_from_the_clock():
+  for path in PACKAGE.rglob("*.py"):
+    found = GLOBAL_RANDOMNESS.search(path.read_text(encoding="utf-8"))
+    assert found is None, (path, found)
 
 
 @pytest.mark.parametrize(
@@ -164,21 +160,18 @@ TAKES_LOGITS = {
 }
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 @pytest.mark.parametrize("name", TAKES_LOGITS)
-def test_logits_of_one_class_are_refused(name, jit):
-  function = jax.jit(TAKES_LOGITS[name]) if jit else TAKES_LOGITS[name]
+def test_logits_of_one_class_are_refused(name):
+  """While a function is traced: by the shape."""
   with pytest.raises(ro.InputError, match=r"at least 2 classes, .* but have 1"):
-    function(jnp.full((2, 1), 0.5), jnp.zeros(2, int))
+    jax.eval_shape(TAKES_LOGITS[name], jnp.full((2, 1), 0.5), jnp.zeros(2, int))
 
 
 def test_predictions_of_one_class_are_refused():
-  for measure in (
-    lambda: batches.predictions(ONE, IMAGES, 2),
-    lambda: collection.correct(ONE, IMAGES, ZEROS),
-  ):
-    with pytest.raises(ro.InputError, match="at least 2 classes"):
-      measure()
+  with pytest.raises(ro.InputError, match="at least 2 classes"):
+    batches.predictions(ONE, IMAGES, 2)
+  with pytest.raises(ro.InputError, match="at least 2 classes"):
+    collection.correct(ONE, IMAGES, ZEROS)
 
 
 def test_a_class_that_is_present_or_absent_by_itself_may_be_the_only_one():
@@ -192,7 +185,7 @@ def test_a_class_that_is_present_or_absent_by_itself_may_be_the_only_one():
 # A number of classes other than ten.
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 100])
+@pytest.mark.parametrize("num_classes", [2, 100])
 def test_training_measuring_and_collecting_take_any_number_of_classes(num_classes):
   """A linear net of weights that are its own examples, whose accuracies are known."""
   rng = np.random.default_rng(num_classes)

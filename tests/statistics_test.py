@@ -26,12 +26,6 @@ def test_one_seed_has_wilsons_interval():
     np.testing.assert_allclose([found.low, found.high], [expected.low, expected.high], atol=1e-12)
 
 
-def test_with_many_images_the_interval_is_students():
-  interval = accuracy_interval(A, 10**12)
-  low, high = stats.t.interval(0.95, 4, loc=A.mean(), scale=stats.sem(A))
-  np.testing.assert_allclose([interval.low, interval.high], [low, high], atol=1e-6)
-
-
 def test_the_ends_solve_the_equation_of_the_docstring():
   values, images = np.array([0.3, 0.4, 0.35]), 200
   t, z = stats.t.ppf(0.975, 2), stats.norm.ppf(0.975)
@@ -46,14 +40,12 @@ def test_the_ends_solve_the_equation_of_the_docstring():
   [
     [0.945, 0.1135, 0.9651],  # t intervals left [0, 1]
     [0.1135, 0.1135, 0.1135],  # and had no width
-    [0.0, 0.0, 0.0],
     [1.0, 1.0],
     [0.0, 1.0],
-    [1.0],
     np.random.default_rng(0).random((4, 50)),
   ],
 )
-@pytest.mark.parametrize("images", [1, 200, 10**9])
+@pytest.mark.parametrize("images", [1, 10**9])
 def test_the_interval_stays_within_0_and_1_and_has_a_width(values, images):
   mean, low, high = accuracy_interval(values, images)
   assert np.all((low >= 0) & (low <= mean) & (mean <= high) & (high <= 1))
@@ -69,8 +61,9 @@ def test_the_interval_is_taken_entry_by_entry():
     np.testing.assert_allclose([part[column] for part in whole], alone)
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-@pytest.mark.parametrize(("mean", "spread"), [(0.9, 0.05), (0.9, 0.0), (0.5, 0.02), (0.99, 0.005)])
+@pytest.mark.parametrize(
+  ("seeds", "mean", "spread"), [(2, 0.9, 0.05), (5, 0.9, 0.0), (3, 0.5, 0.02), (2, 0.99, 0.005)]
+)
 def test_the_interval_covers_the_draws_of_seeds_and_shared_images(seeds, mean, spread):
   """Images are ordered by difficulty: seed s is right on those below its skill, on all seeds alike.
 
@@ -106,13 +99,6 @@ def test_paired_t_is_scipys():
   np.testing.assert_allclose(test.difference + test.half_width, interval.high)
 
 
-def test_pairing_matters():
-  spread = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
-  noise = np.array([0.001, -0.001, 0.0005, 0.0, -0.0005])
-  assert verdict(paired_t(spread + 0.01 + noise, spread)) == "yes"
-  assert stats.ttest_ind(spread + 0.01 + noise, spread).pvalue > 0.9
-
-
 def test_one_seed_is_never_significant():
   test = paired_t([0.9], [0.1])
   assert np.isnan([test.half_width, test.t, test.p]).all()
@@ -136,38 +122,28 @@ def test_differences_without_spread(shift, answer, t, p):
   assert verdict(test) == answer
 
 
-def test_five_seeds_that_agree_by_one_example_prove_nothing():
+def test_rounding_is_no_difference_and_one_example_on_five_seeds_no_proof():
   assert verdict(paired_t(A + 1e-4, A)) == "within noise"
-
-
-def test_rounding_is_no_difference():
   test = paired_t([0.1 + 0.2] * 6, [0.3] * 6)
   assert test.difference != 0
   assert (test.t, test.p) == (0.0, 1.0)
   assert verdict(test) == "within noise"
 
 
-def test_a_claim_about_nothing_is_refused():
-  with pytest.raises(InputError, match="at least one"):
-    all_of([])
-
-
-@pytest.mark.parametrize("values", [[], [0.5, np.nan], 0.5])
-def test_missing_values_are_refused(values):
-  with pytest.raises(InputError, match="seed"):
-    accuracy_interval(values, 100)
-
-
-def test_what_is_no_accuracy_is_refused():
-  with pytest.raises(InputError, match=r"in \[0, 1\], but were from 0.5 to 99"):
-    accuracy_interval([0.5, 99.0], 100)
-  with pytest.raises(InputError, match="examples must be at least 1, but were 0"):
-    accuracy_interval([0.5], 0)
-
-
-def test_only_one_value_a_seed_can_be_paired():
-  with pytest.raises(InputError, match="one value per seed"):
-    paired_t(np.ones((3, 2)), np.zeros((3, 2)))
+@pytest.mark.parametrize(
+  ("compute", "words"),
+  [
+    (lambda: all_of([]), "at least one"),
+    (lambda: accuracy_interval([], 100), "seed"),
+    (lambda: accuracy_interval([0.5, np.nan], 100), "seed"),
+    (lambda: accuracy_interval([0.5, 99.0], 100), r"in \[0, 1\], but were from 0.5 to 99"),
+    (lambda: accuracy_interval([0.5], 0), "examples must be at least 1, but were 0"),
+    (lambda: paired_t(np.ones((3, 2)), np.zeros((3, 2))), "one value per seed"),
+  ],
+)
+def test_what_is_refused(compute, words):
+  with pytest.raises(InputError, match=words):
+    compute()
 
 
 def result(difference, p):

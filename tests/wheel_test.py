@@ -130,11 +130,7 @@ def test_the_core_is_small_and_trains_attacks_and_certifies(core):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("command", "extra"),
-  [
-    *((name, "run") for name in ("main", "evaluate", "verify", "construct", "papers.family")),
-    ("report", "report"),
-  ],
+  ("command", "extra"), [("main", "run"), ("papers.family", "run"), ("report", "report")]
 )
 def test_a_command_without_its_extra_says_how_to_install_it(core, command, extra):
   printed = core.run("-m", f"robust_opt.{command}", code=2)

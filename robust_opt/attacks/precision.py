@@ -48,8 +48,11 @@ def widened(logits_fn: LogitsFn, x: Array) -> tuple[LogitsFn, Array, Callable[[T
   def net(points: Array, *key: Array) -> Array:
     narrow = points if dtype == x.dtype else x + round_delta(points - wide_x)
     logits = logits_fn(narrow, *key)
-    check_floating(logits, "The net's logits")
-    return logits.astype(dtype)
+    bits = jnp.finfo(check_floating(logits, "The net's logits"))
+    if bits.nmant >= jnp.finfo(dtype).nmant:
+      return logits.astype(dtype)
+    # XLA may skip the rounding to bfloat16 between float32 operations; a tie must stay a tie.
+    return jax.lax.reduce_precision(logits.astype(dtype), bits.nexp, bits.nmant)
 
   def rounded(result: T) -> T:
     return jax.tree.map(lambda a: round_delta(a) if a.dtype == dtype else a, result)

@@ -74,7 +74,7 @@ def report(
   Args:
     logits_fn, x, y: as for `robust_opt.autoattack`; a few hundred examples are enough. The net must
       be differentiable.
-    u: LInf, L2 or L1 with a finite box, as in the evaluation.
+    u: LInf, L2 or L1 with a finite box, in pixels of [0, 1], as in the evaluation.
     seed: of all random numbers.
     batch_size: affects speed and memory.
     num_steps: of the white-box attack, >= 1.

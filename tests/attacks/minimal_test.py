@@ -127,7 +127,7 @@ def test_a_perturbation_longer_than_the_radius_is_not_returned(attack):
 
 @CONTRACT
 def test_examples_do_not_mix(attack, norm):
-  """The order of the batch does not matter, and neither do the neighbours."""
+  """The order of the batch does not matter, and neither do the neighbors."""
   x, y = image_problem()
   run = runner(attack, norm)
   delta, fooled = run(keys_of(), x, y)
@@ -225,7 +225,7 @@ def test_szegedy_reaches_its_targets():
   assert not np.any(run(y).fooled[2:])  # the label itself is no target
 
 
-def test_szegedy_minimises_as_scipy_does():
+def test_szegedy_minimizes_as_scipy_does():
   """One constant, so that the descent itself is seen: the minimum within the box, pixels pinned."""
   x, weights, bias = linear_problem(3, batch=6)
   x = np.clip(x, 0.35, 0.6).astype(np.float32)

@@ -1,9 +1,9 @@
 """Arrays in, arrays out: checks, splits, the embedded digits and the cache. No TFDS, no network."""
 
 import io
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -85,19 +85,14 @@ GOOD = np.zeros((2, 3, 4, 1), np.uint8)
   ("images", "labels", "num_classes", "message"),
   [
     (GOOD[0, 0], [0], None, r"images has shape \[4, 1\]"),
-    (GOOD[:0], [], None, r"images has shape \[0, 3, 4, 1\]"),
     (GOOD[:, :0], [0, 1], None, r"images has shape \[2, 0, 4, 1\]"),
     (GOOD.astype(np.int32), [0, 1], None, "images has type int32"),
-    (GOOD.astype(bool), [0, 1], None, "images has type bool"),
-    (GOOD - 0.5, [0, 1], None, "pixels from -0.5 to -0.5"),
     (GOOD + 255.0, [0, 1], None, "pixels from 255.0 to 255.0"),
     (GOOD + NAN, [0, 1], None, "pixels from nan"),
-    (GOOD + np.inf, [0, 1], None, "pixels from inf"),
     ([[1], [2, 3]], [0, 1], None, "images is not an array"),
     (GOOD, [0], None, r"labels has shape \[1\]: allowed is \[2\]"),
     (GOOD, [[0, 1]], None, r"labels has shape \[1, 2\]"),
     (GOOD, [0.0, 1.0], None, "labels has type float64"),
-    (GOOD, ["a", "b"], None, "labels has type"),
     (GOOD, [-1, 1], None, "labels go from -1 to 1"),
     (GOOD, [0, 3], 3, r"labels go from 0 to 3: allowed is \[0, 3\)"),
   ],
@@ -116,7 +111,7 @@ def numbered(num_examples):
   return datasets.from_arrays(images, np.arange(num_examples))
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.99])
+@pytest.mark.parametrize("fraction", [0, 0.25, 0.99])
 def test_holdout_is_disjoint_exhaustive_and_in_order(fraction):
   dataset = numbered(100)
   rest, held = datasets.holdout(dataset, fraction, seed=3)
@@ -138,8 +133,9 @@ def test_holdout_depends_on_the_seed_alone():
   assert draws[0][:5] == [1, 2, 3, 11, 13]
 
 
-@pytest.mark.parametrize("count", [10, 50])
-def test_few_labels_are_equally_many_a_class_and_never_made_up(count):
+def test_few_labels_are_equally_many_a_class_and_never_made_up():
+  """By the seed alone."""
+  count = 50
   dataset = datasets.load("digits", "train")
   alone = datasets.few_labels(dataset, count, 0, keep_others=False)
   np.testing.assert_array_equal(np.bincount(alone.labels), count // 10)
@@ -152,34 +148,22 @@ def test_few_labels_are_equally_many_a_class_and_never_made_up(count):
   unique = np.unique(both.images[known].reshape(known.sum(), -1), axis=0)
   assert len(unique) == len(np.unique(alone.images.reshape(count, -1), axis=0))
   assert (~known).sum() == len(dataset.labels) - count
+  again, other = (datasets.few_labels(dataset, count, seed, False).images for seed in (0, 1))
+  np.testing.assert_array_equal(again, alone.images)
+  assert np.any(other != again)
 
 
-def test_few_labels_depend_on_the_seed_alone():
-  dataset = datasets.load("digits", "train")
-  draws = [datasets.few_labels(dataset, 20, seed, False).images.tobytes() for seed in (0, 0, 1)]
-  assert draws[0] == draws[1] != draws[2]
-
-
-@pytest.mark.parametrize("count", [5, 15, 100_000])
+@pytest.mark.parametrize("count", [15, 100_000])
 def test_few_labels_refuses(count):
   with pytest.raises(InputError, match=f"labels={count} is not allowed: a multiple of the 10"):
     datasets.few_labels(datasets.load("digits", "train"), count, 0, False)
-
-
-def test_holdout_of_nothing_is_empty():
-  rest, held = datasets.holdout(numbered(10), 0, seed=0)
-  assert rest.labels.tolist() == list(range(10))
-  assert held.images.shape == (0, 1, 1, 1)
-  assert held.labels.shape == (0,)
 
 
 @pytest.mark.parametrize(
   ("fraction", "seed", "message"),
   [
     (1, 0, "fraction=1 is not allowed"),
-    (-0.1, 0, "fraction=-0.1"),
     (NAN, 0, "fraction=nan"),
-    (0.01, 0, "fraction=0.01 of 10 examples holds out 0"),
     (0.99, 0, "fraction=0.99 of 10 examples holds out 10"),
     (0.5, -1, "seed=-1"),
   ],
@@ -210,7 +194,7 @@ def test_fingerprint_sees_content_not_layout():
 # digits
 
 
-def test_digits_are_all_of_scikit_learns_scaled_once():
+def test_digits_are_all_of_scikit_learns_in_a_fixed_split():
   train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
   assert train.images.shape == (1437, 8, 8, 1)
   assert test.images.shape == (360, 8, 8, 1)
@@ -220,17 +204,12 @@ def test_digits_are_all_of_scikit_learns_scaled_once():
   both = [(x.tobytes(), int(y)) for part in (train, test) for x, y in zip(*part[:2])]
   assert sorted(both) == pairs
   assert {train.images.max(), test.images.max()} == {255}
-
-
-def test_digits_are_stratified():
-  train, test = datasets.load("digits", "train"), datasets.load("digits", "test")
+  # As many of every class as its share.
   in_train, in_test = np.bincount(train.labels), np.bincount(test.labels)
   share = 360 / 1797 * (in_train + in_test)
   assert (abs(in_test - share) < 1).all()
-
-
-def test_digits_split_is_fixed():
-  marks = [datasets.fingerprint(datasets.load("digits", split))[:16] for split in ("train", "test")]
+  # The split is fixed.
+  marks = [datasets.fingerprint(part)[:16] for part in (train, test)]
   assert marks == ["2286918e9b8117ce", "ab78d3601ed5a13f"]
 
 
@@ -239,20 +218,30 @@ def test_digits_split_is_fixed():
   [
     ("digits", "validation", "'digits' has no split 'validation': it has train, test"),
     ("../secret", "train", "data.name='../secret' is not the name"),
-    ("", "train", "data.name='' is not the name"),
+    ("mnist", "test", r"data\.data_dir='.*/nowhere' is not a folder"),
   ],
 )
-def test_load_refuses(name, split, message):
+def test_load_refuses(name, split, message, tmp_path):
   with pytest.raises(InputError, match=message):
-    datasets.load(name, split)
-
-
-def test_load_refuses_a_data_dir_that_is_not_there(tmp_path):
-  with pytest.raises(InputError, match=r"data\.data_dir='.*/nowhere' is not a folder"):
-    datasets.load("mnist", "test", data_dir=str(tmp_path / "nowhere"))
+    datasets.load(name, split, data_dir=str(tmp_path / "nowhere"))
 
 
 # the cache
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_cache_that_cannot_be_written_is_done_without(full, source, places, warned, monkeypatch):
+  def no_space(_):
+    raise OSError(28, "No space left on device")
+
+  if full:
+    monkeypatch.setattr(os, "fsync", no_space)
+  else:
+    Path(places["cache_dir"]).write_text("in the way")
+  assert len(datasets.load("mnist", "train", **places).labels) == 20
+  assert "cannot be written" in warned[0]
+  assert ("No space left" in warned[0]) == full
+  assert not list(Path(places["cache_dir"]).parent.rglob("*.npz"))
 
 
 def assert_same(one, other):
@@ -274,7 +263,7 @@ def test_cache_is_found_without_importing_tfds(source, places):
   datasets.load("mnist", "train", **places)
   code = (
     "import sys; from robust_opt.data import datasets\n"
-    f"d = datasets.load('mnist', 'train', download=False, **{places!r})\n"
+    f"datasets.load('mnist', 'train', download=False, **{places!r})\n"
     "assert 'tensorflow_datasets' not in sys.modules\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
@@ -293,10 +282,6 @@ def test_default_folders_follow_the_environment(source, tmp_path, monkeypatch):
   assert cache_file({"cache_dir": tmp_path / "home" / ".cache" / "robust_opt"})
 
 
-def flip_a_bit(content, path):
-  path.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
-
-
 def flip_a_pixel(content, path):
   # Without the archive's own check: a file whose parts agree but whose content is another.
   with np.load(io.BytesIO(content)) as stored:
@@ -313,16 +298,12 @@ def pickled(content, path):
 @pytest.mark.parametrize(
   "damage",
   [
-    lambda content, path: path.write_bytes(content[:-100]),
     lambda content, path: path.write_bytes(content[: len(content) // 2]),
-    lambda content, path: path.write_bytes(b""),
-    lambda content, path: path.write_bytes(b"no archive at all"),
     lambda content, path: path.write_bytes(content.replace(b"images", b"imagos")),
-    flip_a_bit,
     flip_a_pixel,
     pickled,
   ],
-  ids=["end", "half", "empty", "text", "name", "bit", "content", "pickle"],
+  ids=["half", "name", "content", "pickle"],
 )
 def test_damaged_cache_is_rebuilt(damage, source, places, warned):
   first = datasets.load("mnist", "train", **places)
@@ -353,32 +334,6 @@ def test_no_flipped_bit_is_ever_believed(tmp_path, warned):
   assert len(warned) > 100
 
 
-def test_cache_that_cannot_be_written_is_done_without(source, places, warned, tmp_path):
-  (tmp_path / "file").write_text("in the way")
-  places["cache_dir"] = str(tmp_path / "file" / "cache")
-  dataset = datasets.load("mnist", "train", **places)
-  assert len(dataset.labels) == 20
-  assert "cannot be written" in warned[0]
-
-
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_interrupted_write_leaves_nothing(failure, source, places, warned, monkeypatch):
-  def fail(number):
-    raise failure
-
-  with monkeypatch.context() as patch:
-    patch.setattr(datasets.os, "fsync", fail)
-    if isinstance(failure, OSError):
-      datasets.load("mnist", "train", **places)
-      assert "No space left" in warned[0]
-    else:
-      with pytest.raises(KeyboardInterrupt):
-        datasets.load("mnist", "train", **places)
-  assert list(Path(places["cache_dir"]).iterdir()) == []
-  datasets.load("mnist", "train", **places)
-  assert cache_file(places)
-
-
 def test_two_prepared_folders_do_not_mix(tmp_path, monkeypatch):
   calls = []
 
@@ -404,47 +359,3 @@ def test_two_prepared_folders_do_not_mix(tmp_path, monkeypatch):
   (tmp_path / "a" / "tiny" / "incomplete.2_2.0.0").mkdir()
   value(tmp_path / "a")
   assert calls[-1].name == "1.10.0"
-
-
-WRITER = """
-import sys, time
-import numpy as np
-from pathlib import Path
-from robust_opt.data import datasets
-images = np.full((50, 32, 32, 3), int(sys.argv[2]), np.uint8)
-dataset = datasets.from_arrays(images, np.zeros(50, int))
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(40):
-  datasets._write_cache(Path(sys.argv[1]), dataset)
-"""
-
-
-def test_processes_that_write_at_once_never_leave_a_mixture(tmp_path, warned):
-  path = tmp_path / "set.npz"
-  writers = [
-    subprocess.Popen(
-      [sys.executable, "-c", WRITER, path, str(value)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-    )
-    for value in (1, 2)
-  ]
-  for writer in writers:
-    writer.stdout.readline()
-  for writer in writers:  # both are there: now
-    writer.stdin.write(b"go\n")
-    writer.stdin.flush()
-  seen = []
-  deadline = time.monotonic() + 600
-  while any(writer.poll() is None for writer in writers) and time.monotonic() < deadline:
-    dataset = datasets._read_cache(path, "set", "train")
-    if dataset is not None:
-      seen.append(np.unique(dataset.images).tolist())
-  for writer in writers:
-    writer.communicate()
-    assert writer.returncode == 0
-  assert {tuple(values) for values in seen} <= {(1,), (2,)}
-  assert seen
-  assert warned == []
-  assert [p.name for p in tmp_path.iterdir()] == ["set.npz"]

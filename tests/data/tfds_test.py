@@ -177,35 +177,18 @@ def test_tfds_registers_the_files_that_we_unpack(name):
   assert str(prepare.import_tfds().builder_cls(name).VERSION) == archive.version
 
 
-def test_downloads_stay_and_serve_without_the_network(host, places):
+def test_downloads_stay_and_a_damaged_one_is_fetched_anew(host, places):
   files, _, _ = example("mnist", "test")
   host.publish(files)
-  first = datasets.load("mnist", "test", **places)
-  forget_arrays(places)
-  host.close()
-  again = datasets.load("mnist:3.0.1", "test", **places)
-  assert datasets.fingerprint(again) == datasets.fingerprint(first)
-  assert sorted(host.server.served) == sorted(files)
-
-
-def test_a_damaged_kept_download_is_fetched_anew(host, places):
-  files, _, _ = example("cifar10", "test")
-  host.publish(files)
-  first = datasets.load("cifar10", "test", **places)
-  forget_arrays(places)
-  (path,) = (Path(places["cache_dir"]) / "downloads").iterdir()
-  path.write_bytes(path.read_bytes()[:-1])
-  assert datasets.fingerprint(datasets.load("cifar10", "test", **places)) == datasets.fingerprint(
-    first
-  )
-  assert len(host.server.served) == 2
-
-
-def test_where_nothing_can_be_kept_the_download_still_works(host, places, tmp_path):
-  host.publish(example("mnist", "test")[0])
-  (tmp_path / "file").write_text("in the way")
-  places["cache_dir"] = str(tmp_path / "file" / "cache")
-  assert len(datasets.load("mnist", "test", **places).labels) == 30
+  marks, served = [], []
+  for name, damage in (("mnist", 0), ("mnist:3.0.1", 0), ("mnist", 1)):
+    forget_arrays(places)
+    for path in (Path(places["cache_dir"]) / "downloads").glob("*" if damage else "none"):
+      path.write_bytes(path.read_bytes()[:-1])
+    marks.append(datasets.fingerprint(datasets.load(name, "test", **places)))
+    served.append(len(host.server.served))
+  assert len(set(marks)) == 1
+  assert served == [2, 2, 4]
 
 
 def fails_then_works(host, places, message, mend, name="mnist"):
@@ -223,18 +206,16 @@ def fails_then_works(host, places, message, mend, name="mnist"):
   assert len(datasets.load(name, "test", **places).labels) == 30
 
 
-def test_missing_file(host, places):
-  files, _, _ = example("mnist", "test")
-  for name, content in files.items():
-    host.register(name, content)
-  fails_then_works(host, places, r"HTTP code: 404", lambda: host.publish(files))
-
-
-def test_other_file_than_registered(host, places):
+@pytest.mark.parametrize("instead", ["nothing", "another file"])
+def test_a_file_that_is_not_as_registered(instead, host, places):
   files, _, _ = example("mnist", "test")
   others, _, _ = example("mnist", "test", num_examples=31)
   host.publish(others, registered=files)
-  fails_then_works(host, places, "differs from the checksum", lambda: host.publish(files))
+  if instead == "nothing":
+    for name in files:
+      (host.root / name).unlink()
+  words = {"nothing": "HTTP code: 404", "another file": "differs from the checksum"}[instead]
+  fails_then_works(host, places, words, lambda: host.publish(files))
 
 
 def test_broken_transfer(host, places):
@@ -244,20 +225,14 @@ def test_broken_transfer(host, places):
   fails_then_works(host, places, "Connection broken", host.server.breaks.clear, "cifar10")
 
 
-def test_host_in_trouble(host, places):
+def test_a_host_in_trouble_and_one_that_only_refuses_to_be_asked(host, places):
   host.publish(example("mnist", "test")[0])
   host.server.head_answer = 503
 
   def mend():
-    host.server.head_answer = None
+    host.server.head_answer = 405
 
   fails_then_works(host, places, "answers with HTTP code 503", mend)
-
-
-def test_a_host_that_refuses_to_be_asked_is_still_tried(host, places):
-  host.publish(example("mnist", "test")[0])
-  host.server.head_answer = 405
-  assert len(datasets.load("mnist", "test", **places).labels) == 30
 
 
 def test_unreachable_host(host, places):
@@ -281,11 +256,8 @@ def test_unreachable_host(host, places):
   ("name", "damage"),
   [
     ("mnist", lambda content: content[: len(content) // 2]),
-    ("mnist", lambda content: b"<html>no gzip</html>"),
     ("mnist", lambda content: gzip.compress(gzip.decompress(content)[:-1])),
     ("mnist", lambda content: gzip.compress(b"other" + gzip.decompress(content)[5:])),
-    ("mnist", lambda content: gzip.compress(b"")),
-    ("cifar10", lambda content: content[: len(content) // 2]),
     ("cifar10", lambda content: b"<html>no gzip</html>"),
     ("cifar10", lambda content: gzip.compress(bytes(10240))),
   ],
@@ -307,7 +279,8 @@ def test_images_and_labels_of_different_number(host, places):
 
 CHILD = """
 import sys
-from robust_opt.data import datasets, tfds as prepare
+from robust_opt.data import datasets
+from robust_opt.data import tfds as prepare
 UrlInfo = prepare.import_tfds().download.checksums.UrlInfo
 infos = {url: UrlInfo(*info) for url, info in REGISTERED.items()}
 prepare.url_infos = lambda name: infos
@@ -339,21 +312,13 @@ def test_other_splits_are_refused_before_any_download(host, places):
   assert host.server.served == []
 
 
-def test_download_off(places):
-  for name in ("mnist", "svhn_cropped"):
-    with pytest.raises(InputError, match=f"data.name='{name}' is not prepared .* is off"):
-      datasets.load(name, "test", download=False, **places)
-
-
 # Sets that only TensorFlow prepares
 
 
 @pytest.mark.parametrize(
   ("name", "message"),
   [
-    ("mnits", "did you mean .*mnist"),
     ("CIFAR10", "did you mean cifar10"),
-    ("digit", "did you mean digits"),
     ("qqqqqqqqq", "is it spelled"),
   ],
 )
@@ -370,7 +335,7 @@ def install_tensorflow(monkeypatch, spec):
   )
 
 
-@pytest.mark.parametrize("name", ["svhn_cropped", "emnist/letters", "mnist:1.0.0"])
+@pytest.mark.parametrize("name", ["emnist/letters", "mnist:1.0.0"])
 def test_without_tensorflow_the_message_says_what_to_install(name, places, monkeypatch):
   install_tensorflow(monkeypatch, None)
   with pytest.raises(InputError, match=r'pip install "robust_opt\[prepare\]"') as caught:
@@ -442,7 +407,7 @@ def tiny_root(tiny_sets, tmp_path_factory):
   return root
 
 
-@pytest.mark.parametrize("name", ["tiny_supervised", "tiny_named", "tiny_named:1.0.0"])
+@pytest.mark.parametrize("name", ["tiny_supervised", "tiny_named:1.0.0"])
 def test_prepared_sets_are_read_in_the_order_of_tfds_writer(name, tiny_root, tmp_path):
   for split in ("train", "validation"):
     dataset = datasets.load(name, split, data_dir=str(tiny_root), cache_dir=str(tmp_path))

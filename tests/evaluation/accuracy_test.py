@@ -42,7 +42,7 @@ def digits(count=COUNT):
 
 
 def setup(name, steps=30):
-  """A net that has learnt a little, so that answers differ from example to example."""
+  """A net that has learned a little, so that answers differ from example to example."""
   apply = models.from_linen(NETS[name])
   params, model_state = widest(models.init(NETS[name], jax.random.key(0), (8, 8, 1)))
   train = load("digits", "train")

@@ -8,7 +8,6 @@ import jax
 import pytest
 from main_test import SMALL, run_main
 
-from robust_opt.errors import InputError
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
@@ -18,9 +17,7 @@ CONFIGS = {
   "syntax": "def get_config(:\n",
   "without": "x = 1\n",
   "raises": "def get_config():\n  raise RuntimeError('no luck')\n",
-  "type_error": "def get_config():\n  return 1 + 'a'\n",
   "none": "def get_config():\n  pass\n",
-  "dict": "def get_config():\n  return {'seed': 1}\n",
   "import": "import no_such_module\n",
   "model": """
 from robust_opt.experiments.config import digits
@@ -31,13 +28,13 @@ def get_config():
 """,
 }
 
+# Of every kind one; config_test has the values that a config refuses.
 # (arguments, what the sentence must hold); {name} is the path of that config, {tmp} a folder
 TABLE = [
   # Flags
   (["stray"], ["--flag=value", "'stray'"]),
   (["--wrkdir=x"], ["'wrkdir'", "Did you mean: workdir"]),
   (["--training.epochs=3"], ["training.epochs"]),
-  (["--zzzzzz=3"], ["Unknown command line flag", "zzzzzz"]),
   (["--num_processes=two"], ["num_processes", "two"]),
   (["--coordinator=localhost:1"], ["--coordinator", "--workdir"], "no workdir"),
   (["--coordinator=localhost:1"], ["--coordinator", "--num_processes and --process_id"]),
@@ -47,22 +44,16 @@ TABLE = [
   (["--num_processes=2", "--process_id=0"], ["--coordinator"]),
   # The file
   (["--config={tmp}/absent.py"], ["--config", "absent.py", "file that defines get_config()"]),
-  (["--config={tmp}"], ["--config", "file that defines get_config()"]),
-  (["--config="], ["--config", "file that defines get_config()"]),
   (["--config"], ["--config"]),
   (["--config={syntax}"], ["--config=", "syntax.py", "invalid syntax", "line 1"]),
   (["--config={without}"], ["without.py", "get_config"]),
   (["--config={raises}"], ["raises.py", "no luck"]),
-  (["--config={type_error}"], ["type_error.py", "unsupported operand"]),
   (["--config={none}"], ["none.py", "ConfigDict", "NoneType"]),
-  (["--config={dict}"], ["dict.py", "ConfigDict", "dict"]),
   (["--config={import}"], ["import.py", "no_such_module"]),
   (["--config={good}:argument"], ["good.py:argument", "get_config"]),
   (["--config={model}"], ["--config.model", "DigitsCNN", "depth"]),
   # Keys
   (["--config.trainng.epochs=3"], ["--config.trainng.epochs", "did you mean training.epochs"]),
-  (["--config.epochz=3"], ["--config.epochz", "did you mean training.epochs"]),
-  (["--config.training.zzz=3"], ["--config.training.zzz", "epochs", "batch_size"]),
   (["--config.zzz=3"], ["--config.zzz", "training", "seed"]),
   (["--config.seed.zzz=3"], ["--config.seed.zzz", "did you mean seed"]),
   (["--config.set=3"], ["--config.set", "name", "radius", "box"]),
@@ -72,50 +63,28 @@ TABLE = [
   (["--config.evaluation.radii.linf=0.2"], ["radii.linf has no effect", "--config.set.radius"]),
   # Types
   (["--config.training.epochs=many"], ["--config.training.epochs", "int", "'many'"]),
-  (["--config.training.epochs=2.5"], ["--config.training.epochs", "int", "'2.5'"]),
   (["--config.set.radius=big"], ["--config.set.radius", "float", "'big'"]),
-  (["--config.training.shuffle=maybe"], ["--config.training.shuffle", "bool", "'maybe'"]),
   (["--config.set.box=maybe"], ["--config.set", "box must be (low, high)"]),
-  (["--config.evaluation.sweep=(0, 'a')"], ["--config.evaluation.sweep", "multiples"]),
-  (["--config.training.augment=('flip', 'spin')"], ["--config.training.augment", "crop", "spin"]),
   # Values
-  (["--config.set.radius=-0.1"], ["--config.set", "radius", "-0.1"]),
   (["--config.set.radius=nan"], ["--config.set", "radius", "nan"]),
-  (["--config.evaluation.radii.l2=nan"], ["--config.evaluation.radii.l2", ">= 0", "nan"]),
-  (["--config.set.name=L3"], ["--config.set.name", "LInf", "'L3'"]),
-  (["--config.set.name=L2"], ["--config.set.name=L2 needs --config.set.radius"]),
-  (["--config.objective.name=kind"], ["--config.objective.name", "robust", "'kind'"]),
   (["--config.objective.name=trades"], ["--config.objective.name=trades", "random_start"]),
   (["--config.model.name=ResNet"], ["--config.model.name", "MnistCNN", "'ResNet'"]),
   (["--config.data.mean=(0.1, 0.2)"], ["--config.data.mean", "1 channels", "(0.1, 0.2)"]),
   (["--config.optimizer.name=sgdd"], ["--config.optimizer.name", "optax", "'sgdd'"]),
   (["--config.optimizer.name=adam"], ["--config.optimizer.name=adam needs", "learning_rate"]),
   (["--config.optimizer.name=softmax"], ["--config.optimizer", "softmax"]),
-  (["--config.schedule.name=step"], ["--config.schedule.name", "cosine", "'step'"]),
-  (["--config.optimizer.learning_rate=0.0"], ["--config.optimizer.learning_rate", "> 0", "0.0"]),
-  (["--config.training.epochs=0"], ["--config.training.epochs", ">= 1", "0"]),
-  (["--config.training.batch_size=0"], ["--config.training.batch_size", ">= 1", "0"]),
   (["--config.training.batch_size=4000"], ["--config.training.batch_size", "1293", "4000"]),
   (["--config.training.batch_size=30"], ["--config.training.batch_size", "8 devices", "30"]),
-  (["--config.checkpoint.keep=0"], ["--config.checkpoint.keep", ">= 1", "0"]),
-  (["--config.evaluation.checkpoint=first"], ["--config.evaluation.checkpoint", "best", "'first'"]),
   # Data
   (["--config.data.name=mnst"], ["data.name", "'mnst'", "did you mean mnist"]),
-  (["--config.data.name=../x"], ["data.name", "../x"]),
   (
     ["--config.data.name=svhn_cropped", "--config.data.data_dir={tmp}"],
     ["data.name='svhn_cropped'", "data_dir", "TensorFlow"],
   ),
-  (
-    ["--config.data.name=mnist", "--config.data.data_dir={tmp}/x"],
-    ["data.data_dir", "/x"],
-  ),
-  (["--config.data.holdout=1.0"], ["--config.data.holdout", "< 1", "1.0"]),
+  (["--config.data.name=mnist", "--config.data.data_dir={tmp}/x"], ["data.data_dir", "/x"]),
   (["--config.data.holdout=0.00001"], ["1e-05", "at least one"]),
-  (["--config.data.train_examples=-1"], ["--config.data.train_examples", ">= 0", "-1"]),
   # A network that cannot take the images
   (["--config.model.name=MnistCNN"], ["--config.model.name=MnistCNN", "digits, 8 x 8 x 1"]),
-  (["--config.model.name=VGG"], ["--config.model.name=VGG", "digits, 8 x 8 x 1"]),
 ]
 
 
@@ -170,17 +139,14 @@ def test_devices_are_those_the_table_speaks_of():
   assert jax.device_count() == 8
 
 
-def earlier_run(workdir, **changes):
-  """A work directory as a run of the default config leaves it first."""
+def another_run(workdir):
   workdir.mkdir()
-  config = config_lib.as_dict(config_lib.get_config())
-  config["seed"] = changes.get("seed", 0)
-  config["data"]["data_dir"] = changes.get("data_dir", "")
+  config = config_lib.as_dict(config_lib.get_config()) | {"seed": 7}
   (workdir / "config.json").write_text(json.dumps(config))
 
 
-def other_config(workdir):
-  earlier_run(workdir, seed=7)
+def a_file(workdir):
+  workdir.write_text("a file")
 
 
 def foreign_files(workdir):
@@ -188,39 +154,27 @@ def foreign_files(workdir):
   (workdir / "thesis.tex").write_text("all my work")
 
 
-def a_file(workdir):
-  workdir.write_text("a file")
-
-
-def cut_config(workdir):
-  earlier_run(workdir)
-  text = (workdir / "config.json").read_text()
-  (workdir / "config.json").write_text(text[: len(text) // 2])
-
-
-def binary_config(workdir):
-  earlier_run(workdir)
-  (workdir / "config.json").write_bytes(b"\xff\xfe\x00")
-
-
-def list_config(workdir):
-  earlier_run(workdir)
-  (workdir / "config.json").write_text("[1, 2]")
-
-
 def folder_config(workdir):
   (workdir / "config.json").mkdir(parents=True)
+
+
+def unreadable_config(content):
+  def make(workdir):
+    workdir.mkdir()
+    (workdir / "config.json").write_bytes(content)
+
+  return make
 
 
 @pytest.mark.parametrize(
   ("make", "fragments"),
   [
-    (other_config, ["another experiment", "seed: 7 -> 0"]),
+    (another_run, ["another experiment", "seed: 7 -> 0"]),
     (foreign_files, ["new or empty directory", "thesis.tex"]),
     (a_file, ["new or empty directory", "unexpected file run"]),
-    (cut_config, ["config.json cannot be read", "choose a new directory"]),
-    (binary_config, ["config.json cannot be read"]),
-    (list_config, ["config.json cannot be read"]),
+    (unreadable_config(b'{"seed": '), ["config.json cannot be read", "choose a new directory"]),
+    (unreadable_config(b"\xff\xfe\x00"), ["config.json cannot be read"]),
+    (unreadable_config(b"[1, 2]"), ["config.json cannot be read"]),
     (folder_config, ["config.json cannot be read"]),
   ],
 )
@@ -235,28 +189,6 @@ def test_work_directories_that_are_refused_stay_as_they_are(
   for fragment in [f"--workdir={workdir}", *fragments]:
     assert fragment in said
   assert tree(tmp_path) == before
-
-
-def test_every_difference_is_named(tmp_path):
-  earlier_run(tmp_path / "run")
-  config = config_lib.get_config()
-  config.seed = 1
-  config_lib.choose(config, "optimizer", "adam", learning_rate=0.02)
-  with pytest.raises(InputError) as caught:
-    workdirs.check(tmp_path / "run", config)
-  for words in (
-    "seed: 0 -> 1",
-    "optimizer.momentum: 0.9 -> (absent)",
-    "optimizer.b1: (absent) -> 0.9",
-  ):
-    assert words in str(caught.value)
-
-
-def test_data_may_have_moved(tmp_path):
-  earlier_run(tmp_path / "run", data_dir="/elsewhere")
-  config = config_lib.get_config()
-  config.data.cache_dir = "/tmp"
-  workdirs.check(tmp_path / "run", config)
 
 
 def test_what_a_killed_start_left_is_no_foreign_file(tmp_path):

@@ -98,21 +98,9 @@ def test_later_saves_go_on_from_there(copy):
   checkpoints.close()
 
 
-def test_an_empty_folder_has_nothing(tmp_path, warned):
+def test_no_best_where_nothing_is_or_was_measured(tmp_path, warned):
   assert reopened(tmp_path / "checkpoints") == (None, None)
   assert not warned()
-
-
-def test_who_only_reads_is_warned_of_nothing(copy, caplog):
-  caplog.set_level(logging.WARNING, logger="absl")
-  checkpoints = Checkpoints(copy, keep=2, read_only=True)
-  assert is_whole(checkpoints.restore(state(0), "last"))
-  checkpoints.close()
-  assert [record.getMessage() for record in caplog.records] == []
-  assert logging.getLogger("absl").level == logging.WARNING
-
-
-def test_no_best_where_nothing_was_measured(tmp_path):
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
   checkpoints.save(state(10))
   assert checkpoints.best_step() is None
@@ -182,10 +170,9 @@ def test_a_set_aside_checkpoint_is_kept_elsewhere_and_its_step_can_be_saved_agai
   assert is_whole(restored)
 
 
-@pytest.mark.parametrize("victim", ["state/manifest.ocdbt", "metrics/metrics", "note/metadata"])
-def test_all_damaged_is_said_and_starts_from_the_beginning(copy, warned, victim):
+def test_all_damaged_is_said_and_starts_from_the_beginning(copy, warned):
   for step in WHOLE:
-    (copy / f"{step:08d}" / victim).write_bytes(b"\xff")
+    (copy / f"{step:08d}" / "state" / "manifest.ocdbt").write_bytes(b"\xff")
   restored, best = reopened(copy)
   assert restored is None
   assert best is None
@@ -193,26 +180,24 @@ def test_all_damaged_is_said_and_starts_from_the_beginning(copy, warned, victim)
   assert "starting from the beginning" in warned()[-1]
 
 
-def test_left_overs_of_a_killed_save_are_ignored_and_removed(copy):
-  shutil.copytree(copy / "00000040", copy / "00000050.orbax-checkpoint-tmp")
-  restored, _ = reopened(copy)
-  assert int(restored.step) == 40
+def test_a_reader_leaves_a_save_under_way_and_a_run_removes_what_a_killed_one_left(copy, caplog):
+  unfinished = shutil.copytree(copy / "00000040", copy / "00000050.orbax-checkpoint-tmp")
+  caplog.set_level(logging.WARNING, logger="absl")
+  checkpoints = Checkpoints(copy, keep=2, read_only=True)
+  for which, step in (("last", 40), ("best", 10)):
+    restored = checkpoints.restore(state(0), which)
+    assert is_whole(restored)
+    assert int(restored.step) == step
+  checkpoints.close()
+  assert not caplog.records
+  assert logging.getLogger("absl").level == logging.WARNING
+  assert unfinished.is_dir()
+  assert int(reopened(copy)[0].step) == 40
   assert {int(path.name) for path in copy.iterdir()} == WHOLE
 
 
-def test_who_only_reads_leaves_a_save_that_is_under_way(copy):
-  unfinished = copy / "00000050.orbax-checkpoint-tmp"
-  shutil.copytree(copy / "00000040", unfinished)
-  checkpoints = Checkpoints(copy, keep=2, read_only=True)
-  assert int(checkpoints.restore(state(0)).step) == 40
-  assert int(checkpoints.restore(state(0), "best").step) in WHOLE
-  checkpoints.close()
-  assert unfinished.is_dir()
-  assert {int(path.name) for path in copy.iterdir() if path != unfinished} == WHOLE
-
-
 def test_restores_to_another_number_of_devices(copy):
-  meshes = [Mesh(np.array(jax.devices()[:n]), (sharding.AXIS,)) for n in (1, 2, jax.device_count())]
+  meshes = [Mesh(np.array(jax.devices()[:n]), (sharding.AXIS,)) for n in (1, jax.device_count())]
   for mesh in meshes:
     checkpoints = Checkpoints(copy, keep=2)
     restored = checkpoints.restore(sharding.replicate(state(0), mesh))

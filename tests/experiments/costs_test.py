@@ -51,9 +51,5 @@ def test_times_are_taken_in_turns_and_divided_by_the_updates(train, monkeypatch)
   replays = made["free"].attack.num_replays
   np.testing.assert_allclose(found["free"].seconds, 2 / 5 / replays)
   assert costs.ratio(found["free"], found["standard"]) == pytest.approx(2 / replays)
-
-
-def test_the_ratio_is_of_pairs():
-  """Load that doubles both of a pair changes nothing."""
-  ours, theirs = costs.Cost(0.0, (3.0, 30.0, 3.0)), costs.Cost(0.0, (1.0, 10.0, 2.0))
-  assert costs.ratio(ours, theirs) == 3.0
+  # Load that doubles both of a pair changes nothing.
+  assert costs.ratio(costs.Cost(0.0, (3.0, 30.0, 3.0)), costs.Cost(0.0, (1.0, 10.0, 2.0))) == 3.0

@@ -1,5 +1,6 @@
 """Every method by name: its config, its update, and what it costs."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -15,8 +16,6 @@ from robust_opt import models
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, config, methods, overrides, updates
 from robust_opt.training import init_state, take
-
-ALL = pytest.mark.parametrize("name", methods.ALL)
 
 
 def configured(name):
@@ -43,12 +42,18 @@ def parts(name):
   return step, init_state(params, model_state, optimizer, memory), batch
 
 
-@ALL
-def test_an_update_of_every_method(name):
-  """It is traced, and keeps every shape and type of the state, as a scan needs it."""
+@functools.cache
+def traced(name):
+  """(jaxpr of an update, state before, state after and metrics), these as shapes."""
   step, state, batch = parts(name)
-  after, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
-  before = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state))
+  jaxpr, out = jax.make_jaxpr(step, return_shape=True)(state, batch, jax.random.key(0))
+  return jaxpr.jaxpr, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state)), out
+
+
+@pytest.mark.parametrize("name", methods.ALL)
+def test_an_update_of_every_method_keeps_shapes_and_types_of_the_state(name):
+  """As a scan needs it."""
+  _, before, (after, metrics) = traced(name)
   same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), after, before)
   assert all(jax.tree.leaves(same))
   assert metrics.loss.shape == ()
@@ -56,7 +61,6 @@ def test_an_update_of_every_method(name):
 
 def multiply_adds(name):
   """Of the matrix products of an update, as it is traced."""
-  step, state, batch = parts(name)
 
   def count(jaxpr, times=1):
     total = 0
@@ -72,7 +76,7 @@ def multiply_adds(name):
       total += sum(count(jaxpr, times * length) for jaxpr in inside)
     return total
 
-  return count(jax.make_jaxpr(step)(state, batch, jax.random.key(0)).jaxpr)
+  return count(traced(name)[0])
 
 
 def passes(name):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import struct
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from rounding import rounding
-from tensorboardX.proto.event_pb2 import Event
 
 import robust_opt as ro
 from robust_opt import losses, models
@@ -21,7 +19,6 @@ from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.training import TrainMetrics, init_state, sharding
 
 RADIUS = 0.15
-SEEDS = (0, 1, 2)
 
 
 def small_config(num_steps=1, epochs=2):
@@ -52,45 +49,34 @@ def fresh_state(config, parts, seed):
 @pytest.mark.slow
 def test_robust_training_makes_nets_robust_over_several_seeds():
   """Against the step that it was trained on, and against 20 steps that it was not."""
-  epochs, rows = 8, []
-  robust, standard = (assembly.assemble(small_config(steps, epochs)) for steps in (1, 0))
-  pgd = assembly.assemble(small_config(20, epochs))
-
-  def accuracy(parts, state):
-    result = parts.evaluate(state, robust.test, ro.LInf(RADIUS), parts.attack.evaluate)
-    return result.clean_correct.mean(), result.robust_correct.mean()
-
-  for seed in SEEDS:
-    row = {}
-    for name, parts in (("robust", robust), ("standard", standard)):
-      scan = parts.compile(parts.plan.num_steps)
+  epochs = 8
+  robust, standard, pgd = (assembly.assemble(small_config(steps, epochs)) for steps in (1, 0, 20))
+  nets = [(parts, parts.compile(parts.plan.num_steps)) for parts in (robust, standard)]
+  for seed in (0, 1):
+    under_attack = []
+    for parts, scan in nets:
       state, losses = fresh_state(small_config(), parts, seed), []
       for _ in range(epochs):
-        state, metrics = scan(state)
-        losses.append(np.asarray(metrics.loss).mean())
+        state, told = scan(state)
+        losses.append(np.asarray(told.loss).mean())
       assert losses[-1] < 0.6 * losses[0]
-      clean, one_step = accuracy(robust, state)
-      _, twenty = accuracy(pgd, state)
-      assert twenty <= one_step + 0.01 <= clean + 0.02
-      row[name] = (clean, one_step, twenty)
-    rows.append(row)
-  for row in rows:
-    assert row["robust"][0] > 0.85
-    assert row["robust"][1] > row["standard"][1] + 0.15
-    assert row["robust"][2] > row["standard"][2] + 0.15
+      one_step, twenty = (
+        of.evaluate(state, robust.test, ro.LInf(RADIUS), of.attack.evaluate) for of in (robust, pgd)
+      )
+      clean = one_step.clean_correct.mean()
+      under_attack.append(np.array([one_step.robust_correct.mean(), twenty.robust_correct.mean()]))
+      assert under_attack[-1][1] <= under_attack[-1][0] + 0.01 <= clean + 0.02
+      assert parts is standard or clean > 0.85
+    assert np.all(under_attack[0] > under_attack[1] + 0.15)
 
 
 @pytest.mark.parametrize(
   ("per_epoch", "most", "expected"),
   [
-    (100, 100, 100),
     (300, 100, 100),
     (40, 100, 40),
     (90, 40, 30),
-    (41, 100, 41),
     (41, 10, 10),  # a prime: no divisor but 1, so the last scan of an epoch is shorter
-    (1, 100, 1),
-    (550, 100, 55),
     (100, 1, 1),
   ],
 )
@@ -107,6 +93,13 @@ def outcome(data, clean, robust, zeros=0):
   return evaluation.Evaluation(place < clean, place < robust, place < zeros)
 
 
+def scan_without_training(num_steps):
+  return lambda state: (
+    state.replace(step=state.step + num_steps),
+    TrainMetrics(np.ones(num_steps), np.zeros(num_steps, np.int32)),
+  )
+
+
 @pytest.fixture(scope="module")
 def parts():
   return assembly.assemble(small_config(epochs=3))
@@ -118,12 +111,6 @@ def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
   config.checkpoint.every_epochs = 3
   config.evaluation.checkpoint = "best"
 
-  def scan(num_steps):
-    return lambda state: (
-      state.replace(step=state.step + num_steps),
-      TrainMetrics(np.ones(num_steps), np.zeros(num_steps, np.int32)),
-    )
-
   def evaluate(state, data, u, attack):
     asked.append(data)
     epoch = int(state.step) // parts.plan.num_steps
@@ -132,7 +119,7 @@ def test_the_best_is_chosen_by_heldout_robust_accuracy(parts, tmp_path):
     return outcome(data, clean=50 + 10 * epoch, robust=40 + 10 * epoch)
 
   checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
-  stub = parts._replace(config=config, compile=scan, evaluate=evaluate)
+  stub = parts._replace(config=config, compile=scan_without_training, evaluate=evaluate)
   with run.RunLog(stub, tmp_path, parts.state, 3 * parts.plan.num_steps) as log:
     engine.train(stub, parts.state, tmp_path, checkpoints, run._plan(stub), log)
   assert checkpoints.best_step() == 2 * parts.plan.num_steps
@@ -270,31 +257,6 @@ def test_metrics_are_strict_json_with_every_step_once(finished):
     assert 0 <= record["train/zero_gradients"] <= 11 * 32
 
 
-def events(path):
-  """The records of a TensorBoard file: length [8], its crc [4], event, crc [4]."""
-  content, place = path.read_bytes(), 0
-  while place < len(content):
-    (length,) = struct.unpack_from("<Q", content, place)
-    yield Event.FromString(content[place + 12 : place + 12 + length])
-    place += 16 + length
-
-
-def test_tensorboard_events_hold_the_same_numbers(finished):
-  _, workdir, _ = finished
-  (path,) = (workdir / "tensorboard").iterdir()
-  scalars = {
-    (event.step, value.tag): value.simple_value
-    for event in events(path)
-    for value in event.summary.value
-  }
-  for line in (workdir / "metrics.jsonl").read_text().splitlines():
-    record = json.loads(line)
-    step = record.pop("step")
-    for name, value in record.items():
-      assert scalars.pop((step, name)) == pytest.approx(value, rel=rounding())
-  assert not scalars
-
-
 def test_counts_of_the_summary_add_up(finished):
   config, _, summary = finished
   clean, own, *others = summary["results"]
@@ -328,13 +290,7 @@ def test_counts_of_the_summary_add_up(finished):
 
 
 def collapsing(parts):
-  """A run whose net stands one step ever better, and PGD no more from the third epoch on."""
-
-  def scan(num_steps):
-    return lambda state: (
-      state.replace(step=state.step + num_steps),
-      TrainMetrics(np.full(num_steps, 1.0), np.zeros(num_steps, np.int32)),
-    )
+  """A run ever more robust to one step, and to PGD no more from the third epoch on."""
 
   def evaluate(state, data, u, attack):
     epoch = int(state.step) // parts.plan.num_steps
@@ -342,7 +298,7 @@ def collapsing(parts):
       return outcome(data, clean=100, robust={1: 30, 2: 50, 3: 2, 4: 1}[epoch])
     return outcome(data, clean=90, robust=60 + 5 * epoch)
 
-  return parts._replace(compile=scan, evaluate=evaluate)
+  return parts._replace(compile=scan_without_training, evaluate=evaluate)
 
 
 @pytest.mark.parametrize("what", ["say", "stop"])

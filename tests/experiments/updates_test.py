@@ -97,16 +97,6 @@ def test_a_penalty_by_name_is_paid_by_weight(name):
   np.testing.assert_allclose(twice - free, 2 * (once - free), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["operator_norm", "layer_jacobian"])
-def test_a_penalty_makes_layers_shorter(name):
-  lengths = []
-  for weight in (0.0, 0.02):
-    changes = ["attack.name=none", f"penalty.name={name}", f"penalty.weight={weight}"]
-    state, _ = after(changes, steps=100)
-    lengths.append(sum(float(jnp.sum(w**2)) for w in jax.tree.leaves(state.params)))
-  assert lengths[1] < 0.9 * lengths[0]
-
-
 def test_no_penalty_of_a_net_whose_layers_are_unknown():
   c = config.digits()
   config.choose(c, "penalty", "operator_norm", weight=1.0)
@@ -117,12 +107,6 @@ def test_no_penalty_of_a_net_whose_layers_are_unknown():
   state = init_state(params, model_state, build.optimizer(c, 5))
   with pytest.raises(InputError, match="MadryCNN has no list of layers"):
     jax.eval_shape(step, state, batch, jax.random.key(0))
-
-
-def test_what_is_recalled_is_remembered_for_every_training_image():
-  state, _ = after(["attack.name=recall"])
-  images, _ = digits()
-  chex.assert_shape(state.memory, (len(images), 8))
 
 
 @pytest.mark.slow

@@ -182,26 +182,6 @@ def test_agrees_with_a_reference_step_by_step(name):
   assert halvings > BATCH  # the restarts were among what agreed
 
 
-@pytest.mark.parametrize("name", ["linf", "l2"])
-def test_step_sizes_are_halved_at_checkpoints_and_restart_from_the_best(name):
-  states, info = trajectory(name)
-  radius, memory = problem()[2], states.memory
-  eta = memory.step_size
-  np.testing.assert_array_equal(eta[0], 2 * radius)
-  halved = eta[1:] != eta[:-1]
-  np.testing.assert_array_equal(eta[1:], np.where(halved, eta[:-1] / 2, eta[:-1]))
-  at_checkpoint = np.isin(np.arange(NUM_STEPS), checkpoints(NUM_STEPS))
-  assert not halved[~at_checkpoint].any()
-  assert halved.any(axis=0).mean() > 0.5  # the others rise at nearly every step
-  for t, i in zip(*np.nonzero(halved)):  # what the step then started from
-    np.testing.assert_array_equal(memory.previous[t + 1, i], memory.best.delta[t + 1, i])
-  stayed = ~halved[:, :, None, None]
-  np.testing.assert_array_equal(
-    np.where(stayed, memory.previous[1:], 0), np.where(stayed, states.delta[:-1], 0)
-  )
-  np.testing.assert_array_equal(memory.best.value[1:], np.maximum.accumulate(info.value))
-
-
 def test_the_l1_step_adapts_its_sparsity_and_length():
   states, info = trajectory("l1")
   radius, (_, best, eta, sparsity) = problem()[2], states.memory
@@ -221,19 +201,6 @@ def test_the_l1_step_adapts_its_sparsity_and_length():
     np.testing.assert_allclose(eta[t + 1], expected, rtol=ROUNDING)
   np.testing.assert_allclose(eta.min(axis=0), radius / 10, rtol=ROUNDING)
   np.testing.assert_array_equal(best.value[1:], np.maximum.accumulate(info.value))
-
-
-def test_the_first_l1_step_moves_a_fifth_of_the_entries():
-  _, x, radius, g = problem()
-  maximizer = apgd_steps(ro.L1(radius), 10, random_start=False)
-  step = jax.jit(lambda x: maximizer.step(lambda x: linear(x, g), maximizer.init(None, x), x))
-  state, _ = step(x)
-  flat_g, delta = g.reshape(BATCH, -1), state.delta.reshape(BATCH, -1)
-  largest = np.argsort(-np.abs(flat_g))[:, :2]  # 12 / 5, rounded down
-  expected = np.zeros_like(flat_g)
-  signs = np.sign(np.take_along_axis(flat_g, largest, 1))
-  np.put_along_axis(expected, largest, signs * radius[:, None] / 2, 1)
-  np.testing.assert_allclose(delta, expected, rtol=ROUNDING)
 
 
 def test_an_l1_step_is_not_lost_on_entries_at_the_box():

@@ -85,7 +85,7 @@ def test_step_is_algorithm_1_in_closed_form(norm, radius):
     }
   }
   loss = np.mean(-np.log(p[np.arange(12), batch.y]))
-  # Standardised pixels are of the size of 1 / std.
+  # Standardized pixels are of the size of 1 / std.
   assert_close((new.params, metrics.loss), (expected, loss), terms=TERMS, scale=1 / std)
   assert (int(new.step), int(metrics.zero_gradients)) == (1, 0)
   chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
@@ -525,7 +525,7 @@ def test_augmentation_is_drawn_anew_every_epoch_for_every_example():
   assert np.all(np.std(flipped, axis=0).mean() > 0.2)
 
 
-# The optimiser and its schedules
+# The optimizer and its schedules
 
 
 def test_optimizer_is_the_authors_dampened_sgd():
