@@ -2,19 +2,19 @@
 
   python -m robust_opt.main --config=configs/mnist_variant.py:lbfgs --workdir=RUN
 
-Variants of Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 1; times as of
-configs/mnist_linf.py, but of pgd four times and of lbfgs ten times as long; none was run for the
-paper's 120 epochs.
+Variants of Shaham, Yamada and Negahban 2015 (arXiv 1511.05432), Table 1. Each takes as long as
+configs/mnist_linf.py, pgd four times and lbfgs ten times as long. None was run for the paper's 120
+epochs.
 
 |  NAME              |  what is changed                                                         |
 |  box               |  perturbed images stay images                                            |
-|  shuffle           |  every epoch has an order of its own                                     |
+|  shuffle           |  the training set is shuffled in every epoch                             |
 |  pgd               |  7 steps of projected gradient ascent rather than one step               |
 |  lbfgs             |  5 steps of projected L-BFGS                                             |
 |  input_batch_norm  |  the input batch norm of the authors' 2015 robust nets                   |
-|  dampening         |  the authors' dampened SGD to the letter: Torch does not dampen the      |
-|                    |  first gradient, which so counts ten times as much as any other          |
-|  radius=MULTIPLE   |  so many times the paper's radius, as in radius=2                        |
+|  dampening         |  the authors' dampened SGD exactly: Torch does not dampen the first      |
+|                    |  gradient, which therefore has ten times the weight of any other         |
+|  radius=MULTIPLE   |  a multiple of the paper's radius, as in radius=2                        |
 
 The same in the whole study (every table and figure, all seeds) is an override of it:
 

@@ -41,6 +41,8 @@ SUPPORT = {
 
 def check_support(attack: str, u: object) -> None:
   """InputError, naming the sets that the attack takes, if u is not one of them."""
+  if attack not in SUPPORT:
+    raise InputError(f"attack must be one of {', '.join(SUPPORT)}, but was {attack!r}.")
   kind, box = SUPPORT[attack]
   if kind is not UncertaintySet:
     check_ball(u, attack, box=box)

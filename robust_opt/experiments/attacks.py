@@ -193,7 +193,7 @@ def _pgd(share: float, random_start: bool) -> MaximizerOn:
 
 
 def _steps(maximizer: MaximizerOn, num_steps: int, least: int = 1) -> TrainingAttack:
-  """Trained by the last point, evaluated by the best; fewer steps than `least` have a name."""
+  """Training takes the last iterate, evaluation the best; fewer steps than `least` are refused."""
   fewer = {1: "none: name=none", 2: "one: name=steepest"}[least]
   _check("num_steps", num_steps, num_steps >= least, f"an integer >= {least} ({fewer})")
   evaluate = (

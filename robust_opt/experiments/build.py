@@ -60,7 +60,7 @@ def splits(config: ConfigDict) -> Splits:
 
 
 def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dataset:
-  """What was made of the training set, in its place; what is held out stays real."""
+  """Replaces the training set by the constructed one; the held-out examples stay original."""
   made = constructed.load(Path(config.data.train_files))
   if made.images.shape[1:] != original.images.shape[1:]:
     raise InputError(

@@ -56,7 +56,7 @@ class Checkpoints:
     Args:
       directory: its checkpoints.
       keep: how many of the newest to keep, in addition to the best.
-      read_only: for who saves nothing: a save that another process has under way is left alone.
+      read_only: never save, and do not touch the unfinished save of another process.
     """
     self._directory = directory.absolute()
     self._damaged = False

@@ -53,7 +53,7 @@ def side_by_side(
 
 
 def ratio(cost: Cost, other: Cost) -> float:
-  """How many times the other's an update takes: the median over the repeats, paired."""
+  """The ratio of the two update times: the median over paired repeats."""
   return statistics.median(a / b for a, b in zip(cost.seconds, other.seconds, strict=True))
 
 

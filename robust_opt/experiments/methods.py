@@ -154,7 +154,7 @@ def trades(config: ConfigDict) -> None:
 
 
 def mart(config: ConfigDict) -> None:
-  """What is misclassified when clean weighs more."""
+  """Examples misclassified without a perturbation have a larger weight."""
   pgd(config)
   choose(config, "objective", "mart", beta=5.0)
 

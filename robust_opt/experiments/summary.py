@@ -1,4 +1,4 @@
-"""What a finished training is worth: accuracies on the test set, and the pictures of a run."""
+"""The summary of a finished run: accuracies on the test set, and its figures."""
 
 import platform
 import resource
@@ -53,7 +53,7 @@ def measured_sets(experiment: Experiment) -> list[Measured]:
   others = [
     Measured(norm, radii[norm], ball(radii[norm], box), is_own=False)
     for norm, ball in BALLS.items()
-    if norm != name and radii[norm]
+    if norm != name and radii.get(norm)
   ]
   return [Measured(name, radius, own, is_own=True), *others]
 

@@ -169,7 +169,7 @@ def _ascent_apply(config: ConfigDict, net: nn.Module) -> ApplyFn | None:
 
 
 def check_together(config: ConfigDict) -> None:
-  """Refuses sections that together would silently be something else than their names say."""
+  """Raises an InputError for combinations of sections that would not do what their names say."""
   attack, name = build.attack(config), config.objective.name
   if name in ("trades", "virtual") and not attack.random:
     raise InputError(

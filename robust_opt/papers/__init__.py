@@ -1,4 +1,4 @@
-"""One thin script a paper: its tables and figures as calls of the library."""
+"""One module or package per paper: what it measures, as calls of the library."""
 
 from robust_opt import extras
 

@@ -98,7 +98,7 @@ def load_examples(
     return Examples(tuple(examples), total, None, str(error))
   count, outcome = len(stored.labels), stored.verdict
   x, batch_size = loaded.x[:count], min(stored.claim.batch_size, count)
-  kind = losses.KINDS[run.config.get("objective.loss", "cross_entropy")]
+  kind = losses.KINDS.get(run.config.get("objective.loss", "cross_entropy"), "softmax")
 
   def probabilities(images: np.ndarray) -> np.ndarray:
     logits = jnp.asarray(plain_logits(loaded.logits_fn, images, batch_size), jnp.float32)

@@ -168,9 +168,10 @@ def lengths(ball: Ball | type[Ball], deltas: np.ndarray) -> np.ndarray:
 def check_ball(u: object, who: str, *, box: bool = False) -> Ball:
   """u, if it is an LInf, L2 or L1, with a finite box if `box`; otherwise an InputError.
 
-  The message begins with `who`, the name of the algorithm.
+  The message begins with `who`, the name of the algorithm. A subclass of your own is refused: the
+  algorithms know these three norms only.
   """
-  if not isinstance(u, Ball):
+  if not isinstance(u, Ball) or type(u) not in BALLS.values():
     what = f"a {type(u).__name__}" if isinstance(u, UncertaintySet) else repr(u)
     raise InputError(f"{who} takes ro.LInf, ro.L2 or ro.L1, as in ro.LInf(8 / 255), not {what}.")
   if box and (u.box is None or not all(map(math.isfinite, u.box))):

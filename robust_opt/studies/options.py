@@ -39,7 +39,7 @@ def option(
 
   Args:
     help: of its flag.
-    default: its value where the flag is not given; of a preset's field the preset says it.
+    default: its value if the flag is not given; for a field of a preset, the preset decides.
     low: the smallest value allowed.
     choices: all values allowed, if they are few.
   """

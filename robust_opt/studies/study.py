@@ -5,7 +5,7 @@
       ...
       study.progress(1.0, "l2: epoch 3 of 30")
     value = study.once("sweep l2", workdir / "l2" / "sweep.json", sha256, compute, work=5.0)
-  study.publish("robust_opt.papers.mine", preset, {"accuracy": table})
+  study.publish({"accuracy": table}, manifest, shown=["accuracy"])
 
 On a terminal a bar shows the progress of the whole study; elsewhere each report is a line.
 """
