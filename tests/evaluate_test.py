@@ -125,7 +125,7 @@ def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
 def test_checks_are_made_once_against_the_verdict(trained, tmp_path, monkeypatch, capsys):
   seen = []
 
-  def report(logits_fn, x, y, *, progress, **given):
+  def report(logits_fn, x, y, u, *, progress, **given):
     seen.append((x, y, given))
     unclear = trust.Check("accuracy", None, "one class", "it is blind")
     return [trust.Check("monotone", True, "it fell", "it rose"), unclear]

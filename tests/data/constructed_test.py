@@ -123,7 +123,7 @@ def test_a_data_set_is_made_resumed_and_learned_from(net_run, tmp_path):
 
   # Another division into files, and one of them again: the same examples.
   (tmp_path / "set" / "shard-00001.npz").write_bytes(b"cut short")
-  with pytest.raises(InputError, match="is no shard of a constructed data set"):
+  with pytest.raises(InputError, match="not a readable shard of a constructed data set"):
     constructed.load(tmp_path / "set")
   construct.run(options(net_run, tmp_path / "set"))
   other = construct.run(options(net_run, tmp_path / "other", shard_size=1000))
