@@ -110,6 +110,7 @@ def test_sets(dtype, x64, radius):
     assert types_of(found) == {x.dtype}, jax.tree.map(lambda leaf: leaf.dtype, found)
 
 
+@pytest.mark.slow
 def test_sets_round_what_float32_says():
   """The ball is left by the rounding of each entry at most, eps / 2 of itself, the box never."""
   dtype = "bfloat16"

@@ -221,6 +221,7 @@ def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, ca
       evaluate.set_config(text)
 
 
+@pytest.mark.slow
 def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   source = own(tmp_path) | {"model": "my_net:noisy", "draws": 3}

@@ -100,6 +100,7 @@ def test_a_file_that_states_norm_and_radius_is_read(tmp_path):
 STRUCTURED = {"name": "GroupL21", "radius": 0.4, "groups": {"name": "patches", "side": 2}}
 
 
+@pytest.mark.slow
 def test_a_verdict_over_any_set_with_a_projection(tmp_path):
   """And over a plane, off which float32 rounds the images."""
   net, x, y = problem()

@@ -55,6 +55,7 @@ def test_an_attribute_that_is_a_list_has_seeds_too():
   chex.assert_trees_all_equal(lists, tuples)
 
 
+@pytest.mark.slow
 def test_seeds_together_are_seeds_apart_and_each_is_its_own_run(tmp_path):
   c = small_config()
   splits, names = build.splits(c), (0, 1, 2)

@@ -50,7 +50,12 @@ def traced(name):
   return jaxpr.jaxpr, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, state)), out
 
 
-@pytest.mark.parametrize("name", methods.ALL)
+SLOW = {"layerwise": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=SLOW.get(name, [])) for name in methods.ALL]
+)
 def test_an_update_of_every_method_keeps_shapes_and_types_of_the_state(name):
   """As a scan needs it."""
   _, before, (after, metrics) = traced(name)

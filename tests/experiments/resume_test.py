@@ -228,6 +228,7 @@ def test_sigterm_saves_where_it_comes(last, small, tmp_path, monkeypatch, capfd)
   assert comparable(workdir) == comparable(small)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # checkpoint_test
 def test_a_damaged_checkpoint_costs_time_alone(small, tmp_path, monkeypatch):
   workdir = shutil.copytree(small, tmp_path / "run")
