@@ -278,7 +278,7 @@ def test_what_fooled_is_what_is_returned(of_images):
   x = jnp.asarray(X, of_images)
   for name in ("apgd", "fab_minimal"):
     delta, fooled = jax.jit(run(attacks(ro.L2)[name], "bfloat16"))(x)
-    again = ~losses.correct(jax.jit(net("bfloat16"))(x + delta), Y)
+    again = ~losses.correct(net("bfloat16")(x + delta), Y)
     np.testing.assert_array_equal(again, fooled, name)
     assert fooled.any()
 

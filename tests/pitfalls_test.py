@@ -14,7 +14,7 @@ import robust_opt as ro
 from robust_opt import commands, evaluate
 from robust_opt.attacks import fab, minimal, square, szegedy, white_box
 from robust_opt.certify import bounds, exact, smoothing
-from robust_opt.evaluation import accuracy, batches, collection, inputs
+from robust_opt.evaluation import accuracy, batches, collection, inputs, trust
 from robust_opt.experiments import build, config, metrics
 from robust_opt.models import affine
 from robust_opt.theory import explanations
@@ -25,7 +25,9 @@ PACKAGE = Path(ro.__file__).parent
 # The units of a radius are said where it is typed, and where an accuracy is read.
 
 
-@pytest.mark.parametrize("function", [ro.sets.Ball, ro.autoattack, config.standardized, ro.Batch])
+@pytest.mark.parametrize(
+  "function", [ro.sets.Ball, ro.autoattack, trust.report, config.standardized, ro.Batch]
+)
 def test_docstrings_say_pixels(function):
   assert "pixels" in function.__doc__
 

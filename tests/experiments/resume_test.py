@@ -158,9 +158,9 @@ def test_terminal_shows_a_steady_bar_and_the_table(unbroken):
 
 
 @pytest.mark.slow
-def test_many_kills(tmp_path, environment):
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_many_kills(seed, tmp_path, environment):
   """With the convolutional network and Adam, ten signals; also during start and end."""
-  seed = 1
   arguments = [a for a in TINY if "model" not in a and "sweep" not in a]
   arguments += [
     "--config.optimizer.name=adam",
