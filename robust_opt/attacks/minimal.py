@@ -6,8 +6,8 @@
 
 DeepFool and fast minimum-norm. szegedy.py has the box-constrained L-BFGS of Szegedy et al., fab.py
 the stronger fast adaptive boundary attack. Products are in full float32 on every backend, unless
-jax.default_matmul_precision is set, as distances depend on them. Examples do not interact. Nothing here is random: keys
-are ignored and only part of the common signature.
+jax.default_matmul_precision is set, as distances depend on them. Examples do not interact. Nothing
+here is random: keys are ignored and only part of the common signature.
 
 |  input                                  |  result                                        |
 |  misclassified clean example            |  delta 0, fooled                               |
