@@ -66,7 +66,7 @@ def products(name: str | None = None) -> contextlib.AbstractContextManager[None]
 
 
 def measured(function: Callable[P, T]) -> Callable[P, T]:
-  """Makes a function compute in `products()`: float32, unless jax.default_matmul_precision is set."""
+  """Makes a function compute in `products()`, with its traced part."""
 
   @functools.wraps(function)
   def computed(*args: P.args, **kwargs: P.kwargs) -> T:
