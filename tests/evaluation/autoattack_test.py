@@ -212,7 +212,8 @@ def test_leaving_early_changes_no_verdict(norm, monkeypatch):
     np.testing.assert_array_equal(ours.broken_by, theirs.broken_by)
   assert np.sum(early[0].broken_by > 0) > 50
   fewer, more = (sum(cost.gradient for cost in each) for each in (costs, all_costs))
-  assert fewer < 0.7 * more
+  # Over l_1, 60 % of the steps are in larger balls.
+  assert fewer < (0.9 if norm == "l1" else 0.7) * more
   assert costs[-1].gradient < 30 * 16
 
 
@@ -270,15 +271,17 @@ def test_costs_count_what_the_net_saw():
 
 def test_the_precision_of_search_and_verdict_are_those_stated():
   weights, x, y = problem()
-  seen = set()
-
-  def net(x):
-    seen.add((len(x), jax.config.jax_default_matmul_precision))
-    return linear_net(*weights, x)
+  scales = itertools.count(1)
 
   def run(**given):
-    seen.clear()
-    ro.autoattack(net, x, y, ball("linf"), version=SMALL[:1], batch_size=17, **given)
+    seen, scale = set(), 1 + next(scales) / 64  # another net, so that it is traced again
+
+    def net(x):
+      seen.add((len(x), jax.config.jax_default_matmul_precision))
+      return scale * linear_net(*weights, x)
+
+    version = (phases.apgd_ce(3),)
+    ro.autoattack(net, x, y, ball("linf"), version=version, batch_size=17, **given)
     return {precision for size, precision in seen if size == 17}
 
   assert run() == {"highest"}
