@@ -17,7 +17,7 @@ batches, with bit-identical results.
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -99,7 +99,13 @@ class Cost(NamedTuple):
   gradient: int = 0
 
   def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-    return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+    return Cost.of(a + b for a, b in zip(self, other, strict=True))
+
+  @classmethod
+  def of(cls, values: Iterable[float]) -> "Cost":
+    """Cost from its numbers, as of an array."""
+    seconds, compiling, *counts = values
+    return cls(seconds, compiling, *map(int, counts))
 
 
 class Progress(NamedTuple):
@@ -229,7 +235,7 @@ def autoattack(
       ran = _stored(cache, name, lanes)
       if ran is None:
         ran = attack(phase, lanes, size)
-        cache.save(name, {"ids": lanes.ids, "ranks": lanes.ranks} | ran)
+        cache.save(name, {"ids": np.asarray(lanes.ids), "ranks": np.asarray(lanes.ranks), **ran})
       # Of several targets of an example the first one counts.
       broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
       broken_by[broken], verdict.images[broken] = index + 1, ran["images"][chosen]
@@ -238,7 +244,7 @@ def autoattack(
       done = (first + targets[index] * (1 - len(pending.ids) / total)) / sum(targets)
       rank = int(lanes.ranks[0]) if phase.num_targets else None
       remaining = int(np.sum(broken_by == ROBUST))
-      report(Progress(phase.name, rank, remaining, len(x), done, Cost(*ran["cost"].tolist())))
+      report(Progress(phase.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
   network.check_unchanged(logits_fn, x, reference)
   return verdict
 

@@ -100,8 +100,9 @@ def run_lanes(
   y: Array,
 ) -> AttackResult | CountedResult:
   """The attack on a batch of lanes, x [B, *S] and y [B] of their examples; as `run_attack`."""
-  keys = jax.vmap(jax.random.fold_in)(keys_of(key, lanes.streams), lanes.ids)
-  return make(u, lanes.ranks, channel_axis)(keys, net, x, y)
+  streams, ids = jnp.asarray(lanes.streams), jnp.asarray(lanes.ids)
+  keys = jax.vmap(jax.random.fold_in)(keys_of(key, streams), ids)
+  return make(u, jnp.asarray(lanes.ranks), channel_axis)(keys, net, x, y)
 
 
 def packing(batch_size: int, backend: str) -> Packing:
@@ -209,9 +210,9 @@ def seconds_compiling() -> float:
   return _compiling["seconds"]
 
 
-def _count_compiling(event: str, seconds: float, **_: Any) -> None:
+def _count_compiling(event: str, duration_secs: float, **_: str | int) -> None:
   if event in _COMPILING:
-    _compiling["seconds"] += seconds
+    _compiling["seconds"] += duration_secs
 
 
 _COMPILING = (

@@ -112,11 +112,12 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
 
     clean = _scores(value_fn, x)
     start = (maximizer.init(key, x), (jnp.zeros_like(x), clean.score))
-    if clean.enough is None:
+    enough = clean.enough
+    if enough is None:
       (state, best), info = jax.lax.scan(body, start, jnp.arange(num_steps))
     else:
       (state, best), info = _scan_until(
-        lambda carry: jnp.all(_exceeds(carry[1], clean.enough)), body, start, num_steps
+        lambda carry: jnp.all(_exceeds(carry[1], enough)), body, start, num_steps
       )
     delta, _ = better(best, (state.delta, score_of(value_fn, x + state.delta)))
     return jax.lax.stop_gradient(delta), info
@@ -382,6 +383,7 @@ def _for_the_rest(
   def at(step: Array | int) -> ValueFn:
     def of_the_rest(x: Array) -> Scored:
       out = _scored(at_step(value_fn, step)(x))
+      assert out.enough is not None
       return out._replace(enough=jnp.where(done, -jnp.inf, out.enough))
 
     return of_the_rest
