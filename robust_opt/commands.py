@@ -182,7 +182,7 @@ def keep_programs() -> None:
   instructions that they use. JAX_COMPILATION_CACHE_DIR names another folder, and
   JAX_ENABLE_COMPILATION_CACHE=false turns it off. The folder is printed when it is made.
   """
-  if jax.config.read("jax_compilation_cache_dir") is not None:
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
   folder = datasets.cache_root() / "programs" / _cpu()
   if not folder.exists():

@@ -49,7 +49,7 @@ def stated(name: str | None = None) -> str:
   Raises:
     InputError: an unknown name.
   """
-  ambient = jax.config.read("jax_default_matmul_precision")
+  ambient = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   if name is not None and name not in (*PRODUCTS, ambient):
     raise InputError(f"precision must be one of {', '.join(PRODUCTS)}, but was {name!r}.")
   names = {value: key for key, value in PRODUCTS.items()} | _ALIASES
