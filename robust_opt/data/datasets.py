@@ -93,19 +93,19 @@ def load(
       f"data.name={name!r} is not the name of a data set: allowed are 'digits' and TensorFlow "
       "Datasets' name, name/config or name:1.2.3"
     )
-  root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
+  root, kept = _data_root(data_dir), cache_root(cache_dir)
   folder = tfds.prepared_folder(root, name)
   archive = tfds.find_archive(name)
   if folder is None and archive is None:
     folder = _prepare(root, name, download)
-  path = _cache_path(cache_root, name, split, folder or archive)
+  path = _cache_path(kept, name, split, folder or archive)
   cached = _read_cache(path, name, split)
   if cached is not None:
     return cached
   if folder is not None:
     arrays = tfds.read_prepared(folder, name, split)
   elif download:
-    arrays = tfds.from_archives(name, split, cache_root / "downloads")
+    arrays = tfds.from_archives(name, split, kept / "downloads")
   else:
     raise _not_here(root, name)
   dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
@@ -341,7 +341,8 @@ def _not_here(root: Path, name: str) -> InputError:
   )
 
 
-def _cache_root(cache_dir: str | None) -> Path:
+def cache_root(cache_dir: str | None = None) -> Path:
+  """The folder of what is kept between runs, as in `load`."""
   default = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
   return Path(os.path.expanduser(cache_dir or os.path.join(default, "robust_opt")))
 
