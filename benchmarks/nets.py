@@ -10,7 +10,7 @@ saturates, so that the gradient is rounded to zero, while the predictions are un
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
+from benchmarks import torch_nets
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as experiment
 from robust_opt.experiments import target
@@ -65,8 +66,10 @@ def load(dataset: str, kind: str, workdir: Path, data_dir: str) -> Net:
   trained_net = target.load({"workdir": str(run), "data_dir": data_dir})
   assert isinstance(trained_net.logits_fn, jax.tree_util.Partial)
   params, model_state = jax.tree.map(np.asarray, trained_net.logits_fn.args)
-  module: nn.Module = _paper_net(params) if dataset == "mnist" else _vgg(params, model_state)
-  module = nn.Sequential(Standardize(config.data.mean, config.data.std, dataset), module)
+  mnist = dataset == "mnist"
+  module = torch_nets.mnist_cnn(params) if mnist else torch_nets.vgg_of(params, model_state)
+  standardize = torch_nets.Standardize(config.data.mean, config.data.std, padding=2 * mnist)
+  module = nn.Sequential(standardize, module)
   logits_fn: LogitsFn = trained_net.logits_fn
   if kind == "masked":
     logits_fn = jax.tree_util.Partial(_scaled, trained_net.logits_fn)
@@ -74,35 +77,11 @@ def load(dataset: str, kind: str, workdir: Path, data_dir: str) -> Net:
   module.eval().requires_grad_(False)
   x, y = trained_net.x, trained_net.y
   ours = np.asarray(logits_fn(jnp.asarray(x[:200])))
-  theirs = module(channels_first(x[:200])).numpy()
+  theirs = module(torch_nets.channels_first(x[:200])).numpy()
   difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
   if difference > 1e-5:
     raise ValueError(f"The logits in JAX and PyTorch differ by {difference:.1e} of the largest.")
   return Net(logits_fn, module, x, y, RADII[dataset, trained != "standard"])
-
-
-def channels_first(x: np.ndarray) -> torch.Tensor:
-  """[B, H, W, C] -> [B, C, H, W]."""
-  return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
-
-
-def channels_last(x: torch.Tensor) -> np.ndarray:
-  """[B, C, H, W] -> [B, H, W, C]."""
-  return np.ascontiguousarray(np.moveaxis(x.detach().numpy(), 1, -1))
-
-
-class Standardize(nn.Module):
-  """Pads MNIST to 32 x 32 and standardizes, as the models of robust_opt do."""
-
-  def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], dataset: str) -> None:
-    super().__init__()
-    self.mean = torch.tensor(mean).reshape(-1, 1, 1)
-    self.std = torch.tensor(std).reshape(-1, 1, 1)
-    self.padding = 2 if dataset == "mnist" else 0
-
-  def forward(self, x: torch.Tensor) -> torch.Tensor:
-    """[B, C, H, W] -> [B, C, H', W']."""
-    return (nn.functional.pad(x, (self.padding,) * 4) - self.mean) / self.std
 
 
 class Scale(nn.Module):
@@ -136,63 +115,3 @@ def _config(dataset: str, kind: str, data_dir: str) -> ConfigDict:
     config.training.epochs = 4
     config.data.test_examples = 1000
   return config
-
-
-def _paper_net(params: Any) -> nn.Module:
-  module = nn.Sequential(
-    nn.Conv2d(1, 32, 5), nn.ReLU(), nn.MaxPool2d(3),
-    nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2),
-    nn.Flatten(), nn.Linear(256, 200), nn.ReLU(), nn.Linear(200, 10),
-  )  # fmt: skip
-  _copy_conv(module[0], params["conv1"])
-  _copy_conv(module[3], params["conv2"])
-  # Flattening puts rows and columns before the channels in JAX, after them in PyTorch.
-  dense1 = params["dense1"]["kernel"].reshape(2, 2, 64, 200).transpose(2, 0, 1, 3).reshape(256, 200)
-  _copy_dense(module[7], {"kernel": dense1, "bias": params["dense1"]["bias"]})
-  _copy_dense(module[9], params["dense2"])
-  return module
-
-
-def _vgg(params: Any, model_state: Any) -> nn.Module:
-  """Without dropout, which has no effect in evaluation mode."""
-  layers: list[nn.Module] = []
-  statistics = model_state["batch_stats"]
-  index = 0
-
-  def norm(features: int) -> nn.Module:
-    layer = nn.BatchNorm1d(features, eps=1e-3) if index > 12 else nn.BatchNorm2d(features, eps=1e-3)
-    scale, running = params[f"BatchNorm_{index}"], statistics[f"BatchNorm_{index}"]
-    _set(layer.weight, scale["scale"])
-    _set(layer.bias, scale["bias"])
-    _set(layer.running_mean, running["mean"])
-    _set(layer.running_var, running["var"])
-    return layer
-
-  for depth in (2, 2, 3, 3, 3):
-    for _ in range(depth):
-      weights = params[f"Conv_{index}"]
-      _, _, channels, features = weights["kernel"].shape
-      conv = nn.Conv2d(channels, features, 3, padding=1)
-      _copy_conv(conv, weights)
-      layers += [conv, norm(features), nn.ReLU()]
-      index += 1
-    layers.append(nn.MaxPool2d(2))
-  hidden, last = (nn.Linear(*params[f"Dense_{i}"]["kernel"].shape) for i in (0, 1))
-  _copy_dense(hidden, params["Dense_0"])
-  _copy_dense(last, params["Dense_1"])
-  return nn.Sequential(*layers, nn.Flatten(), hidden, norm(hidden.out_features), nn.ReLU(), last)
-
-
-def _copy_conv(layer: Any, weights: Any) -> None:
-  _set(layer.weight, weights["kernel"].transpose(3, 2, 0, 1))
-  _set(layer.bias, weights["bias"])
-
-
-def _copy_dense(layer: Any, weights: Any) -> None:
-  _set(layer.weight, weights["kernel"].T)
-  _set(layer.bias, weights["bias"])
-
-
-def _set(tensor: Any, values: np.ndarray) -> None:
-  with torch.no_grad():
-    tensor.copy_(torch.from_numpy(np.array(values)))

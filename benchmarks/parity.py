@@ -16,37 +16,24 @@ import argparse
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import torch
-import torchattacks
-from adv_lib.attacks import auto_pgd
 
 import robust_opt as ro
-from benchmarks import nets
+from benchmarks import clock, nets, torch_nets
+from benchmarks.torch_attacks import EVERYTHING, NORMS, PHASES, torch_attack
 from robust_opt.arrays import digest
-from robust_opt.evaluation.phases import VERSIONS, Phase
+from robust_opt.evaluation.phases import Phase
 from robust_opt.evaluation.verdict import data_sha256
 from robust_opt.sets import BALLS, Ball, lengths
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.types import Array, LogitsFn
 
-NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-PHASES = {phase.name: phase for phase in VERSIONS["standard"]}
-EVERYTHING = "ensemble"
 BATCH, COUNTED = 100, 16
-COMPILING = (
-  "/jax/core/compile/jaxpr_to_mlir_module_duration",
-  "/jax/core/compile/backend_compile_duration",
-)
-
-# (images [B, C, H, W], labels [B]) -> images
-TorchAttack = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Counter:
@@ -106,36 +93,6 @@ def counted(logits_fn: LogitsFn, counter: Counter) -> LogitsFn:
   return lambda x: logits_fn(identity(x))
 
 
-def torch_attack(
-  name: str, norm: str, radius: float, module: torch.nn.Module
-) -> TorchAttack | None:
-  """The attack of that name with the standard settings; None where no library has it."""
-  if norm == "l1":
-    if name == "apgd-ce":
-      return lambda x, y: auto_pgd.apgd(
-        module, x, y, radius, 1, n_iter=100, n_restarts=5, loss_function="ce", use_large_reps=True
-      )
-    if name == "apgd-t":
-      return lambda x, y: auto_pgd.apgd_targeted(
-        module, x, y, radius, 1, n_iter=100, num_targets=9, use_large_reps=True
-      )
-    if name != "fab-t":
-      return None
-  shared: dict[str, Any] = {"norm": NORMS[norm], "eps": radius, "n_restarts": 1, "seed": 0}
-  make: dict[str, Callable[[], Any]] = {
-    "apgd-ce": lambda: torchattacks.APGD(module, steps=100, loss="ce", **shared),
-    "apgd-t": lambda: torchattacks.APGDT(module, steps=100, n_classes=10, **shared),
-    "fab-t": lambda: torchattacks.FAB(
-      module, steps=100, multi_targeted=True, n_classes=10, **shared
-    ),
-    "square": lambda: torchattacks.Square(module, n_queries=5000, **shared),
-  }
-  if name == EVERYTHING:
-    # The class torchattacks.AutoAttack runs APGD and FAB for only 10 steps; the standard is 100.
-    return torchattacks.MultiAttack([make[phase]() for phase in PHASES])
-  return make[name]()
-
-
 def our_attack(name: str) -> str | tuple[Phase, ...]:
   """The corresponding `version` of ro.autoattack."""
   return "standard" if name == EVERYTHING else (PHASES[name],)
@@ -146,7 +103,7 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
   x, y, radius = net.x[:examples], net.y[:examples], net.radii[norm]
   u = BALLS[norm](radius, box=(0.0, 1.0))
   arguments: dict[str, Any] = {"u": u, "version": our_attack(name)}
-  with compiling() as seconds_compiling:
+  with clock.compiling() as seconds_compiling:
     began = time.perf_counter()
     verdict = ro.autoattack(net.logits_fn, x, y, batch_size=BATCH, **arguments)
     seconds = time.perf_counter() - began - seconds_compiling[0]
@@ -178,9 +135,9 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
   began = time.perf_counter()
   images = []
   for start in range(0, examples, BATCH):
-    batch = nets.channels_first(x[start : start + BATCH])
+    batch = torch_nets.channels_first(x[start : start + BATCH])
     labels = torch.from_numpy(y[start : start + BATCH]).long()
-    images.append(nets.channels_last(attack(batch, labels)))
+    images.append(torch_nets.channels_last(attack(batch, labels)))
   seconds = time.perf_counter() - began
   if net.module.training:
     raise RuntimeError("The attack left the net in training mode.")
@@ -197,24 +154,10 @@ def compare(net: nets.Net, name: str, norm: str, examples: int, controls: bool) 
 
 def broken(net: nets.Net, x: np.ndarray, y: np.ndarray, images: np.ndarray, u: Ball) -> np.ndarray:
   """Whether each image is misclassified by the PyTorch net and in the ball and box, [N]."""
-  logits = net.module(nets.channels_first(images)).numpy()
+  logits = net.module(torch_nets.channels_first(images)).numpy()
   inside = lengths(u, images - x) <= float(u.radius) * (1 + 1e-4)
   boxed = ((images >= 0) & (images <= 1)).reshape(len(x), -1).all(axis=1)
   return (logits.argmax(axis=1) != y) & inside & boxed
-
-
-@contextmanager
-def compiling() -> Iterator[list[float]]:
-  """Measures the seconds of JAX compilation within the context."""
-  total = [0.0]
-
-  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    del kwargs
-    total[0] += duration_secs * (event in COMPILING)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  yield total
-  jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def markdown(lines: dict[tuple[str, str, str, str], dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ import torch
 import torchattacks
 
 import robust_opt as ro
-from benchmarks import nets
+from benchmarks import nets, torch_nets
 from robust_opt import losses
 from robust_opt.attacks import white_box
 from robust_opt.keys import keys_of
@@ -52,14 +52,14 @@ def robust_opt_entry(net: nets.Net, radius: float) -> Entry:
 def torchattacks_entry(net: nets.Net, radius: float) -> Entry:
   """Eager PyTorch."""
   attack = torchattacks.PGD(net.module, eps=radius, alpha=RELATIVE_STEP * radius, steps=STEPS)
-  x, y = nets.channels_first(net.x[:BATCH]), torch.from_numpy(net.y[:BATCH]).long()
+  x, y = torch_nets.channels_first(net.x[:BATCH]), torch.from_numpy(net.y[:BATCH]).long()
   return lambda: (net.module(attack(x, y)).argmax(dim=1) != y).numpy()
 
 
 def foolbox_torch_entry(net: nets.Net, radius: float) -> Entry:
   """Eager PyTorch."""
   model = foolbox.PyTorchModel(net.module, bounds=(0, 1), device="cpu")
-  x, y = nets.channels_first(net.x[:BATCH]), torch.from_numpy(net.y[:BATCH]).long()
+  x, y = torch_nets.channels_first(net.x[:BATCH]), torch.from_numpy(net.y[:BATCH]).long()
   attack = foolbox.attacks.LinfPGD(rel_stepsize=RELATIVE_STEP, steps=STEPS)
   return lambda: attack(model, x, y, epsilons=radius)[2].numpy()
 

@@ -1,4 +1,9 @@
-"""Eight devices on one CPU, cheap compilations, properties that fail the same way twice."""
+"""Eight devices on one CPU, cheap compilations, properties that fail the same way twice.
+
+ROBUST_OPT_TEST_BACKEND=gpu runs the same tests on the accelerator that JAX finds (benchmarks/README.md
+says how): float32 products are then computed in full precision, as on a CPU, and tests that need
+more devices than there are skip.
+"""
 
 import importlib.metadata
 import os
@@ -8,13 +13,27 @@ from pathlib import Path
 
 assert "jax" not in sys.modules, "jax read its environment before the tests could set it"
 
-# The tests compile far more than they compute.
-_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA refuses flags that it drops
-  # The older code generator compiles in less than half the time; no wait for a second thread.
-  _FLAGS += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+BACKEND = os.environ.get("ROBUST_OPT_TEST_BACKEND", "cpu")
+
+
+def _environment_of_a_cpu() -> dict[str, str]:
+  # The tests compile far more than they compute.
+  flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+  if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA refuses flags that it drops
+    # The older code generator compiles in less than half the time; no wait for a second thread.
+    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+  flags = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+  return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def _environment_of_an_accelerator() -> dict[str, str]:
+  # The processes of pytest-xdist, and those that the tests start, share its memory.
+  sharing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  # The tolerances are those of float32; by default accelerators round the factors of its products.
+  return sharing | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+
+
+os.environ |= _environment_of_a_cpu() if BACKEND == "cpu" else _environment_of_an_accelerator()
 
 # Processes that the tests start, and the workers of pytest-xdist, share what takes long to compile.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -28,6 +47,28 @@ import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("robust_opt", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("robust_opt")
+
+
+def pytest_sessionstart(session):
+  del session
+  found = jax.default_backend()
+  if found != BACKEND:
+    pytest.exit(f"ROBUST_OPT_TEST_BACKEND is {BACKEND}, but JAX runs on {found}.", returncode=2)
+
+
+def pytest_runtest_setup(item):
+  """Skips tests marked `devices(n)` where there are fewer."""
+  for marker in item.iter_markers("devices"):
+    (needed,), found = marker.args, jax.device_count()
+    if found < needed:
+      pytest.skip(f"needs {needed} devices, but there are {found} ({BACKEND})")
+
+
+@pytest.fixture
+def default_precision():
+  """Computes float32 products as the backend does unless told otherwise."""
+  with jax.default_matmul_precision(None):
+    yield
 
 
 @pytest.fixture

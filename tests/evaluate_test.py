@@ -292,7 +292,7 @@ def test_verify_says_what_is_untrue(trained, tmp_path):
 
 
 def command(name, *arguments, folder=ROOT, **options):
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
   return subprocess.Popen(
     [sys.executable, "-m", f"robust_opt.{name}", *map(str, arguments)],
     cwd=folder,

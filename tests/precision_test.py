@@ -17,6 +17,7 @@ from robust_opt.models.affine import layers_of
 from robust_opt.theory.linear import counterparts, decay
 from robust_opt.training import layerwise
 
+pytestmark = pytest.mark.usefixtures("default_precision")
 N, SIZE = 3, 64
 IMAGES = jnp.zeros((N, 8, 8, 1))
 INIT = (jax.random.key(0), IMAGES)

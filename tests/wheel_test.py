@@ -98,7 +98,8 @@ class Environment:
     """What the process prints."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # One device: the mesh of eight would have to divide the batches.
-    environment["XLA_FLAGS"] = environment["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    flags = environment.get("XLA_FLAGS", "")
+    environment["XLA_FLAGS"] = flags.replace("device_count=8", "device_count=1")
     done = subprocess.run(
       [str(self.python), *map(str, arguments)],
       cwd=self.folder, capture_output=True, text=True, check=False, env=environment,

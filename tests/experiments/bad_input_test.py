@@ -74,7 +74,10 @@ TABLE = [
   (["--config.optimizer.name=adam"], ["--config.optimizer.name=adam needs", "learning_rate"]),
   (["--config.optimizer.name=softmax"], ["--config.optimizer", "softmax"]),
   (["--config.training.batch_size=4000"], ["--config.training.batch_size", "1293", "4000"]),
-  (["--config.training.batch_size=30"], ["--config.training.batch_size", "8 devices", "30"]),
+  pytest.param(
+    (["--config.training.batch_size=30"], ["--config.training.batch_size", "8 devices", "30"]),
+    marks=pytest.mark.devices(8),
+  ),
   # Data
   (["--config.data.name=mnst"], ["data.name", "'mnst'", "did you mean mnist"]),
   (
@@ -135,6 +138,7 @@ def test_one_sentence(row, places, monkeypatch, capfd):
   assert not list((places["tmp"] / "temporary").iterdir())
 
 
+@pytest.mark.devices(8)
 def test_devices_are_those_the_table_speaks_of():
   assert jax.device_count() == 8
 

@@ -362,6 +362,7 @@ def robust_gradient(name):
   return lambda params, x, y, keys: jax.value_and_grad(robust)(params, x, y, attack_key=keys)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize(
   ("name", "how"),
   [(name, "shard_map_checked") for name in attacks()]  # the strictest of all
@@ -369,7 +370,6 @@ def robust_gradient(name):
 )
 def test_devices_agree_with_one(name, how):
   """The mean over eight devices is the single device's: every example keeps its own adversary."""
-  assert jax.device_count() == 8
   params, x, y = mlp_problem()
   batch = (x, y, jax.random.split(jax.random.key(3), BATCH))
   gradient = robust_gradient(name)

@@ -27,6 +27,7 @@ def formulation(request, monkeypatch):
 
 
 def test_formulation_follows_the_backend_unless_set(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
   assert layers.use_matmul()
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert not layers.use_matmul()

@@ -23,6 +23,7 @@ from robust_opt.data.datasets import load
 from robust_opt.training import sharding
 
 DEVICES, BATCH, STEPS = 8, 24, 3
+pytestmark = pytest.mark.devices(DEVICES)
 BRIGHT = 0.36
 # Two ascent gradients and one of the parameters, each forward and back through sums over 64 pixels,
 # 24 units, 10 classes and 24 examples.
@@ -51,8 +52,7 @@ NETS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def eight_devices_and_float64():
-  assert jax.device_count() == DEVICES
+def in_float64():
   with jax.enable_x64(True):
     yield
 

@@ -1,0 +1,1 @@
+"""Measures an accelerator: training throughput, seeds, AutoAttack, beside PyTorch."""
