@@ -26,6 +26,8 @@ from absl import logging
 
 from robust_opt import extras, layout
 from robust_opt.data import tfds
+from robust_opt.data.folders import ImageFiles, read_folder
+from robust_opt.data.sampling import random_order, stratified
 from robust_opt.errors import InputError, WriteError
 from robust_opt.files import atomic_write
 from robust_opt.layout import ChannelAxis
@@ -39,18 +41,21 @@ class Dataset(NamedTuple):
   """One split of an image-classification data set.
 
   Attributes:
-    images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats.
+    images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats; of a
+      folder of images ImageFiles, which np.asarray decodes.
     labels: [N], int32 in [0, num_classes); -1 where `few_labels` removed it.
     num_classes: the number of classes.
     name: of the data set.
     split: its name.
+    classes: their names, where they are known.
   """
 
-  images: np.ndarray
+  images: np.ndarray | ImageFiles
   labels: np.ndarray
   num_classes: int
   name: str
   split: str
+  classes: tuple[str, ...] = ()
 
 
 def load(
@@ -60,22 +65,25 @@ def load(
   data_dir: str | None = None,
   cache_dir: str | None = None,
   download: bool = True,
+  image_size: int = 0,
 ) -> Dataset:
   """Loads one split of a data set by name.
 
   The first of: bundled ('digits'); the cache; prepared under `data_dir`; the archives of mnist,
-  fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; TFDS's own
-  preparation, if TensorFlow is installed. A prepared folder is preferred to an archive; both have
-  the same examples in the same order.
+  fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; an existing folder of
+  images (`folders.read_folder`); TFDS's own preparation, if TensorFlow is installed. A prepared
+  folder is preferred to an archive; both have the same examples in the same order.
 
   Args:
-    name: 'digits', or the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
+    name: 'digits', the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2', or a folder with
+      a folder of images for each class.
     split: 'train', 'test', or another split of the data set.
     data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
       default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
       ~/.cache/robust_opt. If it is not writable, there is a warning and no cache.
     download: whether a data set that is not on this machine may be downloaded.
+    image_size: of a folder of images: the height and width to resize them to; 0: as they are.
 
   Returns:
     The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
@@ -86,16 +94,25 @@ def load(
       images or labels.
     MissingExtraError: the extra `data` (or `run`, for the digits) is not installed.
   """
+  own = Path(name).expanduser()
+  if image_size and not own.is_dir():
+    raise InputError(
+      f"data.image_size={image_size} has no effect on data.name={name!r}: only the images of a "
+      "folder are resized"
+    )
   if name == "digits":
     return _digits(split)
-  if not _NAME.fullmatch(name):
+  if not _NAME.fullmatch(name) and not own.is_dir():
     raise InputError(
-      f"data.name={name!r} is not the name of a data set: allowed are 'digits' and TensorFlow "
-      "Datasets' name, name/config or name:1.2.3"
+      f"data.name={name!r} is not the name of a data set: allowed are 'digits', a folder of class "
+      "folders of images, and TensorFlow Datasets' name, name/config or name:1.2.3"
     )
   root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
-  folder = tfds.prepared_folder(root, name)
+  folder = tfds.prepared_folder(root, name) if _NAME.fullmatch(name) else None
   archive = tfds.find_archive(name)
+  if folder is None and archive is None and own.is_dir():
+    images, labels, classes = read_folder(own, split, image_size)
+    return Dataset(images, labels, len(classes), name, split, classes)
   if folder is None and archive is None:
     folder = _prepare(root, name, download)
   path = _cache_path(cache_root, name, split, folder or archive)
@@ -180,7 +197,7 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
       "fractions that leave at least one example on either side"
     )
   held = np.zeros(num_examples, bool)
-  held[_random_order(num_examples, seed)[:count]] = True
+  held[random_order(num_examples, seed)[:count]] = True
   return _select(dataset, ~held, dataset.split), _select(dataset, held, "holdout")
 
 
@@ -204,7 +221,7 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
       f"labels={count} is not allowed: a multiple of the {dataset.num_classes} classes is, up to "
       f"{rarest} of each"
     )
-  order = _random_order(len(dataset.labels), seed)
+  order = random_order(len(dataset.labels), seed)
   has_label = np.zeros(len(order), bool)
   for label in range(dataset.num_classes):
     has_label[order[dataset.labels[order] == label][:each]] = True
@@ -223,7 +240,10 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
 def fingerprint(dataset: Dataset) -> str:
   """SHA-256, in hex, of the images and the labels: their types, shapes and values."""
   digest = hashlib.sha256()
-  for array in (dataset.images, dataset.labels):
+  images = dataset.images
+  if isinstance(images, ImageFiles):
+    images = np.frombuffer(images.sha256().encode(), np.uint8)
+  for array in (images, dataset.labels):
     digest.update(f"{array.dtype.name} {array.shape} ".encode())
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     digest.update(np.ascontiguousarray(little).data)
@@ -273,16 +293,6 @@ def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
   return dataset._replace(images=dataset.images[which], labels=dataset.labels[which], split=split)
 
 
-def _random_order(num_examples: int, seed: int) -> np.ndarray:
-  """A permutation of range(num_examples) that no version of NumPy changes.
-
-  NumPy guarantees the raw numbers of a bit generator across versions, but not `permutation`.
-  """
-  if seed < 0:
-    raise InputError(f"seed={seed!r} is not allowed: 0, 1, ... are")
-  return np.argsort(np.random.PCG64(seed).random_raw(num_examples), kind="stable")
-
-
 def _digits(split: str) -> Dataset:
   """scikit-learn's digits: 1,437 to train and 360 to test, images uint8 [N, 8, 8, 1].
 
@@ -296,17 +306,10 @@ def _digits(split: str) -> Dataset:
   from sklearn.datasets import load_digits
 
   scans = load_digits()
-  labels = scans.target
-  rank = np.empty(len(labels))  # of each scan within its class, in (0, 1)
-  order = _random_order(len(labels), _DIGITS_SEED)
-  for label in range(10):
-    members = order[labels[order] == label]
-    rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-  is_test = np.zeros(len(labels), bool)
-  is_test[np.argsort(rank, kind="stable")[:_DIGITS_TEST]] = True
+  is_test = stratified(scans.target, _DIGITS_TEST, _DIGITS_SEED)
   images = np.round(scans.images * (255 / 16)).astype(np.uint8)
   members = is_test if split == "test" else ~is_test
-  return from_arrays(images[members], labels[members], 10, "digits", split)
+  return from_arrays(images[members], scans.target[members], 10, "digits", split)
 
 
 def _data_root(data_dir: str | None) -> Path:
