@@ -25,7 +25,7 @@ import numpy as np
 from absl import logging
 
 from robust_opt import extras, layout
-from robust_opt.data import tfds
+from robust_opt.data import archives, folders, tfds
 from robust_opt.data.folders import ImageFiles, read_folder
 from robust_opt.data.sampling import random_order, stratified
 from robust_opt.errors import InputError, WriteError
@@ -75,8 +75,8 @@ def load(
   folder is preferred to an archive; both have the same examples in the same order.
 
   Args:
-    name: 'digits', the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2', or a folder with
-      a folder of images for each class.
+    name: 'digits'; the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'; a folder with a
+      folder of images for each class; or an .npz file (`archives.read_arrays`).
     split: 'train', 'test', or another split of the data set.
     data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
       default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -102,6 +102,8 @@ def load(
     )
   if name == "digits":
     return _digits(split)
+  if archives.is_archive(name):
+    return _of_archive(name, split)
   if not _NAME.fullmatch(name) and not own.is_dir():
     raise InputError(
       f"data.name={name!r} is not the name of a data set: allowed are 'digits', a folder of class "
@@ -130,6 +132,17 @@ def load(
   return dataset
 
 
+def _of_archive(name: str, split: str) -> Dataset:
+  """A split of an .npz file; a fifth of every class is the test set if the file has none."""
+  if "test" in archives.splits_of(name):
+    num_classes = from_arrays(*archives.read_arrays(name, "train"), name=name).num_classes
+    return from_arrays(*archives.read_arrays(name, split), num_classes, name, split)
+  whole = from_arrays(*archives.read_arrays(name, "train"), name=name)
+  count = len(whole.labels)
+  is_test = stratified(whole.labels, round(folders.TEST_FRACTION * count), folders.SEED)
+  return _select(whole, is_test if split == "test" else ~is_test, split)
+
+
 def from_arrays(
   images: Any,
   labels: Any,
@@ -141,9 +154,9 @@ def from_arrays(
   """A data set from arrays, which are checked, with the channels last.
 
   Args:
-    images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; uint8 in [0, 255], or floats
-      in [0, 1], which become float32.
-    labels: [N], integers in [0, num_classes).
+    images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; integers in [0, 255], which
+      become uint8, or floats in [0, 1], which become float32.
+    labels: [N] or [N, 1], integers in [0, num_classes), of any type; or one-hot [N, num_classes].
     num_classes: None takes the largest label + 1.
     name: of the data set.
     split: its name.
@@ -157,7 +170,7 @@ def from_arrays(
     InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels that
       are not integers or outside the range, different numbers of images and labels.
   """
-  array, y = _as_array("images", images), _as_array("labels", labels)
+  array, y = _as_array("images", images), _class_indices(_as_array("labels", labels))
   axis = None if array.ndim == 3 else layout.resolve(channel_axis, array.shape[1:])
   x = layout.to_last(array, axis)
   if x.ndim != 4 or x.size == 0:
@@ -270,13 +283,29 @@ def _as_array(argument: str, value: Any) -> np.ndarray:
 def _checked_pixels(images: np.ndarray) -> np.ndarray:
   if images.dtype == np.uint8:
     return np.ascontiguousarray(images)
-  allowed = "allowed is uint8 in [0, 255] or floats in [0, 1]"
-  if not np.issubdtype(images.dtype, np.floating):
+  allowed = "allowed are integers in [0, 255] or floats in [0, 1]"
+  integers = np.issubdtype(images.dtype, np.integer)
+  if not integers and not np.issubdtype(images.dtype, np.floating):
     raise InputError(f"images has type {images.dtype}: {allowed}")
   low, high = images.min(), images.max()  # NaN if any pixel is
+  if integers and 0 <= low <= high <= 255:
+    return np.ascontiguousarray(images, np.uint8)
   if not (low >= 0 and high <= 1):
     raise InputError(f"images has pixels from {low} to {high}: {allowed}")
   return np.ascontiguousarray(images, np.float32)
+
+
+def _class_indices(labels: np.ndarray) -> np.ndarray:
+  """Labels [N] of one-hot ones, of a column, or of integers stored as floats."""
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.ndim == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+    return labels.argmax(axis=1)
+  if np.issubdtype(labels.dtype, np.floating) and labels.ndim == 1:
+    if not (labels == np.rint(labels)).all():
+      raise InputError(f"labels has type {labels.dtype} and is not made of integers")
+    return labels.astype(np.int64)
+  return labels
 
 
 def _checked_labels(labels: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:

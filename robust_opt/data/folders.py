@@ -21,10 +21,10 @@ from robust_opt.data.sampling import stratified
 from robust_opt.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-TEST_FRACTION = 0.2  # of every class, where the folder has no test folder
+TEST_FRACTION = 0.2  # of every class, where there is no test set
 _TEST_NAMES = ("test", "val", "valid", "validation")
 _GREY = ("1", "L", "LA")
-_SEED = 0
+SEED = 0
 
 
 class ImageFiles:
@@ -105,7 +105,7 @@ def read_folder(root: Path, split: str, image_size: int = 0) -> Folder:
   else:
     files = _list(root)
     everything, labels = _flat(files)
-    is_test = stratified(labels, round(TEST_FRACTION * len(labels)), _SEED)
+    is_test = stratified(labels, round(TEST_FRACTION * len(labels)), SEED)
     members = np.flatnonzero(is_test if split == "test" else ~is_test)
     paths, labels = [everything[i] for i in members], labels[members]
   return Folder(ImageFiles(paths, _shape(root, everything, image_size)), labels, tuple(files))
