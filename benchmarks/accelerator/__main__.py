@@ -98,9 +98,10 @@ def _attack_rows(size: Size, data_dir: Path | None) -> Iterator[Row]:
   def target() -> attacks.Target:
     return attacks.train(attacks.load(data_dir, size), size)
 
-  def ours() -> dict[str, Any]:
-    return {"net": target().row, **attacks.robust_opt_row(target(), size)}
+  def ours(search_precision: str | None = None) -> dict[str, Any]:
+    return {"net": target().row, **attacks.robust_opt_row(target(), size, search_precision)}
 
+  yield Row("autoattack robust_opt, search in tf32", 120, lambda: ours("tf32"))
   yield Row("autoattack robust_opt", 120, ours)
   if TORCHATTACKS:
     yield Row("autoattack torchattacks", 60, lambda: attacks.torch_row(target(), size))
