@@ -4,10 +4,10 @@
   projections.l2(delta, radius, (-x, 1 - x))       # nearest point of the ball within the pixel box
 
 Every function takes delta [*S], a radius [] >= 0 (it may be traced), and optional bounds
-(lower [*S] <= 0, upper [*S] >= 0), and returns [*S]. Projecting onto the ball and then onto the
-bounds is not the projection onto their intersection; these are. The result has the type of delta.
-bfloat16 and float16 are computed in float32 and rounded once: the result may leave the ball by eps
-/ 2 of the radius, and never leaves a representable bound.
+(lower [*S] <= 0, upper [*S] >= 0), and returns [*S] in delta's type. Projecting onto the ball and
+then onto the bounds is not the projection onto their intersection; these are. bfloat16 and float16
+are rounded once, at the end: the result may leave the ball by eps / 2 of the radius, and never
+leaves a representable bound.
 
 |  input                  |  result                            |
 |  radius 0               |  0                                 |
@@ -16,6 +16,8 @@ bfloat16 and float16 are computed in float32 and rounded once: the result may le
 |  delta huge, no bounds  |  exact to an ulp of its entries    |
 |  NaN in delta           |  NaN                               |
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -153,23 +155,15 @@ def _sqrt(a: Array) -> Array:
 def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
   """sign(delta) * clip(|delta| - t, 0, cap) for the t at which its l_1 norm is the radius.
 
-  For delta outside the ball. Bisection over the bit patterns of positive floating point numbers,
-  which have the same order, ends at two neighbors around t at any scale of delta.
+  For delta outside the ball.
   """
   magnitude = jnp.abs(delta)
-  bits = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
-
-  def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
-    low, high = interval
-    middle = low + (high - low) // 2
-    t = jax.lax.bitcast_convert_type(middle, magnitude.dtype)
-    outside = jnp.sum(jnp.clip(frozen_magnitude - t, 0.0, frozen_cap)) > frozen_radius
-    return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
-
   frozen_magnitude, frozen_cap, frozen_radius = jax.lax.stop_gradient((magnitude, cap, radius))
-  highest = jax.lax.bitcast_convert_type(linf_norm(frozen_magnitude), bits)
-  interval = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(highest), highest))
-  low, high = (jax.lax.bitcast_convert_type(end, magnitude.dtype) for end in interval)
+
+  def outside(t: Array) -> Array:
+    return jnp.sum(jnp.clip(frozen_magnitude - t, 0.0, frozen_cap)) > frozen_radius
+
+  low, high = bisect(outside, linf_norm(frozen_magnitude))
   # Between the two the norm is linear in t. Solving for t there gives the derivative; as a distance
   # below the largest free entry it loses no digits when entries are huge.
   full = magnitude - high >= cap
@@ -179,3 +173,23 @@ def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
   height = (radius - spent) / jnp.maximum(jnp.sum(free), 1)
   value = jnp.where(full, cap, jnp.where(free, jnp.clip(height - below, 0.0, cap), 0.0))
   return jnp.sign(delta) * value
+
+
+def bisect(above: Callable[[Array], Array], highest: Array) -> tuple[Array, Array]:
+  """The neighbors low < high in [0, highest] of which `above` holds for low and not for high.
+
+  Bisection over the bit patterns of positive floating point numbers, which have the same order, is
+  accurate at any scale.
+  """
+  dtype = highest.dtype
+  bits = jnp.dtype(f"int{8 * dtype.itemsize}")
+
+  def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = interval
+    middle = low + (high - low) // 2
+    higher = above(jax.lax.bitcast_convert_type(middle, dtype))
+    return jnp.where(higher, middle, low), jnp.where(higher, high, middle)
+
+  top = jax.lax.bitcast_convert_type(highest, bits)
+  low, high = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(top), top))
+  return jax.lax.bitcast_convert_type(low, dtype), jax.lax.bitcast_convert_type(high, dtype)
