@@ -15,20 +15,15 @@ from robust_opt.sets import projections
 from robust_opt.sets.base import ExampleSet, Radius, ratio, set_dataclass, static
 from robust_opt.types import Array
 
-# Labels [*S], or a function from the shape of one example to them.
+# Integer labels [*S], a group for every label, or a function from the shape of one example to them.
 Groups = np.ndarray | Callable[[Sequence[int]], np.ndarray]
 
 
 def channels(shape: Sequence[int], channel_axis: ChannelAxis = layout.AUTO) -> np.ndarray:
   """A group for every channel: labels [*S], the index along the channel axis.
 
-  Args:
-    shape: of one example.
-    channel_axis: of one example, 0 for [C, H, W]; "auto" guesses it from the shape
-      (`robust_opt.layout.resolve`). `functools.partial(channels, channel_axis=0)` binds it.
-
-  Raises:
-    InputError: the examples have no channel axis.
+  `functools.partial(channels, channel_axis=0)` binds the axis, of one example [*S] as in
+  `robust_opt.layout.resolve`. InputError if the examples have no channel axis.
   """
   axis = layout.resolve(channel_axis, shape)
   if axis is None:
@@ -45,18 +40,10 @@ class patches:  # noqa: N801
 
   The groups of a signal are intervals, those of a volume cubes, over all axes but the channel axis.
   Call it with the shape of an example to get labels of that shape.
-
-  Attributes:
-    side: in pixels, >= 1; the last patches along an axis may be smaller.
-    channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
-      shape (`robust_opt.layout.resolve`).
-
-  Raises:
-    InputError: the side is < 1, or (when called) channel_axis is not an axis of the examples.
   """
 
-  side: int
-  channel_axis: ChannelAxis = layout.AUTO
+  side: int  # in pixels, >= 1; the last patches along an axis may be smaller
+  channel_axis: ChannelAxis = layout.AUTO  # of one example: see `robust_opt.layout.resolve`
 
   def __post_init__(self) -> None:
     if self.side < 1:
@@ -78,19 +65,10 @@ class GroupL21(ExampleSet):
   Its steepest ascent moves the one group of largest |grad_g|_2, by the whole radius along its unit
   gradient; ties go to the group of the smallest label. Its samples are uniform. Source: the norm of
   the group lasso, Yuan and Lin (2006).
-
-  Attributes:
-    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    groups: integer labels [*S] of one example, a group for every label; or a function from the
-      shape *S to them: `channels`, `patches(4)`.
-
-  Raises:
-    InputError: the radius is negative or NaN; from the methods: the labels are not integers of the
-      shape of an example, x is not floating point, or the radius is neither [] nor [B].
   """
 
-  radius: Radius
-  groups: Groups = static()
+  radius: Radius  # [] or [B], >= 0, in the units of x (pixels)
+  groups: Groups = static()  # integers, or a function to them: `channels`, `patches(4)`
 
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     partition = _partition(self.groups, x.shape)
@@ -128,7 +106,7 @@ class GroupLInf2(ExampleSet):
   """{|delta_g|_2 <= radius for every group g}: every group has its own l_2 ball.
 
   Its steepest ascent moves every group of nonzero gradient by the radius along its unit gradient.
-  Its samples are uniform. Attributes and errors as for GroupL21.
+  Its samples are uniform. Fields as of GroupL21.
   """
 
   radius: Radius
@@ -165,18 +143,12 @@ class _Partition(NamedTuple):
   """The entries of an example [*S], n entries, in G groups of at most M.
 
   Both directions gather: sums by scattering depend on the order of threads on a GPU.
-
-  Attributes:
-    members: [G, M], the flat index of every member; n where a group has fewer.
-    labels: [*S], the group of every entry.
-    indices: [*S], its index in that group.
-    sizes: [G].
   """
 
-  members: np.ndarray
-  labels: np.ndarray
-  indices: np.ndarray
-  sizes: np.ndarray
+  members: np.ndarray  # [G, M], the flat index of every member; n where a group has fewer
+  labels: np.ndarray  # [*S], the group of every entry
+  indices: np.ndarray  # [*S], its index in that group
+  sizes: np.ndarray  # [G]
 
   def gather(self, v: Array) -> Array:
     """[*S] -> [G, M], 0 beyond the size of a group."""
