@@ -66,10 +66,7 @@ class UncertaintySet:
   """
 
   def steepest_ascent(self, grad: Array, x: Array) -> Array:
-    """The argmax over delta in U(x) of <grad, delta>, [B, *S]; 0 where grad is 0.
-
-    This is the ascent step of Algorithm 1 (Shaham et al. 2015, section 4).
-    """
+    """The argmax over delta in U(x) of <grad, delta>, [B, *S]; 0 where grad is 0."""
     raise InputError(f"{type(self).__name__} has no steepest ascent.")
 
   def project(self, delta: Array, x: Array) -> Array:
@@ -121,9 +118,7 @@ class ExampleSet(MappedSet):
   Subclasses define `_steepest_ascent(grad, x)`, `_project(delta, x)`, `_sample(key, x)` and
   `_gauge(delta, x)` for x [*S]. There the fields named in `_radii` are [], and they, grad and
   delta have x's type, or float32 if that has fewer bits. x keeps its type, whose rounding matters
-  at the bounds of a box.
-
-  The methods raise an InputError if x is not floating point, or a radius is neither [] nor [B].
+  at the bounds of a box. It is an InputError if x is not floating, or a radius not [] or [B].
   """
 
   _radii: ClassVar[tuple[str, ...]] = ("radius",)
@@ -203,10 +198,8 @@ def ratio(a: Array, b: Array) -> Array:
 
 
 def uniform_l2(key: Array, radius: Array, live: Array) -> Array:
-  """A uniform point of the l_2 ball over the entries where live [*S] is 1; 0 in the others.
-
-  Source: Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
-  """
+  """A uniform point of the l_2 ball over the entries where live [*S] is 1; 0 in the others."""
+  # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
   normal_key, exponential_key = jax.random.split(key)
   z = live * jax.random.normal(normal_key, live.shape, radius.dtype)
   e = jax.random.exponential(exponential_key, (), radius.dtype)

@@ -2,7 +2,6 @@
 
   build_set({"name": "LInf", "radius": 8 / 255, "box": (0.0, 1.0)})
   build_set({"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}})
-  build_set({"name": "Ellipsoid", "radius": 1.0, "scale": "scale.npy"})
   build_set({"name": "my_package.my_module:Cube", "radius": 0.1})
 
 |  value                     |  becomes                                          |
@@ -48,15 +47,7 @@ _PARTS: dict[str, Callable[..., Any]] = {"channels": _channels, "patches": sets.
 
 
 def build_set(config: Mapping[str, Any]) -> UncertaintySet:
-  """The set that a mapping describes.
-
-  Args:
-    config: `name`, a set of `robust_opt.sets` or your own "package.module:Class", and the keyword
-      arguments of its class.
-
-  Raises:
-    InputError: a name, argument, object or file is unknown or missing, or the result is not a set.
-  """
+  """The set that a mapping of `name` and the arguments of its class describes, or an InputError."""
   built = _build(config)
   if not isinstance(built, UncertaintySet):
     raise InputError(f"{config!r} must describe a set, {', '.join(SETS)}, but is {built!r}.")

@@ -59,7 +59,18 @@ class patches:  # noqa: N801
 
 
 @set_dataclass
-class GroupL21(ExampleSet):
+class _Grouped(ExampleSet):
+  radius: Radius  # [] or [B], >= 0, in the units of x (pixels)
+  groups: Groups = static()  # integers, or a function to them: `channels`, `patches(4)`
+
+  def _gather(self, v: Array) -> tuple["_Partition", Array]:
+    """The groups, and the entries of v [*S] by group, [G, M]."""
+    partition = _partition(self.groups, v.shape)
+    return partition, partition.gather(v)
+
+
+@set_dataclass
+class GroupL21(_Grouped):
   """{sum over groups of |delta_g|_2 <= radius}, the l_1 ball of the groups' l_2 norms.
 
   Its steepest ascent moves the one group of largest |grad_g|_2, by the whole radius along its unit
@@ -67,19 +78,14 @@ class GroupL21(ExampleSet):
   the group lasso, Yuan and Lin (2006).
   """
 
-  radius: Radius  # [] or [B], >= 0, in the units of x (pixels)
-  groups: Groups = static()  # integers, or a function to them: `channels`, `patches(4)`
-
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
-    partition = _partition(self.groups, x.shape)
-    grouped = partition.gather(grad)
+    partition, grouped = self._gather(grad)
     norms = _norms(grouped)
     largest = jnp.arange(len(norms)) == jnp.argmax(norms)  # of NaN norms, if there are any
     return partition.scatter(jax.vmap(projections.furthest_l2)(grouped, self.radius * largest))
 
   def _project(self, delta: Array, x: Array) -> Array:
-    partition = _partition(self.groups, x.shape)
-    grouped = partition.gather(delta)
+    partition, grouped = self._gather(delta)
     # By symmetry every group keeps its direction, so that only the norms are left to project.
     lengths = projections.l1(_norms(grouped), self.radius)
     return partition.scatter(jax.vmap(projections.l2)(grouped, lengths))
@@ -88,33 +94,27 @@ class GroupL21(ExampleSet):
     # z of density exp(-N(z)) over N(z) + e is uniform in the unit ball of any norm N: the length
     # N(z) is Gamma(n), and N / (N + e) then the n-th root of a uniform number. Here the groups of z
     # are independent, of uniform direction and Gamma(size) length.
-    partition = _partition(self.groups, x.shape)
     normal_key, gamma_key, exponential_key = jax.random.split(key, 3)
     dtype = jnp.result_type(self.radius)
-    z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
+    partition, z = self._gather(jax.random.normal(normal_key, x.shape, dtype))
     lengths = jax.random.gamma(gamma_key, jnp.asarray(partition.sizes, dtype), dtype=dtype)
     total = jnp.sum(lengths) + jax.random.exponential(exponential_key, (), dtype)
     return partition.scatter(jax.vmap(projections.furthest_l2)(z, self.radius * lengths / total))
 
   def _gauge(self, delta: Array, x: Array) -> Array:
-    norms = _norms(_partition(self.groups, x.shape).gather(delta))
-    return ratio(jnp.sum(norms), self.radius)
+    return ratio(jnp.sum(_norms(self._gather(delta)[1])), self.radius)
 
 
 @set_dataclass
-class GroupLInf2(ExampleSet):
+class GroupLInf2(_Grouped):
   """{|delta_g|_2 <= radius for every group g}: every group has its own l_2 ball.
 
   Its steepest ascent moves every group of nonzero gradient by the radius along its unit gradient.
-  Its samples are uniform. Fields as of GroupL21.
+  Its samples are uniform.
   """
 
-  radius: Radius
-  groups: Groups = static()
-
   def _by_group(self, function: Callable[[Array, Array], Array], v: Array) -> Array:
-    partition = _partition(self.groups, v.shape)
-    grouped = partition.gather(v)
+    partition, grouped = self._gather(v)
     radius = jnp.broadcast_to(self.radius, grouped.shape[:1])
     return partition.scatter(jax.vmap(function)(grouped, radius))
 
@@ -126,17 +126,15 @@ class GroupLInf2(ExampleSet):
 
   def _sample(self, key: Array, x: Array) -> Array:
     # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2, in every group.
-    partition = _partition(self.groups, x.shape)
     normal_key, exponential_key = jax.random.split(key)
     dtype = jnp.result_type(self.radius)
-    z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
+    partition, z = self._gather(jax.random.normal(normal_key, x.shape, dtype))
     e = jax.random.exponential(exponential_key, partition.sizes.shape, dtype)
     length = jnp.sqrt(jnp.sum(z**2, axis=1) + 2.0 * e)
     return partition.scatter(self.radius * z / length[:, None])
 
   def _gauge(self, delta: Array, x: Array) -> Array:
-    norms = _norms(_partition(self.groups, x.shape).gather(delta))
-    return ratio(jnp.max(norms), self.radius)
+    return ratio(jnp.max(_norms(self._gather(delta)[1])), self.radius)
 
 
 class _Partition(NamedTuple):

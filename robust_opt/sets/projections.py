@@ -40,8 +40,8 @@ def linf(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_2 <= radius} and the bounds.
 
-  By the KKT conditions the projection is clip(s * delta, lower, upper) for the largest s <= 1
-  that keeps the norm. Outside the ball that is the point of the set furthest along delta.
+  By the KKT conditions it is clip(s * delta, lower, upper) for the largest s <= 1 that keeps the
+  norm. Outside the ball that is the point of the set furthest along delta.
   """
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
   return jnp.where(l2_norm(inside) <= radius, inside, furthest_l2(delta, radius, bounds))
@@ -51,8 +51,8 @@ def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_1 <= radius} and the bounds.
 
-  By the KKT conditions the projection is clip(soft_threshold(delta, t), lower, upper) for the
-  smallest t >= 0 that keeps the norm.
+  By the KKT conditions it is clip(soft_threshold(delta, t), lower, upper) for the smallest t >= 0
+  that keeps the norm.
   """
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
   cap = jnp.full_like(delta, jnp.inf) if bounds is None else room(delta, bounds)
@@ -153,10 +153,7 @@ def _sqrt(a: Array) -> Array:
 
 
 def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
-  """sign(delta) * clip(|delta| - t, 0, cap) for the t at which its l_1 norm is the radius.
-
-  For delta outside the ball.
-  """
+  """sign(delta) * clip(|delta| - t, 0, cap), delta outside, for the t of l_1 norm radius."""
   magnitude = jnp.abs(delta)
   frozen_magnitude, frozen_cap, frozen_radius = jax.lax.stop_gradient((magnitude, cap, radius))
 

@@ -234,10 +234,8 @@ class Tangent(_Plane):
 class TangentAt(_Plane):
   """`Tangent` with the basis that basis_of gives at every x: the tangent planes of a manifold.
 
-    {|delta|_2 <= radius, delta in the span of basis_of(x)}
-
-  Every call computes the basis at its x and orthonormalizes it: at least k times in an attack of k
-  steps. No derivative flows into the basis.
+  Every call computes the basis and orthonormalizes it: at least k times in an attack of k steps. No
+  derivative flows into the basis.
   """
 
   radius: Radius  # [] or [B], >= 0, in the units of x (pixels)

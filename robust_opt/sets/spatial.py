@@ -49,20 +49,17 @@ def transform(
   Bilinear, with 0 beyond the border. No value leaves the range of its image extended by 0.
 
   Args:
-    x: images [B, H, W, C], or of another layout.
+    x: floating point images, of two axes besides batch and channels.
     degrees: [], counterclockwise in the displayed image (rows downward).
     shift: [2], in pixels, down and to the right.
     channel_axis: of one image, 0 for [C, H, W]: see `robust_opt.layout.resolve`.
-
-  Raises:
-    InputError: x is not floating point, or does not have two axes besides batch and channels.
   """
   axis = layout.resolve(channel_axis, x.shape[1:])
   shape, x = x.shape, layout.to_last(x, axis)
   if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
     raise InputError(
-      f"x must be floating point images with two axes besides batch and channels, but is "
-      f"{x.dtype} of the shape {shape}, with the channel axis {axis} of an image."
+      f"x must be floating point images with two axes besides batch and channels (axis {axis}), "
+      f"but is {x.dtype} of the shape {shape}."
     )
   height, width = x.shape[1:3]
   dtype, x = x.dtype, x.astype(precision.wide(x.dtype))

@@ -76,20 +76,12 @@ def local_pca(
 ) -> Charts:
   """Local principal components: the plane of largest variance around each of num_charts anchors.
 
-  The anchors are the centers of k-means on the images, started at num_charts random images (a
-  center without images does not move). A plane is spanned by the leading right singular vectors of
-  the `neighbors` nearest images, about their mean. Source: Kambhatla and Leen (1997, Neural
-  Computation 9), with the nearest images in place of those of the same cell.
-
-  Few neighbors follow the curvature of the manifold better, many average out more noise.
-
-  Args:
-    images: [N, *S].
-    rank: 1 to min(neighbors - 1, entries of an image): the dimension of the planes.
-    num_charts: 1 to N.
-    key: draws the first centers.
-    neighbors: at most N; None means min(5 * rank, N).
-    iterations: of k-means, >= 0.
+  The anchors are the centers after some iterations of k-means on the images, started at random
+  images (a center without images does not move). A plane is spanned by the leading right singular
+  vectors of the `neighbors` nearest images (None: 5 * rank), about their mean. Few neighbors follow
+  the curvature of the manifold better, many average out more noise. The rank is less than their
+  number. Source: Kambhatla and Leen (1997, Neural Computation 9), with the nearest images in place
+  of those of the same cell.
   """
   x, shape = _pixels(images), np.shape(images)[1:]
   _check_integer("rank", rank, x.shape[1], "entries of an image")
@@ -144,21 +136,13 @@ def contractive_autoencoder(
     minimize the mean over images of  cross_entropy(y(x), x) + penalty |dh / dx|_F^2
 
   The cross-entropy is summed over the pixels, as if each were a probability. Reconstruction keeps
-  the code sensitive along the manifold; the penalty makes it insensitive elsewhere. Trained by Adam
-  in one compiled loop; an epoch drops the last N mod batch_size images of its random order.
+  the code of `hidden` units sensitive along the manifold; the penalty makes it insensitive
+  elsewhere. Trained by Adam; an epoch drops the last N mod batch_size images of its random order.
   Source: Rifai, Vincent, Muller, Glorot and Bengio (2011, ICML).
 
   Of the penalties 1, 3 and 10, the planes of 3 captured most of the difference between a held-out
-  MNIST digit and its nearest neighbor of the same class (5,000 digits and steps). With too large a
-  penalty the code becomes constant: the weights and the `contraction` go to 0, and the planes are
-  meaningless, first for images with few or hardly varying pixels.
-
-  Args:
-    images: [N, *S].
-    key: for the initial weights and the order of the images.
-    hidden: H, units of the code; at least the dimension of the planes.
-    penalty, learning_rate: >= 0, > 0.
-    epochs, batch_size: >= 1; the batch is at most N.
+  MNIST digit and its nearest neighbor of the same class. With too large a penalty the code becomes
+  constant: the weights and the `contraction` go to 0, and the planes are meaningless.
   """
   x = _pixels(images)
   for name, value in (("hidden", hidden), ("epochs", epochs), ("batch_size", batch_size)):
@@ -199,11 +183,10 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
   The directions in which the code changes most, largest first, up to sign; rows past the rank of J
   are 0 (all of them where every unit is saturated). No derivative flows through them.
 
-  Computed by subspace iteration on J J^T from a fixed start, with 2 rank vectors, many times faster
-  than a decomposition of every J: exact if H <= 2 rank, otherwise with an error of the plane that
-  shrinks as (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; it was below a
-  degree on MNIST. x is [B, *S], floats in [0, 1], and the result [B, rank, *S], orthonormal rows,
-  for a rank from 1 to min(H, n).
+  x is [B, *S] and the result [B, rank, *S], for a rank from 1 to min(H, n). Computed by subspace
+  iteration on J J^T with 2 rank vectors, many times faster than a decomposition of every J: exact
+  if H <= 2 rank, otherwise with an error of the plane that shrinks as
+  (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; below a degree on MNIST.
   """
   hidden, num_entries = params.weights.shape
   _check_integer("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
@@ -218,17 +201,13 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
   weights = jax.lax.stop_gradient(_over_largest(params.weights, axis=None))
   gram = jnp.matmul(weights, weights.T, precision=_EXACT)  # shared by all x
 
-  def times(q: Array) -> Array:
-    """J J^T q, [B, H, columns]."""
+  def times(q: Array) -> Array:  # J J^T q, [B, H, columns]
     return slopes * jnp.einsum("hk,bkc->bhc", gram, slopes * q, precision=_EXACT)
-
-  def iterate(_: int, q: Array) -> Array:
-    return jnp.linalg.qr(times(q))[0]
 
   num_vectors = min(hidden, 2 * rank)
   start = jax.random.normal(jax.random.key(0), (hidden, num_vectors), weights.dtype)
   q = jnp.broadcast_to(jnp.linalg.qr(start)[0], (len(x), hidden, num_vectors))
-  q = jax.lax.fori_loop(0, iterations, iterate, q)
+  q = jax.lax.fori_loop(0, iterations, lambda _, q: jnp.linalg.qr(times(q))[0], q)
   within = jnp.einsum("bhc,bhd->bcd", q, times(q), precision=_EXACT)
   q = jnp.matmul(q, _leading(within, rank), precision=_EXACT)
   rows = jnp.einsum("bhc,hn->bcn", slopes * q, weights, precision=_EXACT)  # J^T q
@@ -302,11 +281,7 @@ def _fit_charts(
 
 
 def _leading(gram: Array, rank: int) -> Array:
-  """The eigenvectors [..., k, rank] of the largest eigenvalues of gram [..., k, k], in order.
-
-  For gram = A A^T these are left singular vectors of A, many times faster than by LAPACK's
-  decomposition of A.
-  """
+  """The eigenvectors [..., k, rank] of the largest eigenvalues of gram [..., k, k], in order."""
   return jnp.linalg.eigh(gram)[1][..., ::-1][..., :rank]  # eigh is ascending
 
 
