@@ -226,14 +226,13 @@ def check_attack(attack: object, scheduled: bool = False) -> None:
   """InputError with a hint unless `attack` is an attack, or a ScheduledAttack if `scheduled`."""
   if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
     return
+  hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
   if isinstance(attack, UncertaintySet):
     hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.LInf(0.1))"
   elif isinstance(attack, InnerMaximizer):
     hint = "pass ro.ascend(maximizer, num_steps)"
   elif isinstance(attack, ScheduledAttack):
     hint = "only ro.make_train_step takes one; pass its at(step)"
-  else:
-    hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
   raise InputError(f"attack must be an attack, but was {_described(attack)}: {hint}.")
 
 
@@ -260,14 +259,11 @@ def _described(value: object) -> str:
 
 
 def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
-  """AscentInfo at the point x, and the input gradient there, [B, *S].
+  """AscentInfo at the point x, and the input gradient there, [B, *S]."""
 
-  The gradient of the summed loss is the per-example gradient, since examples do not interact.
-  """
-
-  def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    value, score = scored(value_fn(x))
-    return jnp.sum(value), (value, score)
+  def total(x: Array) -> tuple[Array, Scored]:  # examples do not interact
+    out = scored(value_fn(x))
+    return jnp.sum(out.value), out
 
   (_, (value, score)), grad = jax.value_and_grad(total, has_aux=True)(x)
   zero = jnp.all(grad == 0, axis=range(1, grad.ndim))

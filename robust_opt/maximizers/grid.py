@@ -4,8 +4,9 @@
   attack = ro.grid_search(u, num_rotations=31, num_translations=5)
   delta, info = attack(value_fn, None, x)      # x [B, H, W, C], [B, C, H, W] or [B, H, W]
 
-The loss has many local maxima, which gradients do not leave: a grid of a few hundred transforms is
-the stronger attack (Engstrom et al. 2019, arXiv 1712.02779, section 5).
+The loss has many local maxima, which gradients do not leave: a grid is the stronger attack, usually
+of 31 rotations and 5 translations per axis, up to 30 degrees and a tenth of the width (Engstrom et
+al. 2019, arXiv 1712.02779, section 5).
 """
 
 import jax
@@ -38,13 +39,6 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
   its score is never below the clean one, and NaN is the highest score. AscentInfo is stacked over
   the candidates, value [1 + num_rotations * num_translations^2, B] (one less if the grid contains
   the identity); zero_gradient is False, since no gradient is taken. The key is not used.
-
-  The usual grid has 31 rotations and 5 translations per axis, up to 30 degrees and a tenth of the
-  width (Engstrom et al. 2019, section 5).
-
-  Args:
-    u: the rotations and translations, which must not be traced.
-    num_rotations, num_translations: the number of angles, and of shifts along each axis, >= 1.
 
   Raises:
     InputError: u is another set, or a number is < 1; from the attack: x does not hold images, as

@@ -23,7 +23,7 @@ STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625)
 
 
 def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
-  """Projected L-BFGS with a per-example line search (Shaham et al. 2015, section 4).
+  """Projected L-BFGS within a convex set, with a per-example line search.
 
     d = H grad, H the limited-memory estimate of -(Hessian)^-1,   s = steepest ascent in U(x)
     delta_{t+1} = the best of  delta_t,  project(delta_t + a d),  delta_t + a (s - delta_t)
@@ -33,11 +33,8 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
   gradient and 2 len(STEP_LENGTHS) forward passes, and needs one value per example.
 
   The loss need not be concave, so H need not be positive; the direction to s, which always ascends,
-  is the safeguard. Source of H: Nocedal and Wright (2006), algorithm 7.4 (optax).
-
-  Args:
-    u: a convex set, so that the segment from delta_t to s lies in it.
-    memory_size: number of differences of points and gradients to keep.
+  is the safeguard. H keeps memory_size differences of points and gradients. Sources: Shaham et al.
+  2015, section 4; Nocedal and Wright (2006), algorithm 7.4 (optax).
   """
   estimate = optax.scale_by_lbfgs(memory_size)
 

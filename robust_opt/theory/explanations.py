@@ -6,14 +6,14 @@
   linearity(epsilons, logits).knee                  # near 1: lines that meet at x
   intervals(wrong).runs                             # few: regions, not pockets
 
-|  claim                                                  |  measured by                       |
-|  small changes add up over many pixels                  |  activation_growth                 |
-|  nets are locally linear along a perturbation           |  epsilon_sweep, linearity          |
-|  adversarial examples lie in contiguous regions         |  intervals, plane, components      |
-|  a rotation toward the gradient is enough               |  rotate_toward, smallest_angle     |
-|  nets make the same mistakes, as linear classifiers do  |  agreement_on_mistakes,            |
-|                                                         |  transfer_matrix, effective_weights |
-|  nets are confident on mistakes and on rubbish          |  confidence_on_mistakes, rubbish_rate |
+|  claim                                                  |  measured by                           |
+|  small changes add up over many pixels                  |  activation_growth                     |
+|  nets are locally linear along a perturbation           |  epsilon_sweep, linearity              |
+|  adversarial examples lie in contiguous regions         |  intervals, plane, components          |
+|  a rotation toward the gradient is enough               |  rotate_toward, smallest_angle         |
+|  nets make the same mistakes, as linear classifiers do  |  agreement_on_mistakes,                |
+|                                                         |  transfer_matrix, effective_weights    |
+|  nets are confident on mistakes and on rubbish          |  confidence_on_mistakes, rubbish_rate  |
 
 All functions are pure, and all but `components` can be jitted. Directions have the shape of x; bad
 arguments are an InputError. Perturbed points are not clipped to the pixel box; a fraction of no
