@@ -1,18 +1,18 @@
 """Uncertainty sets of perturbations delta. A set is a value with four methods (base.py).
 
-|  set                                |  what changes                   |  ascent, projection        |
-|  LInf(8 / 255, box), L2, L1         |  all entries, by a norm         |  exact                     |
-|  GroupL21(0.5, patches(4))          |  few 4 x 4 patches              |  exact                     |
-|  GroupLInf2(0.5, channels)          |  each channel by itself         |  exact                     |
-|  Ellipsoid(1.0, scale)              |  pixel j by scale_j             |  exact                     |
-|  L0(10, 1.0, box), not convex       |  at most ten entries            |  exact; may not be unique  |
-|  Tangent(0.5, basis)                |  along the rows of basis        |  exact                     |
-|  TangentAt(0.5, basis_of)           |  along basis_of(x), at every x  |  exact                     |
-|  LInfL2(8 / 255, 0.5, box)          |  within both                    |  exact                     |
-|  Intersection(first, second)        |  within two convex sets         |  feasible, approximate     |
-|  Product((a, b), ((4, 4), (9,)))    |  blocks of [B, 16 + 9]          |  as of the blocks          |
-|  Masked(u, mask)                    |  where mask is True             |  as of u                   |
-|  Transforms(30.0, 3.0), not convex  |  rotations and translations     |  none: `ro.grid_search`    |
+|  set                                |  what changes                  |  ascent, projection      |
+|  LInf(8 / 255, box), L2, L1         |  all entries, by a norm        |  exact                   |
+|  GroupL21(0.5, patches(4))          |  few 4 x 4 patches             |  exact                   |
+|  GroupLInf2(0.5, channels)          |  each channel by itself        |  exact                   |
+|  Ellipsoid(1.0, scale)              |  pixel j by scale_j            |  exact                   |
+|  L0(10, 1.0, box), not convex       |  at most ten entries           |  exact, not unique       |
+|  Tangent(0.5, basis)                |  along the rows of basis       |  exact                   |
+|  TangentAt(0.5, basis_of)           |  along basis_of(x) at every x  |  exact                   |
+|  LInfL2(8 / 255, 0.5, box)          |  within both                   |  exact                   |
+|  Intersection(first, second)        |  within two convex sets        |  feasible, approximate   |
+|  Product((a, b), ((4, 4), (9,)))    |  blocks of [B, 16 + 9]         |  as of the blocks        |
+|  Masked(u, mask)                    |  where mask is True            |  as of u                 |
+|  Transforms(30.0, 3.0), not convex  |  rotations, translations       |  none: `ro.grid_search`  |
 
 All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), and take radii [] or
 [B] that may be traced. A field out of its range is an InputError, as are examples that do not fit.
