@@ -133,8 +133,8 @@ class ExampleSet(MappedSet):
       object.__setattr__(self, "box", box)
 
   def _apply(self, operation: str, first: Array, x: Array) -> Array:
-    x = check_floating(x)
-    dtype, count = precision.wide(x.dtype), x.shape[:1]
+    x = jnp.asarray(x)
+    dtype, count = precision.wide(precision.check_floating(x, "x")), x.shape[:1]
     if operation == "sample":
       first = keys.per_example(first, *count)
     else:
@@ -153,14 +153,6 @@ class ExampleSet(MappedSet):
       return getattr(u, f"_{operation}")(first, x)
 
     return jax.vmap(of_one)(radii, precision.cast(first, dtype), x).astype(x.dtype)
-
-
-def check_floating(x: Array) -> Array:
-  """x as an array of JAX; an InputError if it is not floating point."""
-  x = jnp.asarray(x)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
-  return x
 
 
 def check_radius(name: str, radius: Radius) -> None:

@@ -17,7 +17,6 @@ from robust_opt.sets.base import (
   ExampleSet,
   Radius,
   UncertaintySet,
-  check_floating,
   check_radius,
   cube_bounds,
   ratio,
@@ -161,7 +160,7 @@ class _Plane(UncertaintySet):
     raise NotImplementedError
 
   def steepest_ascent(self, grad: Array, x: Array) -> Array:
-    span = self._span(check_floating(x))
+    span = self._span(x)
     c = span.coordinates(grad, x)
     entries = grad.reshape(len(grad), -1).astype(c.dtype)
     # The rounding of the sums here, and of the entries of grad.
@@ -172,19 +171,19 @@ class _Plane(UncertaintySet):
     return span.points(L2(self.radius).steepest_ascent(c, c), x)
 
   def project(self, delta: Array, x: Array) -> Array:
-    span = self._span(check_floating(x))
+    span = self._span(x)
     c = span.coordinates(delta, x)
     return span.points(L2(self.radius).project(c, c), x)
 
   def sample(self, key: Array, x: Array) -> Array:
-    span = self._span(check_floating(x))
+    span = self._span(x)
     c = span.coordinates(x, x)
     # Rows of 0, past the rank of the basis, stay 0.
     live = jnp.broadcast_to(jnp.any(span.q != 0, axis=-1), c.shape).astype(c.dtype)
     return span.points(_LiveL2(self.radius).sample(key, live), x)
 
   def gauge(self, delta: Array, x: Array) -> Array:
-    span = self._span(check_floating(x))
+    span = self._span(x)
     c = span.coordinates(delta, x)
     delta = delta.astype(c.dtype)
     left_over = jax.vmap(projections.l2_norm)(delta - span.points(c, delta))
@@ -224,6 +223,7 @@ class Tangent(_Plane):
     object.__setattr__(self, "basis", q.reshape(*q.shape[:lead], *basis.shape[lead:]))
 
   def _span(self, x: Array) -> "_Span":
+    precision.check_floating(x, "x")
     shape, lead = jnp.shape(self.basis), 2 if self.per_example else 1
     if shape[lead:] != x.shape[1:] or (self.per_example and shape[0] != len(x)):
       raise InputError(f"basis has the shape {shape}, which does not fit x of {x.shape}.")
@@ -245,7 +245,7 @@ class TangentAt(_Plane):
     check_radius("radius", self.radius)
 
   def _span(self, x: Array) -> "_Span":
-    basis = jax.lax.stop_gradient(self.basis_of(x))
+    basis = jax.lax.stop_gradient(self.basis_of(jnp.asarray(x)))
     return Tangent(self.radius, basis, per_example=True)._span(x)
 
 

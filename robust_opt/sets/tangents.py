@@ -20,8 +20,8 @@ import numpy as np
 import optax
 
 from robust_opt.errors import InputError
+from robust_opt.precision import check_floating
 from robust_opt.sets import BasisOf
-from robust_opt.sets.base import check_floating
 from robust_opt.types import Array
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -103,7 +103,8 @@ def charts_basis(charts: Charts, x: Array) -> Array:
   It is piecewise constant: correct at the anchors, and between them where the manifold is flat.
   """
   shape = charts.anchors.shape[1:]
-  if check_floating(x).shape[1:] != shape:
+  check_floating(x, "x")
+  if x.shape[1:] != shape:
     raise InputError(f"x has examples of the shape {x.shape[1:]}, but the charts are of {shape}.")
   anchors = charts.anchors.reshape(len(charts.anchors), -1)
   return charts.bases[_nearest(anchors, x.reshape(len(x), -1))].astype(x.dtype)
@@ -190,7 +191,8 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
   """
   hidden, num_entries = params.weights.shape
   _check_integer("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
-  size = math.prod(check_floating(x).shape[1:])
+  check_floating(x, "x")
+  size = math.prod(x.shape[1:])
   if size != num_entries:
     raise InputError(f"x has examples of {size} entries, but the encoder reads {num_entries}.")
   # Otherwise XLA spends seconds at compile time on folding the product of constant weights.
