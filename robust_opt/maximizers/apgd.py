@@ -245,7 +245,7 @@ def _reconsider(
   return memory, restart
 
 
-def _sparse_ascent(u: L1, num_steps: int, start: _Start) -> InnerMaximizer:
+def _sparse_ascent(u: Ball, num_steps: int, start: _Start) -> InnerMaximizer:
   period = max(1, 4 * num_steps // 100)
   points = tuple(range(period, num_steps + 1, period))
 

@@ -136,7 +136,7 @@ class ExampleSet(MappedSet):
     x = jnp.asarray(x)
     dtype, count = precision.wide(precision.check_floating(x, "x")), x.shape[:1]
     if operation == "sample":
-      first = keys.per_example(first, *count)
+      first = keys.per_example(first, len(x))
     else:
       chex.assert_equal_shape((first, x))
     radii = {name: getattr(self, name) for name in self._radii}

@@ -53,9 +53,9 @@ def paths(x: np.ndarray, y: np.ndarray, radii: np.ndarray) -> Paths:
   robust = [solve.least_squares(x, y, "columns", float(r)) for r in radii]
   strengths = np.array([r * np.linalg.norm(x @ s.w + s.b - y) for r, s in zip(radii, robust)])
   lasso = [solve.lasso(x, y, float(strength)) for strength in strengths]
-  coefficients = (np.stack([s.w for s in solutions]) for solutions in (robust, lasso))
+  robust_w, lasso_w = (np.stack([s.w for s in solutions]) for solutions in (robust, lasso))
   gap = max(s.gap / s.value for s in robust + lasso)
-  return Paths(np.asarray(radii), strengths, *coefficients, gap)
+  return Paths(np.asarray(radii), strengths, robust_w, lasso_w, gap)
 
 
 def algorithm1_loss(w: Array, b: Array, x: Array, y: Array) -> Array:
