@@ -20,6 +20,7 @@ from robust_opt.maximizers.base import (
 from robust_opt.precision import computed_wide
 from robust_opt.sets import L2
 from robust_opt.sets.base import UncertaintySet
+from robust_opt.sets.projections import over_largest
 from robust_opt.types import Array, ValueFn
 
 # The set of every step, or t [] -> the set of step t = 0, 1, ...
@@ -204,7 +205,6 @@ def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
 def _of_unit_l1(grad: Array) -> Array:
   """Each example's gradient divided by its l_1 norm; 0 stays 0."""
   axes = tuple(range(1, grad.ndim))
-  largest = jnp.max(jnp.abs(grad), axis=axes, keepdims=True)
-  scaled = grad / jnp.where(largest > 0, largest, 1.0)
+  scaled = over_largest(grad, axes)
   total = jnp.sum(jnp.abs(scaled), axis=axes, keepdims=True)
   return scaled / jnp.where(total > 0, total, 1.0)

@@ -139,10 +139,15 @@ def l1_norm(delta: Array) -> Array:
   return jnp.sum(jnp.abs(delta))
 
 
+def over_largest(v: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+  """v divided by its largest absolute entry along the axes; 0 where all entries are 0."""
+  largest = jnp.max(jnp.abs(v), axis=axis, keepdims=axis is not None)
+  return v / jnp.where(largest > 0, largest, 1.0)
+
+
 def _unit(v: Array) -> Array:
   """v / |v|_2; 0 where v is 0. Scaled first, since the square of 1e-30 is 0 in float32."""
-  largest = linf_norm(v)
-  scaled = v / jnp.where(largest > 0, largest, 1.0)
+  scaled = over_largest(v)
   norm = _sqrt(jnp.sum(scaled**2))
   return scaled / jnp.where(norm > 0, norm, 1.0)
 

@@ -60,8 +60,7 @@ class Ellipsoid(ExampleSet):
 
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     w, radius = self._relative(x)
-    largest = projections.linf_norm(grad)
-    scaled = grad / jnp.where(largest > 0, largest, 1.0)  # so that w * grad cannot underflow to 0
+    scaled = projections.over_largest(grad)  # so that w * grad cannot underflow to 0
     return w * projections.furthest_l2(w * scaled, radius)
 
   def _project(self, delta: Array, x: Array) -> Array:
@@ -124,8 +123,7 @@ class L0(ExampleSet):
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     reach = projections.room(grad, self._limits(x))
     movable = jnp.where(reach > 0, jnp.abs(grad), 0.0)
-    largest = projections.linf_norm(movable)
-    gain = movable / jnp.where(largest > 0, largest, 1.0) * reach
+    gain = projections.over_largest(movable) * reach
     kept = self._largest(gain, movable) & (movable > 0)
     return jnp.where(jnp.isnan(grad), grad, jnp.where(kept, jnp.sign(grad) * reach, 0.0))
 
@@ -280,8 +278,7 @@ def _orthonormal(rows: Array) -> Array:
   QR alone does not give the span of dependent rows: the arbitrary direction that it adds for a
   dependent row absorbs part of the later rows. The singular vectors of its small factor do.
   """
-  largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
-  scaled = rows / jnp.where(largest > 0, largest, 1.0)
+  scaled = projections.over_largest(rows, axis=1)
   q, _ = jnp.linalg.qr(scaled.T)
   # Recomputed from Q: the factor of the QR itself would be decomposed while Q is assembled, and two
   # batched LAPACK calls that each wait for XLA's two threads deadlock (jaxlib 0.10).

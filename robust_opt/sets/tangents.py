@@ -22,6 +22,7 @@ import optax
 from robust_opt.errors import InputError
 from robust_opt.precision import check_floating
 from robust_opt.sets import BasisOf
+from robust_opt.sets.projections import over_largest
 from robust_opt.types import Array
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -199,8 +200,8 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
   params = jax.lax.optimization_barrier(params)
   slopes = _slopes(params, x)
   # The plane does not depend on the scale of J, whose square may underflow.
-  slopes = jax.lax.stop_gradient(_over_largest(slopes, axis=1))[:, :, None]
-  weights = jax.lax.stop_gradient(_over_largest(params.weights, axis=None))
+  slopes = jax.lax.stop_gradient(over_largest(slopes, axis=1))[:, :, None]
+  weights = jax.lax.stop_gradient(over_largest(params.weights))
   gram = jnp.matmul(weights, weights.T, precision=_EXACT)  # shared by all x
 
   def times(q: Array) -> Array:  # J J^T q, [B, H, columns]
@@ -292,12 +293,6 @@ def _orthonormal_rows(rows: Array) -> Array:
   size = jnp.linalg.norm(rows, axis=-1, keepdims=True)
   largest = jnp.max(size, axis=-2, keepdims=True)
   return jnp.where(size <= _LEAST * largest, 0.0, jnp.linalg.qr(rows.mT)[0].mT)
-
-
-def _over_largest(v: Array, axis: int | None) -> Array:
-  """v divided by its largest absolute entry along the axis; 0 where all entries are 0."""
-  largest = jnp.max(jnp.abs(v), axis=axis, keepdims=True)
-  return v / jnp.where(largest > 0, largest, 1.0)
 
 
 def _nearest(anchors: Array, x: Array) -> Array:

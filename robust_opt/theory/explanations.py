@@ -117,8 +117,7 @@ def linearity(epsilons: Array, logits: Array) -> Linearity:
   """
   if len(epsilons) < 4:
     raise InputError(f"linearity needs at least 4 values of eps, but has {len(epsilons)}.")
-  largest = jnp.max(jnp.abs(epsilons))
-  eps = epsilons / jnp.where(largest > 0, largest, 1.0)
+  eps = projections.over_largest(jnp.asarray(epsilons))
   # R^2 does not depend on offset and scale; removing them keeps the precision of sums of squares.
   z = logits - logits[:1]
   span = jnp.max(jnp.abs(z), axis=0)
