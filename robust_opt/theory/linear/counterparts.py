@@ -18,9 +18,8 @@ input (float64 under jax.enable_x64). The derivative of a norm at 0 is 0, never 
 |  |D_g|_F <= r_g, every group of columns |  |Xw + b - y|_2 + sum_g r_g |w_g|_2              |
 
 1/p + 1/q = 1. Sources: Shaham et al. 2015 (arXiv 1511.05432), section on regularization; Xu,
-Caramanis and Mannor, Robustness and Regularization of Support Vector Machines (JMLR 2009), and
-Robust Regression and Lasso (IEEE Trans. Inf. Theory 2010); Goodfellow, Shlens and Szegedy 2015
-(arXiv 1412.6572).
+Caramanis and Mannor 2009 (JMLR) and 2010 (IEEE Trans. Inf. Theory); Goodfellow, Shlens and Szegedy
+2015 (arXiv 1412.6572).
 """
 
 import dataclasses
@@ -84,10 +83,7 @@ def margin_perturbation(w: Array, x: Array, y: Array, u: Ball) -> Array:
 
 @jax.default_matmul_precision("highest")
 def squared_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
-  """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N]; y may be any numbers.
-
-  = (|w'x_i + b - y_i| + r |w|_q)^2
-  """
+  """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N]; y may be any numbers."""
   _check(w, x, y, u, "squared_loss")
   return (jnp.abs(x @ w + b - y) + u.radius * dual_norm(w, u)) ** 2
 
