@@ -105,7 +105,8 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
       moved, info = maximizer.step(at_step(value_fn, step), state, x)
       return (moved, better(best, (state.delta, info.score))), info
 
-    start = (maximizer.init(key, x), (jnp.zeros_like(x), score_of(value_fn, x)))
+    clean = (jnp.zeros_like(x), score_of(value_fn, x))
+    start = (maximizer.init(key, x), clean)
     (state, best), info = jax.lax.scan(body, start, jnp.arange(num_steps))
     delta, _ = better(best, (state.delta, score_of(value_fn, x + state.delta)))
     return jax.lax.stop_gradient(delta), info
@@ -162,13 +163,14 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     split = jax.random.split
     if key.ndim:  # [B] -> [num_restarts, B]
       split = jax.vmap(split, in_axes=(0, None), out_axes=1)
+    each = split(key, num_restarts)
 
     def body(best: Candidates, key: Array) -> tuple[Candidates, AscentInfo]:
       delta, info = attack(value_fn, key, x)
       return better(best, (delta, score_of(value_fn, x + delta))), info
 
     clean = (jnp.zeros_like(x), score_of(value_fn, x))
-    (delta, _), info = jax.lax.scan(body, clean, split(key, num_restarts))
+    (delta, _), info = jax.lax.scan(body, clean, each)
     return delta, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), info)
 
   return restarted
