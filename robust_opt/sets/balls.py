@@ -17,7 +17,6 @@ delta may leave the ball by eps / 2 of the radius (2^-8, 2^-11), and x + delta s
 """
 
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -58,8 +57,16 @@ class Ball(ExampleSet):
 
   name: ClassVar[str]  # in flags, files and messages
   order: ClassVar[float]  # p of the norm l_p
-  norm: ClassVar[Callable[[Array], Array]]  # of one perturbation, [*S] -> []
-  dual_norm: ClassVar[Callable[[Array], Array]]  # the largest <v, delta> over |v| <= 1
+
+  @staticmethod
+  def norm(delta: Array) -> Array:
+    """The norm of one perturbation, [*S] -> []."""
+    raise NotImplementedError
+
+  @staticmethod
+  def dual_norm(delta: Array) -> Array:
+    """The dual norm: the largest <v, delta> over |v| <= 1, [*S] -> []."""
+    raise NotImplementedError
 
   def _bounds(self, x: Array) -> projections.Bounds | None:
     return None if self.box is None else box_bounds(self.box, x)

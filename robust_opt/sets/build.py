@@ -86,7 +86,8 @@ def _build(value: Any) -> Any:
 
 def _call(config: Mapping[str, Any]) -> Any:
   arguments = {key: _build(value) for key, value in config.items() if key != "name"}
-  name, known = config.get("name"), SETS | _PARTS
+  name: Any = config.get("name")
+  known = SETS | _PARTS
   function = import_object(name) if isinstance(name, str) and ":" in name else known.get(name)
   if not callable(function):
     raise InputError(
