@@ -1,8 +1,6 @@
 """Inner maximizers: how the adversary finds delta in its uncertainty set.
 
-attack = ro.steepest(ro.L2(0.5))                       # Algorithm 1's one step
 attack = ro.ascend(ro.pgd(ro.LInf(0.3), step=ro.LInf(0.01)), num_steps=40)
-attack = ro.restarts(ro.apgd(ro.LInf(0.3), num_steps=100, keep_best=True), 10)
 delta, info = attack(value_fn, key, x)                 # x + delta raises value_fn
 robust_loss = ro.robustify(loss, attack)               # same arguments as loss
 """

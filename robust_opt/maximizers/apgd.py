@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import keys, precision
-from robust_opt.arrays import expand_like, where_examples
+from robust_opt.arrays import where_examples
 from robust_opt.errors import InputError
 from robust_opt.maximizers.base import (
+  AnyValueFn,
   AscentInfo,
   AscentState,
   Attack,
@@ -37,11 +38,12 @@ from robust_opt.maximizers.base import (
   value_and_input_gradient,
 )
 from robust_opt.sets import L1, Ball, Box, Radius, check_ball, projections
-from robust_opt.types import Array, Stochastic, ValueFn
+from robust_opt.types import Array, ValueFn
 
 # Radii and fractions of the steps of apgd_shrinking_l1.
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
+_ALPHA = 0.75  # of algorithm 1, the weight of the new step against the last
 _ENOUGH_INCREASES = 0.75  # rho of condition 1: the fraction of steps that should raise the value
 _INITIAL_SPARSITY = 0.2  # fraction of the entries that the first l_1 steps move
 _SPARSITY_DIVISOR = 1.5  # later k is the number of entries of the best point divided by this
@@ -54,73 +56,43 @@ _Start = Callable[[Array | None, Array], tuple[Array, Array]]
 
 
 class Best(NamedTuple):
-  """The point of the highest value so far (x_max), the first in a tie; value -inf before the first.
+  """The point of the highest value so far (x_max), the first in a tie; -inf before the first."""
 
-  Attributes:
-    delta: [B, *S].
-    gradient: [B, *S], the input gradient there.
-    value: [B].
-  """
-
-  delta: Array
-  gradient: Array
-  value: Array
+  delta: Array  # [B, *S]
+  gradient: Array  # [B, *S], the input gradient there
+  value: Array  # [B]
 
 
 class MomentumMemory(NamedTuple):
-  """The memory of l_inf and l_2 ascents.
+  """The memory of l_inf and l_2 ascents."""
 
-  Attributes:
-    num_taken: [], the number of steps so far.
-    best: the point to restart from.
-    previous: [B, *S], the delta before the current one, for the momentum.
-    step_size: [B], eta, in the units of x.
-    last_value: [B], the value at the point before.
-    num_increases: [B], steps since the last checkpoint that raised the value.
-    checkpoint_value: [B], the best value at the last checkpoint.
-    reduced: [B] bool, whether the step size was halved at the last checkpoint.
-  """
-
-  num_taken: Array
-  best: Best
-  previous: Array
-  step_size: Array
-  last_value: Array
-  num_increases: Array
-  checkpoint_value: Array
-  reduced: Array
+  num_taken: Array  # [], the number of steps so far
+  best: Best  # the point to restart from
+  previous: Array  # [B, *S], the delta before the current one, for the momentum
+  step_size: Array  # [B], eta, in the units of x
+  last_value: Array  # [B], the value at the point before
+  num_increases: Array  # [B], steps since the last checkpoint that raised the value
+  checkpoint_value: Array  # [B], the best value at the last checkpoint
+  reduced: Array  # [B] bool, whether the step size was halved at the last checkpoint
 
 
 class SparseMemory(NamedTuple):
-  """The memory of l_1 ascents.
+  """The memory of l_1 ascents."""
 
-  Attributes:
-    num_taken: [], the number of steps so far.
-    best: the point to restart from.
-    step_size: [B], eta, the l_1 length of a step.
-    sparsity: [B], k, the number of entries that a step moves, not yet rounded down.
-  """
-
-  num_taken: Array
-  best: Best
-  step_size: Array
-  sparsity: Array
+  num_taken: Array  # [], the number of steps so far
+  best: Best  # the point to restart from
+  step_size: Array  # [B], eta, the l_1 length of a step
+  sparsity: Array  # [B], k, the number of entries that a step moves, not yet rounded down
 
 
-def apgd(
-  u: Ball,
-  num_steps: int,
-  random_start: bool = True,
-  momentum: float = 0.75,
-  keep_best: bool = False,
-) -> Attack:
+def apgd(u: Ball, num_steps: int, random_start: bool = True, keep_best: bool = False) -> Attack:
   """Auto-PGD in the ball of a norm, with or without a box.
 
   Over l_inf and l_2 (Croce and Hein 2020, arXiv 2003.01690, algorithm 1), with P the projection
   onto the set and d the steepest ascent of unit norm:
 
     z_{t+1} = P(x_t + eta d_t),   x_1 = z_1
-    x_{t+1} = P(x_t + momentum (z_{t+1} - x_t) + (1 - momentum) (x_t - x_{t-1}))
+    x_{t+1} = P(x_t + 0.75 (z_{t+1} - x_t) + 0.25 (x_t - x_{t-1}))
 
   eta starts at 2 radius. At each of `checkpoints(num_steps)` it is halved, and the example restarts
   from its best point, if (1) fewer than 3/4 of the steps since the last checkpoint raised the
@@ -138,75 +110,63 @@ def apgd(
   AutoAttack's own code, over l_inf and l_2, projects onto the ball and then clips to the box. The k
   entries of an l_1 step include those at the box. If all k are, the step extends to the largest
   entry that can move, and moves all entries up to that one, each by eta over their number (our
-  change): otherwise the projection would undo the step.
-
-  Gradients are those of value_fn's value. Examples restart from the best point by value, while
-  keep_best returns the best point by score.
+  change): otherwise the projection would undo the step. Examples restart from the best point by
+  value, while keep_best returns the best point by score.
 
   Args:
     u: LInf, L2 or L1, of finite radius.
     num_steps: of the ascent, on which the checkpoints depend.
-    random_start: whether to start from a sample of the set (needs a key: one, or one for every
-      example) rather than from 0.
-    momentum: alpha of algorithm 1, the weight of the new step against the last; 1 means none.
+    random_start: whether to start from a sample of the set (needs a key) rather than from 0.
     keep_best: as in `ascend`.
 
   Raises:
-    InputError: another set, or fewer than 0 steps; from the attack: a random start without a key,
-      or a value_fn that returns one number for the whole batch.
+    InputError: another set, or fewer than 0 steps; from the attack: no key for a random start, or
+      one value for the whole batch.
   """
-  return ascend(apgd_steps(u, num_steps, random_start, momentum), num_steps, keep_best)
+  return ascend(apgd_steps(u, num_steps, random_start), num_steps, keep_best)
 
 
 def apgd_steps(
-  u: Ball, num_steps: int, random_start: bool = True, momentum: float = 0.75
+  u: Ball, num_steps: int, random_start: bool = True, start_at: Array | None = None
 ) -> InnerMaximizer:
-  """The maximizer that `apgd` runs; past num_steps nothing is adapted."""
+  """The maximizer that `apgd` runs, or one from start_at; past num_steps nothing is adapted."""
   check_ball(u, "apgd")
   if num_steps < 0:
     raise InputError(f"num_steps must be >= 0, but was {num_steps}.")
 
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
+    if start_at is not None:
+      delta = u.project(start_at, x)
+      return delta, _num_entries(delta) / _SPARSITY_DIVISOR
     delta = jnp.zeros_like(x)
     if random_start:
       delta = u.sample(keys.required(key, "A random start"), x)
     sparsity = jnp.full(x.shape[:1], _INITIAL_SPARSITY * np.prod(x.shape[1:]), jnp.float32)
     return u.project(delta, x), sparsity
 
-  if isinstance(u, L1):
-    return _sparse_ascent(u, num_steps, start)
-  return _momentum_ascent(u, num_steps, start, momentum)
+  ascent = _sparse_ascent if isinstance(u, L1) else _momentum_ascent
+  return ascent(u, num_steps, start)
 
 
-def apgd_shrinking_l1(
-  u: L1, num_steps: int, random_start: bool = True, keep_best: bool = False
-) -> Attack:
+def apgd_shrinking_l1(u: L1, num_steps: int, keep_best: bool = False) -> Attack:
   """Auto-PGD over l_1 that starts in larger balls (Croce and Hein 2021, section 4, multi-epsilon).
 
   Three consecutive ascents, in 3, 2 and 1 times the radius, take 30, 30 and 40 % of the steps. Each
   starts from the best point of the previous one, projected onto its own ball. AscentInfo is
-  concatenated, value [num_steps, B]; delta comes from the last ascent.
-
-  Args:
-    u: the ball of the last ascent.
-    num_steps: in all three ascents.
-    random_start: whether the first ascent starts from a sample of the largest ball.
-    keep_best: as in `ascend`, among the clean example and the points of the last ascent.
+  concatenated, value [num_steps, B]; delta comes from the last ascent, as does the best.
   """
   if not isinstance(u, L1):
     raise InputError(f"apgd_shrinking_l1 takes ro.L1, not {type(u).__name__}.")
   early = [round(share * num_steps) for _, share in STAGES[:-1]]
   lengths = [*early, num_steps - sum(early)]
+  balls = [dataclasses.replace(u, radius=factor * u.radius) for factor, _ in STAGES]
 
-  def attack(
-    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
-  ) -> tuple[Array, AscentInfo]:
-    maximizer = apgd_steps(_scaled(u, STAGES[0][0]), lengths[0], random_start)
-    infos = []
-    for (factor, _), length, next_length in zip(STAGES[1:], lengths[:-1], lengths[1:]):
+  def attack(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    maximizer, infos = apgd_steps(balls[0], lengths[0]), []
+    for ball, length, following in zip(balls[1:], lengths, lengths[1:]):
       state, info = run_steps(maximizer, length, value_fn, key, x)
       infos.append(info)
-      maximizer = _continued_l1(_scaled(u, factor), next_length, state.memory.best.delta)
+      maximizer = apgd_steps(ball, following, start_at=state.memory.best.delta)
       value_fn = after_steps(value_fn, length)
     delta, info = ascend(maximizer, lengths[-1], keep_best)(value_fn, key, x)
     return delta, jax.tree.map(lambda *parts: jnp.concatenate(parts), *infos, info)
@@ -226,13 +186,7 @@ def checkpoints(num_steps: int) -> tuple[int, ...]:
   return tuple(sorted({-(-int(p) * num_steps // 100) for p in np.cumsum(periods)} - {0}))
 
 
-def _scaled(u: L1, factor: float) -> L1:
-  return dataclasses.replace(u, radius=factor * u.radius)
-
-
-def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) -> InnerMaximizer:
-  windows = _windows(checkpoints(num_steps), num_steps)
-
+def _momentum_ascent(u: Ball, num_steps: int, start: _Start) -> InnerMaximizer:
   def init(key: Array | None, x: Array) -> AscentState:
     delta, _ = start(key, x)
     none = jnp.zeros(x.shape[:1], precision.wide(x.dtype))
@@ -252,15 +206,17 @@ def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) ->
     memory: MomentumMemory
     delta, memory = state
     info, here, best = _evaluate(value_fn, delta, memory.best, x)
-    memory, restart = _reconsider(memory, here.value, best, windows)
+    window = _window(checkpoints(num_steps), num_steps, memory.num_taken)
+    memory, restart = _reconsider(memory, here.value, best, window)
     here = _where(restart, best, here)
 
     eta = dataclasses.replace(u, radius=memory.step_size, box=None)
     projected = u.project(here.delta + eta.steepest_ascent(here.gradient, x), x)
-    carried = momentum * (projected - here.delta) + (1 - momentum) * (here.delta - memory.previous)
+    carried = _ALPHA * (projected - here.delta) + (1 - _ALPHA) * (here.delta - memory.previous)
     mixed = u.project(here.delta + carried, x)
     moved = jnp.where(memory.num_taken == 0, projected, mixed)
-    moved = jnp.where(_flat(here.gradient), here.delta, moved)  # momentum alone is not ascent
+    flat = jnp.all(here.gradient == 0, axis=range(1, x.ndim))
+    moved = where_examples(flat, here.delta, moved)  # momentum alone is not ascent
 
     memory = memory._replace(
       num_taken=memory.num_taken + 1, best=best, previous=here.delta, last_value=here.value
@@ -271,10 +227,9 @@ def _momentum_ascent(u: Ball, num_steps: int, start: _Start, momentum: float) ->
 
 
 def _reconsider(
-  memory: MomentumMemory, value: Array, best: Best, windows: np.ndarray
+  memory: MomentumMemory, value: Array, best: Best, window: Array
 ) -> tuple[MomentumMemory, Array]:
   """Updates the step sizes after a new value [B]; also returns which examples restart, [B] bool."""
-  window = _at(windows, memory.num_taken)
   at_checkpoint = window > 0
   increases = memory.num_increases + (value > memory.last_value)
   oscillates = increases < _ENOUGH_INCREASES * window
@@ -290,29 +245,23 @@ def _reconsider(
   return memory, restart
 
 
-def _sparse_ascent(u: L1, num_steps: int, start: _Start) -> InnerMaximizer:
+def _sparse_ascent(u: Ball, num_steps: int, start: _Start) -> InnerMaximizer:
   period = max(1, 4 * num_steps // 100)
-  windows = _windows(tuple(range(period, num_steps + 1, period)), num_steps)
+  points = tuple(range(period, num_steps + 1, period))
 
   def init(key: Array | None, x: Array) -> AscentState:
     delta, sparsity = start(key, x)
-    memory = SparseMemory(
-      num_taken=jnp.zeros((), jnp.int32),
-      best=_no_best(delta),
-      step_size=_radii(u.radius, x),
-      sparsity=sparsity,
-    )
-    return AscentState(delta, memory)
+    none_taken, longest = jnp.zeros((), jnp.int32), _radii(u.radius, x)
+    return AscentState(delta, SparseMemory(none_taken, _no_best(delta), longest, sparsity))
 
   def step(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     memory: SparseMemory
     delta, memory = state
     info, here, best = _evaluate(value_fn, delta, memory.best, x)
 
-    at_checkpoint = _at(windows, memory.num_taken) > 0
-    sparsity = jnp.where(
-      at_checkpoint, _num_entries(best.delta) / _SPARSITY_DIVISOR, memory.sparsity
-    )
+    at_checkpoint = _window(points, num_steps, memory.num_taken) > 0
+    sparsity = _num_entries(best.delta) / _SPARSITY_DIVISOR
+    sparsity = jnp.where(at_checkpoint, sparsity, memory.sparsity)
     restart = at_checkpoint & (sparsity < _SETTLED_RATIO * memory.sparsity)
     longest = _radii(u.radius, x)
     shorter = jnp.maximum(memory.step_size / _STEP_DIVISOR, _SHORTEST_STEP * longest)
@@ -331,15 +280,10 @@ def _sparse_ascent(u: L1, num_steps: int, start: _Start) -> InnerMaximizer:
 
 
 def _sparse_step(gradient: Array, free: Array, sparsity: Array, length: Array) -> Array:
-  """Moves the entries of largest |gradient| by equal signed amounts, [*S]; ties move together.
+  """Moves the `sparsity` entries of largest |gradient| by equal amounts, [*S]; ties move together.
 
-  Args:
-    gradient: [*S].
-    free: [*S] bool, entries that can move in the direction of the gradient. The largest of them
-      always moves, together with all larger entries, which are at the box; otherwise the projection
-      would shrink those irreversibly.
-    sparsity: [], the number of entries, rounded down but at least one.
-    length: [], the l_1 length of the step.
+  The largest of the free entries, which can move along the gradient, always moves, together with
+  all larger entries, which are at the box; otherwise the projection would undo the step.
   """
   magnitude = jnp.abs(gradient)
   falling = jnp.sort(magnitude.reshape(-1), descending=True)
@@ -358,25 +302,14 @@ def _has_room(gradient: Array, delta: Array, x: Array, box: Box) -> Array:
   return projections.room(gradient, bounds) > ulp * (box[1] - box[0])
 
 
-def _continued_l1(u: L1, num_steps: int, delta: Array) -> InnerMaximizer:
-  """Auto-PGD over l_1 that starts from the projection of delta [B, *S], with its sparsity."""
-
-  def start(key: Array | None, x: Array) -> tuple[Array, Array]:
-    del key
-    inside = u.project(delta, x)
-    return inside, _num_entries(inside) / _SPARSITY_DIVISOR
-
-  return _sparse_ascent(u, num_steps, start)
-
-
 def _evaluate(
-  value_fn: ValueFn, delta: Array, best: Best, x: Array
+  value_fn: ValueFn, delta: Array, old: Best, x: Array
 ) -> tuple[AscentInfo, Best, Best]:
-  """AscentInfo at delta, delta as a candidate, and the better of it and the best."""
+  """AscentInfo at delta, delta as a candidate, and the better of it and the old one."""
   info, gradient = value_and_input_gradient(value_fn, x + delta)
   value = per_example(info.value, x).astype(precision.wide(x.dtype))
   here = Best(delta, gradient, value)
-  return info, here, _where(here.value > best.value, here, best)  # false for NaN
+  return info, here, _where(here.value > old.value, here, old)  # false for NaN
 
 
 def _no_best(delta: Array) -> Best:
@@ -389,16 +322,8 @@ def _where(condition: Array, yes: Best, no: Best) -> Best:
   return jax.tree.map(lambda a, b: where_examples(condition, a, b), yes, no)
 
 
-def _flat(gradient: Array) -> Array:
-  """Which examples have a gradient of exactly 0, [B, 1, ...]."""
-  return expand_like(jnp.all(gradient == 0, axis=range(1, gradient.ndim)), gradient)
-
-
 def _num_entries(delta: Array) -> Array:
-  """The number of non-zero entries of each example, [B] float32.
-
-  Entries that the projection rounds to almost 0 do not count.
-  """
+  """The number of entries of each example that are not 0 up to rounding, [B] float32."""
   magnitude = jnp.abs(delta)
   axes = tuple(range(1, delta.ndim))
   largest = jnp.max(magnitude, axis=axes, keepdims=True)
@@ -409,13 +334,8 @@ def _radii(radius: Radius, x: Array) -> Array:
   return jnp.broadcast_to(jnp.asarray(radius, precision.wide(x.dtype)), x.shape[:1])
 
 
-def _windows(points: tuple[int, ...], num_steps: int) -> np.ndarray:
-  """[num_steps + 1]: at a checkpoint the number of steps since the previous one, elsewhere 0."""
+def _window(points: tuple[int, ...], num_steps: int, num_taken: Array) -> Array:
+  """At a checkpoint the number of steps since the previous one, elsewhere and past the end 0."""
   windows = np.zeros(num_steps + 1, np.int32)
   windows[list(points)] = np.diff(points, prepend=0)
-  return windows
-
-
-def _at(windows: np.ndarray, num_taken: Array) -> Array:
-  """windows[num_taken], and 0 past the end, where an index would be clamped to the last."""
   return jnp.asarray(windows).at[num_taken].get(mode="fill", fill_value=0)

@@ -1,7 +1,6 @@
 """Maximizers, attacks, and the worst case of a loss.
 
-A maximizer is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack. The
-state (AscentState) is separate from the report (AscentInfo), which the scan stacks into curves.
+A maximizer is a pair of pure functions, `init` and `step`; `ascend` scans it into an attack.
 Everything here works on a value_fn, x [B, *S] -> [B], independently of models and data.
 """
 
@@ -55,8 +54,9 @@ class InnerMaximizer(NamedTuple):
   step: Callable[[ValueFn, AscentState, Array], tuple[AscentState, AscentInfo]]
 
 
+AnyValueFn = ValueFn | Stochastic
 # (value_fn, key or None, x [B, *S]) -> (delta [B, *S], AscentInfo stacked over the steps)
-Attack = Callable[[ValueFn | Stochastic, Array | None, Array], tuple[Array, AscentInfo]]
+Attack = Callable[[AnyValueFn, Array | None, Array], tuple[Array, AscentInfo]]
 
 
 class ScheduledAttack(NamedTuple):
@@ -72,6 +72,7 @@ class ScheduledAttack(NamedTuple):
 
 
 Candidates = tuple[Array, Array]  # (delta [B, *S], score [B])
+Carry = tuple[AscentState, Candidates]
 
 
 def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -> Attack:
@@ -81,16 +82,13 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
   step, stacked: value [num_steps, B].
 
   Args:
-    maximizer: the maximizer to run.
+    maximizer: an InnerMaximizer, otherwise an InputError.
     num_steps: number of steps, each with one input gradient.
     keep_best: whether delta is, per example, the point of the highest score among the clean example
       and all iterates (two more forward passes) rather than the last iterate. Use it to evaluate;
       training conventionally takes the last iterate. NaN scores rank highest, so that the attack
       counts as successful. If value_fn says which score is `enough`, the ascent ends once every
       example has it; the AscentInfo of the other steps is then -inf (`steps_taken`).
-
-  Raises:
-    InputError: maximizer is not an InnerMaximizer (for example, it is a set or an attack).
   """
   if not isinstance(maximizer, InnerMaximizer):
     raise InputError(
@@ -98,14 +96,12 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
       f"{_described(maximizer)}."
     )
 
-  def last(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+  def last(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     state, info = run_steps(maximizer, num_steps, value_fn, key, x)
     return jax.lax.stop_gradient(state.delta), info
 
-  def best(value_fn: ValueFn | Stochastic, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
-    def body(
-      carry: tuple[AscentState, Candidates], step: Array
-    ) -> tuple[tuple[AscentState, Candidates], AscentInfo]:
+  def best(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    def body(carry: Carry, step: Array) -> tuple[Carry, AscentInfo]:
       state, best = carry
       moved, info = maximizer.step(at_step(value_fn, step), state, x)
       return (moved, better(best, (state.delta, info.score))), info
@@ -126,11 +122,7 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
 
 
 def run_steps(
-  maximizer: InnerMaximizer,
-  num_steps: int,
-  value_fn: ValueFn | Stochastic,
-  key: Array | None,
-  x: Array,
+  maximizer: InnerMaximizer, num_steps: int, value_fn: AnyValueFn, key: Array | None, x: Array
 ) -> tuple[AscentState, AscentInfo]:
   """The state after num_steps, and the AscentInfo of every step, stacked."""
 
@@ -178,12 +170,12 @@ def steps_taken(info: AscentInfo) -> Array:
   return jnp.sum(jnp.any(info.score != -jnp.inf, axis=1), dtype=jnp.int32)
 
 
-def at_step(value_fn: ValueFn | Stochastic, step: Array | int) -> ValueFn:
+def at_step(value_fn: AnyValueFn, step: Array | int) -> ValueFn:
   """The value_fn of one step of an ascent."""
   return value_fn.at(step) if isinstance(value_fn, Stochastic) else value_fn
 
 
-def after_steps(value_fn: ValueFn | Stochastic, num_steps: int) -> ValueFn | Stochastic:
+def after_steps(value_fn: AnyValueFn, num_steps: int) -> AnyValueFn:
   """The value_fn for an ascent that continues another one after num_steps."""
   if not isinstance(value_fn, Stochastic):
     return value_fn
@@ -194,13 +186,9 @@ def only_if(condition: Array, attack: Attack) -> Attack:
   """The attack if `condition`, a traced bool [], holds; otherwise delta = 0 at no cost."""
   check_attack(attack)
 
-  def maybe(
-    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
-  ) -> tuple[Array, AscentInfo]:
-    def run() -> tuple[Array, AscentInfo]:
-      return attack(value_fn, key, x)
-
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(run))
+  def maybe(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    run = functools.partial(attack, value_fn, key, x)
+    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(run))
     return jax.lax.cond(condition, run, lambda: nothing)
 
   return maybe
@@ -209,23 +197,18 @@ def only_if(condition: Array, attack: Attack) -> Attack:
 def restarts(attack: Attack, num_restarts: int) -> Attack:
   """Runs an attack several times with different keys and keeps the best result PER EXAMPLE.
 
-  The best point has the highest score, and the clean example is a candidate; each restart costs one
-  more forward pass. AscentInfo is concatenated over restarts, value [num_restarts * num_steps, B].
-
-  Args:
-    attack: an attack with a random start.
-    num_restarts: number of runs.
-
-  Raises:
-    InputError: attack is not an attack; when called: no key.
+  The attack has a random start and needs a key. The best point has the highest score, and the clean
+  example is a candidate; each restart costs one more forward pass. AscentInfo is concatenated over
+  restarts, value [num_restarts * num_steps, B].
   """
   check_attack(attack)
 
-  def restarted(
-    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
-  ) -> tuple[Array, AscentInfo]:
+  def restarted(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     key = keys.typed(keys.required(key, "A restart"))
-    each = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
+    split = jax.random.split
+    if key.ndim:  # [B] -> [num_restarts, B]
+      split = jax.vmap(split, in_axes=(0, None), out_axes=1)
+    each = split(key, num_restarts)
 
     clean = _scores(value_fn, x)
 
@@ -250,9 +233,9 @@ def robustify(
     robust_loss(params, x, y) = loss(params, x + delta, y),  delta = attack's argmax over U(x)
 
   The result takes the same arguments, and an optional `attack_key=` for attacks that start at
-  random, so a training loop changes in one line. It composes with jit, grad, vmap, pmap and
-  shard_map. By Danskin's theorem the gradient in the parameters is that of the loss at the
-  maximizing delta: no gradient flows through delta, and the ascent computes none in the parameters.
+  random. It composes with jit, grad, vmap, pmap and shard_map. By Danskin's theorem the gradient in
+  the parameters is that of the loss at the maximizing delta: no gradient flows through delta, and
+  the ascent computes none in the parameters.
 
   Args:
     loss: returns per-example losses [B], or any sum or mean of them (a steepest ascent does not
@@ -264,8 +247,7 @@ def robustify(
 
   Raises:
     InputError: attack is not an attack (a set, for example); when called: the examples are passed
-      by keyword or are not one array of floats, an attack with a random start has no attack_key=,
-      or an attack that compares losses gets one loss for the whole batch.
+      by keyword or are not one array of floats, or what the attack needs is missing.
   """
   check_attack(attack)
 
@@ -295,14 +277,13 @@ def check_attack(attack: object, scheduled: bool = False) -> None:
   """InputError with a hint unless `attack` is an attack, or a ScheduledAttack if `scheduled`."""
   if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
     return
+  hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
   if isinstance(attack, UncertaintySet):
     hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.LInf(0.1))"
   elif isinstance(attack, InnerMaximizer):
     hint = "pass ro.ascend(maximizer, num_steps)"
   elif isinstance(attack, ScheduledAttack):
     hint = "only ro.make_train_step takes one; pass its at(step)"
-  else:
-    hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
   raise InputError(f"attack must be an attack, but was {_described(attack)}: {hint}.")
 
 
@@ -310,8 +291,8 @@ def check_examples(what: str, x: object) -> None:
   """Raises an InputError, starting with `what`, unless x is one array of floats [B, *S]."""
   if not isinstance(x, jax.Array | np.ndarray):
     raise InputError(
-      f"{what} must be one floating point array [B, *S], but are {_described(x)}; perturb one "
-      f"array of a structure by passing it as a separate argument."
+      f"{what} must be one floating point array [B, *S], but are {_described(x)}; pass the array "
+      f"that is perturbed as an argument of its own."
     )
   if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
     raise InputError(
@@ -321,7 +302,7 @@ def check_examples(what: str, x: object) -> None:
 
 
 def _described(value: object) -> str:
-  """A description for error messages: 'the uncertainty set LInf', 'a dict'."""
+  """'the uncertainty set LInf', 'a dict'."""
   name = type(value).__name__
   if isinstance(value, UncertaintySet):
     return f"the uncertainty set {name}"
@@ -329,27 +310,24 @@ def _described(value: object) -> str:
 
 
 def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
-  """AscentInfo at the point x, and the input gradient there, [B, *S].
+  """AscentInfo at the point x, and the input gradient there, [B, *S]."""
 
-  The gradient of the summed loss is the per-example gradient, since examples do not interact.
-  """
+  def total(x: Array) -> tuple[Array, Scored]:  # examples do not interact
+    out = scored(value_fn(x))
+    return jnp.sum(out.value), out
 
-  def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    value, score, _ = _scored(value_fn(x))
-    return jnp.sum(value), (value, score)
-
-  (_, (value, score)), grad = jax.value_and_grad(total, has_aux=True)(x)
+  (_, out), grad = jax.value_and_grad(total, has_aux=True)(x)
   zero = jnp.all(grad == 0, axis=range(1, grad.ndim))
-  return AscentInfo(value, zero, score), grad
+  return AscentInfo(out.value, zero, out.score), grad
 
 
-def score_of(value_fn: ValueFn | Stochastic, x: Array) -> Array:
+def score_of(value_fn: AnyValueFn, x: Array) -> Array:
   """The score of each example, [B]; an InputError if there is one number for the whole batch."""
   return _scores(value_fn, x).score
 
 
-def _scores(value_fn: ValueFn | Stochastic, x: Array) -> Scored:
-  out = _scored(at_step(value_fn, 0)(x))
+def _scores(value_fn: AnyValueFn, x: Array) -> Scored:
+  out = scored(at_step(value_fn, 0)(x))
   per_example(out.score, x)
   return out
 
@@ -376,13 +354,13 @@ def _exceeds(best: Candidates, enough: Array) -> Array:
 
 
 def _for_the_rest(
-  attack: Attack, value_fn: ValueFn | Stochastic, done: Array, key: Array, x: Array
+  attack: Attack, value_fn: AnyValueFn, done: Array, key: Array, x: Array
 ) -> tuple[Array, AscentInfo]:
   """Another run of an attack, which does not wait for the examples that are done, [B] bool."""
 
   def at(step: Array | int) -> ValueFn:
     def of_the_rest(x: Array) -> Scored:
-      out = _scored(at_step(value_fn, step)(x))
+      out = scored(at_step(value_fn, step)(x))
       assert out.enough is not None
       return out._replace(enough=jnp.where(done, -jnp.inf, out.enough))
 
@@ -397,13 +375,9 @@ def _for_the_rest(
   return jax.lax.cond(jnp.all(done), skip, run)
 
 
-def _scored(out: Array | Scored) -> Scored:
+def scored(out: Array | Scored) -> Scored:
+  """The output of a value_fn, whose value is the score if it has none of its own."""
   return out if isinstance(out, Scored) else Scored(out, out)
-
-
-def _split_each(key: Array, count: int) -> Array:
-  """Keys [B] -> [count, B]."""
-  return jax.vmap(jax.random.split, in_axes=(0, None), out_axes=1)(key, count)
 
 
 def _freeze(leaf: Any) -> Any:

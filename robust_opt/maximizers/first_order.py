@@ -9,6 +9,7 @@ import optax
 from robust_opt import keys
 from robust_opt.arrays import where_examples
 from robust_opt.maximizers.base import (
+  AnyValueFn,
   AscentInfo,
   AscentState,
   Attack,
@@ -19,10 +20,11 @@ from robust_opt.maximizers.base import (
 from robust_opt.precision import computed_wide
 from robust_opt.sets import L2
 from robust_opt.sets.base import UncertaintySet
-from robust_opt.types import Array, Stochastic, ValueFn
+from robust_opt.sets.projections import over_largest
+from robust_opt.types import Array, ValueFn
 
-# t [] -> the set of step t = 0, 1, ...
-StepSchedule = Callable[[Array], UncertaintySet]
+# The set of every step, or t [] -> the set of step t = 0, 1, ...
+Steps = UncertaintySet | Callable[[Array], UncertaintySet]
 
 
 def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
@@ -51,10 +53,7 @@ def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
 
 
 def pgd(
-  u: UncertaintySet,
-  step: UncertaintySet | StepSchedule,
-  random_start: bool = True,
-  momentum: float = 0.0,
+  u: UncertaintySet, step: Steps, random_start: bool = True, momentum: float = 0.0
 ) -> InnerMaximizer:
   """Projected steepest ascent (Madry et al. 2018, arXiv 1706.06083, for any norm).
 
@@ -79,12 +78,9 @@ def pgd(
     memory = (jnp.zeros((), jnp.int32), jnp.zeros_like(x) if momentum else ())
     if not random_start:
       return AscentState(jnp.zeros_like(x), memory)
-    key = keys.required(key, "A random start")
-    return AscentState(u.sample(key, x), memory)
+    return AscentState(u.sample(keys.required(key, "A random start"), x), memory)
 
-  def ascend_once(
-    value_fn: ValueFn, state: AscentState, x: Array
-  ) -> tuple[AscentState, AscentInfo]:
+  def update(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     delta, (t, velocity) = state
     info, grad = value_and_input_gradient(value_fn, x + delta)
     if momentum:
@@ -93,33 +89,28 @@ def pgd(
     moved = u.project(delta + ball.steepest_ascent(grad, x + delta), x)
     return AscentState(where_examples(info.zero_gradient, delta, moved), (t + 1, velocity)), info
 
-  return InnerMaximizer(init, ascend_once)
+  return InnerMaximizer(init, update)
 
 
 def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
-  """Steps from random noise without a projection: N-FGSM for l_inf.
+  """Steps from random noise (needs a key) without a projection: N-FGSM for l_inf.
 
     delta_0 ~ noise,   delta_{t+1} = delta_t + steepest ascent in step(x + delta_t)
 
   One step from noise in twice the ball avoids the catastrophic overfitting of FGSM training; delta
-  may lie outside the ball. Source: de Jorge et al. 2022 (arXiv 2202.01181).
-
-  Args:
-    noise: the set to start in; needs a key.
-    step: the set of one step. If both have a box, x + delta stays in it.
+  may lie outside the ball. If both sets have a box, x + delta stays in it. Source: de Jorge et al.
+  2022 (arXiv 2202.01181).
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
     return AscentState(noise.sample(keys.required(key, "A noisy step"), x))
 
-  def ascend_once(
-    value_fn: ValueFn, state: AscentState, x: Array
-  ) -> tuple[AscentState, AscentInfo]:
+  def update(value_fn: ValueFn, state: AscentState, x: Array) -> tuple[AscentState, AscentInfo]:
     info, grad = value_and_input_gradient(value_fn, x + state.delta)
     moved = state.delta + step.steepest_ascent(grad, x + state.delta)
     return AscentState(where_examples(info.zero_gradient, state.delta, moved)), info
 
-  return InnerMaximizer(init, ascend_once)
+  return InnerMaximizer(init, update)
 
 
 def projected(
@@ -130,12 +121,7 @@ def projected(
     projected(ro.LInf(0.3), optax.adam(0.01))
 
   The optimizer minimizes -value_fn in delta for each example separately: its norms and counts are
-  those of one example.
-
-  Args:
-    u: the set to project onto.
-    optimizer: from optax; its learning rate is in pixels.
-    random_start: whether to start from a sample of the set (needs a key) rather than from 0.
+  those of one example, its learning rate is in pixels. random_start as for `pgd`.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -161,9 +147,6 @@ def power_iteration(u: UncertaintySet) -> InnerMaximizer:
   passes, not a finite difference. Over an l_2 ball, one step of it is the adversary of virtual
   adversarial training (Miyato et al. 2015, arXiv 1507.00677, section 3). It starts from a random
   direction (needs a key); an example whose H d is zero does not move.
-
-  Args:
-    u: the set that contains delta.
   """
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -178,7 +161,8 @@ def power_iteration(u: UncertaintySet) -> InnerMaximizer:
       info, grad = value_and_input_gradient(value_fn, x)
       return grad, info
 
-    _, curved, info = jax.jvp(gradient, (x,), (_of_unit_l2(direction),), has_aux=True)
+    unit = L2(1.0).steepest_ascent(direction, direction)
+    _, curved, info = jax.jvp(gradient, (x,), (unit,), has_aux=True)
     zero = jnp.all(curved == 0, axis=range(1, x.ndim))
     moved = u.steepest_ascent(curved, x)
     state = AscentState(where_examples(zero, delta, moved), where_examples(zero, direction, curved))
@@ -198,21 +182,12 @@ def steepest(u: UncertaintySet) -> Attack:
 def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
   """A random point of the set, independent of the loss: a control for adversarial training.
 
-  Source: Goodfellow et al. 2015 (arXiv 1412.6572), section 6, which trains on uniform noise in the
-  l_inf ball and on random signs times its radius.
-
-  Args:
-    u: the set of the noise.
-    extreme: whether to take the steepest ascent along random signs (a corner of an l_inf ball)
-      instead of a sample.
-
-  Returns:
-    An attack that needs a key and has an empty AscentInfo.
+  It is a sample, or, if `extreme`, the steepest ascent along random signs (a corner of an l_inf
+  ball). The attack needs a key and has an empty AscentInfo. Source: Goodfellow et al. 2015 (arXiv
+  1412.6572), section 6.
   """
 
-  def blind(
-    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
-  ) -> tuple[Array, AscentInfo]:
+  def blind(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     del value_fn
     key = keys.required(key, "Noise")
     nothing = jnp.zeros((0, x.shape[0]), x.dtype)
@@ -226,16 +201,10 @@ def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
   return blind
 
 
-def _of_unit_l2(v: Array) -> Array:
-  """Each example's vector scaled to unit length, [B, *S]; 0 stays 0."""
-  return L2(1.0).steepest_ascent(v, v)
-
-
 @computed_wide
 def _of_unit_l1(grad: Array) -> Array:
   """Each example's gradient divided by its l_1 norm; 0 stays 0."""
   axes = tuple(range(1, grad.ndim))
-  largest = jnp.max(jnp.abs(grad), axis=axes, keepdims=True)
-  scaled = grad / jnp.where(largest > 0, largest, 1.0)
+  scaled = over_largest(grad, axes)
   total = jnp.sum(jnp.abs(scaled), axis=axes, keepdims=True)
   return scaled / jnp.where(total > 0, total, 1.0)

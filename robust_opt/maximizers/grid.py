@@ -4,8 +4,9 @@
   attack = ro.grid_search(u, num_rotations=31, num_translations=5)
   delta, info = attack(value_fn, None, x)      # x [B, H, W, C], [B, C, H, W] or [B, H, W]
 
-The set is not a ball, and its loss has many local maxima that gradients do not leave: a grid of a
-few hundred transforms is the stronger attack (Engstrom et al. 2019, arXiv 1712.02779, section 5).
+The loss has many local maxima, which gradients do not leave: a grid is the stronger attack, usually
+of 31 rotations and 5 translations per axis, up to 30 degrees and a tenth of the width (Engstrom et
+al. 2019, arXiv 1712.02779, section 5).
 """
 
 import jax
@@ -15,9 +16,18 @@ import numpy as np
 from robust_opt import precision
 from robust_opt.arrays import symmetric_grid
 from robust_opt.errors import InputError
-from robust_opt.maximizers.base import AscentInfo, Attack, Candidates, at_step, better, per_example
+from robust_opt.maximizers.base import (
+  AnyValueFn,
+  AscentInfo,
+  Attack,
+  Candidates,
+  at_step,
+  better,
+  per_example,
+  scored,
+)
 from robust_opt.sets.spatial import Transforms, transform
-from robust_opt.types import Array, Scored, Stochastic, ValueFn
+from robust_opt.types import Array
 
 
 def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Attack:
@@ -28,15 +38,7 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
   forward pass each, so that memory does not grow with the grid. delta [B, *S] is transform(x) - x;
   its score is never below the clean one, and NaN is the highest score. AscentInfo is stacked over
   the candidates, value [1 + num_rotations * num_translations^2, B] (one less if the grid contains
-  the identity); zero_gradient is False, since no gradient is taken.
-
-  The usual grid has 31 rotations and 5 translations per axis, up to 30 degrees and a tenth of the
-  width (Engstrom et al. 2019, arXiv 1712.02779, section 5). The key is not used.
-
-  Args:
-    u: the rotations and translations, which must not be traced.
-    num_rotations: the number of angles, >= 1.
-    num_translations: the number of shifts along each axis, >= 1.
+  the identity); zero_gradient is False, since no gradient is taken. The key is not used.
 
   Raises:
     InputError: u is another set, or a number is < 1; from the attack: x does not hold images, as
@@ -44,21 +46,20 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
   """
   if not isinstance(u, Transforms):
     raise InputError(f"grid_search takes ro.sets.Transforms, not {type(u).__name__}.")
-  angles = _evenly(u.max_rotation, "num_rotations", num_rotations)
-  shifts = _evenly(u.max_translation, "num_translations", num_translations)
+  for name, num in (("num_rotations", num_rotations), ("num_translations", num_translations)):
+    if num < 1:
+      raise InputError(f"{name} must be at least 1, but was {num}.")
+  angles = symmetric_grid(u.max_rotation, num_rotations)
+  shifts = symmetric_grid(u.max_translation, num_translations)
   grid = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
   grid = grid[np.any(grid != 0, axis=1)]  # the clean example represents the identity
 
-  def attack(
-    value_fn: ValueFn | Stochastic, key: Array | None, x: Array
-  ) -> tuple[Array, AscentInfo]:
+  def attack(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     del key
 
     def evaluate(delta: Array) -> AscentInfo:
-      out = at_step(value_fn, 0)(x + delta)
-      scored = out if isinstance(out, Scored) else Scored(out, out)
-      per_example(scored.score, x)
-      return AscentInfo(scored.value, jnp.zeros(x.shape[:1], bool), scored.score)
+      out = scored(at_step(value_fn, 0)(x + delta))
+      return AscentInfo(out.value, jnp.zeros(x.shape[:1], bool), per_example(out.score, x))
 
     def body(best: Candidates, candidate: Array) -> tuple[Candidates, AscentInfo]:
       delta = transform(x, candidate[0], candidate[1:], u.channel_axis) - x
@@ -72,9 +73,3 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
     return jax.lax.stop_gradient(delta), stacked
 
   return attack
-
-
-def _evenly(limit: float, name: str, num: int) -> np.ndarray:
-  if num < 1:
-    raise InputError(f"{name} must be at least 1, but was {num}.")
-  return symmetric_grid(limit, num)

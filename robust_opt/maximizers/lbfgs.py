@@ -12,34 +12,29 @@ from robust_opt.maximizers.base import (
   InnerMaximizer,
   better,
   per_example,
+  scored,
   value_and_input_gradient,
 )
 from robust_opt.sets.base import UncertaintySet
-from robust_opt.types import Array, Scored, ValueFn
+from robust_opt.types import Array, ValueFn
 
 # Step lengths of the line search, as fractions of the full step.
 STEP_LENGTHS = (1.0, 0.25, 0.0625, 0.015625)
 
 
 def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
-  """Projected L-BFGS with a per-example line search (Shaham et al. 2015, section 4).
+  """Projected L-BFGS within a convex set, with a per-example line search.
 
     d = H grad, H the limited-memory estimate of -(Hessian)^-1,   s = steepest ascent in U(x)
     delta_{t+1} = the best of  delta_t,  project(delta_t + a d),  delta_t + a (s - delta_t)
 
   over a in STEP_LENGTHS. The value never decreases, and since the first s at a = 1 is the ascent
   step of Algorithm 1, the result is never below that of Algorithm 1. A step costs one input
-  gradient and 2 len(STEP_LENGTHS) forward passes.
+  gradient and 2 len(STEP_LENGTHS) forward passes, and needs one value per example.
 
   The loss need not be concave, so H need not be positive; the direction to s, which always ascends,
-  is the safeguard. Source of H: Nocedal and Wright (2006), algorithm 7.4 (optax).
-
-  Args:
-    u: a convex set, so that the segment from delta_t to s lies in it.
-    memory_size: number of differences of points and gradients to keep.
-
-  Raises:
-    InputError: in a step, if value_fn returns one number for the whole batch.
+  is the safeguard. H keeps memory_size differences of points and gradients. Sources: Shaham et al.
+  2015, section 4; Nocedal and Wright (2006), algorithm 7.4 (optax).
   """
   estimate = optax.scale_by_lbfgs(memory_size)
 
@@ -56,8 +51,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
     toward = u.steepest_ascent(grad, x) - delta
 
     def value_of(candidate: Array) -> Array:
-      out = value_fn(x + candidate)
-      return out.value if isinstance(out, Scored) else out
+      return scored(value_fn(x + candidate)).value
 
     def search(best: Candidates, length: Array) -> tuple[Candidates, None]:
       quasi_newton = u.project(delta - length * opposite, x)

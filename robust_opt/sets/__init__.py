@@ -1,33 +1,21 @@
 """Uncertainty sets of perturbations delta. A set is a value with four methods (base.py).
 
-  u = ro.LInf(8 / 255, box=(0.0, 1.0))             # balls of a norm: LInf, L2, L1
-  u = sets.GroupL21(0.5, sets.patches(4))          # few 4 x 4 patches change
-  u = sets.Ellipsoid(1.0, scale)                   # scale [*S]: how far each pixel may go
-  u = sets.L0(10, 1.0, box=(0.0, 1.0))             # at most ten entries change
-  u = sets.Tangent(0.5, basis)                     # along the rows of basis [d, *S] only
-  u = sets.TangentAt(0.5, basis_of)                # along basis_of(x) [B, d, *S], at every x
-  u = sets.LInfL2(8 / 255, 0.5)                    # both at once, exact
-  u = sets.Intersection(first, second)             # any two convex sets, approximate
-  u = sets.Product((first, second), ((4, 4), (9,)))  # one set per block of [B, 16 + 9]
-  u = sets.Masked(ro.L2(0.5), mask)                # only where mask [*S] or [B, *S] is True
-  u = sets.Transforms(30.0, 3.0)                   # rotations and translations; samples only
+|  set                                |  what changes                  |  ascent, projection      |
+|  LInf(8 / 255, box), L2, L1         |  all entries, by a norm        |  exact                   |
+|  GroupL21(0.5, patches(4))          |  few 4 x 4 patches             |  exact                   |
+|  GroupLInf2(0.5, channels)          |  each channel by itself        |  exact                   |
+|  Ellipsoid(1.0, scale)              |  pixel j by scale_j            |  exact                   |
+|  L0(10, 1.0, box), not convex       |  at most ten entries           |  exact, not unique       |
+|  Tangent(0.5, basis)                |  along the rows of basis       |  exact                   |
+|  TangentAt(0.5, basis_of)           |  along basis_of(x) at every x  |  exact                   |
+|  LInfL2(8 / 255, 0.5, box)          |  within both                   |  exact                   |
+|  Intersection(first, second)        |  within two convex sets        |  feasible, approximate   |
+|  Product((a, b), ((4, 4), (9,)))    |  blocks of [B, 16 + 9]         |  as of the blocks        |
+|  Masked(u, mask)                    |  where mask is True            |  as of u                 |
+|  Transforms(30.0, 3.0), not convex  |  rotations, translations       |  none: `ro.grid_search`  |
 
 All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), and take radii [] or
-[B] that may be traced.
-
-|  set           |  convex  |  steepest ascent  |  projection                              |
-|  LInf, L2, L1  |  yes     |  exact            |  exact                                   |
-|  GroupL21      |  yes     |  exact            |  exact                                   |
-|  GroupLInf2    |  yes     |  exact            |  exact                                   |
-|  Ellipsoid     |  yes     |  exact            |  exact, by a root search                 |
-|  L0            |  no      |  exact            |  exact; may not be unique                |
-|  Tangent       |  yes     |  exact            |  exact                                   |
-|  TangentAt     |  yes     |  exact            |  exact                                   |
-|  LInfL2        |  yes     |  exact            |  exact                                   |
-|  Intersection  |  yes     |  feasible only    |  in the limit of its iterations          |
-|  Product       |  as its blocks, every column                                             |
-|  Masked        |  as the masked set, every column                                         |
-|  Transforms    |  no      |  none             |  none: `ro.grid_search` searches it      |
+[B] that may be traced. A field out of its range is an InputError, as are examples that do not fit.
 """
 
 from robust_opt.sets.balls import BALLS, L1, L2, Ball, LInf, ball_of, check_ball, lengths

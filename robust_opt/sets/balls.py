@@ -4,9 +4,8 @@
   u = ro.LInf(8 / 255, box=(0.0, 1.0))  # perturbed images stay images
   u = ro.L1(radii)                      # radii [B]: one radius per example
 
-Every method returns the type of x. Types of fewer bits than float32 are computed in float32 and
-rounded once: delta may leave the ball by eps / 2 of the radius (2^-8 of it in bfloat16, 2^-11 in
-float16), and x + delta stays in the box.
+Every method returns the type of x. bfloat16 and float16 are computed in float32 and rounded once:
+delta may leave the ball by eps / 2 of the radius (2^-8, 2^-11), and x + delta stays in the box.
 
 |  input                  |  steepest_ascent                                       |
 |  grad = 0               |  0, never an arbitrary direction, never NaN            |
@@ -148,7 +147,6 @@ class L1(Ball):
     return self._cut(self.radius * z / (jnp.sum(jnp.abs(z)) + e), x)
 
 
-# Norm names in flags, files and messages.
 BALLS: dict[str, type[Ball]] = {ball.name: ball for ball in (LInf, L2, L1)}
 
 
@@ -168,8 +166,7 @@ def lengths(ball: Ball | type[Ball], deltas: np.ndarray) -> np.ndarray:
 def check_ball(u: object, who: str, *, box: bool = False) -> Ball:
   """u, if it is an LInf, L2 or L1, with a finite box if `box`; otherwise an InputError.
 
-  The message begins with `who`, the name of the algorithm. A subclass of your own is refused: the
-  algorithms know these three norms only.
+  The message begins with `who`, the name of the algorithm. Subclasses of your own are refused.
   """
   if not isinstance(u, Ball) or type(u) not in BALLS.values():
     what = f"a {type(u).__name__}" if isinstance(u, UncertaintySet) else repr(u)

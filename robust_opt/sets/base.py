@@ -4,20 +4,15 @@
   class Cube(ExampleSet):
     radius: Radius
 
-    def _steepest_ascent(self, grad, x):                 # of ONE example, radius []
+    def _steepest_ascent(self, grad, x):     # of ONE example; also _project, _sample, _gauge
       return self.radius * jnp.sign(grad)
-    ...                                                  # _project, _sample, _gauge
-
-  u = Cube(0.1)
-  delta = u.steepest_ascent(grad, x)                     # of a batch, [B, *S]
 
 A set is immutable. Its radii and arrays are leaves, so that it goes through jit (one trace for many
 radii), vmap and grad as an argument; everything else is static.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import chex
 import jax
@@ -55,10 +50,8 @@ def set_dataclass(cls: SetClass) -> SetClass:
   def unflatten(values: tuple[Any, ...], children: Any) -> Any:
     # Without the checks of __init__: leaves may be tracers, axes or derivatives.
     u = object.__new__(cls)
-    for name, child in zip(data, children, strict=True):
-      object.__setattr__(u, name, child)
-    for name, constant in zip(constants, values, strict=True):
-      object.__setattr__(u, name, constant.value)
+    vars(u).update(zip(data, children, strict=True))
+    vars(u).update(zip(constants, (constant.value for constant in values), strict=True))
     return u
 
   jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
@@ -73,23 +66,20 @@ class UncertaintySet:
   """
 
   def steepest_ascent(self, grad: Array, x: Array) -> Array:
-    """The argmax over delta in U(x) of <grad, delta>, [B, *S]; 0 where grad is 0.
-
-    This is the ascent step of Algorithm 1 (Shaham et al. 2015, section 4).
-    """
-    raise _unsupported(self, "steepest ascent")
+    """The argmax over delta in U(x) of <grad, delta>, [B, *S]; 0 where grad is 0."""
+    raise InputError(f"{type(self).__name__} has no steepest ascent.")
 
   def project(self, delta: Array, x: Array) -> Array:
     """The nearest point of U(x) in the Euclidean sense, [B, *S]."""
-    raise _unsupported(self, "projection")
+    raise InputError(f"{type(self).__name__} has no projection.")
 
   def sample(self, key: Array, x: Array) -> Array:
     """A random point of U(x), [B, *S]. `key` is one key, or one per example [B]."""
-    raise _unsupported(self, "sampling")
+    raise InputError(f"{type(self).__name__} has no sampling.")
 
   def gauge(self, delta: Array, x: Array) -> Array:
     """The smallest t with delta in t U(x), [B]; at most 1 inside."""
-    raise _unsupported(self, "gauge")
+    raise InputError(f"{type(self).__name__} has no gauge.")
 
   def __eq__(self, other: object) -> bool:
     if type(self) is not type(other):
@@ -103,15 +93,32 @@ class UncertaintySet:
     return hash(jax.tree.structure(self))
 
 
-class ExampleSet(UncertaintySet):
+class MappedSet(UncertaintySet):
+  """A set whose four methods are `_apply(operation, first, x)`; `first` is grad, delta or key."""
+
+  def _apply(self, operation: str, first: Array, x: Array) -> Array:
+    raise NotImplementedError
+
+  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
+    return self._apply("steepest_ascent", grad, x)
+
+  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
+    return self._apply("project", delta, x)
+
+  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
+    return self._apply("sample", key, x)
+
+  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
+    return self._apply("gauge", delta, x)
+
+
+class ExampleSet(MappedSet):
   """A set whose geometry is written for one example and mapped over the batch.
 
   Subclasses define `_steepest_ascent(grad, x)`, `_project(delta, x)`, `_sample(key, x)` and
   `_gauge(delta, x)` for x [*S]. There the fields named in `_radii` are [], and they, grad and
   delta have x's type, or float32 if that has fewer bits. x keeps its type, whose rounding matters
-  at the bounds of a box.
-
-  The methods raise an InputError if x is not floating point, or a radius is neither [] nor [B].
+  at the bounds of a box. It is an InputError if x is not floating, or a radius not [] or [B].
   """
 
   _radii: ClassVar[tuple[str, ...]] = ("radius",)
@@ -121,42 +128,19 @@ class ExampleSet(UncertaintySet):
       check_radius(name, getattr(self, name))
     if getattr(self, "box", None) is not None:
       box = tuple(self.box)  # type: ignore[attr-defined]
-      check_box(box)
+      if not (len(box) == 2 and box[0] < box[1]):
+        raise InputError(f"box must be (low, high) with low < high, but was {box}.")
       object.__setattr__(self, "box", box)
 
-  def _steepest_ascent(self, grad: Array, x: Array) -> Array:
-    raise NotImplementedError
-
-  def _project(self, delta: Array, x: Array) -> Array:
-    raise NotImplementedError
-
-  def _sample(self, key: Array, x: Array) -> Array:
-    raise NotImplementedError
-
-  def _gauge(self, delta: Array, x: Array) -> Array:
-    raise NotImplementedError
-
-  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
-    chex.assert_equal_shape((grad, x))
-    return self._mapped(type(self)._steepest_ascent, grad, x)
-
-  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    chex.assert_equal_shape((delta, x))
-    return self._mapped(type(self)._project, delta, x)
-
-  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
-    return self._mapped(type(self)._sample, keys.per_example(key, x.shape[0]), x)
-
-  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    chex.assert_equal_shape((delta, x))
-    return self._mapped(type(self)._gauge, delta, x)
-
-  def _mapped(self, method: Callable[[Self, Array, Array], Array], first: Array, x: Array) -> Array:
-    x = check_floating(x)
-    dtype, count = precision.wide(x.dtype), x.shape[:1]
-    radii = {}
-    for name in self._radii:
-      radius = getattr(self, name)
+  def _apply(self, operation: str, first: Array, x: Array) -> Array:
+    x = jnp.asarray(x)
+    dtype, count = precision.wide(precision.check_floating(x, "x")), x.shape[:1]
+    if operation == "sample":
+      first = keys.per_example(first, len(x))
+    else:
+      chex.assert_equal_shape((first, x))
+    radii = {name: getattr(self, name) for name in self._radii}
+    for name, radius in radii.items():
       if jnp.shape(radius) not in ((), count):
         raise InputError(
           f"{name} must be one number or one for each of the {count[0]} examples, but has the "
@@ -165,29 +149,16 @@ class ExampleSet(UncertaintySet):
       radii[name] = jnp.broadcast_to(jnp.asarray(radius, dtype), count)
 
     def of_one(radii: dict[str, Array], first: Array, x: Array) -> Array:
-      return method(dataclasses.replace(self, **radii), first, x)  # type: ignore[type-var]
+      u = dataclasses.replace(self, **radii)  # type: ignore[type-var]
+      return getattr(u, f"_{operation}")(first, x)
 
     return jax.vmap(of_one)(radii, precision.cast(first, dtype), x).astype(x.dtype)
-
-
-def check_floating(x: Array) -> Array:
-  """x as an array of JAX; an InputError if it is not floating point."""
-  x = jnp.asarray(x)
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise InputError(f"x must be floating point, pixels in [0, 1], but was {x.dtype}.")
-  return x
 
 
 def check_radius(name: str, radius: Radius) -> None:
   """InputError for a radius that is negative or NaN; a traced one cannot be checked."""
   if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
     raise InputError(f"{name} must be >= 0 (0 means the clean example), but was {radius}.")
-
-
-def check_box(box: Box | None) -> None:
-  """InputError for a box that is not an interval."""
-  if box is not None and not (len(box) == 2 and box[0] < box[1]):
-    raise InputError(f"box must be (low, high) with low < high, but was {box}.")
 
 
 def box_bounds(box: Box, x: Array) -> projections.Bounds:
@@ -219,10 +190,8 @@ def ratio(a: Array, b: Array) -> Array:
 
 
 def uniform_l2(key: Array, radius: Array, live: Array) -> Array:
-  """A uniform point of the l_2 ball over the entries where live [*S] is 1; 0 in the others.
-
-  Source: Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
-  """
+  """A uniform point of the l_2 ball over the entries where live [*S] is 1; 0 in the others."""
+  # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2.
   normal_key, exponential_key = jax.random.split(key)
   z = live * jax.random.normal(normal_key, live.shape, radius.dtype)
   e = jax.random.exponential(exponential_key, (), radius.dtype)
@@ -245,7 +214,3 @@ class _Constant:
 
   def __hash__(self) -> int:
     return hash(self._key())
-
-
-def _unsupported(u: UncertaintySet, operation: str) -> InputError:
-  return InputError(f"{type(u).__name__} has no {operation}.")

@@ -2,7 +2,6 @@
 
   build_set({"name": "LInf", "radius": 8 / 255, "box": (0.0, 1.0)})
   build_set({"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}})
-  build_set({"name": "Ellipsoid", "radius": 1.0, "scale": "scale.npy"})
   build_set({"name": "my_package.my_module:Cube", "radius": 0.1})
 
 |  value                     |  becomes                                          |
@@ -21,7 +20,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,16 +47,7 @@ _PARTS: dict[str, Callable[..., Any]] = {"channels": _channels, "patches": sets.
 
 
 def build_set(config: Mapping[str, Any]) -> UncertaintySet:
-  """The set that a mapping describes.
-
-  Args:
-    config: `name`, a set of `robust_opt.sets` or your own "package.module:Class", and the keyword
-      arguments of its class.
-
-  Raises:
-    InputError: an unknown name or argument, a missing argument, an object or file that cannot be
-      loaded, or a result that is not a set.
-  """
+  """The set that a mapping of `name` and the arguments of its class describes, or an InputError."""
   built = _build(config)
   if not isinstance(built, UncertaintySet):
     raise InputError(f"{config!r} must describe a set, {', '.join(SETS)}, but is {built!r}.")
@@ -69,7 +58,7 @@ def config_sha256(config: Mapping[str, Any]) -> str:
   """SHA-256 of a set's config and of the arrays in the files that it names."""
   sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
   for path in _array_files(config):
-    sha.update(digest(_load_array(Path(path))).encode())
+    sha.update(digest(_load_array(path)).encode())
   return sha.hexdigest()
 
 
@@ -89,7 +78,7 @@ def _build(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_build(entry) for entry in value)
   if isinstance(value, str) and value.endswith(".npy"):
-    return _load_array(Path(value))
+    return _load_array(value)
   if isinstance(value, str) and ":" in value:
     return import_object(value)
   return value
@@ -97,42 +86,30 @@ def _build(value: Any) -> Any:
 
 def _call(config: Mapping[str, Any]) -> Any:
   arguments = {key: _build(value) for key, value in config.items() if key != "name"}
-  name = config.get("name")
-  function = _find(name)
-  try:
-    inspect.signature(function).bind(**arguments)
-  except TypeError as error:
-    allowed = ", ".join(inspect.signature(function).parameters)
-    raise InputError(f"{name} takes {allowed}, but was given {dict(config)} ({error}).") from error
-  try:
-    return function(**arguments)
-  except (TypeError, ValueError) as error:
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f"{name} cannot be built from {dict(config)} ({error}).") from error
-
-
-def _find(name: Any) -> Callable[..., Any]:
-  if isinstance(name, str) and ":" in name:
-    function = import_object(name)
-    if not callable(function):
-      raise InputError(f"{name} must be a class or function, but is {function!r}.")
-    return function
+  name: Any = config.get("name")
   known = SETS | _PARTS
-  if name not in known:
+  function = import_object(name) if isinstance(name, str) and ":" in name else known.get(name)
+  if not callable(function):
     raise InputError(
       f"name must be one of {', '.join(known)}, or package.module:Class of your own, but was "
       f"{name!r}."
     )
-  return known[name]
+  signature = inspect.signature(function)
+  try:
+    signature.bind(**arguments)
+  except TypeError as error:
+    allowed = ", ".join(signature.parameters)
+    raise InputError(f"{name} takes {allowed}, but was given {dict(config)} ({error}).") from error
+  try:
+    return function(**arguments)
+  except InputError:
+    raise
+  except (TypeError, ValueError) as error:
+    raise InputError(f"{name} cannot be built from {dict(config)} ({error}).") from error
 
 
 def import_object(name: str) -> Any:
-  """The object that "package.module:name" names; the working directory is searched first.
-
-  Raises:
-    InputError: it cannot be imported.
-  """
+  """The object that "package.module:name" names; the working directory is searched first."""
   module_name, _, attribute = name.partition(":")
   sys.path.insert(0, os.getcwd())
   try:
@@ -143,7 +120,7 @@ def import_object(name: str) -> Any:
     sys.path.remove(os.getcwd())
 
 
-def _load_array(path: Path) -> np.ndarray:
+def _load_array(path: str) -> np.ndarray:
   try:
     return np.asarray(np.load(path, allow_pickle=False))
   except (OSError, ValueError, EOFError) as error:

@@ -15,20 +15,15 @@ from robust_opt.sets import projections
 from robust_opt.sets.base import ExampleSet, Radius, ratio, set_dataclass, static
 from robust_opt.types import Array
 
-# Labels [*S], or a function from the shape of one example to them.
+# Integer labels [*S], a group for every label, or a function from the shape of one example to them.
 Groups = np.ndarray | Callable[[Sequence[int]], np.ndarray]
 
 
 def channels(shape: Sequence[int], channel_axis: ChannelAxis = layout.AUTO) -> np.ndarray:
   """A group for every channel: labels [*S], the index along the channel axis.
 
-  Args:
-    shape: of one example.
-    channel_axis: of one example, 0 for [C, H, W]; "auto" guesses it from the shape
-      (`robust_opt.layout.resolve`). `functools.partial(channels, channel_axis=0)` binds it.
-
-  Raises:
-    InputError: the examples have no channel axis.
+  `functools.partial(channels, channel_axis=0)` binds the axis, of one example [*S] as in
+  `robust_opt.layout.resolve`. InputError if the examples have no channel axis.
   """
   axis = layout.resolve(channel_axis, shape)
   if axis is None:
@@ -45,18 +40,10 @@ class patches:  # noqa: N801
 
   The groups of a signal are intervals, those of a volume cubes, over all axes but the channel axis.
   Call it with the shape of an example to get labels of that shape.
-
-  Attributes:
-    side: in pixels, >= 1; the last patches along an axis may be smaller.
-    channel_axis: of one example, 0 for [C, H, W]; None if there is none; "auto" guesses it from the
-      shape (`robust_opt.layout.resolve`).
-
-  Raises:
-    InputError: the side is < 1, or (when called) channel_axis is not an axis of the examples.
   """
 
-  side: int
-  channel_axis: ChannelAxis = layout.AUTO
+  side: int  # in pixels, >= 1; the last patches along an axis may be smaller
+  channel_axis: ChannelAxis = layout.AUTO  # of one example: see `robust_opt.layout.resolve`
 
   def __post_init__(self) -> None:
     if self.side < 1:
@@ -72,36 +59,33 @@ class patches:  # noqa: N801
 
 
 @set_dataclass
-class GroupL21(ExampleSet):
+class _Grouped(ExampleSet):
+  radius: Radius  # [] or [B], >= 0, in the units of x (pixels)
+  groups: Groups = static()  # integers, or a function to them: `channels`, `patches(4)`
+
+  def _gather(self, v: Array) -> tuple["_Partition", Array]:
+    """The groups, and the entries of v [*S] by group, [G, M]."""
+    partition = _partition(self.groups, v.shape)
+    return partition, partition.gather(v)
+
+
+@set_dataclass
+class GroupL21(_Grouped):
   """{sum over groups of |delta_g|_2 <= radius}, the l_1 ball of the groups' l_2 norms.
 
   Its steepest ascent moves the one group of largest |grad_g|_2, by the whole radius along its unit
   gradient; ties go to the group of the smallest label. Its samples are uniform. Source: the norm of
   the group lasso, Yuan and Lin (2006).
-
-  Attributes:
-    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    groups: integer labels [*S] of one example, a group for every label; or a function from the
-      shape *S to them: `channels`, `patches(4)`.
-
-  Raises:
-    InputError: the radius is negative or NaN; from the methods: the labels are not integers of the
-      shape of an example, x is not floating point, or the radius is neither [] nor [B].
   """
 
-  radius: Radius
-  groups: Groups = static()
-
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
-    partition = _partition(self.groups, x.shape)
-    grouped = partition.gather(grad)
+    partition, grouped = self._gather(grad)
     norms = _norms(grouped)
     largest = jnp.arange(len(norms)) == jnp.argmax(norms)  # of NaN norms, if there are any
     return partition.scatter(jax.vmap(projections.furthest_l2)(grouped, self.radius * largest))
 
   def _project(self, delta: Array, x: Array) -> Array:
-    partition = _partition(self.groups, x.shape)
-    grouped = partition.gather(delta)
+    partition, grouped = self._gather(delta)
     # By symmetry every group keeps its direction, so that only the norms are left to project.
     lengths = projections.l1(_norms(grouped), self.radius)
     return partition.scatter(jax.vmap(projections.l2)(grouped, lengths))
@@ -110,33 +94,27 @@ class GroupL21(ExampleSet):
     # z of density exp(-N(z)) over N(z) + e is uniform in the unit ball of any norm N: the length
     # N(z) is Gamma(n), and N / (N + e) then the n-th root of a uniform number. Here the groups of z
     # are independent, of uniform direction and Gamma(size) length.
-    partition = _partition(self.groups, x.shape)
     normal_key, gamma_key, exponential_key = jax.random.split(key, 3)
     dtype = jnp.result_type(self.radius)
-    z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
+    partition, z = self._gather(jax.random.normal(normal_key, x.shape, dtype))
     lengths = jax.random.gamma(gamma_key, jnp.asarray(partition.sizes, dtype), dtype=dtype)
     total = jnp.sum(lengths) + jax.random.exponential(exponential_key, (), dtype)
     return partition.scatter(jax.vmap(projections.furthest_l2)(z, self.radius * lengths / total))
 
   def _gauge(self, delta: Array, x: Array) -> Array:
-    norms = _norms(_partition(self.groups, x.shape).gather(delta))
-    return ratio(jnp.sum(norms), self.radius)
+    return ratio(jnp.sum(_norms(self._gather(delta)[1])), self.radius)
 
 
 @set_dataclass
-class GroupLInf2(ExampleSet):
+class GroupLInf2(_Grouped):
   """{|delta_g|_2 <= radius for every group g}: every group has its own l_2 ball.
 
   Its steepest ascent moves every group of nonzero gradient by the radius along its unit gradient.
-  Its samples are uniform. Attributes and errors as for GroupL21.
+  Its samples are uniform.
   """
 
-  radius: Radius
-  groups: Groups = static()
-
   def _by_group(self, function: Callable[[Array, Array], Array], v: Array) -> Array:
-    partition = _partition(self.groups, v.shape)
-    grouped = partition.gather(v)
+    partition, grouped = self._gather(v)
     radius = jnp.broadcast_to(self.radius, grouped.shape[:1])
     return partition.scatter(jax.vmap(function)(grouped, radius))
 
@@ -148,35 +126,27 @@ class GroupLInf2(ExampleSet):
 
   def _sample(self, key: Array, x: Array) -> Array:
     # Barthe, Guedon, Mendelson and Naor (2005), theorem 1, for p = 2, in every group.
-    partition = _partition(self.groups, x.shape)
     normal_key, exponential_key = jax.random.split(key)
     dtype = jnp.result_type(self.radius)
-    z = partition.gather(jax.random.normal(normal_key, x.shape, dtype))
+    partition, z = self._gather(jax.random.normal(normal_key, x.shape, dtype))
     e = jax.random.exponential(exponential_key, partition.sizes.shape, dtype)
     length = jnp.sqrt(jnp.sum(z**2, axis=1) + 2.0 * e)
     return partition.scatter(self.radius * z / length[:, None])
 
   def _gauge(self, delta: Array, x: Array) -> Array:
-    norms = _norms(_partition(self.groups, x.shape).gather(delta))
-    return ratio(jnp.max(norms), self.radius)
+    return ratio(jnp.max(_norms(self._gather(delta)[1])), self.radius)
 
 
 class _Partition(NamedTuple):
   """The entries of an example [*S], n entries, in G groups of at most M.
 
   Both directions gather: sums by scattering depend on the order of threads on a GPU.
-
-  Attributes:
-    members: [G, M], the flat index of every member; n where a group has fewer.
-    labels: [*S], the group of every entry.
-    indices: [*S], its index in that group.
-    sizes: [G].
   """
 
-  members: np.ndarray
-  labels: np.ndarray
-  indices: np.ndarray
-  sizes: np.ndarray
+  members: np.ndarray  # [G, M], the flat index of every member; n where a group has fewer
+  labels: np.ndarray  # [*S], the group of every entry
+  indices: np.ndarray  # [*S], its index in that group
+  sizes: np.ndarray  # [G]
 
   def gather(self, v: Array) -> Array:
     """[*S] -> [G, M], 0 beyond the size of a group."""

@@ -24,22 +24,13 @@ from robust_opt.types import Array
 class LInfL2(ExampleSet):
   """{|delta|_inf <= radius_inf and |delta|_2 <= radius_2}, exact.
 
-  The l_inf ball is a box around 0, so this is the bounded l_2 ball of projections.py: the steepest
-  ascent is clip(s grad, -radius_inf, radius_inf) for the smallest s that attains radius_2.
-  Samples: uniform in the l_2 ball, then clipped.
-
-  Attributes:
-    radius_inf: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    radius_2: [] or [B], >= 0, in the units of x.
-    box: (low, high) that x + delta must stay in, or None; x itself must lie in it.
-
-  Raises:
-    InputError: as for LInf.
+  The steepest ascent is clip(s grad, -radius_inf, radius_inf) for the smallest s that attains
+  radius_2. Samples: uniform in the l_2 ball, then clipped.
   """
 
-  radius_inf: Radius
+  radius_inf: Radius  # [] or [B], >= 0, in the units of x (pixels), as radius_2
   radius_2: Radius
-  box: Box | None = static(default=None)
+  box: Box | None = static(default=None)  # that x and x + delta lie in
 
   _radii = ("radius_inf", "radius_2")
 
@@ -64,34 +55,26 @@ class LInfL2(ExampleSet):
 class Intersection(UncertaintySet):
   """The points of both of two convex sets, such as an l1 ball with an ellipsoid; APPROXIMATE.
 
-  project: Dykstra's algorithm (Boyle and Dykstra 1986), which converges to the projection, stopped
-  after num_iterations; the result is then shrunk into the set. It is always feasible, and close to
-  the nearest point only if delta is not far outside, as in PGD. Measured for l_2 of radius r with
-  l_inf of 0.6 r, 6 entries and 50 iterations: 4e-5 r from the nearest point for points at 2 r from
-  0, 0.08 r for 10 r (5e-4 r after 200 iterations), 0.4 r for 100 r.
+  project: Dykstra's algorithm (Boyle and Dykstra 1986), stopped after num_iterations; the result is
+  then shrunk into the set. It is always feasible, and close to the nearest point only if delta is
+  not far outside, as in PGD. Measured for l_2 of radius r with l_inf of 0.6 r, 6 entries and 50
+  iterations: 4e-5 r from the nearest point for points at 2 r from 0, 0.08 r for 10 r (5e-4 r after
+  200 iterations), 0.4 r for 100 r.
 
   steepest_ascent: NOT the argmax in general, which has no closed form. It is the best, by
   <grad, delta>, of three feasible points: the steepest ascent of either set, shrunk into the other,
-  and the projection of a point far along grad (which tends to the argmax as that point goes to
-  infinity). So <grad, delta> >= 0, and the result is exact where the steepest ascent of one set
-  lies in the other. In the case above it reached at least 0.98 of the maximum. For l_inf with l_2
-  use `LInfL2`, which is exact.
+  and the projection of a point far along grad. So <grad, delta> >= 0. In the case above it reached
+  at least 0.98 of the maximum. For l_inf with l_2 use `LInfL2`, which is exact.
 
   sample: a sample of the first, projected; not uniform. gauge: the larger of the two, exact.
 
-  Attributes:
-    first: a convex set that contains 0; not L0.
-    second: another one. It should be the thinner of the two, such as a `Tangent`: shrinking along
-      the ray from 0 brings a point into a ball, but not into a plane.
-    num_iterations: of Dykstra's algorithm, each with one projection on either set.
-
-  Raises:
-    InputError: num_iterations is < 1.
+  Both sets are convex and contain 0. The second should be the thinner of the two, such as a
+  `Tangent`: shrinking along the ray from 0 brings a point into a ball, but not into a plane.
   """
 
   first: UncertaintySet
   second: UncertaintySet
-  num_iterations: int = static(default=50)
+  num_iterations: int = static(default=50)  # each with one projection on either set
 
   def __post_init__(self) -> None:
     if self.num_iterations < 1:
@@ -121,12 +104,9 @@ class Intersection(UncertaintySet):
   def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
     axes = tuple(range(1, grad.ndim))
     largest = jnp.max(jnp.abs(grad), axis=axes)
-    # Of unit l_inf norm.
     unit = grad / expand_like(jnp.where(largest > 0, largest, 1.0), grad)
     ends = [self._shrink(u.steepest_ascent(grad, x), x) for u in (self.first, self.second)]
-    # Ten times the longer of the two, both of which lie inside.
-    reach = [jax.vmap(projections.l2_norm)(end) for end in ends]
-    length = jax.vmap(projections.l2_norm)(unit)
+    *reach, length = (jax.vmap(projections.l2_norm)(v) for v in (*ends, unit))
     far = 10.0 * jnp.maximum(*reach) / jnp.where(length > 0, length, 1.0)
     points = jnp.stack([*ends, self.project(expand_like(far, unit) * unit, x)])
     # jnp.argmax ranks NaN highest, so that it is not hidden.

@@ -10,89 +10,58 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt import keys
 from robust_opt.errors import InputError
-from robust_opt.sets.base import UncertaintySet, set_dataclass, static
+from robust_opt.sets.base import MappedSet, UncertaintySet, set_dataclass, static
 from robust_opt.types import Array
-
-Shape = Sequence[int]
 
 
 @set_dataclass
-class Product(UncertaintySet):
+class Product(MappedSet):
   """{delta: block i of delta lies in set i, for every i}, over flattened examples [B, n].
 
-  An example is the concatenation of its blocks. The i-th set receives its block of grad, delta and
-  x, in the block's shape, so that one block may be an image in a box and another not. Both
-  <grad, delta> and the squared distance are sums over the blocks, so the steepest ascent and the
-  projection are computed per block, and exact where the blocks' are. The gauge is the largest of
-  the blocks' gauges. Samples are independent across blocks, and uniform if the blocks' are.
-
-  Attributes:
-    sets: one per block, at least one. The radius of a set is [] or [B].
-    shapes: of the blocks of one example. n is the sum of their sizes.
-
-  Raises:
-    InputError: there is no block, not one shape per set, or a shape has an entry < 1; from the
-      methods: the examples are not [B, n], and as for the sets.
+  The i-th set receives its block of grad, delta and x in the block's shape, so that one block may
+  be an image in a box and another not. Steepest ascent and projection are those of the blocks, the
+  gauge is the largest of theirs. Samples are independent across blocks.
   """
 
-  sets: tuple[UncertaintySet, ...]
-  shapes: tuple[tuple[int, ...], ...] = static()
+  sets: tuple[UncertaintySet, ...]  # one per block, at least one, of radii [] or [B]
+  shapes: tuple[tuple[int, ...], ...] = static()  # of the blocks; n is the sum of their sizes
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "sets", tuple(self.sets))
     object.__setattr__(self, "shapes", tuple(tuple(shape) for shape in self.shapes))
     if not self.sets or len(self.sets) != len(self.shapes):
-      raise InputError(
-        f"A product needs at least one set and one shape per set, but was given "
-        f"{len(self.sets)} sets and {len(self.shapes)} shapes."
-      )
+      given = f"{len(self.sets)} sets and {len(self.shapes)} shapes"
+      raise InputError(f"A product needs at least one set and one shape per set, not {given}.")
     if any(side < 1 for shape in self.shapes for side in shape):
-      raise InputError(
-        f"Every entry of a block's shape must be >= 1, but the shapes are {list(self.shapes)}."
-      )
+      raise InputError(f"Every entry of a block's shape must be >= 1, but they are {self.shapes}.")
 
-  def _by_block(self, method: str, v: Array, x: Array) -> list[Array]:
-    chex.assert_equal_shape((v, x))
-    blocks = zip(self.sets, split(v, self.shapes), split(x, self.shapes), strict=True)
-    return [getattr(u, method)(of_v, of_x) for u, of_v, of_x in blocks]
-
-  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
-    return join(self._by_block("steepest_ascent", grad, x))
-
-  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    return join(self._by_block("project", delta, x))
-
-  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
+  def _apply(self, operation: str, first: Array, x: Array) -> Array:
     blocks = split(x, self.shapes)
-    each = keys.per_example(key, x.shape[0])
-    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    pairs = enumerate(zip(self.sets, blocks, strict=True))
-    return join([u.sample(fold(each, i), block) for i, (u, block) in pairs])
+    if operation == "sample":
+      fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+      firsts = [fold(keys.per_example(first, len(x)), i) for i in range(len(blocks))]
+    else:
+      chex.assert_equal_shape((first, x))
+      firsts = split(first, self.shapes)
+    pairs = zip(self.sets, firsts, blocks, strict=True)
+    results = [getattr(u, operation)(of_first, of_x) for u, of_first, of_x in pairs]
+    return jnp.max(jnp.stack(results), axis=0) if operation == "gauge" else join(results)
 
-  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    return jnp.max(jnp.stack(self._by_block("gauge", delta, x)), axis=0)
 
-
-def split(v: Array, shapes: Sequence[Shape]) -> list[Array]:
-  """Flattened examples [B, n] -> their blocks, each [B, *shape].
-
-  Raises:
-    InputError: v is not [B, n] with n the sum of the sizes of the shapes.
-  """
+def split(v: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:
+  """Flattened examples [B, n] -> their blocks, each [B, *shape]; an InputError if n differs."""
   sizes = [math.prod(shape) for shape in shapes]
   if v.ndim != 2 or v.shape[1] != sum(sizes):
     raise InputError(
       f"Blocks of the shapes {[tuple(shape) for shape in shapes]} are flattened examples "
-      f"[B, {sum(sizes)}], but were given an array of the shape {v.shape}."
+      f"[B, {sum(sizes)}], but the array has the shape {v.shape}."
     )
-  parts, start = [], 0
-  for size, shape in zip(sizes, shapes, strict=True):
-    parts.append(v[:, start : start + size].reshape(-1, *shape))
-    start += size
-  return parts
+  parts = jnp.split(v, np.cumsum(sizes)[:-1], axis=1)
+  return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def join(blocks: Sequence[Array]) -> Array:

@@ -4,10 +4,10 @@
   projections.l2(delta, radius, (-x, 1 - x))       # nearest point of the ball within the pixel box
 
 Every function takes delta [*S], a radius [] >= 0 (it may be traced), and optional bounds
-(lower [*S] <= 0, upper [*S] >= 0), and returns [*S]. Projecting onto the ball and then onto the
-bounds is not the projection onto their intersection; these are. The result has the type of delta.
-bfloat16 and float16 are computed in float32 and rounded once: the result may leave the ball by eps
-/ 2 of the radius, and never leaves a representable bound.
+(lower [*S] <= 0, upper [*S] >= 0), and returns [*S] in delta's type. Projecting onto the ball and
+then onto the bounds is not the projection onto their intersection; these are. bfloat16 and float16
+are rounded once, at the end: the result may leave the ball by eps / 2 of the radius, and never
+leaves a representable bound.
 
 |  input                  |  result                            |
 |  radius 0               |  0                                 |
@@ -16,6 +16,8 @@ bfloat16 and float16 are computed in float32 and rounded once: the result may le
 |  delta huge, no bounds  |  exact to an ulp of its entries    |
 |  NaN in delta           |  NaN                               |
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +40,8 @@ def linf(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_2 <= radius} and the bounds.
 
-  By the KKT conditions the projection is clip(s * delta, lower, upper) for the largest s <= 1
-  that keeps the norm. Outside the ball that is the point of the set furthest along delta.
+  By the KKT conditions it is clip(s * delta, lower, upper) for the largest s <= 1 that keeps the
+  norm. Outside the ball that is the point of the set furthest along delta.
   """
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
   return jnp.where(l2_norm(inside) <= radius, inside, furthest_l2(delta, radius, bounds))
@@ -49,8 +51,8 @@ def l2(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
 def l1(delta: Array, radius: Array, bounds: Bounds | None = None) -> Array:
   """Projects onto {|delta|_1 <= radius} and the bounds.
 
-  By the KKT conditions the projection is clip(soft_threshold(delta, t), lower, upper) for the
-  smallest t >= 0 that keeps the norm.
+  By the KKT conditions it is clip(soft_threshold(delta, t), lower, upper) for the smallest t >= 0
+  that keeps the norm.
   """
   inside = delta if bounds is None else jnp.clip(delta, *bounds)
   cap = jnp.full_like(delta, jnp.inf) if bounds is None else room(delta, bounds)
@@ -137,10 +139,15 @@ def l1_norm(delta: Array) -> Array:
   return jnp.sum(jnp.abs(delta))
 
 
+def over_largest(v: Array, axis: int | tuple[int, ...] | None = None) -> Array:
+  """v divided by its largest absolute entry along the axes; 0 where all entries are 0."""
+  largest = jnp.max(jnp.abs(v), axis=axis, keepdims=axis is not None)
+  return v / jnp.where(largest > 0, largest, 1.0)
+
+
 def _unit(v: Array) -> Array:
   """v / |v|_2; 0 where v is 0. Scaled first, since the square of 1e-30 is 0 in float32."""
-  largest = linf_norm(v)
-  scaled = v / jnp.where(largest > 0, largest, 1.0)
+  scaled = over_largest(v)
   norm = _sqrt(jnp.sum(scaled**2))
   return scaled / jnp.where(norm > 0, norm, 1.0)
 
@@ -151,25 +158,14 @@ def _sqrt(a: Array) -> Array:
 
 
 def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
-  """sign(delta) * clip(|delta| - t, 0, cap) for the t at which its l_1 norm is the radius.
-
-  For delta outside the ball. Bisection over the bit patterns of positive floating point numbers,
-  which have the same order, ends at two neighbors around t at any scale of delta.
-  """
+  """sign(delta) * clip(|delta| - t, 0, cap), delta outside, for the t of l_1 norm radius."""
   magnitude = jnp.abs(delta)
-  bits = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
-
-  def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
-    low, high = interval
-    middle = low + (high - low) // 2
-    t = jax.lax.bitcast_convert_type(middle, magnitude.dtype)
-    outside = jnp.sum(jnp.clip(frozen_magnitude - t, 0.0, frozen_cap)) > frozen_radius
-    return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
-
   frozen_magnitude, frozen_cap, frozen_radius = jax.lax.stop_gradient((magnitude, cap, radius))
-  highest = jax.lax.bitcast_convert_type(linf_norm(frozen_magnitude), bits)
-  interval = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(highest), highest))
-  low, high = (jax.lax.bitcast_convert_type(end, magnitude.dtype) for end in interval)
+
+  def outside(t: Array) -> Array:
+    return jnp.sum(jnp.clip(frozen_magnitude - t, 0.0, frozen_cap)) > frozen_radius
+
+  low, high = bisect(outside, linf_norm(frozen_magnitude))
   # Between the two the norm is linear in t. Solving for t there gives the derivative; as a distance
   # below the largest free entry it loses no digits when entries are huge.
   full = magnitude - high >= cap
@@ -179,3 +175,23 @@ def _soft_threshold(delta: Array, radius: Array, cap: Array) -> Array:
   height = (radius - spent) / jnp.maximum(jnp.sum(free), 1)
   value = jnp.where(full, cap, jnp.where(free, jnp.clip(height - below, 0.0, cap), 0.0))
   return jnp.sign(delta) * value
+
+
+def bisect(above: Callable[[Array], Array], highest: Array) -> tuple[Array, Array]:
+  """The neighbors low < high in [0, highest] of which `above` holds for low and not for high.
+
+  Bisection over the bit patterns of positive floating point numbers, which have the same order, is
+  accurate at any scale.
+  """
+  dtype = highest.dtype
+  bits = jnp.dtype(f"int{8 * dtype.itemsize}")
+
+  def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = interval
+    middle = low + (high - low) // 2
+    higher = above(jax.lax.bitcast_convert_type(middle, dtype))
+    return jnp.where(higher, middle, low), jnp.where(higher, high, middle)
+
+  top = jax.lax.bitcast_convert_type(highest, bits)
+  low, high = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(top), top))
+  return jax.lax.bitcast_convert_type(low, dtype), jax.lax.bitcast_convert_type(high, dtype)

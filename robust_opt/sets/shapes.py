@@ -17,7 +17,6 @@ from robust_opt.sets.base import (
   ExampleSet,
   Radius,
   UncertaintySet,
-  check_floating,
   check_radius,
   cube_bounds,
   ratio,
@@ -28,6 +27,7 @@ from robust_opt.sets.base import (
 from robust_opt.types import Array
 
 BasisOf = Callable[[Array], Array]  # x [B, *S] -> the basis [B, d, *S] of a plane at every x
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 @set_dataclass
@@ -35,20 +35,12 @@ class Ellipsoid(ExampleSet):
   """{|delta / scale|_2 <= radius}: entry j changes by at most radius * scale_j.
 
   Its steepest ascent is radius * scale^2 grad / |scale grad|_2. The projection is delta_j scale_j^2
-  / (scale_j^2 + m) for the multiplier m >= 0 that keeps the norm, found by bisection over the
-  floating point numbers to an ulp (32 halvings). No derivative flows through m. Uniform samples.
-
-  Attributes:
-    radius: [] or [B], >= 0, dimensionless.
-    scale: [*S], > 0 and finite, the same for all examples; in the units of x (pixels in [0, 1]).
-
-  Raises:
-    InputError: the radius is negative or NaN, or an entry of scale is not > 0 and finite; from the
-      methods: scale does not have the shape of an example, and as for LInf.
+  / (scale_j^2 + m) for the multiplier m >= 0 that keeps the norm, found by bisection to an ulp; no
+  derivative flows through m. Uniform samples.
   """
 
-  radius: Radius
-  scale: np.ndarray | Array
+  radius: Radius  # [] or [B], >= 0, dimensionless
+  scale: np.ndarray | Array  # [*S], > 0 and finite, of all examples; in the units of x (pixels)
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -68,14 +60,18 @@ class Ellipsoid(ExampleSet):
 
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     w, radius = self._relative(x)
-    largest = projections.linf_norm(grad)
-    scaled = grad / jnp.where(largest > 0, largest, 1.0)  # so that w * grad cannot underflow to 0
+    scaled = projections.over_largest(grad)  # so that w * grad cannot underflow to 0
     return w * projections.furthest_l2(w * scaled, radius)
 
   def _project(self, delta: Array, x: Array) -> Array:
     w, radius = self._relative(x)  # {|delta / w|_2 <= radius}
-    at = _ellipsoid_multiplier(delta, radius, w)
-    nearest = delta * (w**2 / (w**2 + at))
+    # The norm decreases in m, and is at most |delta w|_2 / m. Rounded up a little, and finite.
+    highest = projections.l2_norm(delta * w) / jnp.where(radius > 0, radius, 1.0)
+    highest = jnp.minimum(1.001 * highest, jnp.finfo(delta.dtype).max)
+    _, m = projections.bisect(
+      lambda m: projections.l2_norm(delta * (w / (w**2 + m))) > radius, highest
+    )
+    nearest = delta * (w**2 / (w**2 + jax.lax.stop_gradient(m)))
     norm = projections.l2_norm(nearest / w)
     nearest = nearest * jnp.where(norm > radius, radius / jnp.where(norm > 0, norm, 1.0), 1.0)
     nearest = jnp.where((radius > 0) | jnp.isnan(delta), nearest, 0.0)
@@ -95,29 +91,19 @@ class L0(ExampleSet):
   """{at most k entries differ from 0, each by at most magnitude}; it is not convex.
 
   Steepest ascent: the k entries of largest |grad_j| times the distance of entry j to its bound move
-  to their bounds; without a box those are the k largest |grad_j|. Projection: every entry is
-  clipped, and those k are kept that reduce the squared distance most, the k largest of
-  p_j (2 delta_j - p_j) for p = clip(delta). That is a nearest point, maybe not the only one. The k
-  largest |delta_j| would be the same without a box but wrong with one: a large entry that can
-  hardly move reduces the distance little. Ties go to the first entry. Both are exact up to the
+  to their bounds. Projection: of p = clip(delta) the k largest p_j (2 delta_j - p_j) are kept,
+  which reduce the squared distance most; with a box these are not the k largest |delta_j|. It is a
+  nearest point, maybe not the only one. Ties go to the first entry. Both are exact up to the
   rounding of those products.
 
   As the set is not convex, `frank_wolfe` of more than one step leaves it; use `pgd`. Samples: a
   uniform choice of k entries, each uniform in [-magnitude, magnitude], clipped to the box. The
   gauge is inf for more than k non-zero entries. An entry is one number, a channel of a pixel.
-
-  Attributes:
-    k: the number of entries that may change, >= 0.
-    magnitude: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    box: (low, high) that x + delta must stay in, or None; x itself must lie in it.
-
-  Raises:
-    InputError: k is negative or not an integer, and as for LInf.
   """
 
-  k: int = static()
-  magnitude: Radius = 1.0
-  box: Box | None = static(default=None)
+  k: int = static()  # the number of entries that may change, >= 0
+  magnitude: Radius = 1.0  # [] or [B], >= 0, in the units of x (pixels)
+  box: Box | None = static(default=None)  # that x and x + delta lie in
 
   _radii = ("magnitude",)
 
@@ -137,8 +123,7 @@ class L0(ExampleSet):
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     reach = projections.room(grad, self._limits(x))
     movable = jnp.where(reach > 0, jnp.abs(grad), 0.0)
-    largest = projections.linf_norm(movable)
-    gain = movable / jnp.where(largest > 0, largest, 1.0) * reach
+    gain = projections.over_largest(movable) * reach
     kept = self._largest(gain, movable) & (movable > 0)
     return jnp.where(jnp.isnan(grad), grad, jnp.where(kept, jnp.sign(grad) * reach, 0.0))
 
@@ -160,36 +145,68 @@ class L0(ExampleSet):
 
   def _gauge(self, delta: Array, x: Array) -> Array:
     within = ratio(jnp.abs(delta), projections.room(delta, self._limits(x)))
-    return jnp.where(
-      jnp.sum(delta != 0) <= self.k, within, jnp.where(jnp.isnan(within), within, jnp.inf)
-    )
+    outside = (jnp.sum(delta != 0) > self.k) & ~jnp.isnan(within)
+    return jnp.where(outside, jnp.inf, within)
+
+
+class _Plane(UncertaintySet):
+  """The l_2 ball of `radius` within the plane at x whose orthonormal rows are `_span(x)`."""
+
+  radius: Radius
+
+  def _span(self, x: Array) -> "_Span":
+    raise NotImplementedError
+
+  def steepest_ascent(self, grad: Array, x: Array) -> Array:
+    span = self._span(x)
+    c = span.coordinates(grad, x)
+    entries = grad.reshape(len(grad), -1).astype(c.dtype)
+    # The rounding of the sums here, and of the entries of grad.
+    of_sums = float(jnp.finfo(c.dtype).eps) * entries.shape[1] ** 0.5
+    rounding = max(of_sums, float(jnp.finfo(grad.dtype).eps))
+    least = rounding * jax.vmap(projections.l2_norm)(entries)
+    c = jnp.where((jax.vmap(projections.l2_norm)(c) <= least)[:, None], 0.0, c)
+    return span.points(L2(self.radius).steepest_ascent(c, c), x)
+
+  def project(self, delta: Array, x: Array) -> Array:
+    span = self._span(x)
+    c = span.coordinates(delta, x)
+    return span.points(L2(self.radius).project(c, c), x)
+
+  def sample(self, key: Array, x: Array) -> Array:
+    span = self._span(x)
+    c = span.coordinates(x, x)
+    # Rows of 0, past the rank of the basis, stay 0.
+    live = jnp.broadcast_to(jnp.any(span.q != 0, axis=-1), c.shape).astype(c.dtype)
+    return span.points(_LiveL2(self.radius).sample(key, live), x)
+
+  def gauge(self, delta: Array, x: Array) -> Array:
+    span = self._span(x)
+    c = span.coordinates(delta, x)
+    delta = delta.astype(c.dtype)
+    left_over = jax.vmap(projections.l2_norm)(delta - span.points(c, delta))
+    rounding = max(1e-5, float(jnp.finfo(x.dtype).eps))
+    outside = left_over > rounding * jax.vmap(projections.l2_norm)(delta)
+    return jnp.where(outside, jnp.inf, L2(self.radius).gauge(c, c)).astype(x.dtype)
 
 
 @set_dataclass
-class Tangent(UncertaintySet):
+class Tangent(_Plane):
   """{|delta|_2 <= radius, delta in the span of basis}: changes along a manifold's tangents only.
 
   Its steepest ascent is the radius along the orthogonal projection of the gradient on the span, and
-  0 where that projection is 0 up to rounding, sqrt(n) rounding units of the gradient with n entries
-  counting as rounding. Samples are uniform in the ball of the span. The
-  gauge is inf where more than 1e-5 of delta's length, or eps of x's type if that is larger, is
-  outside the span. Source: Shaham et al. (2015), on the manifold tangent classifier of Rifai et al.
-  (2011).
+  0 where that projection is 0 up to the rounding of a sum of n entries, sqrt(n) eps of the
+  gradient. Samples are uniform in the ball of the span. The gauge is inf where more than 1e-5 of
+  delta's length, or eps of x's type if that is larger, is outside the span. Source: Shaham et al.
+  (2015), on the manifold tangent classifier of Rifai et al. (2011).
 
-  Attributes:
-    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    basis: [d, *S], the same for all examples, or [B, d, *S]; of any scale, dependent rows and rows
-      of 0 are allowed. The constructor makes it orthonormal, with at most as many rows as entries.
-    per_example: whether basis is [B, d, *S].
-
-  Raises:
-    InputError: the radius is negative or NaN, or basis is not floating point; from the methods:
-      basis does not have the shape of the examples, and as for LInf.
+  The basis may have any scale, dependent rows and rows of 0. The constructor makes it orthonormal,
+  with at most as many rows as entries.
   """
 
-  radius: Radius
-  basis: np.ndarray | Array
-  per_example: bool = static(default=False)
+  radius: Radius  # [] or [B], >= 0, in the units of x (pixels)
+  basis: np.ndarray | Array  # floating point, [d, *S], the same for all examples, or [B, d, *S]
+  per_example: bool = static(default=False)  # whether basis is [B, d, *S]
 
   def __post_init__(self) -> None:
     check_radius("radius", self.radius)
@@ -204,44 +221,30 @@ class Tangent(UncertaintySet):
     object.__setattr__(self, "basis", q.reshape(*q.shape[:lead], *basis.shape[lead:]))
 
   def _span(self, x: Array) -> "_Span":
-    """The basis, if it fits x [B, *S]."""
+    precision.check_floating(x, "x")
     shape, lead = jnp.shape(self.basis), 2 if self.per_example else 1
     if shape[lead:] != x.shape[1:] or (self.per_example and shape[0] != len(x)):
       raise InputError(f"basis has the shape {shape}, which does not fit x of {x.shape}.")
-    q = jnp.reshape(jnp.asarray(self.basis), (*shape[:lead], -1))
-    return _Span(q, "bdn" if self.per_example else "dn")
+    return _Span(jnp.reshape(jnp.asarray(self.basis), (*shape[:lead], -1)))
 
-  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
-    span = self._span(_alike(grad, x))
-    c = span.coordinates(grad, x)
-    entries = grad.reshape(len(grad), -1).astype(c.dtype)
-    # The rounding of the sums here, and of the entries of grad.
-    of_sums = float(jnp.finfo(c.dtype).eps) * entries.shape[1] ** 0.5
-    rounding = max(of_sums, float(jnp.finfo(grad.dtype).eps))
-    least = rounding * jax.vmap(projections.l2_norm)(entries)
-    c = jnp.where((jax.vmap(projections.l2_norm)(c) <= least)[:, None], 0.0, c)
-    return span.points(L2(self.radius).steepest_ascent(c, c), x)
 
-  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    span = self._span(_alike(delta, x))
-    c = span.coordinates(delta, x)
-    return span.points(L2(self.radius).project(c, c), x)
+@set_dataclass
+class TangentAt(_Plane):
+  """`Tangent` with the basis that basis_of gives at every x: the tangent planes of a manifold.
 
-  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
-    span = self._span(check_floating(x))
-    c = span.coordinates(x, x)
-    # Rows of 0, past the rank of the basis, stay 0.
-    live = jnp.broadcast_to(jnp.any(span.q != 0, axis=-1), c.shape).astype(c.dtype)
-    return span.points(_LiveL2(self.radius).sample(key, live), x)
+  Every call computes the basis and orthonormalizes it: at least k times in an attack of k steps. No
+  derivative flows into the basis.
+  """
 
-  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    span = self._span(_alike(delta, x))
-    c = span.coordinates(delta, x)
-    delta = delta.astype(c.dtype)
-    left_over = jax.vmap(projections.l2_norm)(delta - span.points(c, delta))
-    rounding = max(1e-5, float(jnp.finfo(x.dtype).eps))
-    outside = left_over > rounding * jax.vmap(projections.l2_norm)(delta)
-    return jnp.where(outside, jnp.inf, L2(self.radius).gauge(c, c)).astype(x.dtype)
+  radius: Radius  # [] or [B], >= 0, in the units of x (pixels)
+  basis_of: BasisOf = static()  # such as the result of `tangents.fit`
+
+  def __post_init__(self) -> None:
+    check_radius("radius", self.radius)
+
+  def _span(self, x: Array) -> "_Span":
+    basis = jax.lax.stop_gradient(self.basis_of(jnp.asarray(x)))
+    return Tangent(self.radius, basis, per_example=True)._span(x)
 
 
 class _LiveL2(L2):
@@ -252,91 +255,21 @@ class _LiveL2(L2):
 
 
 class _Span(NamedTuple):
-  """An orthonormal basis q, [rank, n] or [B, rank, n], and the einsum letters of its axes."""
-
-  q: Array
-  axes: str
+  q: Array  # [rank, n] or [B, rank, n], orthonormal rows
 
   def coordinates(self, v: Array, x: Array) -> Array:
     """v [B, *S] -> [B, rank], in the type `precision.wide(x.dtype)` of all computations."""
+    chex.assert_equal_shape((v, x))
     dtype = precision.wide(x.dtype)
+    equation = "dn,bn->bd" if self.q.ndim == 2 else "bdn,bn->bd"
     entries = v.reshape(len(v), -1).astype(dtype)
-    equation, exact = f"{self.axes},bn->bd", jax.lax.Precision.HIGHEST
-    return jnp.einsum(equation, self.q.astype(dtype), entries, precision=exact)
+    return jnp.einsum(equation, self.q.astype(dtype), entries, precision=_EXACT)
 
   def points(self, c: Array, x: Array) -> Array:
     """c [B, rank] -> [B, *S] in the type of x."""
-    equation, exact = f"{self.axes},bd->bn", jax.lax.Precision.HIGHEST
-    entries = jnp.einsum(equation, self.q.astype(c.dtype), c, precision=exact)
+    equation = "dn,bd->bn" if self.q.ndim == 2 else "bdn,bd->bn"
+    entries = jnp.einsum(equation, self.q.astype(c.dtype), c, precision=_EXACT)
     return entries.reshape(x.shape).astype(x.dtype)
-
-
-def _alike(v: Array, x: Array) -> Array:
-  """x, if it is floating point and v has its shape."""
-  chex.assert_equal_shape((v, x))
-  return check_floating(x)
-
-
-@set_dataclass
-class TangentAt(UncertaintySet):
-  """`Tangent` with the basis that basis_of gives at every x: the tangent planes of a manifold.
-
-    {|delta|_2 <= radius, delta in the span of basis_of(x)}
-
-  Every call computes the basis at its x and orthonormalizes it: at least k times in an attack of k
-  steps. No derivative flows into the basis.
-
-  Attributes:
-    radius: [] or [B], >= 0, in the units of x (pixels in [0, 1]).
-    basis_of: x [B, *S] -> [B, d, *S], of any scale, such as the result of `tangents.fit`.
-
-  Raises:
-    InputError: the radius is negative or NaN; from the methods: as for Tangent.
-  """
-
-  radius: Radius
-  basis_of: BasisOf = static()
-
-  def __post_init__(self) -> None:
-    check_radius("radius", self.radius)
-
-  def _at(self, x: Array) -> Tangent:
-    return Tangent(self.radius, jax.lax.stop_gradient(self.basis_of(x)), per_example=True)
-
-  def steepest_ascent(self, grad: Array, x: Array) -> Array:  # noqa: D102
-    return self._at(x).steepest_ascent(grad, x)
-
-  def project(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    return self._at(x).project(delta, x)
-
-  def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
-    return self._at(x).sample(key, x)
-
-  def gauge(self, delta: Array, x: Array) -> Array:  # noqa: D102
-    return self._at(x).gauge(delta, x)
-
-
-def _ellipsoid_multiplier(delta: Array, radius: Array, w: Array) -> Array:
-  """The m >= 0 at which delta w^2 / (w^2 + m) lies on {|delta / w|_2 = radius}, [].
-
-  For delta outside. The norm decreases in m, and is at most |delta w|_2 / m. Bisection over the bit
-  patterns of floating point numbers, which have the same order, is accurate at any scale of m.
-  """
-  bits = jnp.dtype(f"int{8 * delta.dtype.itemsize}")
-  highest = projections.l2_norm(delta * w) / jnp.where(radius > 0, radius, 1.0)
-  # Rounded up a little, and finite, since bisection cannot start at inf.
-  highest = jnp.minimum(1.001 * highest, jnp.finfo(delta.dtype).max)
-
-  def halve(_: int, interval: tuple[Array, Array]) -> tuple[Array, Array]:
-    low, high = interval
-    middle = low + (high - low) // 2
-    m = jax.lax.bitcast_convert_type(middle, delta.dtype)
-    outside = projections.l2_norm(delta * (w / (w**2 + m))) > radius
-    return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
-
-  high = jax.lax.bitcast_convert_type(highest, bits)
-  _, high = jax.lax.fori_loop(0, bits.itemsize * 8, halve, (jnp.zeros_like(high), high))
-  return jax.lax.stop_gradient(jax.lax.bitcast_convert_type(high, delta.dtype))
 
 
 def _orthonormal(rows: Array) -> Array:
@@ -345,14 +278,11 @@ def _orthonormal(rows: Array) -> Array:
   QR alone does not give the span of dependent rows: the arbitrary direction that it adds for a
   dependent row absorbs part of the later rows. The singular vectors of its small factor do.
   """
-  largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
-  scaled = rows / jnp.where(largest > 0, largest, 1.0)
-  exact = jax.lax.Precision.HIGHEST
+  scaled = projections.over_largest(rows, axis=1)
   q, _ = jnp.linalg.qr(scaled.T)
   # Recomputed from Q: the factor of the QR itself would be decomposed while Q is assembled, and two
   # batched LAPACK calls that each wait for XLA's two threads deadlock (jaxlib 0.10).
-  small = jnp.matmul(q.T, scaled.T, precision=exact)
+  small = jnp.matmul(q.T, scaled.T, precision=_EXACT)
   u, size, _ = jnp.linalg.svd(small, full_matrices=False)
   least = max(rows.shape) * jnp.finfo(rows.dtype).eps * jnp.max(size)
-  rotated = jnp.matmul(q, u, precision=exact)
-  return jnp.where(size <= least, 0.0, rotated).T  # NaN stays NaN
+  return jnp.where(size <= least, 0.0, jnp.matmul(q, u, precision=_EXACT)).T  # NaN stays NaN

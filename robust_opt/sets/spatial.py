@@ -1,8 +1,4 @@
-"""Small rotations and translations of images, as a set to sample from or to search on a grid.
-
-u = Transforms(max_rotation=30.0, max_translation=3.0)
-attack = ro.grid_search(u, num_rotations=31, num_translations=5)
-"""
+"""Small rotations and translations of images, to sample from or to search by `ro.grid_search`."""
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +16,12 @@ from robust_opt.types import Array
 class Transforms(UncertaintySet):
   """{transform(x) - x} for rotations and translations up to a maximum; not convex.
 
-  It has samples, of uniform angle and shift, but neither a steepest ascent nor a projection.
-  Source: Engstrom et al. 2019 (arXiv 1712.02779).
-
-  Attributes:
-    max_rotation: in degrees, >= 0.
-    max_translation: in pixels of either axis, >= 0.
-    channel_axis: as for `transform`.
-
-  Raises:
-    InputError: a maximum is negative or not finite; from `sample`: as for `transform`.
+  It has only samples, of uniform angle and shift. Source: Engstrom et al. 2019 (arXiv 1712.02779).
   """
 
-  max_rotation: float
-  max_translation: float
-  channel_axis: ChannelAxis = static(default=layout.AUTO)
+  max_rotation: float  # in degrees, >= 0
+  max_translation: float  # in pixels of either axis, >= 0
+  channel_axis: ChannelAxis = static(default=layout.AUTO)  # as for `transform`
 
   def __post_init__(self) -> None:
     for name in ("max_rotation", "max_translation"):
@@ -45,13 +32,8 @@ class Transforms(UncertaintySet):
   def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
     def of_one(key: Array, x: Array) -> Array:
       angle, *shift = jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
-      moved = transform(
-        x[None],
-        self.max_rotation * angle,
-        self.max_translation * jnp.stack(shift),
-        layout.resolve(self.channel_axis, x.shape),
-      )
-      return moved[0] - x
+      moves = self.max_rotation * angle, self.max_translation * jnp.stack(shift)
+      return transform(x[None], *moves, self.channel_axis)[0] - x
 
     return jax.vmap(of_one)(keys.per_example(key, x.shape[0]), x)
 
@@ -67,21 +49,17 @@ def transform(
   Bilinear, with 0 beyond the border. No value leaves the range of its image extended by 0.
 
   Args:
-    x: images [B, H, W, C], or of another layout.
+    x: floating point images, of two axes besides batch and channels.
     degrees: [], counterclockwise in the displayed image (rows downward).
     shift: [2], in pixels, down and to the right.
-    channel_axis: of one image, 0 for [C, H, W]; None for [H, W]; "auto" guesses it from the shape
-      (`robust_opt.layout.resolve`).
-
-  Raises:
-    InputError: x is not floating point, or does not have two axes besides batch and channels.
+    channel_axis: of one image, 0 for [C, H, W]: see `robust_opt.layout.resolve`.
   """
   axis = layout.resolve(channel_axis, x.shape[1:])
   shape, x = x.shape, layout.to_last(x, axis)
   if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
     raise InputError(
-      f"x must be floating point images with two axes besides batch and channels, but is "
-      f"{x.dtype} of the shape {shape}, with the channel axis {axis} of an image."
+      f"x must be floating point images with two axes besides batch and channels (axis {axis}), "
+      f"but is {x.dtype} of the shape {shape}."
     )
   height, width = x.shape[1:3]
   dtype, x = x.dtype, x.astype(precision.wide(x.dtype))

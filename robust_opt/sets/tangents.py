@@ -4,19 +4,10 @@
   u = sets.TangentAt(0.5, basis_of)     # at every x the l_2 ball within its tangent plane
 
 Shaham, Yamada and Negahban (2015, arXiv 1511.05432) interpret the manifold tangent classifier of
-Rifai et al. (2011, NIPS) as one steepest ascent step over that set: the net is trained against the
-worst small change along the manifold. A plane is a basis [rank, *S] of orthonormal rows. Rows
-past the number of directions of the data or the encoder are 0; a direction counts if its singular
-value is above a thousandth of the largest.
-
-|  planes        |  at x                                              |  source                    |
-|  autoencoder   |  the singular directions of the Jacobian of a      |  Rifai et al. (2011, ICML) |
-|                |  contractive autoencoder's hidden layer            |                            |
-|  local_pca     |  the principal directions around the nearest of    |  Kambhatla and Leen (1997) |
-|                |  num_charts anchors; constant between them         |                            |
-
-Both only approximate the manifold. All functions are pure; images are [N, *S], uint8 in [0, 255] or
-floats in [0, 1].
+Rifai et al. (2011, NIPS) as one steepest ascent step over that set. A plane is a basis [rank, *S]
+of orthonormal rows. Rows past the number of directions of the data or the encoder are 0; a
+direction counts if its singular value is above a thousandth of the largest. Images are [N, *S],
+uint8 in [0, 255] or floats in [0, 1]; a number out of its range is an InputError.
 """
 
 import functools
@@ -29,8 +20,9 @@ import numpy as np
 import optax
 
 from robust_opt.errors import InputError
+from robust_opt.precision import check_floating
 from robust_opt.sets import BasisOf
-from robust_opt.sets.base import check_floating
+from robust_opt.sets.projections import over_largest
 from robust_opt.types import Array
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -43,46 +35,31 @@ _ANCHORS_AT_A_TIME = 16  # limits the distances in memory to [16, N]
 
 
 def fit(name: str, images: np.ndarray | Array, rank: int, seed: int) -> BasisOf:
-  """The tangent planes of the images' manifold, by name, with fixed settings.
+  """The tangent planes of the images' manifold: x [B, *S], floats in [0, 1] -> [B, rank, *S].
 
-  Args:
-    name: "autoencoder" (128 units, 10,000 steps of 100 images) or "local_pca" (200 charts, each of
-      the 5 * rank nearest images).
-    images: [N, *S], uint8 or floats in [0, 1]; no labels.
-    rank: the dimension of every plane, from 1 to the entries of an image; at most N - 1 for
-      local_pca, at most 128 for the autoencoder.
-    seed: 0, 1, ...; the same seed gives the same planes.
-
-  Returns:
-    basis_of: x [B, *S], floats in [0, 1] -> [B, rank, *S], for `sets.TangentAt`.
-
-  Raises:
-    InputError: an unknown name, images of another type or range, or a rank out of range.
+  "autoencoder" trains 128 units by 10,000 steps of 100 images, "local_pca" has 200 charts, each of
+  the 5 * rank nearest images. The rank is at most the entries of an image, and 128 or N - 1.
   """
   key = jax.random.key(seed)
+  num_images, num_entries = _pixels(images).shape
   if name == "autoencoder":
-    hidden = 128
-    _check_integer("rank", rank, _size(_checked(images)), "entries of an image")
-    _check_integer("rank", rank, hidden, "hidden units")
-    batch_size = min(100, len(images))
-    epochs = -(-_NUM_STEPS // (len(images) // batch_size))
+    hidden, batch_size = 128, min(100, num_images)
+    _check_integer("rank", rank, min(num_entries, hidden), "entries of an image, hidden units")
+    epochs = -(-_NUM_STEPS // (num_images // batch_size))
     params = contractive_autoencoder(
       images, key, hidden=hidden, epochs=epochs, batch_size=batch_size
     )
     return functools.partial(encoder_basis, params, rank=rank)
   if name == "local_pca":
-    charts = local_pca(images, rank, min(200, len(images)), key)
+    charts = local_pca(images, rank, min(200, num_images), key)
     return functools.partial(charts_basis, charts)
   raise InputError(f"name must be 'autoencoder' or 'local_pca', but was {name!r}.")
 
 
 class Charts(NamedTuple):
-  """Planes at M points of the manifold.
+  """Planes at M points of the manifold, [M, *S], by orthonormal rows [M, rank, *S].
 
-  Attributes:
-    anchors: [M, *S], the points, in pixels of [0, 1].
-    bases: [M, rank, *S], orthonormal rows that span the plane, the direction of largest variance
-      first; 0 where the images around the anchor have fewer directions.
+  The row of the largest variance is first; rows that the images around an anchor lack are 0.
   """
 
   anchors: Array
@@ -100,26 +77,15 @@ def local_pca(
 ) -> Charts:
   """Local principal components: the plane of largest variance around each of num_charts anchors.
 
-  The anchors are the centers of k-means on the images, started at num_charts random images (a
-  center without images does not move). A plane is spanned by the leading right
-  singular vectors of the `neighbors` nearest images, about their mean. Source: Kambhatla and Leen
-  (1997, Neural Computation 9), with the nearest images in place of those of the same cell, so that
-  every chart has enough of them.
-
-  Args:
-    images: [N, *S], uint8 or floats in [0, 1].
-    rank: 1 to min(neighbors - 1, entries of an image): the dimension of the planes.
-    num_charts: 1 to N.
-    key: draws the first centers.
-    neighbors: at most N; None means min(5 * rank, N). Few follow the curvature of the manifold
-      better, many average out more noise.
-    iterations: of k-means, >= 0.
-
-  Raises:
-    InputError: images of another type or range, or a number out of range.
+  The anchors are the centers after some iterations of k-means on the images, started at random
+  images (a center without images does not move). A plane is spanned by the leading right singular
+  vectors of the `neighbors` nearest images (None: 5 * rank), about their mean. Few neighbors follow
+  the curvature of the manifold better, many average out more noise. The rank is less than their
+  number. Source: Kambhatla and Leen (1997, Neural Computation 9), with the nearest images in place
+  of those of the same cell.
   """
-  x = _checked(images)
-  _check_integer("rank", rank, _size(x), "entries of an image")
+  x, shape = _pixels(images), np.shape(images)[1:]
+  _check_integer("rank", rank, x.shape[1], "entries of an image")
   _check_integer("num_charts", num_charts, len(x), "images")
   if neighbors is None:
     neighbors = min(5 * rank, len(x))
@@ -127,10 +93,8 @@ def local_pca(
   _check_integer("rank", rank, neighbors - 1, "neighbors of an anchor, less one for their mean")
   if iterations < 0:
     raise InputError(f"iterations must be >= 0, but was {iterations}.")
-  anchors, bases = _fit_charts(_pixels(x), key, rank, num_charts, neighbors, iterations)
-  return Charts(
-    anchors.reshape(num_charts, *x.shape[1:]), bases.reshape(num_charts, rank, *x.shape[1:])
-  )
+  anchors, bases = _fit_charts(x, key, rank, num_charts, neighbors, iterations)
+  return Charts(anchors.reshape(num_charts, *shape), bases.reshape(num_charts, rank, *shape))
 
 
 @jax.jit
@@ -138,29 +102,21 @@ def charts_basis(charts: Charts, x: Array) -> Array:
   """The basis [B, rank, *S] of the plane at the anchor nearest to each x [B, *S].
 
   It is piecewise constant: correct at the anchors, and between them where the manifold is flat.
-
-  Raises:
-    InputError: x is not floating point, or not of the shape of the images of the charts.
   """
   shape = charts.anchors.shape[1:]
-  if check_floating(x).shape[1:] != shape:
+  check_floating(x, "x")
+  if x.shape[1:] != shape:
     raise InputError(f"x has examples of the shape {x.shape[1:]}, but the charts are of {shape}.")
   anchors = charts.anchors.reshape(len(charts.anchors), -1)
   return charts.bases[_nearest(anchors, x.reshape(len(x), -1))].astype(x.dtype)
 
 
 class Autoencoder(NamedTuple):
-  """An autoencoder of one hidden layer with tied weights.
+  """An autoencoder of one hidden layer with tied weights."""
 
-  Attributes:
-    weights: [H, n] of the encoder; the decoder's are the transpose.
-    hidden_bias: [H].
-    visible_bias: [n].
-  """
-
-  weights: Array
-  hidden_bias: Array
-  visible_bias: Array
+  weights: Array  # [H, n] of the encoder; the decoder's are the transpose
+  hidden_bias: Array  # [H]
+  visible_bias: Array  # [n]
 
 
 _Carry = tuple[Autoencoder, optax.OptState]
@@ -182,26 +138,15 @@ def contractive_autoencoder(
     minimize the mean over images of  cross_entropy(y(x), x) + penalty |dh / dx|_F^2
 
   The cross-entropy is summed over the pixels, as if each were a probability. Reconstruction keeps
-  the code sensitive along the manifold; the penalty makes it insensitive elsewhere. Trained by Adam
-  in one compiled loop; an epoch drops the last N mod batch_size images of its random order.
-  Source: Rifai, Vincent, Muller, Glorot and Bengio (2011, ICML), with tied weights as there.
+  the code of `hidden` units sensitive along the manifold; the penalty makes it insensitive
+  elsewhere. Trained by Adam; an epoch drops the last N mod batch_size images of its random order.
+  Source: Rifai, Vincent, Muller, Glorot and Bengio (2011, ICML).
 
-  Args:
-    images: [N, *S], uint8 or floats in [0, 1].
-    key: for the initial weights and the order of the images.
-    hidden: H, units of the code; at least the dimension of the planes.
-    penalty: >= 0. Among 1, 3 and 10, on 5,000 MNIST digits and 5,000 steps, the planes of 3
-      captured most of the difference between a held-out digit and its nearest neighbor of the same
-      class. With too large a penalty the code becomes constant: the weights and the `contraction`
-      go to 0, and the planes are meaningless, first for images with few or hardly varying pixels.
-    epochs: passes over the images, >= 1.
-    batch_size: >= 1, reduced to N if larger.
-    learning_rate: of Adam, > 0.
-
-  Raises:
-    InputError: images of another type or range, or a number out of range.
+  Of the penalties 1, 3 and 10, the planes of 3 captured most of the difference between a held-out
+  MNIST digit and its nearest neighbor of the same class. With too large a penalty the code becomes
+  constant: the weights and the `contraction` go to 0, and the planes are meaningless.
   """
-  x = _checked(images)
+  x = _pixels(images)
   for name, value in (("hidden", hidden), ("epochs", epochs), ("batch_size", batch_size)):
     if value < 1:
       raise InputError(f"{name} must be at least 1, but was {value}.")
@@ -209,8 +154,7 @@ def contractive_autoencoder(
     raise InputError(f"penalty must be >= 0, but was {penalty}.")
   if not learning_rate > 0:
     raise InputError(f"learning_rate must be > 0, but was {learning_rate}.")
-  batch_size = min(batch_size, len(x))
-  return _train(_pixels(x), key, penalty, learning_rate, hidden, epochs, batch_size)
+  return _train(x, key, penalty, learning_rate, hidden, epochs, min(batch_size, len(x)))
 
 
 def encode(params: Autoencoder, x: Array) -> Array:
@@ -220,10 +164,7 @@ def encode(params: Autoencoder, x: Array) -> Array:
 
 
 def contraction(params: Autoencoder, x: Array) -> Array:
-  """|dh / dx|_F^2, the squared Frobenius norm of the encoder's Jacobian: x [B, *S] -> [B].
-
-  In closed form for sigmoid units: sum_j (h_j (1 - h_j))^2 |W_j|^2.
-  """
+  """|dh / dx|_F^2 = sum_j (h_j (1 - h_j))^2 |W_j|^2: x [B, *S] -> [B]."""
   return _slopes(params, x) ** 2 @ jnp.sum(params.weights**2, axis=1)
 
 
@@ -244,47 +185,32 @@ def encoder_basis(params: Autoencoder, x: Array, rank: int, iterations: int = 6)
   The directions in which the code changes most, largest first, up to sign; rows past the rank of J
   are 0 (all of them where every unit is saturated). No derivative flows through them.
 
-  Computed by subspace iteration on J J^T from a fixed start, with 2 rank vectors: exact if
-  H <= 2 rank, otherwise with an error of the plane that shrinks as
-  (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; it was below a degree on
-  MNIST. A singular value decomposition of every J would be many times slower on CPU.
-
-  Args:
-    params: from `contractive_autoencoder`.
-    x: [B, *S], floats in [0, 1].
-    rank: 1 to min(H, n).
-    iterations: of the subspace, >= 0.
-
-  Returns:
-    [B, rank, *S], orthonormal rows.
-
-  Raises:
-    InputError: the rank is out of range, x is not floating point, or its examples do not have the
-      number of entries that the encoder reads.
+  x is [B, *S] and the result [B, rank, *S], for a rank from 1 to min(H, n). Computed by subspace
+  iteration on J J^T with 2 rank vectors, many times faster than a decomposition of every J: exact
+  if H <= 2 rank, otherwise with an error of the plane that shrinks as
+  (s_{2 rank + 1} / s_rank)^(2 iterations), s the singular values of J; below a degree on MNIST.
   """
   hidden, num_entries = params.weights.shape
   _check_integer("rank", rank, min(hidden, num_entries), "hidden units, or the entries of an image")
-  if _size(check_floating(x)) != num_entries:
-    raise InputError(f"x has examples of {_size(x)} entries, but the encoder reads {num_entries}.")
+  check_floating(x, "x")
+  size = math.prod(x.shape[1:])
+  if size != num_entries:
+    raise InputError(f"x has examples of {size} entries, but the encoder reads {num_entries}.")
   # Otherwise XLA spends seconds at compile time on folding the product of constant weights.
   params = jax.lax.optimization_barrier(params)
   slopes = _slopes(params, x)
   # The plane does not depend on the scale of J, whose square may underflow.
-  slopes = jax.lax.stop_gradient(_over_largest(slopes, axis=1))[:, :, None]
-  weights = jax.lax.stop_gradient(_over_largest(params.weights, axis=None))
+  slopes = jax.lax.stop_gradient(over_largest(slopes, axis=1))[:, :, None]
+  weights = jax.lax.stop_gradient(over_largest(params.weights))
   gram = jnp.matmul(weights, weights.T, precision=_EXACT)  # shared by all x
 
-  def times(q: Array) -> Array:
-    """J J^T q, [B, H, columns]."""
+  def times(q: Array) -> Array:  # J J^T q, [B, H, columns]
     return slopes * jnp.einsum("hk,bkc->bhc", gram, slopes * q, precision=_EXACT)
-
-  def iterate(_: int, q: Array) -> Array:
-    return jnp.linalg.qr(times(q))[0]
 
   num_vectors = min(hidden, 2 * rank)
   start = jax.random.normal(jax.random.key(0), (hidden, num_vectors), weights.dtype)
   q = jnp.broadcast_to(jnp.linalg.qr(start)[0], (len(x), hidden, num_vectors))
-  q = jax.lax.fori_loop(0, iterations, iterate, q)
+  q = jax.lax.fori_loop(0, iterations, lambda _, q: jnp.linalg.qr(times(q))[0], q)
   within = jnp.einsum("bhc,bhd->bcd", q, times(q), precision=_EXACT)
   q = jnp.matmul(q, _leading(within, rank), precision=_EXACT)
   rows = jnp.einsum("bhc,hn->bcn", slopes * q, weights, precision=_EXACT)  # J^T q
@@ -299,13 +225,7 @@ def _slopes(params: Autoencoder, x: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("hidden", "epochs", "batch_size"))
 def _train(
-  x: Array,
-  key: Array,
-  penalty: Array,
-  learning_rate: Array,
-  hidden: int,
-  epochs: int,
-  batch_size: int,
+  x: Array, key: Array, penalty: float, rate: float, hidden: int, epochs: int, batch_size: int
 ) -> Autoencoder:
   """Minimizes the mean `autoencoder_loss` of x [N, n] by Adam."""
   weights_key, order_key = jax.random.split(key)
@@ -316,7 +236,7 @@ def _train(
     jnp.zeros(hidden, x.dtype),
     jnp.zeros(num_entries, x.dtype),
   )
-  optimizer = optax.adam(learning_rate)
+  optimizer = optax.adam(rate)
   gradient = jax.grad(lambda params, x: jnp.mean(autoencoder_loss(params, x, penalty)))
 
   def step(carry: _Carry, rows: Array) -> tuple[_Carry, None]:
@@ -334,7 +254,7 @@ def _train(
   return params
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "num_charts", "neighbors", "iterations"))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _fit_charts(
   x: Array, key: Array, rank: int, num_charts: int, neighbors: int, iterations: int
 ) -> tuple[Array, Array]:
@@ -364,13 +284,8 @@ def _fit_charts(
 
 
 def _leading(gram: Array, rank: int) -> Array:
-  """The eigenvectors [..., k, rank] of the largest eigenvalues of gram [..., k, k], in order.
-
-  For gram = A A^T these are left singular vectors of A, many times faster than by LAPACK's
-  decomposition of A.
-  """
-  _, vectors = jnp.linalg.eigh(gram)  # ascending
-  return vectors[..., ::-1][..., :rank]
+  """The eigenvectors [..., k, rank] of the largest eigenvalues of gram [..., k, k], in order."""
+  return jnp.linalg.eigh(gram)[1][..., ::-1][..., :rank]  # eigh is ascending
 
 
 def _orthonormal_rows(rows: Array) -> Array:
@@ -378,12 +293,6 @@ def _orthonormal_rows(rows: Array) -> Array:
   size = jnp.linalg.norm(rows, axis=-1, keepdims=True)
   largest = jnp.max(size, axis=-2, keepdims=True)
   return jnp.where(size <= _LEAST * largest, 0.0, jnp.linalg.qr(rows.mT)[0].mT)
-
-
-def _over_largest(v: Array, axis: int | None) -> Array:
-  """v divided by its largest absolute entry along the axis; 0 where all entries are 0."""
-  largest = jnp.max(jnp.abs(v), axis=axis, keepdims=True)
-  return v / jnp.where(largest > 0, largest, 1.0)
 
 
 def _nearest(anchors: Array, x: Array) -> Array:
@@ -396,32 +305,22 @@ def _nearest(anchors: Array, x: Array) -> Array:
   return jax.lax.map(of_one, x, batch_size=_IMAGES_AT_A_TIME)
 
 
-def _checked(images: np.ndarray | Array) -> np.ndarray:
+def _pixels(images: np.ndarray | Array) -> Array:
+  """[N, n], float32 in [0, 1]."""
   x = np.asarray(images)
   if x.ndim < 2 or x.size == 0:
     raise InputError(
       f"images must be [N, *S] with at least one image and one entry, but have the shape {x.shape}."
     )
   if x.dtype == np.uint8:
-    return x
+    return jnp.asarray(x.reshape(len(x), -1).astype(np.float32) / np.float32(255))
   # `not` around the comparisons also rejects NaN.
   if not (np.issubdtype(x.dtype, np.floating) and np.min(x) >= 0 and np.max(x) <= 1):
     raise InputError(
       f"images must be uint8, or floating point in [0, 1], but are {x.dtype} from {np.min(x)} to "
       f"{np.max(x)}."
     )
-  return x
-
-
-def _pixels(images: np.ndarray) -> Array:
-  """[N, n], float32 in [0, 1]."""
-  flat = images.reshape(len(images), -1).astype(np.float32)
-  return jnp.asarray(flat / np.float32(255) if images.dtype == np.uint8 else flat)
-
-
-def _size(x: np.ndarray | Array) -> int:
-  """The number of entries of one example of x [B, *S]."""
-  return int(np.prod(x.shape[1:]))
+  return jnp.asarray(x.reshape(len(x), -1).astype(np.float32))
 
 
 def _check_integer(name: str, value: int, most: int, of_what: str) -> None:

@@ -29,40 +29,17 @@ from robust_opt.errors import InputError
 
 
 class RobustFit(NamedTuple):
-  """The maximum likelihood fit under attack.
+  """The maximum likelihood fit under attack."""
 
-  Attributes:
-    covariance: [n, n], Sigma_r.
-    multiplier: lambda; inf without an adversary.
-    perturbation: [n, n], the matrix D of the adversary's delta(x) = D x, with x about its mean.
-  """
-
-  covariance: np.ndarray
-  multiplier: float
-  perturbation: np.ndarray
-
-
-def robust_covariance(covariance: np.ndarray, multiplier: float) -> np.ndarray:
-  """Sigma_r [n, n] of Sigma* [n, n] and a multiplier lambda > 0; Sigma* at inf.
-
-  Raises:
-    InputError: the covariance is not symmetric and positive definite, or lambda is not > 0.
-  """
-  variances, axes = _eigen(covariance)
-  if not multiplier > 0:
-    raise InputError(f"multiplier must be > 0, but was {multiplier}.")
-  return (axes * _robust_variances(variances, multiplier)) @ axes.T
+  covariance: np.ndarray  # [n, n], Sigma_r
+  multiplier: float  # lambda; inf without an adversary
+  perturbation: np.ndarray  # [n, n], the matrix D of delta(x) = D x, with x about its mean
 
 
 def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
   """The maximum likelihood fit when the mean of |delta|^2 is at most budget^2.
 
-  Args:
-    covariance: Sigma*, [n, n], symmetric and positive definite.
-    budget: >= 0, in the units of x.
-
-  Raises:
-    InputError: the covariance is not symmetric and positive definite, or the budget is not >= 0.
+  Sigma* [n, n] is symmetric and positive definite, the budget >= 0 in the units of x.
   """
   variances, axes = _eigen(covariance)
   if not 0 <= budget < np.inf:
@@ -83,18 +60,15 @@ def robust_fit(covariance: np.ndarray, budget: float) -> RobustFit:
   while excess(high) > 0:
     high += 2.0
   multiplier = float(np.exp(optimize.brentq(excess, low, high, xtol=1e-13, rtol=1e-13)))
-  robust, factor = _robust_variances(variances, multiplier), _factor(variances, multiplier)
+  inverse, factor = 1.0 / multiplier, _factor(variances, multiplier)
+  robust = variances / 2 + inverse + np.sqrt(variances * inverse + variances**2 / 4)
   return RobustFit((axes * robust) @ axes.T, multiplier, (axes * factor) @ axes.T)
 
 
-def classifier(covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:
-  """w = Sigma^-1 mu, [n], the gradient of the learned classifier sign(<w, x>)."""
-  return np.linalg.solve(np.asarray(covariance, np.float64), np.asarray(mean, np.float64))
-
-
 def alignment(covariance: np.ndarray, mean: np.ndarray) -> float:
-  """Cosine of the angle between the gradient of the classifier and the mean, []."""
-  w, mu = classifier(covariance, mean), np.asarray(mean, np.float64)
+  """Cosine of the angle between the mean mu and Sigma^-1 mu, the gradient of the classifier, []."""
+  mu = np.asarray(mean, np.float64)
+  w = np.linalg.solve(np.asarray(covariance, np.float64), mu)
   return float(w @ mu / (np.linalg.norm(w) * np.linalg.norm(mu)))
 
 
@@ -109,12 +83,6 @@ def _eigen(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       f"covariance must be positive definite, but its smallest eigenvalue is {variances[0]:.3g}."
     )
   return variances, axes
-
-
-def _robust_variances(variances: np.ndarray, multiplier: float) -> np.ndarray:
-  """The eigenvalues of Sigma_r, which has the axes of Sigma*."""
-  inverse = 1.0 / multiplier
-  return variances / 2 + inverse + np.sqrt(variances * inverse + variances**2 / 4)
 
 
 def _factor(variances: np.ndarray, multiplier: float) -> np.ndarray:

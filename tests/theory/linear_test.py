@@ -10,7 +10,8 @@ from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.theory.linear import algorithm1_gap, comparisons, counterparts, decay, paths, solve
+from robust_opt.theory.linear import comparisons, counterparts, decay, solve
+from robust_opt.theory.linear.comparisons import algorithm1_gap, paths
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -165,7 +166,7 @@ def test_algorithm_1_descends_the_exact_counterpart(norm):
 
 
 MINIMA = [
-  *((n, loss) for n in ORDERS for loss in (*counterparts.MARGIN_LOSSES, "squared")),
+  *((n, loss) for n in ORDERS for loss in counterparts.MARGIN_LOSSES),
   *((noise, "least_squares") for noise in ("frobenius", "columns", GROUPS)),
 ]
 
@@ -176,9 +177,6 @@ def test_minima_are_certified(kind, loss):
   if loss == "least_squares":
     counterpart, args = counterparts.least_squares, (x, targets, kind, radii_of(kind))
     found = solve.least_squares(*args)
-  elif loss == "squared":
-    counterpart, args = counterparts.squared_loss, (x, targets, SETS[kind](0.1))
-    found = solve.squared(*args)
   else:
     counterpart, args = counterparts.margin_loss, (x, y, SETS[kind](0.1), loss)
     found = solve.margin(*args)
@@ -267,7 +265,7 @@ def test_separable_classes():
     (lambda w, b, x, y, t: solve.margin(x, y, ro.sets.L0(1, 1.0)), "margin takes ro.LInf.*a L0"),
     (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(0.0)), "must be > 0"),
     (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(np.ones(12))), "takes one radius"),
-    (lambda w, b, x, y, t: solve.squared(x, t[1:], ro.L2(1.0)), "shapes"),
+    (lambda w, b, x, y, t: solve.lasso(x, t[1:], 1.0), "shapes"),
     (
       lambda w, b, x, y, t: algorithm1_gap(x, y, ro.L2(0.1), jax.random.key(0), batch_size=13),
       "from 1 to 12",

@@ -20,38 +20,26 @@ _Pair = tuple[Array, Array]
 
 
 class Paths(NamedTuple):
-  """Coefficients of two problems with the same solutions.
+  """Coefficients of two problems with the same solutions."""
 
-  Attributes:
-    radii: [R], of the noise on each column.
-    strengths: [R], lambda = r |Xw + b - y|_2 at the robust solution of each radius.
-    robust: [R, n], of robust least squares with column-wise noise.
-    lasso: [R, n], of the lasso of each strength.
-    gap: the largest relative duality gap.
-  """
-
-  radii: np.ndarray
-  strengths: np.ndarray
-  robust: np.ndarray
-  lasso: np.ndarray
-  gap: float
+  radii: np.ndarray  # [R], of the noise on each column
+  strengths: np.ndarray  # [R], lambda = r |Xw + b - y|_2 at the robust solution of each radius
+  robust: np.ndarray  # [R, n], of robust least squares with column-wise noise
+  lasso: np.ndarray  # [R, n], of the lasso of each strength
+  gap: float  # the largest relative duality gap
 
 
 class Algorithm1Run(NamedTuple):
   """Convergence of Algorithm 1 to the certified optimum.
 
-  Attributes:
-    gap: [epochs + 1], the exact robust objective before the first and after every epoch, minus the
-      certified lower bound of its minimum.
-    optimum: the solution of the solver.
-    w: [n], the final weights.
-    b: the final intercept.
+  The gap [epochs + 1] is the exact robust objective before the first and after every epoch, minus
+  the certified lower bound of its minimum.
   """
 
   gap: np.ndarray
-  optimum: solve.Solution
-  w: np.ndarray
-  b: float
+  optimum: solve.Solution  # of the solver
+  w: np.ndarray  # [n], the final weights
+  b: float  # the final intercept
 
 
 def paths(x: np.ndarray, y: np.ndarray, radii: np.ndarray) -> Paths:
@@ -59,27 +47,15 @@ def paths(x: np.ndarray, y: np.ndarray, radii: np.ndarray) -> Paths:
 
   Column-wise noise of radius r has the optimality condition X'e / |e|_2 + r g = 0 with
   e = Xw + b - y and g a subgradient of |w|_1: that of the lasso with lambda = r |e|_2 (Xu,
-  Caramanis and Mannor 2010).
-
-  Args:
-    x: [N, n].
-    y: [N].
-    radii: [R], > 0, small enough that the residual is not 0.
-
-  Raises:
-    InputError: a radius is not > 0.
+  Caramanis and Mannor 2010). The radii [R] are > 0, and small enough that the residual is not 0.
   """
   x, y = np.asarray(x, float), np.asarray(y, float)
   robust = [solve.least_squares(x, y, "columns", float(r)) for r in radii]
   strengths = np.array([r * np.linalg.norm(x @ s.w + s.b - y) for r, s in zip(radii, robust)])
   lasso = [solve.lasso(x, y, float(strength)) for strength in strengths]
-  return Paths(
-    radii=np.asarray(radii),
-    strengths=strengths,
-    robust=np.stack([s.w for s in robust]),
-    lasso=np.stack([s.w for s in lasso]),
-    gap=max(s.gap / s.value for s in robust + lasso),
-  )
+  robust_w, lasso_w = (np.stack([s.w for s in solutions]) for solutions in (robust, lasso))
+  gap = max(s.gap / s.value for s in robust + lasso)
+  return Paths(np.asarray(radii), strengths, robust_w, lasso_w, gap)
 
 
 def algorithm1_loss(w: Array, b: Array, x: Array, y: Array) -> Array:
@@ -101,19 +77,8 @@ def algorithm1_gap(
   Every update takes one steepest ascent step to the edge of the ball and one descent step in w, b
   at the perturbed batch (Shaham et al. 2015, algorithm 1). For a linear score the ascent is exact,
   so this is stochastic subgradient descent on the exact robust counterpart. It starts at 0, and the
-  learning rate falls linearly to 0, as a nonsmooth objective needs.
-
-  Args:
-    x: [N, n].
-    y: [N], -1 or 1; no hyperplane may separate the classes at this radius.
-    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
-    key: for shuffling; the incomplete last batch of an epoch is dropped.
-    num_epochs: passes over the data.
-    batch_size: at most N.
-    learning_rate: the initial one.
-
-  Raises:
-    InputError: as for solve.margin, or a batch size outside 1 to N.
+  learning rate falls linearly to 0, as a nonsmooth objective needs. x, y and u are as for
+  `solve.margin`. The key shuffles; the incomplete last batch of an epoch is dropped.
   """
   if not 1 <= batch_size <= len(y):
     raise InputError(f"batch_size must be from 1 to {len(y)}, but was {batch_size}.")

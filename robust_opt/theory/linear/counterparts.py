@@ -5,9 +5,9 @@
   least_squares(w, b, x, y, "columns", 0.1)         # [], the objective of the square-root lasso
 
 w [n], b [], x [N, n], y [N]; y is -1 or 1 for the margin and hinge losses. The set u is an LInf, L2
-or L1 without a box, its radius r [] or [N] in the units of x; it may be traced. The functions
-compose with jit, vmap and grad, and compute in the precision of their input (float64 under
-jax.enable_x64). They return a subgradient at every kink; that of a norm at 0 is 0, never NaN.
+or L1 without a box, its radius r [] or [N] in the units of x; it may be traced. Anything else is an
+InputError. The functions compose with jit, vmap and grad, and compute in the precision of their
+input (float64 under jax.enable_x64). The derivative of a norm at 0 is 0, never NaN.
 
 |  noise                                  |  worst case                                      |
 |  |delta_i|_p <= r, every example        |  phi(y_i (w'x_i + b) - r |w|_q)                  |
@@ -18,9 +18,8 @@ jax.enable_x64). They return a subgradient at every kink; that of a norm at 0 is
 |  |D_g|_F <= r_g, every group of columns |  |Xw + b - y|_2 + sum_g r_g |w_g|_2              |
 
 1/p + 1/q = 1. Sources: Shaham et al. 2015 (arXiv 1511.05432), section on regularization; Xu,
-Caramanis and Mannor, Robustness and Regularization of Support Vector Machines (JMLR 2009), and
-Robust Regression and Lasso (IEEE Trans. Inf. Theory 2010); Goodfellow, Shlens and Szegedy 2015
-(arXiv 1412.6572).
+Caramanis and Mannor 2009 (JMLR) and 2010 (IEEE Trans. Inf. Theory); Goodfellow, Shlens and Szegedy
+2015 (arXiv 1412.6572).
 """
 
 import dataclasses
@@ -33,6 +32,7 @@ import numpy as np
 
 from robust_opt.errors import InputError
 from robust_opt.sets import L2, Ball, Radius, check_ball
+from robust_opt.sets.base import check_radius
 from robust_opt.types import Array
 
 Noise = str | np.ndarray  # 'frobenius', 'columns', or the group of every column, [n]
@@ -48,22 +48,16 @@ def hinge(margin: Array) -> Array:
   return jnp.maximum(1.0 - margin, 0.0)
 
 
-def exponential(margin: Array) -> Array:
-  """exp(-margin)."""
-  return jnp.exp(-margin)
-
-
 MARGIN_LOSSES: dict[str, Callable[[Array], Array]] = {
   "logistic": logistic,
   "hinge": hinge,
-  "exponential": exponential,
+  "exponential": lambda margin: jnp.exp(-margin),
 }
 
 
 def dual_norm(w: Array, u: Ball) -> Array:
   """|w|_q, the largest <w, delta> over |delta|_p <= 1 in the norm p of u: [n] -> []."""
-  # With derivative 0 at 0.
-  return _euclidean(w, np.zeros(w.shape[0], int), 1)[0] if isinstance(u, L2) else u.dual_norm(w)
+  return _length(w) if isinstance(u, L2) else u.dual_norm(w)  # with derivative 0 at 0
 
 
 @jax.default_matmul_precision("highest")
@@ -74,14 +68,7 @@ def margin_loss(w: Array, b: Array, x: Array, y: Array, u: Ball, loss: str = "lo
 
   since phi is decreasing and the smallest y_i w'delta_i is -r |w|_q. For 'logistic' and LInf this
   is softplus(r |w|_1 - y (w'x + b)), Goodfellow et al. 2015, section 5, for either label (their
-  printed formula holds for y = 1).
-
-  Args:
-    w, b, x, y, u: as in the module's docstring.
-    loss: phi, 'logistic', 'hinge' or 'exponential'.
-
-  Raises:
-    InputError: u is another set or has a box, the loss is unknown, or labels are not -1 or 1.
+  printed formula holds for y = 1). phi is one of MARGIN_LOSSES.
   """
   check_loss(loss)
   _check(w, x, y, u, "margin_loss", signs=True)
@@ -89,32 +76,21 @@ def margin_loss(w: Array, b: Array, x: Array, y: Array, u: Ball, loss: str = "lo
 
 
 def margin_perturbation(w: Array, x: Array, y: Array, u: Ball) -> Array:
-  """The delta [N, n] that attains margin_loss: the set's steepest ascent along -y_i w.
-
-  It is the same for every loss, and 0 where w is 0. Arguments and errors as for margin_loss.
-  """
+  """The delta [N, n] that attains margin_loss for every loss: the steepest ascent along -y_i w."""
   _check(w, x, y, u, "margin_perturbation", signs=True)
   return u.steepest_ascent(-y[:, None] * w, x)
 
 
 @jax.default_matmul_precision("highest")
 def squared_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
-  """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N].
-
-    = (|w'x_i + b - y_i| + r |w|_q)^2
-
-  y may be any numbers.
-  """
+  """max over |delta_i|_p <= r of (w'(x_i + delta_i) + b - y_i)^2, [N]; y may be any numbers."""
   _check(w, x, y, u, "squared_loss")
   return (jnp.abs(x @ w + b - y) + u.radius * dual_norm(w, u)) ** 2
 
 
 @jax.default_matmul_precision("highest")
 def squared_perturbation(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
-  """The delta [N, n] that attains squared_loss.
-
-  Where the residual is 0 either sign attains it; that of a positive residual is returned.
-  """
+  """The delta [N, n] that attains squared_loss; where the residual is 0, that of a positive one."""
   _check(w, x, y, u, "squared_perturbation")
   away = jnp.where(x @ w + b >= y, 1.0, -1.0).astype(x.dtype)
   return u.steepest_ascent(away[:, None] * w, x)
@@ -128,9 +104,8 @@ def total_hinge_loss(w: Array, b: Array, x: Array, y: Array, u: Ball) -> Array:
 
   The maximum is convex in the split of the budget c, and so attained where one example takes all of
   it. If any margin is <= 1 it is sum_i hinge(m_i) + c |w|_q, which is always the case for classes
-  that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis
-  and Mannor 2009, theorem 3).
-  The radius [] of u is the budget c that all examples share. Errors as for margin_loss.
+  that no hyperplane separates: the robust SVM is the norm-regularized SVM (Xu, Caramanis and Mannor
+  2009, theorem 3). The radius [] of u is the budget c that all examples share.
   """
   _check(w, x, y, u, "total_hinge_loss", signs=True)
   margins = y * (x @ w + b)
@@ -153,21 +128,13 @@ def least_squares(w: Array, b: Array, x: Array, y: Array, noise: Noise, radius: 
 
     = |Xw + b - y|_2 + sum_g r_g |w_g|_2
 
-  over groups g of columns, with |D_g|_F <= r_g in each. 'columns' makes every column a group: the
-  square-root lasso (Xu, Caramanis and Mannor 2010, theorem 1). 'frobenius' is one group of all.
-
-  Args:
-    w, b, x, y: as in the module's docstring; the intercept b carries no noise.
-    noise: 'frobenius', 'columns', or the group of every column, [n] integers >= 0.
-    radius: [], or one per group [G].
-
-  Raises:
-    InputError: an unknown noise, groups that do not match the columns, or a negative radius.
+  over groups g of columns, with |D_g|_F <= r_g in each, and a radius [] or [G]. 'columns' makes
+  every column a group: the square-root lasso (Xu, Caramanis and Mannor 2010, theorem 1).
+  'frobenius' is one group of all. The intercept b carries no noise.
   """
   groups, radii = column_groups(noise, radius, x.shape[1])
   _check_shapes(w, x, y)
-  residual = _euclidean(x @ w + b - y, np.zeros(x.shape[0], int), 1)[0]
-  return residual + jnp.sum(radii * _euclidean(w, groups, len(radii)))
+  return _length(x @ w + b - y) + jnp.sum(radii * _lengths(w, groups, len(radii)))
 
 
 @jax.default_matmul_precision("highest")
@@ -183,24 +150,21 @@ def least_squares_perturbation(
   groups, radii = column_groups(noise, radius, x.shape[1])
   _check_shapes(w, x, y)
   residual = x @ w + b - y
-  length = _euclidean(residual, np.zeros(x.shape[0], int), 1)[0]
+  length = _length(residual)
   along = jnp.where(length > 0, residual / jnp.where(length > 0, length, 1.0), x.shape[0] ** -0.5)
-  norms = _euclidean(w, groups, len(radii))[groups]
-  return along[:, None] * jnp.where(
-    norms > 0, radii[groups] * (w / jnp.where(norms > 0, norms, 1.0)), 0.0
-  )
+  norms = _lengths(w, groups, len(radii))[groups]
+  scaled = radii[groups] * (w / jnp.where(norms > 0, norms, 1.0))
+  return along[:, None] * jnp.where(norms > 0, scaled, 0.0)
 
 
 def column_groups(noise: Noise, radius: Radius, num_columns: int) -> tuple[np.ndarray, Array]:
   """The group of every column, [n] integers, and the radius of every group, [G]."""
-  if isinstance(noise, str):
-    if noise not in ("frobenius", "columns"):
-      raise InputError(
-        f"noise must be 'frobenius', 'columns' or the group of every column, but was {noise!r}."
-      )
-    groups = np.zeros(num_columns, int) if noise == "frobenius" else np.arange(num_columns)
-  else:
-    groups = np.asarray(noise)
+  named = {"frobenius": np.zeros(num_columns, int), "columns": np.arange(num_columns)}
+  if isinstance(noise, str) and noise not in named:
+    raise InputError(
+      f"noise must be 'frobenius', 'columns' or the group of every column, but was {noise!r}."
+    )
+  groups = named[noise] if isinstance(noise, str) else np.asarray(noise)
   count = int(groups.max(initial=-1)) + 1
   if groups.shape != (num_columns,) or set(groups.tolist()) != set(range(count)):
     raise InputError(
@@ -212,8 +176,7 @@ def column_groups(noise: Noise, radius: Radius, num_columns: int) -> tuple[np.nd
       f"radius must be one number or one for each of the {count} groups, but has the shape "
       f"{np.shape(radius)}."
     )
-  if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
-    raise InputError(f"radius must be >= 0 (0 means no noise), but was {radius}.")
+  check_radius("radius", radius)
   return groups, jnp.broadcast_to(jnp.asarray(radius), (count,))
 
 
@@ -229,11 +192,13 @@ def check_loss(loss: str) -> None:
     raise InputError(f"loss must be one of {', '.join(MARGIN_LOSSES)}, but was {loss!r}.")
 
 
-def _euclidean(v: Array, groups: np.ndarray, count: int) -> Array:
-  """The Euclidean norm of every group of entries, [n] -> [G], with derivative 0 at 0.
+def _length(v: Array) -> Array:
+  """The Euclidean norm, [n] -> [], with derivative 0 at 0."""
+  return _lengths(v, np.zeros(v.shape[0], int), 1)[0]
 
-  Scaled by the largest entry, so that no square under- or overflows.
-  """
+
+def _lengths(v: Array, groups: np.ndarray, count: int) -> Array:
+  """The Euclidean norm of every group of entries, [n] -> [G], scaled as that of projections."""
   largest = jax.lax.stop_gradient(jax.ops.segment_max(jnp.abs(v), groups, count))
   safe = jnp.where(largest > 0, largest, 1.0)
   squares = jax.ops.segment_sum((v / safe[groups]) ** 2, groups, count)

@@ -26,18 +26,14 @@ KINDS = ("adversary", "decay")
 class LogisticPath(NamedTuple):
   """Solutions for R strengths.
 
-  Attributes:
-    w: [R, n].
-    b: [R].
-    value: [R], of the objective.
-    pull: [R], derivative of the objective in |w|_1: the strength times the mean weight of the
-      examples in the gradient. For decay it is the strength itself.
+  The pull is the derivative of the objective in |w|_1: the strength times the mean weight of the
+  examples in the gradient. For decay it is the strength itself.
   """
 
-  w: Array
-  b: Array
-  value: Array
-  pull: Array
+  w: Array  # [R, n]
+  b: Array  # [R]
+  value: Array  # [R], of the objective
+  pull: Array  # [R]
 
 
 def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str) -> Array:
@@ -46,13 +42,7 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
     adversary:  mean softplus(strength |w|_1 - y (w'x + b))
     decay:      mean softplus(-y (w'x + b)) + strength |w|_1
 
-  Args:
-    w, b, x, y: as for counterparts.margin_loss.
-    strength: []; for the adversary the radius of the l_inf ball, in the units of x.
-    kind: one of KINDS.
-
-  Raises:
-    InputError: an unknown kind, a negative strength, or labels other than -1 and 1.
+  w, b, x and y are as for counterparts.margin_loss; the strength [] is in the units of x.
   """
   if kind not in KINDS:
     raise InputError(f"kind must be one of {', '.join(KINDS)}, but was {kind!r}.")
@@ -63,27 +53,14 @@ def objective(w: Array, b: Array, x: Array, y: Array, strength: Array, kind: str
 
 @jax.default_matmul_precision("highest")
 def logistic_path(
-  x: Array,
-  y: Array,
-  strengths: Array,
-  kind: str,
-  num_steps: int = 1000,
-  learning_rate: float = 0.05,
+  x: Array, y: Array, strengths: Array, kind: str, num_steps: int = 1000
 ) -> LogisticPath:
-  """Minimizes the objective for all strengths at once, by full-batch Adam from 0.
+  """Minimizes the objective for all strengths [R] >= 0 at once, by full-batch Adam from 0.
 
   The learning rate falls to 0, since the minimum may be at a kink. There is no certificate;
   `solve.margin` has one, for small data.
-
-  Args:
-    x: [N, n].
-    y: [N], -1 or 1.
-    strengths: [R], >= 0.
-    kind: one of KINDS.
-    num_steps: of Adam.
-    learning_rate: the initial one.
   """
-  optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+  optimizer = optax.adam(optax.cosine_decay_schedule(0.05, num_steps))
   x, y = jnp.asarray(x), jnp.asarray(y, jnp.asarray(x).dtype)
 
   def solve(strength: Array) -> LogisticPath:
@@ -106,10 +83,7 @@ def logistic_path(
 
 @jax.default_matmul_precision("highest")
 def errors(path: LogisticPath, x: Array, y: Array, radius: Array | float) -> Array:
-  """The exact fraction of examples that are misclassified somewhere in the l_inf ball, [R].
-
-  x is [N, n], y [N] is -1 or 1; radius 0 gives the clean error.
-  """
+  """The exact fraction of examples that are misclassified somewhere in the l_inf ball, [R]."""
   margins = y * (path.w @ x.T + path.b[:, None])
   reach = radius * jnp.sum(jnp.abs(path.w), axis=1, keepdims=True)
   return jnp.mean(margins - reach <= 0, axis=1)

@@ -4,7 +4,7 @@
   solution = least_squares(x, y, "columns", 0.1)    # the square-root lasso
   solution.value - solution.gap <= the true minimum <= solution.value
 
-x [N, n], y [N]; NumPy, float64; sets without a box. cvxpy (an extra: pip install
+x [N, n], y [N]; NumPy, float64; sets without a box, of one radius > 0. cvxpy (an extra: pip install
 'robust_opt[theory]') computes w and b, but its report is not trusted: `value` is the objective
 computed here, and `gap` its distance to the dual objective at a point made feasible here. By weak
 duality the minimum lies between value - gap and value, up to the rounding of float64. The intercept
@@ -12,6 +12,7 @@ b is neither penalized nor subject to noise. The duals are Lagrangian, with 1/p 
 """
 
 import contextlib
+import math
 import operator
 import warnings
 from collections.abc import Callable
@@ -21,32 +22,24 @@ import numpy as np
 
 from robust_opt import extras
 from robust_opt.errors import InputError
-from robust_opt.sets import L1, L2, Ball, LInf
+from robust_opt.sets import Ball
 from robust_opt.theory.linear import counterparts
 
 _TOLERANCES = (1e-13, 1e-12, 1e-11, 1e-10, 1e-9, 1e-8)
 _DEAD = 1e-6  # a group of weights below this fraction of the largest counts as 0
 _NEWTON_STEPS = 6
-_Certified = TypeVar("_Certified")
+_DUAL_ORDERS = {math.inf: 1, 2: 2, 1: math.inf}  # p -> q
 _GAP = operator.attrgetter("gap")
-# p, and q of the dual norm, for np.linalg.norm and cp.norm.
-_ORDERS: dict[type[Ball], tuple[float, float]] = {LInf: (np.inf, 1), L2: (2, 2), L1: (1, np.inf)}
+_Certified = TypeVar("_Certified")
 
 
 class Solution(NamedTuple):
-  """A minimizer and its certificate.
+  """A minimizer and its certificate."""
 
-  Attributes:
-    w: [n], the weights.
-    b: the intercept.
-    value: the objective at (w, b).
-    gap: value minus a lower bound of the minimum.
-  """
-
-  w: np.ndarray
-  b: float
-  value: float
-  gap: float
+  w: np.ndarray  # [n], the weights
+  b: float  # the intercept
+  value: float  # the objective at (w, b)
+  gap: float  # value minus a lower bound of the minimum
 
 
 def margin(x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic") -> Solution:
@@ -58,16 +51,8 @@ def margin(x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic") -> Sol
                             hinge        a,                               0 <= a <= 1
                             exponential  a - a log a,                     0 <= a
 
-  Args:
-    x: [N, n].
-    y: [N], -1 or 1, both present.
-    u: an LInf, L2 or L1 without a box, of radius r > 0, [], in the units of x.
-    loss: 'logistic', 'hinge' or 'exponential'.
-
-  Raises:
-    InputError: u is another set, has a box or a radius that is not > 0; an unknown loss; labels
-      other than -1 and 1; or, except for the hinge, classes that a hyperplane separates at this
-      radius: then the infimum is 0 and no w attains it.
+  y holds -1 and 1. It is an InputError if, except for the hinge, a hyperplane separates the classes
+  at this radius: then the infimum is 0 and no w attains it.
   """
   x, y = _labeled(x, y)
   p, q, radius = _geometry(u, "margin")
@@ -77,28 +62,24 @@ def margin(x: np.ndarray, y: np.ndarray, u: Ball, loss: str = "logistic") -> Sol
     raise InputError(
       f"A hyperplane separates the classes at radius {radius}: the {loss} loss has no minimum."
     )
-  cp, scale = _cvxpy(), _scale(x)
-  w, b, t, m = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(), cp.Variable(len(y))
-  phi = {
-    "logistic": lambda: cp.logistic(-m),
-    "hinge": lambda: cp.pos(1 - m),
-    "exponential": lambda: cp.exp(-m),
-  }[loss]()
-  reached = cp.multiply(y, (x / scale) @ w + b) - radius / scale * t >= m
+  cp, score = _cvxpy(), _Score(x)
+  t, m = cp.Variable(), cp.Variable(len(y))
+  phi = {"logistic": cp.logistic(-m), "hinge": cp.pos(1 - m), "exponential": cp.exp(-m)}[loss]
+  reached = cp.multiply(y, score.values) - radius / score.scale * t >= m
 
   def certify() -> Solution:
-    weights, bias = _point(w, b, scale)
-    value = margin_objective(weights, bias, x, y, u, loss)
+    w, b = score.point()
+    value = margin_objective(w, b, x, y, u, loss)
 
     # Clip to the domain, balance so that sum a y = 0, then shrink until the norm is small enough.
     a = _balanced(np.clip(reached.dual_value, 0, np.inf if loss == "exponential" else 1), y)
     excess = _excess(a, x, y, p, radius)
     if excess > 0:
-      mix = excess / (excess + slack) if slack > 0 else 1.0
-      a = (1 - mix) * a + mix * inside if slack > 0 else np.zeros_like(a)
-    return Solution(weights, bias, value, value - max(0.0, _margin_dual(a, loss)))
+      mix = excess / (excess + max(slack, 0.0))
+      a = (1 - mix) * a + mix * inside * (slack > 0)
+    return Solution(w, b, value, value - max(0.0, _margin_dual(a, loss)))
 
-  return _best(cp.sum(phi), [reached, cp.norm(w, q) <= t], certify)
+  return min(_certified(cp.sum(phi), [reached, cp.norm(score.w, q) <= t], certify), key=_GAP)
 
 
 def margin_objective(
@@ -116,56 +97,25 @@ def svm(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
   """min over w, b of sum_i hinge(y_i (w'x_i + b)) + c |w|_q, the norm-regularized SVM.
 
   For classes that no hyperplane separates it is the robust SVM, the minimum of total_hinge_loss.
-  Its dual: max of sum_i a_i over 0 <= a <= 1, sum_i a_i y_i = 0, |sum_i a_i y_i x_i|_p <= c.
-
-  The radius of u is the budget c > 0 that all examples share. Errors as for margin.
+  Its dual: max of sum_i a_i over 0 <= a <= 1, sum_i a_i y_i = 0, |sum_i a_i y_i x_i|_p <= c. The
+  radius of u is the budget c > 0 that all examples share. y holds -1 and 1.
   """
   x, y = _labeled(x, y)
   p, q, budget = _geometry(u, "svm")
-  cp, scale = _cvxpy(), _scale(x)
-  w, b, s = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y), nonneg=True)
-  reached = s >= 1 - cp.multiply(y, (x / scale) @ w + b)
+  cp, score = _cvxpy(), _Score(x)
+  s = cp.Variable(len(y), nonneg=True)
+  reached = s >= 1 - cp.multiply(y, score.values)
 
   def certify() -> Solution:
-    weights, bias = _point(w, b, scale)
-    hinges = np.maximum(0.0, 1 - y * (x @ weights + bias))
-    value = float(hinges.sum() + budget * np.linalg.norm(weights, q))
+    w, b = score.point()
+    hinges = np.maximum(0.0, 1 - y * (x @ w + b))
+    value = float(hinges.sum() + budget * np.linalg.norm(w, q))
     a = _balanced(np.clip(reached.dual_value, 0, 1), y)
     a = a * _shrink(np.linalg.norm((a * y) @ x, p), budget)
-    return Solution(weights, bias, value, value - float(a.sum()))
+    return Solution(w, b, value, value - float(a.sum()))
 
-  return _best(cp.sum(s) + budget / scale * cp.norm(w, q), [reached], certify)
-
-
-def squared(x: np.ndarray, y: np.ndarray, u: Ball) -> Solution:
-  """min over w, b of mean_i (|w'x_i + b - y_i| + r |w|_q)^2.
-
-  Its dual: max of mean_i (-2 u_i y_i - a_i^2) over |u_i| <= a_i, sum_i u_i = 0 and
-  |sum_i u_i x_i|_p <= r sum_i a_i.
-
-  y may be any numbers; u as for margin.
-  """
-  x, y = _arrays(x, y)
-  p, q, radius = _geometry(u, "squared")
-  cp, scale = _cvxpy(), _scale(x)
-  w, b, t, s = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(), cp.Variable(len(y))
-  above = s >= (x / scale) @ w + b - y + radius / scale * t
-  below = s >= y - (x / scale) @ w - b + radius / scale * t
-
-  def certify() -> Solution:
-    weights, bias = _point(w, b, scale)
-    worst = np.abs(x @ weights + bias - y) + radius * np.linalg.norm(weights, q)
-    value = float(np.mean(worst**2))
-
-    # Raising a is allowed and makes room for the norm.
-    multipliers = (above.dual_value - below.dual_value) / 2
-    multipliers = multipliers - multipliers.mean()
-    a = np.maximum((above.dual_value + below.dual_value) / 2, np.abs(multipliers))
-    excess = np.linalg.norm(multipliers @ x, p) / radius - a.sum()
-    a = a + max(0.0, excess) / len(a)
-    return Solution(weights, bias, value, value - float(np.mean(-2 * multipliers * y - a**2)))
-
-  return _best(cp.sum_squares(s), [above, below, cp.norm(w, q) <= t], certify)
+  objective = cp.sum(s) + budget / score.scale * cp.norm(score.w, q)
+  return min(_certified(objective, [reached], certify), key=_GAP)
 
 
 def least_squares(
@@ -173,42 +123,36 @@ def least_squares(
 ) -> Solution:
   """min over w, b of |Xw + b - y|_2 + sum_g r_g |w_g|_2.
 
-  Its dual: max of -u'y over |u|_2 <= 1, sum_i u_i = 0, |X_g'u|_2 <= r_g for every group.
-
-  Args:
-    x, y: as in the module's docstring.
-    noise: 'frobenius', 'columns' (the square-root lasso), or the group of every column.
-    radius: [] or [G], > 0.
-
-  Raises:
-    InputError: an unknown noise, groups that do not match the columns, or a radius that is not > 0.
+  Its dual: max of -u'y over |u|_2 <= 1, sum_i u_i = 0, |X_g'u|_2 <= r_g for every group. The noise
+  is 'frobenius', 'columns' (the square-root lasso), or the group of every column; the radius [] or
+  [G], > 0.
   """
   x, y = _arrays(x, y)
   _positive(radius)
   groups, _ = counterparts.column_groups(noise, radius, x.shape[1])
   members = [groups == g for g in range(groups.max() + 1)]
   radii = np.broadcast_to(np.asarray(radius, float), len(members))
-  cp, scale = _cvxpy(), _scale(x)
-  w, b, z = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y))
-  residual = z == (x / scale) @ w + b - y
-  penalty = sum(r / scale * cp.norm(w[np.flatnonzero(g)], 2) for r, g in zip(radii, members))
+  cp, score = _cvxpy(), _Score(x)
+  z = cp.Variable(len(y))
+  residual = z == score.values - y
+  norms = (cp.norm(score.w[np.flatnonzero(g)], 2) for g in members)
+  penalty = sum(r / score.scale * norm for r, norm in zip(radii, norms))
 
-  def solution(weights: np.ndarray, bias: float, u: np.ndarray) -> Solution:
-    norms = sum(r * np.linalg.norm(weights[g]) for r, g in zip(radii, members))
-    value = float(np.linalg.norm(x @ weights + bias - y) + norms)
+  def solution(w: np.ndarray, b: float, u: np.ndarray) -> Solution:
+    norms = sum(r * np.linalg.norm(w[g]) for r, g in zip(radii, members))
+    value = float(np.linalg.norm(x @ w + b - y) + norms)
     u = u - u.mean()
     u = u * _shrink(np.linalg.norm(u), 1.0)
     u = u * min(_shrink(np.linalg.norm(u @ x[:, g]), r) for r, g in zip(radii, members))
-    return Solution(weights, bias, value, value - float(-u @ y))
+    return Solution(w, b, value, value - float(-u @ y))
 
   def certify() -> Solution:
-    return solution(*_point(w, b, scale), -residual.dual_value)
+    return solution(*score.point(), -residual.dual_value)
 
-  solved = _best(cp.norm(z, 2) + penalty, [residual], certify)
-  weights, bias = _newton(solved, x, y, members, radii)
-  u = x @ weights + bias - y
-  length = np.linalg.norm(u)
-  return min(solved, solution(weights, bias, u / (length or 1.0)), key=_GAP)
+  solved = min(_certified(cp.norm(z, 2) + penalty, [residual], certify), key=_GAP)
+  w, b = _newton(solved, x, y, members, radii)
+  u = x @ w + b - y
+  return min(solved, solution(w, b, u / (np.linalg.norm(u) or 1.0)), key=_GAP)
 
 
 def _newton(
@@ -219,9 +163,8 @@ def _newton(
   The solver stops at the square root of its gap; these steps reach the precision of float64.
   """
   lengths = [np.linalg.norm(start.w[g]) for g in members]
-  nonzero = [
-    (r, g) for r, g, length in zip(radii, members, lengths) if length > _DEAD * max(lengths)
-  ]
+  least = _DEAD * max(lengths)
+  nonzero = [(r, g) for r, g, length in zip(radii, members, lengths) if length > least]
   used = np.flatnonzero(sum((g for _, g in nonzero), np.zeros(x.shape[1], bool)))
   a = np.concatenate([x[:, used], np.ones((len(y), 1))], axis=1)
   v = np.append(start.w[used], start.b)
@@ -234,10 +177,10 @@ def _newton(
     gradient, hessian = slope.copy(), (a.T @ a - np.outer(slope, slope)) / length
     for r, g in nonzero:
       index = np.flatnonzero(g[used])
-      unit = v[index] / np.linalg.norm(v[index])
+      norm = np.linalg.norm(v[index])
+      unit = v[index] / norm
       gradient[index] += r * unit
-      curvature = np.eye(len(index)) - np.outer(unit, unit)
-      hessian[np.ix_(index, index)] += r / np.linalg.norm(v[index]) * curvature
+      hessian[np.ix_(index, index)] += r / norm * (np.eye(len(index)) - np.outer(unit, unit))
     v = v - np.linalg.lstsq(hessian, gradient, rcond=None)[0]
   weights = np.zeros_like(start.w)
   weights[used] = v[:-1]
@@ -249,24 +192,24 @@ def lasso(x: np.ndarray, y: np.ndarray, strength: float) -> Solution:
 
   Its dual: max of -u'y - |u|_2^2 / 2 over sum_i u_i = 0, |X'u|_inf <= lambda. Robust least squares
   with column-wise noise of radius r has the solution of lambda = r |Xw + b - y|_2 at its own w, b.
-
   The strength is lambda > 0; scikit-learn's alpha is lambda / N.
   """
   x, y = _arrays(x, y)
   _positive(strength)
-  cp, scale = _cvxpy(), _scale(x)
-  w, b, z = cp.Variable(x.shape[1]), cp.Variable(), cp.Variable(len(y))
-  residuals = z == (x / scale) @ w + b - y
+  cp, score = _cvxpy(), _Score(x)
+  z = cp.Variable(len(y))
+  residuals = z == score.values - y
 
   def certify() -> Solution:
-    weights, bias = _point(w, b, scale)
-    residual = x @ weights + bias - y
-    value = float(residual @ residual / 2 + strength * np.abs(weights).sum())
+    w, b = score.point()
+    residual = x @ w + b - y
+    value = float(residual @ residual / 2 + strength * np.abs(w).sum())
     u = residual - residual.mean()
     u = u * _shrink(np.abs(u @ x).max(), strength)
-    return Solution(weights, bias, value, value - float(-u @ y - u @ u / 2))
+    return Solution(w, b, value, value - float(-u @ y - u @ u / 2))
 
-  return _best(cp.sum_squares(z) / 2 + strength / scale * cp.norm(w, 1), [residuals], certify)
+  objective = cp.sum_squares(z) / 2 + strength / score.scale * cp.norm(score.w, 1)
+  return min(_certified(objective, [residuals], certify), key=_GAP)
 
 
 def _strictly_inside(
@@ -278,14 +221,13 @@ def _strictly_inside(
   """
   cp, scale = _cvxpy(), _scale(x)
   a = cp.Variable(len(y))
-  moment = cp.norm((x / scale).T @ cp.multiply(y, a), p)
-  slack = radius / scale * cp.sum(a) - moment
+  slack = radius / scale * cp.sum(a) - cp.norm((x / scale).T @ cp.multiply(y, a), p)
 
   def certify() -> tuple[np.ndarray, float]:
     inside = _balanced(np.clip(a.value, 0, 1), y)
     return inside, -_excess(inside, x, y, p, radius)
 
-  return _best(-slack, [a >= 0, a <= 1, y @ a == 0], certify, lambda result: -result[1])
+  return max(_certified(-slack, [a >= 0, a <= 1, y @ a == 0], certify), key=operator.itemgetter(1))
 
 
 def _excess(a: np.ndarray, x: np.ndarray, y: np.ndarray, p: float, radius: float) -> float:
@@ -301,13 +243,12 @@ def _balanced(a: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _margin_dual(a: np.ndarray, loss: str) -> float:
   if loss == "hinge":
     return float(a.mean())
-  rest = _times_log(1 - a) if loss == "logistic" else -a
-  return float(np.mean(-_times_log(a) - rest))
 
+  def times_log(a: np.ndarray) -> np.ndarray:
+    return a * np.log(np.where(a > 0, a, 1.0))  # 0 at 0
 
-def _times_log(a: np.ndarray) -> np.ndarray:
-  """a log a, 0 at 0."""
-  return a * np.log(np.where(a > 0, a, 1.0))
+  rest = times_log(1 - a) if loss == "logistic" else -a
+  return float(np.mean(-times_log(a) - rest))
 
 
 def _shrink(length: Any, limit: float) -> float:
@@ -315,13 +256,10 @@ def _shrink(length: Any, limit: float) -> float:
   return min(1.0, limit / float(length)) if length > 0 else 1.0
 
 
-def _best(
-  objective: Any,
-  constraints: list[Any],
-  certify: Callable[[], _Certified],
-  gap: Callable[[_Certified], float] = _GAP,
-) -> _Certified:
-  """Minimizes with several tolerances; returns the result of the smallest gap, as computed here.
+def _certified(
+  objective: Any, constraints: list[Any], certify: Callable[[], _Certified]
+) -> list[_Certified]:
+  """Minimizes with several tolerances; what `certify` makes of each result.
 
   An interior point method that iterates past its attainable precision may diverge again, and a
   result that the solver calls inaccurate may still be the best, so its status does not decide.
@@ -340,7 +278,24 @@ def _best(
         break
   if not results:
     raise ArithmeticError(f"The solver found no minimum: {problem.status}.")
-  return min(results, key=gap)
+  return results
+
+
+class _Score:
+  """w'x + b of every x as an expression of cvxpy, in scale * w and x / scale, for precision."""
+
+  def __init__(self, x: np.ndarray) -> None:
+    cp, self.scale = _cvxpy(), _scale(x)
+    self.w, self.b = cp.Variable(x.shape[1]), cp.Variable()
+    self.values = (x / self.scale) @ self.w + self.b
+
+  def point(self) -> tuple[np.ndarray, float]:
+    """w and b of the solver's result."""
+    return np.asarray(self.w.value, float) / self.scale, float(self.b.value)
+
+
+def _scale(x: np.ndarray) -> float:
+  return float(np.abs(x).max()) or 1.0
 
 
 def _cvxpy() -> Any:
@@ -348,15 +303,6 @@ def _cvxpy() -> Any:
   import cvxpy  # an extra that takes two seconds to import
 
   return cvxpy
-
-
-def _scale(x: np.ndarray) -> float:
-  """The largest entry: the solver gets x / scale and returns scale * w, for more precision."""
-  return float(np.abs(x).max()) or 1.0
-
-
-def _point(w: Any, b: Any, scale: float) -> tuple[np.ndarray, float]:
-  return np.asarray(w.value, float) / scale, float(b.value)
 
 
 def _arrays(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -379,8 +325,7 @@ def _geometry(u: Ball, who: str) -> tuple[float, float, float]:
   _positive(u.radius)
   if np.shape(u.radius):
     raise InputError(f"{who} takes one radius, but has the shape {np.shape(u.radius)}.")
-  p, q = next(orders for ball, orders in _ORDERS.items() if isinstance(u, ball))
-  return p, q, float(u.radius)
+  return u.order, _DUAL_ORDERS[u.order], float(u.radius)
 
 
 def _positive(radius: float | np.ndarray) -> None:
