@@ -3,9 +3,9 @@
   step = free.make_free_train_step(apply, optimizer, u, u, num_replays=4)
   step = free.make_recall_train_step(apply, optimizer, u)
 
-Both start from an adversary that an earlier backward pass left in `TrainState.memory`: in free
-training that of the previous replay, in recalled training that of the same example, an epoch ago.
-They run under jit, on one device or over a mesh.
+Both start from what an earlier backward pass left in `TrainState.memory`: in free training that of
+the previous replay, in recalled training that of the same example, an epoch ago. Both run under
+jit, on one device or over a mesh; the gradients are those of the model in train mode.
 """
 
 import dataclasses
@@ -32,12 +32,10 @@ def make_free_train_step(
   num_replays: int,
   loss: LossFn = losses.cross_entropy,
 ) -> TrainStep:
-  """ "Free" adversarial training: one backward pass gives both gradients, of theta and of delta.
+  """ "Free" adversarial training: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1.
 
   Every batch is used num_replays times in a row, with one update and one step of delta each. delta
-  is carried over between batches in state.memory, [B, *S]; pass zeros to `init_state`. Source:
-  Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of the
-  model in train mode.
+  is carried over between batches in state.memory, [B, *S]; pass zeros to `init_state`.
 
   Args:
     apply: the model.
@@ -45,10 +43,7 @@ def make_free_train_step(
     uncertainty: the set that delta stays in.
     ascent: the set of one step of delta; as large as `uncertainty` in the paper.
     num_replays: m of the paper, >= 1.
-    loss: J.
-
-  Returns:
-    step(state, batch, key) -> (state, metrics): one batch; the loss is the mean over its replays.
+    loss: J. The reported loss is the mean over the replays.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
@@ -86,19 +81,9 @@ def make_recall_train_step(
 
     delta = argmax over U of <s, delta>,  s = sign of grad_x J at the old theta and x + delta
 
-  So an update costs one forward and one backward pass. The price is that the direction is an epoch
-  old, and, for sets other than l_inf, given by the signs alone; a pixel of gradient 0 counts as
-  negative. Not for l_1, where signs do not identify the largest entry.
-
-  Args:
-    apply: the model, differentiated in train mode.
-    optimizer: of the parameters.
-    uncertainty: U.
-    loss: J.
-
-  Returns:
-    step(state, batch, key) -> (state, metrics); state.memory is [N, ceil(n / 8)] uint8 with
-    n pixels, from `unknown_directions`, and batch.ids are indices into it.
+  So an update costs one forward and one backward pass. A pixel of gradient 0 counts as negative.
+  Not for l_1, where signs do not identify the largest entry. state.memory is [N, ceil(n / 8)] uint8
+  for n pixels, from `unknown_directions`, and batch.ids are indices into it.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:

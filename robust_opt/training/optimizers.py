@@ -36,13 +36,9 @@ def dampened_sgd(
     v_1 = g_1,   v_t = momentum v_{t-1} + (1 - dampening) g_t,   theta_t = theta_{t-1} - lr v_t
 
   The first gradient is not dampened: with dampening = momentum = 0.9 it has ten times the weight of
-  the others. Otherwise this is optax.sgd with learning_rate (1 - dampening). Source: Lua Torch's
-  optim.sgd, which trained the nets of the paper (and PyTorch's SGD).
-
-  Args:
-    learning_rate: a number, or a schedule.
-    momentum: 0 <= momentum < 1.
-    dampening: None: equal to the momentum, the default of Lua Torch.
+  the others. Otherwise this is optax.sgd with learning_rate (1 - dampening). dampening None is the
+  momentum, the default of Lua Torch. Source: Lua Torch's optim.sgd, which trained the nets of the
+  paper (and PyTorch's SGD).
   """
   fresh = 1.0 - (momentum if dampening is None else dampening)
 
@@ -52,7 +48,6 @@ def dampened_sgd(
   def update(
     gradient: PyTree, state: DampenedState, params: PyTree | None = None
   ) -> tuple[PyTree, DampenedState]:
-    del params
     weight = jnp.where(state.step == 0, 1.0, fresh)
     velocity = jax.tree.map(
       lambda v, g: (momentum * v + weight * g).astype(v.dtype), state.velocity, gradient
@@ -79,9 +74,6 @@ def weight_average(decay: float) -> optax.GradientTransformation:
   not include its start. `training.evaluated_params` returns the average. Source: Polyak and
   Juditsky (1992); against robust overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be
   mitigated by properly learned smoothening").
-
-  Args:
-    decay: in [0, 1).
   """
 
   def init(params: PyTree) -> AverageState:
@@ -108,15 +100,11 @@ def max_column_norm(limit: float) -> optax.GradientTransformation:
 
     w <- w min(1, limit / |w|_2)   after the update, for the incoming weights w of one unit
 
-  Kernels are the parameters of rank >= 2, [..., units] as in Flax: [n, m] has m columns of n
-  weights, a convolution's [h, w, C, D] has D of h w C. Parameters of lower rank (biases, scales),
-  and the updates of columns within the ball, remain unchanged. In a chain it follows the optimizer
-  and precedes weight_average. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm and
-  max-norm"), with dropout Hinton et al. 2012 (arXiv 1207.0580).
-
-  Args:
-    limit: > 0, the largest norm; 1.9365 (its square is 15/4) in the maxout nets of Goodfellow et
-      al. 2013 (arXiv 1302.4389).
+  Kernels are the parameters of rank >= 2, [..., units] as in Flax; other parameters (biases,
+  scales), and the updates of columns within the ball, remain unchanged. In a chain it follows the
+  optimizer and precedes weight_average. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm
+  and max-norm"), with dropout Hinton et al. 2012 (arXiv 1207.0580); the limit is 1.9365 in the
+  maxout nets of Goodfellow et al. 2013 (arXiv 1302.4389).
   """
 
   def update(
@@ -145,9 +133,6 @@ def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
     v_l = gamma |w_l| g_l / |g_l|   for every layer's kernel; 0 for biases and scales
 
   Source: Wu, Xia and Wang 2020 (arXiv 2004.05884), equations 7 to 9 with one step.
-
-  Args:
-    gamma: >= 0, the length of a kernel's perturbation relative to the kernel.
   """
 
   def perturbation(params: PyTree, gradient: PyTree) -> PyTree:
@@ -162,7 +147,6 @@ def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
 
 
 def _constant(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
-  del total, steps_per_epoch
   return optax.constant_schedule(peak)
 
 
@@ -170,14 +154,12 @@ def _inverse_time(
   peak: float, total: int, steps_per_epoch: int, rate: float = 5e-6
 ) -> optax.Schedule:
   """peak / (1 + rate step)."""
-  del total, steps_per_epoch
   _check_finite("rate", rate, rate >= 0)
   return lambda step: peak / (1.0 + rate * step)
 
 
 def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
   """peak / 2^k after k times `epochs` epochs."""
-  del total
   _check_finite("epochs", epochs, epochs > 0)
   every = max(1, round(epochs * steps_per_epoch))
   return optax.exponential_decay(peak, every, decay_rate=0.5, staircase=True)
@@ -185,13 +167,11 @@ def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0
 
 def _cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   """Decays from peak to 0 along half a cosine."""
-  del steps_per_epoch
   return optax.cosine_decay_schedule(peak, total)
 
 
 def _triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   """Rises from 0 to peak and falls to 0, linearly."""
-  del steps_per_epoch
   up = max(1, total // 2)
   rise, fall = optax.linear_schedule(0, peak, up), optax.linear_schedule(peak, 0, total - up)
   return optax.join_schedules([rise, fall], [up])

@@ -22,10 +22,7 @@ from robust_opt.types import Array, Batch
 
 
 class ArrayData(NamedTuple):
-  """A data set on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N, ...].
-
-  Labels are classes [N], or any labels that the loss takes.
-  """
+  """A data set: images [N, *S] uint8 or float32 in [0, 1], labels [N], or [N, ...] for the loss."""
 
   images: Array | np.ndarray
   labels: Array | np.ndarray
