@@ -8,7 +8,6 @@ the previous replay, in recalled training that of the same example, an epoch ago
 jit, on one device or over a mesh; the gradients are those of the model in train mode.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import chex
@@ -19,9 +18,9 @@ import optax
 
 from robust_opt import losses
 from robust_opt.sets import UncertaintySet
-from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
+from robust_opt.training.state import TrainMetrics, TrainState, TrainStep, updated
 from robust_opt.training.step import check_batch, check_losses
-from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
+from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params
 
 
 def make_free_train_step(
@@ -52,18 +51,14 @@ def make_free_train_step(
     def replay(state: TrainState, key: Array) -> tuple[TrainState, tuple[Array, Array]]:
       delta = state.memory
       (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
-      params, opt_state = _descend(optimizer, state, grads)
       delta = uncertainty.project(delta + ascent.steepest_ascent(g, batch.x + delta), batch.x)
       zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
-      return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
+      return updated(state, optimizer, grads, model_state, delta), (value, zeros)
 
     # The delta of the last batch may lie outside of the set around this one.
-    inside = uncertainty.project(state.memory, batch.x)
-    state, (values, zeros) = jax.lax.scan(
-      replay, dataclasses.replace(state, memory=inside), jax.random.split(key, num_replays)
-    )
-    after = dataclasses.replace(state, step=state.step + 1)
-    return after, TrainMetrics(jnp.mean(values), zeros[0])
+    start = state.replace(memory=uncertainty.project(state.memory, batch.x))
+    after, (values, zeros) = jax.lax.scan(replay, start, jax.random.split(key, num_replays))
+    return after.replace(step=state.step + 1), TrainMetrics(jnp.mean(values), zeros[0])
 
   return step
 
@@ -94,12 +89,11 @@ def make_recall_train_step(
     delta = uncertainty.steepest_ascent(signs, batch.x)
 
     (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
-    params, opt_state = _descend(optimizer, state, grads)
     g = g.reshape(len(g), -1)
     zero = jnp.all(g == 0, axis=-1)
     seen = jnp.where(zero[:, None], remembered, jnp.packbits(g > 0, axis=-1))
     memory = state.memory.at[batch.ids].set(seen)
-    after = TrainState(state.step + 1, params, model_state, opt_state, memory)
+    after = updated(state, optimizer, grads, model_state, memory)
     return after, TrainMetrics(value, jnp.sum(zero, dtype=jnp.int32))
 
   return step
@@ -118,17 +112,9 @@ def _both_gradients(
 
   def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
     logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
-    losses_of_batch = loss(logits, batch.y)
-    check_losses(losses_of_batch, batch)
-    return jnp.mean(losses_of_batch), model_state
+    values = loss(logits, batch.y)
+    check_losses(values, batch)
+    return jnp.mean(values), model_state
 
   check_batch(batch)
   return jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(state.params, delta)
-
-
-def _descend(
-  optimizer: optax.GradientTransformation, state: TrainState, grads: Params
-) -> tuple[Params, PyTree]:
-  """Parameters and the optimizer's state after one update."""
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  return optax.apply_updates(state.params, updates), opt_state

@@ -107,24 +107,16 @@ def max_column_norm(limit: float) -> optax.GradientTransformation:
   maxout nets of Goodfellow et al. 2013 (arXiv 1302.4389).
   """
 
-  def update(
-    updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
-  ) -> tuple[PyTree, optax.EmptyState]:
-    assert params is not None, "a bound on the weights needs the weights"
+  def bounded(update: Array, before: Array) -> Array:
+    if before.ndim < 2:
+      return update
+    after = optax.apply_updates(before, update)
+    norm = jax.vmap(l2_norm, in_axes=1)(after.reshape(-1, after.shape[-1]))
+    inside = norm <= limit
+    scale = limit / jnp.where(inside, 1.0, norm)
+    return jnp.where(inside, update, (after * scale - before).astype(update.dtype))
 
-    def bounded(update: Array, before: Array, after: Array) -> Array:
-      if before.ndim < 2:
-        return update
-      columns = after.reshape(-1, after.shape[-1])
-      norm = jax.vmap(l2_norm, in_axes=1)(columns)
-      inside = norm <= limit
-      scale = limit / jnp.where(inside, 1.0, norm)
-      return jnp.where(inside, update, (after * scale - before).astype(update.dtype))
-
-    moved = optax.apply_updates(params, updates)
-    return jax.tree.map(bounded, updates, params, moved), state
-
-  return optax.GradientTransformation(optax.init_empty_state, update)
+  return optax.stateless_with_tree_map(bounded)
 
 
 def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
@@ -135,22 +127,20 @@ def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
   Source: Wu, Xia and Wang 2020 (arXiv 2004.05884), equations 7 to 9 with one step.
   """
 
-  def perturbation(params: PyTree, gradient: PyTree) -> PyTree:
-    def of_kernel(w: Array, g: Array) -> Array:
-      if w.ndim < 2:
-        return jnp.zeros_like(w)
-      return gamma * l2_norm(w) * furthest_l2(g, jnp.ones((), g.dtype), None)
+  def of_kernel(w: Array, g: Array) -> Array:
+    if w.ndim < 2:
+      return jnp.zeros_like(w)
+    return gamma * l2_norm(w) * furthest_l2(g, jnp.ones((), g.dtype), None)
 
-    return jax.tree.map(of_kernel, params, gradient)
-
-  return perturbation
+  return lambda params, gradient: jax.tree.map(of_kernel, params, gradient)
 
 
-def _constant(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+def constant(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+  """The peak throughout."""
   return optax.constant_schedule(peak)
 
 
-def _inverse_time(
+def inverse_time(
   peak: float, total: int, steps_per_epoch: int, rate: float = 5e-6
 ) -> optax.Schedule:
   """peak / (1 + rate step)."""
@@ -158,19 +148,19 @@ def _inverse_time(
   return lambda step: peak / (1.0 + rate * step)
 
 
-def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
+def halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
   """peak / 2^k after k times `epochs` epochs."""
   _check_finite("epochs", epochs, epochs > 0)
   every = max(1, round(epochs * steps_per_epoch))
   return optax.exponential_decay(peak, every, decay_rate=0.5, staircase=True)
 
 
-def _cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+def cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   """Decays from peak to 0 along half a cosine."""
   return optax.cosine_decay_schedule(peak, total)
 
 
-def _triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+def triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   """Rises from 0 to peak and falls to 0, linearly."""
   up = max(1, total // 2)
   rise, fall = optax.linear_schedule(0, peak, up), optax.linear_schedule(peak, 0, total - up)
@@ -184,9 +174,5 @@ def _check_finite(name: str, value: float, allowed: bool) -> None:
 
 # (peak learning rate, total updates, updates per epoch, **its own keys) -> schedule
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-  "constant": _constant,
-  "inverse_time": _inverse_time,
-  "halving": _halving,
-  "cosine": _cosine,
-  "triangular": _triangular,
+  schedule.__name__: schedule for schedule in (constant, inverse_time, halving, cosine, triangular)
 }

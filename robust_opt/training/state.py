@@ -57,6 +57,19 @@ def init_state(
   return TrainState(step, params, model_state, optimizer.init(params), memory)
 
 
+def updated(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  gradient: Params,
+  model_state: ModelState,
+  memory: PyTree,
+) -> TrainState:
+  """The state after one update of the parameters."""
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(state.step + 1, params, model_state, opt_state, memory)
+
+
 class Streams(NamedTuple):
   """The keys of a run, one for each use of its seed."""
 

@@ -19,7 +19,7 @@ from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.maximizers.base import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
 from robust_opt.training.penalties import Penalty
-from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
+from robust_opt.training.state import TrainMetrics, TrainState, TrainStep, updated
 from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params, PyTree
 
 
@@ -109,9 +109,7 @@ def make_train_step(
     loss, grads, model_state = averaged((loss, grads, model_state))
     if axis_name is not None:
       zeros = jax.lax.psum(zeros, axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    after = TrainState(state.step + 1, params, model_state, opt_state, state.memory)
+    after = updated(state, optimizer, grads, model_state, state.memory)
     return after, TrainMetrics(loss, zeros)
 
   return step
@@ -131,11 +129,11 @@ def _varying(params: Params, axis_name: str | None) -> Params:
 def check_batch(batch: Batch) -> None:
   """InputError unless x is one array of floats, and y and ids have an entry for each example."""
   check_examples("The examples (x of the batch)", batch.x)
-  count = batch.x.shape[0]
-  if jnp.shape(batch.y)[:1] != (count,) or jnp.shape(batch.ids) != (count,):
+  count, y, ids = batch.x.shape[0], jnp.shape(batch.y), jnp.shape(batch.ids)
+  if y[:1] != (count,) or ids != (count,):
     raise InputError(
       f"A batch of {count} examples must have y [{count}, ...] and ids [{count}], but they have "
-      f"the shapes {jnp.shape(batch.y)} and {jnp.shape(batch.ids)}."
+      f"the shapes {y} and {ids}."
     )
 
 
