@@ -47,7 +47,7 @@ def load(
   cache_dir: str | None = None,
   download: bool = True,
 ) -> Dataset:
-  """Loads one split of a data set by name.
+  """Loads one split of a data set by name, in TFDS's order.
 
   The first of: bundled ('digits'); the cache; prepared under `data_dir` as array_record; the
   archives of mnist, fashion_mnist and cifar10, downloaded and checked against TFDS's checksums;
@@ -62,9 +62,6 @@ def load(
       ~/.cache/robust_opt. If it is not writable, there is a warning and no cache.
     download: whether a data set that is not on this machine may be downloaded.
 
-  Returns:
-    The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
-
   Raises:
     InputError: an unknown name or split, or a data set that is missing and cannot be downloaded, is
       damaged, needs TensorFlow, or is not one of images of one shape and labels.
@@ -78,22 +75,22 @@ def load(
       "Datasets' name, name/config or name:1.2.3"
     )
   root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
-  folder = tfds.prepared_folder(root, name)
-  archive = tfds.find_archive(name)
-  if folder is None and archive is None:
-    if not download:
-      raise _not_here(root, name)
-    folder = tfds.with_tensorflow(name, root)
-  path = _cache_path(cache_root, name, split, folder or archive)
+  source = tfds.prepared_folder(root, name) or tfds.find_archive(name)
+  if source is None and download:
+    source = tfds.with_tensorflow(name, root)
+  path = _cache_path(cache_root, name, split, source)
   cached = _read_cache(path, name, split)
   if cached is not None:
     return cached
-  if folder is not None:
-    arrays = tfds.read_prepared(folder, name, split)
+  if isinstance(source, Path):
+    arrays = tfds.read_prepared(source, name, split)
   elif download:
     arrays = tfds.from_archives(name, split, cache_root / "downloads")
   else:
-    raise _not_here(root, name)
+    raise InputError(
+      f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
+      "is off: allowed are 'digits' and the data sets in that folder"
+    )
   dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
   _write_cache(path, dataset)
   return dataset
@@ -137,15 +134,9 @@ def from_arrays(
 
 
 def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-  """Holds out a random part of a data set, the same on every machine.
+  """Holds out a random round(fraction N) of N examples, by the seed, the same on every machine.
 
-  Args:
-    dataset: the N examples to split.
-    fraction: in [0, 1); round(fraction * N) examples are held out.
-    seed: 0, 1, ...; the same seed holds out the same examples.
-
-  Returns:
-    (rest, held out), both in the order of `dataset`. The split of the second is named 'holdout'.
+  Returns (rest, held out), both in the order of `dataset`. The second split is named 'holdout'.
 
   Raises:
     InputError: fraction or seed outside their range, or a positive fraction that leaves one of
@@ -296,24 +287,18 @@ def _data_root(data_dir: str | None) -> Path:
   return root
 
 
-def _not_here(root: Path, name: str) -> InputError:
-  return InputError(
-    f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
-    "is off: allowed are 'digits' and the data sets in that folder"
-  )
-
-
 def _cache_root(cache_dir: str | None) -> Path:
   default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "robust_opt")
   return Path(cache_dir or default).expanduser()
 
 
-def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
+def _cache_path(root: Path, name: str, split: str, source: Path | tfds.Archive | None) -> Path:
   """The cache file of a split, from an Archive or from a prepared folder in its current state."""
+  version: Any = None
   if isinstance(source, Path):
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir())
-    version: Any = [str(source.resolve()), files]
-  else:
+    version = [str(source.resolve()), files]
+  elif source is not None:
     version = source.version
   key = hashlib.sha256(json.dumps([name, split, version]).encode()).hexdigest()
   readable = re.sub(r"[^\w.\-]", "_", f"{name}-{split}")[:80]

@@ -14,8 +14,8 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,21 +64,13 @@ def _finished(folder: Path, pattern: str) -> list[Path]:
 def read_prepared(folder: Path, name: str, split: str) -> Arrays:
   """Reads a split of a prepared data set, in the order of its files; an InputError if it cannot."""
   where = f"data.name={name!r} in {str(folder)!r}"
-  with _reading(where):
-    builder = import_tfds().builder_from_directory(folder)
-  if split not in builder.info.splits:
-    raise no_such_split(name, split, builder.info.splits)
-  image_key, label_key = _feature_keys(builder.info, name)
-  with _reading(where):
-    images, labels = _stack(builder.as_data_source(split=split), image_key, label_key, where)
-  return Arrays(images, labels, builder.info.features[label_key].num_classes)
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-  """Turns what TFDS and array_record raise on unreadable files into an InputError."""
   try:
-    yield
+    builder = import_tfds().builder_from_directory(folder)
+    if split not in builder.info.splits:
+      raise no_such_split(name, split, builder.info.splits)
+    image_key, label_key = _feature_keys(builder.info, name)
+    images, labels = _stack(builder.as_data_source(split=split), image_key, label_key, where)
+    return Arrays(images, labels, builder.info.features[label_key].num_classes)
   except InputError:
     raise
   except NotImplementedError as error:
@@ -86,7 +78,7 @@ def _reading(where: str) -> Iterator[None]:
       f"{where} is prepared in a format that needs TensorFlow to be read: allowed is a "
       "data.data_dir that holds the set as array_record, or does not hold it"
     ) from error
-  except Exception as error:  # RuntimeError, ValueError, protobuf's ParseError, ...
+  except Exception as error:  # of TFDS, array_record and protobuf: RuntimeError, ParseError, ...
     raise InputError(f"{where} cannot be read: {first_line(error)}") from error
 
 
@@ -146,8 +138,7 @@ def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarr
         raise ValueError(f"{number}.bin is not a file")
       records.append(np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32))
   table = np.concatenate(records)
-  images = table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  return images, table[:, 0]
+  return table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, 0]
 
 
 class Archive(NamedTuple):
@@ -189,7 +180,7 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
   if split not in archive.files:
     raise no_such_split(name, split, archive.files)
   with _writable(downloads) as folder:
-    paths = [_fetch(name, filename, folder) for filename in archive.files[split]]
+    paths = [_fetch(name, filename, Path(folder)) for filename in archive.files[split]]
     try:
       images, labels = archive.unpack(paths, split)
     except _DAMAGED as error:
@@ -332,16 +323,12 @@ def _undownloadable(name: str, why: str) -> InputError:
   )
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[Path]:
-  """Yields `folder`, created if needed, or a temporary one if it is not writable."""
+def _writable(folder: Path) -> AbstractContextManager[str]:
+  """`folder`, created if needed, or a temporary one if it is not writable."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
+    return nullcontext(str(folder))
   except OSError as error:
     logging.warning("Downloads are not kept: %s cannot be written (%s).", folder, error)
-  else:
-    yield folder
-    return
-  with tempfile.TemporaryDirectory() as temporary:
-    yield Path(temporary)
+    return tempfile.TemporaryDirectory()
