@@ -44,13 +44,7 @@ _Interval = tuple[Array, Array]
 
 
 def from_params(net: Any, params: Params) -> list[Layer]:
-  """The layers of a net, for proofs about the net as it is computed.
-
-  Arguments as for `models.affine.layers_of`.
-
-  Raises:
-    InputError: the net has no list of layers, or computes in fewer bits than float32.
-  """
+  """`models.affine.layers_of` for proofs; an InputError also if the net computes in fewer bits."""
   layers = affine.layers_of(net, params)
   dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
   if jnp.finfo(dtype).bits < 32:
@@ -72,8 +66,6 @@ def certified(
   layers: Sequence[Layer], x: Array, y: Array, u: Ball, method: str = "crown"
 ) -> Certificate:
   """Whether x + delta is proved to be classified as y for every delta in U(x).
-
-  Compiled once per structure and shape of the layers; weights and radius are arguments.
 
   Args:
     layers: a net, whose last layer returns logits [B, C], C >= 2.
@@ -112,8 +104,7 @@ def logit_bounds(
 ) -> tuple[Array, Array]:
   """Bounds (lower [B, C], upper [B, C]) of every logit over U(x); arguments as for `certified`.
 
-  The difference of two bounds is looser than the margin that `certified` bounds. C may be 1, for a
-  net of one logit whose sign decides.
+  Their differences are looser than the margins of `certified`. C may be 1.
   """
   x = x.astype(check_precision(x, layers))
   _check(layers, x, u, "logit_bounds", method)
@@ -239,10 +230,8 @@ def _pull_back(
 
 
 def _enclosing_interval(x: Array, u: Ball) -> _Interval:
-  """The smallest interval around U(x), widened by the rounding of x + delta.
-
-  In every norm, |delta_i| <= radius.
-  """
+  """The smallest interval around U(x), widened by the rounding of x + delta."""
+  # In every norm, |delta_i| <= radius.
   radius = expand_like(jnp.asarray(u.radius, x.dtype), x)
   lower, upper = x - radius, x + radius
   if u.box is not None:

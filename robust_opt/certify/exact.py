@@ -34,8 +34,7 @@ def linear_margin(weights: Array, bias: Array, x: Array, y: Array, u: Ball) -> A
   section 4).
 
   Args:
-    weights: [n, C].
-    bias: [C].
+    weights, bias: [n, C] and [C].
     x: [B, *S] with n entries per example, in pixels of [0, 1], within the box of u.
     y: [B], integers; a label outside [0, C) gives NaN.
     u: an LInf, L2 or L1; its radius may be traced.
@@ -89,10 +88,7 @@ def check_precision(x: Array, weights: Any = ()) -> Any:
 
 
 def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
-  """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist.
-
-  The weights are subtracted, not the logits, whose common part would add rounding.
-  """
+  """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist."""
   dtype = check_precision(x, weights)
   chex.assert_rank([weights, y], [2, 1])
   chex.assert_equal_shape_prefix((x, y), 1)
@@ -103,6 +99,7 @@ def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array
       f"{weights.shape[0]}."
     )
   losses.check_classes(weights)
+  # The weights are subtracted, not the logits, whose common part would add rounding.
   difference = weights.T[None] - weights.T[y][:, None]
   margins = jnp.einsum("bcn,bn->bc", difference, x) + (bias - bias[y][:, None])
   exists = (y >= 0) & (y < weights.shape[1])

@@ -58,16 +58,14 @@ def certify_smoothed(
     p:       the Clopper-Pearson lower bound, at level alpha, of its probability, from n more copies
     radius:  sigma * Phi^-1(p) if p > 1/2; otherwise abstain
 
-  The radius is at most sigma * Phi^-1(alpha^(1/n)), 3.20 sigma by default, if all n copies agree.
-  Copies whose logits are not finite count for no class. The bound is computed on the host, so this
-  function cannot be traced; class_counts can.
+  The radius is at most sigma * Phi^-1(alpha^(1/n)), 3.20 sigma by default. Copies whose logits are
+  not finite count for no class. This function cannot be traced; class_counts can.
 
   Args:
     keys: [B], or one key; with keys [B], a result depends only on the example and its key.
     logits_fn: x [B, *S] -> logits [B, C], of any floating type; compiled once per shape,
       and again if weights that it closes over have changed; those of a module are arguments.
-    x: [B, *S], pixels in [0, 1], float32 or float64: in fewer bits the noise is not normal. The
-      noisy copies leave the box.
+    x: [B, *S], pixels in [0, 1], float32 or float64; the noisy copies leave the box.
     sigma: standard deviation of the noise, in the units of x, > 0.
     n0: noisy copies for the guess of the class.
     n: noisy copies for the bound of its probability.
@@ -110,8 +108,7 @@ def class_counts(
 ) -> Array:
   """The number of noisy copies of each example in each class, [B, C] int32.
 
-  The noise of copy t of example i is drawn from fold_in(keys[i], t). Arguments as for
-  certify_smoothed.
+  The noise of copy t of example i is drawn from fold_in(keys[i], t).
   """
   keys = per_example(keys, x.shape[0])
   chex.assert_shape(keys, (x.shape[0],))

@@ -4,14 +4,11 @@
   layers = layers_of(models.MLP(widths=(50,)), params)     # the same from a net
   logits = apply(layers, x)                                # x [B, *S] in pixels -> [B, C]
 
-A model, also a user's own, defines its list in a method layer_list(params). All that layers say
-holds for layer(z) as computed in floating point, for any order of its sums: a sum of n products is
-within gamma_n = n u / (1 - n u) times the sum of their absolute values, u the unit roundoff of the
-dtype (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1). The rounding of
-the bound itself is included.
-
-Layers are pytrees of their parameters, so they can be arguments of a jitted function. Convolutions
-and their transposes are never expanded into matrices.
+A model, also a user's own, defines its list in a method layer_list(params). Layers are pytrees of
+their parameters. Their bounds hold for layer(z) as computed in floating point, rounding included,
+for any order of its sums: a sum of n products is within gamma_n = n u / (1 - n u) times the sum of
+their absolute values, u the unit roundoff of the dtype (Higham 2002, "Accuracy and Stability of
+Numerical Algorithms", section 3.1).
 """
 
 import abc
@@ -51,11 +48,9 @@ def apply(layers: Sequence[Layer], x: Array) -> Array:
 
 
 def inner_up(a: Array, b: Array, lost: Array | float = 0.0) -> Array:
-  """An upper bound [B] of <a, b'> for every b' with |b' - b| <= lost, per example.
+  """<a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>, [B], for a [B, *S] of n entries each.
 
-    <a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>,   n entries
-
-  a is [B, *S]; b and lost >= 0 may broadcast to it.
+  An upper bound of <a, b'> for every b' with |b' - b| <= lost, where b and lost may broadcast to a.
   """
   relative = gamma(a[0].size + 6, a.dtype)
   return _sum(a * b) + _sum(jnp.abs(a) * (relative * jnp.abs(b) + (1 + relative) * lost))
@@ -115,13 +110,10 @@ class AffineLayer(abc.ABC):
     return pulled, inner_up(a, jnp.asarray(self.bias), lost)
 
   def _size(self, lower: Array, upper: Array) -> Array:
-    """|L| |z| + |bias|, the sum of the absolute values of the terms of an output: [B, *out].
-
-    Plus a number that, times u, is the smallest normal number, for the loss by underflow.
-    """
+    """|L| |z| + |bias|, the sum of the absolute values of the terms of an output: [B, *out]."""
     limits = jnp.finfo(lower.dtype)
-    lost = 2 * limits.tiny / limits.eps
-    return self.magnitude(largest(lower, upper)) + jnp.abs(self.bias) + lost
+    underflow = 2 * limits.tiny / limits.eps  # times u the smallest normal number
+    return self.magnitude(largest(lower, upper)) + jnp.abs(self.bias) + underflow
 
 
 @flax.struct.dataclass
@@ -211,8 +203,7 @@ class ReLU:
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Where a > 0 the chord from above, else a line of slope 0 or 1 from below.
 
-    The slope is the one that leaves the smaller area on [lower, upper]. Source: Zhang et al. 2018
-    (arXiv 1811.00866), CROWN-Ada.
+    Of these the one with the smaller area: Zhang et al. 2018 (arXiv 1811.00866), CROWN-Ada.
     """
     stable = (lower >= 0) | (upper <= 0)
     chord = upper / jnp.where(stable, 1.0, upper - lower)
@@ -241,12 +232,11 @@ class MaxPool:
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Bounds the maximum by one entry of the window: from above where a > 0, else from below.
 
-      max_i z_i >= z_m                          for m of the largest lower bound
-      max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound and t the
-                                                largest upper bound of the others
+      max_i z_i >= z_m                               for m of the largest lower bound
+      max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound, t that of
+                                                     the others; the ReLU lies below its chord
 
-    and the ReLU lies below its chord. Both are exact where z_k is always the largest, and neither
-    is looser than the interval.
+    Both are exact where z_k is always the largest, and neither is looser than the interval.
     """
     low, high = self._windows(lower), self._windows(upper)
     entries = high.shape[-1]
@@ -273,13 +263,9 @@ class MaxPool:
 def layers_of(net: Any, params: Params) -> list[Layer]:
   """The layers of a net, beginning with the standardization of x in pixels of [0, 1].
 
-  They compute in float32 for any dtype of the net. For proofs about the net as computed, use
-  `certify.from_params`.
-
-  Args:
-    net: with a method layer_list(params) -> [Layer, ...], such as SoftmaxRegression, MLP, DigitsCNN
-      and MnistCNN without input_batch_norm, or a user's own.
-    params: its parameters, as from models.init.
+  `net` has a method layer_list(params) -> [Layer, ...]: SoftmaxRegression, MLP, DigitsCNN, MnistCNN
+  without input_batch_norm, or a user's own. The layers compute in float32 for any dtype of the net;
+  for proofs about the net as computed, use `certify.from_params`.
 
   Raises:
     InputError: the net has no such method, or no such list as configured.

@@ -16,10 +16,9 @@ one steepest ascent step is one in every block, all from one backward pass:
 The parameters are the net's own. A hidden radius has the units of that layer's activations, which
 training changes: a ReLU net can grow them, so that the same radius means less later in training.
 
-Sources: Nokland 2015 (arXiv 1510.04189) perturbs the input within back-propagation. Goodfellow et
-al. 2015 (arXiv 1412.6572), section 6, compare the input with hidden layers (the image's radius 0).
-Sankaranarayanan et al. 2018 (arXiv 1705.07819) perturb hidden activations by the gradients of the
-previous mini-batch; here they are those of the same batch.
+Sources: Nokland 2015 (arXiv 1510.04189); Goodfellow et al. 2015 (arXiv 1412.6572), section 6, with
+the image's radius 0; Sankaranarayanan et al. 2018 (arXiv 1705.07819), by the gradients of the
+previous mini-batch instead of the same one.
 """
 
 import math

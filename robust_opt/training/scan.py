@@ -53,12 +53,10 @@ class EpochPlan(NamedTuple):
   @property
   def num_steps(self) -> int:
     """Updates per epoch; an InputError if there is no whole batch."""
-    if not 1 <= self.batch_size <= self.num_examples:
-      raise InputError(
-        f"batch_size must be 1 to {self.num_examples}, the number of examples, but was "
-        f"{self.batch_size}."
-      )
-    return self.num_examples // self.batch_size
+    count, size = self.num_examples, self.batch_size
+    if not 1 <= size <= count:
+      raise InputError(f"batch_size must be 1 to {count}, the number of examples, but was {size}.")
+    return count // size
 
 
 def make_scan(
@@ -75,16 +73,13 @@ def make_scan(
 
   Args:
     step: from make_train_step.
-    plan: the batches of an epoch.
+    plan: the batches of an epoch; an InputError if there is no whole batch.
     augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
     place_batch: applies a sharding constraint to a batch (sharding.py).
 
   Returns:
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
     updates from state.step on, across ends of epochs.
-
-  Raises:
-    InputError: an epoch of this plan has no whole batch.
   """
   steps_per_epoch = plan.num_steps
 

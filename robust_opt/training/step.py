@@ -47,8 +47,7 @@ def make_train_step(
     optimizer: of the parameters.
     objective: the inner value to maximize and the outer loss to minimize.
     attack: the ascent, possibly depending on the training step.
-    ascent_apply: the model for the ascent, with the same parameters, for example in bfloat16; None:
-      `apply`.
+    ascent_apply: the model for the ascent, for example in bfloat16; None: `apply`.
     ascent_in_train_mode: see above.
     perturb_weights: (params, gradient) -> a perturbation of the params to take the gradient of the
       descent at: `optimizers.adversarial_weights`. One more forward and backward pass.
@@ -116,10 +115,9 @@ def make_train_step(
 
 
 def _varying(params: Params, axis_name: str | None) -> Params:
-  """Parameters that each device differentiates for itself.
+  """Parameters that each device differentiates for itself, for the step to average the gradients.
 
-  Under shard_map with check_vma the gradient of replicated parameters would otherwise be summed
-  over the devices before the step averages it.
+  Under shard_map with check_vma the gradient of replicated parameters would be a sum over devices.
   """
   if axis_name is None:
     return params
