@@ -99,9 +99,7 @@ KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rb
 def probabilities(logits: Array, kind: str) -> Array:
   """The probability of every class, [B, C] -> [B, C]; the largest is the confidence of the net.
 
-  Args:
-    logits: [B, C]; log p for the kind 'rbf'.
-    kind: 'softmax', 'sigmoid' or 'rbf', see KINDS.
+  `kind` is 'softmax', 'sigmoid' or 'rbf', where logits are log p: see KINDS.
 
   Raises:
     InputError: an unknown kind, or a softmax over one class.

@@ -54,8 +54,7 @@ def load(
   TFDS's own preparation, if TensorFlow is installed.
 
   Args:
-    name: 'digits', or the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
-    split: 'train', 'test', or another split of the data set.
+    name, split: 'digits', or the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
     data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
       default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
@@ -111,10 +110,8 @@ def from_arrays(
       in [0, 1], which become float32.
     labels: [N], integers in [0, num_classes).
     num_classes: None takes the largest label + 1.
-    name: of the data set.
-    split: its name.
-    channel_axis: of one image, 0 for [C, H, W]; "auto" guesses it from the shape
-      (`robust_opt.layout.resolve`). Not used for [N, H, W].
+    name, split: those of the data set.
+    channel_axis: of one image, 0 for [C, H, W]; see `robust_opt.layout.resolve`.
 
   Raises:
     InputError: another rank or type, no example, values outside their range or not finite,
@@ -280,10 +277,7 @@ def _data_root(data_dir: str | None) -> Path:
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
   root = Path(data_dir).expanduser()
   if not root.is_dir():
-    raise InputError(
-      f"data.data_dir={data_dir!r} is not a folder: allowed is a folder of prepared sets, or "
-      "an empty one"
-    )
+    raise InputError(f"data.data_dir={data_dir!r} is not a folder, with prepared sets or empty")
   return root
 
 

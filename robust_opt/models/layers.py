@@ -109,37 +109,27 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # noqa: D102
-    return _affine(self, x, lambda x, kernel: convolve(x, kernel, self.padding))
+    shape = (*self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape)
+    bias = self.param("bias", self.bias_init, (self.features,))
+    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    return self.linear(x, kernel) + bias
+
+  def linear(self, x: Array, kernel: Array) -> Array:
+    """The layer without its bias."""
+    return convolve(x, kernel, self.padding)
 
 
-class ConvPool(nn.Module):
+class ConvPool(Conv):
   """Conv and max_pool in one: [B, H, W, C] -> [B, H' // pool_size, W' // pool_size, features].
 
   Bias and ReLU commute with the maximum: apply the ReLU after this layer, to fewer elements.
-  Parameters as in Conv.
   """
 
-  features: int
-  kernel_size: tuple[int, int]
-  pool_size: int
-  padding: str = "SAME"
-  kernel_init: Initializer = nn.initializers.lecun_normal()
-  bias_init: Initializer = nn.initializers.zeros
-  dtype: Any = jnp.float32
+  pool_size: int = 2
 
-  @nn.compact
-  def __call__(self, x: Array) -> Array:  # noqa: D102
-    pool_size, padding = self.pool_size, self.padding
-    return _affine(self, x, lambda x, kernel: convolve_max_pool(x, kernel, pool_size, padding))
-
-
-def _affine(module: Conv | ConvPool, x: Array, linear: Callable[[Array, Array], Array]) -> Array:
-  """linear(x, kernel) + bias, with the parameters of Conv and ConvPool."""
-  shape = (*module.kernel_size, x.shape[-1], module.features)
-  kernel = module.param("kernel", module.kernel_init, shape)
-  bias = module.param("bias", module.bias_init, (module.features,))
-  x, kernel, bias = (array.astype(module.dtype) for array in (x, kernel, bias))
-  return linear(x, kernel) + bias
+  def linear(self, x: Array, kernel: Array) -> Array:  # noqa: D102
+    return convolve_max_pool(x, kernel, self.pool_size, self.padding)
 
 
 class Standardize(nn.Module):

@@ -35,8 +35,8 @@ class MnistCNN(nn.Module):
         use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False,
         axis_name=self.axis_name if train else None,
       )(x)  # fmt: skip
-    x = nn.relu(ConvPool(32, (5, 5), 3, "VALID", dtype=self.dtype, name="conv1")(x))
-    x = nn.relu(ConvPool(64, (5, 5), 2, "VALID", dtype=self.dtype, name="conv2")(x))
+    x = nn.relu(ConvPool(32, (5, 5), "VALID", pool_size=3, dtype=self.dtype, name="conv1")(x))
+    x = nn.relu(ConvPool(64, (5, 5), "VALID", pool_size=2, dtype=self.dtype, name="conv2")(x))
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(200, dtype=self.dtype, name="dense1")(x))
     return nn.Dense(self.num_classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)

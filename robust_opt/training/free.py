@@ -37,12 +37,11 @@ def make_free_train_step(
   is carried over between batches in state.memory, [B, *S]; pass zeros to `init_state`.
 
   Args:
-    apply: the model.
+    apply, loss: the model and J; the reported loss is the mean over the replays.
     optimizer: of the parameters, with num_replays updates per step: a schedule counts replays.
     uncertainty: the set that delta stays in.
     ascent: the set of one step of delta; as large as `uncertainty` in the paper.
     num_replays: m of the paper, >= 1.
-    loss: J. The reported loss is the mean over the replays.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:

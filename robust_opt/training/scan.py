@@ -72,8 +72,7 @@ def make_scan(
   any part of any epoch can be reproduced bit for bit.
 
   Args:
-    step: from make_train_step.
-    plan: the batches of an epoch; an InputError if there is no whole batch.
+    step, plan: the step, and the batches of an epoch; an InputError if there is no whole batch.
     augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
     place_batch: applies a sharding constraint to a batch (sharding.py).
 

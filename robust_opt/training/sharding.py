@@ -31,10 +31,8 @@ def connect(
 ) -> None:
   """Joins the processes of one run, if there are several.
 
-  Args:
-    coordinator: host:port of process 0, "auto" to read the cluster's environment, or empty.
-    num_processes, process_id: with host:port.
-    shared: whether all processes share one work directory.
+  `coordinator` is host:port of process 0 (with num_processes and process_id), "auto" to read the
+  cluster's environment, or empty; `shared` is whether all processes share one work directory.
 
   Raises:
     InputError: the arguments are inconsistent.

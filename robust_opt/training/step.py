@@ -43,10 +43,7 @@ def make_train_step(
   authors' code (`ascent_in_train_mode`). Either way only the descent updates running statistics.
 
   Args:
-    apply: the model.
-    optimizer: of the parameters.
-    objective: the inner value to maximize and the outer loss to minimize.
-    attack: the ascent, possibly depending on the training step.
+    apply, optimizer, objective, attack: the model and what it is trained by.
     ascent_apply: the model for the ascent, for example in bfloat16; None: `apply`.
     ascent_in_train_mode: see above.
     perturb_weights: (params, gradient) -> a perturbation of the params to take the gradient of the
