@@ -133,7 +133,7 @@ def load(folder: Path) -> datasets.Dataset:
   """
   card = read_card(folder)
   shards = [read_shard(folder / name) for name in card["files"]]
-  images, labels = (np.concatenate(column) for column in list(zip(*shards))[:2])
+  images, labels, _, _ = map(np.concatenate, zip(*shards))
   return datasets.from_arrays(images, labels, card["num_classes"], card["name"], channel_axis=-1)
 
 

@@ -46,8 +46,7 @@ def connect(
   if coordinator == "auto":
     jax.distributed.initialize()
     return
-  known = num_processes is not None and process_id is not None
-  if not (known and 0 <= process_id < num_processes and re.fullmatch(r".+:\d+", coordinator)):
+  if process_id not in range(num_processes or 0) or not re.fullmatch(r".+:\d+", coordinator):
     raise InputError(
       "--coordinator must be host:port, with --num_processes and --process_id from 0 to one less, "
       f"but they were {coordinator}, {num_processes} and {process_id}."
