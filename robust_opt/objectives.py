@@ -164,18 +164,14 @@ def gradient_penalty(u: UncertaintySet, loss: LossFn = losses.cross_entropy) -> 
   return RobustObjective(_ascend_loss(loss), outer)
 
 
-def _are_classes(logits: Array, y: Array) -> bool:
-  """Whether y are integers [B] and the logits [B, C] have at least two classes."""
-  classes = logits.ndim == 2 and logits.shape[1] >= 2
-  return classes and y.ndim == 1 and bool(jnp.issubdtype(y.dtype, jnp.integer))
-
-
 def _ascend_loss(loss: LossFn) -> Inner:
   def inner(forward: Forward, x: Array, y: Array) -> ValueFn:
     def value_fn(x_adv: Array) -> Array | Scored:
       logits, _ = forward(x_adv)
       value = loss(logits, y)
-      return Scored(value, losses.margin(logits, y)) if _are_classes(logits, y) else value
+      classes = logits.ndim == 2 and logits.shape[1] >= 2
+      classes = classes and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer)
+      return Scored(value, losses.margin(logits, y)) if classes else value
 
     return value_fn
 
