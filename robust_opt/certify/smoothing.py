@@ -8,10 +8,9 @@ The certificate holds for ANOTHER classifier, not for logits_fn but for the smoo
 
   g(x) = the class that argmax logits_fn(x + sigma * noise) takes most often, noise ~ N(0, I),
 
-with probability at least 1 - alpha over the drawn noise, for each example separately. Attacks on
-the original net say nothing about g. A net that was not trained with noise of that sigma rarely
-gets a large radius. Source: Cohen, Rosenfeld and Kolter 2019 (arXiv 1902.02918), theorem 1 and
-algorithm CERTIFY (section 3.2.2).
+with probability at least 1 - alpha over the drawn noise, for each example separately. A net that
+was not trained with noise of that sigma rarely gets a large radius. Source: Cohen, Rosenfeld and
+Kolter 2019 (arXiv 1902.02918), theorem 1 and algorithm CERTIFY (section 3.2.2).
 """
 
 import functools

@@ -239,10 +239,7 @@ def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
 
 
 def _random_order(num_examples: int, seed: int) -> np.ndarray:
-  """A permutation of range(num_examples) that no version of NumPy changes.
-
-  NumPy guarantees the raw numbers of a bit generator across versions, but not `permutation`.
-  """
+  """A permutation of range(num_examples) that, unlike NumPy's, no version of NumPy changes."""
   if seed < 0:
     raise InputError(f"seed={seed!r} is not allowed: 0, 1, ... are")
   return np.argsort(np.random.PCG64(seed).random_raw(num_examples), kind="stable")

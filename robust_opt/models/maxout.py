@@ -29,10 +29,7 @@ def max_of_pieces(z: Array, pieces: int) -> Array:
 
 
 class Maxout(nn.Module):
-  """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes].
-
-  Dropout rescales the kept units, so evaluation needs no correction.
-  """
+  """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes]."""
 
   num_classes: int = 10
   widths: Sequence[int] = (240, 240)  # units of every hidden layer

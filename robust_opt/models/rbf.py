@@ -27,8 +27,7 @@ class ShallowRBF(nn.Module):
 
     log p_k(x) = -(x - mu_k)^T diag(beta_k) (x - mu_k),   beta_k = exp(log_beta_k) > 0
 
-  for the standardized x; p_k is 1 at mu_k only. Parameters of the layer 'output': mu and log_beta,
-  both [n, num_classes] for n pixels, one column per class as in a kernel.
+  for the standardized x. Parameters of the layer 'output': mu and log_beta [n, num_classes].
   """
 
   num_classes: int = 10
@@ -47,9 +46,8 @@ class DeepRBF(nn.Module):
 
     h_j(x) = exp(-beta_j |x - mu_j|^2),   log p_k(h) as in ShallowRBF
 
-  for the standardized x. The paper found such nets hard to train: those with enough quadratic
-  inhibition to resist attacks had a high training error. Parameters: mu [n, width] and log_beta
-  [width], and those of the layer 'output'.
+  for the standardized x. The paper found such nets hard to train. Parameters: mu [n, width] and
+  log_beta [width], and those of the layer 'output'.
   """
 
   num_classes: int = 10

@@ -1,8 +1,4 @@
-"""The CIFAR-10 network of Shaham et al. 2015: VGG with batch normalization and dropout.
-
-Batch normalization and ReLU follow every convolution, as in Zagoruyko's "92.45 % on CIFAR-10 in
-Torch" (2015).
-"""
+"""The CIFAR-10 network of Shaham et al. 2015: Zagoruyko's "92.45 % on CIFAR-10 in Torch" (2015)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +21,7 @@ _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class VGG(nn.Module):
-  """13 3x3 convolutions and 2 dense layers: [B, 32, 32, C] in [0, 1] -> [B, num_classes]."""
+  """VGG with batch normalization and dropout: [B, 32, 32, C] in [0, 1] -> [B, num_classes]."""
 
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0

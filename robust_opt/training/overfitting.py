@@ -13,8 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-# A collapse loses at least this fraction of the best PGD accuracy, and at least this much in
-# absolute terms, since a constant classifier also has some PGD accuracy.
+# What a collapse loses of the best PGD accuracy; a constant classifier also has some.
 COLLAPSE_FRACTION, COLLAPSE_POINTS = 0.5, 0.1
 # A network that gained more than this under one step since its best epoch is still learning.
 LEARNING_POINTS = 0.1
