@@ -8,6 +8,7 @@ the previous replay, in recalled training that of the same example, an epoch ago
 jit, on one device or over a mesh; the gradients are those of the model in train mode.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import chex
@@ -55,9 +56,10 @@ def make_free_train_step(
       return updated(state, optimizer, grads, model_state, delta), (value, zeros)
 
     # The delta of the last batch may lie outside of the set around this one.
-    start = state.replace(memory=uncertainty.project(state.memory, batch.x))
+    start = dataclasses.replace(state, memory=uncertainty.project(state.memory, batch.x))
     after, (values, zeros) = jax.lax.scan(replay, start, jax.random.split(key, num_replays))
-    return after.replace(step=state.step + 1), TrainMetrics(jnp.mean(values), zeros[0])
+    after = dataclasses.replace(after, step=state.step + 1)
+    return after, TrainMetrics(jnp.mean(values), zeros[0])
 
   return step
 

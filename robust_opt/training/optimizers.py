@@ -174,5 +174,9 @@ def _check_finite(name: str, value: float, allowed: bool) -> None:
 
 # (peak learning rate, total updates, updates per epoch, **its own keys) -> schedule
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-  schedule.__name__: schedule for schedule in (constant, inverse_time, halving, cosine, triangular)
+  "constant": constant,
+  "inverse_time": inverse_time,
+  "halving": halving,
+  "cosine": cosine,
+  "triangular": triangular,
 }
