@@ -1,7 +1,4 @@
-"""Errors that end a command with one sentence and an exit code instead of a traceback.
-
-The sentence states the given and the allowed values, or what happened and what was saved.
-"""
+"""Errors that end a command with one sentence and an exit code instead of a traceback."""
 
 
 class RunError(Exception):

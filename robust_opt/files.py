@@ -5,7 +5,7 @@
   with read_sealed(path, "collection") as arrays:         # as written, or an InputError
     ...
 
-A killed write leaves the old file, and a `.part` that `leftovers` finds.
+A killed write leaves the old file, and a `.part`.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from robust_opt.errors import InputError, WriteError
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-  """A binary file that appears at `path` if the block succeeds, and not at all otherwise.
+  """A binary file that appears at `path` if the block succeeds; otherwise the previous one stays.
 
   Raises:
-    WriteError: it could not be written; a previous file at `path` is unchanged.
+    WriteError: it could not be written.
   """
   with name_in_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-      os.chmod(name, 0o666 & ~_umask())
+      mask = os.umask(0)  # which can only be read by setting it
+      os.umask(mask)
+      os.chmod(name, 0o666 & ~mask)
       os.replace(name, path)
     except BaseException:
       with contextlib.suppress(FileNotFoundError):
@@ -63,38 +65,28 @@ def write_json(path: Path, value: Any) -> None:
     file.write(text.encode())
 
 
-def write_sealed(path: Path, arrays: Mapping[str, Any]) -> None:
+def write_sealed(path: Path, arrays: Mapping[str, Any], compressed: bool = True) -> None:
   """Writes an .npz without pickle that contains the SHA-256 of its arrays, atomically.
 
-  Equal arrays give equal bytes.
-
-  Args:
-    path: of the file, ending in .npz.
-    arrays: name -> numbers or strings; "sha256" is reserved.
-
-  Raises:
-    WriteError: it could not be written.
-    TypeError: an array needs pickle.
+  Equal arrays give equal bytes. The name "sha256" is reserved; an array that needs pickle is a
+  TypeError, a file that cannot be written a WriteError.
   """
   kept: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
   for name, array in kept.items():
     if array.dtype.hasobject:
       raise TypeError(f"{name} must hold numbers or strings, but has the type {array.dtype}.")
   with atomic_write(path) as file:
-    np.savez_compressed(file, **kept, sha256=np.array(_digest(kept)))
+    save = np.savez_compressed if compressed else np.savez
+    save(file, **kept, sha256=np.array(_digest(kept)))
 
 
 @contextlib.contextmanager
 def read_sealed(path: Path, kind: str) -> Iterator[dict[str, np.ndarray]]:
   """The arrays of a file of `write_sealed`, by name, for the block.
 
-  Args:
-    path: of the file.
-    kind: what the file should be, for the message of the error.
-
   Raises:
-    InputError: the file is absent, damaged or changed, or the block fails, for example because
-      the file is of another kind.
+    InputError: the file is absent, damaged or changed, or the block fails, since the file is not of
+      this kind.
   """
   try:
     # Opened here: np.load leaves a damaged archive open.
@@ -114,16 +106,10 @@ def leftovers(directory: Path) -> list[Path]:
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+  """SHA-256 of names, types, shapes and values."""
   sha = hashlib.sha256()
   for name in sorted(arrays):
     array = np.ascontiguousarray(arrays[name])
     sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
     sha.update(array.tobytes())
   return sha.hexdigest()
-
-
-def _umask() -> int:
-  # The umask can only be read by setting it.
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask

@@ -10,10 +10,7 @@ from robust_opt.types import Array
 def required(key: Array | None, what: str) -> Array:
   """The key; an InputError that begins with `what` if it is None."""
   if key is None:
-    raise InputError(
-      f"{what} needs a key, but it was None; pass one to the attack, or attack_key= to a "
-      f"robustified loss."
-    )
+    raise InputError(f"{what} needs a key, but it was None (a robustified loss takes attack_key=).")
   return key
 
 

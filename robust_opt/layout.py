@@ -4,12 +4,13 @@
   last = layout.to_last(images, axis)                 # [B, 1, 28, 28] -> [B, 28, 28, 1]
   layout.from_last(last, axis)                        # and back
 
-Axes are those of one example [*S], without the batch: 0 for [C, H, W], -1 for [H, W, C].
+Axes are those of one example, without the batch: 0 for [C, H, W], -1 for [H, W, C].
 """
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from robust_opt.errors import InputError
 
@@ -26,22 +27,11 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
   """The channel axis of examples of a shape, in [0, len(shape)), or None if there is none.
 
   "auto" is the axis of size 1, 3 or 4, if exactly one of at least two axes has such a size.
-  Otherwise it is the last of three or more axes, and None for one or two:
-
-  |  shape           |  "auto"     |
-  |  (28, 28, 1)     |  2          |
-  |  (1, 28, 28)     |  0          |
-  |  (6, 7, 6, 1)    |  3          |
-  |  (20, 3)         |  1          |
-  |  (2, 32, 32)     |  2; wrong for 2 channels: pass channel_axis=0  |
-  |  (28, 28), (17)  |  None       |
-
-  Args:
-    channel_axis: "auto", None, or an axis of one example.
-    shape: of one example.
+  Otherwise it is the last of three or more axes, and None for one or two: 2 for (28, 28, 1) and 0
+  for (1, 28, 28), but also 2 for (2, 32, 32), where channel_axis=0 must be given.
 
   Raises:
-    InputError: channel_axis is anything else.
+    InputError: channel_axis is not "auto", None, or an axis of one example.
   """
   ndim = len(shape)
   if channel_axis is None:
@@ -51,16 +41,12 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
     if len(candidates) == 1 and ndim > 1:
       return candidates[0]
     return ndim - 1 if ndim > 2 else None
-  try:
-    axis = operator.index(channel_axis)
-  except TypeError:
-    axis = ndim
-  if not -ndim <= axis < ndim:
+  if channel_axis not in range(-ndim, ndim):
     raise InputError(
       f"channel_axis must be 'auto', None or an axis of one example of shape {tuple(shape)}, from "
       f"{-ndim} to {ndim - 1}, but was {channel_axis!r}."
     )
-  return axis % ndim
+  return int(channel_axis) % ndim
 
 
 def describe_guess(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
@@ -73,16 +59,10 @@ def describe_guess(channel_axis: ChannelAxis, shape: Sequence[int]) -> str:
 
 def to_last(x: AnyArray, axis: int | None) -> AnyArray:
   """[B, *S] -> [B, *W, C]: moves the resolved axis to the end; None appends an axis of size 1."""
-  if axis is None:
-    return x[..., None]
-  order = [k for k in range(x.ndim) if k != axis + 1]
-  return x.transpose([*order, axis + 1])
+  # np.moveaxis returns an array of JAX for one of JAX: it uses the array's own transpose.
+  return x[..., None] if axis is None else np.moveaxis(x, axis + 1, -1)
 
 
 def from_last(x: AnyArray, axis: int | None) -> AnyArray:
   """[B, *W, C] -> [B, *S], the inverse of `to_last`."""
-  if axis is None:
-    return x[..., 0]
-  order = list(range(x.ndim - 1))
-  order.insert(axis + 1, x.ndim - 1)
-  return x.transpose(order)
+  return x[..., 0] if axis is None else np.moveaxis(x, -1, axis + 1)

@@ -6,18 +6,16 @@ Logits are unnormalized (not the outputs of a softmax), C >= 2. Every loss incre
 logit decreases, so an adversary maximizes it. `one_vs_all` and `independent` are for nets that
 predict the presence of every class separately, and allow C = 1; `probabilities` is for all of them.
 
-Every loss returns the type of the logits, which may be any floating type; bfloat16 and float16 are
-computed in float32 and rounded at the end. Integer logits raise an InputError.
+Every loss returns the type of the logits; bfloat16 and float16 are computed in float32 and rounded
+at the end. Integer logits raise an InputError.
 
 |  input                                       |  cross_entropy  |  margin, dlr      |
 |  fewer than 2 classes                        |  InputError     |  InputError       |
-|  a label outside [0, C)                      |  NaN            |  NaN              |
-|  NaN logits                                  |  NaN            |  NaN              |
+|  a label outside [0, C), NaN logits          |  NaN            |  NaN              |
 |  all logits equal                            |  log C          |  0                |
 |  a label that wins by more than 87 (float32) |  0, flat        |  margin not flat  |
 
-The cross-entropy and its gradient keep their relative precision for confident nets, and do not
-change when a number is added to all logits of an example: [0, z] is equivalent to [-z / 2, z / 2].
+The cross-entropy and its gradient keep their relative precision for confident nets.
 """
 
 import chex
@@ -30,10 +28,7 @@ from robust_opt.types import Array
 
 
 def check_classes(logits: Array | jax.ShapeDtypeStruct) -> None:
-  """InputError unless the logits [..., C] have at least 2 classes.
-
-  With one class the label always wins, and every example would count as robust.
-  """
+  """InputError unless the logits [..., C] have at least 2 classes: a single one always wins."""
   num_classes = logits.shape[-1]
   if num_classes < 2:
     raise InputError(
@@ -49,8 +44,7 @@ def log_softmax(logits: Array) -> Array:
     z_k - z_m - log1p(sum over j != m of exp(z_j - z_m)),   m the largest logit
 
   The usual form adds exp(0) = 1 to the sum, so that the gradient at the largest class, 1 - p, is 0
-  in float32 once the others sum to less than 6e-8. A logit of -inf means an impossible
-  class.
+  in float32 once the others sum to less than 6e-8. A logit of -inf means an impossible class.
   """
   is_top = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
   below = logits - jnp.sum(jnp.where(is_top, logits, 0.0), axis=-1, keepdims=True)
@@ -62,7 +56,6 @@ def log_softmax(logits: Array) -> Array:
 @computed_wide
 def cross_entropy(logits: Array, labels: Array) -> Array:
   """-log softmax(logits)[label]."""
-  chex.assert_rank([logits, labels], [2, 1])
   check_classes(logits)
   return -_entry(log_softmax(logits), labels)
 
@@ -73,12 +66,8 @@ def one_vs_all(logits: Array, labels: Array) -> Array:
 
     softplus(-z_y) + sum over k != y of softplus(z_k)
 
-  Source: the top layer of independent sigmoids of Goodfellow, Shlens and Szegedy 2015 (arXiv
-  1412.6572), section on rubbish class examples.
-
-  Args:
-    logits: [B, C], C >= 1; p(class k is present) = sigmoid(z_k).
-    labels: [B], integers. One outside [0, C) gives NaN.
+  Here p(class k is present) = sigmoid(z_k) and C >= 1; a label outside [0, C) gives NaN. Source:
+  Goodfellow, Shlens and Szegedy 2015 (arXiv 1412.6572), section on rubbish class examples.
   """
   is_label = _is_label(logits, labels)
   total = jnp.sum(jax.nn.softplus(jnp.where(is_label, -logits, logits)), axis=-1)
@@ -93,11 +82,7 @@ def independent(log_p: Array, labels: Array) -> Array:
 
   Within 1e-6 of log p_k = 0 the second term continues along its tangent, so that an example on the
   template of another class has a finite loss and gradient. With log p_k = log_sigmoid(z_k) it
-  equals `one_vs_all`.
-
-  Args:
-    log_p: [B, C], C >= 1, <= 0; an entry above 0 gives NaN.
-    labels: [B], integers. One outside [0, C) gives NaN.
+  equals `one_vs_all`. An entry of log_p [B, C] above 0, or a label outside [0, C), gives NaN.
   """
   is_label = _is_label(log_p, labels)
   absent = jnp.where(is_label, 0.0, -_log_of_rest(jnp.where(is_label, -1.0, log_p)))
@@ -114,10 +99,7 @@ KINDS = {"cross_entropy": "softmax", "one_vs_all": "sigmoid", "independent": "rb
 def probabilities(logits: Array, kind: str) -> Array:
   """The probability of every class, [B, C] -> [B, C]; the largest is the confidence of the net.
 
-  Args:
-    logits: [B, C]; log p for a net trained with `independent`.
-    kind: 'softmax' (for cross_entropy; they sum to 1, C >= 2), 'sigmoid' (for one_vs_all) or 'rbf'
-      (for independent).
+  `kind` is 'softmax', 'sigmoid' or 'rbf', where logits are log p: see KINDS.
 
   Raises:
     InputError: an unknown kind, or a softmax over one class.
@@ -149,8 +131,8 @@ def dlr(logits: Array, labels: Array) -> Array:
 
     (max over j != y of z_j - z_y) / (z_(1) - z_(3)),   z_(k) the k-th largest logit
 
-  With two classes it is the margin itself. Source: Croce and Hein 2020 (arXiv
-  2003.01690), equation 6.
+  With two classes it is the margin itself. Source: Croce and Hein 2020 (arXiv 2003.01690),
+  equation 6.
   """
   difference = margin(logits, labels)
   if logits.shape[-1] < 3:
@@ -183,21 +165,16 @@ def targeted_dlr(logits: Array, labels: Array, targets: Array) -> Array:
 
 @computed_wide
 def kl_divergence(logits: Array, reference: Array) -> Array:
-  """KL(softmax(reference) || softmax(logits)), [B], without labels.
+  """KL(softmax(reference) || softmax(logits)), [B], of perturbed examples from the clean reference.
 
-  A class of probability 0 in the reference (a logit of -inf, say) contributes 0. Source: Miyato et
-  al. 2015 (arXiv 1507.00677), equation 1.
-
-  Args:
-    logits: [B, C], C >= 2, of the perturbed examples.
-    reference: [B, C], of the clean ones.
+  Both are [B, C], C >= 2. A class of probability 0 in the reference contributes 0. Source: Miyato
+  et al. 2015 (arXiv 1507.00677), equation 1.
   """
   chex.assert_equal_shape((logits, reference))
   check_classes(logits)
-  log_reference = log_softmax(reference)
-  p = jnp.exp(log_reference)
-  difference = jnp.where(p == 0, 0.0, log_reference - log_softmax(logits))
-  return jnp.sum(p * difference, axis=-1)
+  log_p = log_softmax(reference)
+  p = jnp.exp(log_p)
+  return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_softmax(logits)), axis=-1)
 
 
 def correct(logits: Array, labels: Array) -> Array:

@@ -3,14 +3,13 @@
   objective = ro.robust()          # Algorithm 1: both use the loss at the perturbed batch
   objective = ro.trades(beta=6.0)  # another pair, for any set and any maximizer
 
-|  objective         |  the adversary maximizes      |  the learner minimizes                    |
-|  robust            |  J(x')                        |  J(x')                                    |
-|  mixture           |  J(x')                        |  alpha J(x) + (1 - alpha) J(x')           |
-|  virtual           |  KL(p(x) || p(x'))            |  J(x) + alpha KL(p(x) || p(x'))           |
-|  trades            |  KL(p(x) || p(x'))            |  J(x) + beta KL(p(x) || p(x')), through   |
-|                    |                               |  both                                     |
-|  mart              |  J(x')                        |  boosted J(x') + beta (1 - p_y(x)) KL     |
-|  gradient_penalty  |  nothing                      |  J(x) + max over delta of <grad J, delta> |
+|  objective         |  the adversary maximizes  |  the learner minimizes                        |
+|  robust            |  J(x')                    |  J(x')                                        |
+|  mixture           |  J(x')                    |  alpha J(x) + (1 - alpha) J(x')               |
+|  virtual           |  KL(p(x) || p(x'))        |  J(x) + alpha KL(p(x) || p(x'))               |
+|  trades            |  KL(p(x) || p(x'))        |  J(x) + beta KL(p(x) || p(x')), through both  |
+|  mart              |  J(x')                    |  boosted J(x') + beta (1 - p_y(x)) KL         |
+|  gradient_penalty  |  nothing                  |  J(x) + max over delta of <grad J, delta>     |
 
 Here x' = x + delta and J is the cross-entropy. A forward pass is a function of the images alone,
 x [B, *S] -> (logits [B, C], model_state), with parameters, mode and dropout fixed by the caller.
@@ -29,6 +28,9 @@ from robust_opt.precision import computed_wide, wide
 from robust_opt.sets import UncertaintySet
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 
+Inner = Callable[[Forward, Array, Array], ValueFn]
+Outer = Callable[[Forward, Array, Array, Array], tuple[Array, ModelState]]
+
 # Available to configs; gradient_penalty also takes the set.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]
 
@@ -44,25 +46,19 @@ class RobustObjective(NamedTuple):
       learner minimizes. No gradient flows through x_adv.
   """
 
-  inner: Callable[[Forward, Array, Array], ValueFn]
-  outer: Callable[[Forward, Array, Array, Array], tuple[Array, ModelState]]
+  inner: Inner
+  outer: Outer
 
 
 def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """min over theta of max over delta in U of J(theta, x + delta, y).
 
   Source: Shaham et al. 2015, Algorithm 1. Standard training is this objective with an attack of 0
-  steps.
-
-  Args:
-    loss: J, (outputs of the model, y [B, ...]) -> [B], with any kind of label: classes, regression
-      targets, soft labels, several labels per example. Attacks that compare points (`keep_best`,
-      `restarts`) compare them by the margin if y are classes (integers [B], at least two logits),
-      otherwise by the loss.
+  steps. `loss` is J, (outputs of the model, y [B, ...]) -> [B], for any kind of label: classes,
+  regression targets, soft labels, several labels per example.
   """
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
-    del x
     logits, model_state = forward(x_adv)
     return loss(logits, y), model_state
 
@@ -72,20 +68,16 @@ def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
 def mixture(alpha: float = 0.5, loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """alpha J(x, y) + (1 - alpha) J(x + delta, y): Goodfellow et al. 2015, section 6, with l_inf.
 
-  With an L-BFGS attack it is the adversarial training of Szegedy et al. 2014.
-
-  Args:
-    alpha: in [0, 1], the weight of the clean examples; 0 is `robust`.
-    loss: J.
+  With an L-BFGS attack it is the adversarial training of Szegedy et al. 2014. alpha in [0, 1] is
+  the weight of the clean examples; 0 is `robust`.
   """
   if not 0 <= alpha <= 1:
     raise InputError(f"alpha is a weight and must be in [0, 1], but was {alpha}.")
 
-  def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
-    clean, adversarial, model_state = _both(forward, x, x_adv)
-    return alpha * loss(clean, y) + (1 - alpha) * loss(adversarial, y), model_state
+  def combined(clean: Array, adversarial: Array, y: Array) -> Array:
+    return alpha * loss(clean, y) + (1 - alpha) * loss(adversarial, y)
 
-  return RobustObjective(_ascend_loss(loss), outer)
+  return RobustObjective(_ascend_loss(loss), _of_both(combined))
 
 
 def virtual(alpha: float = 1.0) -> RobustObjective:
@@ -95,42 +87,34 @@ def virtual(alpha: float = 1.0) -> RobustObjective:
   term needs no label: examples of label -1 have only that term, and the first is a mean over the
   labeled examples (under pmap and shard_map, over those on the device). The gradient of the second
   is 0 at delta = 0: use `ro.power_iteration` or a random start.
-
-  Args:
-    alpha: >= 0, the weight of the second term.
   """
   _check_weight("alpha", alpha)
 
-  def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
-    clean, adversarial, model_state = _both(forward, x, x_adv)
+  def combined(clean: Array, adversarial: Array, y: Array) -> Array:
     smoothness = losses.kl_divergence(adversarial, jax.lax.stop_gradient(clean))
     labeled = y >= 0
     supervised = jnp.where(labeled, losses.cross_entropy(clean, jnp.maximum(y, 0)), 0.0)
     # Makes the mean over the batch a mean over the labeled examples.
     scale = y.shape[0] / jnp.maximum(jnp.sum(labeled), 1)
     supervised *= scale.astype(supervised.dtype)
-    return supervised + alpha * smoothness, model_state
+    return supervised + alpha * smoothness
 
-  return RobustObjective(_ascend_divergence, outer)
+  return RobustObjective(_ascend_divergence, _of_both(combined))
 
 
 def trades(beta: float = 6.0) -> RobustObjective:
   """J(x, y) + beta KL(p(x) || p(x + delta)), with the gradient through both p(x) and p(x + delta).
 
-  Zhang et al. 2019 (arXiv 1901.08573), equation 5. The gradient of the divergence is 0 at
-  delta = 0: use a random start.
-
-  Args:
-    beta: >= 0, 1 / lambda of the paper.
+  Zhang et al. 2019 (arXiv 1901.08573), equation 5; beta >= 0 is 1 / lambda of the paper. The
+  gradient of the divergence is 0 at delta = 0: use a random start.
   """
   _check_weight("beta", beta)
 
-  def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
-    clean, adversarial, model_state = _both(forward, x, x_adv)
+  def combined(clean: Array, adversarial: Array, y: Array) -> Array:
     divergence = losses.kl_divergence(adversarial, clean)
-    return losses.cross_entropy(clean, y) + beta * divergence, model_state
+    return losses.cross_entropy(clean, y) + beta * divergence
 
-  return RobustObjective(_ascend_divergence, outer)
+  return RobustObjective(_ascend_divergence, _of_both(combined))
 
 
 def mart(beta: float = 5.0) -> RobustObjective:
@@ -139,18 +123,23 @@ def mart(beta: float = 5.0) -> RobustObjective:
     -log p_y(x') - log(1 - max over j != y of p_j(x')) + beta (1 - p_y(x)) KL(p(x) || p(x'))
 
   Wang et al. 2020 (ICLR, "Improving adversarial robustness requires revisiting misclassified
-  examples"), equations 8 to 11.
-
-  Args:
-    beta: >= 0, lambda of the paper.
+  examples"), equations 8 to 11; beta >= 0 is lambda of the paper.
   """
   _check_weight("beta", beta)
 
-  def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
-    clean, adversarial, model_state = _both(forward, x, x_adv)
-    return _mart(clean, adversarial, y, beta), model_state
+  @computed_wide
+  def combined(clean: Array, adversarial: Array, y: Array) -> Array:
+    log_p = losses.log_softmax(adversarial)
+    is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
+    rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
+    # log(1 - p), where p may be close to 1: the sum of all other probabilities.
+    is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
+    log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
+    boosted = losses.cross_entropy(adversarial, y) - log_rest
+    doubt = -jnp.expm1(-losses.cross_entropy(clean, y))  # 1 - p_y(x)
+    return boosted + beta * doubt * losses.kl_divergence(adversarial, clean)
 
-  return RobustObjective(_ascend_loss(losses.cross_entropy), outer)
+  return RobustObjective(_ascend_loss(losses.cross_entropy), _of_both(combined))
 
 
 def gradient_penalty(u: UncertaintySet, loss: LossFn = losses.cross_entropy) -> RobustObjective:
@@ -159,15 +148,9 @@ def gradient_penalty(u: UncertaintySet, loss: LossFn = losses.cross_entropy) -> 
   For a ball of radius r the penalty is r |grad_x J|_q, 1/p + 1/q = 1 (double backpropagation,
   Drucker and LeCun 1992, for p = 2). By Danskin's theorem its gradient is that of the inner product
   at the maximizer, for any set. It needs no attack: use one of 0 steps.
-
-  Args:
-    u: U.
-    loss: J.
   """
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
-    del x_adv
-
     def total(x: Array) -> tuple[Array, tuple[Array, ModelState]]:
       logits, model_state = forward(x)
       values = loss(logits, y)
@@ -181,20 +164,14 @@ def gradient_penalty(u: UncertaintySet, loss: LossFn = losses.cross_entropy) -> 
   return RobustObjective(_ascend_loss(loss), outer)
 
 
-def _are_classes(logits: Array, y: Array) -> bool:
-  """Whether y are integers [B] and the logits [B, C] have at least two classes."""
-  classes = logits.ndim == 2 and logits.shape[1] >= 2
-  return classes and y.ndim == 1 and bool(jnp.issubdtype(y.dtype, jnp.integer))
-
-
-def _ascend_loss(loss: LossFn) -> Callable[[Forward, Array, Array], ValueFn]:
+def _ascend_loss(loss: LossFn) -> Inner:
   def inner(forward: Forward, x: Array, y: Array) -> ValueFn:
-    del x
-
     def value_fn(x_adv: Array) -> Array | Scored:
       logits, _ = forward(x_adv)
       value = loss(logits, y)
-      return Scored(value, losses.margin(logits, y)) if _are_classes(logits, y) else value
+      classes = logits.ndim == 2 and logits.shape[1] >= 2
+      classes = classes and y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer)
+      return Scored(value, losses.margin(logits, y)) if classes else value
 
     return value_fn
 
@@ -203,34 +180,20 @@ def _ascend_loss(loss: LossFn) -> Callable[[Forward, Array, Array], ValueFn]:
 
 def _ascend_divergence(forward: Forward, x: Array, y: Array) -> ValueFn:
   """Ascends the divergence from the prediction at x, which is computed once."""
-  del y
   clean, _ = forward(x)
-
-  def value_fn(x_adv: Array) -> Array:
-    return losses.kl_divergence(forward(x_adv)[0], clean)
-
-  return value_fn
+  return lambda x_adv: losses.kl_divergence(forward(x_adv)[0], clean)
 
 
-@computed_wide
-def _mart(clean: Array, adversarial: Array, y: Array, beta: float) -> Array:
-  """The loss of `mart`, [B], from the logits."""
-  log_p = losses.log_softmax(adversarial)
-  is_label = jnp.arange(log_p.shape[-1]) == y[:, None]
-  rival = jnp.argmax(jnp.where(is_label, -jnp.inf, log_p), axis=-1)
-  # log(1 - p), where p may be close to 1: the sum of all other probabilities.
-  is_rival = jnp.arange(log_p.shape[-1]) == rival[:, None]
-  log_rest = jax.nn.logsumexp(jnp.where(is_rival, -jnp.inf, log_p), axis=-1)
-  boosted = losses.cross_entropy(adversarial, y) - log_rest
-  doubt = -jnp.expm1(-losses.cross_entropy(clean, y))  # 1 - p_y(x)
-  return boosted + beta * doubt * losses.kl_divergence(adversarial, clean)
+def _of_both(combined: Callable[[Array, Array, Array], Array]) -> Outer:
+  """A loss of the logits at x and at x_adv; running statistics are the mean of both updates."""
 
+  def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
+    clean, clean_state = forward(x)
+    adversarial, adversarial_state = forward(x_adv)
+    model_state = jax.tree.map(_mean, clean_state, adversarial_state)
+    return combined(clean, adversarial, y), model_state
 
-def _both(forward: Forward, x: Array, x_adv: Array) -> tuple[Array, Array, ModelState]:
-  """Logits [B, C] at x and at x_adv; running statistics are the mean of both updates."""
-  clean, clean_state = forward(x)
-  adversarial, adversarial_state = forward(x_adv)
-  return clean, adversarial, jax.tree.map(_mean, clean_state, adversarial_state)
+  return outer
 
 
 def _mean(a: Array, b: Array) -> Array:

@@ -9,9 +9,8 @@
     logits = net(x)
 
 Sums of hundreds of entries lose all precision in bfloat16 and overflow in float16. Results are
-rounded once, at the end, to nearest, with a relative error of at most eps / 2 per entry, so a
-perturbation leaves its ball by at most that fraction of the radius (eps is 2^-7 for bfloat16, 2^-10
-for float16).
+rounded once, at the end, so a perturbation leaves its ball by at most eps / 2 of the radius (eps is
+2^-7 for bfloat16, 2^-10 for float16).
 
 Accelerators multiply float32 matrices in fewer bits unless told otherwise (TF32 on NVIDIA GPUs,
 bfloat16 on TPUs), which changes logits by some 0.3 % and hence predictions close to a boundary.
@@ -94,10 +93,7 @@ def cast(tree: PyTree, dtype: Any) -> PyTree:
 def computed_wide(function: Callable[P, Array]) -> Callable[P, Array]:
   """Makes a function compute in `wide` of its first argument's type, and return that type.
 
-  All floating-point arguments are cast.
-
-  Raises:
-    InputError: from the function: its first argument is not floating point.
+  All floating-point arguments are cast. An InputError if the first is not floating point.
   """
   name = next(iter(inspect.signature(function).parameters))
 
@@ -111,11 +107,7 @@ def computed_wide(function: Callable[P, Array]) -> Callable[P, Array]:
 
 
 def check_floating(array: Any, name: str) -> Any:
-  """The dtype of an array or a jax.ShapeDtypeStruct.
-
-  Raises:
-    InputError: it is not floating point.
-  """
+  """The dtype of an array or a jax.ShapeDtypeStruct; an InputError if it is not floating point."""
   dtype = jnp.result_type(array)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise InputError(f"{name} must be floating point, not {dtype}.")

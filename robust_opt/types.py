@@ -25,8 +25,7 @@ class Scored(NamedTuple):
 
   Attributes:
     value: [B], the value to maximize, such as the cross-entropy.
-    score: [B], for the choice of the best point, such as the margin, whose sign tells whether the
-      example is misclassified.
+    score: [B], to choose the best point by, such as the margin, > 0 if misclassified.
     enough: [B], a score above which a higher one would change nothing: an ascent that keeps the
       best point ends once every example has exceeded it. None: it takes all of its steps.
   """
@@ -41,13 +40,9 @@ ValueFn = Callable[[Array], Array | Scored]
 
 
 class Stochastic(NamedTuple):
-  """A value_fn with fresh noise in every step of an attack.
+  """A value_fn with fresh noise in every step of an attack."""
 
-  Attributes:
-    at: (step [], int32, traced) -> the value_fn of that step.
-  """
-
-  at: Callable[[Array | int], ValueFn]
+  at: Callable[[Array | int], ValueFn]  # (step [], int32, traced) -> the value_fn of that step
 
 
 class ApplyFn(Protocol):
@@ -57,7 +52,6 @@ class ApplyFn(Protocol):
     self, params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
   ) -> tuple[Array, ModelState]:
     """train: batch statistics and dropout by key; otherwise running statistics, no dropout."""
-    ...
 
 
 class Batch(NamedTuple):
@@ -67,8 +61,7 @@ class Batch(NamedTuple):
     x: images [B, *S], float32 pixels in [0, 1] (stored data sets are uint8 in [0, 255]).
     y: classes [B], int32 in [0, C); or other labels of the loss, [B, ...], such as regression
       targets or soft labels.
-    ids: [B], int32, the index of each example in its data set. Random starts derive from it, so
-      results depend neither on the rest of the batch nor on the device.
+    ids: [B], int32, the index of each example in its data set, from which random starts derive.
   """
 
   x: Array

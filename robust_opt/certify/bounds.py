@@ -3,7 +3,6 @@
   layers = from_params(net, params)                  # or a list of layers of models.affine
   certificate = certified(layers, x, y, ro.LInf(0.1, box=(0.0, 1.0)))
   certificate.robust    # [B], a proof that no point of U(x) is misclassified; False proves nothing
-  certificate.margins   # [B, C], upper bounds of z_j - z_y over U(x), rounding included
 
   'ibp'    intervals, layer by layer: one pass, loose. The leading affine layers are bounded as one,
            and so are the trailing ones with z_j - z_y. Gowal et al. 2018 (arXiv 1810.12715),
@@ -12,19 +11,15 @@
            hidden layer. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
 
 CROWN's bounds are intersected with the intervals at every layer, so they are never looser. Both are
-exact up to rounding for a net without hidden layers. The linear maximum over U(x) is at the set's
-steepest ascent, with or without a box.
+exact up to rounding for a net without hidden layers. CROWN needs memory for about 512 B copies of
+the largest layer: use small batches for large nets.
 
-CROWN needs memory for about 512 B copies of the largest layer: use small batches for large nets.
-
-The proofs hold for the net as it is computed, in the dtype of x and the layers, for any order
-of its sums, at every point x + delta rounded to that dtype. The rounding of the net and of the
-bounds is bounded by the number and size of the terms (see models.affine): about 1e-5 of that size
-for layers of a few hundred inputs in float32. Margins smaller than that are not certified.
-
-The proofs do NOT hold for a net computed in fewer bits. Accelerators round the factors of float32
-products by default: the bounds ask for full precision, so evaluate the net under
-jax.default_matmul_precision("highest") too. Fast convolution algorithms (Winograd) round more.
+The proofs hold for the net as computed in the dtype of x and the layers, for any order of its sums,
+at every point x + delta rounded to that dtype. The bound of the rounding (see models.affine) is
+about 1e-5 of the size of the terms for layers of a few hundred inputs in float32; smaller margins
+are not certified. The proofs do NOT hold for a net computed in fewer bits. Accelerators round the
+factors of float32 products by default: evaluate the net under
+jax.default_matmul_precision("highest"). Fast convolution algorithms (Winograd) round more.
 """
 
 import functools
@@ -39,17 +34,8 @@ from robust_opt import losses
 from robust_opt.arrays import expand_like
 from robust_opt.certify.exact import check_precision
 from robust_opt.errors import InputError
-from robust_opt.models.affine import (
-  AffineLayer,
-  Conv,
-  Dense,
-  Layer,
-  apply,
-  gamma,
-  inner_up,
-  largest,
-  layers_of,
-)
+from robust_opt.models import affine
+from robust_opt.models.affine import AffineLayer, Conv, Dense, Layer, gamma, inner_up, largest
 from robust_opt.sets import Ball, LInf, check_ball
 from robust_opt.types import Array, Params
 
@@ -58,17 +44,8 @@ _Interval = tuple[Array, Array]
 
 
 def from_params(net: Any, params: Params) -> list[Layer]:
-  """The layers of a net, for proofs about the net as it is computed.
-
-  Args:
-    net: as for `models.affine.layers_of`.
-    params: its parameters, as from models.init.
-
-  Raises:
-    InputError: the net has no list of layers, or computes in fewer bits than float32: its rounding
-      is far larger than the bounds account for.
-  """
-  layers = layers_of(net, params)
+  """`models.affine.layers_of` for proofs; an InputError also if the net computes in fewer bits."""
+  layers = affine.layers_of(net, params)
   dtype = jnp.dtype(getattr(net, "dtype", jnp.float32))
   if jnp.finfo(dtype).bits < 32:
     raise InputError(
@@ -79,25 +56,16 @@ def from_params(net: Any, params: Params) -> list[Layer]:
 
 
 class Certificate(NamedTuple):
-  """The result for each example of a batch.
+  """The result for each example of a batch."""
 
-  Attributes:
-    robust: [B] bool, True where every point of U(x) is proved to be classified as y. False is not a
-      proof of the contrary.
-    margins: [B, C], upper bounds over U(x) of z_j - z_y as the net computes it; 0 for j = y.
-  """
-
-  robust: Array
-  margins: Array
+  robust: Array  # [B] bool, a proof that all of U(x) is classified as y; False proves nothing
+  margins: Array  # [B, C], upper bounds over U(x) of z_j - z_y as the net computes it; 0 for j = y
 
 
 def certified(
   layers: Sequence[Layer], x: Array, y: Array, u: Ball, method: str = "crown"
 ) -> Certificate:
   """Whether x + delta is proved to be classified as y for every delta in U(x).
-
-  Compiled once per structure and shape of the layers; their weights and the radius are arguments of
-  the compiled function.
 
   Args:
     layers: a net, whose last layer returns logits [B, C], C >= 2.
@@ -120,7 +88,7 @@ def certified(
 @functools.partial(jax.jit, static_argnames="method")
 @jax.default_matmul_precision("highest")
 def _certified(layers: Sequence[Layer], x: Array, y: Array, u: Ball, method: str) -> Certificate:
-  clean = apply(layers, x)
+  clean = affine.apply(layers, x)
   upper = _upper_bound(layers, x, u, method)
   num_classes = clean.shape[-1]
   label = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
@@ -136,8 +104,7 @@ def logit_bounds(
 ) -> tuple[Array, Array]:
   """Bounds (lower [B, C], upper [B, C]) of every logit over U(x); arguments as for `certified`.
 
-  The difference of two bounds is looser than the margin that `certified` bounds. C may be 1, for a
-  net of one logit whose sign decides.
+  Their differences are looser than the margins of `certified`. C may be 1.
   """
   x = x.astype(check_precision(x, layers))
   _check(layers, x, u, "logit_bounds", method)
@@ -147,9 +114,8 @@ def logit_bounds(
 @functools.partial(jax.jit, static_argnames="method")
 @jax.default_matmul_precision("highest")
 def _logit_bounds(layers: Sequence[Layer], x: Array, u: Ball, method: str) -> tuple[Array, Array]:
-  clean = apply(layers, x)
+  clean = affine.apply(layers, x)
   upper = _upper_bound(layers, x, u, method)
-
   units = jnp.eye(clean.shape[-1], dtype=x.dtype)
   bound = lambda unit: _both_ways(upper, jnp.broadcast_to(unit, clean.shape))  # noqa: E731
   return jax.vmap(bound, out_axes=1)(units)
@@ -162,7 +128,7 @@ def _check(
   check_ball(u, who)
   if method not in ("crown", "ibp"):
     raise InputError(f"method must be 'crown' or 'ibp', but was {method!r}.")
-  out = jax.eval_shape(apply, layers, x)
+  out = jax.eval_shape(affine.apply, layers, x)
   if out.ndim != 2 or out.shape[0] != x.shape[0]:
     raise InputError(f"the layers must end in logits [B, C], but end in the shape {out.shape}.")
   return out
@@ -173,8 +139,8 @@ def _upper_bound(
 ) -> Callable[[Array], Array]:
   """The function a [B, C] -> an upper bound [B] of <a, logits> over U(x)."""
   intervals = _intervals(layers, x, u, method)
-  # The index of the first of the affine layers after the last nonlinear one.
-  last = max((k for k, layer in enumerate(layers) if not _is_affine(layer)), default=-1) + 1
+  nonlinear = [k for k, layer in enumerate(layers) if not isinstance(layer, AffineLayer)]
+  last = nonlinear[-1] + 1 if nonlinear else 0  # the first of the trailing affine layers
 
   def upper(a: Array) -> Array:
     if last == 0:
@@ -192,13 +158,11 @@ def _intervals(layers: Sequence[Layer], x: Array, u: Ball, method: str) -> list[
   interval = _enclosing_interval(x, u)
   intervals: list[_Interval] = []
   for k, layer in enumerate(layers):
-    if not _is_affine(layer):
-      before = layers[:k]
-      if all(_is_affine(other) for other in before):
+    if not isinstance(layer, AffineLayer):
+      before, tighten = layers[:k], method == "crown"
+      if all(isinstance(other, AffineLayer) for other in before):
         # No relaxation so far: the exact bounds, also for 'ibp'.
         tighten = sum(isinstance(b, Dense | Conv) for b in before) > isinstance(u, LInf)
-      else:
-        tighten = method == "crown"
       if tighten:
         lower, upper = _bounds_of_units(before, intervals, x, u, interval[0])
         interval = jnp.maximum(interval[0], lower), jnp.minimum(interval[1], upper)
@@ -266,18 +230,11 @@ def _pull_back(
 
 
 def _enclosing_interval(x: Array, u: Ball) -> _Interval:
-  """The smallest interval around U(x), widened by the rounding of x + delta.
-
-  In every norm, |delta_i| <= radius.
-  """
-  radius = jnp.asarray(u.radius, x.dtype)
-  radius = expand_like(radius, x) if radius.ndim else radius
+  """The smallest interval around U(x), widened by the rounding of x + delta."""
+  # In every norm, |delta_i| <= radius.
+  radius = expand_like(jnp.asarray(u.radius, x.dtype), x)
   lower, upper = x - radius, x + radius
   if u.box is not None:
     lower, upper = jnp.clip(lower, *u.box), jnp.clip(upper, *u.box)
   lost = gamma(8, x.dtype) * largest(lower, upper)
   return lower - lost, upper + lost
-
-
-def _is_affine(layer: Layer) -> bool:
-  return isinstance(layer, AffineLayer)

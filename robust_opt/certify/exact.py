@@ -5,11 +5,9 @@
   robust = worst < 0                                               # up to rounding
   distance = exact.linear_distance(weights, bias, x, y, ro.L2)     # [B]
 
-x [B, *S] is flattened, weights are [n, C] with n the number of entries of one example, bias is [C],
-C >= 2. The results are exact up to the rounding of float32. They do not cover the rounding of the
-model itself, which can misclassify an example whose margin is small compared to its logits: for a
-proof about the model as computed use `bounds.certified([Flatten(), Dense(weights, bias)], ...)`,
-which is as tight.
+Weights are [n, C] with n the number of entries of one example, C >= 2. The results are exact up to
+the rounding of float32 and do not cover the rounding of the model itself: for a proof about the
+model as computed use `bounds.certified([Flatten(), Dense(weights, bias)], ...)`, which is as tight.
 """
 
 from typing import Any
@@ -27,24 +25,19 @@ from robust_opt.types import Array
 
 @jax.default_matmul_precision("highest")
 def linear_margin(weights: Array, bias: Array, x: Array, y: Array, u: Ball) -> Array:
-  """The largest margin over the set; an example is robust iff it is < 0, up to rounding.
+  """The largest margin [B] over the set; an example is robust iff it is < 0, up to rounding.
 
     max over delta in U(x) of max over j != y of z_j(x + delta) - z_y(x + delta)
       = max over j != y of z_j(x) - z_y(x) + max over delta in U(x) of <w_j - w_y, delta>
 
-  The two maxima commute, so this is exact for any number of classes. Without a box the last maximum
-  is radius * |w_j - w_y| in the dual norm; with one, the set's steepest ascent attains it (Shaham
-  et al. 2015, section 4).
+  The set's steepest ascent attains the last maximum, with or without a box (Shaham et al. 2015,
+  section 4).
 
   Args:
-    weights: [n, C].
-    bias: [C].
+    weights, bias: [n, C] and [C].
     x: [B, *S] with n entries per example, in pixels of [0, 1], within the box of u.
     y: [B], integers; a label outside [0, C) gives NaN.
     u: an LInf, L2 or L1; its radius may be traced.
-
-  Returns:
-    [B]; the clean margin for radius 0.
 
   Raises:
     InputError: u is another set, or the weights do not match x.
@@ -57,19 +50,16 @@ def linear_margin(weights: Array, bias: Array, x: Array, y: Array, u: Ball) -> A
 
 @jax.default_matmul_precision("highest")
 def linear_distance(weights: Array, bias: Array, x: Array, y: Array, ball: type[Ball]) -> Array:
-  """The norm of the smallest delta at which another class ties with the label, without a box.
+  """The norm [B] of the smallest delta at which another class ties with the label, without a box.
 
     min over j != y of (z_y - z_j) / |w_j - w_y|_dual
 
-  The model is robust at every smaller radius and at no larger one. Source: Moosavi-Dezfooli et al.
-  2016 (arXiv 1511.04599), section 3, and Hoelder's inequality for the other norms.
+  0 where another class wins or ties at x, inf where none can. Source: Moosavi-Dezfooli et al. 2016
+  (arXiv 1511.04599), section 3, and Hoelder's inequality for the other norms.
 
   Args:
     weights, bias, x, y: as for linear_margin.
     ball: the class ro.LInf, ro.L2 or ro.L1, for its norm.
-
-  Returns:
-    [B]; 0 where another class wins or ties at x, inf where none can.
 
   Raises:
     InputError: ball is anything else, or the weights do not match x.
@@ -87,11 +77,7 @@ def linear_distance(weights: Array, bias: Array, x: Array, y: Array, ball: type[
 
 
 def check_precision(x: Array, weights: Any = ()) -> Any:
-  """The common type of x and the weights.
-
-  Raises:
-    InputError: x is not floating point, or an array has fewer bits than float32.
-  """
+  """The common type of x and the weights; an InputError if one has fewer bits than float32."""
   check_floating(x, "x")
   arrays = jax.tree.leaves((x, weights))
   for array in arrays:
@@ -102,10 +88,7 @@ def check_precision(x: Array, weights: Any = ()) -> Any:
 
 
 def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
-  """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist.
-
-  The weights are subtracted, not the logits, whose common part would add rounding.
-  """
+  """x as [B, n], w_j - w_y [B, C, n], and z_j - z_y [B, C], NaN for a label that does not exist."""
   dtype = check_precision(x, weights)
   chex.assert_rank([weights, y], [2, 1])
   chex.assert_equal_shape_prefix((x, y), 1)
@@ -116,6 +99,7 @@ def _differences(weights: Array, bias: Array, x: Array, y: Array) -> tuple[Array
       f"{weights.shape[0]}."
     )
   losses.check_classes(weights)
+  # The weights are subtracted, not the logits, whose common part would add rounding.
   difference = weights.T[None] - weights.T[y][:, None]
   margins = jnp.einsum("bcn,bn->bc", difference, x) + (bias - bias[y][:, None])
   exists = (y >= 0) & (y < weights.shape[1])

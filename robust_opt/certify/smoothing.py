@@ -6,16 +6,14 @@
 
 The certificate holds for ANOTHER classifier, not for logits_fn but for the smoothed
 
-  g(x) = the class that argmax logits_fn(x + sigma * noise) takes most often, noise ~ N(0, I).
+  g(x) = the class that argmax logits_fn(x + sigma * noise) takes most often, noise ~ N(0, I),
 
-It says nothing about the original net, and attacks on the original net say nothing about g. It
-holds with probability at least 1 - alpha over the drawn noise, for each example separately, not for
-all examples of a data set together. Source: Cohen, Rosenfeld and Kolter 2019 (arXiv 1902.02918),
-theorem 1 and algorithm CERTIFY (section 3.2.2).
-
-A net that was not trained with noise of that sigma rarely gets a large radius.
+with probability at least 1 - alpha over the drawn noise, for each example separately. A net that
+was not trained with noise of that sigma rarely gets a large radius. Source: Cohen, Rosenfeld and
+Kolter 2019 (arXiv 1902.02918), theorem 1 and algorithm CERTIFY (section 3.2.2).
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -37,16 +35,10 @@ ABSTAIN = -1
 
 
 class SmoothedCertificate(NamedTuple):
-  """Certificates for the smoothed classifier.
+  """Certificates for the smoothed classifier, which predicts the same class within the radius."""
 
-  Attributes:
-    prediction: [B] int32, the predicted class, or -1 where it abstains.
-    radius: [B] float32, in l_2 and the units of x: within it the smoothed classifier predicts the
-      same class; 0 where it abstains.
-  """
-
-  prediction: Array
-  radius: Array
+  prediction: Array  # [B] int32, or -1 where it abstains
+  radius: Array  # [B] float32, in l_2 and the units of x; 0 where it abstains
 
 
 def certify_smoothed(
@@ -65,28 +57,24 @@ def certify_smoothed(
     p:       the Clopper-Pearson lower bound, at level alpha, of its probability, from n more copies
     radius:  sigma * Phi^-1(p) if p > 1/2; otherwise abstain
 
-  The radius is at most sigma * Phi^-1(alpha^(1/n)), 3.20 sigma by default, if all n copies agree.
-  Copies whose logits are not finite count for no class.
-
-  The bound is computed on the host, so this function cannot be traced; class_counts can.
+  The radius is at most sigma * Phi^-1(alpha^(1/n)), 3.20 sigma by default. Copies whose logits are
+  not finite count for no class. This function cannot be traced; class_counts can.
 
   Args:
     keys: [B], or one key; with keys [B], a result depends only on the example and its key.
-    logits_fn: x [B, *S] -> logits [B, C], of any floating type. It is compiled once per shape, and
-      again if the weights that it closes over have changed; those of a `jax.tree_util.Partial` or a
-      module are arguments.
-    x: [B, *S], pixels in [0, 1], float32 or float64: in fewer bits the noise is not normal. The
-      noisy copies leave the box.
+    logits_fn: x [B, *S] -> logits [B, C], of any floating type; compiled once per shape,
+      and again if weights that it closes over have changed; those of a module are arguments.
+    x: [B, *S], pixels in [0, 1], float32 or float64; the noisy copies leave the box.
     sigma: standard deviation of the noise, in the units of x, > 0.
-    n0: the number of noisy copies for the guess of the class.
-    n: the number of noisy copies for the bound of its probability.
+    n0: noisy copies for the guess of the class.
+    n: noisy copies for the bound of its probability.
     alpha: the probability that a certificate is wrong, for each example; in (0, 1).
     at_once: noisy copies of the batch per call of logits_fn; does not change the result.
 
   Raises:
-    InputError: sigma <= 0, alpha outside (0, 1), a number of copies below 1, an n so small that
-      every certificate would abstain, images that are not float32 or float64, or logits that are
-      not floating point or have one class.
+    InputError: sigma, alpha or a number of copies out of range, an n so small that every
+      certificate would abstain, images that are not float32 or float64, or logits that are not
+      floating point or have one class.
   """
   if not sigma > 0:
     raise InputError(f"sigma must be > 0, but was {sigma}.")
@@ -119,8 +107,7 @@ def class_counts(
 ) -> Array:
   """The number of noisy copies of each example in each class, [B, C] int32.
 
-  The noise of copy t of example i is drawn from fold_in(keys[i], t). Arguments as for
-  certify_smoothed.
+  The noise of copy t of example i is drawn from fold_in(keys[i], t).
   """
   keys = per_example(keys, x.shape[0])
   chex.assert_shape(keys, (x.shape[0],))
@@ -130,13 +117,13 @@ def class_counts(
   losses.check_classes(logits)
   num_classes = logits.shape[-1]
 
-  def noise(copy: Array) -> Array:
-    draw = lambda key: jax.random.normal(jax.random.fold_in(key, copy), x.shape[1:], x.dtype)  # noqa: E731
-    return jax.vmap(draw)(keys)
+  @functools.partial(jax.vmap, in_axes=(None, 0))
+  def noise(copy: Array, key: Array) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, copy), x.shape[1:], x.dtype)
 
   def count(counts: Array, first: Array) -> tuple[Array, None]:
     copies = first + jnp.arange(at_once)
-    noisy = x + jnp.asarray(sigma, x.dtype) * jax.vmap(noise)(copies)
+    noisy = x + jnp.asarray(sigma, x.dtype) * jax.vmap(noise, in_axes=(0, None))(copies, keys)
     logits = logits_fn(noisy.reshape(-1, *x.shape[1:])).reshape(at_once, -1, num_classes)
     valid = jnp.all(jnp.isfinite(logits), axis=-1) & (copies < num_copies)[:, None]
     votes = jax.nn.one_hot(jnp.argmax(logits, axis=-1), num_classes, dtype=jnp.int32)
@@ -153,8 +140,7 @@ _class_counts = jax.jit(class_counts, static_argnames=("num_copies", "at_once"))
 def lower_confidence_bound(successes: np.ndarray, trials: int, alpha: float) -> np.ndarray:
   """The p with P(Binomial(trials, p) >= successes) = alpha; 0 without successes.
 
-  The probability of a success is larger with probability at least 1 - alpha. Source: Clopper and
-  Pearson (1934), one-sided, by the quantile of a beta distribution.
+  Source: Clopper and Pearson (1934), one-sided, by the quantile of a beta distribution.
   """
   successes = np.asarray(successes)
   some = np.maximum(successes, 1)

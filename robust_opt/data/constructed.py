@@ -11,8 +11,7 @@
 |  deterministic  |  x, perturbed toward the next class   |  that class  |  D_det                |
 
 Source: Ilyas, Santurkar, Tsipras, Engstrom, Tran and Madry 2019, "Adversarial examples are not
-bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2. All randomness of example i
-derives from the seed and i, so that any part of a data set can be reproduced separately.
+bugs, they are features" (arXiv 1905.02175), sections 3.1 and 3.2.
 """
 
 import json
@@ -38,17 +37,11 @@ BOX = (0.0, 1.0)
 
 
 class Settings(NamedTuple):
-  """Radius and steps; the defaults are the paper's for CIFAR-10.
+  """Radius and steps; the defaults are the paper's for CIFAR-10."""
 
-  Attributes:
-    radius: l_2, in pixels of [0, 1], of `random` and `deterministic`.
-    num_steps: gradient steps for an image.
-    step: l_2, of each step.
-  """
-
-  radius: float = 0.5
-  num_steps: int = 100
-  step: float = 0.1
+  radius: float = 0.5  # l_2, in pixels of [0, 1], of `random` and `deterministic`
+  num_steps: int = 100  # gradient steps for an image
+  step: float = 0.1  # l_2, of each step
 
 
 TARGETED = Settings()
@@ -62,10 +55,8 @@ def inverted(
 
     minimize over z in the pixel box |g(z) - g(x)|_2 by normalized gradient steps from z = start
 
-  z acquires the features of x that the network represents: robust features with a robust network,
-  hardly anything visible with a standard one. Source: section 3.1, equation 6.
-
-  features_fn is g; x and start are [B, *S] in [0, 1]. The radius of the settings is not used.
+  Source: section 3.1, equation 6. features_fn is g; x and start are [B, *S] in [0, 1]. The radius
+  of the settings is not used.
   """
   target = jax.lax.stop_gradient(features_fn(x))
 
@@ -115,19 +106,12 @@ def other_ids(keys: Array, ids: Array, count: int) -> Array:
 
 
 class Shard(NamedTuple):
-  """A part of a constructed data set.
+  """A part of a constructed data set, of n examples."""
 
-  Attributes:
-    images: [n, *S] float32 in [0, 1].
-    labels: [n] int32, to train on.
-    ids: [n] int32, the indices of the source images in the original set.
-    original_labels: [n] int32, the labels in the original set.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  ids: np.ndarray
-  original_labels: np.ndarray
+  images: np.ndarray  # [n, *S] float32 in [0, 1]
+  labels: np.ndarray  # [n] int32, to train on
+  ids: np.ndarray  # [n] int32, the indices of the source images in the original set
+  original_labels: np.ndarray  # [n] int32, the labels in the original set
 
 
 def write_shard(path: Path, shard: Shard) -> None:
@@ -136,11 +120,7 @@ def write_shard(path: Path, shard: Shard) -> None:
 
 
 def read_shard(path: Path) -> Shard:
-  """Reads a shard.
-
-  Raises:
-    InputError: the file is absent, damaged or changed.
-  """
+  """Reads a shard; an InputError if the file is absent, damaged or changed."""
   with read_sealed(path, "shard of a constructed data set") as arrays:
     return Shard(**arrays)
 
@@ -153,22 +133,14 @@ def load(folder: Path) -> datasets.Dataset:
   """
   card = read_card(folder)
   shards = [read_shard(folder / name) for name in card["files"]]
-  images = np.concatenate([shard.images for shard in shards])
-  labels = np.concatenate([shard.labels for shard in shards])
-  return datasets.from_arrays(
-    images, labels, card["num_classes"], name=card["name"], channel_axis=-1
-  )
+  images, labels, _, _ = map(np.concatenate, zip(*shards))
+  return datasets.from_arrays(images, labels, card["num_classes"], card["name"], channel_axis=-1)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-  """The card of a finished constructed data set.
-
-  Raises:
-    InputError: it is missing or damaged.
-  """
+  """The card of a finished constructed data set; an InputError if it is missing or damaged."""
   try:
     return json.loads((folder / "card.json").read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
-    raise InputError(
-      f"{folder} holds no finished data set of robust_opt.construct ({error})."
-    ) from error
+    message = f"{folder} holds no finished data set of robust_opt.construct ({error})."
+    raise InputError(message) from error

@@ -3,15 +3,9 @@
   train = load("mnist", "train")           # images uint8 [60000, 28, 28, 1], labels int32 [60000]
   train, valid = holdout(train, 0.1, seed=0)
 
-Three sources, one form:
-- 'digits': the 1,797 scans of 8 x 8 that scikit-learn bundles; no download.
-- any image-classification data set of TensorFlow Datasets (TFDS) prepared as array_record, by name,
-  read without TensorFlow. mnist, fashion_mnist and cifar10 are downloaded if they are not
-  prepared, with the same content in the same order (`tfds.py`).
-- the user's own arrays, by `from_arrays`.
-
-What was read from files is cached as one array, so that the second `load` of 60,000 images takes a
-fraction of a second. The cache is checked against a hash on every read.
+Three sources: 'digits', which scikit-learn bundles; image-classification data sets of TensorFlow
+Datasets (TFDS), read without TensorFlow; and the user's own, by `from_arrays`. What was read from
+files is cached as one array, which is checked against a hash on every read.
 """
 
 import hashlib
@@ -29,7 +23,7 @@ from robust_opt.data import archives, folders, tfds
 from robust_opt.data.folders import ImageFiles, read_folder
 from robust_opt.data.sampling import random_order, stratified
 from robust_opt.errors import InputError, WriteError
-from robust_opt.files import atomic_write
+from robust_opt.files import read_sealed, write_sealed
 from robust_opt.layout import ChannelAxis
 
 _DIGITS_TEST = 360  # of 1,797 scans; 1,437 are left to train on
@@ -38,20 +32,12 @@ _NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.\-]*)?(:\d+\.\d+\.\d+)?")
 
 
 class Dataset(NamedTuple):
-  """One split of an image-classification data set.
+  """One split of an image-classification data set."""
 
-  Attributes:
-    images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats; of a
-      folder of images ImageFiles, which np.asarray decodes.
-    labels: [N], int32 in [0, num_classes); -1 where `few_labels` removed it.
-    num_classes: the number of classes.
-    name: of the data set.
-    split: its name.
-    classes: their names, where they are known.
-  """
-
+  # [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if made from floats; np.asarray decodes
+  # the ImageFiles of a folder.
   images: np.ndarray | ImageFiles
-  labels: np.ndarray
+  labels: np.ndarray  # [N], int32 in [0, num_classes); -1 where `few_labels` removed it
   num_classes: int
   name: str
   split: str
@@ -67,16 +53,15 @@ def load(
   download: bool = True,
   image_size: int = 0,
 ) -> Dataset:
-  """Loads one split of a data set by name.
+  """Loads one split of a data set by name, in TFDS's order.
 
-  The first of: bundled ('digits'); the cache; prepared under `data_dir`; the archives of mnist,
-  fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; an existing folder of
-  images (`folders.read_folder`); TFDS's own preparation, if TensorFlow is installed. A prepared
-  folder is preferred to an archive; both have the same examples in the same order.
+  The first of: bundled ('digits'); an .npz file; the cache; prepared under `data_dir` as
+  array_record; the archives of mnist, fashion_mnist and cifar10, downloaded and checked against
+  TFDS's checksums; a folder of images; TFDS's own preparation, if TensorFlow is installed.
 
   Args:
-    name: 'digits'; the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'; a folder with a
-      folder of images for each class; or an .npz file (`archives.read_arrays`).
+    name: 'digits'; the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'; an .npz file
+      (`archives.read_arrays`); a folder of class folders of images (`folders.read_folder`).
     split: 'train', 'test', or another split of the data set.
     data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
       default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -85,13 +70,9 @@ def load(
     download: whether a data set that is not on this machine may be downloaded.
     image_size: of a folder of images: the height and width to resize them to; 0: as they are.
 
-  Returns:
-    The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
-
   Raises:
-    InputError: an unknown name or split, a data set that is missing and cannot be downloaded, a
-      folder in a format that needs TensorFlow, damaged files, images of different shapes, no
-      images or labels.
+    InputError: an unknown name or split, or a data set that is missing and cannot be downloaded, is
+      damaged, needs TensorFlow, or is not one of images of one shape and labels.
     MissingExtraError: the extra `data` (or `run`, for the digits) is not installed.
   """
   own = Path(name).expanduser()
@@ -110,23 +91,26 @@ def load(
       "folders of images, and TensorFlow Datasets' name, name/config or name:1.2.3"
     )
   root, kept = _data_root(data_dir), cache_root(cache_dir)
-  folder = tfds.prepared_folder(root, name) if _NAME.fullmatch(name) else None
-  archive = tfds.find_archive(name)
-  if folder is None and archive is None and own.is_dir():
+  source = tfds.prepared_folder(root, name) if _NAME.fullmatch(name) else None
+  source = source or tfds.find_archive(name)
+  if source is None and own.is_dir():
     images, labels, classes = read_folder(own, split, image_size)
     return Dataset(images, labels, len(classes), name, split, classes)
-  if folder is None and archive is None:
-    folder = _prepare(root, name, download)
-  path = _cache_path(kept, name, split, folder or archive)
+  if source is None and download:
+    source = tfds.with_tensorflow(name, root)
+  path = _cache_path(kept, name, split, source)
   cached = _read_cache(path, name, split)
   if cached is not None:
     return cached
-  if folder is not None:
-    arrays = tfds.read_prepared(folder, name, split)
+  if isinstance(source, Path):
+    arrays = tfds.read_prepared(source, name, split)
   elif download:
     arrays = tfds.from_archives(name, split, kept / "downloads")
   else:
-    raise _not_here(root, name)
+    raise InputError(
+      f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
+      "is off: allowed are 'digits' and the data sets in that folder"
+    )
   dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
   _write_cache(path, dataset)
   return dataset
@@ -158,17 +142,12 @@ def from_arrays(
       become uint8, or floats in [0, 1], which become float32.
     labels: [N] or [N, 1], integers in [0, num_classes), of any type; or one-hot [N, num_classes].
     num_classes: None takes the largest label + 1.
-    name: of the data set.
-    split: its name.
-    channel_axis: of one image, 0 for [C, H, W]; "auto" guesses it from the shape
-      (`robust_opt.layout.resolve`). Not used for [N, H, W].
-
-  Returns:
-    The data set, images [N, H, W, C]; its arrays may share memory with the arguments.
+    name, split: those of the data set.
+    channel_axis: of one image, 0 for [C, H, W]; see `robust_opt.layout.resolve`.
 
   Raises:
-    InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels that
-      are not integers or outside the range, different numbers of images and labels.
+    InputError: another rank or type, no example, values outside their range or not finite,
+      different numbers of images and labels.
   """
   array, y = _as_array("images", images), _class_indices(_as_array("labels", labels))
   axis = None if array.ndim == 3 else layout.resolve(channel_axis, array.shape[1:])
@@ -184,17 +163,9 @@ def from_arrays(
 
 
 def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-  """Holds out a random part of a data set, the same on every machine.
+  """Holds out a random round(fraction N) of N examples, by the seed, the same on every machine.
 
-  Args:
-    dataset: the N examples to split.
-    fraction: in [0, 1); round(fraction * N) examples are held out. With 0 the second data set
-      has arrays of length 0.
-    seed: 0, 1, ...; the same seed holds out the same examples.
-
-  Returns:
-    (rest, held out): together they are `dataset`, both in its order. The split of the second is
-    named 'holdout'.
+  Returns (rest, held out), both in the order of `dataset`. The second split is named 'holdout'.
 
   Raises:
     InputError: fraction or seed outside their range, or a positive fraction that leaves one of
@@ -215,14 +186,10 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
 
 
 def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Dataset:
-  """The same data set with only `count` labels, equally many of every class.
+  """The same data set with only `count` labels, equally many of every class, chosen by the seed.
 
-  Args:
-    dataset: all labeled.
-    count: labels in total, a multiple of the number of classes.
-    seed: 0, 1, ...; the same seed chooses the same examples.
-    keep_others: whether the other examples stay, with the label -1. The labeled ones are then
-      repeated until they are at least a quarter: one batch of 64 in 10^8 then has none.
+  With `keep_others` the other examples stay, with the label -1. The labeled ones are then repeated
+  until they are at least a quarter: one batch of 64 in 10^8 then has none.
 
   Raises:
     InputError: count is not a multiple of the classes, or a class has too few examples.
@@ -325,9 +292,8 @@ def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
 def _digits(split: str) -> Dataset:
   """scikit-learn's digits: 1,437 to train and 360 to test, images uint8 [N, 8, 8, 1].
 
-  The split is fixed and stratified: the scans of each class are shuffled (seed _DIGITS_SEED), and
-  the test split takes the same fraction of every class, to within one scan. Both splits keep
-  scikit-learn's order. Pixels 0 .. 16 become round(v * 255 / 16).
+  The split is fixed and stratified: the scans of each class are shuffled, and the test split takes
+  the same fraction of every class, to within one scan. Both splits keep scikit-learn's order.
   """
   if split not in ("train", "test"):
     raise tfds.no_such_split("digits", split, ("train", "test"))
@@ -344,47 +310,26 @@ def _digits(split: str) -> Dataset:
 def _data_root(data_dir: str | None) -> Path:
   """The folder of prepared data sets; TFDS's default without importing it."""
   if not data_dir:
-    default = os.environ.get("TFDS_DATA_DIR") or os.path.join("~", "tensorflow_datasets")
-    return Path(os.path.expanduser(default))
-  root = Path(os.path.expanduser(data_dir))
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  root = Path(data_dir).expanduser()
   if not root.is_dir():
-    raise InputError(
-      f"data.data_dir={data_dir!r} is not a folder: allowed is a folder of prepared sets, or "
-      "an empty one"
-    )
+    raise InputError(f"data.data_dir={data_dir!r} is not a folder, with prepared sets or empty")
   return root
-
-
-def _prepare(root: Path, name: str, download: bool) -> Path:
-  """Prepares the data set by TFDS, with TensorFlow, and returns its folder."""
-  if not download:
-    raise _not_here(root, name)
-  tfds.with_tensorflow(name, root)
-  folder = tfds.prepared_folder(root, name)
-  if folder is None:
-    raise InputError(f"data.name={name!r} was prepared, but is not under {str(root)!r}")
-  return folder
-
-
-def _not_here(root: Path, name: str) -> InputError:
-  return InputError(
-    f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
-    "is off: allowed are 'digits' and the data sets in that folder"
-  )
 
 
 def cache_root(cache_dir: str | None = None) -> Path:
   """The folder of what is kept between runs, as in `load`."""
-  default = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-  return Path(os.path.expanduser(cache_dir or os.path.join(default, "robust_opt")))
+  default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "robust_opt")
+  return Path(cache_dir or default).expanduser()
 
 
-def _cache_path(root: Path, name: str, split: str, source: Any) -> Path:
+def _cache_path(root: Path, name: str, split: str, source: Path | tfds.Archive | None) -> Path:
   """The cache file of a split, from an Archive or from a prepared folder in its current state."""
+  version: Any = None
   if isinstance(source, Path):
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir())
-    version: Any = [str(source.resolve()), files]
-  else:
+    version = [str(source.resolve()), files]
+  elif source is not None:
     version = source.version
   key = hashlib.sha256(json.dumps([name, split, version]).encode()).hexdigest()
   readable = re.sub(r"[^\w.\-]", "_", f"{name}-{split}")[:80]
@@ -396,29 +341,16 @@ def _read_cache(path: Path, name: str, split: str) -> Dataset | None:
   if not path.exists():
     return None
   try:
-    # Opened here, because np.load does not close a file that is not an archive.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-      num_classes, written = int(stored["num_classes"]), str(stored["fingerprint"])
-      dataset = Dataset(stored["images"], stored["labels"], num_classes, name, split)
-    if fingerprint(dataset) != written:
-      raise ValueError("the content differs from its hash")
-  except Exception as error:  # a damaged archive makes zipfile and NumPy raise almost anything
-    logging.warning("The cache %s is damaged and will be rebuilt: %s", path, error)
+    with read_sealed(path, "cache of a data set") as arrays:
+      return Dataset(arrays["images"], arrays["labels"], int(arrays["num_classes"]), name, split)
+  except InputError as error:
+    logging.warning("%s It will be rebuilt.", error)
     return None
-  return dataset
 
 
 def _write_cache(path: Path, dataset: Dataset) -> None:
-  """Writes the cache atomically, so that concurrent runs see it whole or not at all."""
+  arrays = {name: getattr(dataset, name) for name in ("images", "labels", "num_classes")}
   try:
-    with atomic_write(path) as file:
-      np.savez(
-        file,
-        images=dataset.images,
-        labels=dataset.labels,
-        num_classes=dataset.num_classes,
-        fingerprint=fingerprint(dataset),
-      )
+    write_sealed(path, arrays, compressed=False)  # for speed
   except WriteError as error:
-    reason = error.__cause__
-    logging.warning("The cache %s cannot be written (%s) and is not used.", path, reason)
+    logging.warning("The cache cannot be written and is not used: %s", error)

@@ -1,13 +1,8 @@
 """Data sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow; see `datasets.load`.
 
-TFDS reads a prepared data set without TensorFlow (`prepared_folder`, `read_prepared`) but needs it
-to prepare one (`with_tensorflow`). For those in ARCHIVES `from_archives` never needs it: URLs and
-checksums are TFDS's, and the standard library unpacks. The arrays equal those that TFDS's builder
-prepares, element by element.
-
-TFDS's order: the builder numbers the examples 0, 1, ... in the order of the archive and sorts them
-by the MD5 of the split's name followed by that number. (Checked on the prepared CIFAR-10, whose
-ids contain the numbers, and on MNIST, which in the order of the archive begins 7 2 1 0 4.)
+TFDS reads a prepared data set without TensorFlow but needs it to prepare one. `from_archives` never
+needs it: URLs and checksums are TFDS's, the standard library unpacks, and the arrays equal those
+that TFDS prepares, element by element.
 """
 
 import gzip
@@ -19,8 +14,8 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,51 +45,32 @@ class Arrays(NamedTuple):
 def prepared_folder(root: Path, name: str) -> Path | None:
   """The folder root/name/version of a prepared data set; by default the newest version."""
   base, _, version = name.partition(":")
-  versions = [v for v in _prepared_versions(root / base) if version in ("", v.name)]
+  versions = [folder for folder in _finished(root / base, "*") if version in ("", folder.name)]
   if versions:
-    return versions[-1]
-  configs = [p.name for p in _subfolders(root / base) if _prepared_versions(p)]
+    return max(versions, key=lambda folder: [int(number) for number in folder.name.split(".")])
+  configs = {f"{base}/{folder.parent.name}" for folder in _finished(root / base, "*/*")}
   if configs:
-    names = " or ".join(repr(f"{base}/{config}") for config in configs)
+    names = " or ".join(map(repr, sorted(configs)))
     raise InputError(f"data.name={name!r} names no configuration: allowed is {names}")
   return None
 
 
-def _prepared_versions(folder: Path) -> list[Path]:
-  """Subfolders of finished preparations, oldest version first."""
-  versions = [p for p in _subfolders(folder) if _VERSION.fullmatch(p.name)]
-  versions = [p for p in versions if (p / "dataset_info.json").exists()]
-  return sorted(versions, key=lambda p: [int(number) for number in p.name.split(".")])
-
-
-def _subfolders(folder: Path) -> list[Path]:
-  return sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+def _finished(folder: Path, pattern: str) -> list[Path]:
+  """The folders of finished preparations, each named by its version."""
+  folders = [file.parent for file in folder.glob(f"{pattern}/dataset_info.json")]
+  return [folder for folder in folders if _VERSION.fullmatch(folder.name)]
 
 
 def read_prepared(folder: Path, name: str, split: str) -> Arrays:
-  """Reads a split of a prepared data set, in the order of its files.
-
-  Raises:
-    InputError: no such split, no image and label, images of different shapes, a format that needs
-      TensorFlow, damaged files.
-  """
+  """Reads a split of a prepared data set, in the order of its files; an InputError if it cannot."""
   where = f"data.name={name!r} in {str(folder)!r}"
-  with _reading(where):
-    builder = import_tfds().builder_from_directory(folder)
-  if split not in builder.info.splits:
-    raise no_such_split(name, split, builder.info.splits)
-  image_key, label_key = _feature_keys(builder.info, name)
-  with _reading(where):
-    source = builder.as_data_source(split=split)
-    images, labels = _stack(source, image_key, label_key, where)
-  return Arrays(images, labels, builder.info.features[label_key].num_classes)
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-  """Turns what TFDS and array_record raise on unreadable files into an InputError."""
   try:
-    yield
+    builder = import_tfds().builder_from_directory(folder)
+    if split not in builder.info.splits:
+      raise no_such_split(name, split, builder.info.splits)
+    image_key, label_key = _feature_keys(builder.info, name)
+    images, labels = _stack(builder.as_data_source(split=split), image_key, label_key, where)
+    return Arrays(images, labels, builder.info.features[label_key].num_classes)
   except InputError:
     raise
   except NotImplementedError as error:
@@ -102,7 +78,7 @@ def _reading(where: str) -> Iterator[None]:
       f"{where} is prepared in a format that needs TensorFlow to be read: allowed is a "
       "data.data_dir that holds the set as array_record, or does not hold it"
     ) from error
-  except Exception as error:  # RuntimeError, ValueError, protobuf's ParseError, ...
+  except Exception as error:  # of TFDS, array_record and protobuf: RuntimeError, ParseError, ...
     raise InputError(f"{where} cannot be read: {first_line(error)}") from error
 
 
@@ -121,30 +97,23 @@ def _feature_keys(info: Any, name: str) -> tuple[str, str]:
   )
 
 
-def _stack(
-  source: Any, image_key: str, label_key: str, where: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _stack(source: Any, image_key: str, label_key: str, where: str) -> list[np.ndarray]:
   """All records as one array of images and one of labels; in chunks, for speed."""
-  images: list[np.ndarray] = []
-  labels: list[int] = []
+  records: list[Any] = []
   for start in range(0, len(source), _CHUNK):
-    records = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
-    chunk = [record[image_key] for record in records]
-    shapes = {image.shape for image in [*chunk, *images[:1]]}
+    chunk = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+    records += [(record[image_key], record[label_key]) for record in chunk]
+    shapes = sorted({image.shape for image, _ in [records[0], *records[start:]]})
     if len(shapes) > 1:
-      one, other = sorted(shapes)[:2]
       raise InputError(
-        f"{where} has images of different shapes, {list(one)} and {list(other)} among them: "
-        "allowed are data sets whose images have one shape"
+        f"{where} has images of different shapes, {list(shapes[0])} and {list(shapes[1])} among "
+        "them: allowed are data sets whose images have one shape"
       )
-    images += chunk
-    labels += [record[label_key] for record in records]
-  return np.stack(images), np.array(labels)
+  return [np.stack(column) for column in zip(*records)]
 
 
 def _unpack_idx(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
   """MNIST's format: a gzip file of images and one of labels, each with a big-endian header."""
-  del split
   images, labels = (_read_idx(path, rank) for path, rank in zip(paths, (3, 1), strict=True))
   return images[..., None], labels
 
@@ -169,24 +138,16 @@ def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarr
         raise ValueError(f"{number}.bin is not a file")
       records.append(np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32))
   table = np.concatenate(records)
-  images = table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  return images, table[:, 0]
+  return table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, 0]
 
 
 class Archive(NamedTuple):
-  """The files that the authors of a data set publish.
+  """The files that the authors of a data set publish."""
 
-  Attributes:
-    version: of the TFDS data set that the arrays equal.
-    num_classes: the labels are 0 .. num_classes - 1.
-    files: split -> names of its files, the last part of their URLs.
-    unpack: (files, split) -> images uint8 [N, H, W, C], labels uint8 [N].
-  """
-
-  version: str
+  version: str  # of the TFDS data set that the arrays equal
   num_classes: int
-  files: dict[str, list[str]]
-  unpack: Callable[[list[Path], str], tuple[np.ndarray, np.ndarray]]
+  files: dict[str, list[str]]  # split -> names of its files, the last part of their URLs
+  unpack: Callable[[list[Path], str], tuple[np.ndarray, np.ndarray]]  # (files, split) -> x, y
 
 
 _MNIST_FILES = {
@@ -211,12 +172,6 @@ def find_archive(name: str) -> Archive | None:
 def from_archives(name: str, split: str, downloads: Path) -> Arrays:
   """Downloads one of ARCHIVES, unless its files are intact in `downloads`, and unpacks a split.
 
-  Args:
-    name: one for which `find_archive` returns an archive.
-    split: 'train' or 'test'.
-    downloads: folder that keeps the files; if it is not writable, a temporary one, with a
-      warning.
-
   Raises:
     InputError: no such split, no network, no such file, a wrong checksum, a damaged archive.
   """
@@ -225,7 +180,7 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
   if split not in archive.files:
     raise no_such_split(name, split, archive.files)
   with _writable(downloads) as folder:
-    paths = [_fetch(name, filename, folder) for filename in archive.files[split]]
+    paths = [_fetch(name, filename, Path(folder)) for filename in archive.files[split]]
     try:
       images, labels = archive.unpack(paths, split)
     except _DAMAGED as error:
@@ -237,41 +192,44 @@ def from_archives(name: str, split: str, downloads: Path) -> Arrays:
 
 
 def tfds_order(split: str, num_examples: int) -> list[int]:
-  """TFDS's order: example i is number `order[i]` of the archive."""
-  salt = hashlib.md5(split.encode(), usedforsecurity=False)
+  """TFDS's order: example i is number `order[i]` of the archive.
+
+  TFDS sorts the examples by the MD5 of the split's name followed by their number in the archive.
+  """
 
   def rank(number: int) -> bytes:
-    digest = salt.copy()
-    digest.update(str(number).encode())
-    return digest.digest()
+    return hashlib.md5(f"{split}{number}".encode(), usedforsecurity=False).digest()
 
   return sorted(range(num_examples), key=rank)
 
 
-def with_tensorflow(name: str, data_dir: Path) -> None:
-  """Prepares a data set by TFDS under `data_dir` as array_record, which needs TensorFlow.
+def with_tensorflow(name: str, root: Path) -> Path:
+  """Prepares a data set by TFDS under `root` as array_record, which needs TensorFlow.
 
   Raises:
     InputError: an unknown name, TensorFlow is missing, no network, or the builder fails.
   """
-  _check_known(name)
+  tfds = import_tfds()
+  _check_known(name, tfds.list_builders(with_community_datasets=False))
+  where = f"under data.data_dir={str(root)!r}"
   if importlib.util.find_spec("tensorflow") is None:
     raise InputError(
-      f"data.name={name!r} is not prepared under data.data_dir={str(data_dir)!r} and "
-      'preparing it needs TensorFlow: pip install "robust_opt[prepare]", or set data.data_dir '
-      "to a folder that holds it prepared as array_record"
+      f"data.name={name!r} is not prepared {where} and preparing it needs TensorFlow: pip install "
+      '"robust_opt[prepare]", or set data.data_dir to a folder that holds it as array_record'
     )
-  tfds = import_tfds()
   for url in list(url_infos(name))[:1]:
     _check_reachable(name, url)
   try:
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder = tfds.builder(name, data_dir=root, file_format="array_record")
     builder.download_and_prepare()
   except Exception as error:  # builders raise various exceptions; the user needs to see all of them
     raise InputError(
-      f"data.name={name!r} cannot be prepared by TensorFlow Datasets under "
-      f"data.data_dir={str(data_dir)!r}: {first_line(error)}"
+      f"data.name={name!r} cannot be prepared by TensorFlow Datasets {where}: {first_line(error)}"
     ) from error
+  folder = prepared_folder(root, name)
+  if folder is None:
+    raise InputError(f"data.name={name!r} was prepared, but is not {where}")
+  return folder
 
 
 def import_tfds() -> Any:
@@ -294,7 +252,7 @@ def first_line(error: BaseException) -> str:
 
 
 def no_such_split(name: str, split: str, splits: Any) -> InputError:
-  """The error for an unknown split; the message lists the existing ones."""
+  """The error for an unknown split."""
   return InputError(f"data.name={name!r} has no split {split!r}: it has {', '.join(splits)}")
 
 
@@ -303,12 +261,10 @@ def _base(name: str) -> str:
   return re.split("[:/]", name)[0]
 
 
-def _check_known(name: str) -> None:
-  base = _base(name)
-  known = import_tfds().list_builders(with_community_datasets=False)
-  if base in known:
+def _check_known(name: str, known: list[str]) -> None:
+  if _base(name) in known:
     return
-  near = get_close_matches(base.lower(), [*known, "digits"], n=3)
+  near = get_close_matches(_base(name).lower(), [*known, "digits"], n=3)
   hint = f"did you mean {' or '.join(near)}?" if near else "is it spelled as in TFDS's catalog?"
   raise InputError(
     f"data.name={name!r} is neither 'digits' nor prepared under data.data_dir nor known to "
@@ -323,10 +279,9 @@ def _fetch(name: str, filename: str, folder: Path) -> Path:
     raise _undownloadable(name, f"the installed TFDS registers no file {filename!r}")
   url, info = registered[filename]
   path = folder / f"{info.checksum[:16]}-{filename}"
-  if _sha256(path) == info.checksum:
-    return path
-  _check_reachable(name, url)
-  _download(name, url, info, path)
+  if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != info.checksum:
+    _check_reachable(name, url)
+    _download(name, url, info, path)
   return path
 
 
@@ -368,24 +323,12 @@ def _undownloadable(name: str, why: str) -> InputError:
   )
 
 
-def _sha256(path: Path) -> str | None:
-  try:
-    with path.open("rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
-  except OSError:
-    return None
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[Path]:
-  """Yields `folder`, created if needed, or a temporary one if it is not writable."""
+def _writable(folder: Path) -> AbstractContextManager[str]:
+  """`folder`, created if needed, or a temporary one if it is not writable."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
+    return nullcontext(str(folder))
   except OSError as error:
     logging.warning("Downloads are not kept: %s cannot be written (%s).", folder, error)
-  else:
-    yield folder
-    return
-  with tempfile.TemporaryDirectory() as temporary:
-    yield Path(temporary)
+    return tempfile.TemporaryDirectory()

@@ -4,9 +4,9 @@
   params, model_state = models.init(net, key, image_shape=(28, 28, 1))
   apply = models.from_linen(net)              # an ApplyFn for make_train_step and make_evaluate
 
-Every network takes images in pixels of [0, 1] and standardizes them in its first layer, so radii
-are always in pixels. Some also have a list of layers (models.affine), for certified bounds and
-layer-wise penalties.
+Every network takes images in pixels of [0, 1] and standardizes them in its first layer by the
+fields mean and std, a number or one per channel, so radii are always in pixels. Some also have a
+list of layers (models.affine), for certified bounds and layer-wise penalties.
 """
 
 from collections.abc import Sequence
@@ -67,12 +67,9 @@ def from_linen(module: nn.Module) -> ApplyFn:
 
 
 def representation(module: nn.Module) -> ApplyFn:
-  """The input of the module's last nn.Dense as a pure function: x [B, *S] -> [B, F].
+  """The input of the module's last nn.Dense as an ApplyFn, x [B, *S] -> [B, F].
 
-  Called like an ApplyFn.
-
-  Raises:
-    InputError: from the function: the module has no nn.Dense.
+  An InputError from the function if the module has no nn.Dense.
   """
 
   def apply(

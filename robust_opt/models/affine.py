@@ -4,50 +4,40 @@
   layers = layers_of(models.MLP(widths=(50,)), params)     # the same from a net
   logits = apply(layers, x)                                # x [B, *S] in pixels -> [B, C]
 
-A model defines its list in a method layer_list(params), and so may a user's. A layer maps batches,
-[B, *in] -> [B, *out], every example independently, and has two more methods:
-
-  interval(lower, upper)   forward: bounds [B, *out] of its outputs from bounds of its inputs;
-  pull_back(a, lower, upper)
-    backward: (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c wherever lower <= z <= upper.
-    An equality up to rounding for affine layers, a linear relaxation for ReLU and MaxPool.
-
-Both hold for layer(z) as computed in floating point, for any order of its sums: a sum of n
-products is within gamma_n = n u / (1 - n u) times the sum of their absolute values, u the unit
-roundoff of the dtype (Higham 2002, "Accuracy and Stability of Numerical Algorithms", section 3.1).
-The rounding of the bound itself is included.
-
-Layers are pytrees of their parameters, so they can be arguments of a jitted function. Convolutions
-and their transposes are never expanded into matrices.
+A model, also a user's own, defines its list in a method layer_list(params). Layers are pytrees of
+their parameters. Their bounds hold for layer(z) as computed in floating point, rounding included,
+for any order of its sums: a sum of n products is within gamma_n = n u / (1 - n u) times the sum of
+their absolute values, u the unit roundoff of the dtype (Higham 2002, "Accuracy and Stability of
+Numerical Algorithms", section 3.1).
 """
 
 import abc
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from robust_opt.errors import InputError
-from robust_opt.models.layers import convolve
+from robust_opt.models.layers import convolve, windows
 from robust_opt.types import Array, Params
 
 
 class Layer(Protocol):
-  """One layer of a net; see the module's docstring."""
+  """One layer of a net, a map of batches of independent examples."""
 
   def __call__(self, x: Array) -> Array:
     """[B, *in] -> [B, *out]."""
-    ...
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Bounds [B, *in] of the inputs -> bounds [B, *out] of the outputs."""
-    ...
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
-    """a [B, *out], bounds [B, *in] -> (a' [B, *in], c [B]), <a, layer(z)> <= <a', z> + c."""
-    ...
+    """a [B, *out] -> (a' [B, *in], c [B]) with <a, layer(z)> <= <a', z> + c on lower <= z <= upper.
+
+    An equality up to rounding for affine layers, a linear relaxation for ReLU and MaxPool.
+    """
 
 
 def apply(layers: Sequence[Layer], x: Array) -> Array:
@@ -58,14 +48,16 @@ def apply(layers: Sequence[Layer], x: Array) -> Array:
 
 
 def inner_up(a: Array, b: Array, lost: Array | float = 0.0) -> Array:
-  """An upper bound [B] of <a, b'> for every b' with |b' - b| <= lost, per example.
+  """<a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>, [B], for a [B, *S] of n entries each.
 
-    <a, b> + <|a|, lost> + gamma_n <|a|, |b| + lost>,   n entries
-
-  a is [B, *S]; b and lost >= 0 may broadcast to it.
+  An upper bound of <a, b'> for every b' with |b' - b| <= lost, where b and lost may broadcast to a.
   """
   relative = gamma(a[0].size + 6, a.dtype)
   return _sum(a * b) + _sum(jnp.abs(a) * (relative * jnp.abs(b) + (1 + relative) * lost))
+
+
+def _sum(x: Array) -> Array:
+  return jnp.sum(x, axis=range(1, x.ndim))
 
 
 def gamma(roundings: int, dtype: jnp.dtype) -> float:
@@ -74,8 +66,13 @@ def gamma(roundings: int, dtype: jnp.dtype) -> float:
   return relative / (1 - 2 * relative) if relative < 0.5 else float("inf")
 
 
+def largest(lower: Array, upper: Array) -> Array:
+  """The largest |z| in each interval."""
+  return jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+
+
 class AffineLayer(abc.ABC):
-  """Base of the layers z -> L z + bias; a subclass defines L, |L| and the length of the sums."""
+  """Base of the layers z -> L z + bias; a subclass, a flax.struct.dataclass, defines L."""
 
   bias: Array | float = 0.0
 
@@ -84,12 +81,15 @@ class AffineLayer(abc.ABC):
     """L x, [B, *in] -> [B, *out]."""
 
   @abc.abstractmethod
-  def magnitude(self, x: Array) -> Array:
-    """|L| x, with the absolute value of every entry of L: [B, *in] -> [B, *out]."""
-
-  @abc.abstractmethod
   def fan(self) -> tuple[int, int]:
     """The largest numbers of inputs per output, and of outputs per input."""
+
+  def magnitude(self, x: Array) -> Array:
+    """|L| x, with the absolute value of every entry of L: [B, *in] -> [B, *out].
+
+    To be overridden where the fields other than `bias` are not the entries of L.
+    """
+    return jax.tree.map(jnp.abs, self).linear(x)
 
   def __call__(self, x: Array) -> Array:
     """L x + bias."""
@@ -110,78 +110,57 @@ class AffineLayer(abc.ABC):
     return pulled, inner_up(a, jnp.asarray(self.bias), lost)
 
   def _size(self, lower: Array, upper: Array) -> Array:
-    """|L| |z| + |bias|, the sum of the absolute values of the terms of an output: [B, *out].
-
-    Plus a number that, times u, is the smallest normal number, for the loss by underflow.
-    """
+    """|L| |z| + |bias|, the sum of the absolute values of the terms of an output: [B, *out]."""
     limits = jnp.finfo(lower.dtype)
-    lost = 2 * limits.tiny / limits.eps
-    return self.magnitude(largest(lower, upper)) + jnp.abs(self.bias) + lost
+    underflow = 2 * limits.tiny / limits.eps  # times u the smallest normal number
+    return self.magnitude(largest(lower, upper)) + jnp.abs(self.bias) + underflow
 
 
-def largest(lower: Array, upper: Array) -> Array:
-  """The largest |z| in each interval."""
-  return jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Dense(AffineLayer):
-  """x @ kernel + bias: [B, n] -> [B, m], kernel [n, m], bias [m]."""
+  """x @ kernel + bias: [B, n] -> [B, m]."""
 
-  kernel: Array
-  bias: Array | float = 0.0
+  kernel: Array  # [n, m]
+  bias: Array | float = 0.0  # [m]
 
   def linear(self, x: Array) -> Array:  # noqa: D102
     return x @ self.kernel
 
-  def magnitude(self, x: Array) -> Array:  # noqa: D102
-    return x @ jnp.abs(self.kernel)
-
   def fan(self) -> tuple[int, int]:  # noqa: D102
-    inputs, outputs = self.kernel.shape
-    return inputs, outputs
+    return self.kernel.shape[0], self.kernel.shape[1]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Conv(AffineLayer):
-  """Cross-correlation of images: [B, H, W, C] -> [B, H', W', D].
+  """Cross-correlation of images: [B, H, W, C] -> [B, H', W', D]."""
 
-  Attributes:
-    kernel: [h, w, C, D].
-    bias: [D].
-    strides: of rows and columns.
-    padding: 'VALID' or 'SAME', as in jax.lax.conv_general_dilated.
-  """
-
-  kernel: Array
-  bias: Array | float = 0.0
-  strides: tuple[int, int] = dataclasses.field(default=(1, 1), metadata={"static": True})
-  padding: str = dataclasses.field(default="VALID", metadata={"static": True})
+  kernel: Array  # [h, w, C, D]
+  bias: Array | float = 0.0  # [D]
+  strides: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
+  padding: str = flax.struct.field(pytree_node=False, default="VALID")  # or "SAME"
 
   def linear(self, x: Array) -> Array:  # noqa: D102
-    return self._convolve(x, self.kernel)
-
-  def magnitude(self, x: Array) -> Array:  # noqa: D102
-    return self._convolve(x, jnp.abs(self.kernel))
+    if self.strides == (1, 1):
+      return convolve(x, self.kernel, self.padding)  # the fast formulation on this backend
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+      x, self.kernel, self.strides, self.padding, dimension_numbers=layout
+    )
 
   def fan(self) -> tuple[int, int]:  # noqa: D102
     height, width, channels, features = self.kernel.shape
     return height * width * channels, height * width * features
 
-  def _convolve(self, x: Array, kernel: Array) -> Array:
-    if self.strides == (1, 1):
-      return convolve(x, kernel, self.padding)  # the fast formulation on this backend
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-      x, kernel, self.strides, self.padding, dimension_numbers=layout
-    )
+
+class _Entrywise(AffineLayer):
+  """A layer with at most one input per output and one output per input."""
+
+  def fan(self) -> tuple[int, int]:
+    return 1, 1
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Affine(AffineLayer):
+@flax.struct.dataclass
+class Affine(_Entrywise):
   """x * scale + bias, each a number or one number per channel."""
 
   scale: Array | float = 1.0
@@ -190,46 +169,27 @@ class Affine(AffineLayer):
   def linear(self, x: Array) -> Array:  # noqa: D102
     return x * self.scale
 
-  def magnitude(self, x: Array) -> Array:  # noqa: D102
-    return x * jnp.abs(self.scale)
 
-  def fan(self) -> tuple[int, int]:  # noqa: D102
-    return 1, 1
-
-
-class _Rearrangement(AffineLayer):
-  """A layer whose outputs are 0 or one of the inputs each, with every input used at most once."""
-
-  def magnitude(self, x: Array) -> Array:
-    return self.linear(x)
-
-  def fan(self) -> tuple[int, int]:
-    return 1, 1
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Pad(_Rearrangement):
+@flax.struct.dataclass
+class Pad(_Entrywise):
   """A border of zeros, `width` pixels on every side: [B, H, W, C] -> [B, H + 2w, W + 2w, C]."""
 
-  width: int = dataclasses.field(metadata={"static": True})
+  width: int = flax.struct.field(pytree_node=False)
 
   def linear(self, x: Array) -> Array:  # noqa: D102
     around = (self.width, self.width)
     return jnp.pad(x, ((0, 0), around, around, (0, 0)))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Flatten(_Rearrangement):
+@flax.struct.dataclass
+class Flatten(_Entrywise):
   """[B, *S] -> [B, n]."""
 
   def linear(self, x: Array) -> Array:  # noqa: D102
     return x.reshape(x.shape[0], -1)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class ReLU:
   """max(z, 0) of every entry."""
 
@@ -238,31 +198,28 @@ class ReLU:
 
   def interval(self, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Exact, since ReLU is monotone."""
-    return jax.nn.relu(lower), jax.nn.relu(upper)
+    return self(lower), self(upper)
 
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Where a > 0 the chord from above, else a line of slope 0 or 1 from below.
 
-    The slope is the one that leaves the smaller area on [lower, upper]. Source: Zhang et al. 2018
-    (arXiv 1811.00866), CROWN-Ada.
+    Of these the one with the smaller area: Zhang et al. 2018 (arXiv 1811.00866), CROWN-Ada.
     """
     stable = (lower >= 0) | (upper <= 0)
     chord = upper / jnp.where(stable, 1.0, upper - lower)
     above = jnp.where(lower >= 0, 1.0, jnp.where(upper <= 0, 0.0, chord))
     height = jnp.where(stable, 0.0, -above * lower)
     below = jnp.where(upper > -lower, 1.0, 0.0)
-    positive = jnp.maximum(a, 0.0)
     # Neither |above z| nor the height exceeds `upper`.
     lost = gamma(8, lower.dtype) * jnp.where(stable, 0.0, 2 * upper)
-    return jnp.where(a > 0, a * above, a * below), inner_up(positive, height, lost)
+    return a * jnp.where(a > 0, above, below), inner_up(jnp.maximum(a, 0.0), height, lost)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class MaxPool:
   """Maximum over windows of size x size with stride size; incomplete windows are dropped."""
 
-  size: int = dataclasses.field(metadata={"static": True})
+  size: int = flax.struct.field(pytree_node=False)
 
   def __call__(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H // size, W // size, C]."""
@@ -275,12 +232,11 @@ class MaxPool:
   def pull_back(self, a: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
     """Bounds the maximum by one entry of the window: from above where a > 0, else from below.
 
-      max_i z_i >= z_m                          for m of the largest lower bound
-      max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound and t the
-                                                largest upper bound of the others
+      max_i z_i >= z_m                               for m of the largest lower bound
+      max_i z_i <= max(z_k, t) = t + relu(z_k - t)   for k of the largest upper bound, t that of
+                                                     the others; the ReLU lies below its chord
 
-    and the ReLU lies below its chord. Both are exact where z_k is always the largest, and neither
-    is looser than the interval.
+    Both are exact where z_k is always the largest, and neither is looser than the interval.
     """
     low, high = self._windows(lower), self._windows(upper)
     entries = high.shape[-1]
@@ -295,29 +251,21 @@ class MaxPool:
     above, below = (a * slope)[..., None] * is_k, a[..., None] * is_m
     spread = jnp.where(a[..., None] > 0, above, below)
     (pulled,) = jax.linear_transpose(self._windows, lower)(spread)
-    positive = jnp.maximum(a, 0.0)
     size = jnp.where(dominant, 0.0, jnp.abs(t) + 2 * slope * largest(low_k, high_k))
-    return pulled, inner_up(positive, height, gamma(10, lower.dtype) * size)
+    return pulled, inner_up(jnp.maximum(a, 0.0), height, gamma(10, lower.dtype) * size)
 
   def _windows(self, x: Array) -> Array:
     """[B, H, W, C] -> [B, H // size, W // size, C, size * size]."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // self.size, width // self.size
-    x = x[:, : rows * self.size, : columns * self.size]
-    x = x.reshape(batch, rows, self.size, columns, self.size, channels)
-    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, rows, columns, channels, -1)
+    x = windows(x, self.size).transpose(0, 1, 3, 5, 2, 4)
+    return x.reshape(*x.shape[:4], -1)
 
 
 def layers_of(net: Any, params: Params) -> list[Layer]:
   """The layers of a net, beginning with the standardization of x in pixels of [0, 1].
 
-  They compute in float32 for any dtype of the net. For proofs about the net as computed, use
-  `certify.from_params`.
-
-  Args:
-    net: with a method layer_list(params) -> [Layer, ...], such as SoftmaxRegression, MLP, DigitsCNN
-      and MnistCNN without input_batch_norm, or a user's own.
-    params: its parameters, as from models.init.
+  `net` has a method layer_list(params) -> [Layer, ...]: SoftmaxRegression, MLP, DigitsCNN, MnistCNN
+  without input_batch_norm, or a user's own. The layers compute in float32 for any dtype of the net;
+  for proofs about the net as computed, use `certify.from_params`.
 
   Raises:
     InputError: the net has no such method, or no such list as configured.
@@ -359,8 +307,3 @@ def stages(layers: Sequence[Layer]) -> list[list[Layer]]:
       groups.append([])
     groups[-1].append(layer)
   return groups
-
-
-def _sum(x: Array) -> Array:
-  """The sum over each example: [B, *S] -> [B]."""
-  return jnp.sum(x, axis=range(1, x.ndim))

@@ -12,20 +12,16 @@ from robust_opt.types import Array, Params
 
 
 class DigitsCNN(nn.Module):
-  """Two 3x3 convolutions with 2x2 pools, one hidden layer: [B, 8, 8, 1] -> [B, num_classes].
-
-  `dtype` is that of the computation; parameters and logits are float32.
-  """
+  """Two 3x3 convolutions with 2x2 pools, one hidden layer: [B, 8, 8, 1] -> [B, num_classes]."""
 
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
-    del train
     x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):
       x = nn.relu(ConvPool(features, (3, 3), pool_size=2, padding="SAME", dtype=self.dtype)(x))

@@ -1,11 +1,9 @@
 """Convolution and pooling: native on GPU and TPU, as matrix products of patches on CPU.
 
 On CPU, XLA runs a convolution inside lax.scan many times slower than outside, and the gradients of
-reduce_window and of a reshaped maximum are slow too; products of patches are not. Both formulations
-take the same parameters and give the same outputs and gradients, so checkpoints can move between
-machines. benchmarks/README.md has the timings.
-
-At a tie in a maximum, the tied entries share the gradient equally, on every backend.
+reduce_window and of a reshaped maximum are slow too (benchmarks/README.md). Both formulations take
+the same parameters and give the same outputs and gradients, so checkpoints can move between
+machines. Tied entries of a maximum share the gradient equally, on every backend.
 """
 
 import functools
@@ -39,10 +37,9 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
   x = _pad(x, kernel, padding)
   if use_matmul():
     height, width, channels, features = kernel.shape
-    if channels < 8:  # with few channels, two stages make fewer and longer copies
-      patches = _patches(_patches(x, 1, width), height, 1)
-    else:
-      patches = _patches(x, height, width)
+    # With few channels, two stages make fewer and longer copies.
+    two = channels < 8
+    patches = _patches(_patches(x, 1, width), height, 1) if two else _patches(x, height, width)
     return patches @ kernel.reshape(-1, features)
   layout = ("NHWC", "HWIO", "NHWC")
   return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
@@ -50,11 +47,8 @@ def convolve(x: Array, kernel: Array, padding: str = "VALID") -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: Array, size: int) -> Array:
-  """Maximum over windows of size x size with stride size; incomplete windows are dropped.
-
-  [B, H, W, C] -> [B, H // size, W // size, C].
-  """
-  return _windows(x, size).max(axis=(2, 4))
+  """Maximum over whole windows of size x size: [B, H, W, C] -> [B, H // size, W // size, C]."""
+  return windows(x, size).max(axis=(2, 4))
 
 
 @max_pool.defjvp
@@ -62,7 +56,7 @@ def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> t
   """The rule of jnp.max without its reduction that counts ties, which is slow on CPU."""
   (x,), (x_dot,) = primals, tangents
   y = max_pool(x, size)
-  x, x_dot = _windows(x, size), _windows(x_dot, size)
+  x, x_dot = windows(x, size), windows(x_dot, size)
   ties = sum((x[:, :, i, :, j] == y).astype(y.dtype) for i in range(size) for j in range(size))
   attains = x == y[:, :, None, :, None]
   return y, jnp.where(attains, x_dot, 0).sum(axis=(2, 4)) / ties
@@ -77,7 +71,7 @@ def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID"
 
 
 def _pad(x: Array, kernel: Array, padding: str) -> Array:
-  """Pads x [B, H, W, C] with zeros so that a 'VALID' convolution has the given padding."""
+  """x [B, H, W, C] with zeros around it, so that a 'VALID' convolution has the given padding."""
   if padding not in ("SAME", "VALID"):
     raise ValueError(f"padding must be 'SAME' or 'VALID', not {padding!r}.")
   if padding == "VALID":
@@ -93,12 +87,11 @@ def _patches(x: Array, h: int, w: int) -> Array:
   return jnp.concatenate(shifts, axis=-1)
 
 
-def _windows(x: Array, size: int) -> Array:
-  """[B, H, W, C] -> [B, H // size, size, W // size, size, C]."""
-  batch, height, width, channels = x.shape
-  rows, columns = height // size, width // size
+def windows(x: Array, size: int) -> Array:
+  """[B, H, W, C] -> [B, H // size, size, W // size, size, C]; incomplete windows are dropped."""
+  rows, columns = x.shape[1] // size, x.shape[2] // size
   x = x[:, : rows * size, : columns * size]
-  return x.reshape(batch, rows, size, columns, size, channels)
+  return x.reshape(x.shape[0], rows, size, columns, size, x.shape[-1])
 
 
 class Conv(nn.Module):
@@ -110,46 +103,33 @@ class Conv(nn.Module):
   features: int
   kernel_size: tuple[int, int]
   padding: str = "SAME"
-  use_bias: bool = True
   kernel_init: Initializer = nn.initializers.lecun_normal()
   bias_init: Initializer = nn.initializers.zeros
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # noqa: D102
-    return _affine(self, x, lambda x, kernel: convolve(x, kernel, self.padding))
+    shape = (*self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape)
+    bias = self.param("bias", self.bias_init, (self.features,))
+    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    return self.linear(x, kernel) + bias
+
+  def linear(self, x: Array, kernel: Array) -> Array:
+    """The layer without its bias."""
+    return convolve(x, kernel, self.padding)
 
 
-class ConvPool(nn.Module):
+class ConvPool(Conv):
   """Conv and max_pool in one: [B, H, W, C] -> [B, H' // pool_size, W' // pool_size, features].
 
   Bias and ReLU commute with the maximum: apply the ReLU after this layer, to fewer elements.
-  Parameters as in Conv.
   """
 
-  features: int
-  kernel_size: tuple[int, int]
-  pool_size: int
-  padding: str = "SAME"
-  use_bias: bool = True
-  kernel_init: Initializer = nn.initializers.lecun_normal()
-  bias_init: Initializer = nn.initializers.zeros
-  dtype: Any = jnp.float32
+  pool_size: int = 2
 
-  @nn.compact
-  def __call__(self, x: Array) -> Array:  # noqa: D102
-    pool_size, padding = self.pool_size, self.padding
-    return _affine(self, x, lambda x, kernel: convolve_max_pool(x, kernel, pool_size, padding))
-
-
-def _affine(module: Conv | ConvPool, x: Array, linear: Callable[[Array, Array], Array]) -> Array:
-  """linear(x, kernel) + bias, with the parameters of Conv and ConvPool."""
-  shape = (*module.kernel_size, x.shape[-1], module.features)
-  kernel = module.param("kernel", module.kernel_init, shape)
-  x = linear(x.astype(module.dtype), kernel.astype(module.dtype))
-  if module.use_bias:
-    x = x + module.param("bias", module.bias_init, (module.features,)).astype(module.dtype)
-  return x
+  def linear(self, x: Array, kernel: Array) -> Array:  # noqa: D102
+    return convolve_max_pool(x, kernel, self.pool_size, self.padding)
 
 
 class Standardize(nn.Module):

@@ -19,7 +19,6 @@ class SoftmaxRegression(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
-    del train
     x = Standardize(self.mean, self.std)(x)
     return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 

@@ -9,23 +9,16 @@ from robust_opt.types import Array
 
 
 class MadryCNN(nn.Module):
-  """Two 5x5 convolutions with 2x2 pools, one hidden layer: [B, H, W, C] -> [B, num_classes].
-
-  Attributes:
-    num_classes: number of classes.
-    mean, std: of the pixels, a number or one per channel; the authors do not standardize.
-    width: factor of the 32 and 64 features of the convolutions and of the 1024 hidden units.
-  """
+  """Two 5x5 convolutions with 2x2 pools, one hidden layer: [B, H, W, C] -> [B, num_classes]."""
 
   num_classes: int = 10
-  mean: float | Sequence[float] = 0.0
+  mean: float | Sequence[float] = 0.0  # the authors do not standardize
   std: float | Sequence[float] = 1.0
-  width: float = 1.0
+  width: float = 1.0  # factor of the numbers of features and hidden units
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
-    del train
     x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):
       x = nn.relu(ConvPool(int(features * self.width), (5, 5), pool_size=2)(x))

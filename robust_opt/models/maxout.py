@@ -8,48 +8,35 @@ the two output layers that the paper compares.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_opt.models.layers import ConvPool, Initializer, Standardize
+from robust_opt.models.layers import ConvPool, Standardize
 from robust_opt.types import Array
 
 
 def max_of_pieces(z: Array, pieces: int) -> Array:
-  """The maximum over each unit's pieces; tied pieces share the gradient equally.
+  """The maximum over each unit's pieces: z [*R, pieces * width] -> [*R, width].
 
-  Source: Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
-
-  z [*R, pieces * width] -> [*R, width]; piece p of unit u is entry p * width + u.
+  Piece p of unit u is entry p * width + u; tied pieces share the gradient equally. Source:
+  Goodfellow et al. 2013 (arXiv 1302.4389), section 3.
   """
   # Pieces before units: a maximum over a short last axis is several times slower on CPU.
   return jnp.max(z.reshape(*z.shape[:-1], pieces, -1), axis=-2)
 
 
 class Maxout(nn.Module):
-  """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes].
-
-  Weights are initialized uniformly in +-init_scale, biases with 0. Dropout rescales the kept units,
-  so evaluation needs no correction.
-
-  Attributes:
-    num_classes: number of classes.
-    widths: units of every hidden layer.
-    pieces: affine maps whose maximum a unit is.
-    input_dropout: rate at which standardized pixels are dropped.
-    hidden_dropout: rate at which hidden units are dropped.
-    init_scale: largest absolute value of an initial weight.
-    mean, std: of the pixels, a number or one per channel.
-  """
+  """Maxout layers and a dense one: images [B, *S] in [0, 1] -> logits [B, num_classes]."""
 
   num_classes: int = 10
-  widths: Sequence[int] = (240, 240)
-  pieces: int = 5
-  input_dropout: float = 0.2
+  widths: Sequence[int] = (240, 240)  # units of every hidden layer
+  pieces: int = 5  # affine maps whose maximum a unit is
+  input_dropout: float = 0.2  # rate of the standardized pixels
   hidden_dropout: float = 0.5
-  init_scale: float = 0.005
+  init_scale: float = 0.005  # weights are initialized uniformly in +-init_scale, biases with 0
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
 
@@ -60,7 +47,9 @@ class Maxout(nn.Module):
     def drop(x: Array, rate: float) -> Array:
       return nn.Dropout(rate, deterministic=not train)(x)
 
-    kernel_init = _uniform(self.init_scale)
+    def kernel_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+      return jax.random.uniform(key, shape, dtype, -self.init_scale, self.init_scale)
+
     x = Standardize(self.mean, self.std)(x)
     x = drop(x.reshape(x.shape[0], -1), self.input_dropout)
     for width in self.widths:
@@ -75,19 +64,12 @@ class ConvMaxout(nn.Module):
   Every layer is a 3 x 3 convolution, the maximum over pieces and a 2 x 2 max pool; the last is
   followed by dropout. The paper's net for CIFAR-10 (Goodfellow et al. 2013, arXiv 1302.4389) is of
   this kind, but larger.
-
-  Attributes:
-    num_classes: number of classes.
-    widths: units of every convolution.
-    pieces: affine maps whose maximum a unit is.
-    hidden_dropout: rate at which the last layer's units are dropped.
-    mean, std: of the pixels, a number or one per channel.
   """
 
   num_classes: int = 10
-  widths: Sequence[int] = (24, 48, 48)
+  widths: Sequence[int] = (24, 48, 48)  # units of every convolution
   pieces: int = 2
-  hidden_dropout: float = 0.2
+  hidden_dropout: float = 0.2  # rate of the last layer's units
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
 
@@ -101,12 +83,3 @@ class ConvMaxout(nn.Module):
       x = max_of_pieces(z, self.pieces)
     x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
     return nn.Dense(self.num_classes)(x)
-
-
-def _uniform(scale: float) -> Initializer:
-  """Uniform in [-scale, scale)."""
-
-  def init(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
-    return jax.random.uniform(key, shape, dtype, -scale, scale)
-
-  return init

@@ -12,21 +12,17 @@ from robust_opt.types import Array, Params
 
 
 class MLP(nn.Module):
-  """Dense layers of the given widths: images [B, *S] in [0, 1] -> logits [B, num_classes].
-
-  `dtype` is that of the computation; parameters and logits are float32.
-  """
+  """Dense layers of the given widths: images [B, *S] in [0, 1] -> logits [B, num_classes]."""
 
   num_classes: int = 10
   widths: Sequence[int] = (200, 200)
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
-    del train
     x = Standardize(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)
     for width in self.widths:

@@ -17,21 +17,14 @@ class MnistCNN(nn.Module):
 
   Zero-pad to 32 x 32, standardize, conv 5x5x32 - ReLU - max pool 3x3, conv 5x5x64 - ReLU -
   max pool 2x2, dense 200 - ReLU, dense num_classes.
-
-  Attributes:
-    num_classes: number of classes.
-    mean, std: of the padded training pixels, a number or one per channel.
-    input_batch_norm: whether to also batch-normalize the input, without scale and offset.
-    axis_name: under pmap and shard_map, the axis to share batch statistics over.
-    dtype: of the computation; parameters and logits are float32.
   """
 
   num_classes: int = 10
-  mean: float | Sequence[float] = 0.1000
+  mean: float | Sequence[float] = 0.1000  # of the padded training pixels
   std: float | Sequence[float] = 0.2752
-  input_batch_norm: bool = False
-  axis_name: str | None = None
-  dtype: Any = jnp.float32
+  input_batch_norm: bool = False  # also batch-normalize the input, without scale and offset
+  axis_name: str | None = None  # under pmap and shard_map, to share batch statistics over
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:  # noqa: D102
@@ -42,18 +35,14 @@ class MnistCNN(nn.Module):
         use_running_average=not train, momentum=0.9, epsilon=1e-5, use_bias=False, use_scale=False,
         axis_name=self.axis_name if train else None,
       )(x)  # fmt: skip
-    x = nn.relu(ConvPool(32, (5, 5), 3, "VALID", dtype=self.dtype, name="conv1")(x))
-    x = nn.relu(ConvPool(64, (5, 5), 2, "VALID", dtype=self.dtype, name="conv2")(x))
+    x = nn.relu(ConvPool(32, (5, 5), "VALID", pool_size=3, dtype=self.dtype, name="conv1")(x))
+    x = nn.relu(ConvPool(64, (5, 5), "VALID", pool_size=2, dtype=self.dtype, name="conv2")(x))
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(200, dtype=self.dtype, name="dense1")(x))
     return nn.Dense(self.num_classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
-    """The same net as a list of layers, for bounds and penalties.
-
-    Raises:
-      InputError: input_batch_norm is set.
-    """
+    """The same net as a list of layers, for bounds and penalties; without input_batch_norm only."""
     if self.input_batch_norm:
       raise InputError("MnistCNN has a list of layers only without input_batch_norm.")
     return [

@@ -6,8 +6,8 @@
   p = losses.probabilities(log_p, "rbf")                                    # [B, C], in [0, 1]
 
 The probability of a class falls to 0 with the distance from the template of the class: far from all
-data no class is present. There is no softmax, the probabilities need not sum to 1, and the outputs
-are log-probabilities instead of logits. Paper: https://arxiv.org/abs/1412.6572
+data no class is present. The outputs are log-probabilities instead of logits, without a softmax:
+the probabilities need not sum to 1. Paper: https://arxiv.org/abs/1412.6572
 """
 
 import math
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.initializers import constant, normal
 
-from robust_opt.models.layers import Initializer, Standardize
+from robust_opt.models.layers import Standardize
 from robust_opt.types import Array
 
 
@@ -26,8 +27,7 @@ class ShallowRBF(nn.Module):
 
     log p_k(x) = -(x - mu_k)^T diag(beta_k) (x - mu_k),   beta_k = exp(log_beta_k) > 0
 
-  for the standardized x; p_k is 1 at mu_k only. Parameters of the layer 'output': mu and log_beta,
-  both [n, num_classes] for n pixels, one column per class as in a kernel.
+  for the standardized x. Parameters of the layer 'output': mu and log_beta [n, num_classes].
   """
 
   num_classes: int = 10
@@ -37,7 +37,6 @@ class ShallowRBF(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
-    del train
     x = Standardize(self.mean, self.std)(x)
     return _Quadratic(self.num_classes, name="output")(x.reshape(x.shape[0], -1))
 
@@ -47,30 +46,22 @@ class DeepRBF(nn.Module):
 
     h_j(x) = exp(-beta_j |x - mu_j|^2),   log p_k(h) as in ShallowRBF
 
-  for the standardized x. The paper found such nets hard to train: those with enough quadratic
-  inhibition to resist attacks had a high training error. Parameters: mu [n, width] and log_beta
-  [width], and those of the layer 'output'.
-
-  Attributes:
-    num_classes: number of classes.
-    width: number of hidden units.
-    mean, std: of the pixels, a number or one per channel.
+  for the standardized x. The paper found such nets hard to train. Parameters: mu [n, width] and
+  log_beta [width], and those of the layer 'output'.
   """
 
   num_classes: int = 10
-  width: int = 200
+  width: int = 200  # hidden units
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
-    del train
-    x = Standardize(self.mean, self.std)(x)
-    x = x.reshape(x.shape[0], -1)
+    x = Standardize(self.mean, self.std)(x).reshape(x.shape[0], -1)
     # Squared distances of about n then give exponents of -1/2 to -3, neither flat nor all 1.
-    mu = self.param("mu", nn.initializers.normal(0.5), (x.shape[-1], self.width))
-    log_beta = self.param("log_beta", _log_of(2.0 / x.shape[-1]), (self.width,))
+    mu = self.param("mu", normal(0.5), (x.shape[-1], self.width))
+    log_beta = self.param("log_beta", constant(math.log(2.0 / x.shape[-1])), (self.width,))
     h = jnp.exp(-jnp.exp(log_beta) * squared_distances(x, mu))
     return _Quadratic(self.num_classes, name="output")(h)
 
@@ -83,22 +74,15 @@ class _Quadratic(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (x.shape[-1], self.features)
-    mu = self.param("mu", nn.initializers.normal(0.1), shape)
+    mu = self.param("mu", normal(0.1), shape)
     # Mean squares of 0.1 (pixels) to 1 (standardized) per entry give exponents of -1 to -10.
-    log_beta = self.param("log_beta", _log_of(10.0 / x.shape[-1]), shape)
+    log_beta = self.param("log_beta", constant(math.log(10.0 / x.shape[-1])), shape)
     # Not expanded, which would cancel near mu and could give a probability above 1.
     return -jnp.sum(jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2, axis=1)
 
 
 def squared_distances(x: Array, mu: Array) -> Array:
-  """|x_i - mu_j|^2 by a matrix product: x [B, n], mu [n, m] -> [B, m], >= 0.
-
-  The error is up to 1e-6 of |x|^2 + |mu|^2.
-  """
+  """|x_i - mu_j|^2 up to 1e-6 of |x_i|^2 + |mu_j|^2: x [B, n], mu [n, m] -> [B, m], >= 0."""
   products = jnp.matmul(x, mu, precision=jax.lax.Precision.HIGHEST)
   squares = jnp.sum(x**2, axis=1, keepdims=True) + jnp.sum(mu**2, axis=0)
   return jnp.maximum(squares - 2 * products, 0.0)
-
-
-def _log_of(value: float) -> Initializer:
-  return nn.initializers.constant(math.log(value))

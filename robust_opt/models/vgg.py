@@ -1,8 +1,4 @@
-"""The CIFAR-10 network of Shaham et al. 2015: VGG with batch normalization and dropout.
-
-Batch normalization and ReLU follow every convolution, as in Zagoruyko's "92.45 % on CIFAR-10 in
-Torch" (2015).
-"""
+"""The CIFAR-10 network of Shaham et al. 2015: Zagoruyko's "92.45 % on CIFAR-10 in Torch" (2015)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,24 +21,15 @@ _he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class VGG(nn.Module):
-  """Thirteen 3x3 convolutions and two dense layers: [B, 32, 32, C] in [0, 1] -> [B, num_classes].
-
-  Attributes:
-    num_classes: number of classes.
-    mean, std: of the pixels, a number or one per channel.
-    dropout: whether to use dropout, at the authors' rates.
-    width: factor of the features of every layer.
-    dtype: of the computation; parameters, statistics and logits are float32.
-    axis_name: under pmap and shard_map, the axis to share batch statistics over.
-  """
+  """VGG with batch normalization and dropout: [B, 32, 32, C] in [0, 1] -> [B, num_classes]."""
 
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dropout: bool = True
-  width: float = 1.0
-  dtype: Any = jnp.float32
-  axis_name: str | None = None
+  dropout: bool = True  # at the authors' rates
+  width: float = 1.0  # factor of the features of every layer
+  dtype: Any = jnp.float32  # of the computation; parameters, statistics and logits are float32
+  axis_name: str | None = None  # under pmap and shard_map, to share batch statistics over
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:

@@ -3,9 +3,9 @@
   step = free.make_free_train_step(apply, optimizer, u, u, num_replays=4)
   step = free.make_recall_train_step(apply, optimizer, u)
 
-Both start from an adversary that an earlier backward pass left in `TrainState.memory`: in free
-training that of the previous replay, in recalled training that of the same example, an epoch ago.
-They run under jit, on one device or over a mesh.
+Both start from what an earlier backward pass left in `TrainState.memory`: in free training that of
+the previous replay, in recalled training that of the same example, an epoch ago. Both run under
+jit, on one device or over a mesh; the gradients are those of the model in train mode.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ import optax
 
 from robust_opt import losses
 from robust_opt.sets import UncertaintySet
-from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
+from robust_opt.training.state import TrainMetrics, TrainState, TrainStep, updated
 from robust_opt.training.step import check_batch, check_losses
-from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params, PyTree
+from robust_opt.types import ApplyFn, Array, Batch, LossFn, ModelState, Params
 
 
 def make_free_train_step(
@@ -32,23 +32,17 @@ def make_free_train_step(
   num_replays: int,
   loss: LossFn = losses.cross_entropy,
 ) -> TrainStep:
-  """ "Free" adversarial training: one backward pass gives both gradients, of theta and of delta.
+  """ "Free" adversarial training: Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1.
 
   Every batch is used num_replays times in a row, with one update and one step of delta each. delta
-  is carried over between batches in state.memory, [B, *S]; pass zeros to `init_state`. Source:
-  Shafahi et al. 2019 (arXiv 1904.12843), algorithm 1. As there, both gradients are those of the
-  model in train mode.
+  is carried over between batches in state.memory, [B, *S]; pass zeros to `init_state`.
 
   Args:
-    apply: the model.
+    apply, loss: the model and J; the reported loss is the mean over the replays.
     optimizer: of the parameters, with num_replays updates per step: a schedule counts replays.
     uncertainty: the set that delta stays in.
     ascent: the set of one step of delta; as large as `uncertainty` in the paper.
     num_replays: m of the paper, >= 1.
-    loss: J.
-
-  Returns:
-    step(state, batch, key) -> (state, metrics): one batch; the loss is the mean over its replays.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
@@ -57,17 +51,14 @@ def make_free_train_step(
     def replay(state: TrainState, key: Array) -> tuple[TrainState, tuple[Array, Array]]:
       delta = state.memory
       (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
-      params, opt_state = _descend(optimizer, state, grads)
       delta = uncertainty.project(delta + ascent.steepest_ascent(g, batch.x + delta), batch.x)
       zeros = jnp.sum(jnp.all(g == 0, axis=range(1, g.ndim)), dtype=jnp.int32)
-      return TrainState(state.step, params, model_state, opt_state, delta), (value, zeros)
+      return updated(state, optimizer, grads, model_state, delta), (value, zeros)
 
     # The delta of the last batch may lie outside of the set around this one.
-    inside = uncertainty.project(state.memory, batch.x)
-    state, (values, zeros) = jax.lax.scan(
-      replay, dataclasses.replace(state, memory=inside), jax.random.split(key, num_replays)
-    )
-    after = dataclasses.replace(state, step=state.step + 1)
+    start = dataclasses.replace(state, memory=uncertainty.project(state.memory, batch.x))
+    after, (values, zeros) = jax.lax.scan(replay, start, jax.random.split(key, num_replays))
+    after = dataclasses.replace(after, step=state.step + 1)
     return after, TrainMetrics(jnp.mean(values), zeros[0])
 
   return step
@@ -86,19 +77,9 @@ def make_recall_train_step(
 
     delta = argmax over U of <s, delta>,  s = sign of grad_x J at the old theta and x + delta
 
-  So an update costs one forward and one backward pass. The price is that the direction is an epoch
-  old, and, for sets other than l_inf, given by the signs alone; a pixel of gradient 0 counts as
-  negative. Not for l_1, where signs do not identify the largest entry.
-
-  Args:
-    apply: the model, differentiated in train mode.
-    optimizer: of the parameters.
-    uncertainty: U.
-    loss: J.
-
-  Returns:
-    step(state, batch, key) -> (state, metrics); state.memory is [N, ceil(n / 8)] uint8 with
-    n pixels, from `unknown_directions`, and batch.ids are indices into it.
+  So an update costs one forward and one backward pass. A pixel of gradient 0 counts as negative.
+  Not for l_1, where signs do not identify the largest entry. state.memory is [N, ceil(n / 8)] uint8
+  for n pixels, from `unknown_directions`, and batch.ids are indices into it.
   """
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
@@ -109,12 +90,11 @@ def make_recall_train_step(
     delta = uncertainty.steepest_ascent(signs, batch.x)
 
     (value, model_state), (grads, g) = _both_gradients(apply, loss, state, batch, delta, key)
-    params, opt_state = _descend(optimizer, state, grads)
     g = g.reshape(len(g), -1)
     zero = jnp.all(g == 0, axis=-1)
     seen = jnp.where(zero[:, None], remembered, jnp.packbits(g > 0, axis=-1))
     memory = state.memory.at[batch.ids].set(seen)
-    after = TrainState(state.step + 1, params, model_state, opt_state, memory)
+    after = updated(state, optimizer, grads, model_state, memory)
     return after, TrainMetrics(value, jnp.sum(zero, dtype=jnp.int32))
 
   return step
@@ -133,17 +113,9 @@ def _both_gradients(
 
   def mean_loss(params: Params, delta: Array) -> tuple[Array, ModelState]:
     logits, model_state = apply(params, state.model_state, batch.x + delta, train=True, key=key)
-    losses_of_batch = loss(logits, batch.y)
-    check_losses(losses_of_batch, batch)
-    return jnp.mean(losses_of_batch), model_state
+    values = loss(logits, batch.y)
+    check_losses(values, batch)
+    return jnp.mean(values), model_state
 
   check_batch(batch)
   return jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)(state.params, delta)
-
-
-def _descend(
-  optimizer: optax.GradientTransformation, state: TrainState, grads: Params
-) -> tuple[Params, PyTree]:
-  """Parameters and the optimizer's state after one update."""
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  return optax.apply_updates(state.params, updates), opt_state

@@ -5,34 +5,20 @@ A net is a sequence of stages, h_l = stage_l(h_{l-1}) with h_0 = x. The lifted e
     z = (x, 0, ..., 0)                        a block of zeros for the input of every later stage,
     h_0 = z_0,  h_l = stage_l(h_{l-1}) + z_l  where the lifted net adds the l-th block.
 
-A perturbation delta of z perturbs every layer, and its set is a product of one set per block. One
-steepest ascent step over the product is a steepest ascent step in every block, all from one
-backward pass. So the sets, maximizers, objectives and `ro.make_train_step` apply unchanged:
+A perturbation delta of z perturbs every layer, and its set is a product of one set per block. So
+one steepest ascent step is one in every block, all from one backward pass:
 
-  shapes = layerwise.shapes(net, image_shape)                      # [(28, 28, 1), (9, 9, 32), ...]
   u = layerwise.layerwise(net, image_shape, ro.LInf(0.1, (0.0, 1.0)), hidden_radius=0.05)
   apply = layerwise.lifted_apply(net, image_shape)
   step = ro.make_train_step(apply, optimizer, ro.robust(), ro.steepest(u))
-  step = layerwise.lifted_step(step, shapes)                       # takes batches of images
-  state = ro.init_state(*models.init(net, key, image_shape), optimizer)
-  state, metrics = jax.jit(step)(state, batch, key)
+  step = layerwise.lifted_step(step, layerwise.shapes(net, image_shape))   # of batches of images
 
-The parameters are the net's own: evaluate them with models.from_linen(net).
+The parameters are the net's own. A hidden radius has the units of that layer's activations, which
+training changes: a ReLU net can grow them, so that the same radius means less later in training.
 
-|  training                                |  first          |  hidden_radius  |
-|  ordinary adversarial training           |  any set        |  0              |
-|  hidden layers only (Goodfellow et al.)  |  radius 0       |  > 0            |
-|  every layer                             |  any set        |  > 0            |
-
-Sources: Nokland 2015 (arXiv 1510.04189) perturbs the input within back-propagation: the first row,
-with l_inf. Goodfellow et al. 2015 (arXiv 1412.6572), section 6, compare the input with hidden
-layers. Sankaranarayanan et al. 2018 (arXiv 1705.07819) perturb hidden activations by the gradients
-of the previous mini-batch; here they are those of the same batch, at the cost of the backward pass
-that their method saves.
-
-A hidden radius has the units of that layer's activations, which training changes: a ReLU net can
-grow its activations, so that the same radius means less later in training (reported by Goodfellow
-et al. 2015).
+Sources: Nokland 2015 (arXiv 1510.04189); Goodfellow et al. 2015 (arXiv 1412.6572), section 6, with
+the image's radius 0; Sankaranarayanan et al. 2018 (arXiv 1705.07819), by the gradients of the
+previous mini-batch instead of the same one.
 """
 
 import math
@@ -54,19 +40,12 @@ Shape = tuple[int, ...]
 
 
 def stages(net: nn.Module, params: Params) -> list[list[affine.Layer]]:
-  """The layers of a net, split before every Dense and Conv but the first.
-
-  SoftmaxRegression is one stage, DigitsCNN and MnistCNN are four.
-  Arguments and errors as for affine.layers_of.
-  """
+  """The layers of a net, split before every Dense and Conv but the first; as affine.layers_of."""
   return affine.stages(affine.layers_of(net, params))
 
 
 def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:
-  """The shapes of the stages' inputs for one example, beginning with the image.
-
-  Nothing is computed. Arguments and errors as for `lifted_apply`.
-  """
+  """The shapes of the stages' inputs for one example, beginning with the image."""
 
   def inputs(key: Array) -> list[Array]:
     params, _ = models.init(net, key, image_shape)
@@ -79,11 +58,7 @@ def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:
 
 
 def lift(x: Array, shapes: Sequence[Shape]) -> Array:
-  """Images x [B, *S] -> (x, 0, ..., 0) [B, n], n the total size of the shapes.
-
-  Raises:
-    InputError: the images have another shape.
-  """
+  """Images x [B, *S] -> (x, 0, ..., 0) [B, n], n the total size of the shapes."""
   if x.shape[1:] != tuple(shapes[0]):
     raise InputError(
       f"The images must have the shape {tuple(shapes[0])} of the first block, but x has {x.shape}."
@@ -92,24 +67,11 @@ def lift(x: Array, shapes: Sequence[Shape]) -> Array:
   return jnp.pad(x.reshape(x.shape[0], -1), ((0, 0), (0, later)))
 
 
-def unlift(z: Array, shapes: Sequence[Shape]) -> list[Array]:
-  """A lifted example, gradient or perturbation [B, n] -> its blocks, each [B, *shape].
-
-  Raises:
-    InputError: n is not the total size of the shapes.
-  """
-  return split(z, shapes)
-
-
 def lifted_apply(net: nn.Module, image_shape: Sequence[int]) -> ApplyFn:
   """The net as a function of lifted examples, x = z [B, n] -> logits [B, C].
 
   At lift(x) it equals the net at x up to rounding, in float32 for any dtype of the net. `train` and
   `key` have no effect: nets with a list of layers have neither dropout nor a state.
-
-  Args:
-    net: with a list of layers, as for affine.layers_of.
-    image_shape: [H, W, C], of one image.
 
   Raises:
     InputError: the net has no list of layers; from the function: x is not [B, n].
@@ -119,8 +81,7 @@ def lifted_apply(net: nn.Module, image_shape: Sequence[int]) -> ApplyFn:
   def apply(
     params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
   ) -> tuple[Array, ModelState]:
-    del train, key
-    first, *later = unlift(x, block_shapes)
+    first, *later = split(x, block_shapes)
     stage, *rest = stages(net, params)
     h = affine.apply(stage, first)
     for stage, block in zip(rest, later, strict=True):
@@ -138,11 +99,10 @@ def layerwise(
   For other hidden sets, or a radius per layer, use `sets.Product` with `shapes`.
 
   Args:
-    net: as for `lifted_apply`.
+    net: with a list of layers, as for affine.layers_of.
     image_shape: [H, W, C], of one image.
     first: the set of the image, in pixels; it may have a box.
-    hidden_radius: [] or [B], >= 0, of the input of every later stage, in the units of its
-      activations; it may be traced.
+    hidden_radius: [] or [B], >= 0, in the units of each stage's activations; it may be traced.
 
   Raises:
     InputError: the net has no list of layers, or the radius is negative or NaN.
@@ -153,11 +113,7 @@ def layerwise(
 
 
 def lifted_step(step: TrainStep, shapes: Sequence[Shape]) -> TrainStep:
-  """Turns a train step of `lifted_apply` into a step on batches of images x [B, *S].
-
-  Raises:
-    InputError: from the step: the images have another shape.
-  """
+  """Turns a train step of `lifted_apply` into a step on batches of images x [B, *S]."""
 
   def lifted(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
     return step(state, batch._replace(x=lift(batch.x, shapes)), key)

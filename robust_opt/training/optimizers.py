@@ -36,13 +36,9 @@ def dampened_sgd(
     v_1 = g_1,   v_t = momentum v_{t-1} + (1 - dampening) g_t,   theta_t = theta_{t-1} - lr v_t
 
   The first gradient is not dampened: with dampening = momentum = 0.9 it has ten times the weight of
-  the others. Otherwise this is optax.sgd with learning_rate (1 - dampening). Source: Lua Torch's
-  optim.sgd, which trained the nets of the paper (and PyTorch's SGD).
-
-  Args:
-    learning_rate: a number, or a schedule.
-    momentum: 0 <= momentum < 1.
-    dampening: None: equal to the momentum, the default of Lua Torch.
+  the others. Otherwise this is optax.sgd with learning_rate (1 - dampening). dampening None is the
+  momentum, the default of Lua Torch. Source: Lua Torch's optim.sgd, which trained the nets of the
+  paper (and PyTorch's SGD).
   """
   fresh = 1.0 - (momentum if dampening is None else dampening)
 
@@ -52,7 +48,6 @@ def dampened_sgd(
   def update(
     gradient: PyTree, state: DampenedState, params: PyTree | None = None
   ) -> tuple[PyTree, DampenedState]:
-    del params
     weight = jnp.where(state.step == 0, 1.0, fresh)
     velocity = jax.tree.map(
       lambda v, g: (momentum * v + weight * g).astype(v.dtype), state.velocity, gradient
@@ -79,9 +74,6 @@ def weight_average(decay: float) -> optax.GradientTransformation:
   not include its start. `training.evaluated_params` returns the average. Source: Polyak and
   Juditsky (1992); against robust overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be
   mitigated by properly learned smoothening").
-
-  Args:
-    decay: in [0, 1).
   """
 
   def init(params: PyTree) -> AverageState:
@@ -108,35 +100,23 @@ def max_column_norm(limit: float) -> optax.GradientTransformation:
 
     w <- w min(1, limit / |w|_2)   after the update, for the incoming weights w of one unit
 
-  Kernels are the parameters of rank >= 2, [..., units] as in Flax: [n, m] has m columns of n
-  weights, a convolution's [h, w, C, D] has D of h w C. Parameters of lower rank (biases, scales),
-  and the updates of columns within the ball, remain unchanged. In a chain it follows the optimizer
-  and precedes weight_average. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm and
-  max-norm"), with dropout Hinton et al. 2012 (arXiv 1207.0580).
-
-  Args:
-    limit: > 0, the largest norm; 1.9365 (its square is 15/4) in the maxout nets of Goodfellow et
-      al. 2013 (arXiv 1302.4389).
+  Kernels are the parameters of rank >= 2, [..., units] as in Flax; other parameters (biases,
+  scales), and the updates of columns within the ball, remain unchanged. In a chain it follows the
+  optimizer and precedes weight_average. Source: Srebro and Shraibman 2005 (COLT, "Rank, trace-norm
+  and max-norm"), with dropout Hinton et al. 2012 (arXiv 1207.0580); the limit is 1.9365 in the
+  maxout nets of Goodfellow et al. 2013 (arXiv 1302.4389).
   """
 
-  def update(
-    updates: PyTree, state: optax.EmptyState, params: PyTree | None = None
-  ) -> tuple[PyTree, optax.EmptyState]:
-    assert params is not None, "a bound on the weights needs the weights"
+  def bounded(update: Array, before: Array) -> Array:
+    if before.ndim < 2:
+      return update
+    after = optax.apply_updates(before, update)
+    norm = jax.vmap(l2_norm, in_axes=1)(after.reshape(-1, after.shape[-1]))
+    inside = norm <= limit
+    scale = limit / jnp.where(inside, 1.0, norm)
+    return jnp.where(inside, update, (after * scale - before).astype(update.dtype))
 
-    def bounded(update: Array, before: Array, after: Array) -> Array:
-      if before.ndim < 2:
-        return update
-      columns = after.reshape(-1, after.shape[-1])
-      norm = jax.vmap(l2_norm, in_axes=1)(columns)
-      inside = norm <= limit
-      scale = limit / jnp.where(inside, 1.0, norm)
-      return jnp.where(inside, update, (after * scale - before).astype(update.dtype))
-
-    moved = optax.apply_updates(params, updates)
-    return jax.tree.map(bounded, updates, params, moved), state
-
-  return optax.GradientTransformation(optax.init_empty_state, update)
+  return optax.stateless_with_tree_map(bounded)
 
 
 def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
@@ -145,53 +125,43 @@ def adversarial_weights(gamma: float) -> Callable[[PyTree, PyTree], PyTree]:
     v_l = gamma |w_l| g_l / |g_l|   for every layer's kernel; 0 for biases and scales
 
   Source: Wu, Xia and Wang 2020 (arXiv 2004.05884), equations 7 to 9 with one step.
-
-  Args:
-    gamma: >= 0, the length of a kernel's perturbation relative to the kernel.
   """
 
-  def perturbation(params: PyTree, gradient: PyTree) -> PyTree:
-    def of_kernel(w: Array, g: Array) -> Array:
-      if w.ndim < 2:
-        return jnp.zeros_like(w)
-      return gamma * l2_norm(w) * furthest_l2(g, jnp.ones((), g.dtype), None)
+  def of_kernel(w: Array, g: Array) -> Array:
+    if w.ndim < 2:
+      return jnp.zeros_like(w)
+    return gamma * l2_norm(w) * furthest_l2(g, jnp.ones((), g.dtype), None)
 
-    return jax.tree.map(of_kernel, params, gradient)
-
-  return perturbation
+  return lambda params, gradient: jax.tree.map(of_kernel, params, gradient)
 
 
-def _constant(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
-  del total, steps_per_epoch
+def constant(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+  """The peak throughout."""
   return optax.constant_schedule(peak)
 
 
-def _inverse_time(
+def inverse_time(
   peak: float, total: int, steps_per_epoch: int, rate: float = 5e-6
 ) -> optax.Schedule:
   """peak / (1 + rate step)."""
-  del total, steps_per_epoch
   _check_finite("rate", rate, rate >= 0)
   return lambda step: peak / (1.0 + rate * step)
 
 
-def _halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
+def halving(peak: float, total: int, steps_per_epoch: int, epochs: float = 25.0) -> optax.Schedule:
   """peak / 2^k after k times `epochs` epochs."""
-  del total
   _check_finite("epochs", epochs, epochs > 0)
   every = max(1, round(epochs * steps_per_epoch))
   return optax.exponential_decay(peak, every, decay_rate=0.5, staircase=True)
 
 
-def _cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+def cosine(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   """Decays from peak to 0 along half a cosine."""
-  del steps_per_epoch
   return optax.cosine_decay_schedule(peak, total)
 
 
-def _triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
+def triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   """Rises from 0 to peak and falls to 0, linearly."""
-  del steps_per_epoch
   up = max(1, total // 2)
   rise, fall = optax.linear_schedule(0, peak, up), optax.linear_schedule(peak, 0, total - up)
   return optax.join_schedules([rise, fall], [up])
@@ -204,9 +174,9 @@ def _check_finite(name: str, value: float, allowed: bool) -> None:
 
 # (peak learning rate, total updates, updates per epoch, **its own keys) -> schedule
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-  "constant": _constant,
-  "inverse_time": _inverse_time,
-  "halving": _halving,
-  "cosine": _cosine,
-  "triangular": _triangular,
+  "constant": constant,
+  "inverse_time": inverse_time,
+  "halving": halving,
+  "cosine": cosine,
+  "triangular": triangular,
 }

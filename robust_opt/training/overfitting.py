@@ -4,18 +4,16 @@
   detected = detect(history)     # an Overfitting, or None
   in_words(detected)             # the warning to print
 
-Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994): a network trained against
-one step becomes robust to that step only; within an epoch its PGD accuracy collapses while its
-accuracy under one step stays or rises. Robust overfitting (Rice, Wong and Kolter 2020, arXiv
-2002.11569): PGD accuracy on held-out data declines slowly while the training loss still falls.
+Catastrophic overfitting (Wong, Rice and Kolter 2020, arXiv 2001.03994): within an epoch PGD
+accuracy collapses while accuracy under one step stays or rises. Robust overfitting (Rice, Wong and
+Kolter 2020, arXiv 2002.11569): PGD accuracy declines slowly while the training loss still falls.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-# A collapse loses at least this fraction of the best PGD accuracy, and at least this much in
-# absolute terms, since a constant classifier also has some PGD accuracy.
+# What a collapse loses of the best PGD accuracy; a constant classifier also has some.
 COLLAPSE_FRACTION, COLLAPSE_POINTS = 0.5, 0.1
 # A network that gained more than this under one step since its best epoch is still learning.
 LEARNING_POINTS = 0.1
@@ -24,37 +22,21 @@ STANDARD_ERRORS, POINTS = 2.0, 0.02
 
 
 class Epoch(NamedTuple):
-  """Measurements after one epoch.
+  """Measurements after one epoch; accuracies are in [0, 1]."""
 
-  Attributes:
-    train_loss: mean loss on the perturbed training batches.
-    single_step: held-out accuracy under one step, in [0, 1].
-    pgd: held-out accuracy under PGD of the same radius, in [0, 1].
-    num_examples: number of held-out examples of both accuracies.
-  """
-
-  train_loss: float
-  single_step: float
-  pgd: float
-  num_examples: int
+  train_loss: float  # mean over the perturbed training batches
+  single_step: float  # held-out accuracy under one step
+  pgd: float  # held-out accuracy under PGD of the same radius
+  num_examples: int  # of both accuracies
 
 
 class Overfitting(NamedTuple):
-  """Overfitting, as of the last epoch of a history.
-
-  Attributes:
-    kind: "catastrophic" or "robust".
-    best_epoch: the epoch of the best PGD accuracy, counted from 1.
-    best_pgd: that accuracy, in [0, 1].
-    epoch: the last epoch, counted from 1.
-    pgd: PGD accuracy after it.
-    single_step: accuracy under one step after it.
-  """
+  """Overfitting, as of the last epoch of a history; epochs are counted from 1."""
 
   kind: Literal["catastrophic", "robust"]
-  best_epoch: int
+  best_epoch: int  # of the best PGD accuracy
   best_pgd: float
-  epoch: int
+  epoch: int  # the last
   pgd: float
   single_step: float
 
@@ -100,11 +82,8 @@ def _collapsed(last: Epoch, best: Epoch) -> bool:
 
 
 def _declined(last: Epoch, best: Epoch) -> bool:
-  noise = math.sqrt((_variance(last.pgd) + _variance(best.pgd)) / last.num_examples)
+  variances = [epoch.pgd * (1 - epoch.pgd) for epoch in (last, best)]
+  noise = math.sqrt(sum(variances) / last.num_examples)
   declined = best.pgd - last.pgd > max(POINTS, STANDARD_ERRORS * noise)
   still_learning = last.single_step > best.single_step + LEARNING_POINTS
   return declined and not still_learning and last.train_loss < best.train_loss
-
-
-def _variance(accuracy: float) -> float:
-  return accuracy * (1 - accuracy)

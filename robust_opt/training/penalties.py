@@ -1,9 +1,8 @@
 """Regularizers that are added to the training loss.
 
   layers_of = functools.partial(affine.layers_of, net)     # params -> the layers of the net
-  penalty = penalties.operator_norm(layers_of)
-  step = ro.make_train_step(apply, optimizer, objective, attack,
-                            penalty=penalties.weighted(1e-3, penalty))
+  penalty = penalties.weighted(1e-3, penalties.operator_norm(layers_of))
+  step = ro.make_train_step(apply, optimizer, objective, attack, penalty=penalty)
 
 |  penalty             |  term added to the loss                                       |
 |  operator_norm       |  sum over layers of |W_l|^2, largest singular values          |
@@ -11,8 +10,7 @@
 |  gradient_alignment  |  1 - cos(grad_x J(x), grad_x J(x + eta)), per example         |
 
 The first two limit how much a perturbation grows from layer to layer, and need the net as a list of
-layers (`models.affine`). The last prevents catastrophic overfitting of single-step training, and
-takes any model. All work with any attack or none.
+layers. The last prevents catastrophic overfitting of single-step training, and takes any model.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,11 +33,7 @@ LayersOf = Callable[[Params], Sequence[Layer]]
 
 
 def weighted(weight: float, penalty: Penalty) -> Penalty:
-  """weight * penalty.
-
-  Raises:
-    InputError: the weight is negative or not finite.
-  """
+  """weight * penalty; an InputError if the weight is negative or not finite."""
   if not 0 <= weight < float("inf"):
     raise InputError(f"weight must be a finite number >= 0, but was {weight}.")
   return lambda *args: weight * penalty(*args)
@@ -52,25 +46,15 @@ def operator_norm(layers_of: LayersOf, iterations: int = 8) -> Penalty:
   since ReLU and maxima do not increase distances. Source: Szegedy et al. 2014 (arXiv 1312.6199),
   section 4.3. The norm of a convolution is that of the linear map of images, not of its kernel.
   Power iteration on L^T L from a fixed start approaches it from below.
-
-  Args:
-    layers_of: params -> layers.
-    iterations: of the power method per update, each a forward and a backward pass of one image
-      through one layer.
   """
 
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:
-    del model_state, keys
-    layers = layers_of(params)
-    shapes = _input_shapes(layers, batch.x.shape[1:])
-    return sum(
-      (
-        largest_singular_value(layer, shape, iterations) ** 2
-        for layer, shape in zip(layers, shapes)
-        if isinstance(layer, Dense | Conv)
-      ),
-      start=jnp.zeros(()),
-    )
+    total, x = jnp.zeros(()), jax.ShapeDtypeStruct((1, *batch.x.shape[1:]), jnp.float32)
+    for layer in layers_of(params):
+      if isinstance(layer, Dense | Conv):
+        total += largest_singular_value(layer, x.shape[1:], iterations) ** 2
+      x = jax.eval_shape(layer, x)
+    return total
 
   return penalty
 
@@ -100,13 +84,11 @@ def layer_jacobian(layers_of: LayersOf) -> Penalty:
 
   where h_l is the output of the l-th ReLU and h_0 the image in pixels: the layer-wise contractive
   penalty of Gu and Rigazio 2015 (arXiv 1412.5068), equation 4. |J|_F^2 is the mean of |J^T v|^2 for
-  standard normal v; one v per example and layer gives an unbiased estimate for one backward pass.
-  No gradient flows through the inputs h_(l - 1): the Jacobian of a piecewise linear layer does not
-  depend on them almost everywhere.
+  standard normal v, estimated by one v per example and layer. No gradient flows through the inputs
+  h_(l - 1), on which the Jacobian of a piecewise linear layer does not depend almost everywhere.
   """
 
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:
-    del model_state
     h, total = batch.x, jnp.zeros(batch.x.shape[:1])
     for index, stage in enumerate(stages(layers_of(params))):
       after, pull_back = jax.vjp(lambda h, stage=stage: apply(stage, h), jax.lax.stop_gradient(h))
@@ -129,11 +111,6 @@ def gradient_alignment(
   step far from the maximum. Source: Andriushchenko and Flammarion 2020 (arXiv 2007.02617),
   equation 3; here the net is in evaluation mode. Where a gradient is 0 the penalty is 1, with
   gradient 0.
-
-  Args:
-    model: the net.
-    u: U.
-    loss: J.
   """
 
   def penalty(params: Params, model_state: ModelState, batch: Batch, keys: Array) -> Array:
@@ -143,14 +120,9 @@ def gradient_alignment(
 
     here = jax.grad(total)(batch.x)
     there = jax.grad(total)(batch.x + u.sample(keys, batch.x))
-    return 1.0 - jax.vmap(_cosine)(here, there)
+    return 1.0 - jax.vmap(lambda a, b: jnp.sum(_unit(a) * _unit(b)))(here, there)
 
   return penalty
-
-
-def _cosine(a: Array, b: Array) -> Array:
-  """The cosine of the angle between a and b [*S], []; 0 if one of them is 0."""
-  return jnp.sum(_unit(a) * _unit(b))
 
 
 def _unit(v: Array) -> Array:
@@ -159,13 +131,3 @@ def _unit(v: Array) -> Array:
   scaled = v / jnp.where(largest > 0, largest, 1.0)
   square = jnp.sum(scaled**2)
   return jnp.where(largest > 0, scaled / jnp.sqrt(jnp.where(largest > 0, square, 1.0)), 0.0)
-
-
-def _input_shapes(layers: Sequence[Layer], shape: Sequence[int]) -> list[tuple[int, ...]]:
-  """The input shape of every layer, for examples of `shape`, without the batch."""
-  shapes: list[tuple[int, ...]] = []
-  x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  for layer in layers:
-    shapes.append(x.shape[1:])
-    x = jax.eval_shape(lambda x, layer=layer: layer(x), x)
-  return shapes

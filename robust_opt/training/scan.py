@@ -66,11 +66,9 @@ class EpochPlan(NamedTuple):
 
   def check(self) -> None:
     """Raises an InputError if there is no whole batch."""
-    if not 1 <= self.batch_size <= self.num_examples:
-      raise InputError(
-        f"batch_size must be 1 to {self.num_examples}, the number of examples, but was "
-        f"{self.batch_size}."
-      )
+    count, size = self.num_examples, self.batch_size
+    if not 1 <= size <= count:
+      raise InputError(f"batch_size must be 1 to {count}, the number of examples, but was {size}.")
 
 
 def ids_of_steps(plan: EpochPlan, key: Array, step: Array, num_steps: int) -> Array:
@@ -108,8 +106,7 @@ def make_scan(
   part of any epoch can be reproduced bit for bit.
 
   Args:
-    step: from make_train_step.
-    plan: the batches of an epoch.
+    step, plan: the step, and the batches of an epoch; an InputError if there is no whole batch.
     augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
     place_batch: applies a sharding constraint to a batch (sharding.py).
     streamed: whether the data of a call are not the whole data set, but the examples of its steps,
@@ -117,10 +114,7 @@ def make_scan(
 
   Returns:
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
-    updates from state.step on.
-
-  Raises:
-    InputError: an epoch of this plan has no whole batch.
+    updates from state.step on, across ends of epochs.
   """
   plan.check()
 

@@ -31,11 +31,8 @@ def connect(
 ) -> None:
   """Joins the processes of one run, if there are several.
 
-  Args:
-    coordinator: host:port of process 0, "auto" to read the cluster's environment, or empty.
-    num_processes: with host:port.
-    process_id: with host:port, from 0.
-    shared: whether all processes share one work directory.
+  `coordinator` is host:port of process 0 (with num_processes and process_id), "auto" to read the
+  cluster's environment, or empty; `shared` is whether all processes share one work directory.
 
   Raises:
     InputError: the arguments are inconsistent.
@@ -49,15 +46,10 @@ def connect(
   if coordinator == "auto":
     jax.distributed.initialize()
     return
-  if num_processes is None or process_id is None:
+  if process_id not in range(num_processes or 0) or not re.fullmatch(r".+:\d+", coordinator):
     raise InputError(
-      f"--coordinator={coordinator} needs --num_processes and --process_id too, but they were "
-      f"{num_processes} and {process_id}."
-    )
-  if not (0 <= process_id < num_processes and re.fullmatch(r".+:\d+", coordinator)):
-    raise InputError(
-      f"--coordinator must be host:port and --process_id one of 0 ... --num_processes - 1, but "
-      f"they were {coordinator}, {process_id} and {num_processes}."
+      "--coordinator must be host:port, with --num_processes and --process_id from 0 to one less, "
+      f"but they were {coordinator}, {num_processes} and {process_id}."
     )
   jax.distributed.initialize(coordinator, num_processes, process_id)
 
@@ -73,10 +65,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Copies the arrays of a tree, the same in every process, to every device.
-
-  Leaves that are not arrays, such as the functions of an Equinox module, remain unchanged.
-  """
+  """Copies the arrays of a tree, the same in every process, to every device; not other leaves."""
   sharding = replicated(mesh)
 
   def put(leaf: Any) -> Any:

@@ -36,8 +36,7 @@ class TrainMetrics(NamedTuple):
 
   Attributes:
     loss: [], the mean loss at the perturbed batch.
-    zero_gradients: [], int32, the number of examples whose first input gradient was exactly zero,
-      so that they did not move.
+    zero_gradients: [], int32, the number of examples whose first input gradient was exactly zero.
   """
 
   loss: Array
@@ -58,20 +57,26 @@ def init_state(
   return TrainState(step, params, model_state, optimizer.init(params), memory)
 
 
+def updated(
+  state: TrainState,
+  optimizer: optax.GradientTransformation,
+  gradient: Params,
+  model_state: ModelState,
+  memory: PyTree,
+) -> TrainState:
+  """The state after one update of the parameters."""
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return TrainState(state.step + 1, params, model_state, opt_state, memory)
+
+
 class Streams(NamedTuple):
-  """The keys of a run, one for each use of its seed.
+  """The keys of a run, one for each use of its seed."""
 
-  Attributes:
-    net: for the initial parameters.
-    training: for the order, the augmentation and the steps.
-    evaluation: for the attacks of evaluations.
-    memory: for the initial TrainState.memory.
-  """
-
-  net: Array
-  training: Array
-  evaluation: Array
-  memory: Array
+  net: Array  # for the initial parameters
+  training: Array  # for the order, the augmentation and the steps
+  evaluation: Array  # for the attacks of evaluations
+  memory: Array  # for the initial TrainState.memory
 
 
 def streams(key: Array) -> Streams:

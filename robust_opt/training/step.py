@@ -4,8 +4,7 @@
   state, metrics = jax.jit(step, donate_argnums=0)(state, batch, key)     # one device, or a mesh
   state, metrics = jax.pmap(step_with_axis_name, "data", in_axes=(None, 0, None))(...)
 
-The same step runs under jit, jit over a mesh, pmap and shard_map; for the last two it needs the
-name of the axis to average over.
+For pmap and shard_map it needs the name of the axis to average over.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.maximizers.base import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
 from robust_opt.training.penalties import Penalty
-from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
+from robust_opt.training.state import TrainMetrics, TrainState, TrainStep, updated
 from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params, PyTree
 
 
@@ -44,15 +43,11 @@ def make_train_step(
   authors' code (`ascent_in_train_mode`). Either way only the descent updates running statistics.
 
   Args:
-    apply: the model.
-    optimizer: of the parameters.
-    objective: the inner value to maximize and the outer loss to minimize.
-    attack: the ascent, possibly depending on the training step.
-    ascent_apply: the model for the ascent, with the same parameters, for example in bfloat16; None:
-      `apply`.
+    apply, optimizer, objective, attack: the model and what it is trained by.
+    ascent_apply: the model for the ascent, for example in bfloat16; None: `apply`.
     ascent_in_train_mode: see above.
-    perturb_weights: (params, gradient) -> a perturbation of the params at which the gradient of the
-      descent is taken: `optimizers.adversarial_weights`. One more forward and backward pass.
+    perturb_weights: (params, gradient) -> a perturbation of the params to take the gradient of the
+      descent at: `optimizers.adversarial_weights`. One more forward and backward pass.
     penalty: added to the objective, at the clean batch, and to the reported loss.
     axis_name: under pmap and shard_map, the axis that the batch is split over. Dropout masks are
       then drawn per device. The model's state is averaged over the devices, except for integers and
@@ -77,20 +72,15 @@ def make_train_step(
     def forward(model: ApplyFn, params: Params, train: bool, key: Array) -> Forward:
       return lambda x: model(params, state.model_state, x, train=train, key=key)
 
-    frozen = forward(
-      ascent_apply or apply,
-      jax.lax.stop_gradient(state.params),
-      ascent_in_train_mode,
-      ascent_key,
-    )
+    params = jax.lax.stop_gradient(state.params)
+    frozen = forward(ascent_apply or apply, params, ascent_in_train_mode, ascent_key)
     value_fn = objective.inner(frozen, batch.x, batch.y)
     perturb = attack.at(state.step) if isinstance(attack, ScheduledAttack) else attack
     delta, info = perturb(value_fn, keys_of(start_key, batch.ids), batch.x)
-    x_adv = batch.x + delta
 
     def mean_loss(params: Params) -> tuple[Array, ModelState]:
       trained = forward(apply, params, True, descent_key)
-      loss, model_state = objective.outer(trained, batch.x, x_adv, batch.y)
+      loss, model_state = objective.outer(trained, batch.x, batch.x + delta, batch.y)
       check_losses(loss, batch)
       if penalty is not None:
         loss += penalty(params, state.model_state, batch, keys_of(penalty_key, batch.ids))
@@ -106,30 +96,25 @@ def make_train_step(
       floating = jnp.issubdtype(leaf.dtype, jnp.inexact)
       return jax.lax.pmean(leaf, axis_name) if floating else jax.lax.pmax(leaf, axis_name)
 
-    at = state.params
+    gradients, at = jax.value_and_grad(mean_loss, has_aux=True), state.params
     if perturb_weights is not None:
-      ascent, _ = jax.grad(mean_loss, has_aux=True)(_varying(at, axis_name))
+      _, ascent = gradients(_varying(at, axis_name))
       at = optax.apply_updates(at, perturb_weights(at, averaged(ascent)))
-    (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-      _varying(at, axis_name)
-    )
+    (loss, model_state), grads = gradients(_varying(at, axis_name))
     zeros = jnp.sum(jnp.any(info.zero_gradient[:1], axis=0), dtype=jnp.int32)
     loss, grads, model_state = averaged((loss, grads, model_state))
     if axis_name is not None:
       zeros = jax.lax.psum(zeros, axis_name)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    after = TrainState(state.step + 1, params, model_state, opt_state, state.memory)
+    after = updated(state, optimizer, grads, model_state, state.memory)
     return after, TrainMetrics(loss, zeros)
 
   return step
 
 
 def _varying(params: Params, axis_name: str | None) -> Params:
-  """Parameters that each device differentiates for itself.
+  """Parameters that each device differentiates for itself, for the step to average the gradients.
 
-  Under shard_map with check_vma the gradient of replicated parameters would otherwise be summed
-  over the devices before the step averages it.
+  Under shard_map with check_vma the gradient of replicated parameters would be a sum over devices.
   """
   if axis_name is None:
     return params
@@ -139,11 +124,11 @@ def _varying(params: Params, axis_name: str | None) -> Params:
 def check_batch(batch: Batch) -> None:
   """InputError unless x is one array of floats, and y and ids have an entry for each example."""
   check_examples("The examples (x of the batch)", batch.x)
-  count = batch.x.shape[0]
-  if jnp.shape(batch.y)[:1] != (count,) or jnp.shape(batch.ids) != (count,):
+  count, y, ids = batch.x.shape[0], jnp.shape(batch.y), jnp.shape(batch.ids)
+  if y[:1] != (count,) or ids != (count,):
     raise InputError(
       f"A batch of {count} examples must have y [{count}, ...] and ids [{count}], but they have "
-      f"the shapes {jnp.shape(batch.y)} and {jnp.shape(batch.ids)}."
+      f"the shapes {y} and {ids}."
     )
 
 

@@ -109,7 +109,7 @@ def test_max_pool_differentiates_in_both_modes_and_twice():
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 def test_conv_pool_is_conv_then_pool(formulation, padding):
   x = normal(0, 2, 10, 9, 3)
-  fused = layers.ConvPool(4, (3, 3), 2, padding=padding, bias_init=nn.initializers.normal())
+  fused = layers.ConvPool(4, (3, 3), padding, pool_size=2, bias_init=nn.initializers.normal())
   conv = layers.Conv(4, (3, 3), padding=padding)
   variables = jax.jit(fused.init)(jax.random.key(0), x)
 
@@ -126,7 +126,7 @@ def test_conv_pool_is_conv_then_pool(formulation, padding):
 
 
 def test_dtype_of_the_arithmetic(formulation):
-  layer, x = layers.ConvPool(4, (3, 3), 2, dtype=jnp.bfloat16), normal(0, 2, 6, 6, 3)
+  layer, x = layers.ConvPool(4, (3, 3), pool_size=2, dtype=jnp.bfloat16), normal(0, 2, 6, 6, 3)
   variables = jax.jit(layer.init)(jax.random.key(0), x)
   chex.assert_type(jax.tree.leaves(variables), jnp.float32)
   chex.assert_type(jax.jit(layer.apply)(variables, x), jnp.bfloat16)

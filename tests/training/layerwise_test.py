@@ -14,6 +14,7 @@ import robust_opt as ro
 from robust_opt import models
 from robust_opt.errors import InputError
 from robust_opt.models import affine
+from robust_opt.sets import products
 from robust_opt.training import layerwise
 
 LR = 0.5
@@ -82,7 +83,7 @@ def test_at_the_lifted_example_it_is_the_net(name):
   net, image_shape, params, batch = problem(name)
   assert layerwise.shapes(net, list(image_shape)) == SHAPES[name]
   z = layerwise.lift(batch.x, SHAPES[name])
-  first, *later = layerwise.unlift(z, SHAPES[name])
+  first, *later = products.split(z, SHAPES[name])
   np.testing.assert_array_equal(first, batch.x)
   assert [block.shape for block in later] == [(3, *shape) for shape in SHAPES[name][1:]]
   assert not any(jnp.any(block) for block in later)
@@ -121,7 +122,7 @@ def test_one_step_is_the_sign_of_every_layers_gradient(name):
   gradient = jax.jit(jax.grad(lambda z: lifted_loss(name)(z).sum()))(z)
   delta, info = jax.jit(lambda z: ro.steepest(u)(lifted_loss(name), None, z))(z)
   assert not np.any(info.zero_gradient)
-  blocks, gradients = (layerwise.unlift(a, SHAPES[name]) for a in (delta, gradient))
+  blocks, gradients = (products.split(a, SHAPES[name]) for a in (delta, gradient))
   for block, found, g, radius in zip(blocks, gradients, stage_gradients(name), radii, strict=True):
     close(found, g)
     clear = np.abs(g) > ROUNDING * np.abs(g).max()  # below, rounding may turn the sign
@@ -138,7 +139,7 @@ def test_the_box_is_the_images_alone():
     delta = u.steepest_ascent(sign * jnp.ones_like(z), z)
     np.testing.assert_array_equal(delta[:, :12], np.clip(edge, -0.6, 0.6))
     np.testing.assert_array_equal(delta[:, 12:], np.float32(sign * 0.6))
-  image, *later = layerwise.unlift(z + u.sample(jax.random.key(0), z), SHAPES["mlp"])
+  image, *later = products.split(z + u.sample(jax.random.key(0), z), SHAPES["mlp"])
   assert np.all((image >= 0) & (image <= 1))
   assert all(jnp.min(block) < -0.1 for block in later)
 
@@ -238,6 +239,6 @@ def test_other_nets_shapes_and_radii_are_refused():
   with pytest.raises(InputError, match=r"^Blocks of the shapes"):
     layerwise.lifted_apply(net, image_shape)(params, {}, batch.x, train=False, key=None)
   with pytest.raises(InputError, match=r"^Blocks of the shapes"):
-    layerwise.unlift(jnp.zeros((3, 23)), SHAPES["mlp"])
+    products.split(jnp.zeros((3, 23)), SHAPES["mlp"])
   with pytest.raises(InputError, match=r"^radius must be >= 0"):
     layerwise.layerwise(net, image_shape, ro.LInf(0.1), -0.1)
