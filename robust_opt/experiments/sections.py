@@ -17,7 +17,7 @@ what is named does not take do not exist.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,43 +36,31 @@ REQUIRED = inspect.Parameter.empty
 
 
 class Section(NamedTuple):
-  """What a section may name.
-
-  Attributes:
-    choices: by name.
-    supplied: arguments that the run supplies, which are no keys.
-  """
+  """What a section may name."""
 
   choices: Mapping[str, Callable[..., Any]]
-  supplied: tuple[str, ...] = ()
+  supplied: tuple[str, ...] = ()  # arguments that the run supplies, which are no keys
 
 
-def no_penalty() -> None:
-  """The objective alone."""
+def _of(module: Any, names: Iterable[str] | None = None) -> dict[str, Callable[..., Any]]:
+  return {name: getattr(module, name) for name in names or module.__all__}
 
 
-def _of(module: Any, names: list[str]) -> dict[str, Callable[..., Any]]:
-  return {name: getattr(module, name) for name in names}
+def _takes_learning_rate(name: str) -> bool:
+  value = getattr(optax, name)
+  return inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
 
 
 _MODELS = [name for name in models.__all__ if isinstance(getattr(models, name), type)]
-_OPTIMIZERS = [
-  name
-  for name in dir(optax)
-  if inspect.isfunction(value := getattr(optax, name))
-  and "learning_rate" in inspect.signature(value).parameters
-]
+_OPTIMIZERS = filter(_takes_learning_rate, dir(optax))
 
 SECTIONS = {
   "set": Section(SETS),
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
-  "objective": Section(_of(objectives, objectives.__all__), ("u",)),
-  "penalty": Section(
-    {"none": no_penalty, **_of(penalties, penalties.__all__)},
-    ("layers_of", "model", "u"),
-  ),
+  "objective": Section(_of(objectives), ("u",)),
+  "penalty": Section({"none": lambda: None, **_of(penalties)}, ("layers_of", "model", "u")),
   "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
-  "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers, optimizers.__all__)),
+  "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers)),
   "schedule": Section(optimizers.SCHEDULES, ("peak", "total", "steps_per_epoch")),
 }
 
@@ -99,13 +87,13 @@ def keys_of(section: str, name: str) -> dict[str, Any]:
   parameters = inspect.signature(find(section, name)).parameters.values()
   supplied = SECTIONS[section].supplied
   keys = {p.name: _plain(p.default) for p in parameters if p.name not in supplied}
-  if section == "penalty" and name != "none":
-    keys["weight"] = REQUIRED
   return keys | shared_keys(section, name)
 
 
 def shared_keys(section: str, name: str) -> dict[str, Any]:
-  """Those of the keys that are the training's, not of what is named: of attacks."""
+  """Those of the keys that are the training's, not arguments of what is named."""
+  if section == "penalty":
+    return {} if name == "none" else {"weight": REQUIRED}
   return ATTACKS.get(name, (None, ASCENT))[1] if section == "attack" else {}
 
 
@@ -118,10 +106,9 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   Raises:
     InputError: there is no such name, or it takes no such key.
   """
-  keys = keys_of(section, name)
   for key in kwargs:
     check_key(section, name, key)
-  shown = {key: value for key, value in keys.items() if _is_plain(value)}
+  shown = {key: value for key, value in keys_of(section, name).items() if _is_plain(value)}
   config[section] = ConfigDict({"name": name, **shown, **kwargs})
   config[section].unlock()
 
@@ -130,9 +117,9 @@ def check_key(section: str, name: str, key: str) -> None:
   """InputError unless what is named takes the key."""
   keys = keys_of(section, name)
   if key not in keys:
-    takes = f"takes {', '.join(keys)}" if keys else "takes no keys"
     raise InputError(
-      f"--config.{section}.{key} is unknown: --config.{section}.name={name} {takes}."
+      f"--config.{section}.{key} is unknown: --config.{section}.name={name} takes "
+      f"{', '.join(keys) or 'no keys'}."
     )
 
 
@@ -141,37 +128,35 @@ def check_section(config: ConfigDict, section: str) -> None:
   chosen = config[section]
   if not isinstance(chosen, ConfigDict) or not isinstance(chosen.get("name"), str):
     raise InputError(f"--config.{section} must be {{name, its keys}}, but was {chosen!r}.")
-  keys = keys_of(section, chosen.name)
-  for key in chosen:
-    if key != "name":
-      check_key(section, chosen.name, key)
-  for key, default in keys.items():
+  for key in set(chosen) - {"name"}:
+    check_key(section, chosen.name, key)
+  for key, default in keys_of(section, chosen.name).items():
     if default is REQUIRED and key not in chosen:
       raise InputError(f"--config.{section}.name={chosen.name} needs --config.{section}.{key}.")
 
 
-def make(config: ConfigDict, section: str, *args: Any, **supplied: Any) -> Any:
+def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
   """What the section describes, called with its keys and what the run supplies.
 
   Args:
     config: checked by config.validate.
     section: its name.
-    *args: positional arguments before the keys.
     **supplied: by name; those that what is named does not take are left out.
 
   Raises:
     InputError: from what is named.
   """
-  kwargs = _unfrozen(config[section])
-  name = kwargs.pop("name")
-  function = find(section, name)
-  kwargs = {key: value for key, value in kwargs.items() if key not in shared_keys(section, name)}
+  # Lists become tuples: modules are keys of caches, which lists cannot be.
+  own = {k: tuple(v) if isinstance(v, list) else v for k, v in config[section].to_dict().items()}
+  name = own.pop("name")
+  function, shared = find(section, name), shared_keys(section, name)
   takes = inspect.signature(function).parameters
+  kwargs = {key: value for key, value in own.items() if key not in shared}
   kwargs |= {key: value for key, value in supplied.items() if key in takes}
   if isinstance(loss := kwargs.get("loss"), str):
     kwargs["loss"] = loss_of(loss)
   try:
-    return function(*args, **kwargs)
+    return function(**kwargs)
   except (TypeError, ValueError) as error:
     if isinstance(error, InputError) and str(error).startswith("--config"):
       raise
@@ -216,11 +201,6 @@ def loss_of(name: str) -> Callable[..., Any]:
       f"package.module:name, but was {name!r}."
     )
   return getattr(losses, name)
-
-
-def _unfrozen(value: Any) -> dict[str, Any]:
-  """Lists as tuples: modules are keys of caches, which lists cannot be."""
-  return {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
 
 
 def _plain(default: Any) -> Any:
