@@ -45,57 +45,34 @@ Scan = Callable[[TrainState], tuple[TrainState, TrainMetrics]]
 
 
 class InitialRun(NamedTuple):
-  """A run before its first update: what its checkpoints are restored into.
-
-  Attributes:
-    plan: the batches of an epoch.
-    net: the network.
-    optimizer: of its parameters.
-    state: before the first update; of several seeds stacked.
-    keys: of the run.
-  """
+  """A run before its first update: what its checkpoints are restored into."""
 
   plan: EpochPlan
   net: nn.Module
   optimizer: optax.GradientTransformation
-  state: TrainState
+  state: TrainState  # of several seeds stacked
   keys: Streams
 
 
 class Experiment(NamedTuple):
-  """A config's data on the devices, the state before its first update, and compiled functions.
-
-  Attributes:
-    config: that it was assembled from.
-    splits: the data on the host.
-    train: the data on the devices, to learn from.
-    heldout: chooses checkpoints.
-    test: is reported on.
-    apply: the model.
-    plan: the batches of an epoch.
-    state: before the first update. A compiled scan takes its buffers, so start from it once.
-    compile: num_steps -> a compiled function, state -> (state, metrics of every step).
-    set: that it is trained over.
-    attack: of the training, and of measurements.
-    other_attack: set -> an attack that is not trained on.
-    watched: the first held-out examples, on which both are compared; None where they are not.
-    evaluate: (state, data, set, set -> attack) -> what became of every example. One program for all
-      radii of a kind of set.
-  """
+  """A config's data on the devices, the state before its first update, and compiled functions."""
 
   config: ConfigDict
-  splits: build.Splits
+  splits: build.Splits  # the data on the host
   train: ArrayData
-  heldout: ArrayData
-  test: ArrayData
+  heldout: ArrayData  # chooses checkpoints
+  test: ArrayData  # is reported on
   apply: ApplyFn
   plan: EpochPlan
-  state: TrainState
-  compile: Callable[[int], Scan]
+  state: (
+    TrainState  # before the first update; a compiled scan takes its buffers: start from it once
+  )
+  compile: Callable[[int], Scan]  # of so many updates
   set: UncertaintySet
   attack: TrainingAttack
-  other_attack: AttackOn
-  watched: ArrayData | None
+  other_attack: AttackOn  # that is not trained on
+  watched: ArrayData | None  # the first held-out examples, on which both are compared, if they are
+  # What becomes of every example. One program for all radii of a kind of set.
   evaluate: Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]
 
 
@@ -112,24 +89,24 @@ def initial_run(
   plan = EpochPlan(len(train.labels), config.training.batch_size, shuffle=config.training.shuffle)
   net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)
-  stacked = seed_keys is not None
-  keys = streams(jax.random.key(config.seed)) if seed_keys is None else jax.vmap(streams)(seed_keys)
-  initialize = seeds.initializer(net) if stacked else functools.partial(models.init, net)
+  if seed_keys is None:
+    keys, initialize = streams(jax.random.key(config.seed)), functools.partial(models.init, net)
+  else:
+    keys, initialize = jax.vmap(streams)(seed_keys), functools.partial(seeds.initialize, net)
   params, model_state = _init(config, initialize, keys.net, train.images.shape[1:])
   if config.weights.average and model_state:
     raise InputError(
       f"--config.weights.average={config.weights.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
-  if stacked and config.attack.name in ONE_PASS:
+  if seed_keys is None:
+    state = init_state(params, model_state, optimizer, updates.memory(config, train.images))
+  elif config.attack.name in ONE_PASS:
     raise InputError(
       f"--config.attack.name={config.attack.name} trains one seed at a time, not several together."
     )
-  if stacked:
-    state = seeds.stacked_state(params, model_state, optimizer)
   else:
-    memory = updates.memory(config, train.images)
-    state = init_state(params, model_state, optimizer, memory)
+    state = seeds.stacked_state(params, model_state, optimizer)
   return InitialRun(plan, net, optimizer, state, keys)
 
 
@@ -150,29 +127,26 @@ def assemble(
   Raises:
     InputError: parts of the config do not fit together, its data or the devices.
   """
-  stacked = seed_keys is not None
-  placement = _one_device() if stacked else _all_devices()
-  _check_batches(config, placement.devices)
+  place = _all_devices() if seed_keys is None else _ONE_DEVICE
+  _check_batches(config, place.devices)
   splits = splits or build.splits(config)
   run = initial_run(config, splits.train, seed_keys)
   apply, attack = models.from_linen(run.net), build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   step = updates.make(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
-  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=placement.place_batch)
-  put = placement.put
-  train, heldout, test = (put(ArrayData(split.images, split.labels)) for split in splits)
-  state, train_key, evaluation_key = put((run.state, run.keys.training, run.keys.evaluation))
-  if stacked:
-    compile_scan = seeds.compiled(scan, train, train_key, vmapped)
-    jit = functools.partial(
-      seeds.over_seeds, in_axes=(0, 0, None, None, 0), vmapped=vmapped, static=_STATIC
-    )
-  else:
-    compile_scan = _compiled(scan, state, train, train_key, placement.sharding)
-    jit = functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=placement.sharding)
-  evaluate = _evaluator(config, apply, evaluation_key, placement, jit)
+  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=place.place_batch)
+  data = [ArrayData(split.images, split.labels) for split in splits]
   count = config.training.watch_examples if config_lib.trains_robustly(config) else 0
-  first = ArrayData(splits.heldout.images[:count], splits.heldout.labels[:count])
+  watched = ArrayData(*(array[:count] for array in data[1])) if count else None
+  train, heldout, test, watched = place.put((*data, watched))
+  state, train_key, evaluation_key = place.put((run.state, run.keys.training, run.keys.evaluation))
+  if seed_keys is None:
+    compile_scan = _compiled(scan, state, train, train_key, place.sharding)
+    jit = functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=place.sharding)
+  else:
+    compile_scan = seeds.compiled(scan, train, train_key, vmapped)
+    axes = (0, 0, None, None, 0)
+    jit = functools.partial(seeds.over_seeds, in_axes=axes, vmapped=vmapped, static=_STATIC)
   return Experiment(
     config=config,
     splits=splits,
@@ -186,36 +160,27 @@ def assemble(
     set=u,
     attack=attack,
     other_attack=functools.partial(not_trained_on, attack),
-    watched=put(first) if count else None,
-    evaluate=evaluate,
+    watched=watched,
+    evaluate=_evaluator(config, apply, evaluation_key, place, jit),
   )
 
 
 class _Placement(NamedTuple):
-  """Where the arrays of a run are.
+  """Where the arrays of a run are."""
 
-  Attributes:
-    devices: that a batch is split over.
-    put: pytree -> the same on the devices.
-    place_batch: of make_scan and make_evaluate.
-    sharding: of results; None: as they come.
-  """
-
-  devices: int
-  put: Callable[[Any], Any]
+  devices: int  # that a batch is split over
+  put: Callable[[Any], Any]  # pytree -> the same on the devices
   place_batch: Callable[[Batch], Batch]
-  sharding: jax.sharding.Sharding | None
+  sharding: jax.sharding.Sharding | None  # of results; None: as they come
 
 
-def _one_device() -> _Placement:
-  return _Placement(1, jax.device_put, lambda batch: batch, None)
+_ONE_DEVICE = _Placement(1, jax.device_put, lambda batch: batch, None)
 
 
 def _all_devices() -> _Placement:
   mesh = sharding.data_mesh()
   put = functools.partial(sharding.replicate, mesh=mesh)
-  batches, whole = sharding.batch_placer(mesh), sharding.replicated(mesh)
-  return _Placement(jax.device_count(), put, batches, whole)
+  return _Placement(jax.device_count(), put, sharding.batch_placer(mesh), sharding.replicated(mesh))
 
 
 # Arguments of an evaluation that are compile-time constants.
@@ -226,7 +191,7 @@ def _evaluator(
   config: ConfigDict,
   apply: ApplyFn,
   key: Array,
-  placement: _Placement,
+  place: _Placement,
   jit: Callable[..., Callable[..., Evaluation]],
 ) -> Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]:
   """Experiment.evaluate: the worst case of the cross-entropy, whatever the run trains by."""
@@ -235,21 +200,23 @@ def _evaluator(
     params: Params, model_state: ModelState, data: ArrayData, u: UncertaintySet, key: Array,
     *, attack: AttackOn, batch_size: int,
   ) -> Evaluation:  # fmt: skip
-    make = make_evaluate(apply, robust(), attack, batch_size, place_batch=placement.place_batch)
+    make = make_evaluate(apply, robust(), attack, batch_size, place_batch=place.place_batch)
     return make(params, model_state, data, u, key)
 
-  jitted = jit(evaluate)
+  def traced(leaf: Any) -> Any:
+    """A number as an array, so that every radius is one program."""
+    return np.float32(leaf) if isinstance(leaf, float | int) else leaf
 
   def evaluate_state(
     state: TrainState, data: ArrayData, u: UncertaintySet, attack: AttackOn
   ) -> Evaluation:
     size = min(config.evaluation.batch_size, len(data.labels))
-    size = -(-size // placement.devices) * placement.devices
-    u = placement.put(jax.tree.map(_float32, u))
-    weights = evaluated_params(state), state.model_state
+    size = -(-size // place.devices) * place.devices
+    weights, u = (evaluated_params(state), state.model_state), place.put(jax.tree.map(traced, u))
     out = jitted(*weights, data, u, key, attack=attack, batch_size=size)
     return jax.tree.map(np.asarray, out)
 
+  jitted = jit(evaluate)
   return evaluate_state
 
 
@@ -269,11 +236,6 @@ def _compiled(
     return lambda state: compiled(state, train, key)
 
   return compile_scan
-
-
-def _float32(leaf: Any) -> Any:
-  """A Python number as an array, so that it is traced and every radius is one program."""
-  return np.float32(leaf) if isinstance(leaf, float | int) else leaf
 
 
 def _check_batches(config: ConfigDict, devices: int) -> None:
@@ -300,17 +262,13 @@ def _init(
   try:
     params, model_state = initialize(key, shape)
     if any(leaf.size == 0 for leaf in jax.tree.leaves(params)):
-      raise ZeroDivisionError
+      raise ZeroDivisionError  # as an initializer of Flax at no inputs
   except Exception as error:  # Flax and JAX raise almost anything
-    size = " x ".join(map(str, shape))
-    empty = isinstance(error, ZeroDivisionError)  # what an initializer of Flax says to no inputs
-    reason = (
-      "a layer would have no input"
-      if empty
-      else (str(error) or type(error).__name__).splitlines()[0]
-    )
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, ZeroDivisionError):
+      reason = "a layer would have no input"
     raise InputError(
       f"--config.model.name={config.model.name} cannot take the images of {config.data.name}, "
-      f"{size} ({reason}); choose another model, or another data set."
+      f"{' x '.join(map(str, shape))} ({reason}); choose another model, or another data set."
     ) from error
   return params, model_state

@@ -21,11 +21,11 @@ from robust_opt.types import Array
 
 
 class Splits(NamedTuple):
-  """The data of a run: to learn from, to choose a checkpoint by, and to report on."""
+  """The data of a run."""
 
-  train: datasets.Dataset
-  heldout: datasets.Dataset
-  test: datasets.Dataset
+  train: datasets.Dataset  # to learn from
+  heldout: datasets.Dataset  # to choose a checkpoint by
+  test: datasets.Dataset  # to report on
 
 
 def splits(config: ConfigDict) -> Splits:
@@ -62,17 +62,12 @@ def splits(config: ConfigDict) -> Splits:
 def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dataset:
   """Replaces the training set by the constructed one; the held-out examples stay original."""
   made = constructed.load(Path(config.data.train_files))
-  if made.images.shape[1:] != original.images.shape[1:]:
-    raise InputError(
-      f"--config.data.train_files={config.data.train_files} holds images "
-      f"{list(made.images.shape[1:])}, but those of {config.data.name} are "
-      f"{list(original.images.shape[1:])}."
-    )
+  shape, own = list(made.images.shape[1:]), list(original.images.shape[1:])
+  words, name = f"--config.data.train_files={config.data.train_files} holds", config.data.name
+  if shape != own:
+    raise InputError(f"{words} images {shape}, but those of {name} are {own}.")
   if made.num_classes != original.num_classes:
-    raise InputError(
-      f"--config.data.train_files={config.data.train_files} holds {made.num_classes} "
-      f"classes, but {config.data.name} has {original.num_classes}."
-    )
+    raise InputError(f"{words} {made.num_classes} classes, but {name} has {original.num_classes}.")
   return made
 
 
@@ -117,12 +112,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
 
 
 def own_set(config: ConfigDict, images: np.ndarray) -> UncertaintySet:
-  """config.set.
-
-  Args:
-    config: checked by config.validate.
-    images: [N, *S], of the training set: tangent planes are learned here.
-  """
+  """config.set; its tangent planes are learned here, of the training set's images [N, *S]."""
   return sections.make_set(config, lambda name, rank: tangents.fit(name, images, rank, config.seed))
 
 
@@ -138,8 +128,7 @@ def updates_of_a_batch(config: ConfigDict) -> int:
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
   """The learning rate at each step."""
-  total = config.training.epochs * steps_per_epoch
-  peak = config.optimizer.learning_rate
+  total, peak = config.training.epochs * steps_per_epoch, config.optimizer.learning_rate
   return sections.make(config, "schedule", peak=peak, total=total, steps_per_epoch=steps_per_epoch)
 
 

@@ -21,15 +21,10 @@ Run = Callable[[], object]
 
 
 class Cost(NamedTuple):
-  """Of one config.
+  """Of one config; of Free training each replay of a batch is an update."""
 
-  Attributes:
-    first: seconds of the first call, compiling included.
-    seconds: an update's, one for each repeat; of Free training each replay of a batch is an update.
-  """
-
-  first: float
-  seconds: tuple[float, ...]
+  first: float  # seconds of the first call, compiling included
+  seconds: tuple[float, ...]  # an update's, one for each repeat
 
 
 def side_by_side(
@@ -68,7 +63,6 @@ def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
 
 
 def _timed(run: Run) -> float:
-  """Seconds."""
   start = time.perf_counter()
   run()
   return time.perf_counter() - start

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from robust_opt import losses, maximizers, models
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, sections
-from robust_opt.experiments.attacks import ONE_PASS, TrainingAttack, scaled, step_set
+from robust_opt.experiments.attacks import ONE_PASS, scaled, step_set
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
@@ -58,10 +58,14 @@ def make(
     InputError: parts of the config do not fit together.
   """
   check_together(config)
-  attack = build.attack(config)
-  if config.attack.name in ONE_PASS:
-    return _one_pass(config, models.from_linen(net), optimizer, attack, u)
   apply, gamma = models.from_linen(net), config.weights.perturbation
+  match config.attack.name:
+    case "free":
+      replays, whole = config.attack.num_replays, step_set(u, 1.0)
+      return free.make_free_train_step(apply, optimizer, u, whole, replays, _loss(config))
+    case "recall":
+      build.attack(config).train(u)  # which refuses sets that signs do not serve
+      return free.make_recall_train_step(apply, optimizer, u, _loss(config))
   if hidden := config.attack.get("hidden_radius"):
     apply = layerwise.lifted_apply(net, image_shape)
     u = layerwise.layerwise(net, image_shape, u, hidden)
@@ -79,12 +83,7 @@ def make(
 
 
 def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
-  """What the first update finds in TrainState.memory; () for all but those of one backward pass.
-
-  Args:
-    config: checked by config.validate.
-    images: [N, *S], of the training set.
-  """
+  """What the first update on images [N, *S] finds in TrainState.memory; () for most attacks."""
   match config.attack.name:
     case "free":
       return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
@@ -123,32 +122,9 @@ def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.
   """config.penalty, times its weight."""
   if config.penalty.name == "none":
     return None
-  own = {key: value for key, value in config.penalty.items() if key != "weight"}
-  unweighted = sections.make(
-    ConfigDict({"penalty": own}),
-    "penalty",
-    layers_of=functools.partial(affine.layers_of, net),
-    model=models.from_linen(net),
-    u=u,
-  )
+  layers_of, model = functools.partial(affine.layers_of, net), models.from_linen(net)
+  unweighted = sections.make(config, "penalty", layers_of=layers_of, model=model, u=u)
   return penalties.weighted(config.penalty.weight, unweighted)
-
-
-def _one_pass(
-  config: ConfigDict,
-  apply: ApplyFn,
-  optimizer: optax.GradientTransformation,
-  attack: TrainingAttack,
-  u: UncertaintySet,
-) -> TrainStep:
-  """Free training, and Algorithm 1 at directions of the last visit."""
-  loss = _loss(config)
-  if config.attack.name == "recall":
-    attack.train(u)  # which refuses sets that signs do not serve
-    return free.make_recall_train_step(apply, optimizer, u, loss)
-  return free.make_free_train_step(
-    apply, optimizer, u, step_set(u, 1.0), config.attack.num_replays, loss
-  )
 
 
 def _loss(config: ConfigDict) -> LossFn:
@@ -170,40 +146,40 @@ def _ascent_apply(config: ConfigDict, net: nn.Module) -> ApplyFn | None:
 
 def check_together(config: ConfigDict) -> None:
   """Raises an InputError for combinations of sections that would not do what their names say."""
-  attack, name = build.attack(config), config.objective.name
-  if name in ("trades", "virtual") and not attack.random:
+  attack, name = config.attack.name, config.objective.name
+  flat = name in ("trades", "virtual")
+  if flat and not build.attack(config).random:
     raise InputError(
       f"--config.objective.name={name} ascends a divergence that is flat at the clean example: "
       f"--config.attack.name must be power_iteration, n_fgsm, or pgd with "
-      f"--config.attack.random_start=True, but was {config.attack.name}."
+      f"--config.attack.random_start=True, but was {attack}."
     )
-  if config.attack.name == "power_iteration" and name not in ("trades", "virtual"):
+  if attack == "power_iteration" and not flat:
     raise InputError(
       f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
       f"--config.objective.name must be trades or virtual, but was {name}."
     )
-  if name == "gradient_penalty" and config.attack.name != "none":
+  if name == "gradient_penalty" and attack != "none":
     raise InputError(
       f"--config.objective.name=gradient_penalty has no attack: --config.attack.name must be none, "
-      f"but was {config.attack.name}."
+      f"but was {attack}."
     )
-  if config.attack.name in (*ONE_PASS, "layerwise"):
-    _demand(config, "objective", "name", "robust")
-    _demand(config, "penalty", "name", "none")
-  if config.attack.name in ONE_PASS:
-    _demand(config, "weights", "perturbation", 0.0)
-  if config.attack.name == "recall":
-    _demand(config, "training", "augment", ())  # a flipped image would recall another's directions
+  needed: dict[str, object] = {}
+  if attack in (*ONE_PASS, "layerwise"):
+    needed |= {"objective.name": "robust", "penalty.name": "none"}
+  if attack in ONE_PASS:
+    needed |= {"weights.perturbation": 0.0}
+  if attack == "recall":
+    needed |= {"training.augment": ()}  # a flipped image would recall another's directions
+  for key, value in needed.items():
+    section, _, own = key.partition(".")
+    if config[section][own] != value:
+      raise InputError(
+        f"--config.attack.name={attack} needs --config.{key}={value}, but it was "
+        f"{config[section][own]}."
+      )
   if config.penalty.name == "gradient_alignment" and config.data.labels and name == "virtual":
     raise InputError(
       f"--config.penalty.name=gradient_alignment needs the labels of all examples, but "
       f"--config.data.labels={config.data.labels} keeps that many."
-    )
-
-
-def _demand(config: ConfigDict, section: str, key: str, value: object) -> None:
-  if config[section][key] != value:
-    raise InputError(
-      f"--config.attack.name={config.attack.name} needs --config.{section}.{key}={value}, but it "
-      f"was {config[section][key]}."
     )

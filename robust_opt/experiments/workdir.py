@@ -22,22 +22,13 @@ INPUTS = "inputs.json"
 
 def check(workdir: Path, config: ConfigDict) -> None:
   """Refuses a directory that holds another experiment, or unexpected files."""
-  path = workdir / "config.json"
-  if path.exists():
-    try:
-      old = json.loads(path.read_text(encoding="utf-8"))
-      if not isinstance(old, dict):
-        raise ValueError("it holds no config")
-    except (OSError, ValueError) as error:
-      raise InputError(
-        f"--workdir={workdir}: its config.json cannot be read ({error}), so that it is not known "
-        f"what was run there; choose a new directory."
-      ) from error
+  if (workdir / "config.json").exists():
+    old = _read(workdir, "config.json")
     _refuse(workdir, config_lib.differences(old, config_lib.as_dict(config)))
   elif workdir.exists():
     # A kill may have come between the two files of `claim`.
     ours = {*leftovers(workdir), workdir / INPUTS}
-    foreign = [workdir] if not workdir.is_dir() else set(workdir.iterdir()) - ours
+    foreign = set(workdir.iterdir()) - ours if workdir.is_dir() else {workdir}
     if foreign:
       raise InputError(
         f"--workdir={workdir} must be a new or empty directory, or one of an earlier run, but it "
@@ -74,16 +65,18 @@ def inputs(splits: build.Splits) -> dict[str, Any]:
 
 def read_inputs(workdir: Path) -> dict[str, Any]:
   """The same of an earlier run; {} of a run before such a file was written."""
+  return _read(workdir, INPUTS) if (workdir / INPUTS).exists() else {}
+
+
+def _read(workdir: Path, name: str) -> dict[str, Any]:
   try:
-    found = json.loads((workdir / INPUTS).read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    value = json.loads((workdir / name).read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
       raise ValueError("it holds no object")
-    return found
-  except FileNotFoundError:
-    return {}
+    return value
   except (OSError, ValueError) as error:
     raise InputError(
-      f"--workdir={workdir}: its {INPUTS} cannot be read ({error}); choose a new directory."
+      f"--workdir={workdir}: its {name} cannot be read ({error}); choose a new directory."
     ) from error
 
 
