@@ -17,16 +17,7 @@ from absl import app, flags, logging
 from robust_opt.errors import InputError, RunError
 
 # The flags of experiments.target.load.
-SOURCE = (
-  "workdir",
-  "model",
-  "data",
-  "draws",
-  "data_dir",
-  "cache_dir",
-  "train_files",
-  "checkpoint",
-)
+SOURCE = ("workdir", "model", "data", "draws", "data_dir", "cache_dir", "train_files", "checkpoint")
 
 
 def source() -> dict[str, Any]:

@@ -18,27 +18,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import models
+from robust_opt import models, training
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
-from robust_opt.experiments import build, seeds, updates
+from robust_opt.experiments import build, seeds
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.attacks import ONE_PASS, AttackOn, TrainingAttack, not_trained_on
 from robust_opt.objectives import robust
 from robust_opt.sets import UncertaintySet
-from robust_opt.training import (
-  ArrayData,
-  EpochPlan,
-  Streams,
-  TrainMetrics,
-  TrainState,
-  evaluated_params,
-  init_state,
-  make_scan,
-  sharding,
-  streams,
-)
+from robust_opt.training import ArrayData, EpochPlan, TrainMetrics, TrainState, sharding
 from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 
 Scan = Callable[[TrainState], tuple[TrainState, TrainMetrics]]
@@ -51,7 +40,7 @@ class InitialRun(NamedTuple):
   net: nn.Module
   optimizer: optax.GradientTransformation
   state: TrainState  # of several seeds stacked
-  keys: Streams
+  keys: training.Streams
 
 
 class Experiment(NamedTuple):
@@ -64,9 +53,7 @@ class Experiment(NamedTuple):
   test: ArrayData  # is reported on
   apply: ApplyFn
   plan: EpochPlan
-  state: (
-    TrainState  # before the first update; a compiled scan takes its buffers: start from it once
-  )
+  state: TrainState  # before the first update; a scan takes its buffers, so start from it once
   compile: Callable[[int], Scan]  # of so many updates
   set: UncertaintySet
   attack: TrainingAttack
@@ -86,21 +73,22 @@ def initial_run(
     train: its training set.
     seed_keys: [S], one key a seed, to stack the states of several seeds; None: config.seed alone.
   """
-  plan = EpochPlan(len(train.labels), config.training.batch_size, shuffle=config.training.shuffle)
+  plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)
   if seed_keys is None:
-    keys, initialize = streams(jax.random.key(config.seed)), functools.partial(models.init, net)
+    keys, init = training.streams(jax.random.key(config.seed)), models.init
   else:
-    keys, initialize = jax.vmap(streams)(seed_keys), functools.partial(seeds.initialize, net)
-  params, model_state = _init(config, initialize, keys.net, train.images.shape[1:])
+    keys, init = jax.vmap(training.streams)(seed_keys), seeds.initialize
+  initialize = functools.partial(init, net, keys.net, train.images.shape[1:])
+  params, model_state = _init(config, initialize, train.images.shape[1:])
   if config.weights.average and model_state:
     raise InputError(
       f"--config.weights.average={config.weights.average} averages weights alone, but "
       f"{config.model.name} keeps batch statistics, which would be those of other weights."
     )
   if seed_keys is None:
-    state = init_state(params, model_state, optimizer, updates.memory(config, train.images))
+    state = training.init_state(params, model_state, optimizer, build.memory(config, train.images))
   elif config.attack.name in ONE_PASS:
     raise InputError(
       f"--config.attack.name={config.attack.name} trains one seed at a time, not several together."
@@ -133,8 +121,10 @@ def assemble(
   run = initial_run(config, splits.train, seed_keys)
   apply, attack = models.from_linen(run.net), build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
-  step = updates.make(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
-  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=place.place_batch)
+  step = build.update(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
+  scan = training.make_scan(
+    step, run.plan, augment=build.augment(config), place_batch=place.place_batch
+  )
   data = [ArrayData(split.images, split.labels) for split in splits]
   count = config.training.watch_examples if config_lib.trains_robustly(config) else 0
   watched = ArrayData(*(array[:count] for array in data[1])) if count else None
@@ -212,7 +202,10 @@ def _evaluator(
   ) -> Evaluation:
     size = min(config.evaluation.batch_size, len(data.labels))
     size = -(-size // place.devices) * place.devices
-    weights, u = (evaluated_params(state), state.model_state), place.put(jax.tree.map(traced, u))
+    weights, u = (
+      (training.evaluated_params(state), state.model_state),
+      place.put(jax.tree.map(traced, u)),
+    )
     out = jitted(*weights, data, u, key, attack=attack, batch_size=size)
     return jax.tree.map(np.asarray, out)
 
@@ -253,14 +246,11 @@ def _check_batches(config: ConfigDict, devices: int) -> None:
 
 
 def _init(
-  config: ConfigDict,
-  initialize: Callable[[Array, tuple[int, ...]], tuple[Params, ModelState]],
-  key: Array,
-  shape: tuple[int, ...],
+  config: ConfigDict, initialize: Callable[[], tuple[Params, ModelState]], shape: tuple[int, ...]
 ) -> tuple[Params, ModelState]:
   """Parameters and batch statistics, if the network can take images of this shape."""
   try:
-    params, model_state = initialize(key, shape)
+    params, model_state = initialize()
     if any(leaf.size == 0 for leaf in jax.tree.leaves(params)):
       raise ZeroDivisionError  # as an initializer of Flax at no inputs
   except Exception as error:  # Flax and JAX raise almost anything

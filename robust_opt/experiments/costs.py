@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from robust_opt.data.datasets import Dataset
-from robust_opt.experiments import build, updates
+from robust_opt.experiments import build
 from robust_opt.experiments.assembly import initial_run
 from robust_opt.training import ArrayData, make_scan
 
@@ -34,7 +34,7 @@ def side_by_side(
 
   Args:
     configs: by name.
-    train: what the updates are made on; N >= the batch size of every config.
+    train: at least as many examples as the batch size of every config.
     steps: batches in one call of a scan.
     repeats: calls of each.
   """
@@ -56,7 +56,7 @@ def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
   """So many batches, as `assembly` would train them on one device."""
   plan, net, optimizer, state, _ = initial_run(config, train)
   u = build.own_set(config, train.images)
-  step = updates.make(config, net, optimizer, u, train.images.shape[1:], plan.num_steps)
+  step = build.update(config, net, optimizer, u, train.images.shape[1:], plan.num_steps)
   scan = jax.jit(make_scan(step, plan), static_argnums=3)
   data = jax.device_put(ArrayData(train.images, train.labels))
   return lambda: jax.block_until_ready(scan(state, data, jax.random.key(1), steps))
