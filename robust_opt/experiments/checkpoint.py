@@ -4,9 +4,8 @@
   state = checkpoints.restore(template)       # the newest good one, or None
   checkpoints.save(state, heldout_robust=0.93)
 
-The last `keep` are kept, and the best by held-out robust accuracy. With every
-checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncated or has a flipped
-bit is set aside with a warning, and the one before it is used.
+With every checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncated or has
+a flipped bit is set aside with a warning, and the one before it is used.
 """
 
 import errno
@@ -23,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as policies
 
 from robust_opt.arrays import digest
 from robust_opt.errors import RunError
@@ -44,18 +43,14 @@ class Checkpoints:
 
     Args:
       directory: its checkpoints.
-      keep: how many of the newest to keep, in addition to the best.
+      keep: how many of the newest to keep, in addition to the best by held-out robust accuracy.
       read_only: for who never saves: leaves the unfinished save of another process.
     """
-    self._directory = directory.absolute()
-    self._damaged = False
-    best = checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1)
+    self._directory, self._damaged = directory.absolute(), False
+    kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=_accuracy, n=1)]
     options = ocp.CheckpointManagerOptions(
       best_fn=_accuracy,
-      best_mode="max",
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-        [checkpoint_managers.LatestN(keep), best]
-      ),
+      preservation_policy=policies.AnyPreservationPolicy(kept),
       enable_async_checkpointing=False,
       step_format_fixed_length=8,
       create=not read_only,
@@ -69,11 +64,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def save(self, state: TrainState, heldout_robust: float | None = None) -> None:
-    """Saves the state under its step; a step that is there already is left as it is.
-
-    Args:
-      state: what to save.
-      heldout_robust: held-out robust accuracy, or None where it was not measured.
+    """Saves the state and its held-out robust accuracy, if measured, unless its step is there.
 
     Raises:
       RunError: it could not be written (a full disk, say); earlier checkpoints are kept.

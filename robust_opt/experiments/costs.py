@@ -33,8 +33,8 @@ def side_by_side(
   """Times every config's own updates in its jitted scan, in turns.
 
   Args:
-    configs: by name.
-    train: at least as many examples as the batch size of every config.
+    configs: by name; their batch sizes are at most the number of training examples.
+    train: what the updates are made on.
     steps: batches in one call of a scan.
     repeats: calls of each.
   """

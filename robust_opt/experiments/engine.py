@@ -70,9 +70,7 @@ def train(
     experiment: from `assemble`.
     state: to go on from.
     workdir: gets metrics.jsonl and tensorboard/.
-    checkpoints: of the run.
-    plan: its steps.
-    log: is told of every scan.
+    checkpoints, plan, log: of the run.
     timed: a context around every scan with what follows it.
 
   Raises:
@@ -159,7 +157,7 @@ def train_seeds(
     count_correct: state -> [S], clean test examples that are classified correctly.
     points: how often an epoch the curve is taken, at most.
     epochs_per_call: between two checkpoints.
-    timed: a context in which a scan is timed.
+    timed: as of `train`.
     progress: (epochs, words, skipped=) is called at every checkpoint.
   """
   folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Flags and config overrides, with one sentence for each way of getting them wrong.
+"""Config files and overrides, with one sentence for each way of getting them wrong.
 
   --config=configs/mnist.py:trades --config.attack.num_steps=10     # of what the file describes
   --config.attack.name=pgd --config.attack.num_steps=7              # of another attack
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from robust_opt.errors import InputError
@@ -23,16 +22,6 @@ from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import sections
 
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
-
-
-def define_config() -> flags.FlagHolder:
-  """Defines --config; --config.key=value are no flags, but arguments of `config_of`."""
-  return flags.DEFINE_string(
-    "config",
-    str(Path(config_lib.__file__)),
-    "A config file, as in configs/, or file.py:argument of its get_config; and "
-    "--config.key=value for every key of it.",
-  )
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

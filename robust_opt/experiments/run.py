@@ -9,7 +9,7 @@ three pictures. The same call on the same directory goes on where it was stopped
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   config_lib.validate(config)
   workdirs.check(workdir, config)
   if is_finished(workdir):
-    workdirs.check_inputs(workdir, build.splits(config))
+    workdirs.claim(workdir, config, build.splits(config))
     logging.info("%s holds this run, finished; its summary is read.", workdir)
     return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
   with sigterm_ends_the_run():
@@ -118,7 +118,7 @@ class RunLog:
     self._display = ProgressDisplay(total, step, self._config.training.epochs, enabled=enabled)
     self.stopped = self._overfits()
 
-  def __enter__(self) -> "RunLog":
+  def __enter__(self) -> Self:
     self._display.__enter__()
     return self
 

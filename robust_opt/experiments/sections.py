@@ -3,17 +3,8 @@
   choose(config, "attack", "pgd", num_steps=7)     # its other keys: the defaults of pgd
   attack = make(config, "attack")                  # attacks.pgd(num_steps=7, ...)
 
-|  section    |  name                                         |  what the run supplies          |
-|  set        |  a set of robust_opt.sets                     |                                 |
-|  attack     |  one of attacks.ATTACKS                       |  the set                        |
-|  objective  |  a function of robust_opt.objectives          |  the set                        |
-|  penalty    |  none, or one of training.penalties           |  the network, the set           |
-|  model      |  a class of robust_opt.models                 |  num_classes, mean, std         |
-|  optimizer  |  a function of optax, or dampened_sgd         |  the schedule of its rate       |
-|  schedule   |  a function of training.optimizers.SCHEDULES  |  the rate, the number of steps  |
-
-Instead of a name, "package.module:name" is an object of your own with the same arguments. Keys that
-what is named does not take do not exist.
+SECTIONS has what each may name, or "package.module:name", an object of your own with the same
+arguments. Keys that what is named does not take do not exist.
 """
 
 import inspect

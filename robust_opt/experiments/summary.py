@@ -118,8 +118,7 @@ def _sweep(
     if radius in known:
       return known[radius]
     u = scaled(measured.set, radius / measured.radius)
-    if isinstance(u, Ball):
-      u = type(u)(radius, u.box)  # the very number
+    u = type(u)(radius, u.box) if isinstance(u, Ball) else u  # the very number
     out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
     return int(out.robust_correct.sum())
 

@@ -16,7 +16,7 @@ from robust_opt.files import leftovers, write_json
 # Raise it with every change after which the same inputs give other numbers: directories of an older
 # revision are then refused, so that nobody is shown the old numbers or a mixture of both.
 REVISION = 1
-# Beside config.json: what a run depends on that its config does not say, such as the data itself.
+# Beside config.json: what a run depends on that its config does not say, SHA-256 of its data.
 INPUTS = "inputs.json"
 
 
@@ -36,35 +36,26 @@ def check(workdir: Path, config: ConfigDict) -> None:
       )
 
 
-def check_inputs(workdir: Path, splits: build.Splits) -> None:
-  """Refuses the directory of a run on other data, or of another revision of the code."""
-  _refuse(workdir, config_lib.differences(read_inputs(workdir), inputs(splits)))
-
-
 def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
   """Writes the resolved config, and the digests of the data in INPUTS, once.
 
   Raises:
     InputError: the directory holds a run on other data, or of another revision of the code.
   """
+  digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
+  inputs = {"revision": REVISION, "data": digests}
   if (workdir / "config.json").exists():
-    check_inputs(workdir, splits)
+    _refuse(workdir, config_lib.differences(read_inputs(workdir), inputs))
   if jax.process_index() == 0:
     for path in leftovers(workdir):
       path.unlink(missing_ok=True)
     if not (workdir / "config.json").exists():
-      write_json(workdir / INPUTS, inputs(splits))
+      write_json(workdir / INPUTS, inputs)
       write_json(workdir / "config.json", config_lib.as_dict(config))
 
 
-def inputs(splits: build.Splits) -> dict[str, Any]:
-  """Inputs of a run other than its config: SHA-256 of the data, revision of the code."""
-  digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
-  return {"revision": REVISION, "data": digests}
-
-
 def read_inputs(workdir: Path) -> dict[str, Any]:
-  """The same of an earlier run; {} of a run before such a file was written."""
+  """INPUTS of an earlier run; {} of a run before such a file was written."""
   return _read(workdir, INPUTS) if (workdir / INPUTS).exists() else {}
 
 
