@@ -48,7 +48,6 @@ class Experiment(NamedTuple):
 
   config: ConfigDict
   splits: build.Splits  # the data on the host
-  train: ArrayData
   heldout: ArrayData  # chooses checkpoints
   test: ArrayData  # is reported on
   apply: ApplyFn
@@ -68,10 +67,7 @@ def initial_run(
 ) -> InitialRun:
   """The network that learns from this data, but nothing that trains it.
 
-  Args:
-    config: checked by config.validate.
-    train: its training set.
-    seed_keys: [S], one key a seed, to stack the states of several seeds; None: config.seed alone.
+  The states of several seeds are stacked, one for each of seed_keys [S]; None: config.seed alone.
   """
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   net = build.model(config, train)
@@ -109,13 +105,13 @@ def assemble(
   Args:
     config: checked by config.validate.
     splits: the data; None: as the config says.
-    seed_keys: [S] as in `initial_run`.
+    seed_keys: as in `initial_run`.
     vmapped: whether several seeds run in one program rather than in turn.
 
   Raises:
     InputError: parts of the config do not fit together, its data or the devices.
   """
-  place = _all_devices() if seed_keys is None else _ONE_DEVICE
+  place = _placement(stacked=seed_keys is not None)
   _check_batches(config, place.devices)
   splits = splits or build.splits(config)
   run = initial_run(config, splits.train, seed_keys)
@@ -140,7 +136,6 @@ def assemble(
   return Experiment(
     config=config,
     splits=splits,
-    train=train,
     heldout=heldout,
     test=test,
     apply=apply,
@@ -164,13 +159,13 @@ class _Placement(NamedTuple):
   sharding: jax.sharding.Sharding | None  # of results; None: as they come
 
 
-_ONE_DEVICE = _Placement(1, jax.device_put, lambda batch: batch, None)
-
-
-def _all_devices() -> _Placement:
+def _placement(stacked: bool) -> _Placement:
+  """Several seeds on one device; batches of one seed are split over all."""
+  if stacked:
+    return _Placement(1, jax.device_put, lambda batch: batch, None)
   mesh = sharding.data_mesh()
-  put = functools.partial(sharding.replicate, mesh=mesh)
-  return _Placement(jax.device_count(), put, sharding.batch_placer(mesh), sharding.replicated(mesh))
+  put, whole = functools.partial(sharding.replicate, mesh=mesh), sharding.replicated(mesh)
+  return _Placement(jax.device_count(), put, sharding.batch_placer(mesh), whole)
 
 
 # Arguments of an evaluation that are compile-time constants.

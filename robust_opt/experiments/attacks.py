@@ -79,10 +79,7 @@ def n_fgsm() -> TrainingAttack:
 
 
 def layerwise(hidden_radius: float) -> TrainingAttack:
-  """One step that moves the input of every layer (training/layerwise.py).
-
-  Hidden layers move in l_inf balls of that radius, in the units of their activations.
-  """
+  """One step that moves the input of every layer, hidden ones in l_inf (training/layerwise.py)."""
   _check("hidden_radius", hidden_radius, hidden_radius > 0, "a number > 0")
   return TrainingAttack(maximizers.steepest)
 
@@ -134,11 +131,7 @@ def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:
 
 
 def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> UncertaintySet:
-  """The set with `factor` [] times its radii, and its box or none.
-
-  Raises:
-    InputError: the set has no field radius, radius_2, magnitude, ...
-  """
+  """The set with `factor` [] times its radii; an InputError if it has none."""
   fields = [field.name for field in dataclasses.fields(u)]  # type: ignore[arg-type]
   radii = [name for name in fields if name.startswith(("radius", "magnitude"))]
   if not radii:

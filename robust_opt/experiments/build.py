@@ -97,10 +97,7 @@ def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Da
 
 
 def model(config: ConfigDict, train: datasets.Dataset) -> nn.Module:
-  """The network, its first layer standardizing by the mean and std of config.data, or the data's.
-
-  A network of your own gets those of num_classes, mean and std that it has.
-  """
+  """The network; its first layer standardizes by mean and std of config.data, or of the data."""
   given = config.data.mean and config.data.std
   moments = (config.data.mean, config.data.std) if given else pixel_statistics(train.images)
   channels = train.images.shape[-1]
@@ -183,14 +180,6 @@ def update(
 ) -> training.TrainStep:
   """The config's update: by one backward pass, or of its objective under its attack.
 
-  Args:
-    config: checked by config.validate.
-    net: the network.
-    optimizer: from build.optimizer.
-    u: from build.own_set.
-    image_shape: [H, W, C].
-    steps_per_epoch: updates an epoch, for what changes with time.
-
   Raises:
     InputError: parts of the config do not fit together.
   """
@@ -215,7 +204,7 @@ def update(
     ascent_apply=_ascent_apply(config, net),
     ascent_in_train_mode=config.attack.get("train_mode", False),
     perturb_weights=optimizers.adversarial_weights(gamma) if gamma else None,
-    penalty=penalty(config, net, u),
+    penalty=_penalty(config, net, u),
   )
   return layerwise.lifted_step(step, layerwise.shapes(net, image_shape)) if hidden else step
 
@@ -235,10 +224,7 @@ def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
 def training_attack(
   config: ConfigDict, u: UncertaintySet, steps_per_epoch: int
 ) -> Attack | ScheduledAttack:
-  """config.attack over a set, as it is at each step.
-
-  The radii may grow at first, and updates between every k-th may do without an adversary.
-  """
+  """config.attack over a set, which may grow at first; at every k-th update alone."""
   chosen = attack(config)
   every, warmup = config.attack.get("every", 1), config.attack.get("warmup", 0.0)
   warmup_steps = warmup * config.training.epochs * steps_per_epoch
@@ -256,7 +242,7 @@ def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
   return sections.make(config, "objective", u=u)
 
 
-def penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
+def _penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
   """config.penalty, times its weight."""
   if config.penalty.name == "none":
     return None

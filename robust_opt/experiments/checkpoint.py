@@ -76,7 +76,10 @@ class Checkpoints:
     note = {"sha256": digest(state), **metrics}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
     try:
-      self._check_space(state)
+      # Before the first byte: Orbax is untidy about a disk that fills while it writes.
+      needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+      if shutil.disk_usage(self._directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       self._manager.save(step, args=args, metrics=metrics)
       self._manager.wait_until_finished()
     except Exception as error:
@@ -86,12 +89,6 @@ class Checkpoints:
         f"The checkpoint of step {step} could not be written to {self._directory} "
         f"({_reason(error)}); {self.last_words()}."
       ) from error
-
-  def _check_space(self, state: TrainState) -> None:
-    """Fails before the first byte: Orbax is untidy about a disk that fills while it writes."""
-    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
-    if shutil.disk_usage(self._directory).free < needed:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   def _remove_unfinished(self, step: int) -> None:
     """Orbax gives up at the first array that fails, while others are still being written."""
@@ -144,7 +141,7 @@ class Checkpoints:
     return _UNKNOWN if step is None else _accuracy(self._manager.metrics(step))
 
   def close(self) -> None:
-    """Releases what the manager holds."""
+    """Closes the folder."""
     self._manager.close()
 
   def last_words(self) -> str:

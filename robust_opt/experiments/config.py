@@ -6,8 +6,7 @@
 
 configs/*.py are short files over `digits`, `mnist` and `cifar`; any key can be overridden on the
 command line, `--config.training.epochs=5`. Radii, images and saved examples are in pixels of
-[0, 1] everywhere; a radius that a paper states in standardized units is converted where it is
-written, by `standardized`, which names the standard deviation.
+[0, 1] everywhere; `standardized` converts a radius that a paper states in other units.
 """
 
 import json
@@ -39,11 +38,7 @@ def standardized(radius: float, std: float) -> float:
 
 
 def base() -> ConfigDict:
-  """Every key of a config.
-
-  Sections with a `name` hold the keys of what they name (sections.py); change them by `choose`. The
-  other keys are those below, no more.
-  """
+  """Every key of a config; sections with a `name` are changed by `choose`."""
   config = ConfigDict({"seed": 0})
   config.data = ConfigDict()
   config.data.name = "digits"  # or an image classification set of TensorFlow Datasets
@@ -214,11 +209,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks keys, ranges and names; types are ConfigDict's own business.
-
-  Raises:
-    InputError: names the key, the value and what is allowed.
-  """
+  """InputError unless keys, names and ranges are allowed; types are ConfigDict's own business."""
   flat = flattened(config.to_dict())
   named = tuple(f"{section}." for section in sections.SECTIONS)
   for key in sorted(flattened(base().to_dict()).keys() ^ flat.keys()):

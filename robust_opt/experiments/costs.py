@@ -30,14 +30,7 @@ class Cost(NamedTuple):
 def side_by_side(
   configs: Mapping[str, ConfigDict], train: Dataset, steps: int, repeats: int
 ) -> dict[str, Cost]:
-  """Times every config's own updates in its jitted scan, in turns.
-
-  Args:
-    configs: by name; their batch sizes are at most the number of training examples.
-    train: what the updates are made on.
-    steps: batches in one call of a scan.
-    repeats: calls of each.
-  """
+  """Times every config's own updates in its jitted scan, `steps` batches a call, in turns."""
   runs = {name: _updates_of(config, train, steps) for name, config in configs.items()}
   first = {name: _timed(run) for name, run in runs.items()}
   seconds: dict[str, list[float]] = {name: [] for name in runs}

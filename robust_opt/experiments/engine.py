@@ -64,7 +64,7 @@ def train(
   log: Log,
   timed: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrainState:
-  """The state after the last step of the plan.
+  """The state after the last step of the plan, from this one on.
 
   Args:
     experiment: from `assemble`.

@@ -102,10 +102,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressDisplay:
-  """A live bar on a terminal, log lines elsewhere.
-
-  The bar shows the epoch, loss, held-out clean and robust accuracy, examples/s and time left.
-  """
+  """A live bar on a terminal, log lines elsewhere."""
 
   def __init__(self, total_steps: int, done_steps: int, epochs: int, enabled: bool) -> None:
     console = Console(stderr=True)

@@ -31,11 +31,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def config_of(path: str, arguments: Sequence[str]) -> ConfigDict:
-  """The config of a file with overrides.
-
-  Args:
-    path: of the file, or path:argument of its get_config.
-    arguments: --config.key=value.
+  """The config of a file, as for `load`, with overrides --config.key=value.
 
   Raises:
     InputError: the file cannot be read, or an argument is no override that fits.
@@ -97,11 +93,7 @@ def apply_all(config: ConfigDict, items: Sequence[str], flag: str = "override") 
 
 
 def flags_of(flat: Mapping[str, Any]) -> list[str] | None:
-  """The overrides that make a resolved config of the default one, or None if none do.
-
-  Args:
-    flat: dotted key -> JSON value, as of config_lib.flattened(config_lib.as_dict(config)).
-  """
+  """The overrides that make a resolved and flattened config of the default one, or None."""
 
   def missing() -> dict[str, str]:
     """What the config does not have yet, as it is typed; tuples are lists in JSON."""
@@ -126,11 +118,7 @@ _NAMES = tuple(f"{section}.name" for section in sections.SECTIONS)
 
 
 def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
-  """Sets keys of a config; names first.
-
-  Args:
-    config: is changed.
-    items: dotted key -> value as typed.
+  """Sets dotted keys of a config to values as they are typed; names first.
 
   Raises:
     InputError: there is no such key, or the value is of another type.

@@ -57,11 +57,7 @@ SECTIONS = {
 
 
 def find(section: str, name: str) -> Callable[..., Any]:
-  """What a section names.
-
-  Raises:
-    InputError: there is no such name.
-  """
+  """What a section names; an InputError if there is no such name."""
   choices = SECTIONS[section].choices
   if ":" in name:
     return import_object(name)
@@ -92,10 +88,8 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   """Sets a section to what is named, and its other keys to that one's defaults.
 
   Keys without a default must be given, or set before the config is validated. What has a default
-  that is no plain value (a dtype, a mask) exists as a key, but is not written out.
-
-  Raises:
-    InputError: there is no such name, or it takes no such key.
+  that is no plain value (a dtype, a mask) exists as a key, but is not written out. An unknown name
+  or key is an InputError.
   """
   for key in kwargs:
     check_key(section, name, key)
@@ -129,13 +123,7 @@ def check_section(config: ConfigDict, section: str) -> None:
 def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
   """What the section describes, called with its keys and what the run supplies.
 
-  Args:
-    config: checked by config.validate.
-    section: its name.
-    **supplied: by name; those that what is named does not take are left out.
-
-  Raises:
-    InputError: from what is named.
+  Of what is supplied, arguments that it does not take are left out; its errors are InputErrors.
   """
   # Lists become tuples: modules are keys of caches, which lists cannot be.
   own = {k: tuple(v) if isinstance(v, list) else v for k, v in config[section].to_dict().items()}
@@ -156,11 +144,7 @@ def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
 
 
 def make_set(config: ConfigDict, fit_planes: Callable[[str, int], sets.BasisOf]) -> UncertaintySet:
-  """config.set; tangent planes, basis_of={name, rank}, by `fit_planes`.
-
-  Raises:
-    InputError: the set cannot be built.
-  """
+  """config.set, or an InputError; tangent planes, basis_of={name, rank}, by `fit_planes`."""
   described = config.set.to_dict()
   planes = described.get("basis_of")
   if isinstance(planes, Mapping):

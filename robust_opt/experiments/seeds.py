@@ -63,8 +63,7 @@ def over_seeds(
 
   Args:
     function: (*args, **static) -> pytree.
-    in_axes: for every argument 0, None, or a tree prefix of these (AXES), as in jax.vmap.
-    out_axes: likewise.
+    in_axes, out_axes: 0, None, or a tree prefix of these (AXES), as in jax.vmap.
     vmapped: all seeds in one program, or one after the other through the same program (on CPU
       that is often faster, since a batched matmul is not).
     static: names of keyword arguments that are compile-time constants.

@@ -5,7 +5,7 @@ import resource
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,27 +26,20 @@ from robust_opt.sets import BALLS, Ball, UncertaintySet
 from robust_opt.training import TrainState, evaluated_params, sharding, take
 
 
-class Measured(NamedTuple):
-  """A set that accuracies are measured over."""
-
-  name: str  # linf, l2, l1, or the set's own
-  radius: float  # in pixels; 1 for a set without one, which is then measured as it is
-  set: UncertaintySet  # of that radius
-  is_own: bool  # whether it is config.set
-
-
-def measured_sets(experiment: Experiment) -> list[Measured]:
+def _measured_sets(experiment: Experiment) -> list[UncertaintySet]:
   """config.set, then the balls of config.evaluation.radii, of other norms and radii > 0."""
-  own = experiment.set
-  name = own.name if isinstance(own, Ball) else type(own).__name__
-  radius, box = float(getattr(own, "radius", 1.0)), getattr(own, "box", None)
-  radii = experiment.config.evaluation.radii
-  others = [
-    Measured(norm, radii[norm], ball(radii[norm], box), is_own=False)
-    for norm, ball in BALLS.items()
-    if norm != name and radii.get(norm)
-  ]
-  return [Measured(name, radius, own, is_own=True), *others]
+  own, radii = experiment.set, experiment.config.evaluation.radii
+  norms = [norm for norm in BALLS if norm != _name(own) and radii.get(norm)]
+  return [own, *(BALLS[norm](radii[norm], getattr(own, "box", None)) for norm in norms)]
+
+
+def _name(u: UncertaintySet) -> str:
+  return u.name if isinstance(u, Ball) else type(u).__name__
+
+
+def _radius(u: UncertaintySet) -> float:
+  """In pixels; 1 for a set without one, which is then measured as it is."""
+  return float(getattr(u, "radius", 1.0))
 
 
 def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
@@ -58,6 +51,7 @@ def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str
   if config.penalty.name != "none":
     kind += f" with {config.penalty.weight:g} {config.penalty.name}"
   epochs = tables.counted(config.training.epochs, "epoch")
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   packages = ("jax", "flax", "optax", "numpy")
   return {
     "title": f"{config.model.name} on {config.data.name}, {kind}, {epochs}",
@@ -70,7 +64,7 @@ def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str
     "data_sha256": {s.split: datasets.fingerprint(s) for s in (splits.train, splits.test)},
     "device": sharding.devices_in_words(),
     "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in packages},
-    "peak_memory_mb": _peak_memory_mb(),
+    "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
     "config": config_lib.as_dict(config),
   }
 
@@ -81,8 +75,8 @@ def _accuracies(
   """The clean accuracy and that over every set; and of every set a sweep over its radii."""
   results: list[dict[str, Any]] = []
   sweeps = []
-  for measured in measured_sets(experiment):
-    out = experiment.evaluate(state, experiment.test, measured.set, experiment.attack.evaluate)
+  for u in _measured_sets(experiment):
+    out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
     clean: dict[str, Any] = {
       "set": None,
       "attack": None,
@@ -92,37 +86,37 @@ def _accuracies(
       "zero_gradients": None,
     }
     attacked = clean | {
-      "set": {"name": measured.name, "radius": measured.radius},
+      "set": {"name": _name(u), "radius": _radius(u)},
       "attack": {"num_steps": experiment.attack.num_steps},
-      "trained_on": measured.is_own and config_lib.trains_robustly(experiment.config),
+      "trained_on": u is experiment.set and config_lib.trains_robustly(experiment.config),
       "correct": int(out.robust_correct.sum()),
       "zero_gradients": int(out.zero_gradient.sum()),
     }
     results += [attacked] if results else [clean, attacked]
-    known = {0.0: clean["correct"], measured.radius: attacked["correct"]}
-    sweeps.append(_sweep(experiment, state, measured, known) | {"total": clean["total"]})
+    known = {0.0: clean["correct"], _radius(u): attacked["correct"]}
+    sweeps.append(_sweep(experiment, state, u, known) | {"total": clean["total"]})
   return results, sweeps
 
 
 def _sweep(
-  experiment: Experiment, state: TrainState, measured: Measured, known: dict[float, int]
+  experiment: Experiment, state: TrainState, u: UncertaintySet, known: dict[float, int]
 ) -> dict[str, Any]:
   """Correct examples at multiples of the radius; without one, at the set alone."""
   try:
-    scaled(measured.set, 1.0)
-    radii = [multiple * measured.radius for multiple in experiment.config.evaluation.sweep]
+    scaled(u, 1.0)
+    radii = [multiple * _radius(u) for multiple in experiment.config.evaluation.sweep]
   except InputError:
     radii = list(known)
 
   def at(radius: float) -> int:
     if radius in known:
       return known[radius]
-    u = scaled(measured.set, radius / measured.radius)
-    u = type(u)(radius, u.box) if isinstance(u, Ball) else u  # the very number
-    out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
+    # A ball has the very number.
+    v = type(u)(radius, u.box) if isinstance(u, Ball) else scaled(u, radius / _radius(u))
+    out = experiment.evaluate(state, experiment.test, v, experiment.attack.evaluate)
     return int(out.robust_correct.sum())
 
-  return {"norm": measured.name, "radii": radii, "correct": [at(radius) for radius in radii]}
+  return {"norm": _name(u), "radii": radii, "correct": [at(radius) for radius in radii]}
 
 
 def draw(workdir: Path, experiment: Experiment, state: TrainState, summary: dict[str, Any]) -> None:
@@ -161,8 +155,3 @@ def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count:
     path=path,
     title=f"{config_lib.set_in_words(config)} (pixels in [0, 1])",
   )
-
-
-def _peak_memory_mb() -> int:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

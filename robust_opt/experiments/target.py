@@ -88,11 +88,7 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
 
 
 def load_net(source: dict[str, Any]) -> TrainedNet:
-  """The network of a run: source as for `load`, of a work directory.
-
-  Raises:
-    InputError: it cannot be found or read.
-  """
+  """The network of a run: source as for `load`, of a work directory; or an InputError."""
   if not source.get("workdir"):
     raise InputError("Give --workdir, of a finished run of robust_opt.main.")
   workdir = Path(source["workdir"])

@@ -37,11 +37,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
-  """Writes the resolved config, and the digests of the data in INPUTS, once.
-
-  Raises:
-    InputError: the directory holds a run on other data, or of another revision of the code.
-  """
+  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code."""
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
   inputs = {"revision": REVISION, "data": digests}
   if (workdir / "config.json").exists():
