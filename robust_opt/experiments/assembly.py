@@ -128,11 +128,10 @@ def assemble(
   state, train_key, evaluation_key = place.put((run.state, run.keys.training, run.keys.evaluation))
   if seed_keys is None:
     compile_scan = _compiled(scan, state, train, train_key, place.sharding)
-    jit = functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=place.sharding)
+    jit = functools.partial(jax.jit, out_shardings=place.sharding)
   else:
     compile_scan = seeds.compiled(scan, train, train_key, vmapped)
-    axes = (0, 0, None, None, 0)
-    jit = functools.partial(seeds.over_seeds, in_axes=axes, vmapped=vmapped, static=_STATIC)
+    jit = functools.partial(seeds.over_seeds, in_axes=(0, 0, None, None, 0), vmapped=vmapped)
   return Experiment(
     config=config,
     splits=splits,
@@ -168,10 +167,6 @@ def _placement(stacked: bool) -> _Placement:
   return _Placement(jax.device_count(), put, sharding.batch_placer(mesh), whole)
 
 
-# Arguments of an evaluation that are compile-time constants.
-_STATIC = ("attack", "batch_size")
-
-
 def _evaluator(
   config: ConfigDict,
   apply: ApplyFn,
@@ -181,31 +176,24 @@ def _evaluator(
 ) -> Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]:
   """Experiment.evaluate: the worst case of the cross-entropy, whatever the run trains by."""
 
-  def evaluate(
-    params: Params, model_state: ModelState, data: ArrayData, u: UncertaintySet, key: Array,
-    *, attack: AttackOn, batch_size: int,
-  ) -> Evaluation:  # fmt: skip
-    make = make_evaluate(apply, robust(), attack, batch_size, place_batch=place.place_batch)
-    return make(params, model_state, data, u, key)
+  @functools.cache
+  def program(attack: AttackOn, batch_size: int) -> Callable[..., Evaluation]:
+    return jit(make_evaluate(apply, robust(), attack, batch_size, place_batch=place.place_batch))
 
   def traced(leaf: Any) -> Any:
     """A number as an array, so that every radius is one program."""
     return np.float32(leaf) if isinstance(leaf, float | int) else leaf
 
-  def evaluate_state(
+  def evaluate(
     state: TrainState, data: ArrayData, u: UncertaintySet, attack: AttackOn
   ) -> Evaluation:
     size = min(config.evaluation.batch_size, len(data.labels))
     size = -(-size // place.devices) * place.devices
-    weights, u = (
-      (training.evaluated_params(state), state.model_state),
-      place.put(jax.tree.map(traced, u)),
-    )
-    out = jitted(*weights, data, u, key, attack=attack, batch_size=size)
+    weights, u = (training.evaluated_params(state), state.model_state), jax.tree.map(traced, u)
+    out = program(attack, size)(*weights, data, place.put(u), key)
     return jax.tree.map(np.asarray, out)
 
-  jitted = jit(evaluate)
-  return evaluate_state
+  return evaluate
 
 
 def _compiled(

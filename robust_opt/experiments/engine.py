@@ -41,10 +41,6 @@ class Plan(NamedTuple):
 class Log(Protocol):
   """What a training tells, and what it measures on the way."""
 
-  @property
-  def seeds(self) -> Sequence[int] | None:
-    """Those that a stacked state holds, for messages."""
-
   def describe(self, metrics: TrainMetrics, seconds: float) -> Values:
     """What is written of the updates of one scan."""
 
@@ -63,6 +59,7 @@ def train(
   plan: Plan,
   log: Log,
   timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+  seeds: Sequence[int] = (),
 ) -> TrainState:
   """The state after the last step of the plan, from this one on.
 
@@ -72,6 +69,7 @@ def train(
     workdir: gets metrics.jsonl and tensorboard/.
     checkpoints, plan, log: of the run.
     timed: a context around every scan with what follows it.
+    seeds: of a stacked state, to be named in messages.
 
   Raises:
     DivergedError: a loss or a parameter is no longer finite; the last good checkpoint is kept.
@@ -92,7 +90,7 @@ def train(
         state, metrics = scan(state)
         metrics = jax.tree.map(np.asarray, metrics)
         seconds = time.monotonic() - began
-        _stop_if_diverged(metrics.loss, state, step, checkpoints, log.seeds)
+        _stop_if_diverged(metrics.loss, state, step, checkpoints, seeds)
         step += num_steps
         values, score = log.describe(metrics, seconds), None
         measured = step % plan.measure_every == 0
@@ -120,7 +118,7 @@ def _stop_if_diverged(
   state: TrainState,
   step: int,
   checkpoints: Checkpoints,
-  seeds: Sequence[int] | None,
+  seeds: Sequence[int],
 ) -> None:
   """Raises if a loss, [num_steps] or [S, num_steps], or a parameter is not finite."""
   bad = np.argwhere(~np.isfinite(losses))
@@ -169,7 +167,7 @@ def train_seeds(
   if done := int(state.step) // per_epoch:
     progress(done, f"{done} of {tables.counted(epochs, 'epoch')} done before", skipped=True)
   log = _SeedsLog(names, count_correct, plan, per_epoch, done, progress)
-  state = train(experiment, state, folder, checkpoints, plan, log, timed)
+  state = train(experiment, state, folder, checkpoints, plan, log, timed, names)
   checkpoints.close()
   return state
 

@@ -106,7 +106,6 @@ def scan_length(steps_per_epoch: int, most: int) -> int:
 class RunLog:
   """The log of a run: its progress, its held-out accuracies, and what tells of overfitting."""
 
-  seeds: None = None  # one, so that messages need not name it
   stopped: bool  # whether the config wants no more of a training that overfits
 
   def __init__(self, experiment: Experiment, workdir: Path, state: TrainState, total: int) -> None:

@@ -24,6 +24,7 @@ from robust_opt.training import optimizers, penalties
 
 # The value of a key that has no default.
 REQUIRED = inspect.Parameter.empty
+_PLAIN = bool | int | float | str | tuple | None
 
 
 class Section(NamedTuple):
@@ -93,7 +94,7 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   """
   for key in kwargs:
     check_key(section, name, key)
-  shown = {key: value for key, value in keys_of(section, name).items() if _is_plain(value)}
+  shown = {key: value for key, value in keys_of(section, name).items() if isinstance(value, _PLAIN)}
   config[section] = ConfigDict({"name": name, **shown, **kwargs})
   config[section].unlock()
 
@@ -182,7 +183,3 @@ def _plain(default: Any) -> Any:
   """A loss by its name; anything else as it is."""
   name = getattr(default, "__name__", None)
   return name if name in losses.KINDS and default is getattr(losses, name) else default
-
-
-def _is_plain(value: Any) -> bool:
-  return value is None or isinstance(value, bool | int | float | str | tuple)
