@@ -168,10 +168,6 @@ def get_config() -> ConfigDict:
   return digits()
 
 
-def _at_least(low: int) -> Callable[[Any], bool]:
-  return lambda v: v >= low
-
-
 def _finite(value: float) -> bool:
   return 0 <= value < math.inf
 
@@ -183,18 +179,18 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("a tuple of finite numbers, in pixels", lambda v: all(map(math.isfinite, v)), "data.mean"),
   ("a tuple of finite numbers > 0", lambda v: all(0 < s < math.inf for s in v), "data.std"),
   ("a fraction, 0 < holdout < 1", lambda v: 0 < v < 1, "data.holdout"),
-  ("an integer >= 0 (0: all)", _at_least(0), "data.train_start data.train_examples"),
-  ("an integer >= 0 (0: all)", _at_least(0), "data.labels data.test_examples"),
+  ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.train_start data.train_examples"),
+  ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.labels data.test_examples"),
   ("a share of the training, 0 <= warmup <= 1", lambda v: 0 <= v <= 1, "attack.warmup"),
   ("one of float32, bfloat16, float16", lambda v: v in _DTYPES, "attack.dtype"),
   ("a finite number > 0", lambda v: 0 < v < math.inf, "optimizer.learning_rate"),
   ("a finite number >= 0 (0: none)", _finite, "weights.decay weights.max_column_norm"),
   ("a finite number >= 0 (0: none)", _finite, "weights.perturbation"),
   ("a decay, 0 <= average < 1 (0: none)", lambda v: 0 <= v < 1, "weights.average"),
-  ("an integer >= 1", _at_least(1), "attack.every training.epochs training.batch_size"),
-  ("an integer >= 1", _at_least(1), "training.steps_per_scan evaluation.batch_size"),
-  ("an integer >= 1", _at_least(1), "checkpoint.keep checkpoint.every_epochs"),
-  ("an integer >= 0 (0: none)", _at_least(0), "training.watch_examples"),
+  ("an integer >= 1", lambda v: v >= 1, "attack.every training.epochs training.batch_size"),
+  ("an integer >= 1", lambda v: v >= 1, "training.steps_per_scan evaluation.batch_size"),
+  ("an integer >= 1", lambda v: v >= 1, "checkpoint.keep checkpoint.every_epochs"),
+  ("an integer >= 0 (0: none)", lambda v: v >= 0, "training.watch_examples"),
   ("say or stop", lambda v: v in ("say", "stop"), "training.on_overfitting"),
   ("a tuple of 'flip', 'crop'", lambda v: set(v) <= {"flip", "crop"}, "training.augment"),
   ("last or best", lambda v: v in ("last", "best"), "evaluation.checkpoint"),
