@@ -66,7 +66,7 @@ def run_study(
 
   def main(argv: list[str]) -> None:
     refuse_positional(argv)
-    given = {name: flags.FLAGS[name].value for name in flags.FLAGS}
+    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in flags.FLAGS}
     preset = presets.get((given["preset"], given["dataset"]))
     if preset is None:
       raise InputError(f"There is no --preset={given['preset']} for --dataset={given['dataset']}.")

@@ -128,7 +128,7 @@ def assemble(
   state, train_key, evaluation_key = place.put((run.state, run.keys.training, run.keys.evaluation))
   if seed_keys is None:
     compile_scan = _compiled(scan, state, train, train_key, place.sharding)
-    jit = functools.partial(jax.jit, out_shardings=place.sharding)
+    jit: functools.partial[Any] = functools.partial(jax.jit, out_shardings=place.sharding)
   else:
     compile_scan = seeds.compiled(scan, train, train_key, vmapped)
     jit = functools.partial(seeds.over_seeds, in_axes=(0, 0, None, None, 0), vmapped=vmapped)

@@ -128,7 +128,7 @@ def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
   """
   # Lists become tuples: modules are keys of caches, which lists cannot be.
   own = {k: tuple(v) if isinstance(v, list) else v for k, v in config[section].to_dict().items()}
-  name = own.pop("name")
+  name = str(own.pop("name"))
   function, shared = find(section, name), shared_keys(section, name)
   takes = inspect.signature(function).parameters
   kwargs = {key: value for key, value in own.items() if key not in shared}

@@ -29,10 +29,10 @@ from robust_opt.types import Array, ModelState, Params, PyTree
 AXES: Any = TrainState(step=None, params=0, model_state=0, opt_state=0, memory=0)  # type: ignore[arg-type]
 
 
-def initialize(net: nn.Module, keys: Array, shape: tuple[int, ...]) -> tuple[Params, ModelState]:
+def initialize(net: nn.Module, keys: Array, shape: Sequence[int]) -> tuple[Params, ModelState]:
   """Every seed's variables, as its own of the keys [S] alone would give them."""
   try:
-    return _initializer(net, shape)(keys)
+    return _initializer(net, tuple(shape))(keys)
   except TypeError:  # an attribute is a list, as in MLP(widths=[32]), which is no key of a cache
     return _initializer.__wrapped__(net, shape)(keys)
 
