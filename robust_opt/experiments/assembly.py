@@ -72,6 +72,7 @@ def initial_run(
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)
+  init: Callable[..., tuple[Params, ModelState]]
   if seed_keys is None:
     keys, init = training.streams(jax.random.key(config.seed)), models.init
   else:
