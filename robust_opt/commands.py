@@ -6,12 +6,12 @@ commands.run_study(Options, PRESETS, run)      # below `if __name__` of a study'
 import contextlib
 import dataclasses
 import hashlib
-import logging as python_logging
 import platform
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,7 @@ from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
 
 # The flags of experiments.target.load.
-SOURCE = (
-  "workdir",
-  "model",
-  "data",
-  "draws",
-  "data_dir",
-  "cache_dir",
-  "train_files",
-  "checkpoint",
-)
+SOURCE = ("workdir", "model", "data", "draws", "data_dir", "cache_dir", "train_files", "checkpoint")
 
 
 def source() -> dict[str, Any]:
@@ -67,7 +58,12 @@ def run_study(
   preset_fields = dataclasses.fields(next(iter(presets.values())))
   of_options = dataclasses.fields(typing.get_origin(options) or options)
   own = [field for field in of_options if "help" in field.metadata]
-  _define_study_flags(sorted({dataset for _, dataset in presets}))
+  datasets = sorted({dataset for _, dataset in presets})
+  flags.DEFINE_enum("dataset", "digits", datasets, "What the networks learn.")
+  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
+  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
+  flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: TFDS' default.")
+  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
   for field in preset_fields:
     _define(field, None)
   for field in own:
@@ -75,22 +71,17 @@ def run_study(
 
   def main(argv: list[str]) -> None:
     refuse_positional(argv)
-    given = flags.FLAGS
-    changed = {f.name: given[f.name].value for f in preset_fields}
-    changed = {name: value for name, value in changed.items() if value is not None}
-    preset = presets.get((given.preset, given.dataset))
+    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in flags.FLAGS}
+    preset = presets.get((given["preset"], given["dataset"]))
     if preset is None:
-      raise InputError(f"There is no --preset={given.preset} for --dataset={given.dataset}.")
-    run(
-      options(
-        dataset=given.dataset,
-        workdir=Path(given.workdir),
-        preset=dataclasses.replace(preset, **changed),
-        data_dir=given.data_dir,
-        cache_dir=given.cache_dir,
-        **{field.name: _frozen(given[field.name].value) for field in own},
-      )
-    )
+      raise InputError(f"There is no --preset={given['preset']} for --dataset={given['dataset']}.")
+    changed = {f.name: given[f.name] for f in preset_fields if given[f.name] is not None}
+    values = {name: given[name] for name in ("dataset", "data_dir", "cache_dir")}
+    for field in own:
+      value = given[field.name]
+      values[field.name] = tuple(value) if isinstance(value, list) else value
+    preset = dataclasses.replace(preset, **changed)
+    run(options(workdir=Path(given["workdir"]), preset=preset, **values))
 
   app.run(with_sentences(main), flags_parser=parse)
 
@@ -106,20 +97,13 @@ def run_to_folder(run: Callable[[Path], Any]) -> None:
   app.run(with_sentences(main), flags_parser=parse)
 
 
-def _define_study_flags(datasets: Sequence[str]) -> None:
-  """The flags that every study has."""
-  flags.DEFINE_enum("dataset", "digits", datasets, "What the networks learn.")
-  flags.DEFINE_enum("preset", "quick", ["quick", "paper"], "Minutes, or hours.")
-  flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
-  flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: TFDS' default.")
-  flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
-
-
 def _define(field: "dataclasses.Field[Any]", default: Any) -> None:
   """The flag of a field, by its annotation and the help and bounds in its metadata."""
-  kinds = [kind for kind in _members(field.type) if kind is not type(None)]
+  # X | None counts as X.
+  union = isinstance(field.type, types.UnionType)
+  kind: Any = typing.get_args(field.type)[0] if union else field.type
+  kind = typing.get_origin(kind) or kind
   words, low, choices = (field.metadata[name] for name in ("help", "low", "choices"))
-  kind = typing.get_origin(kinds[0]) or kinds[0]
   if choices:
     flags.DEFINE_enum(field.name, default, choices, words)
   elif kind is bool:
@@ -134,33 +118,19 @@ def _define(field: "dataclasses.Field[Any]", default: Any) -> None:
     flags.DEFINE_multi_string(field.name, list(default), words)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-  """The members of a union, or the annotation alone."""
-  return annotation.__args__ if isinstance(annotation, types.UnionType) else (annotation,)
-
-
-def _frozen(value: Any) -> Any:
-  return tuple(value) if isinstance(value, list) else value
-
-
 def refuse_positional(argv: Sequence[str]) -> None:
   """InputError for an argument that is not a flag."""
   if len(argv) > 1:
     raise InputError(f"Every argument must be a --flag=value, but one was {argv[1]!r}.")
 
 
-def is_warning(record: python_logging.LogRecord) -> bool:
-  """Hides the many messages of Orbax and JAX on files and missing backends."""
-  return record.levelno >= python_logging.WARNING
-
-
 def with_sentences(
   main: Callable[[list[str]], None],
-  is_shown: Callable[[python_logging.LogRecord], bool] = is_warning,
+  is_shown: Callable[[LogRecord], bool] = lambda record: record.levelno >= WARNING,
 ) -> Callable[[list[str]], None]:
   """`main`, where a RunError or OSError ends with one sentence and an exit code, no traceback.
 
-  Log records are filtered by `is_shown`.
+  Log records are filtered by `is_shown`: Orbax and JAX inform of files and missing backends.
   """
 
   def wrapped(argv: list[str]) -> None:
@@ -205,8 +175,7 @@ def _cpu() -> str:
 
 def parse(argv: Sequence[str]) -> list[str]:
   """Parses absl's flags; an unknown flag or a bad value ends with one sentence."""
-  # absl's help lists only flags of the program's own file; other files of the package also define
-  # some.
+  # absl's help lists only flags of the program's own file.
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
     for flag in defined if module.startswith("robust_opt.") else ():
       flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

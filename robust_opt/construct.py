@@ -35,25 +35,15 @@ BATCH = 100
 
 
 class Options(NamedTuple):
-  """The data set to construct and its source.
+  """The data set to construct and its source."""
 
-  Attributes:
-    source: a run, for target.load_net.
-    kind: one of constructed.KINDS.
-    output: a folder, new or of the same command.
-    settings: radius and steps.
-    examples: the number of examples, from the start of the training set; 0: all.
-    seed: of all randomness.
-    shard_size: examples per file.
-  """
-
-  source: dict[str, Any]
-  kind: str
-  output: Path
+  source: dict[str, Any]  # a run, for target.load_net
+  kind: str  # one of constructed.KINDS
+  output: Path  # a folder, new or of the same command
   settings: Settings
-  examples: int = 0
+  examples: int = 0  # from the start of the training set; 0: all
   seed: int = 0
-  shard_size: int = 5000
+  shard_size: int = 5000  # examples per file
 
 
 # (x [B, *S], y [B], ids [B]) -> images [B, *S], labels [B]
@@ -85,7 +75,7 @@ def run(options: Options) -> datasets.Dataset:
     "net_definition": net.definition,
     "data_sha256": datasets.fingerprint(original),
   }
-  make = jax.jit(functools.partial(_make, options, original, net))
+  make = jax.jit(functools.partial(_make, options, net))
   files = []
   with Study(options.output, description, work=float(count), flag="--output") as study:
     for first in range(0, count, options.shard_size):
@@ -121,23 +111,17 @@ def is_finished(output: Path) -> bool:
 
 
 def _make(
-  options: Options,
-  original: datasets.Dataset,
-  net: target.TrainedNet,
-  x: Array,
-  y: Array,
-  ids: Array,
+  options: Options, net: target.TrainedNet, x: Array, y: Array, ids: Array
 ) -> tuple[Array, Array]:
   """Images and labels of a batch."""
+  original = net.train
   start_key, target_key = jax.random.split(jax.random.key(options.seed))
   if options.kind == "inverted":
-    keys = keys_of(start_key, ids)
-    others = constructed.other_ids(keys, ids, len(original.labels))
+    others = constructed.other_ids(keys_of(start_key, ids), ids, len(original.labels))
     start = training.take(training.ArrayData(original.images, original.labels), others).x
     return constructed.inverted(net.features_fn, x, start, options.settings), y
   if options.kind == "random":
-    keys = keys_of(target_key, ids)
-    targets = constructed.random_targets(keys, original.num_classes)
+    targets = constructed.random_targets(keys_of(target_key, ids), original.num_classes)
   else:
     targets = constructed.next_class(y, original.num_classes)
   return constructed.towards(net.logits_fn, x, targets, options.settings), targets
@@ -193,19 +177,12 @@ def main(argv: list[str]) -> None:
   """Runs with the options of the flags."""
   values = flags.FLAGS
   commands.refuse_positional(argv)
+  source = {k: values[k].value or "" for k in ("workdir", "data_dir", "cache_dir", "checkpoint")}
   defaults = constructed.INVERSION if values.kind == "inverted" else constructed.TARGETED
   changed = {name: values[name].value for name in Settings._fields}
-  run(
-    Options(
-      source={k: values[k].value or "" for k in ("workdir", "data_dir", "cache_dir", "checkpoint")},
-      kind=values.kind,
-      output=Path(values.output),
-      settings=defaults._replace(**{k: v for k, v in changed.items() if v is not None}),
-      examples=values.examples,
-      seed=values.seed,
-      shard_size=values.shard_size,
-    )
-  )
+  settings = defaults._replace(**{k: v for k, v in changed.items() if v is not None})
+  numbers = (values.examples, values.seed, values.shard_size)
+  run(Options(source, values.kind, Path(values.output), settings, *numbers))
 
 
 def define_flags() -> None:

@@ -71,10 +71,9 @@ def set_config(text: str) -> dict[str, Any]:
 
 def channel_axis(text: str) -> ChannelAxis:
   """The value of --channel_axis."""
-  if text in (layout.AUTO, "none"):
-    return layout.AUTO if text == layout.AUTO else None
+  named: dict[str, ChannelAxis] = {layout.AUTO: layout.AUTO, "none": None}
   try:
-    return int(text)
+    return named[text] if text in named else int(text)
   except ValueError:
     raise InputError(f"--channel_axis must be auto, none or an integer, but was {text}.") from None
 

@@ -14,10 +14,6 @@ from robust_opt.errors import MissingExtraError
 def require(extra: str, *modules: str) -> None:
   """Checks that the modules of an extra are installed, without importing them.
 
-  Args:
-    extra: its name in pyproject.toml.
-    *modules: full names of the modules.
-
   Raises:
     MissingExtraError: one of them is not installed. During the import of a command (`python -m
       robust_opt.main`) the process ends with that sentence and the exit code instead.
@@ -29,7 +25,9 @@ def require(extra: str, *modules: str) -> None:
     f"{missing[0]} is not installed; install the packages for this part of robust_opt with "
     f'pip install "robust_opt[{extra}]".'
   )
-  if not _is_command():
+  # Not sys.argv or __main__: Python sets them only after it has imported the parent packages.
+  option, module = sys.orig_argv[1:3] if len(sys.orig_argv) > 2 else ("", "")
+  if option != "-m" or module.split(".")[0] != "robust_opt":
     raise error
   print(f"robust_opt: {error}", file=sys.stderr)
   sys.exit(error.exit_code)
@@ -40,10 +38,3 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
   except ModuleNotFoundError:  # its parent is absent
     return False
-
-
-def _is_command() -> bool:
-  """Whether this process was started as `python -m robust_opt.something`."""
-  # Not sys.argv or __main__: Python sets them only after it has imported the parent packages.
-  option, module = sys.orig_argv[1:3] if len(sys.orig_argv) > 2 else ("", "")
-  return option == "-m" and module.split(".")[0] == "robust_opt"

@@ -23,11 +23,18 @@ import jax
 from absl import app, flags, logging
 
 from robust_opt import commands
+from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import metrics, overrides
 from robust_opt.experiments import run as run_lib
 from robust_opt.training import sharding
 
-_CONFIG = overrides.define_config()
+# --config.key=value are no flags, but arguments of overrides.config_of.
+_CONFIG = flags.DEFINE_string(
+  "config",
+  config_lib.__file__,
+  "A config file, as in configs/, or file.py:argument of its get_config; and "
+  "--config.key=value for every key of it.",
+)
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "New or of the run to resume; empty: a new temporary one."
 )

@@ -22,11 +22,7 @@ from robust_opt.experiments import target
 
 
 def run(path: Path, source: dict[str, Any]) -> None:
-  """Verifies a file and prints the result.
-
-  Args:
-    path: of verdict.npz.
-    source: of net and data, for target.load; empty values default to those of the file.
+  """Verifies a verdict.npz; empty values of the source, for target.load, are those of the file.
 
   Raises:
     InputError: the file, the net or the data cannot be read.

@@ -4,21 +4,7 @@
   attack.train(u)                                  # set -> Attack, for the update
   attack.evaluate(u)                               # set -> Attack, for accuracies
 
-|  name                         |  its own keys                            |  shared keys    |
-|  none, free, recall           |  free: num_replays                       |                 |
-|  steepest, n_fgsm             |                                          |  all            |
-|  pgd                          |  num_steps, relative_step, random_start  |  all            |
-|  frank_wolfe, lbfgs           |  num_steps                               |  all            |
-|  power_iteration              |  num_steps                               |  all            |
-|  layerwise                    |  hidden_radius                           |  every, warmup  |
-|  uniform_noise, random_signs  |                                          |  every, warmup  |
-
-|  shared key  |  meaning                                                                    |
-|  every       |  attack every k-th update; the others train on the clean batch              |
-|  warmup      |  share of the training in which the set grows from radius 0                 |
-|  dtype       |  of the network while it is attacked: float32, bfloat16 or float16          |
-|  train_mode  |  attack the network in train mode, with dropout and batch statistics        |
-
+Their arguments, and the keys that they share (SOMETIMES, ASCENT), are the keys of config.attack.
 To evaluate, an attack ascends the cross-entropy, whatever the training ascends; of one step it is
 `steepest`, and of more every example's best point counts. free and power_iteration are evaluated by
 PGD of as many steps.
@@ -40,19 +26,12 @@ MaximizerOn = Callable[[UncertaintySet], InnerMaximizer]
 
 
 class TrainingAttack(NamedTuple):
-  """An attack of a config over any set.
+  """An attack of a config over any set."""
 
-  Attributes:
-    train: the attack of an update.
-    evaluate: the attack of a measurement.
-    num_steps: input gradients of `evaluate`.
-    random: whether it can leave the clean example where the gradient is 0.
-  """
-
-  train: AttackOn
-  evaluate: AttackOn = maximizers.steepest
-  num_steps: int = 1
-  random: bool = False
+  train: AttackOn  # the attack of an update
+  evaluate: AttackOn = maximizers.steepest  # the attack of a measurement
+  num_steps: int = 1  # input gradients of `evaluate`
+  random: bool = False  # whether it can leave the clean example where the gradient is 0
 
 
 def none() -> TrainingAttack:
@@ -69,10 +48,9 @@ def pgd(
   num_steps: int = 7, relative_step: float = 0.25, random_start: bool = True
 ) -> TrainingAttack:
   """Projected ascent; a step is `relative_step` of the radius long."""
-  words = "a fraction of the radius, 0 < step <= 2"
-  _check("relative_step", relative_step, 0 < relative_step <= 2, words)
-  maximizer = _pgd(relative_step, random_start)
-  return _steps(maximizer, num_steps)._replace(random=random_start)
+  allowed, words = 0 < relative_step <= 2, "a fraction of the radius, 0 < step <= 2"
+  _check("relative_step", relative_step, allowed, words)
+  return _steps(_pgd(relative_step, random_start), num_steps)._replace(random=random_start)
 
 
 def frank_wolfe(num_steps: int = 7) -> TrainingAttack:
@@ -86,10 +64,7 @@ def lbfgs(num_steps: int = 5) -> TrainingAttack:
 
 
 def power_iteration(num_steps: int = 1) -> TrainingAttack:
-  """Along the dominant direction of the Hessian, for the objectives trades and virtual.
-
-  The cross-entropy is not flat where it starts, and is ascended by PGD.
-  """
+  """Along the dominant direction of the Hessian, for the objectives trades and virtual."""
   train = _steps(maximizers.power_iteration, num_steps).train
   return _evaluated_by_pgd(train, num_steps)._replace(random=True)
 
@@ -104,11 +79,7 @@ def n_fgsm() -> TrainingAttack:
 
 
 def layerwise(hidden_radius: float) -> TrainingAttack:
-  """One step that moves the input of every layer (training/layerwise.py).
-
-  Hidden layers move in l_inf balls of that radius, in the units of their activations; `train` is
-  given the product of the set of images and those balls.
-  """
+  """One step that moves the input of every layer, hidden ones in l_inf (training/layerwise.py)."""
   _check("hidden_radius", hidden_radius, hidden_radius > 0, "a number > 0")
   return TrainingAttack(maximizers.steepest)
 
@@ -134,8 +105,14 @@ def recall() -> TrainingAttack:
   return TrainingAttack(lambda u: maximizers.steepest(_not_l1("recall", u)))
 
 
-SOMETIMES: dict[str, Any] = {"every": 1, "warmup": 0.0}
-ASCENT = SOMETIMES | {"dtype": "float32", "train_mode": False}
+SOMETIMES: dict[str, Any] = {
+  "every": 1,  # attack every k-th update; the others train on the clean batch
+  "warmup": 0.0,  # share of the training in which the set grows from radius 0
+}
+ASCENT = SOMETIMES | {
+  "dtype": "float32",  # of the network while it is attacked; or bfloat16, float16
+  "train_mode": False,  # attack the network in train mode, with dropout and batch statistics
+}
 # By name, with the shared keys.
 ATTACKS: dict[str, tuple[Callable[..., TrainingAttack], dict[str, Any]]] = {
   **{f.__name__: (f, ASCENT) for f in (steepest, pgd, frank_wolfe, lbfgs, power_iteration, n_fgsm)},
@@ -154,16 +131,7 @@ def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:
 
 
 def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> UncertaintySet:
-  """The set with `factor` times its radii.
-
-  Args:
-    u: a set with a field radius, radius_2, magnitude, ...
-    factor: [], may be traced.
-    box: whether the box is kept.
-
-  Raises:
-    InputError: the set has no such field.
-  """
+  """The set with `factor` [] times its radii; an InputError if it has none."""
   fields = [field.name for field in dataclasses.fields(u)]  # type: ignore[arg-type]
   radii = [name for name in fields if name.startswith(("radius", "magnitude"))]
   if not radii:
@@ -172,8 +140,7 @@ def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> Uncertaint
       f"steepest and frank_wolfe do not."
     )
   changes = {name: factor * getattr(u, name) for name in radii}
-  if not box and "box" in fields:
-    changes["box"] = None
+  changes |= {"box": None} if "box" in fields and not box else {}
   return dataclasses.replace(u, **changes)  # type: ignore[type-var]
 
 
@@ -196,10 +163,8 @@ def _steps(maximizer: MaximizerOn, num_steps: int, least: int = 1) -> TrainingAt
   """Training takes the last iterate, evaluation the best; fewer steps than `least` are refused."""
   fewer = {1: "none: name=none", 2: "one: name=steepest"}[least]
   _check("num_steps", num_steps, num_steps >= least, f"an integer >= {least} ({fewer})")
-  evaluate = (
-    functools.partial(_best, maximizer, num_steps) if num_steps > 1 else maximizers.steepest
-  )
-  return TrainingAttack(lambda u: maximizers.ascend(maximizer(u), num_steps), evaluate, num_steps)
+  best = functools.partial(_best, maximizer, num_steps) if num_steps > 1 else maximizers.steepest
+  return TrainingAttack(lambda u: maximizers.ascend(maximizer(u), num_steps), best, num_steps)
 
 
 def _evaluated_by_pgd(train: AttackOn, num_steps: int) -> TrainingAttack:

@@ -1,33 +1,45 @@
-"""From a config to its data and the objects that its sections describe."""
+"""From a config to its data, and to the objects and the update that its sections describe.
 
-from collections.abc import Callable
+splits = build.splits(config)
+u, net = build.own_set(config, splits.train.images), build.model(config, splits.train)
+optimizer = build.optimizer(config, steps_per_epoch)
+state = init_state(params, model_state, optimizer, build.memory(config, splits.train.images))
+step = build.update(config, net, optimizer, u, image_shape, steps_per_epoch)
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from robust_opt import maximizers, models, training
 from robust_opt.data import augmentation, constructed, datasets
 from robust_opt.errors import InputError
-from robust_opt.experiments import sections
-from robust_opt.experiments.attacks import TrainingAttack
+from robust_opt.experiments import attacks, sections
+from robust_opt.maximizers import Attack, ScheduledAttack
+from robust_opt.models import affine
+from robust_opt.objectives import RobustObjective
 from robust_opt.sets import UncertaintySet, tangents
 from robust_opt.sets.build import import_object
-from robust_opt.training import optimizers
-from robust_opt.types import Array
+from robust_opt.training import free, layerwise, optimizers, penalties
+from robust_opt.types import ApplyFn, Array, PyTree
 
 _SAMPLE = 10_000  # images of a large data set that determine its mean and standard deviation
 
 
 class Splits(NamedTuple):
-  """The data of a run: to learn from, to choose a checkpoint by, and to report on."""
+  """The data of a run."""
 
-  train: datasets.Dataset
-  heldout: datasets.Dataset
-  test: datasets.Dataset
+  train: datasets.Dataset  # to learn from
+  heldout: datasets.Dataset  # to choose a checkpoint by
+  test: datasets.Dataset  # to report on
 
 
 def splits(config: ConfigDict) -> Splits:
@@ -64,17 +76,12 @@ def splits(config: ConfigDict) -> Splits:
 def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dataset:
   """Replaces the training set by the constructed one; the held-out examples stay original."""
   made = constructed.load(Path(config.data.train_files))
-  if made.images.shape[1:] != original.images.shape[1:]:
-    raise InputError(
-      f"--config.data.train_files={config.data.train_files} holds images "
-      f"{list(made.images.shape[1:])}, but those of {config.data.name} are "
-      f"{list(original.images.shape[1:])}."
-    )
+  shape, own = list(made.images.shape[1:]), list(original.images.shape[1:])
+  words, name = f"--config.data.train_files={config.data.train_files} holds", config.data.name
+  if shape != own:
+    raise InputError(f"{words} images {shape}, but those of {name} are {own}.")
   if made.num_classes != original.num_classes:
-    raise InputError(
-      f"--config.data.train_files={config.data.train_files} holds {made.num_classes} "
-      f"classes, but {config.data.name} has {original.num_classes}."
-    )
+    raise InputError(f"{words} {made.num_classes} classes, but {name} has {original.num_classes}.")
   return made
 
 
@@ -98,10 +105,7 @@ def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Da
 
 
 def model(config: ConfigDict, train: datasets.Dataset) -> nn.Module:
-  """The network, its first layer standardizing by the mean and std of config.data, or the data's.
-
-  A network of your own gets those of num_classes, mean and std that it has.
-  """
+  """The network; its first layer standardizes by mean and std of config.data, or of the data."""
   given = config.data.mean and config.data.std
   moments = (config.data.mean, config.data.std) if given else pixel_statistics(train.images)
   channels = train.images.shape[-1]
@@ -130,16 +134,11 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
 
 
 def own_set(config: ConfigDict, images: np.ndarray) -> UncertaintySet:
-  """config.set.
-
-  Args:
-    config: checked by config.validate.
-    images: [N, *S], of the training set: tangent planes are learned here.
-  """
+  """config.set; its tangent planes are learned here, of the training set's images [N, *S]."""
   return sections.make_set(config, lambda name, rank: tangents.fit(name, images, rank, config.seed))
 
 
-def attack(config: ConfigDict) -> TrainingAttack:
+def attack(config: ConfigDict) -> attacks.TrainingAttack:
   """config.attack."""
   return sections.make(config, "attack")
 
@@ -151,8 +150,7 @@ def updates_of_a_batch(config: ConfigDict) -> int:
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
   """The learning rate at each step."""
-  total = config.training.epochs * steps_per_epoch
-  peak = config.optimizer.learning_rate
+  total, peak = config.training.epochs * steps_per_epoch, config.optimizer.learning_rate
   return sections.make(config, "schedule", peak=peak, total=total, steps_per_epoch=steps_per_epoch)
 
 
@@ -183,3 +181,138 @@ def augment(config: ConfigDict) -> Callable[[Array, Array], Array] | None:
     return images
 
   return apply
+
+
+def update(
+  config: ConfigDict,
+  net: nn.Module,
+  optimizer: optax.GradientTransformation,
+  u: UncertaintySet,
+  image_shape: Sequence[int],
+  steps_per_epoch: int,
+) -> training.TrainStep:
+  """The config's update: by one backward pass, or of its objective under its attack.
+
+  Raises:
+    InputError: parts of the config do not fit together.
+  """
+  check_together(config)
+  apply, gamma = models.from_linen(net), config.weights.perturbation
+  loss = sections.loss_of(config.objective.get("loss", "cross_entropy"))
+  match config.attack.name:
+    case "free":
+      replays, whole = config.attack.num_replays, attacks.step_set(u, 1.0)
+      return free.make_free_train_step(apply, optimizer, u, whole, replays, loss)
+    case "recall":
+      attack(config).train(u)  # which refuses sets that signs do not serve
+      return free.make_recall_train_step(apply, optimizer, u, loss)
+  if hidden := config.attack.get("hidden_radius"):
+    apply = layerwise.lifted_apply(net, image_shape)
+    u = layerwise.layerwise(net, image_shape, u, hidden)
+  step = training.make_train_step(
+    apply,
+    optimizer,
+    objective(config, u),
+    training_attack(config, u, steps_per_epoch),
+    ascent_apply=_ascent_apply(config, net),
+    ascent_in_train_mode=config.attack.get("train_mode", False),
+    perturb_weights=optimizers.adversarial_weights(gamma) if gamma else None,
+    penalty=_penalty(config, net, u),
+  )
+  return layerwise.lifted_step(step, layerwise.shapes(net, image_shape)) if hidden else step
+
+
+def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
+  """What the first update on images [N, *S] finds in TrainState.memory; () for most attacks."""
+  match config.attack.name:
+    case "free":
+      return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
+    case "recall":
+      key = training.streams(jax.random.key(config.seed)).memory
+      return free.unknown_directions(key, len(images), images.shape[1:])
+    case _:
+      return ()
+
+
+def training_attack(
+  config: ConfigDict, u: UncertaintySet, steps_per_epoch: int
+) -> Attack | ScheduledAttack:
+  """config.attack over a set, which may grow at first; at every k-th update alone."""
+  chosen = attack(config)
+  every, warmup = config.attack.get("every", 1), config.attack.get("warmup", 0.0)
+  warmup_steps = warmup * config.training.epochs * steps_per_epoch
+
+  def at(step: Array) -> Attack:
+    grown = attacks.scaled(u, jnp.minimum(step / warmup_steps, 1.0)) if warmup_steps else u
+    now = chosen.train(grown)
+    return now if every == 1 else maximizers.only_if(step % every == 0, now)
+
+  return ScheduledAttack(at) if warmup or every > 1 else chosen.train(u)
+
+
+def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
+  """config.objective."""
+  return sections.make(config, "objective", u=u)
+
+
+def _penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
+  """config.penalty, times its weight."""
+  if config.penalty.name == "none":
+    return None
+  layers_of, model = functools.partial(affine.layers_of, net), models.from_linen(net)
+  unweighted = sections.make(config, "penalty", layers_of=layers_of, model=model, u=u)
+  return penalties.weighted(config.penalty.weight, unweighted)
+
+
+def _ascent_apply(config: ConfigDict, net: nn.Module) -> ApplyFn | None:
+  """The net in the arithmetic of the ascent, if that is another than its own."""
+  dtype = config.attack.get("dtype", "float32")
+  if dtype == "float32":
+    return None
+  if not hasattr(net, "dtype"):
+    raise InputError(
+      f"--config.attack.dtype={dtype} needs a network with an attribute dtype, which "
+      f"{type(net).__name__} does not have."
+    )
+  return models.from_linen(net.clone(dtype=jnp.dtype(dtype)))
+
+
+def check_together(config: ConfigDict) -> None:
+  """Raises an InputError for combinations of sections that would not do what their names say."""
+  kind, name = config.attack.name, config.objective.name
+  flat = name in ("trades", "virtual")
+  if flat and not attack(config).random:
+    raise InputError(
+      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: "
+      f"--config.attack.name must be power_iteration, n_fgsm, or pgd with "
+      f"--config.attack.random_start=True, but was {kind}."
+    )
+  if kind == "power_iteration" and not flat:
+    raise InputError(
+      f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
+      f"--config.objective.name must be trades or virtual, but was {name}."
+    )
+  if name == "gradient_penalty" and kind != "none":
+    raise InputError(
+      f"--config.objective.name=gradient_penalty has no attack: --config.attack.name must be none, "
+      f"but was {kind}."
+    )
+  needed: dict[str, object] = {}
+  if kind in (*attacks.ONE_PASS, "layerwise"):
+    needed |= {"objective.name": "robust", "penalty.name": "none"}
+  if kind in attacks.ONE_PASS:
+    needed |= {"weights.perturbation": 0.0}
+  if kind == "recall":
+    needed |= {"training.augment": ()}  # a flipped image would recall another's directions
+  for key, value in needed.items():
+    section, _, own = key.partition(".")
+    if config[section][own] != value:
+      raise InputError(
+        f"--config.attack.name={kind} needs --config.{key}={value}, but it was "
+        f"{config[section][own]}."
+      )
+  if config.penalty.name == "gradient_alignment" and config.data.labels and name == "virtual":
+    raise InputError(
+      f"--config.penalty.name=gradient_alignment needs the labels of all examples, but "
+      f"--config.data.labels={config.data.labels} keeps that many."
+    )

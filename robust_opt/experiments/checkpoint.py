@@ -4,26 +4,25 @@
   state = checkpoints.restore(template)       # the newest good one, or None
   checkpoints.save(state, heldout_robust=0.93)
 
-The last `keep` are kept, and the best by held-out robust accuracy. With every
-checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncated or has a flipped
-bit is set aside with a warning, and the one before it is used.
+With every checkpoint lies the SHA-256 of its arrays and its accuracy: one that is truncated or has
+a flipped bit is set aside with a warning, and the one before it is used.
 """
 
-import contextlib
 import errno
 import json
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as policies
 
 from robust_opt.arrays import digest
 from robust_opt.errors import RunError
@@ -36,17 +35,6 @@ _UNKNOWN = -1.0
 _OVERHEAD_BYTES = 2**18
 
 
-@contextlib.contextmanager
-def _only_errors() -> Iterator[None]:
-  """Silences the warning of Orbax about a read-only folder."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  try:
-    yield
-  finally:
-    logging.set_verbosity(before)
-
-
 class Checkpoints:
   """The checkpoints of one run, by step. In several processes every one calls every method."""
 
@@ -55,39 +43,28 @@ class Checkpoints:
 
     Args:
       directory: its checkpoints.
-      keep: how many of the newest to keep, in addition to the best.
-      read_only: never save, and do not touch the unfinished save of another process.
+      keep: how many of the newest to keep, in addition to the best by held-out robust accuracy.
+      read_only: for who never saves: leaves the unfinished save of another process.
     """
-    self._directory = directory.absolute()
-    self._damaged = False
-    self._options = ocp.CheckpointManagerOptions(
-      best_fn=lambda metrics: metrics["heldout_robust"],
-      best_mode="max",
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-        [
-          checkpoint_managers.LatestN(keep),
-          checkpoint_managers.BestN(get_metric_fn=lambda m: m["heldout_robust"], n=1),
-        ]
-      ),
+    self._directory, self._damaged = directory.absolute(), False
+    kept = [policies.LatestN(keep), policies.BestN(get_metric_fn=_accuracy, n=1)]
+    options = ocp.CheckpointManagerOptions(
+      best_fn=_accuracy,
+      preservation_policy=policies.AnyPreservationPolicy(kept),
       enable_async_checkpointing=False,
       step_format_fixed_length=8,
-      read_only=read_only,
-      save_interval_steps=0 if read_only else 1,
       create=not read_only,
     )
     with name_in_errors(self._directory):
-      if not read_only:
-        self._remove_left_overs()
+      if not read_only and jax.process_index() == 0:
+        # Of saves that were killed; Orbax' own cleaning runs on a thread that nobody waits for.
+        for left_over in self._directory.glob("*.orbax-checkpoint-tmp*"):
+          shutil.rmtree(left_over, ignore_errors=True)
       self._set_aside_unreadable()
-      with _only_errors() if read_only else contextlib.nullcontext():
-        self._manager = ocp.CheckpointManager(self._directory, options=self._options)
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
 
   def save(self, state: TrainState, heldout_robust: float | None = None) -> None:
-    """Saves the state under its step; a step that is there already is left as it is.
-
-    Args:
-      state: what to save.
-      heldout_robust: held-out robust accuracy, or None where it was not measured.
+    """Saves the state and its held-out robust accuracy, if measured, unless its step is there.
 
     Raises:
       RunError: it could not be written (a full disk, say); earlier checkpoints are kept.
@@ -99,7 +76,10 @@ class Checkpoints:
     note = {"sha256": digest(state), **metrics}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), note=ocp.args.JsonSave(note))
     try:
-      self._check_space(state)
+      # Before the first byte: Orbax is untidy about a disk that fills while it writes.
+      needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
+      if shutil.disk_usage(self._directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       self._manager.save(step, args=args, metrics=metrics)
       self._manager.wait_until_finished()
     except Exception as error:
@@ -109,12 +89,6 @@ class Checkpoints:
         f"The checkpoint of step {step} could not be written to {self._directory} "
         f"({_reason(error)}); {self.last_words()}."
       ) from error
-
-  def _check_space(self, state: TrainState) -> None:
-    """Fails before the first byte: Orbax is untidy about a disk that fills while it writes."""
-    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _OVERHEAD_BYTES
-    if shutil.disk_usage(self._directory).free < needed:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   def _remove_unfinished(self, step: int) -> None:
     """Orbax gives up at the first array that fails, while others are still being written."""
@@ -134,7 +108,8 @@ class Checkpoints:
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), note=ocp.args.JsonRestore())
-    while (step := self._step(which)) is not None:
+    newest = self._manager.best_step if which == "best" else self._manager.latest_step
+    while (step := newest()) is not None:
       try:
         return self._restore_whole(step, args)
       except Exception as error:  # whatever the damage, the one before may be whole
@@ -152,29 +127,22 @@ class Checkpoints:
       restored = self._manager.restore(step, args=args)
     if digest(restored.state) != restored.note["sha256"]:
       raise ValueError("its arrays do not match their SHA-256")
-    if self._manager.metrics(step) != {"heldout_robust": restored.note["heldout_robust"]}:
+    if _accuracy(self._manager.metrics(step)) != _accuracy(restored.note):
       raise ValueError("its accuracy is not the one that was noted")
     return restored.state
 
   def best_step(self) -> int | None:
     """The step of the best by held-out robust accuracy, or None if none was measured."""
-    step = self._manager.best_step()
-    return step if self.best_accuracy() > _UNKNOWN else None
+    return self._manager.best_step() if self.best_accuracy() > _UNKNOWN else None
 
   def best_accuracy(self) -> float:
     """The best held-out robust accuracy, or -1 if none was measured."""
     step = self._manager.best_step()
-    return _UNKNOWN if step is None else self._manager.metrics(step)["heldout_robust"]
+    return _UNKNOWN if step is None else _accuracy(self._manager.metrics(step))
 
   def close(self) -> None:
-    """Releases what the manager holds."""
+    """Closes the folder."""
     self._manager.close()
-
-  def _step(self, which: str) -> int | None:
-    return self._manager.best_step() if which == "best" else self._manager.latest_step()
-
-  def _path(self, step: int) -> Path:
-    return self._directory / f"{step:08d}"
 
   def last_words(self) -> str:
     """Says which checkpoint a stopped run goes on from."""
@@ -183,17 +151,11 @@ class Checkpoints:
       return "no checkpoint was saved before it"
     return f"the last good checkpoint is that of step {step}"
 
-  def _remove_left_overs(self) -> None:
-    """Of saves that were killed; Orbax' own cleaning runs on a thread that nobody waits for."""
-    if jax.process_index() == 0:
-      for left_over in self._directory.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(left_over, ignore_errors=True)
-
   def _set_aside_unreadable(self) -> None:
     """Orbax reads every metric when it opens the folder; one that is damaged would stop it."""
     for path in sorted(self._directory.glob("[0-9]" * 8)):
       try:
-        float(json.loads((path / "metrics" / "metrics").read_text())["heldout_robust"])
+        float(_accuracy(json.loads((path / "metrics" / "metrics").read_text())))
       except (OSError, ValueError, KeyError, TypeError) as error:
         self._set_aside(int(path.name), _reason(error))
 
@@ -201,29 +163,24 @@ class Checkpoints:
     self._damaged = True
     aside = self._directory.with_name("damaged") / f"{step:08d}"
     logging.warning(
-      "The checkpoint of step %d is damaged (%s): it is moved to %s and the one before it is used.",
-      step,
-      reason,
-      aside,
+      f"The checkpoint of step {step} is damaged ({reason}): it is moved to {aside} and the one "
+      f"before it is used."
     )
-    self._wait_for_all(f"found damage in {step}")  # before it goes, all must have seen it
+    multihost_utils.sync_global_devices(f"found damage in {step}")  # before it goes, all have seen
     if jax.process_index() == 0:
       shutil.rmtree(aside, ignore_errors=True)
       aside.parent.mkdir(parents=True, exist_ok=True)
-      shutil.move(self._path(step), aside)
-    self._wait_for_all(f"set aside {step}")
+      shutil.move(self._directory / aside.name, aside)
+    multihost_utils.sync_global_devices(f"set aside {step}")
 
-  def _wait_for_all(self, name: str) -> None:
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(name)
+
+def _accuracy(metrics: Mapping[str, Any]) -> float:
+  return metrics["heldout_robust"]
 
 
 def _reason(error: BaseException) -> str:
   """One line for a sentence; of a failed write the operating system's own word."""
+  text, full = str(error), os.strerror(errno.ENOSPC)
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  text = str(error)
-  full = os.strerror(errno.ENOSPC)
-  if full in text:
-    return full
-  return (text.strip() or type(error).__name__).splitlines()[0][:120]
+  return full if full in text else (text.strip() or type(error).__name__).splitlines()[0][:120]

@@ -6,8 +6,7 @@
 
 configs/*.py are short files over `digits`, `mnist` and `cifar`; any key can be overridden on the
 command line, `--config.training.epochs=5`. Radii, images and saved examples are in pixels of
-[0, 1] everywhere; a radius that a paper states in standardized units is converted where it is
-written, by `standardized`, which names the standard deviation.
+[0, 1] everywhere; `standardized` converts a radius that a paper states in other units.
 """
 
 import json
@@ -39,14 +38,8 @@ def standardized(radius: float, std: float) -> float:
 
 
 def base() -> ConfigDict:
-  """Every key of a config.
-
-  Sections with a `name` hold the keys of what they name (sections.py); change them by `choose`. The
-  other keys are those below, no more.
-  """
-  config = ConfigDict()
-  config.seed = 0
-
+  """Every key of a config; sections with a `name` are changed by `choose`."""
+  config = ConfigDict({"seed": 0})
   config.data = ConfigDict()
   config.data.name = "digits"  # or an image classification set of TensorFlow Datasets
   config.data.mean = (DIGITS_MEAN,)  # of the pixels, one a channel; (): from the training set
@@ -124,12 +117,9 @@ def mnist() -> ConfigDict:
   config.optimizer.learning_rate = 1e-3
   choose(config, "schedule", "inverse_time", rate=5e-6)
   config.weights.decay = 1e-3
-  config.training.epochs = 120
-  config.training.batch_size = 100
-  config.training.shuffle = False
-  config.evaluation.radii.linf = standardized(0.2, std=MNIST_STD)
-  config.evaluation.radii.l2 = standardized(2.0, std=MNIST_STD)
-  config.evaluation.radii.l1 = standardized(2.0, std=MNIST_STD)
+  config.training.update(epochs=120, batch_size=100, shuffle=False)
+  radii = {"linf": 0.2, "l2": 2.0, "l1": 2.0}
+  config.evaluation.radii.update({n: standardized(r, std=MNIST_STD) for n, r in radii.items()})
   train_over(config, "linf")
   config.evaluation.sweep = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
   return config
@@ -144,8 +134,7 @@ def mnist_methods() -> ConfigDict:
   config.optimizer.learning_rate = 0.02
   choose(config, "schedule", "cosine")
   config.weights.decay = 0.0
-  config.training.shuffle = True
-  config.training.epochs = 12
+  config.training.update(epochs=12, shuffle=True)
   return config
 
 
@@ -163,11 +152,9 @@ def cifar() -> ConfigDict:
   config.optimizer.learning_rate = 0.1
   choose(config, "schedule", "halving", epochs=25.0)
   config.weights.decay = 5e-4
-  config.training.epochs = 300
-  config.training.batch_size = 128
-  config.evaluation.radii.linf = standardized(0.02, std=CIFAR_STD[1])
-  config.evaluation.radii.l2 = standardized(0.2, std=CIFAR_STD[1])
-  config.evaluation.radii.l1 = standardized(0.2, std=CIFAR_STD[1])
+  config.training.update(epochs=300, batch_size=128)
+  radii = {"linf": 0.02, "l2": 0.2, "l1": 0.2}
+  config.evaluation.radii.update({n: standardized(r, std=CIFAR_STD[1]) for n, r in radii.items()})
   train_over(config, "linf")
   config.evaluation.sweep = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
   return config
@@ -189,61 +176,41 @@ def _finite(value: float) -> bool:
   return 0 <= value < math.inf
 
 
-# What holds for an allowed value, the same in words, and the keys that it is said of.
-_RULES: list[tuple[Callable[[Any], bool], str, str]] = [
-  (lambda v: 0 <= v < 2**32, "an integer, 0 <= seed < 2^32", "seed"),
-  (lambda v: all(map(math.isfinite, v)), "a tuple of finite numbers, in pixels", "data.mean"),
-  (lambda v: all(0 < s < math.inf for s in v), "a tuple of finite numbers > 0", "data.std"),
-  (lambda v: 0 < v < 1, "a fraction, 0 < holdout < 1", "data.holdout"),
+_DTYPES = ("float32", "bfloat16", "float16")
+# An allowed value in words, what holds for one, and the keys that it is said of.
+_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+  ("an integer, 0 <= seed < 2^32", lambda v: 0 <= v < 2**32, "seed"),
+  ("a tuple of finite numbers, in pixels", lambda v: all(map(math.isfinite, v)), "data.mean"),
+  ("a tuple of finite numbers > 0", lambda v: all(0 < s < math.inf for s in v), "data.std"),
+  ("a fraction, 0 < holdout < 1", lambda v: 0 < v < 1, "data.holdout"),
+  ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.train_start data.train_examples"),
+  ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.labels data.test_examples"),
+  ("a share of the training, 0 <= warmup <= 1", lambda v: 0 <= v <= 1, "attack.warmup"),
+  ("one of float32, bfloat16, float16", lambda v: v in _DTYPES, "attack.dtype"),
+  ("a finite number > 0", lambda v: 0 < v < math.inf, "optimizer.learning_rate"),
+  ("a finite number >= 0 (0: none)", _finite, "weights.decay weights.max_column_norm"),
+  ("a finite number >= 0 (0: none)", _finite, "weights.perturbation"),
+  ("a decay, 0 <= average < 1 (0: none)", lambda v: 0 <= v < 1, "weights.average"),
+  ("an integer >= 1", lambda v: v >= 1, "attack.every training.epochs training.batch_size"),
+  ("an integer >= 1", lambda v: v >= 1, "training.steps_per_scan evaluation.batch_size"),
+  ("an integer >= 1", lambda v: v >= 1, "checkpoint.keep checkpoint.every_epochs"),
+  ("an integer >= 0 (0: none)", lambda v: v >= 0, "training.watch_examples"),
+  ("say or stop", lambda v: v in ("say", "stop"), "training.on_overfitting"),
+  ("a tuple of 'flip', 'crop'", lambda v: set(v) <= {"flip", "crop"}, "training.augment"),
+  ("last or best", lambda v: v in ("last", "best"), "evaluation.checkpoint"),
+  ("an integer >= 0", lambda v: v >= 0, "data.image_size data.max_device_bytes data.workers"),
   (
-    lambda v: v >= 0,
-    "an integer >= 0 (0: all)",
-    "data.train_start data.train_examples data.labels data.test_examples",
-  ),
-  (lambda v: v >= 0, "an integer >= 0", "data.image_size data.max_device_bytes data.workers"),
-  (lambda v: 0 <= v < 1, "a decay, 0 <= average < 1 (0: none)", "weights.average"),
-  (
-    _finite,
-    "a finite number >= 0 (0: none)",
-    "weights.decay weights.max_column_norm weights.perturbation",
-  ),
-  (
-    lambda v: v >= 1,
-    "an integer >= 1",
-    "training.epochs training.batch_size training.steps_per_scan evaluation.batch_size "
-    "checkpoint.keep checkpoint.every_epochs",
-  ),
-  (lambda v: v >= 0, "an integer >= 0 (0: none)", "training.watch_examples"),
-  (lambda v: v >= 1, "an integer >= 1", "attack.every"),
-  (lambda v: 0 <= v <= 1, "a share of the training, 0 <= warmup <= 1", "attack.warmup"),
-  (
-    lambda v: v in ("float32", "bfloat16", "float16"),
-    "one of float32, bfloat16, float16",
-    "attack.dtype",
-  ),
-  (lambda v: v in ("say", "stop"), "say or stop", "training.on_overfitting"),
-  (lambda v: set(v) <= {"flip", "crop"}, "a tuple of 'flip', 'crop'", "training.augment"),
-  (lambda v: v in ("last", "best"), "last or best", "evaluation.checkpoint"),
-  (
-    lambda v: len(v) > 0 and all(map(_finite, v)),
     "a tuple of finite multiples >= 0 of the radii",
+    lambda v: len(v) > 0 and all(map(_finite, v)),
     "evaluation.sweep",
   ),
-  (
-    _finite,
-    "a finite number >= 0, in pixels",
-    "evaluation.radii.linf evaluation.radii.l2 evaluation.radii.l1",
-  ),
-  (lambda v: 0 < v < math.inf, "a finite number > 0", "optimizer.learning_rate"),
+  ("a finite number >= 0, in pixels", _finite, "evaluation.radii.linf evaluation.radii.l2"),
+  ("a finite number >= 0, in pixels", _finite, "evaluation.radii.l1"),
 ]
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks keys, ranges and names; types are ConfigDict's own business.
-
-  Raises:
-    InputError: names the key, the value and what is allowed.
-  """
+  """InputError unless keys, names and ranges are allowed; types are ConfigDict's own business."""
   flat = flattened(config.to_dict())
   named = tuple(f"{section}." for section in sections.SECTIONS)
   for key in sorted(flattened(base().to_dict()).keys() ^ flat.keys()):
@@ -254,7 +221,7 @@ def validate(config: ConfigDict) -> None:
       )
   for section in sections.SECTIONS:
     sections.check_section(config, section)
-  for allowed, words, keys in _RULES:
+  for words, allowed, keys in _RULES:
     for key in keys.split():
       try:
         fine = key not in flat or bool(allowed(flat[key]))
@@ -299,29 +266,23 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
 # (The data that is found there is compared by workdirs.)
 _PLACES = ("data.data_dir", "data.cache_dir", "data.train_files")
 
-
 Same = Callable[[str, Any, Any], bool]  # (key, old, new) -> whether the two values agree
-# Characters of a value in a message.
-_LONGEST = 80
 
 
-def equal(key: str, old: Any, new: Any) -> bool:
+def equal(_: str, old: Any, new: Any) -> bool:
   """Whether two values agree exactly."""
-  del key
   return bool(old == new)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], same: Same = equal) -> list[str]:
   """Keys that make two resolved configs different experiments, as 'key: old -> new'."""
   flat_old, flat_new = flattened(old), flattened(new)
-  keys = sorted((flat_old.keys() | flat_new.keys()) - set(_PLACES))
-  missing = "(absent)"
-  pairs = ((key, flat_old.get(key, missing), flat_new.get(key, missing)) for key in keys)
-  return [
-    f"{key}: {textwrap.shorten(str(old), _LONGEST)} -> {textwrap.shorten(str(new), _LONGEST)}"
-    for key, old, new in pairs
-    if not same(key, old, new)
-  ]
+  changed = []
+  for key in sorted((flat_old.keys() | flat_new.keys()) - set(_PLACES)):
+    values = [flat.get(key, "(absent)") for flat in (flat_old, flat_new)]
+    if not same(key, *values):
+      changed.append(f"{key}: " + " -> ".join(textwrap.shorten(str(v), 80) for v in values))
+  return changed
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from robust_opt.data.datasets import Dataset
-from robust_opt.experiments import build, updates
+from robust_opt.experiments import build
 from robust_opt.experiments.assembly import initial_run
 from robust_opt.training import ArrayData, make_scan
 
@@ -21,28 +21,16 @@ Run = Callable[[], object]
 
 
 class Cost(NamedTuple):
-  """Of one config.
+  """Of one config; of Free training each replay of a batch is an update."""
 
-  Attributes:
-    first: seconds of the first call, compiling included.
-    seconds: an update's, one for each repeat; of Free training each replay of a batch is an update.
-  """
-
-  first: float
-  seconds: tuple[float, ...]
+  first: float  # seconds of the first call, compiling included
+  seconds: tuple[float, ...]  # an update's, one for each repeat
 
 
 def side_by_side(
   configs: Mapping[str, ConfigDict], train: Dataset, steps: int, repeats: int
 ) -> dict[str, Cost]:
-  """Times every config's own updates in its jitted scan, in turns.
-
-  Args:
-    configs: by name.
-    train: what the updates are made on; N >= the batch size of every config.
-    steps: batches in one call of a scan.
-    repeats: calls of each.
-  """
+  """Times every config's own updates in its jitted scan, `steps` batches a call, in turns."""
   runs = {name: _updates_of(config, train, steps) for name, config in configs.items()}
   first = {name: _timed(run) for name, run in runs.items()}
   seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -61,14 +49,13 @@ def _updates_of(config: ConfigDict, train: Dataset, steps: int) -> Run:
   """So many batches, as `assembly` would train them on one device."""
   plan, net, optimizer, state, _ = initial_run(config, train)
   u = build.own_set(config, train.images)
-  step = updates.make(config, net, optimizer, u, train.images.shape[1:], plan.num_steps)
+  step = build.update(config, net, optimizer, u, train.images.shape[1:], plan.num_steps)
   scan = jax.jit(make_scan(step, plan), static_argnums=3)
   data = jax.device_put(ArrayData(train.images, train.labels))
   return lambda: jax.block_until_ready(scan(state, data, jax.random.key(1), steps))
 
 
 def _timed(run: Run) -> float:
-  """Seconds."""
   start = time.perf_counter()
   run()
   return time.perf_counter() - start

@@ -2,11 +2,11 @@
 
   state = engine.train(experiment, state, workdir, checkpoints, plan, log)
 
-It runs compiled scans from the state's own step to the last, writes metrics.jsonl and TensorBoard
-events, measures and saves at the steps of the plan, and stops for SIGTERM, for a loss that is not
-finite, or when the log says so. The same call after a stop goes on to the same bits.
+It stops for SIGTERM, for a loss that is not finite, or when the log says so. The same call after a
+stop goes on to the same bits.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,27 +30,16 @@ Values = dict[str, float | int]
 
 
 class Plan(NamedTuple):
-  """The steps of a training.
+  """The steps of a training."""
 
-  Attributes:
-    total: updates in all.
-    scan: at most so many in one call of a compiled scan.
-    measure_every: a scan ends at every multiple of it, and `Log.measure` is called.
-    save_every: a checkpoint is saved at every multiple of it, and after the last step.
-  """
-
-  total: int
-  scan: int
-  measure_every: int
-  save_every: int
+  total: int  # updates in all
+  scan: int  # at most so many in one call of a compiled scan
+  measure_every: int  # a scan ends at every multiple of it, and `Log.measure` is called
+  save_every: int  # a checkpoint is saved at every multiple of it, and after the last step
 
 
 class Log(Protocol):
   """What a training tells, and what it measures on the way."""
-
-  @property
-  def seeds(self) -> Sequence[int] | None:
-    """Those that a stacked state holds, for messages."""
 
   def describe(self, metrics: TrainMetrics, seconds: float) -> Values:
     """What is written of the updates of one scan."""
@@ -70,17 +59,17 @@ def train(
   plan: Plan,
   log: Log,
   timed: Callable[[], AbstractContextManager[None]] = nullcontext,
+  seeds: Sequence[int] = (),
 ) -> TrainState:
-  """The state after the last step of the plan.
+  """The state after the last step of the plan, from this one on.
 
   Args:
     experiment: from `assemble`.
     state: to go on from.
     workdir: gets metrics.jsonl and tensorboard/.
-    checkpoints: where states are saved.
-    plan: which steps do what.
-    log: see `Log`.
+    checkpoints, plan, log: of the run.
     timed: a context around every scan with what follows it.
+    seeds: of a stacked state, to be named in messages.
 
   Raises:
     DivergedError: a loss or a parameter is no longer finite; the last good checkpoint is kept.
@@ -101,7 +90,7 @@ def train(
         state, metrics = scan(state)
         metrics = jax.tree.map(np.asarray, metrics)
         seconds = time.monotonic() - began
-        _stop_if_diverged(metrics.loss, state, step, checkpoints, log.seeds)
+        _stop_if_diverged(metrics.loss, state, step, checkpoints, seeds)
         step += num_steps
         values, score = log.describe(metrics, seconds), None
         measured = step % plan.measure_every == 0
@@ -129,7 +118,7 @@ def _stop_if_diverged(
   state: TrainState,
   step: int,
   checkpoints: Checkpoints,
-  seeds: Sequence[int] | None,
+  seeds: Sequence[int],
 ) -> None:
   """Raises if a loss, [num_steps] or [S, num_steps], or a parameter is not finite."""
   bad = np.argwhere(~np.isfinite(losses))
@@ -166,67 +155,57 @@ def train_seeds(
     count_correct: state -> [S], clean test examples that are classified correctly.
     points: how often an epoch the curve is taken, at most.
     epochs_per_call: between two checkpoints.
-    timed: a context in which a scan is timed.
+    timed: as of `train`.
     progress: (epochs, words, skipped=) is called at every checkpoint.
   """
   folder.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(folder / "checkpoints", keep=1)
   state = checkpoints.restore(experiment.state) or experiment.state
   per_epoch, epochs = experiment.plan.num_steps, experiment.config.training.epochs
-  points = max(n for n in range(1, points + 1) if per_epoch % n == 0)
-  segment, save_every = per_epoch // points, epochs_per_call * per_epoch
-  plan = Plan(epochs * per_epoch, segment, segment, save_every)
+  segment = per_epoch // max(n for n in range(1, points + 1) if per_epoch % n == 0)
+  plan = Plan(epochs * per_epoch, segment, segment, epochs_per_call * per_epoch)
   if done := int(state.step) // per_epoch:
     progress(done, f"{done} of {tables.counted(epochs, 'epoch')} done before", skipped=True)
-  log = SeedsLog(names, count_correct, plan, per_epoch, done, progress)
-  state = train(experiment, state, folder, checkpoints, plan, log, timed)
+  log = _SeedsLog(names, count_correct, plan, per_epoch, done, progress)
+  state = train(experiment, state, folder, checkpoints, plan, log, timed, names)
   checkpoints.close()
   return state
 
 
-class SeedsLog:
+@dataclasses.dataclass
+class _SeedsLog:
   """The log of `train_seeds`: every seed's loss, zero gradients and clean test accuracy."""
 
-  def __init__(
-    self,
-    names: Sequence[int],
-    count_correct: Callable[[TrainState], Array],
-    plan: Plan,
-    per_epoch: int,
-    done: int,
-    progress: Callable[..., None],
-  ) -> None:
-    self.seeds, self._count, self._progress = names, count_correct, progress
-    self._plan, self._per_epoch, self._reported = plan, per_epoch, done
+  seeds: Sequence[int]
+  count_correct: Callable[[TrainState], Array]
+  plan: Plan
+  per_epoch: int
+  reported: int  # epochs
+  progress: Callable[..., None]
 
   def describe(self, metrics: TrainMetrics, seconds: float) -> Values:
     """Of [S, num_steps]."""
     del seconds
+    values: Values = {}
     losses, zeros = jnp.mean(metrics.loss, axis=1), metrics.zero_gradients.sum(axis=1)
-    rows = zip(self.seeds, losses, zeros, strict=True)
-    return {
-      key: value
-      for name, loss, zero in rows
-      for key, value in (
-        (f"seed{name}/loss", float(loss)),
-        (f"seed{name}/zero_gradients", int(zero)),
-      )
-    }
+    for name, loss, zero in zip(self.seeds, losses, zeros, strict=True):
+      values |= {f"seed{name}/loss": float(loss), f"seed{name}/zero_gradients": int(zero)}
+    return values
 
   def measure(self, state: TrainState) -> tuple[Values, None]:
     """Of the test set; nothing is chosen by it."""
-    correct = zip(self.seeds, np.asarray(self._count(state)), strict=True)
+    correct = zip(self.seeds, np.asarray(self.count_correct(state)), strict=True)
     return {f"seed{name}/test_correct": int(count) for name, count in correct}, None
 
   def tell(self, step: int, values: Values, measured: bool) -> bool:
     """At the steps of checkpoints."""
-    if measured and (step % self._plan.save_every == 0 or step == self._plan.total):
-      epoch, epochs = (n // self._per_epoch for n in (step, self._plan.total))
+    if measured and (step % self.plan.save_every == 0 or step == self.plan.total):
+      epoch, epochs = step // self.per_epoch, self.plan.total // self.per_epoch
       loss, correct = (
         np.mean([values[f"seed{name}/{what}"] for name in self.seeds])
         for what in ("loss", "test_correct")
       )
       words = f"epoch {epoch}/{epochs}, loss {loss:.4f}, {correct:.1f} right on the test set"
-      self._progress(epoch - self._reported, words)
-      self._reported = epoch
+      self.progress(epoch - self.reported, words)
+      self.reported = epoch
     return False

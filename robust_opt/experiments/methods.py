@@ -3,10 +3,9 @@
   config = config_lib.mnist_methods()
   methods.ALL["trades"].apply(config)
 
-`passes` are the backward passes of an update over its batch, each with its forward pass, whether
-they give a gradient in theta, in x or in both: standard training makes one. An equal budget of them
-is what makes methods comparable. A step of L-BFGS, with the forward passes of its line search,
-counts as four. What it takes to find tangent planes is no pass of the net and is not counted.
+An equal budget of `passes` makes methods comparable: the backward passes of an update over its
+batch, each with its forward pass, whether they give a gradient in theta, in x or in both. A step of
+L-BFGS, with its line search, counts as four; what finds tangent planes is not counted.
 """
 
 from collections.abc import Callable
@@ -21,19 +20,12 @@ PGD_STEPS, REPLAYS, LBFGS_STEPS = 7, 4, 5
 
 
 class Method(NamedTuple):
-  """One way of robust training.
+  """One way of robust training."""
 
-  Attributes:
-    source: paper.
-    passes: of a batch.
-    apply: changes a config of `standard` training into one of the method.
-    updates: of theta that a batch gives.
-  """
-
-  source: str
-  passes: float
-  apply: Callable[[ConfigDict], None]
-  updates: int = 1
+  source: str  # paper
+  passes: float  # of a batch
+  apply: Callable[[ConfigDict], None]  # changes a config of `standard` training
+  updates: int = 1  # of theta that a batch gives
 
 
 def standard(config: ConfigDict) -> None:

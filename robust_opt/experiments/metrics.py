@@ -11,8 +11,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from absl import logging
 from rich import box
@@ -30,8 +29,7 @@ from robust_opt.files import atomic_write, name_in_errors
 class MetricWriter:
   """Appends to metrics.jsonl and to the TensorBoard events of a work directory.
 
-  A resumed run repeats the steps since its checkpoint: the lines of those are dropped first, so
-  that every step occurs once.
+  Lines of the steps that a resumed run repeats are dropped first: every step occurs once.
 
   Raises:
     WriteError: from the constructor and from `write`, if the disk is full, say.
@@ -55,12 +53,10 @@ class MetricWriter:
       self._lines.flush()
       self._events.write(step, values)
 
-  def __enter__(self) -> "MetricWriter":
+  def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     for file in (self._lines, self._events):
       with contextlib.suppress(OSError):  # `write` has raised if the disk is full
         file.close()
@@ -106,10 +102,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressDisplay:
-  """A live bar on a terminal, log lines elsewhere.
-
-  The bar shows the epoch, loss, held-out clean and robust accuracy, examples/s and time left.
-  """
+  """A live bar on a terminal, log lines elsewhere."""
 
   def __init__(self, total_steps: int, done_steps: int, epochs: int, enabled: bool) -> None:
     console = Console(stderr=True)
@@ -117,16 +110,12 @@ class ProgressDisplay:
     self._live = enabled and console.is_terminal
     self._log = enabled and not self._live
     # Of fixed widths, so that the bar does not jump; a narrow terminal cuts the line off.
-    self._fields: dict[str, Any] = {"loss": "-", "clean": "-", "robust": "-", "rate": "compiling"}
-    columns = (
-      "{task.description}",
-      "loss {task.fields[loss]:>6}",
-      "clean {task.fields[clean]:>5}%",
-      "robust {task.fields[robust]:>5}%",
-      "{task.fields[rate]:>17}",
+    words = (
+      "{task.description} loss {task.fields[loss]:>6} clean {task.fields[clean]:>5}% "
+      "robust {task.fields[robust]:>5}% {task.fields[rate]:>17}"
     )
     self._bar = Progress(
-      *(TextColumn(words, table_column=Column(no_wrap=True)) for words in columns),
+      TextColumn(words, table_column=Column(no_wrap=True)),
       BarColumn(bar_width=None, table_column=Column(min_width=1, max_width=20, ratio=1)),
       TimeRemainingColumn(compact=True, table_column=Column(min_width=5, no_wrap=True)),
       TextColumn("left"),
@@ -134,32 +123,25 @@ class ProgressDisplay:
       disable=not self._live,
       expand=False,
     )
-    self._task = self._bar.add_task(
-      self._name(1 + done_steps * epochs // max(1, total_steps)),
-      total=total_steps,
-      completed=done_steps,
-      **self._fields,
-    )
+    fields: dict[str, Any] = {"loss": "-", "clean": "-", "robust": "-", "rate": "compiling"}
+    name = self._name(1 + done_steps * epochs // max(1, total_steps))
+    self._task = self._bar.add_task(name, total=total_steps, completed=done_steps, **fields)
 
   def steps(self, step: int, epoch: int, loss: float, examples_per_second: float) -> None:
     """After a scan of training steps."""
-    self._fields |= {"loss": f"{loss:.4f}"[:6], "rate": f"{examples_per_second:,.0f} examples/s"}
-    self._bar.update(self._task, completed=step, description=self._name(epoch), **self._fields)
+    rate = f"{examples_per_second:,.0f} examples/s"
+    name, loss_text = self._name(epoch), f"{loss:.4f}"[:6]
+    self._bar.update(self._task, completed=step, description=name, loss=loss_text, rate=rate)
 
   def epoch(self, epoch: int, values: Mapping[str, float | int]) -> None:
     """After an epoch and its evaluation on the held-out examples."""
     clean, robust = values["heldout/clean_accuracy"], values["heldout/robust_accuracy"]
-    self._fields |= {"clean": f"{100 * clean:.1f}", "robust": f"{100 * robust:.1f}"}
-    self._bar.update(self._task, **self._fields)
+    self._bar.update(self._task, clean=f"{100 * clean:.1f}", robust=f"{100 * robust:.1f}")
     if self._log:
       logging.info(
-        "epoch %d/%d, loss %.4f, held-out clean %.2f %%, robust %.2f %%, %s examples/s",
-        epoch,
-        self._epochs,
-        values["train/loss"],
-        100 * clean,
-        100 * robust,
-        f"{values['train/examples_per_second']:,.0f}",
+        f"epoch {epoch}/{self._epochs}, loss {values['train/loss']:.4f}, held-out clean "
+        f"{100 * clean:.2f} %, robust {100 * robust:.2f} %, "
+        f"{values['train/examples_per_second']:,.0f} examples/s"
       )
 
   def say(self, sentence: str) -> None:
@@ -172,26 +154,19 @@ class ProgressDisplay:
   def _name(self, epoch: int) -> str:
     return f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"
 
-  def __enter__(self) -> "ProgressDisplay":
+  def __enter__(self) -> Self:
     self._bar.start()
     return self
 
-  def __exit__(
-    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     self._bar.stop()
 
 
 def result_table(summary: Mapping[str, Any]) -> Table:
   """The end of a run: accuracies with their counts, for the terminal."""
-  table = Table(
-    title=summary["title"],
-    title_justify="left",
-    caption="radii in pixels of [0, 1]",
-    caption_justify="left",
-    box=box.SIMPLE_HEAD,
-    pad_edge=False,
-  )
+  left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
+  caption = "radii in pixels of [0, 1]"
+  table = Table(title=summary["title"], caption=caption, box=box.SIMPLE_HEAD, **left)
   table.add_column("test examples", no_wrap=True)
   table.add_column("accuracy", justify="right", no_wrap=True)
   table.add_column("correct", justify="right", no_wrap=True)

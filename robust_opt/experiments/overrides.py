@@ -1,4 +1,4 @@
-"""Flags and config overrides, with one sentence for each way of getting them wrong.
+"""Config files and overrides, with one sentence for each way of getting them wrong.
 
   --config=configs/mnist.py:trades --config.attack.num_steps=10     # of what the file describes
   --config.attack.name=pgd --config.attack.num_steps=7              # of another attack
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from robust_opt.errors import InputError
@@ -25,16 +24,6 @@ from robust_opt.experiments import sections
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
-def define_config() -> flags.FlagHolder:
-  """Defines --config; --config.key=value are no flags, but arguments of `config_of`."""
-  return flags.DEFINE_string(
-    "config",
-    str(Path(config_lib.__file__)),
-    "A config file, as in configs/, or file.py:argument of its get_config; and "
-    "--config.key=value for every key of it.",
-  )
-
-
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   """(the rest, --config.key=value)."""
   items = [arg for arg in argv if _OVERRIDE.fullmatch(arg)]
@@ -42,11 +31,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def config_of(path: str, arguments: Sequence[str]) -> ConfigDict:
-  """The config of a file with overrides.
-
-  Args:
-    path: of the file, or path:argument of its get_config.
-    arguments: --config.key=value.
+  """The config of a file, as for `load`, with overrides --config.key=value.
 
   Raises:
     InputError: the file cannot be read, or an argument is no override that fits.
@@ -76,10 +61,10 @@ def load(path: str) -> ConfigDict:
   if not Path(name).is_file():
     raise InputError(f"--config must be a file that defines get_config(), but was {path!r}.")
   try:
-    module = module_of(name)
-    config = module.get_config(argument) if argument else module.get_config()
+    config = module_of(name).get_config(*([argument] if argument else []))
   except Exception as error:  # whatever the user's file raises
-    raise InputError(f"--config={path} could not be read: {_last_line(error)}.") from error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")
+    raise InputError(f"--config={path} could not be read: {reason}.") from error
   if not isinstance(config, ConfigDict):
     raise InputError(
       f"--config={path} must define get_config() that returns a ConfigDict, but it returned "
@@ -108,49 +93,38 @@ def apply_all(config: ConfigDict, items: Sequence[str], flag: str = "override") 
 
 
 def flags_of(flat: Mapping[str, Any]) -> list[str] | None:
-  """The overrides that make a resolved config of the default one, or None if none do.
+  """The overrides that make a resolved and flattened config of the default one, or None."""
 
-  Args:
-    flat: dotted key -> JSON value, as of config_lib.flattened(config_lib.as_dict(config)).
-  """
-  start, found = config_lib.get_config(), []
+  def missing() -> dict[str, str]:
+    """What the config does not have yet, as it is typed; tuples are lists in JSON."""
+    now = config_lib.flattened(config_lib.as_dict(config))
+    typed = {k: repr(tuple(v)) if isinstance(v, list) else str(v) for k, v in flat.items()}
+    return {key: typed[key] for key in flat if key not in now or now[key] != flat[key]}
+
+  config = config_lib.get_config()
+  names = {key: text for key, text in missing().items() if key in _NAMES}
   try:
-    for section in sections.SECTIONS:
-      name = flat[f"{section}.name"]
-      if name != start[section].name:
-        sections.choose(start, section, name)
-        found.append(f"--config.{section}.name={name}")
-    usual = config_lib.flattened(config_lib.as_dict(start))
-    changed = {key: value for key, value in flat.items() if usual.get(key, _ABSENT) != value}
-    apply(start, {key: _typed(value) for key, value in changed.items()})
-  except (InputError, KeyError):
+    apply(config, names)
+    changed = missing()
+    apply(config, changed)
+  except InputError:
     return None
-  if config_lib.flattened(config_lib.as_dict(start)) != dict(flat):
+  if config_lib.flattened(config_lib.as_dict(config)) != dict(flat):
     return None
-  return found + [f"--config.{key}={_typed(value)}" for key, value in changed.items()]
+  return [f"--config.{key}={text}" for key, text in (names | changed).items()]
 
 
-_ABSENT = object()
-
-
-def _typed(value: Any) -> str:
-  """As it is typed after a flag; tuples are lists in JSON."""
-  return (
-    value if isinstance(value, str) else repr(tuple(value) if isinstance(value, list) else value)
-  )
+_NAMES = tuple(f"{section}.name" for section in sections.SECTIONS)
 
 
 def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
-  """Sets keys of a config; names first.
-
-  Args:
-    config: is changed.
-    items: dotted key -> value as typed.
+  """Sets dotted keys of a config to values as they are typed; names first.
 
   Raises:
     InputError: there is no such key, or the value is of another type.
   """
-  items = {key: _unquoted(text) for key, text in items.items()}
+  # 'MLP' in quotes as it is without.
+  items = {key: re.sub(r"""^(['"])(.*)\1$""", r"\2", text) for key, text in items.items()}
   for section in sections.SECTIONS:
     name = items.get(f"{section}.name")
     if name is not None and name != config[section].name:
@@ -159,41 +133,41 @@ def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
     _set(config, key, text)
 
 
-def _unquoted(text: str) -> str:
-  """'MLP' in quotes as it is without."""
-  quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-  return text[1:-1] if quoted else text
-
-
 def _set(config: ConfigDict, key: str, text: str) -> None:
-  section, _, below = key.partition(".")
-  if section in sections.SECTIONS and below:
-    first = below.partition(".")[0]
-    if first != "name":
-      sections.check_key(section, config[section].name, first)
-    _set_below(config[section], below.split("."), key, text)
-    return
-  node = config
   *path, last = key.split(".")
-  for part in (*path, last):
-    if not isinstance(node, ConfigDict) or part not in node:
-      raise InputError(f"--config.{key} is an unknown config key; {_hint(key, node, config)}")
-    parent, node = node, node[part]
-  if isinstance(node, ConfigDict):
-    raise InputError(f"--config.{key} holds several keys; set one of them: {', '.join(node)}.")
-  parent[last] = _value(key, text, node)
-
-
-def _set_below(node: ConfigDict, path: Sequence[str], key: str, text: str) -> None:
-  """Below a section, where mappings are made as they are named: set.groups.name=patches."""
-  *above, last = path
-  for part in above:
+  if path and path[0] in sections.SECTIONS:
+    own = [*path[1:], last][0]
+    if own != "name":
+      sections.check_key(path[0], config[path[0]].name, own)
+  else:
+    _check_known(config, key)
+  node = config
+  for part in path:
     if not isinstance(node.get(part), ConfigDict):
-      node[part] = ConfigDict()
+      with node.ignore_type():  # mappings are made as they are named: set.groups.name=patches
+        node[part] = ConfigDict()
     node = node[part]
   value = _value(key, text, node.get(last))
   with node.ignore_type():
     node[last] = value
+
+
+def _check_known(config: ConfigDict, key: str) -> None:
+  """InputError unless the config has that key, which is no section."""
+  known = list(config_lib.flattened(config.to_dict()))
+  if key in known:
+    return
+  if below := [name for name in known if name.startswith(f"{key}.")]:
+    raise InputError(f"--config.{key} holds several keys; set one of them: {', '.join(below)}.")
+  # The last part counts, then the whole.
+  ends = {name: name.rpartition(".")[2] for name in known}
+  near = difflib.get_close_matches(key.rpartition(".")[2], ends.values(), n=3, cutoff=0.75)
+  close = [name for name, end in ends.items() if end in near]
+  close = close or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+  section = config.get(key.partition(".")[0])
+  names = ", ".join(section if isinstance(section, ConfigDict) else config)
+  hint = f"did you mean {' or '.join(close)}?" if close else f"there is {names}."
+  raise InputError(f"--config.{key} is an unknown config key; {hint}")
 
 
 def _value(key: str, text: str, old: Any) -> Any:
@@ -215,22 +189,3 @@ def _value(key: str, text: str, old: Any) -> Any:
     kind = type(old).__name__
     raise InputError(f"--config.{key} must be of type {kind} like {old!r}, but was {text!r}.")
   return value
-
-
-def _hint(key: str, node: Any, config: ConfigDict) -> str:
-  close = _did_you_mean(key, list(config_lib.flattened(config.to_dict())))
-  names = ", ".join(node) if isinstance(node, ConfigDict) else "no key below it"
-  return close or f"there is {names}."
-
-
-def _did_you_mean(given: str, known: Sequence[str]) -> str:
-  """Of dotted names the last part counts, then the whole; empty if nothing is close."""
-  ends = {name: name.rpartition(".")[2] for name in known}
-  near = difflib.get_close_matches(given.rpartition(".")[2], ends.values(), n=3, cutoff=0.75)
-  close = [name for name, end in ends.items() if end in near]
-  close = close or difflib.get_close_matches(given, known, n=3, cutoff=0.6)
-  return f"did you mean {' or '.join(close)}?" if close else ""
-
-
-def _last_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[-1].strip().rstrip(".")

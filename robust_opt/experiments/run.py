@@ -9,7 +9,7 @@ three pictures. The same call on the same directory goes on where it was stopped
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   config_lib.validate(config)
   workdirs.check(workdir, config)
   if is_finished(workdir):
-    workdirs.check_inputs(workdir, build.splits(config))
+    workdirs.claim(workdir, config, build.splits(config))
     logging.info("%s holds this run, finished; its summary is read.", workdir)
     return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
   with sigterm_ends_the_run():
@@ -55,8 +55,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     experiment = assemble(config)
     workdirs.claim(workdir, config, experiment.splits)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    state = _restored(checkpoints, experiment.state)
-    plan = _plan(experiment)
+    restored, plan = checkpoints.restore(experiment.state), _plan(experiment)
+    if restored is not None:
+      logging.info("Resuming from the checkpoint of step %d.", int(restored.step))
+    state = restored or experiment.state
     with RunLog(experiment, workdir, state, plan.total) as log:
       if not log.stopped:
         state = engine.train(experiment, state, workdir, checkpoints, plan, log)
@@ -66,12 +68,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     best = {"step": checkpoints.best_step(), "heldout_robust": checkpoints.best_accuracy()}
     checkpoints.close()
 
-    summary = evaluate_and_describe(experiment, state)
-    summary["best_checkpoint"] = best
-    summary["checkpoint"] = reported
     detected = overfitting.detect(log.history)
-    summary["overfitting"] = None if detected is None else detected._asdict()
-    summary["seconds_since_last_start"] = round(time.monotonic() - started, 1)
+    summary = evaluate_and_describe(experiment, state) | {
+      "best_checkpoint": best,
+      "checkpoint": reported,
+      "overfitting": detected and detected._asdict(),
+      "seconds_since_last_start": round(time.monotonic() - started, 1),
+    }
     if jax.process_index() == 0:
       draw(workdir, experiment, state, summary)
       write_json(workdir / "summary.json", summary)  # last: it says that the run is finished
@@ -81,14 +84,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def is_finished(workdir: Path) -> bool:
   """Whether the directory holds a run that has come to its end."""
   return (workdir / "summary.json").exists()
-
-
-def _restored(checkpoints: Checkpoints, first: TrainState) -> TrainState:
-  restored = checkpoints.restore(first)
-  if restored is None:
-    return first
-  logging.info("Resuming from the checkpoint of step %d.", int(restored.step))
-  return restored
 
 
 def _plan(experiment: Experiment) -> engine.Plan:
@@ -109,13 +104,9 @@ def scan_length(steps_per_epoch: int, most: int) -> int:
 
 
 class RunLog:
-  """The log of a run: its progress, its held-out accuracies, and what tells of overfitting.
+  """The log of a run: its progress, its held-out accuracies, and what tells of overfitting."""
 
-  Attributes:
-    stopped: whether the config wants no more of a training that overfits.
-  """
-
-  seeds: None = None  # one, so that messages need not name it
+  stopped: bool  # whether the config wants no more of a training that overfits
 
   def __init__(self, experiment: Experiment, workdir: Path, state: TrainState, total: int) -> None:
     step, path = int(state.step), workdir / "metrics.jsonl"
@@ -126,7 +117,7 @@ class RunLog:
     self._display = ProgressDisplay(total, step, self._config.training.epochs, enabled=enabled)
     self.stopped = self._overfits()
 
-  def __enter__(self) -> "RunLog":
+  def __enter__(self) -> Self:
     self._display.__enter__()
     return self
 
@@ -174,10 +165,9 @@ class RunLog:
     for record in self._records:
       losses.append(record["train/loss"])
       if "heldout/watched" in record:
-        single, pgd, count = (
-          record[f"heldout/{name}"] for name in ("single_step_accuracy", "pgd_accuracy", "watched")
-        )
-        epochs.append(overfitting.Epoch(float(np.mean(losses)), single, pgd, count))
+        names = ("single_step_accuracy", "pgd_accuracy", "watched")
+        measured = (record[f"heldout/{name}"] for name in names)
+        epochs.append(overfitting.Epoch(float(np.mean(losses)), *measured))
       if "heldout/clean_accuracy" in record:
         losses = []
     return epochs
@@ -200,7 +190,7 @@ def heldout_accuracies(experiment: Experiment, state: TrainState) -> engine.Valu
     other = experiment.evaluate(state, experiment.watched, u, experiment.other_attack)
     count = len(other.robust_correct)
     both = [float(other.robust_correct.mean()), float(heldout.robust_correct[:count].mean())]
-    names = ("heldout/pgd_accuracy", "heldout/single_step_accuracy")
-    values |= dict(zip(names, both if attack.num_steps == 1 else both[::-1]))
+    pgd, single = both if attack.num_steps == 1 else both[::-1]
+    values |= {"heldout/pgd_accuracy": pgd, "heldout/single_step_accuracy": single}
     values["heldout/watched"] = count
   return values

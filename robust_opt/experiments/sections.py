@@ -3,21 +3,12 @@
   choose(config, "attack", "pgd", num_steps=7)     # its other keys: the defaults of pgd
   attack = make(config, "attack")                  # attacks.pgd(num_steps=7, ...)
 
-|  section    |  name                                         |  what the run supplies          |
-|  set        |  a set of robust_opt.sets                     |                                 |
-|  attack     |  one of attacks.ATTACKS                       |  the set                        |
-|  objective  |  a function of robust_opt.objectives          |  the set                        |
-|  penalty    |  none, or one of training.penalties           |  the network, the set           |
-|  model      |  a class of robust_opt.models                 |  num_classes, mean, std         |
-|  optimizer  |  a function of optax, or dampened_sgd         |  the schedule of its rate       |
-|  schedule   |  a function of training.optimizers.SCHEDULES  |  the rate, the number of steps  |
-
-Instead of a name, "package.module:name" is an object of your own with the same arguments. Keys that
-what is named does not take do not exist.
+SECTIONS has what each may name, or "package.module:name", an object of your own with the same
+arguments. Keys that what is named does not take do not exist.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,56 +24,41 @@ from robust_opt.training import optimizers, penalties
 
 # The value of a key that has no default.
 REQUIRED = inspect.Parameter.empty
+_PLAIN = bool | int | float | str | tuple | None
 
 
 class Section(NamedTuple):
-  """What a section may name.
-
-  Attributes:
-    choices: by name.
-    supplied: arguments that the run supplies, which are no keys.
-  """
+  """What a section may name."""
 
   choices: Mapping[str, Callable[..., Any]]
-  supplied: tuple[str, ...] = ()
+  supplied: tuple[str, ...] = ()  # arguments that the run supplies, which are no keys
 
 
-def no_penalty() -> None:
-  """The objective alone."""
+def _of(module: Any, names: Iterable[str] | None = None) -> dict[str, Callable[..., Any]]:
+  return {name: getattr(module, name) for name in names or module.__all__}
 
 
-def _of(module: Any, names: list[str]) -> dict[str, Callable[..., Any]]:
-  return {name: getattr(module, name) for name in names}
+def _takes_learning_rate(name: str) -> bool:
+  value = getattr(optax, name)
+  return inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
 
 
 _MODELS = [name for name in models.__all__ if isinstance(getattr(models, name), type)]
-_OPTIMIZERS = [
-  name
-  for name in dir(optax)
-  if inspect.isfunction(value := getattr(optax, name))
-  and "learning_rate" in inspect.signature(value).parameters
-]
+_OPTIMIZERS = filter(_takes_learning_rate, dir(optax))
 
 SECTIONS = {
   "set": Section(SETS),
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
-  "objective": Section(_of(objectives, objectives.__all__), ("u",)),
-  "penalty": Section(
-    {"none": no_penalty, **_of(penalties, penalties.__all__)},
-    ("layers_of", "model", "u"),
-  ),
+  "objective": Section(_of(objectives), ("u",)),
+  "penalty": Section({"none": lambda: None, **_of(penalties)}, ("layers_of", "model", "u")),
   "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
-  "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers, optimizers.__all__)),
+  "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers)),
   "schedule": Section(optimizers.SCHEDULES, ("peak", "total", "steps_per_epoch")),
 }
 
 
 def find(section: str, name: str) -> Callable[..., Any]:
-  """What a section names.
-
-  Raises:
-    InputError: there is no such name.
-  """
+  """What a section names; an InputError if there is no such name."""
   choices = SECTIONS[section].choices
   if ":" in name:
     return import_object(name)
@@ -99,13 +75,13 @@ def keys_of(section: str, name: str) -> dict[str, Any]:
   parameters = inspect.signature(find(section, name)).parameters.values()
   supplied = SECTIONS[section].supplied
   keys = {p.name: _plain(p.default) for p in parameters if p.name not in supplied}
-  if section == "penalty" and name != "none":
-    keys["weight"] = REQUIRED
   return keys | shared_keys(section, name)
 
 
 def shared_keys(section: str, name: str) -> dict[str, Any]:
-  """Those of the keys that are the training's, not of what is named: of attacks."""
+  """Those of the keys that are the training's, not arguments of what is named."""
+  if section == "penalty":
+    return {} if name == "none" else {"weight": REQUIRED}
   return ATTACKS.get(name, (None, ASCENT))[1] if section == "attack" else {}
 
 
@@ -113,15 +89,12 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   """Sets a section to what is named, and its other keys to that one's defaults.
 
   Keys without a default must be given, or set before the config is validated. What has a default
-  that is no plain value (a dtype, a mask) exists as a key, but is not written out.
-
-  Raises:
-    InputError: there is no such name, or it takes no such key.
+  that is no plain value (a dtype, a mask) exists as a key, but is not written out. An unknown name
+  or key is an InputError.
   """
-  keys = keys_of(section, name)
   for key in kwargs:
     check_key(section, name, key)
-  shown = {key: value for key, value in keys.items() if _is_plain(value)}
+  shown = {key: value for key, value in keys_of(section, name).items() if isinstance(value, _PLAIN)}
   config[section] = ConfigDict({"name": name, **shown, **kwargs})
   config[section].unlock()
 
@@ -130,9 +103,9 @@ def check_key(section: str, name: str, key: str) -> None:
   """InputError unless what is named takes the key."""
   keys = keys_of(section, name)
   if key not in keys:
-    takes = f"takes {', '.join(keys)}" if keys else "takes no keys"
     raise InputError(
-      f"--config.{section}.{key} is unknown: --config.{section}.name={name} {takes}."
+      f"--config.{section}.{key} is unknown: --config.{section}.name={name} takes "
+      f"{', '.join(keys) or 'no keys'}."
     )
 
 
@@ -141,37 +114,29 @@ def check_section(config: ConfigDict, section: str) -> None:
   chosen = config[section]
   if not isinstance(chosen, ConfigDict) or not isinstance(chosen.get("name"), str):
     raise InputError(f"--config.{section} must be {{name, its keys}}, but was {chosen!r}.")
-  keys = keys_of(section, chosen.name)
-  for key in chosen:
-    if key != "name":
-      check_key(section, chosen.name, key)
-  for key, default in keys.items():
+  for key in set(chosen) - {"name"}:
+    check_key(section, chosen.name, key)
+  for key, default in keys_of(section, chosen.name).items():
     if default is REQUIRED and key not in chosen:
       raise InputError(f"--config.{section}.name={chosen.name} needs --config.{section}.{key}.")
 
 
-def make(config: ConfigDict, section: str, *args: Any, **supplied: Any) -> Any:
+def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
   """What the section describes, called with its keys and what the run supplies.
 
-  Args:
-    config: checked by config.validate.
-    section: its name.
-    *args: positional arguments before the keys.
-    **supplied: by name; those that what is named does not take are left out.
-
-  Raises:
-    InputError: from what is named.
+  Of what is supplied, arguments that it does not take are left out; its errors are InputErrors.
   """
-  kwargs = _unfrozen(config[section])
-  name = kwargs.pop("name")
-  function = find(section, name)
-  kwargs = {key: value for key, value in kwargs.items() if key not in shared_keys(section, name)}
+  # Lists become tuples: modules are keys of caches, which lists cannot be.
+  own = {k: tuple(v) if isinstance(v, list) else v for k, v in config[section].to_dict().items()}
+  name = str(own.pop("name"))
+  function, shared = find(section, name), shared_keys(section, name)
   takes = inspect.signature(function).parameters
+  kwargs = {key: value for key, value in own.items() if key not in shared}
   kwargs |= {key: value for key, value in supplied.items() if key in takes}
   if isinstance(loss := kwargs.get("loss"), str):
     kwargs["loss"] = loss_of(loss)
   try:
-    return function(*args, **kwargs)
+    return function(**kwargs)
   except (TypeError, ValueError) as error:
     if isinstance(error, InputError) and str(error).startswith("--config"):
       raise
@@ -180,11 +145,7 @@ def make(config: ConfigDict, section: str, *args: Any, **supplied: Any) -> Any:
 
 
 def make_set(config: ConfigDict, fit_planes: Callable[[str, int], sets.BasisOf]) -> UncertaintySet:
-  """config.set; tangent planes, basis_of={name, rank}, by `fit_planes`.
-
-  Raises:
-    InputError: the set cannot be built.
-  """
+  """config.set, or an InputError; tangent planes, basis_of={name, rank}, by `fit_planes`."""
   described = config.set.to_dict()
   planes = described.get("basis_of")
   if isinstance(planes, Mapping):
@@ -218,16 +179,7 @@ def loss_of(name: str) -> Callable[..., Any]:
   return getattr(losses, name)
 
 
-def _unfrozen(value: Any) -> dict[str, Any]:
-  """Lists as tuples: modules are keys of caches, which lists cannot be."""
-  return {k: tuple(v) if isinstance(v, list) else v for k, v in value.to_dict().items()}
-
-
 def _plain(default: Any) -> Any:
   """A loss by its name; anything else as it is."""
   name = getattr(default, "__name__", None)
   return name if name in losses.KINDS and default is getattr(losses, name) else default
-
-
-def _is_plain(value: Any) -> bool:
-  return value is None or isinstance(value, bool | int | float | str | tuple)

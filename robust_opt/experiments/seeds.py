@@ -29,20 +29,16 @@ from robust_opt.types import Array, ModelState, Params, PyTree
 AXES: Any = TrainState(step=None, params=0, model_state=0, opt_state=0, memory=0)  # type: ignore[arg-type]
 
 
-def initializer(net: nn.Module) -> Callable[[Array, tuple[int, ...]], tuple[Params, ModelState]]:
-  """(keys [S], image shape) -> every seed's variables, as its own key alone would give them."""
-  return lambda keys, shape: _initializer(net, shape)(keys)
-
-
-def _initializer(net: nn.Module, shape: tuple[int, ...]) -> Callable[[Array], PyTree]:
+def initialize(net: nn.Module, keys: Array, shape: Sequence[int]) -> tuple[Params, ModelState]:
+  """Every seed's variables, as its own of the keys [S] alone would give them."""
   try:
-    return _compiled_initializer(net, shape)
+    return _initializer(net, tuple(shape))(keys)
   except TypeError:  # an attribute is a list, as in MLP(widths=[32]), which is no key of a cache
-    return _compiled_initializer.__wrapped__(net, shape)
+    return _initializer.__wrapped__(net, shape)(keys)
 
 
 @functools.cache
-def _compiled_initializer(net: nn.Module, shape: tuple[int, ...]) -> Callable[[Array], PyTree]:
+def _initializer(net: nn.Module, shape: tuple[int, ...]) -> Callable[[Array], PyTree]:
   """Compiled once for all networks of one architecture."""
   return jax.jit(jax.vmap(lambda key: models.init(net, key, shape)))
 
@@ -67,8 +63,7 @@ def over_seeds(
 
   Args:
     function: (*args, **static) -> pytree.
-    in_axes: for every argument 0, None, or a tree prefix of these (AXES), as in jax.vmap.
-    out_axes: likewise.
+    in_axes, out_axes: 0, None, or a tree prefix of these (AXES), as in jax.vmap.
     vmapped: all seeds in one program, or one after the other through the same program (on CPU
       that is often faster, since a batched matmul is not).
     static: names of keyword arguments that are compile-time constants.
@@ -85,30 +80,26 @@ def over_seeds(
   one = jax.jit(functools.partial(function), static_argnames=tuple(static))
 
   def looped(*args: Any, **statics: Any) -> Any:
-    count = len(jax.tree.leaves(_map_axes(lambda a: a, lambda a: None, in_axes, args))[0])
-    outs = []
-    for seed in range(count):
-      mine = _map_axes(lambda a, seed=seed: a[seed], lambda a: a, in_axes, args)
-      outs.append(one(*mine, **statics))
-    return _map_axes(lambda *a: jnp.stack(a), lambda *a: a[0], out_axes, *outs)
+    def of(seed: int) -> Any:
+      return _map_axes(lambda axis, a: a if axis is None else a[seed], in_axes, args)
+
+    lengths = _map_axes(lambda axis, a: None if axis is None else len(a), in_axes, args)
+    outs = [one(*of(seed), **statics) for seed in range(jax.tree.leaves(lengths)[0])]
+    return _map_axes(lambda axis, *a: a[0] if axis is None else jnp.stack(a), out_axes, *outs)
 
   return looped
 
 
 def compiled(
-  scan: Callable[..., tuple[TrainState, TrainMetrics]],
-  train: ArrayData,
-  keys: Array,
-  vmapped: bool,
+  scan: Callable[..., tuple[TrainState, TrainMetrics]], train: ArrayData, keys: Array, vmapped: bool
 ) -> Callable[[int], Callable[[TrainState], tuple[TrainState, TrainMetrics]]]:
   """num_steps -> a scan of all seeds; data and keys are its arguments, so that seeds share it."""
-  axes, out_axes = (AXES, None, 0), (AXES, 0)
-  run = over_seeds(scan, axes, out_axes, vmapped=vmapped, static=("num_steps",))
+  run = over_seeds(scan, (AXES, None, 0), (AXES, 0), vmapped=vmapped, static=("num_steps",))
   return lambda num_steps: lambda state: run(state, train, keys, num_steps=num_steps)
 
 
 def curve(folder: Path, names: Sequence[int]) -> dict[str, Any]:
-  """{"steps" [P], "correct" [S, P]} as `SeedsLog` left them in a folder."""
+  """{"steps" [P], "correct" [S, P]} as `engine.train_seeds` left them in a folder."""
   records = read_metrics(folder / "metrics.jsonl")
   correct = [[record[f"seed{name}/test_correct"] for record in records] for name in names]
   return {"steps": [record["step"] for record in records], "correct": correct}
@@ -125,10 +116,10 @@ def net_digests(state: TrainState, num_seeds: int) -> list[str]:
   return [digest(jax.tree.map(lambda a, s=s: a[s], host)) for s in range(num_seeds)]
 
 
-def _map_axes(split: Callable[..., Any], shared: Callable[..., Any], axes: Any, *trees: Any) -> Any:
-  """split over the leaves that have an axis of seeds, shared over the others."""
+def _map_axes(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
+  """function(axis, *leaves) of the leaves of trees, of which `axes` is a prefix."""
 
   def subtree(axis: int | None, *parts: Any) -> Any:
-    return jax.tree.map(shared if axis is None else split, *parts)
+    return jax.tree.map(functools.partial(function, axis), *parts)
 
   return jax.tree.map(subtree, axes, *trees, is_leaf=lambda axis: axis is None)

@@ -12,17 +12,11 @@ from robust_opt.errors import PreemptedError
 
 
 @contextmanager
-def sigterm_ends_the_run() -> Iterator[None]:
-  """Within the block SIGTERM raises a PreemptedError: outside of training nothing can be lost."""
-
-  def end(*_: object) -> None:
-    raise PreemptedError(
-      "SIGTERM: stopped outside of training, where nothing is lost; the same command goes on."
-    )
-
+def _sigterm(handler: Callable[..., object]) -> Iterator[None]:
+  """Within the block SIGTERM calls the handler, in the main thread, which handles signals."""
   try:
-    before = signal.signal(signal.SIGTERM, end)
-  except ValueError:  # not the main thread, which handles signals
+    before = signal.signal(signal.SIGTERM, handler)
+  except ValueError:  # another thread
     yield
     return
   try:
@@ -32,21 +26,27 @@ def sigterm_ends_the_run() -> Iterator[None]:
 
 
 @contextmanager
+def sigterm_ends_the_run() -> Iterator[None]:
+  """Within the block SIGTERM raises a PreemptedError: outside of training nothing can be lost."""
+
+  def end(*_: object) -> None:
+    raise PreemptedError(
+      "SIGTERM: stopped outside of training, where nothing is lost; the same command goes on."
+    )
+
+  with _sigterm(end):
+    yield
+
+
+@contextmanager
 def sigterm_flag() -> Iterator[Callable[[], bool]]:
   """Within the block SIGTERM only sets a flag, on which all processes agree."""
-  seen = []
-  try:
-    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
-  except ValueError:  # not the main thread, as above
-    yield lambda: False
-    return
+  seen: list[bool] = []
 
   def requested() -> bool:
     if jax.process_count() == 1:
       return bool(seen)
     return bool(multihost_utils.process_allgather(np.array(bool(seen))).any())
 
-  try:
+  with _sigterm(lambda *_: seen.append(True)):
     yield requested
-  finally:
-    signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,6 @@
 """Training on data that do not fit on the device: the examples of a few steps at a time.
 
-  stream = Stream(train, plan, key, workers=4, mesh=sharding.data_mesh())
+  stream = Stream(train, plan, key, limit=2**30, workers=4, mesh=sharding.data_mesh())
   data = stream.take(step, 100)              # of the next 100 updates, on the devices
 
 The examples of a step are those of the in-memory path (`training.scan.ids_of_steps`), so that a
@@ -9,20 +9,22 @@ training resumes from its step alone. While the devices compute, the next exampl
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from robust_opt import extras
 from robust_opt.data.datasets import Dataset
+from robust_opt.errors import InputError
 from robust_opt.training import ArrayData, EpochPlan
 from robust_opt.training.scan import ids_of_steps
-from robust_opt.training.sharding import AXIS
+from robust_opt.training.sharding import AXIS, data_mesh
 from robust_opt.types import Array
 
 _SHARE = 0.25  # of a device's memory that a data set may take
@@ -40,9 +42,43 @@ def device_limit(limit: int) -> float:
   return _SHARE * stats.get("bytes_limit", float("inf"))
 
 
-def steps_within(limit: float, image_bytes: int, batch_size: int) -> int:
-  """How many steps' images fit: of those that train, and of those that are loaded meanwhile."""
-  return int(max(1, min(limit, 2**62) // (2 * image_bytes * batch_size)))
+def placed(split: Dataset, limit: float, put: Callable[[Any], Any]) -> ArrayData:
+  """A split on the devices, or on the host if it is larger than the limit."""
+  count = len(split.images)
+  if split.images.nbytes > limit:
+    return ArrayData(split.images, split.labels[:count])
+  return put(ArrayData(np.asarray(split.images), split.labels[:count]))
+
+
+def parts(
+  data: ArrayData, batch_size: int, limit: float, put: Callable[[Any], Any]
+) -> Iterator[ArrayData]:
+  """Data on the devices as they are; data on the host in whole batches within the limit."""
+  if isinstance(data.images, jax.Array):
+    yield data
+    return
+  count = len(data.labels)
+  batches = int(limit * count // (data.images.nbytes * batch_size))
+  size = max(1, batches) * batch_size
+  for start in range(0, count, size):
+    part = slice(start, start + size)
+    ids = np.arange(count, dtype=np.int32)[part]
+    yield put(ArrayData(np.asarray(data.images[part]), data.labels[part], ids))
+
+
+class Resident(NamedTuple):
+  """A training set that is on the devices."""
+
+  data: ArrayData
+  max_steps: int = 2**31
+
+  def shapes(self, num_steps: int) -> ArrayData:
+    """Of what `take` returns."""
+    return self.data
+
+  def take(self, step: int, num_steps: int) -> ArrayData:
+    """The whole data set, whatever the steps are."""
+    return self.data
 
 
 class Stream:
@@ -108,6 +144,33 @@ class Stream:
       ids = np.asarray(self._ids(step, rest))[:, self._rows]
       yield from read_batches(self._data.images, ids, self._workers)
       step += rest
+
+
+Source = Resident | Stream
+
+
+def source_of(
+  config: ConfigDict,
+  train: Dataset,
+  plan: EpochPlan,
+  key: Array,
+  limit: float,
+  put: Callable[[Any], Any],
+) -> Source:
+  """The training set on the devices, or a stream of it if it is larger than the limit."""
+  if train.images.nbytes > limit:
+    return Stream(train, plan, key, limit, config.data.workers, data_mesh())
+  return Resident(placed(train, limit, put))
+
+
+def resident(source: Source) -> ArrayData:
+  """The training set on the devices; an InputError if it is streamed."""
+  if isinstance(source, Resident):
+    return source.data
+  raise InputError(
+    "Several seeds train on data on the device, but these exceed --config.data.max_device_bytes or "
+    "a quarter of its memory: train one seed at a time."
+  )
 
 
 def read_batches(images: Any, ids: np.ndarray, workers: int) -> Iterator[np.ndarray]:

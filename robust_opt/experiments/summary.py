@@ -3,10 +3,9 @@
 import platform
 import resource
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,164 +26,121 @@ from robust_opt.sets import BALLS, Ball, UncertaintySet
 from robust_opt.training import TrainState, evaluated_params, sharding, take
 
 
-class Measured(NamedTuple):
-  """A set that accuracies are measured over.
-
-  Attributes:
-    name: linf, l2, l1, or the set's own.
-    radius: in pixels; 1 for a set without one, which is then measured as it is.
-    set: of that radius.
-    is_own: whether it is config.set.
-  """
-
-  name: str
-  radius: float
-  set: UncertaintySet
-  is_own: bool
-
-
-def measured_sets(experiment: Experiment) -> list[Measured]:
+def _measured_sets(experiment: Experiment) -> list[UncertaintySet]:
   """config.set, then the balls of config.evaluation.radii, of other norms and radii > 0."""
-  own = experiment.set
-  name = own.name if isinstance(own, Ball) else type(own).__name__
-  radius = float(getattr(own, "radius", 1.0))
-  box = getattr(own, "box", None)
-  radii = experiment.config.evaluation.radii
-  others = [
-    Measured(norm, radii[norm], ball(radii[norm], box), is_own=False)
-    for norm, ball in BALLS.items()
-    if norm != name and radii.get(norm)
-  ]
-  return [Measured(name, radius, own, is_own=True), *others]
+  own, radii = experiment.set, experiment.config.evaluation.radii
+  norms = [norm for norm in BALLS if norm != _name(own) and radii.get(norm)]
+  return [own, *(BALLS[norm](radii[norm], getattr(own, "box", None)) for norm in norms)]
+
+
+def _name(u: UncertaintySet) -> str:
+  return u.name if isinstance(u, Ball) else type(u).__name__
+
+
+def _radius(u: UncertaintySet) -> float:
+  """In pixels; 1 for a set without one, which is then measured as it is."""
+  return float(getattr(u, "radius", 1.0))
 
 
 def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
   """Accuracies on the test set, with their counts, and where they come from."""
-  config = experiment.config
-  results: list[dict[str, Any]] = []
-  sweeps = []
-  for measured in measured_sets(experiment):
-    at_radius = experiment.evaluate(
-      state, experiment.test, measured.set, experiment.attack.evaluate
-    )
-    total, clean = len(at_radius.clean_correct), int(at_radius.clean_correct.sum())
-    if not results:
-      results.append(_result(None, None, False, clean, total, None))
-    correct, zeros = (int(a.sum()) for a in (at_radius.robust_correct, at_radius.zero_gradient))
-    described = {"name": measured.name, "radius": measured.radius}
-    attack = {"num_steps": experiment.attack.num_steps}
-    trained_on = measured.is_own and config_lib.trains_robustly(config)
-    results.append(_result(described, attack, trained_on, correct, total, zeros))
-    sweeps.append(_sweep(experiment, state, measured, clean, correct, total))
+  config, splits = experiment.config, experiment.splits
+  results, sweeps = _accuracies(experiment, state)
   against = config_lib.adversary(config)
   kind = f"robust training over {against}" if against else "standard training"
   if config.penalty.name != "none":
     kind += f" with {config.penalty.weight:g} {config.penalty.name}"
+  epochs = tables.counted(config.training.epochs, "epoch")
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  packages = ("jax", "flax", "optax", "numpy")
   return {
-    "title": f"{config.model.name} on {config.data.name}, {kind}, "
-    + tables.counted(config.training.epochs, "epoch"),
+    "title": f"{config.model.name} on {config.data.name}, {kind}, {epochs}",
     "results": results,
     "sweeps": sweeps,
     "step": int(state.step),
     "params_sha256": digest(evaluated_params(state)),
-    "train_examples": len(experiment.splits.train.labels),
-    "heldout_examples": len(experiment.splits.heldout.labels),
-    "data_sha256": {
-      split.split: datasets.fingerprint(split)
-      for split in (experiment.splits.train, experiment.splits.test)
-    },
+    "train_examples": len(splits.train.labels),
+    "heldout_examples": len(splits.heldout.labels),
+    "data_sha256": {s.split: datasets.fingerprint(s) for s in (splits.train, splits.test)},
     "device": sharding.devices_in_words(),
-    "versions": {
-      "python": platform.python_version(),
-      **{name: metadata.version(name) for name in ("jax", "flax", "optax", "numpy")},
-    },
-    "peak_memory_mb": _peak_memory_mb(),
+    "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in packages},
+    "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
     "config": config_lib.as_dict(config),
   }
 
 
-def _result(
-  described: dict[str, Any] | None,
-  attack: dict[str, Any] | None,
-  trained_on: bool,
-  correct: int,
-  total: int,
-  zeros: int | None,
-) -> dict[str, Any]:
-  return {
-    "set": described,
-    "attack": attack,
-    "trained_on": trained_on,
-    "correct": correct,
-    "total": total,
-    "zero_gradients": zeros,
-  }
+def _accuracies(
+  experiment: Experiment, state: TrainState
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """The clean accuracy and that over every set; and of every set a sweep over its radii."""
+  results: list[dict[str, Any]] = []
+  sweeps = []
+  for u in _measured_sets(experiment):
+    out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
+    clean: dict[str, Any] = {
+      "set": None,
+      "attack": None,
+      "trained_on": False,
+      "correct": int(out.clean_correct.sum()),
+      "total": len(out.clean_correct),
+      "zero_gradients": None,
+    }
+    attacked = clean | {
+      "set": {"name": _name(u), "radius": _radius(u)},
+      "attack": {"num_steps": experiment.attack.num_steps},
+      "trained_on": u is experiment.set and config_lib.trains_robustly(experiment.config),
+      "correct": int(out.robust_correct.sum()),
+      "zero_gradients": int(out.zero_gradient.sum()),
+    }
+    results += [attacked] if results else [clean, attacked]
+    known = {0.0: clean["correct"], _radius(u): attacked["correct"]}
+    sweeps.append(_sweep(experiment, state, u, known) | {"total": clean["total"]})
+  return results, sweeps
 
 
 def _sweep(
-  experiment: Experiment,
-  state: TrainState,
-  measured: Measured,
-  clean: int,
-  correct: int,
-  total: int,
+  experiment: Experiment, state: TrainState, u: UncertaintySet, known: dict[float, int]
 ) -> dict[str, Any]:
   """Correct examples at multiples of the radius; without one, at the set alone."""
-  known = {0.0: clean, measured.radius: correct}
   try:
-    scaled(measured.set, 1.0)
-    radii = [multiple * measured.radius for multiple in experiment.config.evaluation.sweep]
+    scaled(u, 1.0)
+    radii = [multiple * _radius(u) for multiple in experiment.config.evaluation.sweep]
   except InputError:
     radii = list(known)
 
   def at(radius: float) -> int:
     if radius in known:
       return known[radius]
-    u = scaled(measured.set, radius / measured.radius)
-    if isinstance(u, Ball):
-      u = type(u)(radius, u.box)  # the very number
-    out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
+    # A ball has the very number.
+    v = type(u)(radius, u.box) if isinstance(u, Ball) else scaled(u, radius / _radius(u))
+    out = experiment.evaluate(state, experiment.test, v, experiment.attack.evaluate)
     return int(out.robust_correct.sum())
 
-  return {
-    "norm": measured.name,
-    "radii": radii,
-    "correct": [at(radius) for radius in radii],
-    "total": total,
-  }
+  return {"norm": _name(u), "radii": radii, "correct": [at(radius) for radius in radii]}
 
 
 def draw(workdir: Path, experiment: Experiment, state: TrainState, summary: dict[str, Any]) -> None:
   """The three pictures of a run."""
-  config = experiment.config
   runs.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
-  label = f"{config.model.name}, {config.data.name}"
-  panels = [
-    {
-      "title": "",
-      "norm": sweep["norm"],
-      "radius": result["set"]["radius"],
-      "curves": {label: {"radii": sweep["radii"], "interval": _interval(sweep)}},
-    }
-    for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True)
-  ]
+  label = f"{experiment.config.model.name}, {experiment.config.data.name}"
+  panels = []
+  for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True):
+    share = np.array(sweep["correct"]) / sweep["total"]
+    interval = statistics.accuracy_interval([share], sweep["total"])
+    curves = {label: {"radii": sweep["radii"], "interval": interval}}
+    radius = result["set"]["radius"]
+    panels.append({"title": "", "norm": sweep["norm"], "radius": radius, "curves": curves})
   studies.accuracy_against_radius([panels], workdir / "accuracy.png")
   _draw_examples(workdir / "examples.png", experiment, state)
-
-
-def _interval(sweep: Mapping[str, Any]) -> statistics.Interval:
-  return statistics.accuracy_interval([np.array(sweep["correct"]) / sweep["total"]], sweep["total"])
 
 
 def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count: int = 8) -> None:
   """The first test example of each of the first classes, under the run's own attack."""
   config = experiment.config
-  labels = experiment.splits.test.labels
-  present = np.unique(labels)[:count]
-  index = np.array([np.flatnonzero(labels == label)[0] for label in present], np.int32)
-  local = jax.tree.map(np.asarray, (experiment.test, evaluated_params(state), state.model_state))
-  test, params, model_state = local
-  batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(index))
+  _, first = np.unique(experiment.splits.test.labels, return_index=True)
+  local = (experiment.test, evaluated_params(state), state.model_state)
+  test, params, model_state = jax.tree.map(np.asarray, local)
+  batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(first[:count], jnp.int32))
   attack = experiment.attack.evaluate(experiment.set)
   objective, key = robust(), jax.random.key(config.seed)
   out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
@@ -199,8 +155,3 @@ def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count:
     path=path,
     title=f"{config_lib.set_in_words(config)} (pixels in [0, 1])",
   )
-
-
-def _peak_memory_mb() -> int:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

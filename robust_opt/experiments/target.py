@@ -31,25 +31,28 @@ from robust_opt.types import LogitsFn
 
 
 class EvalTarget(NamedTuple):
-  """A network in evaluation mode and its test data.
+  """A network in evaluation mode and its test data."""
 
-  Attributes:
-    logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
-    x: [N, *S] float32, pixels in [0, 1].
-    y: [N] int32.
-    net_sha256: of the weights; empty where the network is a function without arrays.
-    name: of the network in messages: a run's title, or --model.
-    definition: of a run, the repr of its network; else empty.
-    set: the config of the set that a run was trained over; None for standard training.
-  """
+  logits_fn: LogitsFn  # x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights
+  x: np.ndarray  # [N, *S] float32, pixels in [0, 1]
+  y: np.ndarray  # [N] int32
+  net_sha256: str  # of the weights; empty where the network is a function without arrays
+  name: str  # of the network in messages: a run's title, or --model
+  definition: str = ""  # of a run, the repr of its network
+  set: dict[str, Any] | None = None  # of a robust run, the config of its set
 
-  logits_fn: LogitsFn
-  x: np.ndarray
-  y: np.ndarray
-  net_sha256: str
-  name: str
-  definition: str = ""
-  set: dict[str, Any] | None = None
+
+class TrainedNet(NamedTuple):
+  """The network of a run in evaluation mode, and its data."""
+
+  logits_fn: LogitsFn  # as of EvalTarget
+  features_fn: LogitsFn  # x [B, *S] -> the input of its last dense layer, [B, F]; likewise
+  train: Dataset
+  test: Dataset
+  sha256: str  # of the weights
+  title: str  # the run's, in words
+  definition: str  # the text of the network, its preprocessing included
+  set: dict[str, Any] | None  # the config of the set that it was trained over, if any
 
 
 def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
@@ -71,7 +74,9 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   if given.keys() >= {"model", "data"} and "workdir" not in given:
     target = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
   elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
-    target = _of_run(Path(given["workdir"]), given)
+    net = load_net(given)
+    x, y = pixels(net.test.images), net.test.labels.astype(np.int32)
+    target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set)
   else:
     named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
     raise InputError(
@@ -82,57 +87,11 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   return target._replace(x=target.x[:count], y=target.y[:count])
 
 
-def _of_run(workdir: Path, source: dict[str, Any]) -> EvalTarget:
-  net = _net_of_run(workdir, source)
-  labels = net.test.labels.astype(np.int32)
-  return EvalTarget(
-    net.logits_fn,
-    pixels(net.test.images),
-    labels,
-    net.sha256,
-    net.title,
-    net.definition,
-    net.set,
-  )
-
-
-class TrainedNet(NamedTuple):
-  """The network of a run in evaluation mode, and its data.
-
-  Attributes:
-    logits_fn: x [B, *S] -> logits [B, C]; a Partial, whose arrays are the weights.
-    features_fn: x [B, *S] -> the input of its last dense layer, [B, F]; likewise.
-    train: its training set.
-    test: its test set.
-    sha256: of the weights.
-    title: the run's, in words.
-    definition: the text of the network, its preprocessing included.
-    set: the config of the set that it was trained over; None for standard training.
-  """
-
-  logits_fn: LogitsFn
-  features_fn: LogitsFn
-  train: Dataset
-  test: Dataset
-  sha256: str
-  title: str
-  definition: str
-  set: dict[str, Any] | None
-
-
 def load_net(source: dict[str, Any]) -> TrainedNet:
-  """The network of a run: source as for `load`, of a work directory.
-
-  Raises:
-    InputError: it cannot be found or read.
-  """
-  given = {key: value for key, value in source.items() if value}
-  if "workdir" not in given:
+  """The network of a run: source as for `load`, of a work directory; or an InputError."""
+  if not source.get("workdir"):
     raise InputError("Give --workdir, of a finished run of robust_opt.main.")
-  return _net_of_run(Path(given["workdir"]), given)
-
-
-def _net_of_run(workdir: Path, source: dict[str, Any]) -> TrainedNet:
+  workdir = Path(source["workdir"])
   if not (workdir / "config.json").is_file():
     raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
   config = _config(workdir / "config.json")
@@ -151,20 +110,18 @@ def _net_of_run(workdir: Path, source: dict[str, Any]) -> TrainedNet:
   checkpoints.close()
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
-  weights = (evaluated_params(state), state.model_state)
   # On one device: an evaluation on several places the weights as it places the batches.
-  local = jax.tree.map(np.asarray, weights)
-  robustly = config_lib.trains_robustly(config)
-  against = f"over {config_lib.adversary(config)}" if robustly else "standard"
+  local = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
+  against = config_lib.adversary(config)
   return TrainedNet(
     logits_of(models.from_linen(initial.net), *local),
     logits_of(models.representation(initial.net), *local),
     splits.train,
     splits.test,
     digest(local),
-    f"{config.model.name} on {config.data.name}, {against}",
+    f"{config.model.name} on {config.data.name}, {f'over {against}' if against else 'standard'}",
     repr(initial.net),
-    config.set.to_dict() if robustly else None,
+    config.set.to_dict() if against else None,
   )
 
 
@@ -189,19 +146,18 @@ def _reported(workdir: Path) -> str | None:
 
 def _config(path: Path) -> ConfigDict:
   """The config that a run wrote, tuples again tuples."""
+
+  def with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {key: with_tuples(entry) for key, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    config = ConfigDict(_with_tuples(values))
+    config = ConfigDict(with_tuples(json.loads(path.read_text(encoding="utf-8"))))
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise InputError(f"{path} is no readable config of a run ({error}).") from error
   config_lib.validate(config)
   return config
-
-
-def _with_tuples(value: Any) -> Any:
-  if isinstance(value, dict):
-    return {key: _with_tuples(entry) for key, entry in value.items()}
-  return tuple(value) if isinstance(value, list) else value
 
 
 def _of_user(model: str, path: Path, draws: int) -> EvalTarget:

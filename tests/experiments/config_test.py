@@ -11,7 +11,7 @@ import pytest
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.errors import InputError
-from robust_opt.experiments import assembly, attacks, build, config, overrides, sections, updates
+from robust_opt.experiments import assembly, attacks, build, config, overrides, sections
 from robust_opt.experiments.config import choose
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -107,7 +107,7 @@ def test_objects_of_the_user_s_own():
   assert len(splits.train.labels) == 180
   assert build.model(config_, splits.train).scale == 2.0
   assert build.schedule(config_, 1)(30) == pytest.approx(0.25)
-  objective = updates.objective(config_, ro.LInf(0.1))
+  objective = build.objective(config_, ro.LInf(0.1))
   value, _ = objective.outer(lambda x: (x, {}), jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2))
   np.testing.assert_array_equal(value, 3.0)
   with pytest.raises(InputError, match=r"no_such:Net cannot be imported"):
@@ -196,7 +196,7 @@ def test_what_does_not_fit_together_is_refused(items, words):
   net, optimizer = models.SoftmaxRegression(), build.optimizer(config_, 5)
   u = build.own_set(config_, np.zeros((2, *SHAPE)))
   with pytest.raises(InputError, match=words):
-    updates.make(config_, net, optimizer, u, SHAPE, 5)
+    build.update(config_, net, optimizer, u, SHAPE, 5)
 
 
 def test_schedules_of_free_training_count_its_replays():
@@ -238,7 +238,7 @@ def test_a_net_begins_on_any_number_of_devices_but_trains_on_a_divisor(monkeypat
 def test_config_is_valid_and_says_how_to_run_it(path):
   config_ = overrides.load(str(path))
   config.validate(config_)
-  updates.check_together(config_)
+  build.check_together(config_)
   words = overrides.module_of(str(path)).__doc__
   assert re.search(rf"python -m robust_opt.main --config=configs/{path.name}(:\w+)? ", words)
   build.optimizer(config_, steps_per_epoch=10)

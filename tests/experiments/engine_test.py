@@ -49,7 +49,7 @@ def train(folder, experiment, names, points=2, epochs_per_call=1):
 
 def test_an_attribute_that_is_a_list_has_seeds_too():
   lists, tuples = (
-    seeds.initializer(models.MLP(widths=widths))(seed_keys(0, 1), (8, 8, 1))
+    seeds.initialize(models.MLP(widths=widths), seed_keys(0, 1), (8, 8, 1))
     for widths in ([4], (4,))
   )
   chex.assert_trees_all_equal(lists, tuples)

@@ -26,8 +26,8 @@ def folder(tmp_path_factory):
   return write_class_folders(tmp_path_factory.mktemp("images"), ("ant", "bee"), 25, (6, 5))
 
 
-def stream_of(data, workers=0):
-  return streaming.Stream(data, PLAN, KEY, workers, sharding.data_mesh())
+def stream_of(data, limit=1e6, workers=0):
+  return streaming.Stream(data, PLAN, KEY, limit, workers, sharding.data_mesh())
 
 
 @pytest.mark.parametrize("kind", ["arrays", "files"])
@@ -71,9 +71,10 @@ def test_the_limit_is_a_quarter_of_the_memory_that_the_device_tells(monkeypatch)
   assert streaming.device_limit(0) == float("inf")
 
 
-@pytest.mark.parametrize(("limit", "steps"), [(1000, 5), (10, 1), (float("inf"), 2**62 // 200)])
-def test_two_chunks_fit_the_limit(limit, steps):
-  assert streaming.steps_within(limit, image_bytes=10, batch_size=10) == steps
+@pytest.mark.parametrize(("limit", "steps"), [(7200, 5), (10, 1), (float("inf"), 2**62 // 1440)])
+def test_two_calls_fit_the_limit(folder, limit, steps):
+  data = datasets.load(str(folder), "train")  # 8 images of 6 x 5 x 3 in a batch
+  assert stream_of(data, limit).max_steps == steps
 
 
 def test_a_streamed_run_is_the_run_in_memory(folder, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import robust_opt as ro
 from robust_opt import losses, models
 from robust_opt.data.datasets import load
 from robust_opt.errors import InputError
-from robust_opt.experiments import build, config, overrides, run, updates
+from robust_opt.experiments import build, config, overrides, run
 from robust_opt.sets import tangents
 from robust_opt.training import init_state, penalties, take
 
@@ -27,7 +27,7 @@ def digits(count=40):
 
 def step_of(c, net, images):
   u = build.own_set(c, images)
-  return updates.make(c, net, build.optimizer(c, 5), u, images.shape[1:], 5)
+  return build.update(c, net, build.optimizer(c, 5), u, images.shape[1:], 5)
 
 
 def after(changes, steps=1):
@@ -38,7 +38,7 @@ def after(changes, steps=1):
   images, batch = digits()
   params, model_state = models.init(NET, jax.random.key(0), (8, 8, 1))
   step = jax.jit(step_of(c, NET, images))
-  state = init_state(params, model_state, build.optimizer(c, 5), updates.memory(c, images))
+  state = init_state(params, model_state, build.optimizer(c, 5), build.memory(c, images))
   for i in range(steps):
     state, metrics = step(state, batch, jax.random.key(i))
   return state, float(metrics.loss)
@@ -67,7 +67,7 @@ def test_the_adversary_keeps_to_the_tangent_planes():
   config.validate(c)
   images, batch = digits()
   g = np.random.default_rng(0).normal(size=batch.x.shape).astype(np.float32)
-  attack = updates.training_attack(c, build.own_set(c, images), 5)
+  attack = build.training_attack(c, build.own_set(c, images), 5)
   delta, _ = attack(lambda x: (x * g).sum((1, 2, 3)), jax.random.key(0), batch.x)
   basis = tangents.fit("local_pca", images, 3, c.seed)(batch.x).reshape(len(g), 3, -1)
   flat = np.asarray(delta).reshape(len(g), -1)
@@ -170,7 +170,7 @@ def test_the_loss_of_an_objective_goes_by_its_name():
   logits, y = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([1])
   for loss in losses.KINDS:
     config.choose(c, "objective", "robust", loss=loss)
-    out, _ = updates.objective(c, ro.LInf(0.1)).outer(lambda x: (x, {}), logits, logits, y)
+    out, _ = build.objective(c, ro.LInf(0.1)).outer(lambda x: (x, {}), logits, logits, y)
     chex.assert_trees_all_close(out, getattr(losses, loss)(logits, y))
 
 

@@ -18,7 +18,7 @@ import robust_opt as ro
 from robust_opt import models, training
 from robust_opt.data import augmentation
 from robust_opt.data.datasets import load
-from robust_opt.experiments import build, config, updates
+from robust_opt.experiments import build, config
 from robust_opt.training import optimizers
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
@@ -151,11 +151,11 @@ def test_only_every_third_update_has_an_adversary():
   u, shape = ro.LInf(0.1), IMAGES.shape[1:]
   optimizer, batch = optax.sgd(LR), digits_batch()
   _, state = setup(NET, optimizer)
-  sometimes = jax.jit(updates.make(config_, NET, optimizer, u, shape, 5))
+  sometimes = jax.jit(build.update(config_, NET, optimizer, u, shape, 5))
   config_.attack.every = 1
-  always = jax.jit(updates.make(config_, NET, optimizer, u, shape, 5))
+  always = jax.jit(build.update(config_, NET, optimizer, u, shape, 5))
   config.choose(config_, "attack", "none")
-  never = jax.jit(updates.make(config_, NET, optimizer, u, shape, 5))
+  never = jax.jit(build.update(config_, NET, optimizer, u, shape, 5))
   for i in range(5):
     key = jax.random.key(i)
     expected, reported = (always if i % 3 == 0 else never)(state, batch, key)
@@ -193,13 +193,13 @@ def test_the_ascent_may_compute_in_fewer_bits():
 def test_a_config_may_let_its_radius_grow():
   config_ = config.digits()
   config_.training.epochs, config_.attack.warmup = 8, 0.25
-  attack = updates.training_attack(config_, ro.LInf(0.1), steps_per_epoch=5)
+  attack = build.training_attack(config_, ro.LInf(0.1), steps_per_epoch=5)
   x = jnp.full((2, 4), 0.5)
   for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)):
     delta, _ = attack.at(jnp.int32(step))(lambda x: x.sum(-1), jax.random.key(0), x)
     np.testing.assert_allclose(delta, share * 0.1, rtol=rounding(terms=4))
   config_.attack.warmup = 0.0
-  assert not isinstance(updates.training_attack(config_, ro.LInf(0.1), 5), ro.ScheduledAttack)
+  assert not isinstance(build.training_attack(config_, ro.LInf(0.1), 5), ro.ScheduledAttack)
 
 
 # Adversarial weights, averages of weights
