@@ -70,7 +70,7 @@ class Options(Generic[PresetT]):
   )
 
   @property
-  def places(self) -> dict[str, str]:
+  def places(self) -> dict[str, Any]:
     """data_dir and cache_dir by name."""
     return {"data_dir": self.data_dir, "cache_dir": self.cache_dir}
 

@@ -232,8 +232,8 @@ def _claims_table(measured: dict[str, Any], runs: Seeds) -> tables.Table:
 def _claim(runs: Seeds, claim: str, larger: str, smaller: str | float) -> Claim:
   """Decided by the seeds, unless a share is missing or the control has not learned."""
   limit, control = isinstance(smaller, float), larger.split(".")[1]
-  left = [seed.get(larger) for seed in runs]
-  right = [smaller if isinstance(smaller, float) else seed.get(smaller) for seed in runs]
+  left: list[Any] = [seed.get(larger) for seed in runs]
+  right: list[Any] = [smaller if isinstance(smaller, float) else seed.get(smaller) for seed in runs]
   if None in left + right:
     reason = "no example was found" if limit else "a net made no mistake"
     return Claim(claim, f"not measured: {reason}", {"ours": ""})
