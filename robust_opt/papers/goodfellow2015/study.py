@@ -104,8 +104,10 @@ def run(options: Options) -> tables.Table:
       path = folder / f"{seed}.json"
       measured["seeds"].append(study.once(part, path, made_from, _measure, options, seed, work=1.0))
     if options.dataset != "cifar10":
-      once = "logistic regression", folder / "once.json", ""
-      measured["once"] = study.once(*once, _measure_once, options, work=1.0)
+      path = folder / "once.json"
+      measured["once"] = study.once(
+        "logistic regression", path, "", _measure_once, options, work=1.0
+      )
       if options.preset.members:
         measured["ensemble"] = _ensemble(options, study)
   if options.dataset != "cifar10":
@@ -178,13 +180,10 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   def progress(epochs: int, words: str, skipped: bool = False) -> None:
     study.progress(epochs * count / 10, f"ensemble, {words}", skipped)
 
-  timed, folder = (
-    functools.partial(study.timed, "update the ensemble"),
-    options.workdir / "ensemble",
-  )
+  timed = functools.partial(study.timed, "update the ensemble")
   with study.timed("train the ensemble"):
     state = engine.train_seeds(
-      folder, ensemble, names, count_correct,
+      options.workdir / "ensemble", ensemble, names, count_correct,
       points=1, epochs_per_call=1, timed=timed, progress=progress,
     )  # fmt: skip
   weights = [seeds.of_seed(state, member) for member in range(count)]
@@ -193,8 +192,9 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)
   radius, path = nets_lib.RADII[options.dataset], options.workdir / "measured" / "ensemble.json"
   made_from = sha256_of(*seeds.net_digests(state, count))
-  attacked = measure.ensemble_errors, members, x, y, radius
-  return study.once("measure the ensemble", path, made_from, *attacked)
+  return study.once(
+    "measure the ensemble", path, made_from, measure.ensemble_errors, members, x, y, radius
+  )
 
 
 def _figures(options: Options, measured: dict[str, Any], results: Path) -> None:
