@@ -1,10 +1,8 @@
 """What all figures share: colors, panels, curves, rows of images, and writing them to files.
 
-  figure = new_figure(5.4, 3.6)
-  axis = figure.subplots()
-  curve(axis, 0, epochs, losses, label="loss")
-  finish(axis, "epoch", "loss")
-  save(figure, Path("loss.png"))
+  with one_panel(Path("loss.png")) as axis:
+    curve(axis, 0, epochs, losses, label="loss")
+    finish(axis, "epoch", "loss")
 
 matplotlib without global state or a display; no jax.
 """
@@ -12,7 +10,8 @@ matplotlib without global state or a display; no jax.
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,17 +40,20 @@ def new_figure(width: float, height: float) -> Figure:
   return figure
 
 
+@contextmanager
+def one_panel(path: Path, width: float = 5.4, height: float = 3.6) -> Iterator[Axes]:
+  """A figure of one panel, saved at the end of the block."""
+  figure = new_figure(width, height)
+  yield figure.subplots()
+  save(figure, path)
+
+
 def panels(
   count: int, columns: int, size: tuple[float, float], legend: float, **options: Any
 ) -> tuple[Figure, list[list[Axes]], list[Axes]]:
-  """A figure of `count` panels in rows, with room for a legend on the right.
+  """A figure of panels, at most `columns` in a row, with room for a legend on the right.
 
-  Args:
-    count: number of panels.
-    columns: panels per row, at most.
-    size: width and height of a panel in inches.
-    legend: width of the legend in inches.
-    **options: of `Figure.subplots`.
+  `size` of a panel and the width of the legend are in inches, `options` those of `Figure.subplots`.
 
   Returns:
     The figure; its panels row by row, without those left empty; and the lowest of each column.
@@ -103,14 +105,7 @@ def image_rows(
   title: str = "",
   columns: Sequence[str] = (),
 ) -> None:
-  """Rows of images with captions, the name of each row on its left.
-
-  Args:
-    rows: (name, images) of each row.
-    path: as for `save`.
-    title: of the whole figure.
-    columns: titles of the columns.
-  """
+  """Rows (name, images) with captions, the name on the left, below the titles of the columns."""
   count = max(1, *(len(pictures) for _, pictures in rows))
   figure = new_figure(0.95 * count + 0.8, 1.22 * len(rows) + 0.5)
   axes = np.asarray(figure.subplots(len(rows), count, squeeze=False))
@@ -150,15 +145,14 @@ def to_svg(
 ) -> str:
   """The figure as an <svg> element for a page, its text in the page's font.
 
+  An artist's gid "class-run-0" becomes the class "run-0" of its group.
+
   Args:
     figure: with a transparent background, say.
     name: identifier, unique on the page.
-    title: read out by screen readers.
-    description: likewise.
+    title: read out by screen readers, as is the description.
+    description: of the figure.
     colors: color in the figure (#rrggbb) -> color in CSS, such as var(--text).
-
-  Returns:
-    The element; an artist's gid "class-run-0" has become the class "run-0" of its group.
   """
   file = StringIO()
   with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
