@@ -23,19 +23,11 @@ def robust_accuracy(
 ) -> float:
   """The share of examples that remain correctly classified under a version of AutoAttack, or PGD.
 
-  Args:
-    evaluated: the network and its test examples.
-    u: the set of the attack, with the pixel box.
-    version: of AutoAttack, or PGD.
+  `u` is the set of the attack, with the pixel box.
   """
-  return autoattack(
-    evaluated.logits_fn,
-    evaluated.x,
-    evaluated.y,
-    u,
-    version=version,
-    batch_size=min(100, len(evaluated.y)),
-  ).robust_accuracy
+  logits_fn, x, y = evaluated.logits_fn, evaluated.x, evaluated.y
+  verdict = autoattack(logits_fn, x, y, u, version=version, batch_size=min(100, len(y)))
+  return verdict.robust_accuracy
 
 
 def clean_accuracy(summary: dict[str, Any]) -> float:
