@@ -49,14 +49,18 @@ def one_panel(path: Path, width: float = 5.4, height: float = 3.6) -> Iterator[A
 
 
 def panels(
-  count: int, columns: int, size: tuple[float, float], legend: float, **options: Any
-) -> tuple[Figure, list[list[Axes]], list[Axes]]:
-  """A figure of panels, at most `columns` in a row, with room for a legend on the right.
+  count: int,
+  columns: int,
+  size: tuple[float, float],
+  labels: tuple[str, str],
+  fontsize: float = 10,
+  legend: float = 1.2,
+  **options: Any,
+) -> tuple[Figure, list[Axes]]:
+  """A figure of `count` panels, at most `columns` in a row, with room for a legend on the right.
 
-  `size` of a panel and the width of the legend are in inches, `options` those of `Figure.subplots`.
-
-  Returns:
-    The figure; its panels row by row, without those left empty; and the lowest of each column.
+  The size of a panel and the width of the legend are in inches. `labels`, of x and y, are on the
+  lowest panel of each column and on the first of each row. `options`: of `Figure.subplots`.
   """
   columns = min(columns, count)
   rows = math.ceil(count / columns)
@@ -65,7 +69,12 @@ def panels(
   for axis in axes[count:]:
     axis.set_axis_off()
   used = axes[:count]
-  return figure, [used[i : i + columns] for i in range(0, count, columns)], used[-columns:]
+  for axis in used[-columns:]:
+    axis.set_xlabel(labels[0], fontsize=fontsize)
+    axis.tick_params(labelbottom=True)
+  for axis in used[::columns]:
+    axis.set_ylabel(labels[1], fontsize=fontsize)
+  return figure, used
 
 
 def curve(axis: Axes, index: int, x: Any, y: Any, **style: Any) -> None:

@@ -57,14 +57,15 @@ def logits_against_epsilon(
   more than ten classes, those that are never the largest are gray.
   """
   count, num_classes = logits.shape[1:]
-  figure, rows, lowest = base.panels(count, columns, (3.0, 2.5), 1.3, sharex=True)
+  labels_of_axes = (r"$\epsilon$", "logits")
+  figure, axes = base.panels(count, columns, (3.0, 2.5), labels_of_axes, legend=1.3, sharex=True)
   predictions = logits.argmax(axis=-1)
   colors = _class_colors(np.unique(predictions).tolist(), num_classes)
   styles: dict[int, dict[str, Any]] = {
     k: {"color": color, "ls": DASHES[index % len(DASHES)], "lw": 1.2, "zorder": 2}
     for index, (k, color) in enumerate(colors.items())
   }
-  for index, axis in enumerate(axis for row in rows for axis in row):
+  for index, axis in enumerate(axes):
     label = int(labels[index])
     for k in range(num_classes):
       style = styles.get(k, {"color": "0.8", "ls": "-", "lw": 0.5, "zorder": 1})
@@ -75,11 +76,6 @@ def logits_against_epsilon(
     axis.axvline(0, color="0.4", lw=0.8, ls=":")
     axis.set_xlim(epsilons[0], epsilons[-1])
     axis.set_title(f"class {label}", fontsize=9)
-  for axis in lowest:
-    axis.set_xlabel(r"$\epsilon$")
-    axis.tick_params(labelbottom=True)
-  for row in rows:
-    row[0].set_ylabel("logits")
   entries: list[Artist] = [Line2D([], [], color="black", lw=2.2, label="true class")]
   # The true class of every panel is black in all of them.
   named = [k for k in styles if np.any(np.asarray(labels) != k)]
@@ -100,23 +96,17 @@ def class_slices(
   columns: int = 4,
   directions: tuple[str, str] = ("$a$", "$b$"),
 ) -> None:
-  """Predicted classes on slices x + a u + b v, one panel per example; a cross at x.
+  """Predicted classes [P, R, R] on slices x + a u + b v, a and b up to `extent`; a cross at x.
 
-  Args:
-    predictions: [P, R, R], first along u; -1 (not finite) stays white.
-    labels: [P].
-    extent: largest a and b.
-    num_classes: with up to ten classes, a class has the same color in every figure.
-    path: PNG to write.
-    columns: panels per row, at most.
-    directions: names of the axes, along u and along v.
+  -1 (not finite) stays white. With up to ten classes, a class has the same color in every figure.
+  `directions` are the names of u, which is horizontal, and of v.
   """
-  figure, rows, lowest = base.panels(len(predictions), columns, (2.3, 2.5), 1.2)
+  figure, axes = base.panels(len(predictions), columns, (2.3, 2.5), directions, fontsize=9)
   figure.set_layout_engine("compressed")  # for images, whose aspect ratio is fixed
   shown = [k for k in np.unique(predictions).tolist() if k >= 0]
   color_of = _class_colors(shown, num_classes)
   colors = ListedColormap([color_of.get(k, "white") for k in range(num_classes)])
-  for index, axis in enumerate(axis for row in rows for axis in row):
+  for index, axis in enumerate(axes):
     picture = predictions[index].T  # the rows of an image are vertical; a is horizontal
     axis.imshow(
       picture, cmap=colors.with_extremes(under="white"), vmin=-0.5, vmax=num_classes - 0.5,
@@ -128,10 +118,6 @@ def class_slices(
     axis.set_title(f"class {labels[index]}", fontsize=9)
     axis.set(xticks=[-extent, 0, extent], yticks=[-extent, 0, extent])
     axis.tick_params(labelsize=8)
-  for axis in lowest:
-    axis.set_xlabel(directions[0], fontsize=9)
-  for row in rows:
-    row[0].set_ylabel(directions[1], fontsize=9)
   if len(shown) <= _LEGEND_ENTRIES:
     entries = [Patch(color=color_of[k], label=f"class {k}") for k in shown]
     if (predictions < 0).any():
@@ -275,15 +261,9 @@ def gaussian_model(
   cosines: np.ndarray,
   path: Path,
 ) -> None:
-  """Left: learned covariances and their gradients; right: the gradient's angle to the mean [2].
+  """Left: K learned covariances [2, 2], labeled by their budgets, and their gradients.
 
-  Args:
-    mean: [2].
-    covariances: K matrices [2, 2], learned at growing budgets.
-    labels: K budgets, in words.
-    budgets: [M], the first 0.
-    cosines: [M], of the angle between gradient and mean.
-    path: PNG to write.
+  Right: cosines [M] of the angle between gradient and mean against budgets [M], the first 0.
   """
   figure = new_figure(7.6, 3.4)
   left, right = figure.subplots(1, 2)

@@ -53,13 +53,9 @@ def adversary_and_decay(
   pulls: Mapping[str, np.ndarray],
   path: Path,
 ) -> None:
-  """Left: test errors against the strength; right: the pull on |w|_1 that remains.
+  """Left: test errors against the strength [R]; right: the pull [R] on |w|_1 that remains.
 
-  Args:
-    strengths: [R], ascending; the first may be 0.
-    errors: label -> (clean [R], adversarial [R]), in [0, 1].
-    pulls: the same labels -> [R].
-    path: PNG to write.
+  `errors`: label -> (clean [R], adversarial [R]), in [0, 1].
   """
   figure = new_figure(8.6, 3.5)
   left, right = figure.subplots(1, 2)

@@ -17,12 +17,8 @@ def adversarial_rows(
 ) -> None:
   """Rows of adversarial examples, each with 'true class -> predicted class' below it.
 
-  Args:
-    rows: each {"name": a norm or another name, "images" [M, H, W, C], "labels" [M],
-      "predictions" [M]}.
-    path: without suffix, for a PNG and a PDF.
-    title: of the whole figure.
-    columns: examples of each row, at most.
+  Each row is {"name": a norm or another name, "images": [M, H, W, C], "labels": [M],
+  "predictions": [M]}, of which at most `columns` are shown.
   """
   pictures = [
     [
@@ -36,12 +32,10 @@ def adversarial_rows(
 
 
 def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], path: Path) -> None:
-  """A grid of panels, accuracy against the radius of the attack, one curve per network.
+  """Rows of panels, accuracy against the radius of the attack, one curve per network.
 
-  Args:
-    panels: rows of panels, each {"title", "norm", "radius": that of training or None,
-      "curves": {network: {"radii" [K] in pixels, "interval": statistics.Interval of [K]}}}.
-    path: PNG or PDF, or without suffix both.
+  Each panel is {"title", "norm", "radius": that of training or None, "curves": {network: {"radii":
+  [K], in pixels, "interval": statistics.Interval of [K]}}}.
   """
   columns = max(len(row) for row in panels)
   figure = new_figure(3.1 * columns + 0.4, 2.7 * len(panels) + 0.3)

@@ -115,11 +115,7 @@ def load(config: ConfigDict, split: str) -> datasets.Dataset:
 def work_of(options: Options, config: ConfigDict, trained: int, tested: int) -> dict[str, float]:
   """The work of one part of each kind, in epochs of the baseline, to estimate the time left.
 
-  Args:
-    options: of the study.
-    config: of the baseline.
-    trained: training examples.
-    tested: test examples.
+  `trained` and `tested` are numbers of examples.
   """
   seeds, share = options.preset.seeds, tested / trained
   sweep = 0.7 * share * len(config.evaluation.sweep)  # an ascent step costs 2/3 of an update
