@@ -4,8 +4,8 @@ r"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arX
   python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \
       --data_dir=/path/to/tensorflow_datasets
 
-CIFAR-10 as in the paper needs an accelerator. For what runs on one CPU core in three hours (a small
-network, a third of the images, ten epochs) see docs/results/ilyas2019_cifar10.md.
+CIFAR-10 as in the paper needs an accelerator; docs/results/ilyas2019_cifar10.md reduces it to three
+hours on one CPU core.
 
 Trains a standard and a robust network, constructs four data sets with them (robust_opt.construct),
 trains new networks on each by standard training and evaluates them on the true test set. Also the

@@ -58,9 +58,11 @@ def run(output: Path) -> tables.Table:
   jax.config.update("jax_enable_x64", True)
   try:
     paths = comparisons.paths(*regression(), np.geomspace(0.01, 8.0, 25))
-    rest = jax.random.key(0), EPOCHS, BATCH_SIZE, LEARNING_RATE
+    key = jax.random.key(0)
     runs = {
-      norm: comparisons.algorithm1_gap(*classification(), ball_of(norm)(radius), *rest)
+      norm: comparisons.algorithm1_gap(
+        *classification(), ball_of(norm)(radius), key, EPOCHS, BATCH_SIZE, LEARNING_RATE
+      )
       for norm, radius in RADII.items()
     }
     rows = [*regressions(paths), *classifications(runs)]

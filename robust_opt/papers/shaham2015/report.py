@@ -299,7 +299,7 @@ def draw(accuracies: Accuracies, folder: Path) -> None:
   studies.adversarial_rows(every, folder / "figure3_collection", f"A sample of A. {title}")
   panels = [[_panel(accuracies, attack, norm) for norm in NORMS] for attack in ATTACKS]
   studies.accuracy_against_radius(panels, folder / "figure2_accuracy_against_radius")
-  curves = {}
+  curves: dict[str, dict[str, Any]] = {}
   for net in NAMES:
     steps, values = accuracies.curve(net)
     interval = accuracy_interval(values, measured["test_total"])

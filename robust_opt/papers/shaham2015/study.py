@@ -203,11 +203,8 @@ def train(
   """Trains every network for all seeds, from the newest checkpoint on."""
   seed_keys = jax.vmap(jax.random.key)(np.array(seed_names))
   keys = jax.vmap(streams)(seed_keys).evaluation
-  batch_size = options.evaluation_batch or (100 if _on_cpu() else 2000)
-  nets = {
-    name: assembled(config, splits, seed_keys, _vmapped(options), batch_size)
-    for name, config in configs.items()
-  }
+  settings = _vmapped(options), options.evaluation_batch or (100 if _on_cpu() else 2000)
+  nets = {name: assembled(config, splits, seed_keys, *settings) for name, config in configs.items()}
 
   def progress(name: str, epochs: int, words: str, skipped: bool = False) -> None:
     kind = "baseline" if name == "baseline" else "robust"
