@@ -141,11 +141,8 @@ def save(figure: Figure, path: Path) -> None:
   Each file is written whole or not at all; the same figure gives the same bytes.
   """
   for suffix in [path.suffix] if path.suffix else [".png", ".pdf"]:
-    metadata = {"CreationDate": None} if suffix == ".pdf" else None
-    with (
-      matplotlib.rc_context({"pdf.fonttype": 42}),
-      atomic_write(path.with_suffix(suffix)) as file,
-    ):
+    metadata, style = {"CreationDate": None} if suffix == ".pdf" else None, {"pdf.fonttype": 42}
+    with matplotlib.rc_context(style), atomic_write(path.with_suffix(suffix)) as file:
       figure.savefig(file, format=suffix[1:], dpi=130, metadata=metadata)
 
 
@@ -154,12 +151,13 @@ def to_svg(
 ) -> str:
   """The figure as an <svg> element for a page, its text in the page's font.
 
-  An artist's gid "class-run-0" becomes the class "run-0" of its group.
+  An artist's gid "class-run-0" becomes the class "run-0" of its group. Title and description are
+  read out by screen readers.
 
   Args:
     figure: with a transparent background, say.
     name: identifier, unique on the page.
-    title: read out by screen readers, as is the description.
+    title: of the figure.
     description: of the figure.
     colors: color in the figure (#rrggbb) -> color in CSS, such as var(--text).
   """
@@ -170,8 +168,10 @@ def to_svg(
   body = file.getvalue()
   unused = r'^.*?</metadata>|<style.*?</style>|<g id="[^"]*"/>|xlink:(?=href)'
   body = re.sub(unused, "", body, flags=re.DOTALL)
-  body = re.sub(r'<g id="(?:class-([\w-]+)|[^"]*)">', _group, body)
-  body = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family:[^;\"]*;?", _font, body)
+  body = re.sub(r'<g id="class-([\w-]+)">', r'<g class="\1">', body)
+  body = re.sub(r'<g id="[^"]*">', "<g>", body)
+  body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+  body = re.sub(r"font-family:[^;\"]*;?", "", body)
   body = re.sub(r"#[0-9a-f]{6}", lambda color: colors.get(color[0], color[0]), body)
   return (
     f'<svg viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -179,11 +179,3 @@ def to_svg(
     f'<title id="{name}-title">{html.escape(title)}</title>'
     f'<desc id="{name}-description">{html.escape(description)}</desc>{body}'
   )
-
-
-def _group(match: re.Match[str]) -> str:
-  return f'<g class="{match[1]}">' if match[1] else "<g>"
-
-
-def _font(match: re.Match[str]) -> str:
-  return f"font-size: {match[1]}" if match[1] else ""

@@ -22,10 +22,7 @@ def coefficient_paths(
   """
   order = np.argsort(strengths)
   rings = {"ls": "none", "marker": "o", "ms": 5, "mfc": "none"}
-  kinds = (
-    ("lasso", lasso, {"lw": 1, "marker": None}),
-    ("robust least squares", robust, rings),
-  )
+  kinds = (("lasso", lasso, {"lw": 1, "marker": None}), ("robust least squares", robust, rings))
   with one_panel(path) as axis:
     for column in range(lasso.shape[1]):
       color = COLORS[column % len(COLORS)]

@@ -151,10 +151,7 @@ def _attack(
   mesh = sharding.data_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
   return autoattack.autoattack(
-    sharding.replicate(net.logits_fn, mesh),
-    net.x,
-    net.y,
-    claim.u,
+    *(sharding.replicate(net.logits_fn, mesh), net.x, net.y, claim.u),
     version=claim.version,
     seed=claim.seed,
     batch_size=claim.batch_size,
@@ -207,18 +204,14 @@ def _trust(
   with_trust: bool,
 ) -> list[trust.Check]:
   """The checks, computed once; without them, those of an earlier run, or none."""
-  path = study.workdir / "trust.json"
+  path, claim = study.workdir / "trust.json", stored.claim
   if not (with_trust or path.exists()):
     return []
-  claim = stored.claim
   u = check_ball(claim.u, "The trust report")
 
   def compute() -> list[dict[str, Any]]:
     checks = trust.report(
-      net.logits_fn,
-      net.x,
-      net.y,
-      u,
+      *(net.logits_fn, net.x, net.y, u),
       seed=claim.seed,
       batch_size=claim.batch_size,
       channel_axis=axis,
@@ -229,7 +222,7 @@ def _trust(
     return [check._asdict() for check in checks]
 
   made_from = sha256_of(claim.net_sha256, claim.data_sha256)
-  checks = study.once("trust report", path, made_from, compute, work=0.0)
+  checks = study.once("trust report", path, made_from, compute)
   return [trust.Check(**values) for values in checks]
 
 
@@ -241,20 +234,17 @@ def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdi
 
 
 def _summary(
-  net: target.EvalTarget,
-  stored: verdict.StoredVerdict,
-  checks: list[trust.Check],
-  seconds: float,
+  net: target.EvalTarget, stored: verdict.StoredVerdict, checks: list[trust.Check], seconds: float
 ) -> dict[str, Any]:
   """The content of summary.json."""
   outcome = stored.verdict
   total = remaining = len(outcome.broken_by)
-  rows = []
+  attacks = []
   for index, name in enumerate(outcome.names):
-    broken = int(np.sum(outcome.broken_by == index))
-    remaining -= broken
-    row = {"after": name, "broke": broken, "standing": remaining, "accuracy": remaining / total}
-    rows.append(row)
+    broke = int(np.sum(outcome.broken_by == index))
+    remaining -= broke
+    counts = {"broke": broke, "standing": remaining, "accuracy": remaining / total}
+    attacks.append({"after": name, **counts})
   return {
     "claim": stored.claim._asdict(),
     "total": total,
@@ -262,7 +252,7 @@ def _summary(
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
-    "attacks": rows,
+    "attacks": attacks,
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
@@ -279,12 +269,11 @@ def _markdown(
     f"| {row['after']} | {row['broke']} | {row['standing']} | {100 * row['accuracy']:.2f} % |"
     for row in summary["attacks"]
   ]
-  table = ["| after | broken by it | remaining | accuracy |", "|---|---|---|---|", *rows]
-  after_rounding = 100 * summary["accuracy_after_rounding"]
+  rounded_accuracy = 100 * summary["accuracy_after_rounding"]
   parts = [
     f"# {claim.norm}{radius}, {version}, {summary['total']} examples",
-    "\n".join(table),
-    f"The adversarial images, rounded to 8 bits, leave {after_rounding:.2f} %.",
+    "\n".join(["| after | broken by it | remaining | accuracy |", "|---|---|---|---|", *rows]),
+    f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %.",
   ]
   if guess:
     parts.append(f"Layout: {guess}; `--channel_axis` states it.")

@@ -82,11 +82,8 @@ def configured(
 ) -> ConfigDict:
   """The config of one network of a study: overridden, then settled, so that no override is lost.
 
-  Args:
-    config: what the study starts from; it is changed in place.
-    options: of the study.
-    settle: sets what makes this network the one that the study names.
-    more: further overrides by the name of their flag.
+  `config` is changed in place; `settle` sets what makes this network the one that the study names;
+  `more` holds further overrides by the name of their flag.
 
   Raises:
     InputError: an override does not fit the config, or `settle` sets another value.

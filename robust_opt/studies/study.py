@@ -53,11 +53,11 @@ class Study:
     """Claims a new or empty directory, or resumes the study of the same description.
 
     Args:
-      workdir: the directory.
+      workdir: the directory, which `flag` names in messages.
       description: JSON values: all that the results depend on, besides REVISION. Where they depend
         on data, it holds a digest of the data, not only its name.
       work: of the whole study, in units of the caller; progress reports add up to it.
-      flag: the flag that names the directory, for messages.
+      flag: of the command.
       same: (key, old, new) -> whether two values of a description agree.
 
     Raises:
@@ -161,13 +161,8 @@ class Study:
   ) -> Any:
     """compute(*args), a JSON value: read from `path` if it was made from the same, else written.
 
-    Args:
-      part: its name, for messages and times.
-      path: the file of the value.
-      made_from: hash of everything that it is computed from, besides the study's description.
-      compute: (*args) -> JSON value.
-      *args: of compute.
-      work: of this part.
+    `made_from` is a hash of all that it is computed from, besides the study's description; `part`
+    is its name in messages and times.
     """
     with suppress(OSError, ValueError, KeyError, TypeError):  # absent or truncated: computed again
       stored = json.loads(path.read_text(encoding="utf-8"))
