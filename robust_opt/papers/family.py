@@ -18,6 +18,7 @@ resumes. A table is extended by a seed or a method, on any machine, with
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,8 +184,7 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
     "method": name,
     "seed": seed,
     "device": _device(),
-    "clean": accuracy.clean_accuracy(summary),
-    "tested": accuracy.test_examples(summary),
+    **accuracy.of_summary(summary),
     "epochs": summary["config"]["training"]["epochs"],
     "overfitting": [detected["kind"]] if detected else [],
     "params_sha256": summary["params_sha256"],
@@ -279,17 +279,17 @@ def _learned(runs: Sequence[dict[str, Any]]) -> Any:
 
 def _differences(runs: Sequence[dict[str, Any]], robust: Sequence[dict[str, Any]]) -> str:
   """PGD accuracy minus that of Algorithm 1 of the same seed, in points."""
-  both = _learned(runs) & _learned(robust)
-  pairs = [100 * (mine["pgd"] - other["pgd"]) for mine, other in zip(runs, robust, strict=True)]
-  return ", ".join(f"{d:+z.1f}" if learned else "failed" for d, learned in zip(pairs, both))
+  learned = _learned(runs) & _learned(robust)
+  points = [100 * (mine["pgd"] - other["pgd"]) for mine, other in zip(runs, robust, strict=True)]
+  return ", ".join(f"{d:+z.1f}" if ok else "failed" for d, ok in zip(points, learned))
 
 
 def _overfitting(runs: Sequence[dict[str, Any]]) -> str:
   """'Robust overfitting (2 of 3)': each kind that was detected, and for how many seeds."""
-  kinds = sorted({kind for run in runs for kind in run["overfitting"]})
-  counts = {kind: sum(kind in run["overfitting"] for run in runs) for kind in kinds}
-  words = (f"{kind.capitalize()} overfitting ({n} of {len(runs)})" for kind, n in counts.items())
-  return ", ".join(words)
+  counts = Counter(kind for run in runs for kind in set(run["overfitting"]))
+  return ", ".join(
+    f"{k.capitalize()} overfitting ({counts[k]} of {len(runs)})" for k in sorted(counts)
+  )
 
 
 if __name__ == "__main__":

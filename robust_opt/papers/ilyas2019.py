@@ -186,13 +186,9 @@ def _evaluate(
   files = str(_constructed(options, name)) if name in CONSTRUCTED else ""
   source = {"workdir": str(workdir), "train_files": files, **options.places}
   evaluated, radius = target.load(source, options.preset.tested), options.preset.tested_radius
-  return {
-    "clean": accuracy.clean_accuracy(summary),
-    "tested": accuracy.test_examples(summary),
-    "robust": accuracy.robust_accuracy(evaluated, L2(radius, box=(0.0, 1.0)), accuracy.PGD),
-    "examples": len(evaluated.y),
-    "params_sha256": summary["params_sha256"],
-  }
+  robust = accuracy.robust_accuracy(evaluated, L2(radius, box=(0.0, 1.0)), accuracy.PGD)
+  attacked = {"robust": robust, "examples": len(evaluated.y)}
+  return accuracy.of_summary(summary) | attacked | {"params_sha256": summary["params_sha256"]}
 
 
 def table_of(options: Options, runs: Runs) -> tables.Table:
@@ -232,7 +228,7 @@ def table_of(options: Options, runs: Runs) -> tables.Table:
 def _clean(options: Options, name: str) -> str:
   """The clean accuracy of a network that sets are constructed with, which shows if it failed."""
   summary = json.loads((_network(options, name) / "summary.json").read_text(encoding="utf-8"))
-  return f"{100 * accuracy.clean_accuracy(summary):.1f} %"
+  return f"{100 * accuracy.of_summary(summary)['clean']:.1f} %"
 
 
 # (claim, the set learned from, the accuracy, the set to compare with; empty: chance).

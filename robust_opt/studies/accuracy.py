@@ -2,7 +2,7 @@
 
 evaluated = target.load({"workdir": str(workdir)}, examples=500)
 robust_accuracy(evaluated, LInf(0.1, box=(0.0, 1.0)), PGD)          # in [0, 1]
-clean_accuracy(summary)
+of_summary(summary)["clean"]
 """
 
 from typing import Any
@@ -30,12 +30,7 @@ def robust_accuracy(
   return verdict.robust_accuracy
 
 
-def clean_accuracy(summary: dict[str, Any]) -> float:
-  """The share of the whole test set that a run classifies correctly, from its summary."""
+def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
+  """Of a finished run "clean", its accuracy on the whole test set, of "tested" examples."""
   result = summary["results"][0]
-  return result["correct"] / result["total"]
-
-
-def test_examples(summary: dict[str, Any]) -> int:
-  """The size of the test set that `clean_accuracy` is a share of."""
-  return summary["results"][0]["total"]
+  return {"clean": result["correct"] / result["total"], "tested": result["total"]}

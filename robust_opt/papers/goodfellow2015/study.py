@@ -123,10 +123,8 @@ def _workdir(options: Options, name: str, seed: int) -> Path:
 
 
 def _load(options: Options, seed: int) -> dict[str, nets_lib.AttackedNet]:
-  return {
-    name: nets_lib.load(name, _workdir(options, name, seed), options.places)
-    for name in kinds(options)
-  }
+  workdirs = {name: _workdir(options, name, seed) for name in kinds(options)}
+  return {name: nets_lib.load(name, path, options.places) for name, path in workdirs.items()}
 
 
 def _measure(options: Options, seed: int) -> dict[str, Any]:
