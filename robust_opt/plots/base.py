@@ -141,10 +141,8 @@ def save(figure: Figure, path: Path) -> None:
   Each file is written whole or not at all; the same figure gives the same bytes.
   """
   for suffix in [path.suffix] if path.suffix else [".png", ".pdf"]:
-    target, metadata = (
-      path.with_suffix(suffix),
-      {"CreationDate": None} if suffix == ".pdf" else None,
-    )
+    target = path.with_suffix(suffix)
+    metadata = {"CreationDate": None} if suffix == ".pdf" else None
     with matplotlib.rc_context({"pdf.fonttype": 42}), atomic_write(target) as file:
       figure.savefig(file, format=suffix[1:], dpi=130, metadata=metadata)
 
