@@ -10,8 +10,7 @@ number of forward and backward passes over the training set; cheaper methods tak
 update costs in robustness. Every network is then evaluated over the same l_inf ball by PGD of 50
 steps and by AutoAttack, and the updates of all methods are timed side by side. The runs are in
 --workdir, as robust_opt.main leaves them, and the table in --workdir/results. The same command
-resumes. results/measured.json can stand in for the networks: a table is extended by a seed or a
-method, on any machine, with
+resumes. A table is extended by a seed or a method, on any machine, with
 
   ... --seeds=4 --known=results/family/mnist/measured.json
 """
@@ -19,6 +18,7 @@ method, on any machine, with
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,7 @@ def config_of(options: Options, name: str, seed: int) -> ConfigDict:
 def identity(options: Options, name: str, seed: int, digests: dict[str, str]) -> str:
   """A hash of all that the measurements of a network depend on, except versions and the device.
 
-  Args:
-    options: of the study.
-    name: of the method.
-    seed: of the network.
-    digests: of the data, from datasets.fingerprints.
+  `digests`: of the data, from datasets.fingerprints.
   """
   config = config_lib.as_dict(config_of(options, name, seed))
   del config["data"]["data_dir"], config["data"]["cache_dir"]
@@ -135,16 +131,15 @@ def run(options: Options) -> tables.Table:
   """Trains, attacks and writes what is not done yet; returns the table."""
   unknown = sorted(set(options.names) - set(methods.ALL))
   if unknown:
-    raise InputError(
-      f"--methods must be among {', '.join(methods.ALL)}, but {', '.join(unknown)} is not."
-    )
+    allowed = ", ".join(methods.ALL)
+    raise InputError(f"--methods must be among {allowed}, but {', '.join(unknown)} is not.")
   seeds, path = range(1, options.preset.seeds + 1), options.workdir / "results" / "measured.json"
   known = _known(options.known)
   description = study_options.description(options)
   digests = description["data"]
-  keys = {
-    (name, seed): identity(options, name, seed, digests) for seed in seeds for name in options.names
-  }  # by seeds first, so that a study that is stopped has all methods
+  # By seeds first, so that a study that is stopped has all methods.
+  pairs = [(name, seed) for seed in seeds for name in options.names]
+  keys = {pair: identity(options, *pair, digests) for pair in pairs}
   timing = 0.2 * len(options.names)
   with Study(options.workdir, description, work=len(keys) + timing) as study:
     # Measurements of other methods in this directory are kept.
@@ -157,8 +152,8 @@ def run(options: Options) -> tables.Table:
     times = _times(options, study, timing, digests)
   runs = {name: [measured[keys[name, seed]] for seed in seeds] for name in options.names}
   table = table_of(options.dataset, options.preset, runs, times)
-  numbers = study_options.values(options.preset)
-  study.publish({"family": table}, study.manifest("robust_opt.papers.family", numbers))
+  manifest = study.manifest("robust_opt.papers.family", study_options.values(options.preset))
+  study.publish({"family": table}, manifest)
   return table
 
 
@@ -185,13 +180,11 @@ def _measure(options: Options, study: Study, name: str, seed: int) -> dict[str, 
   with study.timed(f"attack {name}"):
     attacked = attack(options, workdir)
   detected = summary["overfitting"]
-  return {
-    **attacked,
+  return attacked | {
     "method": name,
     "seed": seed,
     "device": _device(),
-    "clean": accuracy.clean_accuracy(summary),
-    "tested": accuracy.test_examples(summary),
+    **accuracy.of_summary(summary),
     "epochs": summary["config"]["training"]["epochs"],
     "overfitting": [detected["kind"]] if detected else [],
     "params_sha256": summary["params_sha256"],
@@ -210,16 +203,13 @@ def attack(options: Options, workdir: Path) -> dict[str, Any]:
   }
 
 
-def _times(
-  options: Options, study: Study, work: float, digests: dict[str, str]
-) -> dict[str, float]:
-  """The time of an update of each method, relative to standard training's."""
+def _times(options: Options, study: Study, work: float, digests: dict[str, str]) -> Any:
+  """By method the time of an update, relative to standard training's."""
   names = dict.fromkeys(["standard", *options.names])
   configs = {name: config_of(options, name, 1) for name in names}
 
   def compute() -> dict[str, float]:
-    train = build.splits(configs["standard"]).train
-    part = slice(TIMED_EXAMPLES)
+    train, part = build.splits(configs["standard"]).train, slice(TIMED_EXAMPLES)
     train = train._replace(images=train.images[part], labels=train.labels[part])
     cost = costs.side_by_side(configs, train, TIMED_UPDATES, TIMED_CALLS)
     return {name: costs.ratio(cost[name], cost["standard"]) for name in options.names}
@@ -237,19 +227,15 @@ def _device() -> str:
 def table_of(dataset: str, preset: Preset, runs: Runs, times: Mapping[str, float]) -> tables.Table:
   """A row for each method: mean over the seeds that learned, 95 % interval, the value of each seed.
 
-  Args:
-    dataset: its name.
-    preset: of the study.
-    runs: what was measured.
-    times: of an update, by method, relative to standard training's.
+  `times`: of an update, relative to standard training's.
   """
   autoattack = "AutoAttack" if preset.version == "standard" else "AutoAttack (quick)"
   pgd = f"PGD-{accuracy.PGD_STEPS}"
   accuracies = {"clean": "clean", autoattack: "autoattack", pgd: "pgd"}
+  against = f"{pgd} minus robust, by seed"
   columns = ["method", *accuracies, *(f"{title} by seed" for title in accuracies)]
   columns += ["time of an update", "passes an update", "epochs", "source"]
-  if "robust" in runs:
-    columns.append(f"{pgd} minus robust, by seed")
+  columns += [against] if "robust" in runs else []
   if any(run["overfitting"] for seeds in runs.values() for run in seeds):
     columns.append("overfitting")
   rows = []
@@ -268,21 +254,22 @@ def table_of(dataset: str, preset: Preset, runs: Runs, times: Mapping[str, float
       row[title] = tables.Percent.of([run[key] for run in seeds], count, _learned(seeds))
       row[f"{title} by seed"] = row[title].by_seed()
     if "robust" in runs:
-      row[f"{pgd} minus robust, by seed"] = _differences(seeds, runs["robust"])
+      row[against] = _differences(seeds, runs["robust"])
     rows.append(row)
-  count = next(iter(runs.values()))[0]["examples"]
-  return tables.Table(
-    f"Robust training on {dataset}: accuracy (%) over l_inf, radius "
-    f"{base_config(dataset).set.radius:g}",
-    columns,
-    rows,
-    [
-      f"{tables.interval_note(preset.seeds)} {tables.FAILED_NOTE} {_budget(preset)} Clean: the "
-      f"whole test set; attacked: its first {count} examples. Time of an update: relative to "
-      f"standard training's, the two taking turns in one process ({_device()}); each replay of "
-      f"free training is an update.",
-    ],
+  budget = (
+    f"as many updates as {preset.passes} epochs have."
+    if preset.budget == "updates"
+    else f"some {preset.passes} forward and backward passes over the training set, in whole epochs."
   )
+  note = (
+    f"{tables.interval_note(preset.seeds)} {tables.FAILED_NOTE} Every method: {budget} Clean: the "
+    f"whole test set; attacked: its first {seeds[0]['examples']} examples. Time of an update: "
+    f"relative to standard training's, the two taking turns in one process ({_device()}); each "
+    "replay of free training is an update."
+  )
+  radius = base_config(dataset).set.radius
+  title = f"Robust training on {dataset}: accuracy (%) over l_inf, radius {radius:g}"
+  return tables.Table(title, columns, rows, [note])
 
 
 def _learned(runs: Sequence[dict[str, Any]]) -> Any:
@@ -292,25 +279,16 @@ def _learned(runs: Sequence[dict[str, Any]]) -> Any:
 
 def _differences(runs: Sequence[dict[str, Any]], robust: Sequence[dict[str, Any]]) -> str:
   """PGD accuracy minus that of Algorithm 1 of the same seed, in points."""
-  both = _learned(runs) & _learned(robust)
-  pairs = [100 * (mine["pgd"] - other["pgd"]) for mine, other in zip(runs, robust, strict=True)]
-  return ", ".join(f"{d:+z.1f}" if learned else "failed" for d, learned in zip(pairs, both))
+  learned = _learned(runs) & _learned(robust)
+  points = [100 * (mine["pgd"] - other["pgd"]) for mine, other in zip(runs, robust, strict=True)]
+  return ", ".join(f"{d:+z.1f}" if ok else "failed" for d, ok in zip(points, learned))
 
 
 def _overfitting(runs: Sequence[dict[str, Any]]) -> str:
   """'Robust overfitting (2 of 3)': each kind that was detected, and for how many seeds."""
-  kinds = sorted({kind for run in runs for kind in run["overfitting"]})
-  counts = {kind: sum(kind in run["overfitting"] for run in runs) for kind in kinds}
-  words = (f"{kind.capitalize()} overfitting ({n} of {len(runs)})" for kind, n in counts.items())
-  return ", ".join(words)
-
-
-def _budget(preset: Preset) -> str:
-  if preset.budget == "updates":
-    return f"Every method: as many updates as {preset.passes} epochs have."
-  return (
-    f"Every method: some {preset.passes} forward and backward passes over the training set, in "
-    f"whole epochs."
+  counts = Counter(kind for run in runs for kind in set(run["overfitting"]))
+  return ", ".join(
+    f"{k.capitalize()} overfitting ({counts[k]} of {len(runs)})" for k in sorted(counts)
   )
 
 

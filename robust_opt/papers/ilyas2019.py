@@ -4,8 +4,8 @@ r"""Ilyas et al. 2019: adversarial examples are not bugs, they are features (arX
   python -m robust_opt.papers.ilyas2019 --dataset=mnist --preset=paper --workdir=runs/ilyas_mnist \
       --data_dir=/path/to/tensorflow_datasets
 
-CIFAR-10 as in the paper needs an accelerator. For what runs on one CPU core in three hours (a small
-network, a third of the images, ten epochs) see docs/results/ilyas2019_cifar10.md.
+CIFAR-10 as in the paper needs an accelerator; docs/results/ilyas2019_cifar10.md reduces it to three
+hours on one CPU core.
 
 Trains a standard and a robust network, constructs four data sets with them (robust_opt.construct),
 trains new networks on each by standard training and evaluates them on the true test set. Also the
@@ -43,28 +43,21 @@ CHANCE = 1 / accuracy.NUM_CLASSES
 
 
 class Source(NamedTuple):
-  """How one data set of the paper is made.
+  """How one data set of the paper is made."""
 
-  Attributes:
-    kind: of constructed.KINDS; empty: the original.
-    network: the network that it is constructed with.
-    published: clean and robust accuracy on CIFAR-10, from the authors' README; None: not stated.
-    words: what it holds.
-  """
-
-  kind: str
-  network: str
-  published: tuple[float, float] | None
-  words: str
+  kind: str  # of constructed.KINDS; empty: the original
+  network: str  # that it is constructed with
+  published: str  # clean and robust accuracy on CIFAR-10, from the authors' README
+  words: str  # what it holds
 
 
-SETS = {
-  "original": Source("", "", None, "the training set as it is"),
-  "D_R": Source("inverted", "robust", (84, 48), "robust features only"),
-  "D_NR": Source("inverted", "standard", (88, 0), "inverted from a standard net"),
-  "D_rand": Source("random", "standard", (63, 0), "non-robust features of a random class"),
-  "D_det": Source("deterministic", "standard", (44, 0), "non-robust features of the next class"),
+CONSTRUCTED = {
+  "D_R": Source("inverted", "robust", "84 / 48", "robust features only"),
+  "D_NR": Source("inverted", "standard", "88 / 0", "inverted from a standard net"),
+  "D_rand": Source("random", "standard", "63 / 0", "non-robust features of a random class"),
+  "D_det": Source("deterministic", "standard", "44 / 0", "non-robust features of the next class"),
 }
+SETS = {"original": Source("", "", "", "the training set as it is")} | CONSTRUCTED
 Runs = dict[str, list[dict[str, Any]]]  # by data set what was measured of every seed
 
 
@@ -78,9 +71,7 @@ class Preset:
   tested: int = option("Attack the first so many test examples; 0: all.", low=0)
   trained_radius: float = option("That the robust network is trained over.", low=0.0)
   radius: float = option("That D_rand and D_det are constructed within.", low=0.0)
-  tested_radius: float = option(
-    "That the networks trained on the sets are attacked within.", low=0.0
-  )
+  tested_radius: float = option("That networks trained on the sets are attacked within.", low=0.0)
   inversion_steps: int = option("Gradient steps for an image of D_R and D_NR.", low=1)
   inversion_step: float = option("Of each; together they must cross from image to image.", low=0.0)
   attack_steps: int = option("Gradient steps for an image of D_rand and D_det.", low=1)
@@ -99,11 +90,14 @@ Options = study_options.Options[Preset]
 
 def base_config(dataset: str) -> ConfigDict:
   """What all networks share; on CIFAR-10 the VGG with augmentation, attacked in evaluation mode."""
-  if dataset != "cifar10":
-    return {"digits": config_lib.digits, "mnist": config_lib.mnist_methods}[dataset]()
-  config = config_lib.cifar()
-  config.attack.train_mode = False
-  config.training.augment = ("crop", "flip")
+  makers = {"digits": config_lib.digits, "mnist": config_lib.mnist_methods}
+  config = makers.get(dataset, config_lib.cifar)()
+  if dataset == "cifar10":
+    config.attack.train_mode = False
+    config.training.augment = ("crop", "flip")
+  choose(config, "schedule", "cosine")
+  config.evaluation.sweep = (0.0, 1.0)
+  config.evaluation.radii.linf = config.evaluation.radii.l1 = 0.0
   return config
 
 
@@ -111,17 +105,12 @@ def config_of(options: Options, seed: int, method: str = "standard") -> ConfigDi
   """A method of training on the original set."""
 
   def settle(config: ConfigDict) -> None:
-    config.seed = seed
+    config.seed, config.training.epochs = seed, options.preset.epochs
     radius = options.preset.trained_radius
     choose(config, "set", "L2", radius=radius, box=config_lib.PIXEL_BOX)
-    config.training.epochs = options.preset.epochs
     methods.ALL[method].apply(config)
 
-  config = base_config(options.dataset)
-  choose(config, "schedule", "cosine")
-  config.evaluation.sweep = (0.0, 1.0)
-  config.evaluation.radii.linf = config.evaluation.radii.l1 = 0.0
-  return configured(config, options, settle)
+  return configured(base_config(options.dataset), options, settle)
 
 
 def run(options: Options) -> tables.Table:
@@ -135,23 +124,24 @@ def run(options: Options) -> tables.Table:
   # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
   networks = {"standard": "standard", "robust": "curriculum"}
   configs = {name: config_of(options, 0, method) for name, method in networks.items()}
-  with Study(options.workdir, description, work=2.0 + len(SETS) * (1 + len(seeds))) as study:
+  with Study(
+    options.workdir, description, work=2.0 + len(CONSTRUCTED) + len(SETS) * len(seeds)
+  ) as study:
     for name, config in configs.items():
       skipped = experiment.is_finished(_network(options, name))
       with study.timed(f"train the {name} net"):
         experiment.run(config, _network(options, name))
       study.progress(1.0, f"the {name} net", skipped)
-    for name, source in SETS.items():
-      skipped = not source.kind or construct.is_finished(_constructed(options, name))
-      if source.kind:
-        with study.timed(f"make {name}"):
-          construct.run(_construction(options, name))
+    for name in CONSTRUCTED:
+      skipped = construct.is_finished(_constructed(options, name))
+      with study.timed(f"make {name}"):
+        construct.run(_construction(options, name))
       study.progress(1.0, name, skipped)
     runs = {name: [_train_on(options, study, name, seed) for seed in seeds] for name in SETS}
   table = table_of(options, runs)
   figures(options, options.workdir / "results")
   made = study.manifest("robust_opt.papers.ilyas2019", preset)
-  made |= {"cards": _cards(options), "learnt": runs}
+  made |= {"cards": {name: _card(options, name) for name in CONSTRUCTED}, "learnt": runs}
   study.publish({"sets": table, "claims": claims_table(runs)}, made)
   return table
 
@@ -170,20 +160,18 @@ def _construction(options: Options, name: str) -> construct.Options:
     settings = Settings(0.0, preset.inversion_steps, preset.inversion_step)
   else:
     settings = Settings(preset.radius, preset.attack_steps, preset.radius / 5)
-  network = {"workdir": str(_network(options, source.network)), **options.places}
-  return construct.Options(
-    network, source.kind, _constructed(options, name), settings, preset.examples
-  )
+  network, output = _network(options, source.network), _constructed(options, name)
+  run = {"workdir": str(network), **options.places}
+  return construct.Options(run, source.kind, output, settings, preset.examples)
 
 
 def _train_on(options: Options, study: Study, name: str, seed: int) -> dict[str, Any]:
   """A new network by standard training on a set, and its accuracies on the true test set."""
   config, workdir = config_of(options, seed), options.workdir / "learners" / name / str(seed)
-  if SETS[name].kind:
+  if name in CONSTRUCTED:
     config.data.train_files = str(_constructed(options, name))
   elif options.preset.examples:  # as many as the others have, besides what is held out
-    held = config.data.holdout
-    config.data.train_examples = round(options.preset.examples / (1 - held))
+    config.data.train_examples = round(options.preset.examples / (1 - config.data.holdout))
   with study.timed(f"learn from {name}"):
     summary = experiment.run(config, workdir)
   made_from = sha256_of(summary["params_sha256"], json.dumps(study_options.values(options.preset)))
@@ -195,17 +183,12 @@ def _evaluate(
   options: Options, name: str, workdir: Path, summary: dict[str, Any]
 ) -> dict[str, Any]:
   """Clean accuracy on the whole test set, and under PGD-50 on its first examples."""
-  source = {"workdir": str(workdir), **options.places}
-  if SETS[name].kind:
-    source["train_files"] = str(_constructed(options, name))
+  files = str(_constructed(options, name)) if name in CONSTRUCTED else ""
+  source = {"workdir": str(workdir), "train_files": files, **options.places}
   evaluated, radius = target.load(source, options.preset.tested), options.preset.tested_radius
-  return {
-    "clean": accuracy.clean_accuracy(summary),
-    "tested": accuracy.test_examples(summary),
-    "robust": accuracy.robust_accuracy(evaluated, L2(radius, box=(0.0, 1.0)), accuracy.PGD),
-    "examples": len(evaluated.y),
-    "params_sha256": summary["params_sha256"],
-  }
+  robust = accuracy.robust_accuracy(evaluated, L2(radius, box=(0.0, 1.0)), accuracy.PGD)
+  attacked = {"robust": robust, "examples": len(evaluated.y)}
+  return accuracy.of_summary(summary) | attacked | {"params_sha256": summary["params_sha256"]}
 
 
 def table_of(options: Options, runs: Runs) -> tables.Table:
@@ -214,79 +197,70 @@ def table_of(options: Options, runs: Runs) -> tables.Table:
   No seed is set aside as failed: whether a network trained on a set is better than chance on the
   true test set is the question.
   """
-  columns = [
-    "learnt from", "what it holds", "clean", "robust", "clean by seed", "robust by seed",
-    "published clean / robust",
-  ]  # fmt: skip
   rows = []
   for name, seeds in runs.items():
     clean = tables.Percent.of([run["clean"] for run in seeds], seeds[0]["tested"])
     robust = tables.Percent.of([run["robust"] for run in seeds], seeds[0]["examples"])
-    published = "{} / {}".format(*(SETS[name].published or ("", ""))).strip(" /")
-    row = (name, SETS[name].words, clean, robust, clean.by_seed(), robust.by_seed(), published)
-    rows.append(dict(zip(columns, row, strict=True)))
+    rows.append(
+      {
+        "learnt from": name,
+        "what it holds": SETS[name].words,
+        "clean": clean,
+        "robust": robust,
+        "clean by seed": clean.by_seed(),
+        "robust by seed": robust.by_seed(),
+        "published clean / robust": SETS[name].published,
+      }
+    )
   preset, count = options.preset, runs["original"][0]["examples"]
-  return tables.Table(
-    f"Trained on constructed sets of {options.dataset}: accuracy (%) on the true test set",
-    columns,
-    rows,
-    [
-      f"{tables.interval_note(preset.seeds)} Each seed is a network trained on the same set. The "
-      f"sets are constructed once: with a standard network of {_clean(options, 'standard')} clean "
-      f"accuracy, and with one trained by PGD over l_2 {preset.trained_radius:g}, of "
-      f"{_clean(options, 'robust')}; D_rand and D_det within l_2 {preset.radius:g}. "
-      f"Robust: PGD-50 over l_2 {preset.tested_radius:g}, first {count} test examples. "
-      f"Published: CIFAR-10, l_2 0.25 (authors' repository).",
-    ],
+  note = (
+    f"{tables.interval_note(preset.seeds)} Each seed is a network trained on the same set. The "
+    f"sets are constructed once: with a standard network of {_clean(options, 'standard')} clean "
+    f"accuracy, and with one trained by PGD over l_2 {preset.trained_radius:g}, of "
+    f"{_clean(options, 'robust')}; D_rand and D_det within l_2 {preset.radius:g}. "
+    f"Robust: PGD-50 over l_2 {preset.tested_radius:g}, first {count} test examples. "
+    f"Published: CIFAR-10, l_2 0.25 (authors' repository)."
   )
+  title = f"Trained on constructed sets of {options.dataset}: accuracy (%) on the true test set"
+  return tables.Table(title, list(rows[0]), rows, [note])
 
 
 def _clean(options: Options, name: str) -> str:
   """The clean accuracy of a network that sets are constructed with, which shows if it failed."""
   summary = json.loads((_network(options, name) / "summary.json").read_text(encoding="utf-8"))
-  return f"{100 * accuracy.clean_accuracy(summary):.1f} %"
+  return f"{100 * accuracy.of_summary(summary)['clean']:.1f} %"
 
 
-def claims_of(runs: Runs) -> list[Claim]:
-  """What the paper claims of the sets."""
-
-  def against(name: str, what: str, other: str = "") -> Any:
-    values = [run[what] for run in runs[name]]
-    others = [run[what] for run in runs[other]] if other else [CHANCE] * len(values)
-    return statistics.paired_t(values, others)
-
-  tests = {
-    "Standard training on robust features gives a robust net: D_R against the original": against(
-      "D_R", "robust", "original"
-    ),
-    "It is the robust net that they come from: D_R against D_NR, robust": against(
-      "D_R", "robust", "D_NR"
-    ),
-    "Non-robust features of a random class are enough for the true test set: D_rand, clean, "
-    "against chance": against("D_rand", "clean"),
-    "And where every label is wrong to a person: D_det, clean, against chance": against(
-      "D_det", "clean"
-    ),
-  }
-  return [
-    Claim(claim, test, {"difference (points)": f"{100 * test.difference:+z.2f}"})
-    for claim, test in tests.items()
-  ]
+# (claim, the set learned from, the accuracy, the set to compare with; empty: chance).
+CLAIMS = [
+  ("Standard training on robust features gives a robust net: D_R against the original",
+   "D_R", "robust", "original"),
+  ("It is the robust net that they come from: D_R against D_NR, robust", "D_R", "robust", "D_NR"),
+  ("Non-robust features of a random class are enough for the true test set: D_rand, clean, "
+   "against chance", "D_rand", "clean", ""),
+  ("And where every label is wrong to a person: D_det, clean, against chance",
+   "D_det", "clean", ""),
+]  # fmt: skip
 
 
 def claims_table(runs: Runs) -> tables.Table:
-  """The claims and whether they hold here."""
+  """What the paper claims of the sets, and whether it holds here."""
+  listed = []
+  for claim, name, what, other in CLAIMS:
+    values = [run[what] for run in runs[name]]
+    others = [run[what] for run in runs[other]] if other else [CHANCE] * len(values)
+    test = statistics.paired_t(values, others)
+    listed.append(Claim(claim, test, {"difference (points)": f"{100 * test.difference:+z.2f}"}))
   columns = ["claim", "difference (points)", claims.P, claims.ANSWER]
   note = claims.note(len(runs["original"]))
-  return claims.table("The claims of the paper", claims_of(runs), columns, note)
+  return claims.table("The claims of the paper", listed, columns, note)
 
 
 def figures(options: Options, results: Path) -> None:
   """Images of every set beside their sources, and the Gaussian model."""
   shards = {
     name: constructed.read_shard(_constructed(options, name) / "shard-00000.npz")
-    for name, source in SETS.items()
-    if source.kind
+    for name in CONSTRUCTED
   }
   network = {"workdir": str(_network(options, "standard")), **options.places}
   train = target.load_net(network).train
@@ -306,17 +280,10 @@ def figures(options: Options, results: Path) -> None:
   )
 
 
-def _cards(options: Options) -> dict[str, Any]:
-  """What each constructed set says of itself, without its files."""
-  return {
-    name: {
-      key: value
-      for key, value in constructed.read_card(_constructed(options, name)).items()
-      if key != "files"
-    }
-    for name, source in SETS.items()
-    if source.kind
-  }
+def _card(options: Options, name: str) -> dict[str, Any]:
+  """What a constructed set says of itself, without its files."""
+  card = constructed.read_card(_constructed(options, name))
+  return {key: value for key, value in card.items() if key != "files"}
 
 
 if __name__ == "__main__":

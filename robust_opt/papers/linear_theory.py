@@ -12,11 +12,12 @@ section 5 builds on them.
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
 from sklearn import datasets, linear_model
 
 from robust_opt import commands, tables
@@ -35,27 +36,19 @@ BUDGET = 5.0  # of the noise on all patients together, for the support vector ma
 EQUAL = 1e-6  # the largest difference between two solutions that are the same
 
 
-class Data(NamedTuple):
-  """Inputs [N, n] of mean 0 and standard deviation 1, and targets [N]."""
-
-  x: np.ndarray
-  y: np.ndarray
+Data = tuple[np.ndarray, np.ndarray]  # inputs [N, n], standardized, and targets [N]
 
 
 def regression() -> Data:
   """Diabetes: disease progression of 442 patients from 10 measurements, both standardized."""
   x, y = datasets.load_diabetes(return_X_y=True)
-  return Data(_standardized(x), _standardized(y))
+  return stats.zscore(x), stats.zscore(y)
 
 
 def classification() -> Data:
   """Breast cancer: 569 tumours, 30 measurements, benign 1 or malignant -1."""
   x, y = datasets.load_breast_cancer(return_X_y=True)
-  return Data(_standardized(x), np.where(y == 1, 1.0, -1.0))
-
-
-def _standardized(a: np.ndarray) -> np.ndarray:
-  return (a - a.mean(axis=0)) / a.std(axis=0)
+  return stats.zscore(x), np.where(y == 1, 1.0, -1.0)
 
 
 def run(output: Path) -> tables.Table:
@@ -65,14 +58,10 @@ def run(output: Path) -> tables.Table:
   jax.config.update("jax_enable_x64", True)
   try:
     paths = comparisons.paths(*regression(), np.geomspace(0.01, 8.0, 25))
+    key = jax.random.key(0)
     runs = {
       norm: comparisons.algorithm1_gap(
-        *classification(),
-        ball_of(norm)(radius),
-        jax.random.key(0),
-        EPOCHS,
-        BATCH_SIZE,
-        LEARNING_RATE,
+        *classification(), ball_of(norm)(radius), key, EPOCHS, BATCH_SIZE, LEARNING_RATE
       )
       for norm, radius in RADII.items()
     }
@@ -102,14 +91,13 @@ def regressions(paths: comparisons.Paths) -> list[Claim]:
   robust = solve.least_squares(x, y, "frobenius", 1.0)
   residual = np.linalg.norm(x @ robust.w + robust.b - y)
   ridge = linear_model.Ridge(alpha=residual / np.linalg.norm(robust.w), solver="svd").fit(x, y)
-  return [
-    _equality("robust to noise on every column = lasso", "diabetes", paths.robust - paths.lasso),
-    _equality("... = scikit-learn's lasso", "diabetes", paths.robust - np.stack(reference)),
-    _equality(
-      "robust to noise of bounded Frobenius norm = ridge", "diabetes", robust.w - ridge.coef_
-    ),
-    _equality("duality gap of all of these, relative", "diabetes", np.array(paths.gap)),
-  ]
+  differences = {
+    "robust to noise on every column = lasso": paths.robust - paths.lasso,
+    "... = scikit-learn's lasso": paths.robust - np.stack(reference),
+    "robust to noise of bounded Frobenius norm = ridge": robust.w - ridge.coef_,
+    "duality gap of all of these, relative": paths.gap,
+  }
+  return [_equality(claim, "diabetes", difference) for claim, difference in differences.items()]
 
 
 def classifications(runs: dict[str, comparisons.Algorithm1Run]) -> list[Claim]:
@@ -124,13 +112,13 @@ def classifications(runs: dict[str, comparisons.Algorithm1Run]) -> list[Claim]:
     delta = counterparts.margin_perturbation(w, x, y, u)
     attained = counterparts.logistic(y * ((x + delta) @ w + b))
     name = f"softplus(r |w|_q - y (w'x + b)) is attained, {norm}"
-    rows.append(_equality(name, "breast cancer", np.asarray(closed - attained)))
+    rows.append(_equality(name, "breast cancer", closed - attained))
   for norm in RADII:
     u = ball_of(norm)(BUDGET)
     svm = solve.svm(inputs, labels, u)
     worst = float(counterparts.total_hinge_loss(jnp.asarray(svm.w), jnp.asarray(svm.b), x, y, u))
     name = f"robust SVM = regularised SVM, {norm}"
-    rows.append(_equality(name, "breast cancer", np.array((worst - svm.value) / svm.value)))
+    rows.append(_equality(name, "breast cancer", (worst - svm.value) / svm.value))
   for norm, result in runs.items():
     gap = float(result.gap[-1] / result.optimum.value)
     words = f"{gap:.1e} of the optimum after {EPOCHS} epochs"
@@ -139,9 +127,9 @@ def classifications(runs: dict[str, comparisons.Algorithm1Run]) -> list[Claim]:
   return rows
 
 
-def _equality(claim: str, data: str, difference: np.ndarray) -> Claim:
+def _equality(claim: str, data: str, difference: ArrayLike) -> Claim:
   """The claim that a difference is rounding."""
-  largest = float(np.abs(difference).max())
+  largest = float(np.abs(np.asarray(difference)).max())
   return Claim(claim, largest < EQUAL, {"data": data, "largest difference": f"{largest:.1e}"})
 
 

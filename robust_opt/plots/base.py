@@ -1,10 +1,8 @@
 """What all figures share: colors, panels, curves, rows of images, and writing them to files.
 
-  figure = new_figure(5.4, 3.6)
-  axis = figure.subplots()
-  curve(axis, 0, epochs, losses, label="loss")
-  finish(axis, "epoch", "loss")
-  save(figure, Path("loss.png"))
+  with one_panel(Path("loss.png")) as axis:
+    curve(axis, 0, epochs, losses, label="loss")
+    finish(axis, "epoch", "loss")
 
 matplotlib without global state or a display; no jax.
 """
@@ -12,7 +10,8 @@ matplotlib without global state or a display; no jax.
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,20 +40,27 @@ def new_figure(width: float, height: float) -> Figure:
   return figure
 
 
+@contextmanager
+def one_panel(path: Path, width: float = 5.4, height: float = 3.6) -> Iterator[Axes]:
+  """A figure of one panel, saved at the end of the block."""
+  figure = new_figure(width, height)
+  yield figure.subplots()
+  save(figure, path)
+
+
 def panels(
-  count: int, columns: int, size: tuple[float, float], legend: float, **options: Any
-) -> tuple[Figure, list[list[Axes]], list[Axes]]:
-  """A figure of `count` panels in rows, with room for a legend on the right.
+  count: int,
+  columns: int,
+  size: tuple[float, float],
+  labels: tuple[str, str],
+  fontsize: float = 10,
+  legend: float = 1.2,
+  **options: Any,
+) -> tuple[Figure, list[Axes]]:
+  """A figure of `count` panels, at most `columns` in a row, with room for a legend on the right.
 
-  Args:
-    count: number of panels.
-    columns: panels per row, at most.
-    size: width and height of a panel in inches.
-    legend: width of the legend in inches.
-    **options: of `Figure.subplots`.
-
-  Returns:
-    The figure; its panels row by row, without those left empty; and the lowest of each column.
+  The size of a panel and the width of the legend are in inches. `labels`, of x and y, are on the
+  lowest panel of each column and on the first of each row. `options`: of `Figure.subplots`.
   """
   columns = min(columns, count)
   rows = math.ceil(count / columns)
@@ -63,7 +69,12 @@ def panels(
   for axis in axes[count:]:
     axis.set_axis_off()
   used = axes[:count]
-  return figure, [used[i : i + columns] for i in range(0, count, columns)], used[-columns:]
+  for axis in used[-columns:]:
+    axis.set_xlabel(labels[0], fontsize=fontsize)
+    axis.tick_params(labelbottom=True)
+  for axis in used[::columns]:
+    axis.set_ylabel(labels[1], fontsize=fontsize)
+  return figure, used
 
 
 def curve(axis: Axes, index: int, x: Any, y: Any, **style: Any) -> None:
@@ -103,14 +114,7 @@ def image_rows(
   title: str = "",
   columns: Sequence[str] = (),
 ) -> None:
-  """Rows of images with captions, the name of each row on its left.
-
-  Args:
-    rows: (name, images) of each row.
-    path: as for `save`.
-    title: of the whole figure.
-    columns: titles of the columns.
-  """
+  """Rows (name, images) with captions, the name on the left, below the titles of the columns."""
   count = max(1, *(len(pictures) for _, pictures in rows))
   figure = new_figure(0.95 * count + 0.8, 1.22 * len(rows) + 0.5)
   axes = np.asarray(figure.subplots(len(rows), count, squeeze=False))
@@ -137,11 +141,9 @@ def save(figure: Figure, path: Path) -> None:
   Each file is written whole or not at all; the same figure gives the same bytes.
   """
   for suffix in [path.suffix] if path.suffix else [".png", ".pdf"]:
+    target = path.with_suffix(suffix)
     metadata = {"CreationDate": None} if suffix == ".pdf" else None
-    with (
-      matplotlib.rc_context({"pdf.fonttype": 42}),
-      atomic_write(path.with_suffix(suffix)) as file,
-    ):
+    with matplotlib.rc_context({"pdf.fonttype": 42}), atomic_write(target) as file:
       figure.savefig(file, format=suffix[1:], dpi=130, metadata=metadata)
 
 
@@ -150,15 +152,15 @@ def to_svg(
 ) -> str:
   """The figure as an <svg> element for a page, its text in the page's font.
 
+  An artist's gid "class-run-0" becomes the class "run-0" of its group. Title and description are
+  read out by screen readers.
+
   Args:
     figure: with a transparent background, say.
     name: identifier, unique on the page.
-    title: read out by screen readers.
-    description: likewise.
+    title: of the figure.
+    description: of the figure.
     colors: color in the figure (#rrggbb) -> color in CSS, such as var(--text).
-
-  Returns:
-    The element; an artist's gid "class-run-0" has become the class "run-0" of its group.
   """
   file = StringIO()
   with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -167,8 +169,10 @@ def to_svg(
   body = file.getvalue()
   unused = r'^.*?</metadata>|<style.*?</style>|<g id="[^"]*"/>|xlink:(?=href)'
   body = re.sub(unused, "", body, flags=re.DOTALL)
-  body = re.sub(r'<g id="(?:class-([\w-]+)|[^"]*)">', _group, body)
-  body = re.sub(r"font: ([\d.]+px)[^;\"]*|font-family:[^;\"]*;?", _font, body)
+  body = re.sub(r'<g id="class-([\w-]+)">', r'<g class="\1">', body)
+  body = re.sub(r'<g id="[^"]*">', "<g>", body)
+  body = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", body)
+  body = re.sub(r"font-family:[^;\"]*;?", "", body)
   body = re.sub(r"#[0-9a-f]{6}", lambda color: colors.get(color[0], color[0]), body)
   return (
     f'<svg viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -176,11 +180,3 @@ def to_svg(
     f'<title id="{name}-title">{html.escape(title)}</title>'
     f'<desc id="{name}-description">{html.escape(description)}</desc>{body}'
   )
-
-
-def _group(match: re.Match[str]) -> str:
-  return f'<g class="{match[1]}">' if match[1] else "<g>"
-
-
-def _font(match: re.Match[str]) -> str:
-  return f"font-size: {match[1]}" if match[1] else ""

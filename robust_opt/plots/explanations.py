@@ -22,18 +22,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
-from robust_opt.plots.base import (
-  COLORS,
-  DASHES,
-  PERCENT,
-  Picture,
-  curve,
-  finish,
-  image_rows,
-  new_figure,
-  panels,
-  save,
-)
+from robust_opt.plots import base
+from robust_opt.plots.base import COLORS, DASHES, curve, finish, new_figure, one_panel, save
 
 # The "muted" scheme of Paul Tol, for color-blind readers: https://sronpersonalpages.nl/~pault/.
 _CLASSES = (
@@ -46,43 +36,36 @@ _LEGEND_ENTRIES = 12  # classes in a legend, at most
 def growth_with_dimension(
   dimensions: Sequence[int], worst: np.ndarray, noise: np.ndarray, path: Path
 ) -> None:
-  """Change of a linear activation against the number of inputs, both axes logarithmic.
+  """Change [D] of a linear activation against the number of inputs [D], on log axes.
 
-  Args:
-    dimensions: [D], ascending.
-    worst: [D], by eps sign(w).
-    noise: [D], by random signs of the same size.
-    path: PNG to write.
+  `worst`: by eps sign(w); `noise`: by random signs of the same size.
   """
-  figure = new_figure(5.4, 3.6)
-  axis = figure.subplots()
-  curve(axis, 0, dimensions, worst, label=r"$\epsilon\,$sign$(w)$, grows as $n$")
-  words = r"$\epsilon\,\times$ random signs, grows as $\sqrt{n}$"
-  curve(axis, 1, dimensions, noise, label=words, ls="--")
-  change = r"change of the activation $\langle w, x \rangle$"
-  finish(axis, "number of inputs, $n$", change, xscale="log", yscale="log")
-  save(figure, path)
+  with one_panel(path) as axis:
+    curve(axis, 0, dimensions, worst, label=r"$\epsilon\,$sign$(w)$, grows as $n$")
+    words = r"$\epsilon\,\times$ random signs, grows as $\sqrt{n}$"
+    curve(axis, 1, dimensions, noise, label=words, ls="--")
+    change = r"change of the activation $\langle w, x \rangle$"
+    finish(axis, "number of inputs, $n$", change, xscale="log", yscale="log")
 
 
 def logits_against_epsilon(
   epsilons: np.ndarray, logits: np.ndarray, labels: np.ndarray, path: Path, columns: int = 3
 ) -> None:
-  """Logits along a line through each example, one panel each; shaded where the class is wrong.
+  """Logits [E, P, C] along a line through each example, at `epsilons` [E], ascending.
 
-  With more than ten classes, those that are never the largest are gray.
-
-  Args:
-    epsilons: [E], ascending.
-    logits: [E, P, C].
-    labels: [P], drawn thick and black.
-    path: PNG to write.
-    columns: panels per row, at most.
+  One panel each, shaded where the class is wrong; the logit of the label is thick and black. With
+  more than ten classes, those that are never the largest are gray.
   """
   count, num_classes = logits.shape[1:]
-  figure, rows, lowest = panels(count, columns, (3.0, 2.5), 1.3, sharex=True)
+  labels_of_axes = (r"$\epsilon$", "logits")
+  figure, axes = base.panels(count, columns, (3.0, 2.5), labels_of_axes, legend=1.3, sharex=True)
   predictions = logits.argmax(axis=-1)
-  styles = _class_lines(np.unique(predictions).tolist(), num_classes)
-  for index, axis in enumerate(axis for row in rows for axis in row):
+  colors = _class_colors(np.unique(predictions).tolist(), num_classes)
+  styles: dict[int, dict[str, Any]] = {
+    k: {"color": color, "ls": DASHES[index % len(DASHES)], "lw": 1.2, "zorder": 2}
+    for index, (k, color) in enumerate(colors.items())
+  }
+  for index, axis in enumerate(axes):
     label = int(labels[index])
     for k in range(num_classes):
       style = styles.get(k, {"color": "0.8", "ls": "-", "lw": 0.5, "zorder": 1})
@@ -93,25 +76,15 @@ def logits_against_epsilon(
     axis.axvline(0, color="0.4", lw=0.8, ls=":")
     axis.set_xlim(epsilons[0], epsilons[-1])
     axis.set_title(f"class {label}", fontsize=9)
-  for axis in lowest:
-    axis.set_xlabel(r"$\epsilon$")
-    axis.tick_params(labelbottom=True)
-  for row in rows:
-    row[0].set_ylabel("logits")
-  entries = _logit_entries(styles, labels)
-  figure.legend(handles=entries, loc="outside right center", frameon=False, fontsize=8)
-  save(figure, path)
-
-
-def _logit_entries(styles: Mapping[int, dict[str, Any]], labels: np.ndarray) -> list[Artist]:
-  """Legend of `logits_against_epsilon`."""
   entries: list[Artist] = [Line2D([], [], color="black", lw=2.2, label="true class")]
   # The true class of every panel is black in all of them.
   named = [k for k in styles if np.any(np.asarray(labels) != k)]
   entries += [Line2D([], [], label=f"class {k}", **styles[k]) for k in named[:_LEGEND_ENTRIES]]
   if len(named) > _LEGEND_ENTRIES:
     entries.append(Line2D([], [], ls="none", label=f"and {len(named) - _LEGEND_ENTRIES} more"))
-  return [*entries, Patch(color="0.5", alpha=0.25, lw=0, label="misclassified")]
+  entries.append(Patch(color="0.5", alpha=0.25, lw=0, label="misclassified"))
+  figure.legend(handles=entries, loc="outside right center", frameon=False, fontsize=8)
+  save(figure, path)
 
 
 def class_slices(
@@ -123,43 +96,28 @@ def class_slices(
   columns: int = 4,
   directions: tuple[str, str] = ("$a$", "$b$"),
 ) -> None:
-  """Predicted classes on slices x + a u + b v, one panel per example; a cross at x.
+  """Predicted classes [P, R, R] on slices x + a u + b v, a and b up to `extent`; a cross at x.
 
-  Args:
-    predictions: [P, R, R], first along u; -1 (not finite) stays white.
-    labels: [P].
-    extent: largest a and b.
-    num_classes: C; with up to ten classes, a class has the same color in every figure.
-    path: PNG to write.
-    columns: panels per row, at most.
-    directions: names of the axes, along u and along v.
+  -1 (not finite) stays white. With up to ten classes, a class has the same color in every figure.
+  `directions` are the names of u, which is horizontal, and of v.
   """
-  figure, rows, lowest = panels(len(predictions), columns, (2.3, 2.5), 1.2)
+  figure, axes = base.panels(len(predictions), columns, (2.3, 2.5), directions, fontsize=9)
   figure.set_layout_engine("compressed")  # for images, whose aspect ratio is fixed
   shown = [k for k in np.unique(predictions).tolist() if k >= 0]
   color_of = _class_colors(shown, num_classes)
   colors = ListedColormap([color_of.get(k, "white") for k in range(num_classes)])
-  for index, axis in enumerate(axis for row in rows for axis in row):
+  for index, axis in enumerate(axes):
     picture = predictions[index].T  # the rows of an image are vertical; a is horizontal
     axis.imshow(
-      picture,
-      cmap=colors.with_extremes(under="white"),
-      vmin=-0.5,
-      vmax=num_classes - 0.5,
-      origin="lower",
-      extent=(-extent, extent, -extent, extent),
-      interpolation="nearest",
-    )
+      picture, cmap=colors.with_extremes(under="white"), vmin=-0.5, vmax=num_classes - 0.5,
+      origin="lower", extent=(-extent, extent, -extent, extent), interpolation="nearest",
+    )  # fmt: skip
     axis.plot(0, 0, marker="+", color="white", ms=9, mew=3)
     axis.plot(0, 0, marker="+", color="black", ms=8, mew=1.2)
     _number_regions(axis, picture, extent)
     axis.set_title(f"class {labels[index]}", fontsize=9)
     axis.set(xticks=[-extent, 0, extent], yticks=[-extent, 0, extent])
     axis.tick_params(labelsize=8)
-  for axis in lowest:
-    axis.set_xlabel(directions[0], fontsize=9)
-  for row in rows:
-    row[0].set_ylabel(directions[1], fontsize=9)
   if len(shown) <= _LEGEND_ENTRIES:
     entries = [Patch(color=color_of[k], label=f"class {k}") for k in shown]
     if (predictions < 0).any():
@@ -169,32 +127,20 @@ def class_slices(
 
 
 def error_against_angle(angles: np.ndarray, errors: Mapping[str, np.ndarray], path: Path) -> None:
-  """Error on examples rotated towards the gradient, one curve per network.
-
-  Args:
-    angles: [A], in radians; drawn in degrees.
-    errors: name of the network -> [A], in [0, 1].
-    path: PNG to write.
-  """
-  figure = new_figure(5.4, 3.6)
-  axis = figure.subplots()
-  for index, (net, error) in enumerate(errors.items()):
-    dashes = DASHES[index // len(COLORS) % len(DASHES)]
-    curve(axis, index, np.degrees(angles), 100 * np.asarray(error), label=net, ls=dashes)
-  finish(axis, "angle towards the gradient (degrees)", "error (%)", ylim=PERCENT)
-  save(figure, path)
+  """Error [A], in [0, 1], of each network on examples rotated by angles [A], in radians."""
+  with one_panel(path) as axis:
+    for index, (net, error) in enumerate(errors.items()):
+      dashes = DASHES[index // len(COLORS) % len(DASHES)]
+      curve(axis, index, np.degrees(angles), 100 * np.asarray(error), label=net, ls=dashes)
+    finish(axis, "angle towards the gradient (degrees)", "error (%)", ylim=base.PERCENT)
 
 
 def transfer_heat_map(
   accuracy: np.ndarray, sources: Sequence[str], targets: Sequence[str], path: Path
 ) -> None:
-  """The error of every net on the examples made against every net, in percent.
+  """The error in percent of every target on the examples made against every source.
 
-  Args:
-    accuracy: [M, N] in [0, 1], a row for each source; NaN is left blank.
-    sources: M names, of the nets that the examples are made against.
-    targets: N names, of the nets that classify them.
-    path: PNG to write.
+  `accuracy`: [M, N] in [0, 1], a row for each source; NaN is left blank.
   """
   error = 100 * (1 - np.asarray(accuracy, float))
   figure = new_figure(0.85 * len(targets) + 3.2, 0.5 * len(sources) + 2.0)
@@ -221,17 +167,10 @@ def weights_and_examples(
   path: Path,
   errors: tuple[float, float] | None = None,
 ) -> None:
-  """A linear classifier's weights, the perturbation, examples without and with it, in a row.
+  """A linear classifier's weights and perturbation [H, W], examples [N, H, W] without and with it.
 
-  As figure 2 of Goodfellow et al. 2015, for logistic regression of 3 against 7.
-
-  Args:
-    weights: [H, W].
-    perturbation: [H, W], of the second class's examples, say: eps sign(w).
-    clean: [N, H, W], laid out in a square, shown clipped to [0, 1].
-    perturbed: [N, H, W].
-    path: PNG to write.
-    errors: on clean and on perturbed test examples, in [0, 1], written below them.
+  As figure 2 of Goodfellow et al. 2015, for logistic regression of 3 against 7. `errors`, on clean
+  and on perturbed test examples, in [0, 1], are written below these.
   """
   figure = new_figure(10.0, 3.2)
   figure.set_layout_engine("compressed")  # for pictures, whose sides have a fixed ratio
@@ -266,14 +205,6 @@ def _class_colors(shown: Sequence[int], num_classes: int) -> dict[int, str]:
   return {k: to_hex(shade) for k, shade in zip(shown, shades)}
 
 
-def _class_lines(shown: Sequence[int], num_classes: int) -> dict[int, dict[str, Any]]:
-  colors = _class_colors(shown, num_classes)
-  return {
-    k: {"color": color, "ls": DASHES[index % len(DASHES)], "lw": 1.2, "zorder": 2}
-    for index, (k, color) in enumerate(colors.items())
-  }
-
-
 def _shade(axis: Axes, epsilons: np.ndarray, wrong: np.ndarray) -> None:
   """Shades every run of wrong values, up to the middle between it and the next right one."""
   middles = (epsilons[1:] + epsilons[:-1]) / 2
@@ -306,29 +237,20 @@ def _tiled(images: np.ndarray) -> np.ndarray:
   """[N, H, W] -> the images in a square or nearly so, with white lines between them."""
   side = math.ceil(math.sqrt(len(images)))
   rows = math.ceil(len(images) / side)
-  height, width = images.shape[1:]
-  sheet = np.ones((rows * (height + 1) - 1, side * (width + 1) - 1))
-  for index, image in enumerate(images):
-    row, column = divmod(index, side)
-    top, left = row * (height + 1), column * (width + 1)
-    sheet[top : top + height, left : left + width] = image
-  return sheet
+  count, height, width = images.shape
+  framed = np.ones((rows * side, height + 1, width + 1))
+  framed[:count, :-1, :-1] = images
+  grid = framed.reshape(rows, side, height + 1, width + 1).swapaxes(1, 2)
+  return grid.reshape(rows * (height + 1), side * (width + 1))[:-1, :-1]
 
 
 def labeled_rows(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-  """Images of several data sets, a row each, with the label below each image.
-
-  Args:
-    rows: name of the set -> (images [P, H, W, C] in [0, 1], labels [P]).
-    path: PNG to write.
-  """
-  image_rows(
-    [
-      (name, [Picture(image, str(label)) for image, label in zip(images, labels)])
-      for name, (images, labels) in rows.items()
-    ],
-    path,
-  )
+  """Images [P, H, W, C] of several data sets, a row each, with the labels [P] below them."""
+  pictures = [
+    (name, [base.Picture(image, str(label)) for image, label in zip(images, labels)])
+    for name, (images, labels) in rows.items()
+  ]
+  base.image_rows(pictures, path)
 
 
 def gaussian_model(
@@ -339,15 +261,9 @@ def gaussian_model(
   cosines: np.ndarray,
   path: Path,
 ) -> None:
-  """Left: learned covariances and their gradients; right: the gradient's angle to the mean.
+  """Left: K learned covariances [2, 2], labeled by their budgets, and their gradients.
 
-  Args:
-    mean: [2].
-    covariances: K matrices [2, 2], learned at growing budgets.
-    labels: K budgets, in words.
-    budgets: [M], the first 0.
-    cosines: [M], of the angle between gradient and mean.
-    path: PNG to write.
+  Right: cosines [M] of the angle between gradient and mean against budgets [M], the first 0.
   """
   figure = new_figure(7.6, 3.4)
   left, right = figure.subplots(1, 2)

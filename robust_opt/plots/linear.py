@@ -9,53 +9,39 @@ from pathlib import Path
 
 import numpy as np
 
-from robust_opt.plots.base import COLORS, PERCENT, curve, finish, new_figure, save
+from robust_opt.plots.base import COLORS, PERCENT, curve, finish, new_figure, one_panel, save
 from robust_opt.tables import norm_name
 
 
 def coefficient_paths(
   strengths: np.ndarray, lasso: np.ndarray, robust: np.ndarray, path: Path
 ) -> None:
-  """The coefficients of the lasso (lines) and of the robust solution (rings) on each other.
+  """The coefficients [R, n] of the lasso (lines) and of the robust solution (rings).
 
-  Args:
-    strengths: [R], lambda of the lasso, > 0.
-    lasso: [R, n].
-    robust: [R, n].
-    path: PNG to write.
+  Against the strengths of the lasso [R], > 0, on a log axis.
   """
-  figure = new_figure(5.4, 3.6)
-  axis = figure.subplots()
   order = np.argsort(strengths)
   rings = {"ls": "none", "marker": "o", "ms": 5, "mfc": "none"}
-  kinds = (
-    ("lasso", lasso, {"lw": 1, "marker": None}),
-    ("robust least squares", robust, rings),
-  )
-  for column in range(lasso.shape[1]):
-    color = COLORS[column % len(COLORS)]
-    for label, values, style in kinds:
-      shown = label if column == 0 else None  # one legend entry for each kind
-      curve(axis, 0, strengths[order], values[order, column], label=shown, color=color, **style)
-  finish(
-    axis, r"strength of the lasso, $\lambda = r\,|Xw + b - y|_2$", "coefficients", xscale="log"
-  )
-  save(figure, path)
+  kinds = (("lasso", lasso, {"lw": 1, "marker": None}), ("robust least squares", robust, rings))
+  with one_panel(path) as axis:
+    for column in range(lasso.shape[1]):
+      color = COLORS[column % len(COLORS)]
+      for label, values, style in kinds:
+        shown = label if column == 0 else None  # one legend entry for each kind
+        curve(axis, 0, strengths[order], values[order, column], label=shown, color=color, **style)
+    words = r"strength of the lasso, $\lambda = r\,|Xw + b - y|_2$"
+    finish(axis, words, "coefficients", xscale="log")
 
 
 def optimality_gap(gaps: Mapping[str, np.ndarray], path: Path) -> None:
   """The distance of Algorithm 1 to the certified optimum against the epoch, on a log axis.
 
-  Args:
-    gaps: 'linf', 'l2', 'l1' or another label -> [epochs + 1], > 0, from before the first epoch on.
-    path: PNG to write.
+  `gaps`: a norm or another label -> [epochs + 1], > 0, from before the first epoch on.
   """
-  figure = new_figure(5.4, 3.6)
-  axis = figure.subplots()
-  for index, (label, gap) in enumerate(gaps.items()):
-    curve(axis, index, np.arange(len(gap)), gap, label=norm_name(label).tex, marker=None)
-  finish(axis, "epoch", "objective minus certified optimum", yscale="log")
-  save(figure, path)
+  with one_panel(path) as axis:
+    for index, (label, gap) in enumerate(gaps.items()):
+      curve(axis, index, np.arange(len(gap)), gap, label=norm_name(label).tex, marker=None)
+    finish(axis, "epoch", "objective minus certified optimum", yscale="log")
 
 
 def adversary_and_decay(
@@ -64,13 +50,9 @@ def adversary_and_decay(
   pulls: Mapping[str, np.ndarray],
   path: Path,
 ) -> None:
-  """Left: test errors against the strength; right: the pull on |w|_1 that remains.
+  """Left: test errors against the strength [R]; right: the pull [R] on |w|_1 that remains.
 
-  Args:
-    strengths: [R], ascending; the first may be 0.
-    errors: label -> (clean [R], adversarial [R]), in [0, 1].
-    pulls: the same labels -> [R].
-    path: PNG to write.
+  `errors`: label -> (clean [R], adversarial [R]), in [0, 1].
   """
   figure = new_figure(8.6, 3.5)
   left, right = figure.subplots(1, 2)

@@ -13,9 +13,7 @@ from robust_opt.plots.base import Picture, curve, finish, image_rows, new_figure
 def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
   """Training loss, and held-out clean and robust accuracy, against the epoch.
 
-  Args:
-    records: of metrics.jsonl; those at the end of an epoch hold the accuracies.
-    path: PNG to write.
+  `records`: of metrics.jsonl; those at the end of an epoch hold the accuracies.
   """
   ends = [record for record in records if "heldout/clean_accuracy" in record]
   figure = new_figure(8.0, 3.2)
@@ -44,27 +42,15 @@ def example_grid(
   path: Path,
   title: str = "",
 ) -> None:
-  """Clean image, perturbation and perturbed image, with the predicted classes.
+  """Clean images [N, H, W, C] in [0, 1], perturbations and perturbed images, with predictions [N].
 
-  Args:
-    clean: [N, H, W, C] in [0, 1], C 1 or 3.
-    delta: [N, H, W, C]; each is shown scaled to its largest entry, around gray.
-    labels: [N], the true classes.
-    clean_predictions: [N].
-    robust_predictions: [N].
-    path: PNG to write.
-    title: of the whole figure.
+  Each perturbation is shown scaled to its largest entry, around gray.
   """
-  spans = np.abs(delta).max(axis=(1, 2, 3))
+  spans = np.abs(delta).max(axis=(1, 2, 3)).tolist()
+  scaled = [Picture(0.5 + d / (2 * span or 1), f"max {span:.3f}") for d, span in zip(delta, spans)]
   rows = [
     ("clean", _classified(clean, labels, clean_predictions)),
-    (
-      "perturbation\n(scaled)",
-      [
-        Picture(0.5 + d / (2 * span or 1.0), f"max {span:.3f}")
-        for d, span in zip(delta, spans.tolist())
-      ],
-    ),
+    ("perturbation\n(scaled)", scaled),
     ("perturbed", _classified(clean + delta, labels, robust_predictions)),
   ]
   image_rows(rows, path, title, [f"class {label}" for label in labels])

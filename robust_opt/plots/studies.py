@@ -7,15 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from robust_opt.plots.base import (
-  PERCENT,
-  Picture,
-  band,
-  finish,
-  image_rows,
-  new_figure,
-  save,
-)
+from robust_opt.plots import base
+from robust_opt.plots.base import band, finish, new_figure, one_panel, save
 from robust_opt.tables import norm_name
 
 
@@ -24,31 +17,25 @@ def adversarial_rows(
 ) -> None:
   """Rows of adversarial examples, each with 'true class -> predicted class' below it.
 
-  Args:
-    rows: each {"name": a norm or another name, "images" [M, H, W, C], shown clipped to [0, 1],
-      "labels" [M], "predictions" [M]}.
-    path: without suffix.
-    title: of the whole figure.
-    columns: examples of each row, at most.
+  Each row is {"name": a norm or another name, "images": [M, H, W, C], "labels": [M],
+  "predictions": [M]}, of which at most `columns` are shown.
   """
   pictures = [
     [
-      Picture(image, f"{label} → {prediction}")
+      base.Picture(image, f"{label} → {prediction}")
       for image, label, prediction in zip(row["images"], row["labels"], row["predictions"])
     ][:columns]
     for row in rows
   ]
   names = [norm_name(row["name"]).tex for row in rows]
-  image_rows(list(zip(names, pictures)), path, title)
+  base.image_rows(list(zip(names, pictures)), path, title)
 
 
 def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], path: Path) -> None:
-  """A grid of panels, accuracy against the radius of the attack, one curve per network.
+  """Rows of panels, accuracy against the radius of the attack, one curve per network.
 
-  Args:
-    panels: rows of panels, each {"title", "norm", "radius": that of training or None,
-      "curves": {network: {"radii" [K] in pixels, "interval": statistics.Interval of [K]}}}.
-    path: PNG or PDF, or without suffix both.
+  Each panel is {"title", "norm", "radius": that of training or None, "curves": {network: {"radii":
+  [K], in pixels, "interval": statistics.Interval of [K]}}}.
   """
   columns = max(len(row) for row in panels)
   figure = new_figure(3.1 * columns + 0.4, 2.7 * len(panels) + 0.3)
@@ -60,7 +47,7 @@ def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], path:
       for index, (net, values) in enumerate(panel["curves"].items()):
         band(axis, index, net, values["radii"], values["interval"])
       label = f"radius, {norm_name(panel['norm']).tex} (pixels in [0, 1])"
-      finish(axis, label, "", legend=False, ylim=PERCENT)
+      finish(axis, label, "", legend=False, ylim=base.PERCENT)
       axis.set_title(panel["title"], fontsize=9)
     line[0].set_ylabel("test accuracy (%)")
   axes[0, 0].legend(frameon=False, fontsize=8)
@@ -68,20 +55,15 @@ def accuracy_against_radius(panels: Sequence[Sequence[Mapping[str, Any]]], path:
 
 
 def convergence(curves: Mapping[str, Mapping[str, Any]], path: Path, lowest: float) -> None:
-  """Clean test accuracy against the number of updates (logarithmic), one curve per network.
+  """Clean test accuracy against the number of updates (logarithmic), from `lowest` in [0, 1] on.
 
-  Args:
-    curves: {network: {"steps" [P], "interval": statistics.Interval of [P]}}.
-    path: without suffix.
-    lowest: lower end of the vertical axis, in [0, 1].
+  `curves`: {network: {"steps" [P], "interval": statistics.Interval of [P]}}.
   """
-  figure = new_figure(6.0, 3.6)
-  axis = figure.subplots()
-  for index, (net, values) in enumerate(curves.items()):
-    band(axis, index, net, values["steps"], values["interval"], marker=None)
-  finish(axis, "updates (logarithmic)", "clean test accuracy (%)", xscale="log")
-  axis.set_ylim(bottom=100 * lowest, top=100.0)
-  axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-  axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-  axis.xaxis.set_minor_formatter(NullFormatter())
-  save(figure, path)
+  with one_panel(path, 6.0) as axis:
+    for index, (net, values) in enumerate(curves.items()):
+      band(axis, index, net, values["steps"], values["interval"], marker=None)
+    finish(axis, "updates (logarithmic)", "clean test accuracy (%)", xscale="log")
+    axis.set_ylim(bottom=100 * lowest, top=100.0)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())

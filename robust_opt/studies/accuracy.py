@@ -2,7 +2,7 @@
 
 evaluated = target.load({"workdir": str(workdir)}, examples=500)
 robust_accuracy(evaluated, LInf(0.1, box=(0.0, 1.0)), PGD)          # in [0, 1]
-clean_accuracy(summary)
+of_summary(summary)["clean"]
 """
 
 from typing import Any
@@ -23,26 +23,13 @@ def robust_accuracy(
 ) -> float:
   """The share of examples that remain correctly classified under a version of AutoAttack, or PGD.
 
-  Args:
-    evaluated: the network and its test examples.
-    u: the set of the attack, with the pixel box.
-    version: of AutoAttack, or PGD.
+  `u` is the set of the attack, with the pixel box.
   """
-  return autoattack(
-    evaluated.logits_fn,
-    evaluated.x,
-    evaluated.y,
-    u,
-    version=version,
-  ).robust_accuracy
+  logits_fn, x, y = evaluated.logits_fn, evaluated.x, evaluated.y
+  return autoattack(logits_fn, x, y, u, version=version).robust_accuracy
 
 
-def clean_accuracy(summary: dict[str, Any]) -> float:
-  """The share of the whole test set that a run classifies correctly, from its summary."""
+def of_summary(summary: dict[str, Any]) -> dict[str, Any]:
+  """Of a finished run "clean", its accuracy on the whole test set, of "tested" examples."""
   result = summary["results"][0]
-  return result["correct"] / result["total"]
-
-
-def test_examples(summary: dict[str, Any]) -> int:
-  """The size of the test set that `clean_accuracy` is a share of."""
-  return summary["results"][0]["total"]
+  return {"clean": result["correct"] / result["total"], "tested": result["total"]}

@@ -21,32 +21,21 @@ ONE_SEED, WITHIN_NOISE = "one seed", "within noise"
 
 
 class Claim(NamedTuple):
-  """One claim and what decides it.
-
-  Attributes:
-    claim: in words.
-    evidence: a paired test that it holds; whether it holds, where there is no noise to test
-      against; or why it cannot be decided.
-    cells: further cells of its row by column: the numbers that it rests on.
-  """
+  """One claim and what decides it."""
 
   claim: str
+  # A paired test that it holds; whether it holds, where there is no noise to test against; or why
+  # it cannot be decided.
   evidence: PairedTest | bool | str
-  cells: dict[str, Any] = {}  # noqa: RUF012
+  cells: dict[str, Any] = {}  # noqa: RUF012  # of its row, by column: the numbers that it rests on
 
 
 class Outcome(NamedTuple):
-  """What became of a claim.
+  """What became of a claim."""
 
-  Attributes:
-    holds: True or False, beyond noise if it was tested; None: undecided.
-    p: after Holm's correction; NaN without a test.
-    reason: why it is undecided.
-  """
-
-  holds: bool | None
-  p: float
-  reason: str = ""
+  holds: bool | None  # beyond noise if it was tested; None: undecided
+  p: float  # after Holm's correction; NaN without a test
+  reason: str = ""  # why it is undecided
 
 
 def decide(claims: Sequence[Claim]) -> list[Outcome]:
@@ -55,13 +44,11 @@ def decide(claims: Sequence[Claim]) -> list[Outcome]:
   The chance that any tested claim is decided wrongly is at most `statistics.ALPHA`, however the
   tests depend on one another.
   """
-  tests = [c.evidence if isinstance(c.evidence, PairedTest) else None for c in claims]
-  corrected = holm([math.nan if test is None else test.p for test in tests])
-  return [_outcome(claim, float(p)) for claim, p in zip(claims, corrected)]
+  p = [c.evidence.p if isinstance(c.evidence, PairedTest) else math.nan for c in claims]
+  return [_outcome(claim.evidence, float(p)) for claim, p in zip(claims, holm(p))]
 
 
-def _outcome(claim: Claim, p: float) -> Outcome:
-  evidence = claim.evidence
+def _outcome(evidence: PairedTest | bool | str, p: float) -> Outcome:
   if isinstance(evidence, str):
     return Outcome(None, math.nan, evidence)
   if isinstance(evidence, bool):
@@ -79,25 +66,17 @@ def in_words(outcome: Outcome) -> str:
 
 
 def table(
-  title: str,
-  claims: Sequence[Claim],
-  columns: Sequence[str],
-  note: str = "",
-  answer: str = ANSWER,
+  title: str, claims: Sequence[Claim], columns: Sequence[str], note: str = "", answer: str = ANSWER
 ) -> tables.Table:
-  """A row for each claim.
+  """A row for each claim of one study.
 
-  Args:
-    title: of the table.
-    claims: of one study.
-    columns: "claim", `answer`, `P` and those of the claims' cells, in order.
-    note: below the table; empty: none.
-    answer: the name of the column of answers.
+  The columns are "claim", `answer`, `P` and those of the claims' cells, in any order.
   """
-  rows = [
-    {"claim": claim.claim, answer: in_words(outcome), P: _p(claim, outcome)} | claim.cells
-    for claim, outcome in zip(claims, decide(claims))
-  ]
+  rows = []
+  for claim, outcome in zip(claims, decide(claims)):
+    p = "" if math.isnan(outcome.p) else f"{outcome.p:.2g}"  # empty: a test was meant but not made
+    shown = None if isinstance(claim.evidence, bool) else p
+    rows.append({"claim": claim.claim, answer: in_words(outcome), P: shown} | claim.cells)
   return tables.Table(title, columns, rows, [note] if note else [])
 
 
@@ -109,10 +88,3 @@ def note(seeds: int) -> str:
     f"Paired t tests over {tables.counted(seeds, 'seed')} on the given test examples, two-sided, "
     "at 5 % for all claims of the table together (Holm's correction)."
   )
-
-
-def _p(claim: Claim, outcome: Outcome) -> str | None:
-  """'0.031'; empty where a test was meant but not made."""
-  if isinstance(claim.evidence, bool):
-    return None
-  return "" if math.isnan(outcome.p) else f"{outcome.p:.2g}"

@@ -1,6 +1,6 @@
 """An evaluation in a folder: AutoAttack, its verdict, the trust report; resumable.
 
-  passed = run(Options({"workdir": "runs/mnist_linf"}, set=ball_config("linf", 0.055)))
+passed = run(Options({"workdir": "runs/mnist_linf"}, set=ball_config("linf", 0.055)))
 
 The folder holds verdict.npz, which `python -m robust_opt.verify` checks, summary.json and
 summary.md, trust.json, costs.json with the seconds and images of each attack, and below parts/ the
@@ -43,37 +43,23 @@ QUIET_SECONDS = 10.0  # between two lines of progress without a terminal
 class Options(NamedTuple):
   """What to evaluate, and how.
 
-  Attributes:
-    source: as target.load takes it.
-    set: the uncertainty set, as `sets.build.build_set` takes it; None: the ball of `norm` and
-      `radius` in [0, 1].
-    norm: "linf", "l2" or "l1"; empty: that of the run's training.
-    radius: in pixels of [0, 1]; None: that of the run's training. Without a norm either, the set is
-      that of the run's training, a ball cut to [0, 1].
-    version: of the ensemble.
-    examples: the first so many; 0: all.
-    seed: of the attacks.
-    batch_size: examples at a time; None: `batches.default_batch_size`.
-    channel_axis: of one example, "auto" to guess it, or None if there is none.
-    output: a folder; None: one within the run's work directory.
-    trust: whether to check the measurement.
-    precision: of float32 products, as for `autoattack`; None: float32.
-    search_precision: of those in the attacks; None: the same.
+  Without a set the ball of norm and radius in [0, 1] is; without these either, the set of the run's
+  training, a ball cut to [0, 1].
   """
 
-  source: dict[str, Any]
-  set: dict[str, Any] | None = None
-  norm: str = ""
-  radius: float | None = None
-  version: str = "standard"
-  examples: int = 0
-  seed: int = 0
-  batch_size: int | None = None
-  channel_axis: ChannelAxis = layout.AUTO
-  output: Path | None = None
-  trust: bool = True
-  precision: str | None = None
-  search_precision: str | None = None
+  source: dict[str, Any]  # as target.load takes it
+  set: dict[str, Any] | None = None  # as `sets.build.build_set` takes it
+  norm: str = ""  # "linf", "l2" or "l1"; empty: that of the run's training
+  radius: float | None = None  # in pixels of [0, 1]; None: that of the run's training
+  version: str = "standard"  # of the ensemble
+  examples: int = 0  # the first so many; 0: all
+  seed: int = 0  # of the attacks
+  batch_size: int | None = None  # examples at a time; None: `batches.default_batch_size`
+  channel_axis: ChannelAxis = layout.AUTO  # of one example, or None if there is none
+  output: Path | None = None  # a folder; None: one within the run's work directory
+  trust: bool = True  # whether to check the measurement
+  precision: str | None = None  # of float32 products, as for `autoattack`; None: float32
+  search_precision: str | None = None  # of those in the attacks; None: the same
 
 
 def run(options: Options) -> bool:
@@ -105,37 +91,40 @@ def run(options: Options) -> bool:
   )
   folder = options.output or _folder(options, claim)
   with_trust = options.trust and isinstance(u, Ball)
-  study = _study(folder, claim, net, axis, with_trust, bool(options.output))
-  began = time.monotonic()
-  try:
-    path = folder / "verdict.npz"
+  # The trust report, on few examples, is about a quarter of the work.
+  work, flag = 1.25 if with_trust else 1.0, "--output" if options.output else "--workdir"
+  began, path = time.monotonic(), folder / "verdict.npz"
+  with Study(folder, _description(claim, net, axis), work, flag, identity.same) as study:
     if not path.exists():
-      verdict.save(path, _attack(net, claim, axis, study, folder), claim, x, y)
+      verdict.save(path, _attack(net, claim, axis, study), claim, x, y)
     stored = verdict.load(path)
     checks = _trust(net, stored, axis, study, with_trust)
-  finally:
-    study.close()
-  after_rounding = _accuracy_after_rounding(net, stored)
+  summary = _summary(net, stored, checks, time.monotonic() - began)
+  costs = read_costs(folder)
+  if costs:
+    summary["costs"] = {name: cost._asdict() for name, cost in costs.items()}
+  write_json(folder / "summary.json", summary)
   guess = layout.describe_guess(options.channel_axis, x.shape[1:])
-  draws = getattr(net.logits_fn, "num_draws", 0)  # of a ro.Randomized
-  _write(folder, stored, checks, after_rounding, guess, draws, time.monotonic() - began)
-  print((folder / "summary.md").read_text(encoding="utf-8"))
+  text = _markdown(summary, claim, checks, guess, costs)
+  with atomic_write(folder / "summary.md") as file:
+    file.write(text.encode())
+  print(text)
   print(f"Everything about this evaluation is in {folder}")
   return not any(check.failed for check in checks)
 
 
 def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   """The set of the options, or the one that the run was trained over."""
+  of_ball = bool(options.norm) or options.radius is not None
   if options.set is not None:
-    if options.norm or options.radius is not None:
+    if of_ball:
       raise InputError("Give either --set, or --norm and --radius, not both.")
     return options.set
   trained = net.set or {}
-  trained_norm = next((n for n, b in BALLS.items() if b.__name__ == trained.get("name")), None)
-  if trained and trained_norm is None and not options.norm and options.radius is None:
+  trained_norm = {ball.__name__: norm for norm, ball in BALLS.items()}.get(trained.get("name", ""))
+  if trained and trained_norm is None and not of_ball:
     return json.loads(json.dumps(trained))  # tuples as lists, as files have them
-  norm = options.norm or trained_norm
-  radius = options.radius
+  norm, radius = options.norm or trained_norm, options.radius
   if radius is None and norm == trained_norm:
     radius = trained.get("radius")
   if norm is None or radius is None:
@@ -155,29 +144,20 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
   return Path(options.source["workdir"]) / "evaluations" / name
 
 
-def _study(
-  folder: Path,
-  claim: verdict.Claim,
-  net: target.EvalTarget,
-  axis: int | None,
-  trust: bool,
-  own: bool,
-) -> Study:
+def _description(claim: verdict.Claim, net: target.EvalTarget, axis: int | None) -> dict[str, Any]:
+  """What an evaluation depends on, wherever its files are."""
   elsewhere = ("source", "net_sha256", "device")
-  description = {k: v for k, v in claim._asdict().items() if k not in elsewhere}
-  description["channel_axis"] = axis
-  description["jax"] = jax.__version__  # a verdict belongs to one version
-  description["net"] = {
-    "name": net.name,
-    **identity.of_net(net.logits_fn, net.x, net.definition),
+  arrays = identity.of_net(net.logits_fn, net.x, net.definition)
+  return {
+    **{key: value for key, value in claim._asdict().items() if key not in elsewhere},
+    "channel_axis": axis,
+    "jax": jax.__version__,  # a verdict belongs to one version
+    "net": {"name": net.name, **arrays},
   }
-  # The trust report, on few examples, is about a quarter of the work.
-  work, flag = 1.25 if trust else 1.0, "--output" if own else "--workdir"
-  return Study(folder, description, work, flag, identity.same)
 
 
 def _attack(
-  net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
+  net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study
 ) -> autoattack.Verdict:
   """The ensemble on all devices; every finished batch and the costs are kept in the folder."""
   check_batch_size(claim.batch_size, jax.device_count())
@@ -191,10 +171,7 @@ def _attack(
     in_words(progress)
 
   found = autoattack.autoattack(
-    sharding.replicate(net.logits_fn, mesh),
-    net.x,
-    net.y,
-    claim.u,
+    *(sharding.replicate(net.logits_fn, mesh), net.x, net.y, claim.u),
     version=claim.version,
     seed=claim.seed,
     batch_size=claim.batch_size,
@@ -202,10 +179,10 @@ def _attack(
     precision=claim.precision,
     search_precision=claim.search_precision,
     put=lambda array: jax.device_put(array, split),
-    cache=_resume_cache(folder / "parts"),
+    cache=_resume_cache(study.workdir / "parts"),
     report=report,
   )
-  write_json(folder / COSTS, {name: cost._asdict() for name, cost in costs.items()})
+  write_json(study.workdir / COSTS, {name: cost._asdict() for name, cost in costs.items()})
   return found
 
 
@@ -227,18 +204,18 @@ def _resume_cache(folder: Path) -> autoattack.ResumeCache:
 
 def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
   """Reports the robust accuracy so far, at each new attack and every few seconds."""
-  last: dict[str, Any] = {"done": 0.0, "attack": "", "time": -QUIET_SECONDS}
+  done, last, told = 0.0, "", -QUIET_SECONDS
 
   def report(progress: autoattack.Progress) -> None:
-    now = time.monotonic()
+    nonlocal done, last, told
     target = "" if progress.target is None else f", target {progress.target + 1}"
-    attack = f"{progress.attack}{target}"
-    if attack == last["attack"] and now - last["time"] < QUIET_SECONDS:
+    attack, now = f"{progress.attack}{target}", time.monotonic()
+    if attack == last and now - told < QUIET_SECONDS:
       return
     share = 100 * progress.remaining / progress.total
     words = f"{attack}: {share:.2f} % of {progress.total} remain correctly classified"
-    study.progress(progress.done - last["done"], words)
-    last.update(done=progress.done, attack=attack, time=now)
+    study.progress(progress.done - done, words)
+    done, last, told = progress.done, attack, now
 
   return report
 
@@ -251,19 +228,15 @@ def _trust(
   with_trust: bool,
 ) -> list[trust.Check]:
   """The checks, computed once; without them, those of an earlier run, or none."""
-  path = study.workdir / "trust.json"
+  path, claim = study.workdir / "trust.json", stored.claim
   if not (with_trust or path.exists()):
     return []
-  claim = stored.claim
   u = check_ball(claim.u, "The trust report")
 
   def compute() -> list[dict[str, Any]]:
     with products(claim.precision):
       checks = trust.report(
-        net.logits_fn,
-        net.x,
-        net.y,
-        u,
+        *(net.logits_fn, net.x, net.y, u),
         seed=claim.seed,
         batch_size=min(claim.batch_size, TRUST_BATCH),
         channel_axis=axis,
@@ -274,7 +247,7 @@ def _trust(
     return [check._asdict() for check in checks]
 
   made_from = sha256_of(claim.net_sha256, claim.data_sha256)
-  checks = study.once("trust report", path, made_from, compute, work=0.0)
+  checks = study.once("trust report", path, made_from, compute)
   return [trust.Check(**values) for values in checks]
 
 
@@ -286,64 +259,61 @@ def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdi
   return stored.robust_accuracy + float(np.sum(undone)) / len(stored.labels)
 
 
-def _write(
-  folder: Path,
-  stored: verdict.StoredVerdict,
-  checks: list[trust.Check],
-  accuracy_after_rounding: float,
-  guess: str,
-  draws: int,
-  seconds: float,
-) -> None:
-  claim, outcome = stored.claim, stored.verdict
+def _summary(
+  net: target.EvalTarget, stored: verdict.StoredVerdict, checks: list[trust.Check], seconds: float
+) -> dict[str, Any]:
+  """The content of summary.json."""
+  outcome = stored.verdict
   total = remaining = len(outcome.broken_by)
-  rows: list[dict[str, Any]] = []
+  attacks = []
   for index, name in enumerate(outcome.names):
-    broken = int(np.sum(outcome.broken_by == index))
-    remaining -= broken
-    rows.append(
-      {"after": name, "broke": broken, "standing": remaining, "accuracy": remaining / total}
-    )
-  summary = {
-    "claim": claim._asdict(),
+    broke = int(np.sum(outcome.broken_by == index))
+    remaining -= broke
+    counts = {"broke": broke, "standing": remaining, "accuracy": remaining / total}
+    attacks.append({"after": name, **counts})
+  return {
+    "claim": stored.claim._asdict(),
     "total": total,
-    "draws": draws,
+    "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
-    "accuracy_after_rounding": accuracy_after_rounding,
-    "attacks": rows,
+    "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
+    "attacks": attacks,
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
-  costs = read_costs(folder)
-  if costs:
-    summary["costs"] = {name: cost._asdict() for name, cost in costs.items()}
-  write_json(folder / "summary.json", summary)
-  version = claim.version + (f" ({draws} draws per prediction)" if draws else "")
+
+
+def _markdown(
+  summary: dict[str, Any],
+  claim: verdict.Claim,
+  checks: list[trust.Check],
+  guess: str,
+  costs: dict[str, autoattack.Cost],
+) -> str:
+  """The content of summary.md; `guess`: that of the channel axis, or empty."""
+  draws = summary["draws"]
   radius = "" if math.isnan(claim.radius) else f", radius {claim.radius:.6g}"
-  lines = [
-    f"# {claim.norm}{radius}, {version}, {total} examples",
-    "",
-    "| after | broken by it | remaining | accuracy |",
-    "|---|---|---|---|",
-  ]
-  lines += [
+  version = claim.version + (f" ({draws} draws per prediction)" if draws else "")
+  rows = [
     f"| {row['after']} | {row['broke']} | {row['standing']} | {100 * row['accuracy']:.2f} % |"
-    for row in rows
+    for row in summary["attacks"]
   ]
-  lines += [
-    "",
-    f"The adversarial images, rounded to 8 bits, leave {100 * accuracy_after_rounding:.2f} %.",
+  rounded_accuracy = 100 * summary["accuracy_after_rounding"]
+  parts = [
+    f"# {claim.norm}{radius}, {version}, {summary['total']} examples",
+    "\n".join(["| after | broken by it | remaining | accuracy |", "|---|---|---|---|", *rows]),
+    f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %.",
   ]
-  lines += ["", *_cost_table(costs)] if costs else []
+  if costs:
+    parts.append("\n".join(_cost_table(costs)))
   if guess:
-    lines += ["", f"Layout: {guess}; `--channel_axis` states it."]
+    parts.append(f"Layout: {guess}; `--channel_axis` states it.")
   if checks:
-    lines += ["", trust.to_markdown(checks).strip()]
+    parts.append(trust.to_markdown(checks).strip())
   elif not isinstance(claim.u, Ball):
-    lines += ["", "The trust report takes balls of a norm only, and was not made."]
-  with atomic_write(folder / "summary.md") as file:
-    file.write(("\n".join(lines) + "\n").encode())
+    parts.append("The trust report takes balls of a norm only, and was not made.")
+  return "\n\n".join(parts) + "\n"
 
 
 def read_costs(folder: Path) -> dict[str, autoattack.Cost]:

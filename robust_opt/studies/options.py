@@ -35,13 +35,9 @@ def option(
   low: float | None = None,
   choices: Sequence[str] = (),
 ) -> Any:
-  """A field of a preset or of options.
+  """A field of a preset or of options, with the help of its flag and the values allowed.
 
-  Args:
-    help: of its flag.
-    default: its value if the flag is not given; for a field of a preset, the preset decides.
-    low: the smallest value allowed.
-    choices: all values allowed, if they are few.
+  Without its flag it has the default, or the value of the preset.
   """
   metadata = {"help": help, "low": low, "choices": tuple(choices)}
   return dataclasses.field(default=default, metadata=metadata)
@@ -49,45 +45,33 @@ def option(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Generic[PresetT]):
-  """What to run and where; a study with more options of its own derives from it.
+  """What to run and where; a study with more options of its own derives from it."""
 
-  Attributes:
-    dataset: one that the study has a preset for.
-    workdir: a new directory, or that of the same study.
-    preset: the numbers of the study.
-    data_dir: where prepared data sets are; empty: TFDS' default.
-    cache_dir: where arrays are cached; empty: the user's cache directory.
-    override: key=value on the config of every network.
-  """
-
-  dataset: str
-  workdir: Path
-  preset: PresetT
-  data_dir: str = ""
-  cache_dir: str = ""
+  dataset: str  # one that the study has a preset for
+  workdir: Path  # a new directory, or that of the same study
+  preset: PresetT  # the numbers of the study
+  data_dir: str = ""  # where prepared data sets are; empty: TFDS' default
+  cache_dir: str = ""  # where arrays are cached; empty: the user's cache directory
   override: tuple[str, ...] = option(
     OVERRIDE.format("every network", "training.batch_size=50"), default=()
   )
 
   @property
-  def places(self) -> dict[str, str]:
+  def places(self) -> dict[str, Any]:
     """data_dir and cache_dir by name."""
     return {"data_dir": self.data_dir, "cache_dir": self.cache_dir}
 
 
 def values(settings: Any) -> dict[str, Any]:
   """A preset as a dictionary."""
-  return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+  return dataclasses.asdict(settings)
 
 
 def description(options: Options[Any]) -> dict[str, Any]:
   """What the results of a study depend on: data set, preset, overrides and a digest of the data."""
-  return {
-    "dataset": options.dataset,
-    **values(options.preset),
-    **({"override": list(options.override)} if options.override else {}),
-    "data": datasets.fingerprints(options.dataset, **options.places),
-  }
+  override = {"override": list(options.override)} if options.override else {}
+  data = datasets.fingerprints(options.dataset, **options.places)
+  return {"dataset": options.dataset, **values(options.preset), **override, "data": data}
 
 
 def configured(
@@ -98,29 +82,24 @@ def configured(
 ) -> ConfigDict:
   """The config of one network of a study: overridden, then settled, so that no override is lost.
 
-  Args:
-    config: what the study starts from; it is changed in place.
-    options: of the study.
-    settle: sets what makes this network the one that the study names.
-    more: further overrides by the name of their flag.
+  `config` is changed in place; `settle` sets what makes this network the one that the study names;
+  `more` holds further overrides by the name of their flag.
 
   Raises:
     InputError: an override does not fit the config, or `settle` sets another value.
   """
   config.data.data_dir, config.data.cache_dir = options.data_dir, options.cache_dir
   given = {"override": options.override, **more}
-  items = [(flag, item) for flag, items in given.items() for item in items]
-  for flag, items_of_flag in given.items():
-    overrides.apply_all(config, items_of_flag, flag)
+  for flag, items in given.items():
+    overrides.apply_all(config, items, flag)
   asked = config_lib.flattened(config.to_dict())
   settle(config)
   settled = config_lib.flattened(config.to_dict())
-  for flag, item in items:
+  for flag, item in [(flag, item) for flag, items in given.items() for item in items]:
     key = item.partition("=")[0]
+    value = settled.get(key, "nothing")
     if settled.get(key) != asked.get(key):
-      raise InputError(
-        f"--{flag}={item} would have no effect: this study itself sets {key}, here to "
-        f"{settled.get(key, 'nothing')!r}."
-      )
+      words = f"would have no effect: this study itself sets {key}, here to {value!r}."
+      raise InputError(f"--{flag}={item} {words}")
   config_lib.validate(config)
   return config

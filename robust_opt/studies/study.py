@@ -17,13 +17,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from robust_opt import tables
 from robust_opt.errors import InputError
@@ -53,28 +53,26 @@ class Study:
     """Claims a new or empty directory, or resumes the study of the same description.
 
     Args:
-      workdir: the directory.
+      workdir: the directory, which `flag` names in messages.
       description: JSON values: all that the results depend on, besides REVISION. Where they depend
         on data, it holds a digest of the data, not only its name.
       work: of the whole study, in units of the caller; progress reports add up to it.
-      flag: the flag that names the directory, for messages.
+      flag: of the command.
       same: (key, old, new) -> whether two values of a description agree.
 
     Raises:
       InputError: the directory holds something else.
     """
-    self.workdir = workdir
     _claim(workdir, description | {"revision": REVISION}, flag, same)
-    self._times = workdir / "seconds.json"
-    self._work, self._done, self._skipped = work, 0.0, 0.0
-    self._began = time.monotonic()
-    self._console = Console()
+    self.workdir, self._times = workdir, workdir / "seconds.json"
+    self._work, self._done, self._fresh = work, 0.0, 0.0
+    self._began, self._console = time.monotonic(), Console()
     self._bar = Progress(
-      TextColumn("{task.description}"),
+      "{task.description}",
       BarColumn(bar_width=20),
-      TextColumn("{task.percentage:>3.0f} %"),
+      "{task.percentage:>3.0f} %",
       TimeElapsedColumn(),
-      TextColumn("left"),
+      "left",
       TimeRemainingColumn(),
       console=self._console,
       disable=not self._console.is_terminal,
@@ -95,17 +93,16 @@ class Study:
   def progress(self, work: float, words: str, skipped: bool = False) -> None:
     """Reports that work is done; `skipped` if an earlier run did it."""
     self._done += work
-    self._skipped += work if skipped else 0.0
+    self._fresh += 0.0 if skipped else work
     self._bar.update(self._task, completed=self._done, description=words)
-    if not self._console.is_terminal:
-      seconds = time.monotonic() - self._began
-      fresh = self._done - self._skipped
-      rest = max(0.0, self._work - self._done)
-      # The first part is slower than the others, since it compiles.
-      enough = fresh >= SMALLEST_SHARE * self._work
-      left = f", about {seconds * rest / fresh:.0f} s left" if enough else ""
-      share = min(1.0, self._done / self._work)
-      print(f"[{100 * share:5.1f} %] {words} ({seconds:.0f} s{left})", flush=True)
+    if self._console.is_terminal:
+      return
+    seconds, share = time.monotonic() - self._began, min(1.0, self._done / self._work)
+    left = ""
+    # The first part is slower than the others, since it compiles.
+    if self._fresh >= SMALLEST_SHARE * self._work:
+      left = f", about {seconds * (1 - share) * self._work / self._fresh:.0f} s left"
+    print(f"[{100 * share:5.1f} %] {words} ({seconds:.0f} s{left})", flush=True)
 
   @contextmanager
   def timed(self, part: str) -> Iterator[None]:
@@ -123,12 +120,7 @@ class Study:
     return json.loads(self._times.read_text()) if self._times.exists() else {}
 
   def manifest(self, module: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    """How the results were made, as JSON values.
-
-    Args:
-      module: of the command that is running.
-      numbers: of the preset.
-    """
+    """How the results were made, as JSON values: by the command of a module, with a preset."""
     versions = {name: metadata.version(name) for name in PACKAGES}
     return {
       "command": command(module, sys.argv[1:]),
@@ -144,21 +136,17 @@ class Study:
     manifest: dict[str, Any],
     shown: Sequence[str] = (),
   ) -> None:
-    """Writes workdir/results and prints tables.
+    """Writes workdir/results and prints the tables named in `shown`; empty: all.
 
-    Args:
-      results: by name tables, written as Markdown, CSV and JSON, and JSON values.
-      manifest: how they were made, written last.
-      shown: the names of the tables to print; empty: all.
+    Tables are written as Markdown, CSV and JSON, the manifest last.
     """
     folder = self.workdir / "results"
-    for name, result in ({**results, "manifest": manifest}).items():
-      if isinstance(result, tables.Table):
-        tables.write(result, folder / name)
-      else:
+    for name, result in {**results, "manifest": manifest}.items():
+      if not isinstance(result, tables.Table):
         write_json(folder / f"{name}.json", result)
-    for name, result in results.items():
-      if isinstance(result, tables.Table) and name in (shown or results):
+        continue
+      tables.write(result, folder / name)
+      if name in (shown or results):
         print(tables.markdown(result))
     print(f"Everything about this study is in {self.workdir}")
 
@@ -173,21 +161,14 @@ class Study:
   ) -> Any:
     """compute(*args), a JSON value: read from `path` if it was made from the same, else written.
 
-    Args:
-      part: its name, for messages and times.
-      path: the file of the value.
-      made_from: hash of everything that it is computed from, besides the study's description.
-      compute: (*args) -> JSON value.
-      *args: of compute.
-      work: of this part.
+    `made_from` is a hash of all that it is computed from, besides the study's description; `part`
+    is its name in messages and times.
     """
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # absent or truncated: computed again
       stored = json.loads(path.read_text(encoding="utf-8"))
       if stored["made_from"] == made_from:
         self.progress(work, f"{part}: done before", skipped=True)
         return stored["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-      pass  # absent or truncated: computed again
     with self.timed(part):
       value = compute(*args)
       write_json(path, {"made_from": made_from, "value": value})
@@ -222,25 +203,25 @@ def file_sha256(path: Path) -> str:
 def _claim(workdir: Path, description: dict[str, Any], flag: str, same: config_lib.Same) -> None:
   path = workdir / "study.json"
   description = json.loads(json.dumps(description))
-  if path.exists():
-    try:
-      old = json.loads(path.read_text(encoding="utf-8"))
-      if not isinstance(old, dict):
-        raise ValueError("it must hold a JSON object")
-    except ValueError as error:
-      raise InputError(f"{flag}={workdir}: its study.json cannot be read ({error}).") from error
-    changed = config_lib.differences(old, description, same)
-    if changed:
-      raise InputError(
-        f"{flag}={workdir} holds another study; choose a new directory, or the same flags. "
-        f"Differences: {'; '.join(changed)}."
-      )
-  elif workdir.exists() and (
-    not workdir.is_dir() or set(workdir.iterdir()) - {*leftovers(workdir)}
-  ):
-    raise InputError(
-      f"{flag}={workdir} must be a new or empty directory, or one of an earlier study, "
-      f"but it holds something else."
+  if not path.exists():
+    foreign = (
+      set(workdir.iterdir()) - {*leftovers(workdir)} if workdir.is_dir() else workdir.exists()
     )
-  else:
+    if foreign:
+      raise InputError(
+        f"{flag}={workdir} must be a new or empty directory, or one of an earlier study, but it "
+        "holds something else."
+      )
     write_json(path, description)
+    return
+  try:
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(old, dict):
+      raise ValueError("it must hold a JSON object")
+  except ValueError as error:
+    raise InputError(f"{flag}={workdir}: its study.json cannot be read ({error}).") from error
+  if changed := config_lib.differences(old, description, same):
+    raise InputError(
+      f"{flag}={workdir} holds another study; choose a new directory, or the same flags. "
+      f"Differences: {'; '.join(changed)}."
+    )

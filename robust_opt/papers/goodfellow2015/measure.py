@@ -26,24 +26,23 @@ DIMENSIONS = (10, 30, 100, 300, 1000, 3000, 10_000)
 STRENGTHS = (0.0, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 ANGLES = np.radians(np.linspace(0.0, 60.0, 25))
 EPSILONS = np.linspace(-10.0, 10.0, 401)
-TRANSFER = (
-  "softmax", "rbf", "mlp", "maxout", "maxout_first_half", "maxout_second_half",
-  "maxout_adversarial",
-)  # fmt: skip
+_MAXOUT = ("maxout", "maxout_first_half", "maxout_second_half", "maxout_adversarial")
+TRANSFER = ("softmax", "rbf", "mlp", *_MAXOUT)
 
 
 def error_rates(
   nets: dict[str, AttackedNet], x: Array, y: Array, radius: float
 ) -> dict[str, dict[str, Any]]:
   """Clean and FGSM error of every network, and its confidence in wrong and in right answers."""
-  out = {}
-  for name, net in nets.items():
-    rows = {}
-    for what, images in (("clean", x), ("adversarial", fgsm(net, x, y, radius))):
-      p = losses.probabilities(logits(net, images), net.top)
-      rows[what] = _numbers(explanations.confidence_on_mistakes(p, y))
-    out[name] = rows
-  return out
+
+  def rates(net: AttackedNet, images: Array) -> dict[str, float | None]:
+    p = losses.probabilities(logits(net, images), net.top)
+    return _numbers(explanations.confidence_on_mistakes(p, y))
+
+  return {
+    name: {"clean": rates(net, x), "adversarial": rates(net, fgsm(net, x, y, radius))}
+    for name, net in nets.items()
+  }
 
 
 def transfer_accuracy(
@@ -69,29 +68,23 @@ def agreement(nets: dict[str, AttackedNet], x: Array, y: Array, radius: float) -
 
 def similarity(nets: dict[str, AttackedNet], x: Array) -> dict[str, float]:
   """Mean over classes of the cosine between a network's effective weights and softmax's."""
-  weights = {
-    name: _effective_weights(nets[name].logits_fn, x)
-    for name in ("softmax", "maxout", "mlp", "maxout_adversarial")
-  }
-  return {
-    name: float(jnp.mean(explanations.cosine_similarity(weights["softmax"], w)))
-    for name, w in weights.items()
-    if name != "softmax"
-  }
-
-
-_effective_weights = jax.jit(explanations.effective_weights)
+  weights_of = jax.jit(explanations.effective_weights)
+  softmax = weights_of(nets["softmax"].logits_fn, x)
+  out = {}
+  for name in ("maxout", "mlp", "maxout_adversarial"):
+    cosines = explanations.cosine_similarity(softmax, weights_of(nets[name].logits_fn, x))
+    out[name] = float(jnp.mean(cosines))
+  return out
 
 
 def rubbish(nets: dict[str, AttackedNet], x: Array, key: Array) -> dict[str, dict[str, float]]:
   """Share of inputs of no class that get a class with a probability above a half."""
-  normal_key, uniform_key, shuffle_key = jax.random.split(key, 3)
+  keys, pixels = jax.random.split(key, 3), x.reshape(len(x), -1)
+  shuffled = jax.random.permutation(keys[2], pixels, axis=1, independent=True)
   inputs = {
-    "normal": jax.random.normal(normal_key, x.shape),
-    "uniform": jax.random.uniform(uniform_key, x.shape),
-    "shuffled": jax.random.permutation(
-      shuffle_key, x.reshape(len(x), -1), axis=1, independent=True
-    ).reshape(x.shape),
+    "normal": jax.random.normal(keys[0], x.shape),
+    "uniform": jax.random.uniform(keys[1], x.shape),
+    "shuffled": shuffled.reshape(x.shape),
   }
   return {
     name: {
@@ -104,30 +97,25 @@ def rubbish(nets: dict[str, AttackedNet], x: Array, key: Array) -> dict[str, dic
 
 def rotation_sweep(nets: dict[str, AttackedNet], x: Array, y: Array) -> dict[str, list[float]]:
   """Error under rotations towards the gradient, by the largest angle allowed, of ANGLES."""
-  angles = jnp.asarray(ANGLES, x.dtype)
+  angles, smallest_angle = jnp.asarray(ANGLES, x.dtype), jax.jit(explanations.smallest_angle)
   out = {}
   for name in ("softmax", "maxout", "maxout_adversarial"):
     net = nets[name]
-    smallest = _smallest_angle(net.logits_fn, x, y, gradient(net, x, y), angles)
+    smallest = smallest_angle(net.logits_fn, x, y, gradient(net, x, y), angles)
     out[name] = [float(jnp.mean(smallest <= angle)) for angle in angles]
   return out
-
-
-_smallest_angle = jax.jit(explanations.smallest_angle)
 
 
 def epsilon_sweep(net: AttackedNet, x: Array, y: Array, radius: float) -> dict[str, Any]:
   """How linear the logits are along x + eps sign(gradient), and where the class is wrong."""
   direction = jnp.sign(gradient(net, x, y))
   epsilons = jnp.asarray(EPSILONS, x.dtype)
-  z = _sweep(net.logits_fn, x, direction, epsilons)
+  z = jax.jit(explanations.epsilon_sweep)(net.logits_fn, x, direction, epsilons)
   wrong = ~jax.vmap(losses.correct, (0, None))(z, y)
   beyond = epsilons >= radius
   near = np.abs(EPSILONS) <= 1.0
-  fits, within = (
-    explanations.linearity(epsilons, z),
-    explanations.linearity(epsilons[near], z[near]),
-  )
+  fits = explanations.linearity(epsilons, z)
+  within = explanations.linearity(epsilons[near], z[near])
   runs = explanations.intervals(wrong)
   step = float(EPSILONS[1] - EPSILONS[0])
   return {
@@ -141,9 +129,6 @@ def epsilon_sweep(net: AttackedNet, x: Array, y: Array, radius: float) -> dict[s
   }
 
 
-_sweep = jax.jit(explanations.epsilon_sweep)
-
-
 def plane_slices(
   net: AttackedNet, x: Array, y: Array, extent: float, key: Array
 ) -> tuple[np.ndarray, float | None]:
@@ -153,7 +138,8 @@ def plane_slices(
   """
   u = jnp.sign(gradient(net, x, y))
   v = jax.random.rademacher(key, x.shape, x.dtype)
-  classes = np.asarray(_plane(net.logits_fn, x, u, v, extent, 41))
+  plane = jax.jit(explanations.plane, static_argnums=5)
+  classes = np.asarray(plane(net.logits_fn, x, u, v, extent, 41))
   regions = [
     int(explanations.components(picture == k))
     for picture, label in zip(classes, np.asarray(y))
@@ -161,9 +147,6 @@ def plane_slices(
     if k not in (-1, label)
   ]
   return classes, float(np.mean(regions)) if regions else None
-
-
-_plane = jax.jit(explanations.plane, static_argnums=5)
 
 
 def minimal(nets: dict[str, AttackedNet], x: Array, y: Array, num_steps: int) -> dict[str, Any]:
@@ -212,18 +195,18 @@ def logistic(
   train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], radius: float
 ) -> dict[str, Any]:
   """Logistic regression of 3 against 7: adversary and weight decay, at every strength."""
-  (x, y), (test_x, test_y) = (_three_or_seven(*part) for part in (train, test))
+  (x, y), (test_x, test_y) = _three_or_seven(*train), _three_or_seven(*test)
   out: dict[str, Any] = {"train": len(y), "test": len(test_y), "strengths": list(STRENGTHS)}
   for kind in decay.KINDS:
     path = decay.logistic_path(x, y, jnp.array(STRENGTHS), kind)
-    out[kind] = {
+    values = {
       "train_clean": decay.errors(path, x, y, 0.0),
       "clean": decay.errors(path, test_x, test_y, 0.0),
       "adversarial": decay.errors(path, test_x, test_y, radius),
       "norm": jnp.sum(jnp.abs(path.w), axis=1),
       "pull": path.pull,
     }
-    out[kind] = {name: np.asarray(value).tolist() for name, value in out[kind].items()}
+    out[kind] = {name: np.asarray(value).tolist() for name, value in values.items()}
     if kind == "adversary":
       out["weights"] = np.asarray(path.w[0]).tolist()
   return out

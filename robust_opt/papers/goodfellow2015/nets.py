@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 import robust_opt as ro
@@ -33,34 +32,22 @@ HIDDEN_SHARE = 0.4
 
 
 class Kind(NamedTuple):
-  """One kind of network.
+  """One kind of network."""
 
-  Attributes:
-    words: what it is, for a table.
-    changes: what makes the config of standard maxout training into its own, in order: by section
-      {"name": ..., its keys}, by dotted key a value; or a function of the config that gives these.
-    cost: of its training relative to the standard maxout network, to estimate the time left.
-    top: what its outputs are, for losses.probabilities.
-  """
-
-  words: str
+  words: str  # what it is, for a table
+  # What makes the config of standard maxout training into its own, in order: by section {"name":
+  # ..., its keys}, by dotted key a value; or a function of the config that gives these.
   changes: dict[str, Any]
-  cost: float = 1.0
-  top: str = "softmax"
+  cost: float = 1.0  # of its training, in those of the standard maxout network
+  top: str = "softmax"  # what its outputs are, for losses.probabilities
 
 
 class AttackedNet(NamedTuple):
-  """A trained network as it is attacked and evaluated.
-
-  Attributes:
-    logits_fn: x [B, *S] -> [B, C].
-    loss: that it was trained by and is attacked by.
-    top: of its kind.
-  """
+  """A trained network as it is attacked and evaluated."""
 
   logits_fn: LogitsFn
-  loss: LossFn
-  top: str
+  loss: LossFn  # that it was trained by and is attacked by
+  top: str  # of its kind
 
 
 def base_config(dataset: str) -> ConfigDict:
@@ -100,59 +87,39 @@ RBF = ANY_COLUMN_NORM | {
 }
 # The paper does not say by how much it perturbs hidden layers.
 HIDDEN_LAYERS = {
-  "attack": lambda config: {
-    "name": "layerwise",
-    "hidden_radius": HIDDEN_SHARE * config.set.radius,
-  },
+  "attack": lambda c: {"name": "layerwise", "hidden_radius": HIDDEN_SHARE * c.set.radius},
   "set.radius": 0.0,
 }
+HALF = {"digits": 700, "mnist": 30_000}
 TWICE_THE_EPOCHS = {"training.epochs": lambda config: 2 * config.training.epochs}
-
-
-def _half(config: ConfigDict) -> int:
-  return {"digits": 700, "mnist": 30_000}[config.data.name]
-
-
+FIRST_HALF = {"data.train_examples": lambda config: HALF[config.data.name]} | TWICE_THE_EPOCHS
+SECOND_HALF = {"data.train_start": lambda config: HALF[config.data.name]} | TWICE_THE_EPOCHS
+SOFTMAX = {"model": {"name": "SoftmaxRegression"}} | ANY_COLUMN_NORM
+SIGMOIDS = {"objective": {"name": "robust", "loss": "one_vs_all"}}
 KINDS = {
-  "softmax": Kind(
-    "softmax regression", {"model": {"name": "SoftmaxRegression"}} | ANY_COLUMN_NORM, cost=0.2
-  ),
+  "softmax": Kind("softmax regression", SOFTMAX, cost=0.2),
   "maxout": Kind("maxout, 2 x 240 units", {}),
   "maxout_adversarial": Kind("the same, trained adversarially", HALF_CLEAN, cost=3.0),
   "maxout_signs": Kind("the same, on random signs", {"attack": {"name": "random_signs"}}),
   "maxout_uniform": Kind("the same, on uniform noise", {"attack": {"name": "uniform_noise"}}),
-  "maxout_first_half": Kind(
-    "maxout, first half of the data", {"data.train_examples": _half} | TWICE_THE_EPOCHS
-  ),
-  "maxout_second_half": Kind(
-    "maxout, second half of the data", {"data.train_start": _half} | TWICE_THE_EPOCHS
-  ),
-  "sigmoid": Kind(
-    "maxout, independent sigmoids on top",
-    {"objective": {"name": "robust", "loss": "one_vs_all"}},
-    top="sigmoid",
-  ),
-  "rbf": Kind("shallow RBF", {"model": {"name": "ShallowRBF"}} | RBF, cost=0.5, top="rbf"),
-  "deep_rbf": Kind(
-    "RBF with a hidden layer", {"model": {"name": "DeepRBF"}} | RBF, cost=0.7, top="rbf"
-  ),
+  "maxout_first_half": Kind("maxout, first half of the data", FIRST_HALF),
+  "maxout_second_half": Kind("maxout, second half of the data", SECOND_HALF),
+  "sigmoid": Kind("maxout, independent sigmoids on top", SIGMOIDS, top="sigmoid"),
+  "rbf": Kind("shallow RBF", {"model": {"name": "ShallowRBF"}} | RBF, 0.5, "rbf"),
+  "deep_rbf": Kind("RBF with a hidden layer", {"model": {"name": "DeepRBF"}} | RBF, 0.7, "rbf"),
   "mlp": Kind("perceptron, 2 x 200 ReLU", MLP, cost=0.3),
   "mlp_adversarial": Kind("the same, input perturbed", MLP | FGSM, cost=0.5),
   "mlp_hidden": Kind("the same, hidden layers perturbed", MLP | HIDDEN_LAYERS, cost=0.5),
 }
 LARGE = {
-  "maxout_large": Kind("maxout, 2 x 1600 units", LARGE_LAYERS, cost=15.0),
+  "maxout_large": Kind("maxout, 2 x 1600 units", LARGE_LAYERS, 15.0),
   "maxout_large_adversarial": Kind(
-    "the same, trained adversarially", HALF_CLEAN | LARGE_LAYERS, cost=45.0
+    "the same, trained adversarially", HALF_CLEAN | LARGE_LAYERS, 45.0
   ),
 }
-CIFAR = {
-  "conv_maxout": Kind(
-    "convolutional maxout",
-    # At a rate of 0.1 one seed of two diverged.
-    {"model": {"name": "ConvMaxout"}, "optimizer.learning_rate": 0.03},
-  )
-}
+# At a rate of 0.1 one seed of two diverged.
+CONV = {"model": {"name": "ConvMaxout"}, "optimizer.learning_rate": 0.03}
+CIFAR = {"conv_maxout": Kind("convolutional maxout", CONV)}
 ALL = KINDS | LARGE | CIFAR
 
 
@@ -218,15 +185,8 @@ def ensemble(nets: list[AttackedNet]) -> AttackedNet:
   return AttackedNet(jax.tree_util.Partial(log_mean, members), losses.cross_entropy, "softmax")
 
 
-def dataset(name: str, split: str, places: dict[str, Any]) -> datasets.Dataset:
-  """A data set, from where it is cached."""
-  return datasets.load(
-    name, split, data_dir=places["data_dir"] or None, cache_dir=places["cache_dir"] or None
-  )
-
-
 def test_examples(name: str, count: int, places: dict[str, Any]) -> tuple[Array, Array]:
   """The first test images [N, *S] in [0, 1], and labels [N]; 0: all."""
-  test, part = dataset(name, "test", places), slice(0, count or None)
-  images, labels = collection.pixels(test.images[part]), test.labels[part]
-  return jnp.asarray(images), jnp.asarray(labels.astype(np.int32))
+  test, part = datasets.load(name, "test", **places), slice(0, count or None)
+  images = collection.pixels(test.images[part])
+  return jnp.asarray(images), jnp.asarray(test.labels[part], jnp.int32)

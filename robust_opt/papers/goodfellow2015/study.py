@@ -13,7 +13,6 @@ gets the tables and figures. The same command resumes.
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 
 import robust_opt as ro
 from robust_opt import tables
+from robust_opt.data import datasets
 from robust_opt.evaluation import collection
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.experiments import build, engine, seeds
@@ -83,45 +83,39 @@ def _epochs(options: Options, kind: str) -> int:
 
 def run(options: Options) -> tables.Table:
   """Trains, measures and writes what is not done yet; returns the table of the paper's numbers."""
-  preset = study_options.values(options.preset)
-  for kind in kinds(options):
-    config_of(options, kind, seed=1)  # so that what is refused leaves no folder
+  preset, folder = study_options.values(options.preset), options.workdir / "measured"
+  names, runs = list(kinds(options)), range(1, options.preset.seeds + 1)
+  configs = {(name, seed): config_of(options, name, seed) for seed in runs for name in names}
   work = {name: kind.cost * _epochs(options, name) / 10 for name, kind in kinds(options).items()}
   members = preset["members"] * preset["epochs"] / 10
   total = preset["seeds"] * (sum(work.values()) + 1.0) + members + 1.0
+  digests: dict[str, list[str]] = {name: [] for name in names}
+  measured: dict[str, Any] = {"seeds": []}
   with Study(options.workdir, study_options.description(options), total) as study:
-    measured = _measure_all(options, study, work)
+    for seed in runs:  # a study that is stopped has all kinds
+      for name in names:
+        workdir = _workdir(options, name, seed)
+        skipped = experiment.is_finished(workdir)
+        with study.timed(f"train {name}"):
+          summary = experiment.run(configs[name, seed], workdir)
+        digests[name].append(summary["params_sha256"])
+        study.progress(work[name], f"{name}, seed {seed}", skipped)
+      part, made_from = f"measure seed {seed}", sha256_of(*(digests[name][-1] for name in names))
+      path = folder / f"{seed}.json"
+      measured["seeds"].append(study.once(part, path, made_from, _measure, options, seed, work=1.0))
+    if options.dataset != "cifar10":
+      path = folder / "once.json"
+      measured["once"] = study.once(
+        "logistic regression", path, "", _measure_once, options, work=1.0
+      )
+      if options.preset.members:
+        measured["ensemble"] = _ensemble(options, study)
   if options.dataset != "cifar10":
     _figures(options, measured, options.workdir / "results")
   shown = report.tables_of(measured, options.dataset, preset)
   manifest = study.manifest("robust_opt.papers.goodfellow2015", preset)
-  manifest |= {"params_sha256": _digests(options)}
-  study.publish({**shown, "found": measured}, manifest)
+  study.publish({**shown, "found": measured}, manifest | {"params_sha256": digests})
   return shown["numbers"]
-
-
-def _measure_all(options: Options, study: Study, work: dict[str, float]) -> dict[str, Any]:
-  """{"seeds": what was measured of each, "once": what has no seed, "ensemble": its errors}."""
-  measured: dict[str, Any] = {"seeds": []}
-  folder = options.workdir / "measured"
-  for seed in range(1, options.preset.seeds + 1):  # a study that is stopped has all kinds
-    digests = []
-    for name in kinds(options):
-      workdir = _workdir(options, name, seed)
-      skipped = experiment.is_finished(workdir)
-      with study.timed(f"train {name}"):
-        summary = experiment.run(config_of(options, name, seed), workdir)
-      digests.append(summary["params_sha256"])
-      study.progress(work[name], f"{name}, seed {seed}", skipped)
-    part, path, made_from = f"measure seed {seed}", folder / f"{seed}.json", sha256_of(*digests)
-    measured["seeds"].append(study.once(part, path, made_from, _measure, options, seed, work=1.0))
-  if options.dataset != "cifar10":
-    measured["once"] = study.once(
-      "logistic regression", folder / "once.json", "", _measure_once, options, work=1.0
-    )
-    if options.preset.members:
-      measured["ensemble"] = _ensemble(options, study)
-  return measured
 
 
 def _workdir(options: Options, name: str, seed: int) -> Path:
@@ -129,10 +123,8 @@ def _workdir(options: Options, name: str, seed: int) -> Path:
 
 
 def _load(options: Options, seed: int) -> dict[str, nets_lib.AttackedNet]:
-  return {
-    name: nets_lib.load(name, _workdir(options, name, seed), options.places)
-    for name in kinds(options)
-  }
+  workdirs = {name: _workdir(options, name, seed) for name in kinds(options)}
+  return {name: nets_lib.load(name, path, options.places) for name, path in workdirs.items()}
 
 
 def _measure(options: Options, seed: int) -> dict[str, Any]:
@@ -145,16 +137,14 @@ def _measure(options: Options, seed: int) -> dict[str, Any]:
     return out
   key, some, few = jax.random.key(seed), slice(0, 500), slice(0, options.preset.minimal)
   _, regions = measure.plane_slices(nets["maxout"], x[:50], y[:50], 2 * radius, key)
+  swept = ("maxout", "mlp")
   return out | {
     "transfer": measure.transfer_accuracy(nets, x, y, radius),
     "agreement": measure.agreement(nets, x, y, radius),
     "similarity": measure.similarity(nets, x[some]),
     "rubbish": measure.rubbish(nets, x, key),
     "turned": measure.rotation_sweep(nets, x[some], y[some]),
-    "swept": {
-      name: measure.epsilon_sweep(nets[name], x[some], y[some], radius)
-      for name in ("maxout", "mlp")
-    },
+    "swept": {n: measure.epsilon_sweep(nets[n], x[some], y[some], radius) for n in swept},
     "regions": regions,
     "minimal": measure.minimal(nets, x[few], y[few], num_steps=30),
   }
@@ -162,7 +152,7 @@ def _measure(options: Options, seed: int) -> dict[str, Any]:
 
 def _measure_once(options: Options) -> dict[str, Any]:
   """What has no seed."""
-  splits = (nets_lib.dataset(options.dataset, name, options.places) for name in ("train", "test"))
+  splits = (datasets.load(options.dataset, name, **options.places) for name in ("train", "test"))
   train, test = ((collection.pixels(split.images), split.labels) for split in splits)
   radius = nets_lib.RADII[options.dataset]
   return {
@@ -175,35 +165,28 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   """Members trained together, of seeds that no other network has."""
   count, names = options.preset.members, range(101, 101 + options.preset.members)
   config = config_of(options, "maxout", 0)
-  train = build.splits(config).train
-  keys = jax.vmap(jax.random.key)(np.array(names))
-  test = nets_lib.dataset(options.dataset, "test", options.places)
+  test = datasets.load(options.dataset, "test", **options.places)
   few = test._replace(images=test.images[:100], labels=test.labels[:100])
-  splits = build.Splits(train, few, few)
+  splits = build.Splits(build.splits(config).train, few, few)
+  keys = jax.vmap(jax.random.key)(np.array(names))
   ensemble = assemble(config, splits, keys, vmapped=jax.default_backend() != "cpu")
 
   def count_correct(state: TrainState) -> Array:
     clean = ensemble.evaluate(state, ensemble.test, ro.LInf(0.0), ro.steepest)
     return clean.clean_correct.sum(axis=1)
 
+  def progress(epochs: int, words: str, skipped: bool = False) -> None:
+    study.progress(epochs * count / 10, f"ensemble, {words}", skipped)
+
+  timed = functools.partial(study.timed, "update the ensemble")
   with study.timed("train the ensemble"):
     state = engine.train_seeds(
-      options.workdir / "ensemble",
-      ensemble,
-      names,
-      count_correct,
-      points=1,
-      epochs_per_call=1,
-      timed=functools.partial(study.timed, "update the ensemble"),
-      progress=lambda epochs, words, **given: study.progress(
-        epochs * count / 10, f"ensemble, {words}", **given
-      ),
-    )
-  loss = nets_lib.loss_of("softmax")
-  members = [
-    nets_lib.AttackedNet(logits_of(ensemble.apply, *seeds.of_seed(state, member)), loss, "softmax")
-    for member in range(count)
-  ]
+      options.workdir / "ensemble", ensemble, names, count_correct,
+      points=1, epochs_per_call=1, timed=timed, progress=progress,
+    )  # fmt: skip
+  weights = [seeds.of_seed(state, member) for member in range(count)]
+  loss, logits_fns = nets_lib.loss_of("softmax"), [logits_of(ensemble.apply, *w) for w in weights]
+  members = [nets_lib.AttackedNet(logits_fn, loss, "softmax") for logits_fn in logits_fns]
   x, y = nets_lib.test_examples(options.dataset, options.preset.tested, options.places)
   radius, path = nets_lib.RADII[options.dataset], options.workdir / "measured" / "ensemble.json"
   made_from = sha256_of(*seeds.net_digests(state, count))
@@ -219,15 +202,3 @@ def _figures(options: Options, measured: dict[str, Any], results: Path) -> None:
   radius = nets_lib.RADII[options.dataset]
   report.figures_of_nets(_load(options, 1), x, y, radius, results)
   report.figure_of_logistic(measured["once"]["logistic"], x, y, radius, results)
-
-
-def _digests(options: Options) -> dict[str, list[str]]:
-  """By kind, the SHA-256 of the parameters of every seed."""
-
-  def summary(name: str, seed: int) -> dict[str, Any]:
-    return json.loads((_workdir(options, name, seed) / "summary.json").read_text())
-
-  seeds_of = range(1, options.preset.seeds + 1)
-  return {
-    name: [summary(name, seed)["params_sha256"] for seed in seeds_of] for name in kinds(options)
-  }

@@ -29,26 +29,14 @@ def radius_sweep(
 ) -> dict[str, Any]:
   """The number of correct examples of each seed against the radius, attacked by its own gradient.
 
-  Args:
-    net: of one kind.
-    state: stacked, of all seeds.
-    norm: of the attack.
-    steps: of the attack.
-    data: the examples to attack.
-    keys: one of each seed.
+  `state` is stacked, of all seeds, and `keys` holds one of each seed.
   """
-  config = net.config.evaluation
+  config, weights = net.config.evaluation, (state.params, state.model_state)
   radii = [multiple * config.radii[norm] for multiple in config.sweep]
+  evaluate = functools.partial(net.functions.evaluate, *weights, data, norm=norm)
   evaluations = [
-    net.functions.evaluate(
-      state.params,
-      state.model_state,
-      data,
-      np.float32(radius),
-      keys,
-      norm=norm,
-      steps=steps if radius else 1,  # at radius 0 every attack is the clean example
-    )
+    # At radius 0 every attack is the clean example.
+    evaluate(np.float32(radius), keys, steps=steps if radius else 1)
     for radius in radii
   ]
   return {
@@ -74,9 +62,7 @@ def broken_by_autoattack(
     test.labels[:count].astype(np.int32),
     BALLS[norm](net.config.evaluation.radii[norm], box=(0.0, 1.0)),
   )
-  broken = {
-    name: int((verdict.broken_by == index).sum()) for index, name in enumerate(verdict.names)
-  }
+  broken = {name: int((verdict.broken_by == i).sum()) for i, name in enumerate(verdict.names)}
   return {"total": len(verdict.broken_by), "broken": broken}
 
 

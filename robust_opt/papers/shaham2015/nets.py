@@ -1,6 +1,6 @@
 """The networks of a study over seeds: how they are trained, and what evaluates them.
 
-net = assembled(config, splits, keys, vmapped=False, batch_size=100)
+net = assembled(config, splits, keys, False, batch_size=100)
 out = net.functions.evaluate(params, model_state, test, radius, keys, norm="l2", steps=50)
 """
 
@@ -26,14 +26,6 @@ from robust_opt.types import ApplyFn, Array
 PGD_RELATIVE_STEP = 0.1  # of the radius: 50 steps can cross the ball five times
 
 
-class SeededNet(NamedTuple):
-  """One row of the tables: its training, and what evaluates it over all seeds."""
-
-  config: ConfigDict
-  experiment: Experiment
-  functions: "Functions"
-
-
 class Functions(NamedTuple):
   """What evaluates networks of one architecture, compiled once for all of them."""
 
@@ -41,6 +33,14 @@ class Functions(NamedTuple):
   evaluate: Callable[..., Evaluation]  # all seeds
   logits_of: Callable[..., np.ndarray]  # one seed
   ascend: Callable[..., np.ndarray]  # one seed
+
+
+class SeededNet(NamedTuple):
+  """One row of the tables: its training, and what evaluates it over all seeds."""
+
+  config: ConfigDict
+  experiment: Experiment
+  functions: Functions
 
 
 @functools.cache
@@ -59,29 +59,26 @@ def functions_of(net: nn.Module, box: Box | None, batch_size: int, vmapped: bool
     evaluator = make_evaluate(apply, objective, attack, min(batch_size, len(test.labels)))
     return evaluator(params, model_state, test, radius, key)
 
+  axes, static = (0, 0, None, None, 0), ("norm", "steps")
   return Functions(
-    apply=apply,
-    evaluate=seeds.over_seeds(
-      evaluate, (0, 0, None, None, 0), vmapped=vmapped, static=("norm", "steps")
-    ),
-    logits_of=collection.make_logits_of(apply, batch_size),
-    ascend=collection.make_ascend(apply, objective, steepest, batch_size),
+    apply,
+    seeds.over_seeds(evaluate, axes, vmapped=vmapped, static=static),
+    collection.make_logits_of(apply, batch_size),
+    collection.make_ascend(apply, objective, steepest, batch_size),
   )
 
 
 def assembled(
-  config: ConfigDict, splits: build.Splits, seed_keys: Array, *, vmapped: bool, batch_size: int
+  config: ConfigDict, splits: build.Splits, seed_keys: Array, vmapped: bool, batch_size: int
 ) -> SeededNet:
   """One kind of network, of all seeds."""
-  experiment = assemble(config, splits, seed_keys, vmapped)
   module = build.model(config, splits.train)
   functions = functions_of(module, config.set.get("box"), batch_size, vmapped)
-  return SeededNet(config, experiment, functions)
+  return SeededNet(config, assemble(config, splits, seed_keys, vmapped), functions)
 
 
 def count_correct(net: SeededNet, test: ArrayData, keys: Array, state: TrainState) -> Array:
   """[S], the clean examples that the network of each seed classifies correctly."""
-  out = net.functions.evaluate(
-    state.params, state.model_state, test, np.float32(0), keys, norm="linf", steps=1
-  )
-  return out.clean_correct.sum(axis=1)
+  weights, radius = (state.params, state.model_state), np.float32(0)
+  evaluation = net.functions.evaluate(*weights, test, radius, keys, norm="linf", steps=1)
+  return evaluation.clean_correct.sum(axis=1)

@@ -7,7 +7,8 @@
 authors' code, [mem] recalled and not checked against a source.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robust_opt.studies.claims import Claim
 from robust_opt.tables import Percent, Table
 
 ROBUST = ("l1", "l2", "linf")
+NORMS = ("linf", "l2", "l1")  # of the attacks
 NAMES = {"baseline": "baseline", "l1": "robust l_1", "l2": "robust l_2", "linf": "robust l_inf"}
 NUM_CLASSES = 10  # of every data set here
 # Converged: clean test accuracy has reached this share of the baseline's at the end.
@@ -51,11 +53,12 @@ class Accuracies:
   """The counts of `measured` as accuracies in [0, 1], one entry a seed."""
 
   def __init__(self, measured: dict[str, Any]) -> None:
-    self.measured = measured
+    self.measured, self.scores = measured, measured["scores"]
+    self.published = PUBLISHED.get(measured["dataset"], {})
 
   def clean(self, net: str) -> np.ndarray:
     """On the clean test set, [S]."""
-    return np.array([s["nets"][net]["clean"] / s["test_total"] for s in self.measured["scores"]])
+    return np.array([score["nets"][net]["clean"] / score["test_total"] for score in self.scores])
 
   def learned(self, net: str) -> np.ndarray:
     """Which seeds learned, [S]."""
@@ -63,27 +66,31 @@ class Accuracies:
 
   def collection(self, net: str, kind: str = "collection", norm: str | None = None) -> np.ndarray:
     """On each seed's collection, [S]; kind 'rounded': after rounding to 8 bits; norm None: all."""
-    right = [
-      sum(score["nets"][net][kind][n] for n in score["totals"] if norm in (None, n))
-      for score in self.measured["scores"]
-    ]
-    return np.array(right) / self.collected(norm)
+    return _sums((score["nets"][net][kind] for score in self.scores), norm) / self.collected(norm)
 
   def collected(self, norm: str | None = None) -> np.ndarray:
     """The size of each seed's collection, [S]; norm None: of all norms together."""
-    totals = [score["totals"] for score in self.measured["scores"]]
-    sizes = np.array([sum(t[n] for n in t if norm in (None, n)) for t in totals])
+    sizes = _sums((score["totals"] for score in self.scores), norm)
     return np.maximum(1, sizes)  # a baseline that nothing fools has an empty collection
+
+  def sweep(self, net: str, attack: str, norm: str) -> dict[str, Any]:
+    """What `measure.radius_sweep` counted."""
+    return self.measured["sweeps"][net][attack][norm]
 
   def against_radius(self, net: str, attack: str, norm: str) -> np.ndarray:
     """Against the radius, [S, K]."""
-    sweep = self.measured["sweeps"][net][attack][norm]
+    sweep = self.sweep(net, attack, norm)
     return np.array(sweep["correct"]) / sweep["total"]
 
   def curve(self, net: str) -> tuple[np.ndarray, np.ndarray]:
     """(updates [P], clean test accuracy [S, P])."""
     curve = self.measured["curves"][net]
     return np.array(curve["steps"]), np.array(curve["correct"]) / self.measured["test_total"]
+
+
+def _sums(counts: Iterable[dict[str, int]], norm: str | None) -> np.ndarray:
+  """Of every seed the count of a norm, or of all norms."""
+  return np.array([count[norm] if norm else sum(count.values()) for count in counts])
 
 
 def results_of(measured: dict[str, Any]) -> dict[str, Table | dict[str, Any]]:
@@ -102,9 +109,7 @@ def results_of(measured: dict[str, Any]) -> dict[str, Table | dict[str, Any]]:
 
 def accuracy_table(accuracies: Accuracies) -> Table:
   """Table 1 or 2 of the paper, and accuracies on the collection of each norm."""
-  measured = accuracies.measured
-  published = PUBLISHED.get(measured["dataset"], {})
-  rows = []
+  measured, rows = accuracies.measured, []
   for net, name in NAMES.items():
     learned = accuracies.learned(net)
     clean = Percent.of(accuracies.clean(net), measured["test_total"], learned)
@@ -114,112 +119,92 @@ def accuracy_table(accuracies: Accuracies) -> Table:
         values, size = accuracies.collection(net, kind, norm), accuracies.collected(norm).min()
         row[f"{title}, {norm}" if norm else title] = Percent.of(values, int(size), learned)
     row |= {f"{title} by seed": row[title].by_seed() for title in ("clean", "A")}
-    row["published clean"], row["published A"] = published.get(net, (None, None))
+    row["published clean"], row["published A"] = accuracies.published.get(net, (None, None))
     rows.append(row)
-  totals = [sum(score["totals"].values()) for score in measured["scores"]]
-  by_norm = {
-    norm: round(np.mean([s["totals"][norm] for s in measured["scores"]])) for norm in ROBUST
-  }
-  sizes = ", ".join(f"{norm} {count:,}" for norm, count in by_norm.items())
-  return Table(
-    f"{TITLES[measured['dataset']]}: accuracy (%) on the clean test set and on the collection A",
-    list(rows[0]),
-    rows,
-    [
-      f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} "
-      f"{measured['test_total']:,} test examples, {tables.counted(measured['epochs'], 'epoch')} on "
-      f"{measured['train_total']:,} training examples, none held out; networks of the last epoch. "
-      "Each seed has the collection of its own baseline: "
-      f"{min(totals):,} to {max(totals):,} examples ({sizes} on average), all norms pooled in A. "
-      "Intervals on a collection are for the smallest size. "
-      f"Radii in pixels of [0, 1]: {_radii(measured)}.",
-      "8 bits: the same examples clipped to [0, 1] and rounded to multiples of 1/255. "
-      "Marks of the published figures: [code] the authors' code, [mem] recalled, not checked.",
-    ],
+  counts = [score["totals"] for score in accuracies.scores]
+  totals = [sum(count.values()) for count in counts]
+  means = {norm: round(np.mean([count[norm] for count in counts])) for norm in ROBUST}
+  sizes = ", ".join(f"{norm} {mean:,}" for norm, mean in means.items())
+  radii = ", ".join(f"{norm} {measured['radii'][norm]:.4g}" for norm in ROBUST)
+  notes = [
+    f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} "
+    f"{measured['test_total']:,} test examples, {tables.counted(measured['epochs'], 'epoch')} on "
+    f"{measured['train_total']:,} training examples, none held out; networks of the last epoch. "
+    "Each seed has the collection of its own baseline: "
+    f"{min(totals):,} to {max(totals):,} examples ({sizes} on average), all norms pooled in A. "
+    "Intervals on a collection are for the smallest size. Radii in pixels of [0, 1]: "
+    f"{radii}.",
+    "8 bits: the same examples clipped to [0, 1] and rounded to multiples of 1/255. "
+    "Marks of the published figures: [code] the authors' code, [mem] recalled, not checked.",
+  ]
+  title = (
+    f"{TITLES[measured['dataset']]}: accuracy (%) on the clean test set and on the collection A"
   )
+  return Table(title, list(rows[0]), rows, notes)
 
 
 def sweep_table(accuracies: Accuracies) -> Table:
   """The numbers of figures 2 and 4, and the same under PGD-50."""
   rows = []
-  measured = accuracies.measured
-  for attack, norm in _attacks():
-    for index, radius in enumerate(measured["sweeps"]["baseline"][attack][norm]["radii"]):
-      row: dict[str, Any] = {
-        "attack": ATTACKS[attack],
-        "norm": norm,
-        "radius": f"{radius:.4g}",
-        "test examples": measured["sweeps"]["baseline"][attack][norm]["total"],
-      }
+  for attack, norm in itertools.product(ATTACKS, NORMS):
+    sweep = accuracies.sweep("baseline", attack, norm)
+    for index, radius in enumerate(sweep["radii"]):
+      row: dict[str, Any] = {"attack": ATTACKS[attack], "norm": norm, "radius": f"{radius:.4g}"}
+      row["test examples"] = sweep["total"]
       for net, name in NAMES.items():
-        row[name] = Percent.of(
-          accuracies.against_radius(net, attack, norm)[:, index],
-          row["test examples"],
-          accuracies.learned(net),
-        )
-        zeros = measured["sweeps"][net][attack][norm]["zero_gradients"]
+        values = accuracies.against_radius(net, attack, norm)[:, index]
+        row[name] = Percent.of(values, sweep["total"], accuracies.learned(net))
+        zeros = accuracies.sweep(net, attack, norm)["zero_gradients"]
         row[f"{name}: zero gradients"] = int(np.sum(zeros, axis=0)[index])
       rows.append(row)
   columns = [c for c in rows[0] if "zero gradients" not in c or any(row[c] for row in rows)]
-  return Table(
-    "Accuracy (%) against the radius, each net attacked by its own gradient",
-    columns,
-    rows,
-    [
-      f"{tables.interval_note(len(measured['seeds']))} {tables.FAILED_NOTE} Zero gradients: "
-      "examples, summed over the seeds, whose input gradient at the clean example is exactly "
-      "zero; the attack leaves them unchanged, and they count as classified. Networks without any "
-      "have no such column."
-    ],
+  note = (
+    f"{tables.interval_note(len(accuracies.measured['seeds']))} {tables.FAILED_NOTE} Zero "
+    "gradients: examples, summed over the seeds, whose input gradient at the clean example is "
+    "exactly zero; the attack leaves them unchanged, and they count as classified. Networks "
+    "without any have no such column."
   )
+  title = "Accuracy (%) against the radius, each net attacked by its own gradient"
+  return Table(title, columns, rows, [note])
 
 
 def autoattack_table(measured: dict[str, Any]) -> Table:
   """The accuracy of each network after each attack of AutoAttack."""
   rows = []
-  for net, name in NAMES.items():
-    for norm in ROBUST:
-      result = measured["autoattack"][net][norm]
-      total, left = result["total"], result["total"]
-      row: dict[str, Any] = {"net": name, "norm": norm, "radius": f"{measured['radii'][norm]:.4g}"}
-      for attack, broken in result["broken"].items():
-        left -= broken
-        row[f"after {attack}"] = f"{100 * left / total:.1f}"
-      rows.append(row)
-  return Table(
-    "Accuracy (%) under AutoAttack, standard version, attack after attack",
-    list(rows[0]),
-    rows,
-    [
-      f"The first {total} test examples, within the pixel box, nets of seed {measured['seeds'][0]}."
-    ],
+  for net, norm in itertools.product(NAMES, ROBUST):
+    result, radius = measured["autoattack"][net][norm], measured["radii"][norm]
+    left = result["total"] - np.cumsum([*result["broken"].values()])
+    row = {"net": NAMES[net], "norm": norm, "radius": f"{radius:.4g}"}
+    shares = 100 * left / result["total"]
+    row |= {f"after {a}": f"{share:.1f}" for a, share in zip(result["broken"], shares)}
+    rows.append(row)
+  title = "Accuracy (%) under AutoAttack, standard version, attack after attack"
+  note = (
+    f"The first {result['total']} test examples, within the pixel box, nets of seed "
+    f"{measured['seeds'][0]}."
   )
+  return Table(title, list(rows[0]), rows, [note])
 
 
-def claims_of(accuracies: Accuracies) -> list[Claim]:
-  """Every claim of the paper."""
-  return [
+def claims_table(accuracies: Accuracies) -> Table:
+  """Every claim of the paper and whether it holds here."""
+  listed = [
     *_accuracy_claims(accuracies),
     *_attack_claims(accuracies),
     *_convergence_claims(accuracies),
     _one_pixel_claim(accuracies),
   ]
-
-
-def claims_table(accuracies: Accuracies) -> Table:
-  """Every claim of the paper and whether it holds here."""
-  return claims.table(
-    f"Claims on {accuracies.measured['dataset']}",
-    claims_of(accuracies),
-    ["claim", "net", "answer", "statistic", claims.P, "published"],
+  columns = ["claim", "net", "answer", "statistic", claims.P, "published"]
+  note = (
     f"{claims.note(len(accuracies.measured['seeds']))} Statistics: differences in "
     "percentage points with their 95 % t interval over the seeds, and p before the correction. "
     "'yes' and 'no' are differences beyond noise. A claim about every radius is a yes if it "
     "holds at each of them, a no if it fails at one beyond noise after Bonferroni's correction. "
     f"'No more updates' is a test of non-inferiority with a margin of {MORE_UPDATES:.0%} of the "
-    "baseline's updates.",
-    answer="answer",
+    "baseline's updates."
   )
+  title = f"Claims on {accuracies.measured['dataset']}"
+  return claims.table(title, listed, columns, note, answer="answer")
 
 
 def _claim(
@@ -230,45 +215,41 @@ def _claim(
 
 
 def _accuracy_claims(accuracies: Accuracies) -> Iterator[Claim]:
-  published = PUBLISHED.get(accuracies.measured["dataset"], {})
-  base_clean, base_collection = published.get("baseline", (None, None))
+  published = accuracies.published
+  kinds = {
+    "clean test accuracy improves": accuracies.clean,
+    "accuracy on the collection improves": accuracies.collection,
+  }
   for net in ROBUST:
-    clean, on_collection = published.get(net, (None, None))
-    test = paired_t(accuracies.clean(net), accuracies.clean("baseline"))
-    yield _claim("clean test accuracy improves", net, test, _points(test),
-                 clean and f"{clean} against {base_clean}")  # fmt: skip
-    test = paired_t(accuracies.collection(net), accuracies.collection("baseline"))
-    yield _claim("accuracy on the collection improves", net, test, _points(test),
-                 on_collection and f"{on_collection} against {base_collection}")  # fmt: skip
-  others = [paired_t(accuracies.collection("linf"), accuracies.collection(n)) for n in ("l2", "l1")]
-  words = "; ".join(f"against {n}: {_points(t)}" for n, t in zip(("l2", "l1"), others))
-  values = {n: published[n][1] for n in ROBUST} if published else {}
-  yield _claim("best on the collection", "linf", all_of(others), words,
-               ", ".join(f"{n} {v}" for n, v in values.items()))  # fmt: skip
+    for index, (claim, accuracy) in enumerate(kinds.items()):
+      test = paired_t(accuracy(net), accuracy("baseline"))
+      figures = [published[name][index] for name in (net, "baseline") if published]
+      yield _claim(claim, net, test, _points(test), " against ".join(figures) or None)
+  linf = accuracies.collection("linf")
+  tests = {norm: paired_t(linf, accuracies.collection(norm)) for norm in ("l2", "l1")}
+  words = "; ".join(f"against {norm}: {_points(test)}" for norm, test in tests.items())
+  figures = [f"{norm} {published[norm][1]}" for norm in ROBUST if published]
+  evidence = all_of([*tests.values()])
+  yield _claim("best on the collection", "linf", evidence, words, ", ".join(figures))
 
 
 def _attack_claims(accuracies: Accuracies) -> Iterator[Claim]:
-  for attack, norm in _attacks():
-    sweep = accuracies.measured["sweeps"]["baseline"][attack][norm]
-    indices = [k for k, radius in enumerate(sweep["radii"]) if radius > 0]
+  for (attack, words), norm in itertools.product(ATTACKS.items(), NORMS):
+    radii = np.array(accuracies.sweep("baseline", attack, norm)["radii"])
     baseline = accuracies.against_radius("baseline", attack, norm)
+    reported = attack == "single" and norm == "linf"
     for net in ROBUST:
       robust = accuracies.against_radius(net, attack, norm)
-      tests = [paired_t(robust[:, k], baseline[:, k]) for k in indices]
-      least = min(range(len(tests)), key=lambda i: tests[i].difference)
-      higher = sum(test.difference > 0 for test in tests)
-      words = (
-        f"higher at {higher} of {len(tests)} radii; "
-        f"least at {sweep['radii'][indices[least]]:.4g}: {_points(tests[least])}"
+      tests = [paired_t(robust[:, k], baseline[:, k]) for k in np.flatnonzero(radii > 0)]
+      differences = [test.difference for test in tests]
+      least = int(np.argmin(differences))
+      statistic = (
+        f"higher at {sum(d > 0 for d in differences)} of {len(tests)} radii; "
+        f"least at {radii[radii > 0][least]:.4g}: {_points(tests[least])}"
       )
-      reported = attack == "single" and norm == "linf"
-      yield _claim(
-        f"harder to attack at every radius: {norm}, {ATTACKS[attack]}",
-        net,
-        all_of(tests),
-        words,
-        "yes (figures 2 and 4)" if reported else "not reported",
-      )
+      claim = f"harder to attack at every radius: {norm}, {words}"
+      published = "yes (figures 2 and 4)" if reported else "not reported"
+      yield _claim(claim, net, all_of(tests), statistic, published)
 
 
 def _convergence_claims(accuracies: Accuracies) -> Iterator[Claim]:
@@ -290,18 +271,17 @@ def _convergence_claims(accuracies: Accuracies) -> Iterator[Claim]:
 
 
 def _one_pixel_claim(accuracies: Accuracies) -> Claim:
-  right = np.array([s["nets"]["baseline"]["clean"] for s in accuracies.measured["scores"]])
-  fooled = [score["totals"]["l1"] for score in accuracies.measured["scores"]]
+  right = np.maximum(1, [s["nets"]["baseline"]["clean"] for s in accuracies.scores])
+  fooled = [score["totals"]["l1"] for score in accuracies.scores]
   lowest, learned = min(fooled), accuracies.learned("baseline")
-  right = np.maximum(1, right)
   kept = 1 - accuracies.collection("baseline", "rounded", "l1")
   words = (
     f"{Percent.of(fooled / right, int(right.min()), learned)} % of the correctly classified test "
     f"points; of these {Percent.of(kept, max(1, lowest), learned)} % still fool it as 8-bit images "
     f"in [0, 1]; at least {lowest} a seed"
   )
-  return _claim("one pixel suffices to fool the net (some examples)", "baseline", lowest > 0, words,
-                "yes (figure 1)")  # fmt: skip
+  claim = "one pixel suffices to fool the net (some examples)"
+  return _claim(claim, "baseline", lowest > 0, words, "yes (figure 1)")
 
 
 def updates_to_reach(steps: np.ndarray, curve: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -312,45 +292,33 @@ def updates_to_reach(steps: np.ndarray, curve: np.ndarray, target: np.ndarray) -
 
 def draw(accuracies: Accuracies, folder: Path) -> None:
   """The figures of the paper, and the convergence curves."""
-  measured = accuracies.measured
-  rows = measured["examples"]
+  measured, examples = accuracies.measured, accuracies.measured["examples"]
   title = f"Adversarial examples of the baseline on {measured['dataset']}: class → prediction"
-  pair = [rows[norm] for norm in ("l2", "l1")]
+  pair, every = ([examples[norm] for norm in norms] for norms in (("l2", "l1"), ROBUST))
   studies.adversarial_rows(pair, folder / "figure1_examples", title)
-  studies.adversarial_rows(
-    [rows[norm] for norm in ROBUST], folder / "figure3_collection", f"A sample of A. {title}"
-  )
-  panels: list[list[dict[str, Any]]] = []
-  for attack, words in ATTACKS.items():
-    panels.append([])
-    for norm in ("linf", "l2", "l1"):
-      curves = {}
-      for net in NAMES:
-        sweep = measured["sweeps"][net][attack][norm]
-        interval = accuracy_interval(accuracies.against_radius(net, attack, norm), sweep["total"])
-        curves[net] = {"radii": sweep["radii"], "interval": interval}
-      total = measured["sweeps"]["baseline"][attack][norm]["total"]
-      panels[-1].append(
-        {
-          "title": f"{words}, {total:,} test examples",
-          "norm": norm,
-          "radius": measured["radii"][norm],
-          "curves": curves,
-        }
-      )
+  studies.adversarial_rows(every, folder / "figure3_collection", f"A sample of A. {title}")
+  panels = [[_panel(accuracies, attack, norm) for norm in NORMS] for attack in ATTACKS]
   studies.accuracy_against_radius(panels, folder / "figure2_accuracy_against_radius")
-  curves, ends = {}, []
+  curves: dict[str, dict[str, Any]] = {}
   for net in NAMES:
     steps, values = accuracies.curve(net)
     interval = accuracy_interval(values, measured["test_total"])
     curves[net] = {"steps": steps, "interval": interval}
-    ends.append(interval.mean[-1])
-  lowest = max(0.0, 1 - 5 * (1 - min(ends)))
-  studies.convergence(curves, folder / "convergence", lowest)
+  worst = min(curve["interval"].mean[-1] for curve in curves.values())
+  studies.convergence(curves, folder / "convergence", lowest=max(0.0, 1 - 5 * (1 - worst)))
 
 
-def _attacks() -> Iterator[tuple[str, str]]:
-  return ((attack, norm) for attack in ATTACKS for norm in ("linf", "l2", "l1"))
+def _panel(accuracies: Accuracies, attack: str, norm: str) -> dict[str, Any]:
+  """One panel of figure 2."""
+  curves = {}
+  for net in NAMES:
+    sweep = accuracies.sweep(net, attack, norm)
+    interval = accuracy_interval(accuracies.against_radius(net, attack, norm), sweep["total"])
+    curves[net] = {"radii": sweep["radii"], "interval": interval}
+  total = accuracies.sweep("baseline", attack, norm)["total"]
+  title = f"{ATTACKS[attack]}, {total:,} test examples"
+  radius = accuracies.measured["radii"][norm]
+  return {"title": title, "norm": norm, "radius": radius, "curves": curves}
 
 
 def _points(test: PairedTest) -> str:
@@ -364,7 +332,3 @@ def _signed(test: PairedTest, scale: float, form: str) -> str:
     return f"{difference} (one seed: no test)"
   width = f"{scale * test.half_width:{form}}"
   return f"{difference} ± {width} (t = {test.t:.2f}, p = {test.p:.2g})"
-
-
-def _radii(measured: dict[str, Any]) -> str:
-  return ", ".join(f"{norm} {measured['radii'][norm]:.4g}" for norm in ROBUST)

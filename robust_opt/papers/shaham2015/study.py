@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from robust_opt import tables
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.experiments import build, engine, seeds
@@ -105,56 +106,46 @@ def net_config(options: Options, net: str) -> ConfigDict:
 
 def load(config: ConfigDict, split: str) -> datasets.Dataset:
   """A whole split: as in the paper, nothing is held out."""
-  data_dir, cache_dir = config.data.data_dir or None, config.data.cache_dir or None
-  dataset = datasets.load(config.data.name, split, data_dir=data_dir, cache_dir=cache_dir)
-  count = config.data[f"{split}_examples"] or len(dataset.labels)
-  return dataset._replace(images=dataset.images[:count], labels=dataset.labels[:count])
+  data = config.data
+  dataset = datasets.load(data.name, split, data_dir=data.data_dir, cache_dir=data.cache_dir)
+  part = slice(data[f"{split}_examples"] or None)
+  return dataset._replace(images=dataset.images[part], labels=dataset.labels[part])
 
 
-def work_of(options: Options, config: ConfigDict, share: float, tested: int) -> dict[str, float]:
+def work_of(options: Options, config: ConfigDict, trained: int, tested: int) -> dict[str, float]:
   """The work of one part of each kind, in epochs of the baseline, to estimate the time left.
 
-  Args:
-    options: of the study.
-    config: of the baseline.
-    share: test examples / training examples.
-    tested: test examples.
+  `trained` and `tested` are numbers of examples.
   """
-  seeds, radii = options.preset.seeds, len(config.evaluation.sweep)
-  pgd = (options.preset.pgd_examples or tested) / tested
+  seeds, share = options.preset.seeds, tested / trained
+  sweep = 0.7 * share * len(config.evaluation.sweep)  # an ascent step costs 2/3 of an update
+  pgd_share = (options.preset.pgd_examples or tested) / tested
   work = {
     "baseline": 1.0,  # an epoch: a forward and a backward pass
     "robust": 2.0,  # and as much again to ascend
     "collection": 10 * share / seeds,  # of one seed: some 40 forward passes over the test set
-    # An ascent step costs 2/3 of an update.
-    **{k: share * radii * 0.7 * (n + 1) for k, n in ATTACK_STEPS.items()},
+    "single": sweep * (ATTACK_STEPS["single"] + 1),
+    "pgd": sweep * (ATTACK_STEPS["pgd"] + 1) * pgd_share,
     # Of one seed: most of its 7,000 passes are queries, without a gradient.
     "autoattack": 2000 * share * options.autoattack_examples / tested / seeds,
   }
-  work["pgd"] *= pgd
   attacks = len(BALLS) * len(NETS) * (work["single"] + work["pgd"] + work["autoattack"])
   training = config.training.epochs * (work["baseline"] + (len(NETS) - 1) * work["robust"])
   return work | {"total": training + seeds * work["collection"] + attacks}
 
 
 class Trained(NamedTuple):
-  """The networks after training, and what they share.
+  """The networks after training, and what their measurements share."""
 
-  Attributes:
-    nets: by name.
-    states: after the last epoch, of all seeds.
-    digests: of the network of every seed.
-    test: the test set.
-    seeds: their names.
-    keys: of evaluation, one of each seed.
-  """
-
+  options: Options
+  study: Study
+  work: dict[str, float]  # of `work_of`
   nets: dict[str, SeededNet]
-  states: dict[str, TrainState]
-  digests: dict[str, list[str]]
+  states: dict[str, TrainState]  # after the last epoch, of all seeds
+  digests: dict[str, list[str]]  # of the network of every seed
   test: datasets.Dataset
   seeds: list[int]
-  keys: Array
+  keys: Array  # of evaluation, one of each seed
 
 
 def run(options: Options) -> None:
@@ -165,40 +156,39 @@ def run(options: Options) -> None:
   test = load(first, "test")
   splits = build.Splits(load(first, "train"), test, test)
   data = {split.split: datasets.fingerprint(split) for split in (splits.train, splits.test)}
-  names = [first.seed + i for i in range(preset.seeds)]
+  seed_names = [first.seed + i for i in range(preset.seeds)]
   resolved = {name: _without_places(config) for name, config in configs.items()}
   description = {
     "dataset": options.dataset,
-    "seeds": names,
+    "seeds": seed_names,
     "pgd_examples": preset.pgd_examples,
     "points": preset.points,
     "precision": options.matmul_precision,
     "nets": resolved,
     "data": data,
   }
-  total = len(splits.test.labels)
-  work = work_of(options, first, total / len(splits.train.labels), total)
+  totals = {"train_total": len(splits.train.labels), "test_total": len(test.labels)}
+  work = work_of(options, first, *totals.values())
   with (
     Study(options.workdir, description, work["total"]) as study,
     jax.default_matmul_precision(options.matmul_precision),
   ):
-    trained = train(options, study, configs, splits, names, work)
+    trained = train(options, study, configs, splits, seed_names, work)
     measured = {
       "dataset": options.dataset,
-      "seeds": names,
-      "train_total": len(splits.train.labels),
-      "test_total": total,
+      "seeds": seed_names,
+      **totals,
       "epochs": first.training.epochs,
       "radii": first.evaluation.radii.to_dict(),
-      "curves": {name: seeds.curve(study.workdir / name, names) for name in NETS},
-      **collections(study, trained, work),
-      "sweeps": sweeps(options, study, trained, work),
-      "autoattack": autoattack(options, study, trained, work),
+      "curves": {name: seeds.curve(study.workdir / name, seed_names) for name in NETS},
+      **collections(trained),
+      "sweeps": sweeps(trained),
+      "autoattack": autoattack(trained),
     }
     with study.timed("report"):
       report.draw(report.Accuracies(measured), options.workdir / "results")
   manifest = study.manifest("robust_opt.papers.shaham2015", study_options.values(preset))
-  manifest |= {"seeds": names, "configs": resolved} | _made_of(options, study, trained, data)
+  manifest |= {"seeds": seed_names, "configs": resolved} | _made_of(trained, data)
   study.publish(report.results_of(measured), manifest, shown=("accuracy", "claims"))
 
 
@@ -207,18 +197,14 @@ def train(
   study: Study,
   configs: dict[str, ConfigDict],
   splits: build.Splits,
-  names: list[int],
+  seed_names: list[int],
   work: dict[str, float],
 ) -> Trained:
   """Trains every network for all seeds, from the newest checkpoint on."""
-  seed_keys = jax.vmap(jax.random.key)(np.array(names))
+  seed_keys = jax.vmap(jax.random.key)(np.array(seed_names))
   keys = jax.vmap(streams)(seed_keys).evaluation
-  batch_size = options.evaluation_batch or (100 if _on_cpu() else 2000)
-  vmapped = _vmapped(options)
-  nets = {
-    name: assembled(config, splits, seed_keys, vmapped=vmapped, batch_size=batch_size)
-    for name, config in configs.items()
-  }
+  settings = _vmapped(options), options.evaluation_batch or (100 if _on_cpu() else 2000)
+  nets = {name: assembled(config, splits, seed_keys, *settings) for name, config in configs.items()}
 
   def progress(name: str, epochs: int, words: str, skipped: bool = False) -> None:
     kind = "baseline" if name == "baseline" else "robust"
@@ -228,7 +214,7 @@ def train(
     name: engine.train_seeds(
       study.workdir / name,
       net.experiment,
-      names,
+      seed_names,
       functools.partial(count_correct, net, net.experiment.test, keys),
       points=options.preset.points,
       epochs_per_call=options.preset.epochs_per_call,
@@ -237,8 +223,8 @@ def train(
     )
     for name, net in nets.items()
   }
-  digests = {name: seeds.net_digests(state, len(names)) for name, state in states.items()}
-  return Trained(nets, states, digests, splits.test, names, keys)
+  digests = {name: seeds.net_digests(state, len(seed_names)) for name, state in states.items()}
+  return Trained(options, study, work, nets, states, digests, splits.test, seed_names, keys)
 
 
 def _on_cpu() -> bool:
@@ -249,82 +235,78 @@ def _vmapped(options: Options) -> bool:
   return not _on_cpu() if options.vmap_seeds is None else options.vmap_seeds
 
 
-def collections(study: Study, trained: Trained, work: dict[str, float]) -> dict[str, Any]:
+def collections(trained: Trained) -> dict[str, Any]:
   """Of every seed the collection and how many of it each network gets right; a sample of one."""
   measured: dict[str, Any] = {"scores": []}
-  baseline = trained.nets["baseline"]
+  study, nets = trained.study, trained.nets
   for index, seed in enumerate(trained.seeds):
     weights = {name: seeds.of_seed(state, index) for name, state in trained.states.items()}
+    baseline = nets["baseline"], weights["baseline"]
     path = study.workdir / "collections" / f"seed{seed}.npz"
     with study.timed("collections"):
-      examples = measure.verified_collection(path, baseline, weights["baseline"], trained.test)
+      examples = measure.verified_collection(path, *baseline, trained.test)
     scores = study.once(
       f"collection and scores of seed {seed}",
       path.with_suffix(".json"),
       sha256_of(file_sha256(path), *(trained.digests[name][index] for name in NETS)),
-      measure.collection_counts, examples, trained.nets, weights, trained.test,
-      work=work["collection"],
+      measure.collection_counts, examples, nets, weights, trained.test,
+      work=trained.work["collection"],
     )  # fmt: skip
     measured["scores"].append(scores)
     if index == 0:
-      measured["examples"] = measure.sample(examples, baseline, weights["baseline"])
+      measured["examples"] = measure.sample(examples, *baseline)
   return measured
 
 
-def sweeps(
-  options: Options, study: Study, trained: Trained, work: dict[str, float]
-) -> dict[str, Any]:
+def sweeps(trained: Trained) -> dict[str, Any]:
   """By network, attack and norm the correct examples of each seed against the radius."""
   measured: dict[str, Any] = {name: {kind: {} for kind in ATTACK_STEPS} for name in NETS}
-  test = trained.test
+  test, pgd_examples = trained.test, trained.options.preset.pgd_examples
   for kind, steps in ATTACK_STEPS.items():
-    count = (options.preset.pgd_examples if kind == "pgd" else 0) or len(test.labels)
+    count = (pgd_examples if kind == "pgd" else 0) or len(test.labels)
     data = ArrayData(*jax.device_put((test.images[:count], test.labels[:count])))
     for name, norm in itertools.product(NETS, BALLS):
-      net, state = trained.nets[name], trained.states[name]
-      measured[name][kind][norm] = study.once(
-        f"{name} under {norm}, {steps} step{'s' if steps > 1 else ''}",
-        study.workdir / name / f"sweep_{norm}_{kind}.json",
+      measured[name][kind][norm] = trained.study.once(
+        f"{name} under {norm}, {tables.counted(steps, 'step')}",
+        trained.study.workdir / name / f"sweep_{norm}_{kind}.json",
         sha256_of(*trained.digests[name]),
-        measure.radius_sweep, net, state, norm, steps, data, trained.keys,
-        work=work[kind],
-      )  # fmt: skip
+        measure.radius_sweep,
+        *(trained.nets[name], trained.states[name], norm, steps, data, trained.keys),
+        work=trained.work[kind],
+      )
   return measured
 
 
-def autoattack(
-  options: Options, study: Study, trained: Trained, work: dict[str, float]
-) -> dict[str, dict[str, Any]]:
+def autoattack(trained: Trained) -> dict[str, dict[str, Any]]:
   """By network and norm what AutoAttack breaks of the first test examples, for the first seed."""
-  count = options.autoattack_examples
+  count = trained.options.autoattack_examples
   broken: dict[str, dict[str, Any]] = {name: {} for name in NETS if count}
   for name, norm in itertools.product(broken, BALLS):
-    net, weights = trained.nets[name], seeds.of_seed(trained.states[name], 0)
-    broken[name][norm] = study.once(
+    weights = seeds.of_seed(trained.states[name], 0)
+    broken[name][norm] = trained.study.once(
       f"{name} under {norm}, AutoAttack",
-      study.workdir / name / f"autoattack_{norm}.json",
+      trained.study.workdir / name / f"autoattack_{norm}.json",
       sha256_of(trained.digests[name][0], str(count)),
-      measure.broken_by_autoattack, net, weights, norm, trained.test, count,
-      work=work["autoattack"],
-    )  # fmt: skip
+      measure.broken_by_autoattack,
+      *(trained.nets[name], weights, norm, trained.test, count),
+      work=trained.work["autoattack"],
+    )
   return broken
 
 
-def _made_of(
-  options: Options, study: Study, trained: Trained, data: dict[str, str]
-) -> dict[str, Any]:
+def _made_of(trained: Trained, data: dict[str, str]) -> dict[str, Any]:
   """Of the manifest what only this study has: device, times and hashes."""
-  seconds, device = study.seconds(), jax.devices()[0]
+  seconds, device = trained.study.seconds(), jax.devices()[0]
   of_training = [seconds[f"train {name}"] for name in NETS]
-  folder = study.workdir / "collections"
+  files = sorted((trained.study.workdir / "collections").glob("*.npz"))
   return {
     "device": {
       "platform": device.platform,
       "kind": device.device_kind,
       "count": jax.device_count(),
       "formulation": "matmul" if layers.use_matmul() else "native",
-      "matmul_precision": options.matmul_precision,
-      "vmapped_seeds": _vmapped(options),
+      "matmul_precision": trained.options.matmul_precision,
+      "vmapped_seeds": _vmapped(trained.options),
     },
     "wall_seconds_total": round(sum(seconds.values()), 1),
     "training_over_standard_trainings": round(sum(of_training) / (len(NETS) * of_training[0]), 3),
@@ -332,7 +314,7 @@ def _made_of(
       "data": data,
       "checkpoints": {name: digest(state) for name, state in trained.states.items()},
       "nets": trained.digests,
-      "collections": {path.name: file_sha256(path) for path in sorted(folder.glob("*.npz"))},
+      "collections": {path.name: file_sha256(path) for path in files},
     },
   }
 
