@@ -1,6 +1,5 @@
 """One HTML page about one or several runs: results, training, adversarial examples, trust, config.
 
-  python -m robust_opt.report --workdir=runs/mnist_linf
   python -m robust_opt.report --workdir=runs/mnist_linf runs/mnist_standard --output=compared.html
 
 Reads finished runs of robust_opt.main and their evaluations by robust_opt.evaluate, predicts the
@@ -58,8 +57,7 @@ def page(runs: Sequence[Run], locations: Mapping[str, str]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  filters = {"percent": words.percent, "interval": words.interval, "breakable": words.breakable}
-  environment.filters |= filters
+  environment.filters |= {f.__name__: f for f in (words.percent, words.interval, words.breakable)}
   return environment.get_template("report.html").render(
     runs=views,
     evaluations=evaluations,
@@ -69,25 +67,24 @@ def page(runs: Sequence[Run], locations: Mapping[str, str]) -> str:
     radius_tables=words.radius_tables(runs),
     training_charts=charts.training_charts(runs),
     confusion_charts=[view["confusion"] for view in evaluations if view["confusion"]],
-    config=words.config_rows(runs),
-    provenance=words.provenance_rows(runs),
+    config=words.fact_rows([run.config for run in runs]),
+    provenance=words.fact_rows([words.facts(run.summary) for run in runs]),
     max_examples=MAX_EXAMPLES,
     example_sets=[
-      # For the script of the page.
-      {
-        "title": f"{view['run']}: {view['title']}" if len(runs) > 1 else view["title"],
-        "examples": [example._asdict() for example in view["examples"].examples],
-      }
-      for view in evaluations
-      if view["examples"].examples
+      _example_set(view, len(runs)) for view in evaluations if view["examples"].examples
     ],
     version=metadata.version("robust_opt"),
   )
 
 
+def _example_set(view: dict[str, Any], num_runs: int) -> dict[str, Any]:
+  """For the script of the page."""
+  title = f"{view['run']}: {view['title']}" if num_runs > 1 else view["title"]
+  return {"title": title, "examples": [one._asdict() for one in view["examples"].examples]}
+
+
 def _run_view(index: int, one: Run, locations: Mapping[str, str]) -> dict[str, Any]:
   """What the page shows of a run."""
-  limit = max(1, MAX_EXAMPLES // max(1, len(one.evaluations)))
   return {
     "run": one,
     "headline": words.headline(one),
@@ -98,18 +95,18 @@ def _run_view(index: int, one: Run, locations: Mapping[str, str]) -> dict[str, A
     "training_command": words.training_command(one),
     "first_evaluation_command": words.first_evaluation_command(one),
     "evaluations": [
-      _evaluation_view(
-        f"confusion-{index}-{k}", one, e, examples.load_examples(one, e, limit, locations)
-      )
-      for k, e in enumerate(one.evaluations)
+      _evaluation_view(f"confusion-{index}-{k}", one, evaluation, locations)
+      for k, evaluation in enumerate(one.evaluations)
     ],
   }
 
 
 def _evaluation_view(
-  name: str, one: Run, evaluation: Evaluation, shown: examples.Examples
+  name: str, one: Run, evaluation: Evaluation, locations: Mapping[str, str]
 ) -> dict[str, Any]:
-  """What the page shows of an evaluation."""
+  """What the page shows of an evaluation; those of a run share its number of examples."""
+  limit = max(1, MAX_EXAMPLES // len(one.evaluations))
+  shown = examples.load_examples(one, evaluation, limit, locations)
   title, confusion = words.evaluation_title(evaluation), None
   if shown.confusion is not None:
     confusion = charts.confusion_chart(name, f"{one.name}: {title}", shown.confusion)
@@ -135,7 +132,7 @@ def main(argv: list[str]) -> None:
 
 
 def define_flags() -> None:
-  """Only for the program, so that importing this module defines none."""
+  """Defines the flags; not at import."""
   flags.FLAGS.set_gnu_getopt(True)  # flags may follow the runs: --workdir=A B --output=C
   flags.DEFINE_multi_string("workdir", [], "A finished run; further runs follow, or repeat this.")
   flags.DEFINE_string("output", "", "The page, an .html file; default: in the first run.")

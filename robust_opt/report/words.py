@@ -21,8 +21,6 @@ from robust_opt.tables import counted, norm_name
 from robust_opt.training.overfitting import Overfitting, in_words
 
 _ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
-# Locations do not affect results.
-_LOCATIONS = ("data.data_dir", "data.cache_dir")
 
 
 class Headline(NamedTuple):
@@ -110,40 +108,37 @@ def headline(run: Run) -> Headline:
     sentence += f", and {percent(robust.accuracy)} ({interval(robust)}) under {attack}"
     sentence += ", the attack of training." if own.trained_on else "."
     warning = (
-      "No ensemble of attacks has been run: a single attack gives an upper bound, often far "
+      "No ensemble of attacks has been run: a single attack gives an upper bound, often far too "
+      "high."
     )
-    warning += "too high."
   else:
-    robust, attack, warning = evaluation.robust, attack_title(evaluation), doubt(evaluation)
+    robust, attack = evaluation.robust, attack_title(evaluation)
+    trusted, warning = _trust(evaluation.checks)
     part = "all" if robust.total == clean.total else "the first"
     sentence += (
       f"; of {part} {robust.total:,}, {percent(robust.accuracy)} ({interval(robust)}) remain "
-      f"correctly classified under {attack}."
+      f"correctly classified under {attack}.{trusted}"
     )
-    if not warning:
-      sentence += f" {_checks_passed(evaluation.checks)}"
   return Headline(percent(clean.accuracy), percent(robust.accuracy), attack, sentence, warning)
 
 
-def doubt(evaluation: Evaluation) -> str:
-  """Why not to trust an evaluation; empty if no check failed."""
-  failed = [check["name"] for check in evaluation.checks if check["passed"] is False]
+def _trust(checks: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+  """A sentence that the trust report passes, and why not to trust an evaluation; one is empty."""
+  named = {passed: [c["name"] for c in checks if c["passed"] is passed] for passed in (False, None)}
+  failed, unclear = named.values()
   if failed:
-    return (
+    return "", (
       f"{counted(len(failed), 'check')} of the trust report failed ({', '.join(failed)}): do not "
       f"trust the number before you understand why."
     )
-  return "" if evaluation.checks else "The evaluation has no trust report (--notrust)."
-
-
-def _checks_passed(checks: Sequence[Mapping[str, Any]]) -> str:
-  unclear = [check["name"] for check in checks if check["passed"] is None]
+  if not checks:
+    return "", "The evaluation has no trust report (--notrust)."
   if not unclear:
-    return f"All {len(checks)} checks of the trust report pass."
+    return f" All {len(checks)} checks of the trust report pass.", ""
   return (
-    f"{len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
+    f" {len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
     f"measurable on these images: {', '.join(unclear)}."
-  )
+  ), ""
 
 
 def strongest(run: Run) -> Evaluation | None:
@@ -192,22 +187,14 @@ def _mean(rates: Sequence[Rate]) -> str:
 
 def are_seeds(runs: Sequence[Run]) -> bool:
   """Whether the runs are one experiment with several seeds."""
-  rest = [{k: v for k, v in run.config.items() if k not in ("seed", *_LOCATIONS)} for run in runs]
+  aside = ("seed", "data.data_dir", "data.cache_dir")  # locations do not affect results
+  rest = [{k: v for k, v in run.config.items() if k not in aside} for run in runs]
   seeds = {run.config.get("seed") for run in runs}
   return len(runs) > 1 and len(seeds) == len(runs) and all(other == rest[0] for other in rest)
 
 
-def config_rows(runs: Sequence[Run]) -> list[FactRow]:
-  """All keys of all resolved configs, in order."""
-  return _fact_rows([run.config for run in runs])
-
-
-def provenance_rows(runs: Sequence[Run]) -> list[FactRow]:
-  """Versions, hashes, device and sizes."""
-  return _fact_rows([_facts(run.summary) for run in runs])
-
-
-def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+def facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+  """Versions, hashes, device and sizes of a run."""
   versions, hashes = summary.get("versions", {}), summary.get("data_sha256", {})
   return {
     "checkpoint": f"{summary.get('checkpoint', 'last')}, step {summary.get('step')}",
@@ -221,7 +208,8 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _fact_rows(columns: Sequence[Mapping[str, Any]]) -> list[FactRow]:
+def fact_rows(columns: Sequence[Mapping[str, Any]]) -> list[FactRow]:
+  """All keys of the configs or facts of the runs, in order."""
   rows = []
   for key in dict.fromkeys(key for column in columns for key in column):
     values = tuple(_text(column[key]) if key in column else "(absent)" for column in columns)

@@ -132,7 +132,9 @@ def test_the_training_command_gives_the_run_s_config(run):
 
 
 def test_differences_and_the_mean_over_seeds(runs):
-  assert [row.key for row in words.config_rows(runs) if row.differs] == ["seed"]
+  assert [row.key for row in words.fact_rows([run.config for run in runs]) if row.differs] == [
+    "seed"
+  ]
   table = {row.title: row for row in words.result_table(runs)}
   clean = [run.results[0].rate.accuracy for run in runs]
   mean, low, high = (100 * end for end in statistics.accuracy_interval(clean, 100))
