@@ -18,13 +18,11 @@ from robust_opt.evaluation import network
 from robust_opt.sets import Box, UncertaintySet
 from robust_opt.types import Array, LogitsFn
 
-UNIT_BOX: Box = (0.0, 1.0)
-
 
 def box_of(u: UncertaintySet) -> Box:
   """The box of the set, or [0, 1] if it has none: where the clean images must lie."""
   box: Box | None = getattr(u, "box", None)
-  return UNIT_BOX if box is None else box
+  return (0.0, 1.0) if box is None else box
 
 
 def check_set(u: UncertaintySet) -> UncertaintySet:

@@ -1,8 +1,7 @@
 """Measurements behind the checks of evaluation/trust.py: logits, gradients, counts after attacks.
 
   probe = Probe(net, x, y, ro.LInf(0.3, box=(0.0, 1.0)), seed=0, size=100)
-  correct = np.flatnonzero(probe.predictions() == y)      # ids of examples: indices into x
-  robust = probe.white_box(correct, apgd_attack(40))      # those that remain correct
+  robust = probe.white_box(ids, apgd_attack(40))      # the ids (indices into x) that remain correct
 
 The set, the loss and the random numbers are traced: an attack is compiled once for all nets of one
 architecture.
@@ -23,7 +22,7 @@ from robust_opt.arrays import where_examples
 from robust_opt.attacks import white_box
 from robust_opt.attacks.square import square
 from robust_opt.attacks.types import AttackResult, LogitsAttack
-from robust_opt.evaluation.batches import MakeAttack, predictions, run_attack
+from robust_opt.evaluation.batches import MakeAttack, run_attack
 from robust_opt.evaluation.inputs import box_of, check_set
 from robust_opt.maximizers import steepest
 from robust_opt.maximizers.apgd import apgd
@@ -47,16 +46,6 @@ class Probe(NamedTuple):
   size: int  # of all batches
   channel_axis: int | None = None  # of one example
 
-  @property
-  def diameter(self) -> float:
-    """The diameter of the box: a ball of this radius around any image contains all images."""
-    low, high = box_of(self.u)
-    return float(lengths(self.u, np.full((1, self.x[0].size), high - low))[0])
-
-  def predictions(self) -> np.ndarray:
-    """The class of every image, [N]."""
-    return predictions(self.net, self.x, self.size)
-
   def num_flat(self, ids: np.ndarray) -> int:
     """The number of ids at which the gradient of the cross-entropy is exactly 0."""
     return int(np.sum(self._mask(ids, lambda _, x, y: _is_flat(self.net, x, y))))
@@ -64,9 +53,14 @@ class Probe(NamedTuple):
   def sweep(
     self, ids: np.ndarray, make: MakeAttack, factors: Iterable[float]
   ) -> dict[float, np.ndarray]:
-    """Radius -> ids that remain correct, for factors of the radius and the diameter of the box."""
+    """Radius -> ids that remain correct, for factors of the radius and the diameter of the box.
+
+    A ball of that diameter around any image contains all images.
+    """
+    low, high = box_of(self.u)
+    diameter = float(lengths(self.u, np.full((1, self.x[0].size), high - low))[0])
     radius = float(self.u.radius)
-    largest = max(radius, self.diameter)
+    largest = max(radius, diameter)
     radii = {largest} | {min(factor * radius, largest) for factor in factors}
     balls = {radius: dataclasses.replace(self.u, radius=radius) for radius in sorted(radii)}
     return {radius: self._replace(u=u).white_box(ids, make) for radius, u in balls.items()}

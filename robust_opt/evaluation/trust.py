@@ -22,7 +22,7 @@ from robust_opt import layout
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network, trust_checks
 from robust_opt.evaluation.autoattack import Verdict
-from robust_opt.evaluation.batches import plain_logits
+from robust_opt.evaluation.batches import plain_logits, predictions
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.probes import Probe, apgd_attack
 from robust_opt.evaluation.trust_checks import Check
@@ -55,9 +55,8 @@ def report(
   The white-box attack is APGD on the cross-entropy, then on the DLR loss where that failed; the
   black-box attack is Square.
 
-  A random net is detected if two calls of logits_fn differ, as for noise drawn in Python or by a
-  callback. Noise from a fixed key, or frozen by the caller's jit, counts as part of a deterministic
-  net, as in the attacks.
+  A net is random if two calls of logits_fn differ. Noise from a fixed key, or frozen by the
+  caller's jit, counts as part of a deterministic net, as in the attacks.
 
   Args:
     logits_fn, x, y: as for `robust_opt.autoattack`; a few hundred examples are enough. The net must
@@ -96,7 +95,7 @@ def report(
   x, y = x[ids], y[ids]
   probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
   progress(PARTS[0])
-  prediction = probe.predictions()
+  prediction = predictions(probe.net, x, probe.size)
   if verdict is not None:
     trust_checks.check_verdict(verdict, prediction, ids)
   right = np.flatnonzero(prediction == y)
@@ -118,9 +117,8 @@ def report(
   progress(PARTS[3])
   if verdict is not None:
     return [*checks, trust_checks.black_box_of_verdict(verdict)]
-  left, guess = after_starts[-1], layout.describe_guess(channel_axis, x.shape[1:])
-  black_box = trust_checks.black_box(probe, right, left, NUM_RESTARTS, num_queries, guess)
-  return [*checks, black_box]
+  guess = layout.describe_guess(channel_axis, x.shape[1:])
+  return [*checks, trust_checks.black_box(probe, right, after_starts, num_queries, guess)]
 
 
 def _clean_checks(

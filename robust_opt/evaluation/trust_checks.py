@@ -7,27 +7,19 @@ import numpy as np
 from scipy import stats
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation import network
+from robust_opt.evaluation import network, probes
 from robust_opt.evaluation.autoattack import ROBUST, Verdict
 from robust_opt.evaluation.batches import plain_logits
 from robust_opt.evaluation.inputs import are_probabilities
-from robust_opt.evaluation.probes import (
-  Probe,
-  apgd_attack,
-  fgsm_attack,
-  noise_attack,
-  num_draws,
-  square_attack,
-)
+from robust_opt.evaluation.probes import Probe
 from robust_opt.types import LogitsFn
 
 FEWER_STEPS = (5, 20)  # besides one and num_steps
 
-# Of the images. A trained net has almost no gradient of exactly 0: in float32 it is nonzero up to
-# margins of about 80.
+# Of the images: a trained net's gradient, in float32, is nonzero up to margins of about 80.
 FLAT = 0.1
-# Of the images. At the diameter of the box any image is allowed, so the true count is 0, without
-# sampling noise; at a few examples all units may be dead, and a single ascent is stuck.
+# Of the images: at the diameter of the box the true count is 0, but where all units are dead a
+# single ascent is stuck.
 UNBOUNDED = 0.01
 # How often a sound attack fails by chance, per correct image, where another attack, in a smaller
 # set, with fewer steps, from a fifth start or without gradients, succeeds. Measured on the 360 test
@@ -38,17 +30,16 @@ MISSES = 0.003
 # The same for Square, or five more starts, after the standard ensemble. On the same pairs Square
 # breaks 1 of 9,744, and five more starts (21 of the pairs) 2 of 7,238.
 ENSEMBLE_MISSES = 0.0005
-# AutoAttack warns if Square breaks this fraction of all images after the other attacks
-# (`check_square_sr` in its checks.py).
+# AutoAttack's `check_square_sr` warns if Square breaks this fraction after the other attacks.
 FLAGGED = 0.002
 # The fraction of images whose prediction may depend on rounding in another batch size.
 TIES = 0.01
-# Counts are compared to this quantile of the binomial: a healthy net fails a check by chance on one
-# data set in a thousand, independently of its size.
+# Quantile of the binomial that counts are compared to: a healthy net fails a check by chance on one
+# data set in a thousand, whatever its size.
 CONFIDENCE = 0.999
 NUM_SHUFFLES = 10_000  # in the check of clean accuracy
-# A healthy net classifies at least this fraction of the images outside of its most frequent class
-# correctly. An accuracy that could be chance fails only if it is too low for that.
+# A healthy net is right on this fraction of the images outside of its most frequent class: an
+# accuracy that could be chance fails only if it is too low for that.
 RECALL = 0.7
 
 MEANINGS = {
@@ -130,8 +121,7 @@ def clean_accuracy(prediction: np.ndarray, y: np.ndarray, seed: int) -> Check:
   rng = np.random.default_rng(seed)
   shuffled = [weights @ (rng.permutation(prediction) == y) for _ in range(NUM_SHUFFLES)]
   by_chance = np.quantile(shuffled, CONFIDENCE, method="higher")
-  # A constant net scores by_chance exactly; the sums may differ in their order.
-  beyond = bool(weights @ right > by_chance + 1e-9)
+  beyond = bool(weights @ right > by_chance + 1e-9)  # a constant net scores by_chance, but rounded
   others = y != stats.mode(prediction).mode
   too_low = stats.binom.cdf(np.sum(right & others), np.sum(others), RECALL) < 1 - CONFIDENCE
   unclear = "" if beyond or too_low else "too few images of several classes"
@@ -209,8 +199,8 @@ def radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
 
 def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> Check:
   """More steps break more."""
-  attacks = {"1 (FGSM)": fgsm_attack}
-  attacks |= {str(fewer): apgd_attack(fewer) for fewer in FEWER_STEPS if fewer < num_steps}
+  attacks = {"1 (FGSM)": probes.fgsm_attack}
+  attacks |= {str(fewer): probes.apgd_attack(fewer) for fewer in FEWER_STEPS if fewer < num_steps}
   counts = {name: len(probe.white_box(right, attack)) for name, attack in attacks.items()}
   counts[str(num_steps)] = len(once)
   # Only the last count is compared: over l_1, five steps of APGD break fewer images than FGSM.
@@ -247,14 +237,15 @@ def restarts(
 
 def noise(probe: Probe, right: np.ndarray, once: np.ndarray) -> Check:
   """Gradients break more than random directions."""
-  by_noise = len(right) - len(probe.robust(right, noise_attack))
+  by_noise = len(right) - len(probe.robust(right, probes.noise_attack))
   by_attack = len(right) - len(once)
   # If the attack breaks nearly everything, noise may too.
   few = _allowed(len(right), MISSES)
   holds = by_noise < by_attack or by_noise <= few or len(once) <= few
+  draws = probes.num_draws(probe.x[0].size)
   measured = (
-    f"of {len(right)}, noise on the boundary of the set ({num_draws(probe.x[0].size)} draws) "
-    f"breaks {by_noise}, the attack {by_attack}"
+    f"of {len(right)}, noise on the boundary of the set ({draws} draws) breaks {by_noise}, the "
+    f"attack {by_attack}"
   )
   unclear = _too_few(len(right), few)
   if max(by_noise, by_attack) <= few:
@@ -263,19 +254,15 @@ def noise(probe: Probe, right: np.ndarray, once: np.ndarray) -> Check:
 
 
 def black_box(
-  probe: Probe,
-  right: np.ndarray,
-  unbroken: np.ndarray,
-  num_starts: int,
-  num_queries: int,
-  guess: str,
+  probe: Probe, right: np.ndarray, after_starts: list[np.ndarray], num_queries: int, guess: str
 ) -> Check:
   """Square finds little more than gradients on the sample; `guess` describes the channel axis."""
-  more = len(unbroken) - len(probe.robust(unbroken, square_attack(num_queries)))
+  unbroken = after_starts[-1]
+  more = len(unbroken) - len(probe.robust(unbroken, probes.square_attack(num_queries)))
   allowed = _allowed(len(right), MISSES)
   measured = (
     f"{num_queries} queries without gradients break {more} of the {len(unbroken)} that gradients "
-    f"with {num_starts} starts do not break, of {len(right)}{guess and f'; {guess}'}; up to "
+    f"with {len(after_starts)} starts do not break, of {len(right)}{guess and f'; {guess}'}; up to "
     f"{allowed} are not flagged"
   )
   return _at_most(allowed, "black box", more, len(right), measured)

@@ -95,8 +95,7 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   gauges = [np.zeros(0)]
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
     batch = slice(start, start + _IMAGES_AT_A_TIME)
-    delta = np.asarray(deltas[batch], np.float32)
-    clean = jnp.asarray(x[batch])
+    delta, clean = deltas[batch].astype(np.float32), jnp.asarray(x[batch])
     nearest = np.asarray(u.project(jnp.asarray(delta), clean))
     rounded = lengths(L2, delta - nearest) <= rounding
     delta = np.where(expand_like(rounded, delta), nearest, delta)
