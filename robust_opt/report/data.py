@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation import trust, verdict
+from robust_opt.evaluation import verdict
+from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.metrics import read_metrics
 from robust_opt.statistics import accuracy_interval
@@ -63,10 +64,8 @@ class Evaluation(NamedTuple):
   stored: verdict.StoredVerdict
   clean: Rate  # without any attack
   robust: Rate  # under all attacks
-  attacks: tuple[
-    Mapping[str, Any], ...
-  ]  # "after", "broke", "standing", "accuracy" of each, in order
-  checks: tuple[Mapping[str, Any], ...]  # of the trust report, as trust.Check; empty without one
+  attacks: tuple[Mapping[str, Any], ...]  # after, broke, standing, accuracy of each, in order
+  checks: tuple[Check, ...]  # of the trust report; empty without one
   after_rounding: float | None  # with the adversarial images rounded to 8 bits; None in old files
 
 
@@ -108,11 +107,10 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
 
 def short_names(paths: Sequence[Path]) -> list[str]:
   """The shortest ends of the paths that are all different."""
-  names: list[str] = []
-  for depth in range(1, 1 + max(len(path.parts) for path in paths)):
+  depth, names = 1, [path.name for path in paths]
+  while len(set(names)) < len(names):
+    depth += 1
     names = [str(Path(*path.parts[-depth:])) for path in paths]
-    if len(set(names)) == len(names):
-      break
   return names
 
 
@@ -178,9 +176,8 @@ def _evaluation(folder: Path) -> Evaluation:
   def convert(value: Mapping[str, Any]) -> Evaluation:
     total = len(stored.labels)
     robust = Rate(round(stored.robust_accuracy * total), total)
-    attacks = tuple(
-      _kept(row, "after", "broke", "standing", "accuracy") for row in value["attacks"]
-    )
+    keys = ("after", "broke", "standing", "accuracy")
+    attacks = tuple({key: row[key] for key in keys} for row in value["attacks"])
     if Rate(attacks[-1]["standing"], value["total"]) != robust:
       raise ValueError("its counts are not those of the verdict.npz beside it")
     return Evaluation(
@@ -189,15 +186,11 @@ def _evaluation(folder: Path) -> Evaluation:
       clean=Rate(attacks[0]["standing"], total),
       robust=robust,
       attacks=attacks,
-      checks=tuple(_kept(row, *trust.Check._fields) for row in value["trust"]),
+      checks=tuple(Check(**row) for row in value["trust"]),
       after_rounding=value.get("accuracy_after_rounding"),
     )
 
   return _parsed(folder / "summary.json", "the summary of an evaluation", convert)
-
-
-def _kept(row: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-  return {key: row[key] for key in keys}
 
 
 def _parsed(path: Path, kind: str, convert: Callable[[Mapping[str, Any]], Parsed]) -> Parsed:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
 from robust_opt.sets import BALLS
@@ -122,10 +123,10 @@ def headline(run: Run) -> Headline:
   return Headline(percent(clean.accuracy), percent(robust.accuracy), attack, sentence, warning)
 
 
-def _trust(checks: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _trust(checks: Sequence[Check]) -> tuple[str, str]:
   """A sentence that the trust report passes, and why not to trust an evaluation; one is empty."""
-  named = {passed: [c["name"] for c in checks if c["passed"] is passed] for passed in (False, None)}
-  failed, unclear = named.values()
+  failed = [check.name for check in checks if check.failed]
+  unclear = [check.name for check in checks if check.passed is None]
   if failed:
     return "", (
       f"{counted(len(failed), 'check')} of the trust report failed ({', '.join(failed)}): do not "

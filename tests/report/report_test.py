@@ -92,7 +92,7 @@ def test_an_evaluation(trained, run):
   assert evaluation.robust == data.Rate(int(np.sum(stored.verdict.broken_by == -1)), 60)
   assert evaluation.clean.correct == int(np.sum(stored.verdict.broken_by != 0))
   assert 0 < evaluation.robust.correct < evaluation.clean.correct
-  assert [check["passed"] for check in evaluation.checks] == [True, False, True, None]
+  assert [check.passed for check in evaluation.checks] == [True, False, True, None]
 
 
 def test_names_are_as_short_as_possible():
@@ -109,8 +109,8 @@ def test_a_run_that_is_named_twice_is_read_once(trained):
 
 def test_a_check_that_is_not_measurable_is_not_a_failure(run):
   def headline(*passed):
-    rows = tuple(check._asdict() for check in checks(*passed))
-    return words.headline(run._replace(evaluations=(run.evaluations[0]._replace(checks=rows),)))
+    evaluation = run.evaluations[0]._replace(checks=tuple(checks(*passed)))
+    return words.headline(run._replace(evaluations=(evaluation,)))
 
   assert headline(True, None, True).sentence.endswith(
     "2 of 3 checks of the trust report pass; not measurable on these images: check 1."
