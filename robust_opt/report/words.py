@@ -17,8 +17,7 @@ from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
 from robust_opt.sets import BALLS
-from robust_opt.statistics import accuracy_interval
-from robust_opt.tables import counted, norm_name
+from robust_opt.tables import Percent, counted, norm_name
 from robust_opt.training.overfitting import Overfitting, in_words
 
 _ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
@@ -175,15 +174,9 @@ def result_table(runs: Sequence[Run]) -> list[Row]:
   for title in dict.fromkeys(title for column in [*results, *evaluations] for title in column):
     cells = tuple(column.get(title) for column in columns)
     rates = [cell[0] for cell in cells if cell is not None]
-    rows.append(Row(title, cells, _mean(rates) if len(rates) == len(runs) else ""))
+    mean = Percent.of([rate.accuracy for rate in rates], min(rate.total for rate in rates))
+    rows.append(Row(title, cells, str(mean) if len(rates) == len(runs) else ""))
   return rows
-
-
-def _mean(rates: Sequence[Rate]) -> str:
-  """Over seeds, in percent."""
-  over_seeds = accuracy_interval([r.accuracy for r in rates], min(rate.total for rate in rates))
-  mean, low, high = (100 * float(value) for value in over_seeds)
-  return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def are_seeds(runs: Sequence[Run]) -> bool:
