@@ -253,7 +253,7 @@ def _plain(logits_fn: LogitsFn, x: np.ndarray) -> np.ndarray:
 def _low_precision(jaxpr: core.ClosedJaxpr) -> np.dtype:
   """The least precise floating-point dtype of any intermediate value."""
   equations = (equation for each in _closed_jaxprs(jaxpr) for equation in each.jaxpr.eqns)
-  types = {getattr(var.aval, "dtype", np.int32) for e in equations for var in e.outvars}
+  types: set[Any] = {getattr(var.aval, "dtype", np.int32) for e in equations for var in e.outvars}
   floating = (dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating))
   return max(floating, key=lambda dtype: float(jnp.finfo(dtype).eps), default=np.dtype(np.float32))
 

@@ -9,7 +9,7 @@ from scipy import stats
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network, probes
 from robust_opt.evaluation.autoattack import ROBUST, Verdict
-from robust_opt.evaluation.batches import plain_logits
+from robust_opt.evaluation.batches import MakeAttack, plain_logits
 from robust_opt.evaluation.inputs import are_probabilities
 from robust_opt.evaluation.probes import Probe
 from robust_opt.types import LogitsFn
@@ -199,7 +199,7 @@ def radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
 
 def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> Check:
   """More steps break more."""
-  attacks = {"1 (FGSM)": probes.fgsm_attack}
+  attacks: dict[str, MakeAttack] = {"1 (FGSM)": probes.fgsm_attack}
   attacks |= {str(fewer): probes.apgd_attack(fewer) for fewer in FEWER_STEPS if fewer < num_steps}
   counts = {name: len(probe.white_box(right, attack)) for name, attack in attacks.items()}
   counts[str(num_steps)] = len(once)
