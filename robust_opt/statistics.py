@@ -4,8 +4,8 @@
   tests = [paired_t(robust, baseline), paired_t(noisy, baseline)]        # paired by seed
   holm([test.p for test in tests])                                       # corrected p values
 
-An interval of an accuracy covers the draw of the seeds and of the test images. A test covers only
-the draw of the seeds, for these test images. Edge cases of the tests:
+An interval covers the draw of the seeds and of the test images, a test only that of the seeds. Edge
+cases of the tests:
 
 |  input                        |  result                                                  |
 |  n = 1                        |  half width, t and p are NaN; never significant          |
@@ -38,37 +38,27 @@ class Interval(NamedTuple):
 
 
 class PairedTest(NamedTuple):
-  """A paired t test of mean(a - b) = 0.
+  """A paired t test of mean(a - b) = 0."""
 
-  Attributes:
-    difference: mean of a - b over the pairs.
-    half_width: of its 95 % interval, Student's t over the pairs.
-    t: the statistic, of n - 1 degrees of freedom.
-    p: two-sided.
-    n: number of pairs.
-  """
-
-  difference: float
-  half_width: float
-  t: float
-  p: float
-  n: int
+  difference: float  # mean of a - b over the pairs
+  half_width: float  # of its 95 % interval, Student's t over the pairs
+  t: float  # the statistic, of n - 1 degrees of freedom
+  p: float  # two-sided
+  n: int  # number of pairs
 
 
 def accuracy_interval(values: ArrayLike, examples: ArrayLike) -> Interval:
-  r"""95 % interval of a mean accuracy, for the draw of the seeds and of the images they share.
+  """95 % interval of a mean accuracy, for the draw of the seeds and of the images they share.
 
   All p in [0, 1] with (m - p)^2 <= t^2 s^2 / S + z^2 p (1 - p) / M, where m and s are mean and
   standard deviation of S seeds' accuracies on M images, t and z the quantiles of Student's t
   (S - 1 degrees of freedom) and of the normal distribution. It is Wilson's score interval (1927)
   of the images, widened by the squared half width of the t interval of the seeds.
 
-  Half widths that add in quadrature cover at least as often as stated if both errors are normal
-  (Banerjee 1960, Sankhya 22): with G the distribution function of chi^2_1 and w the fraction of
-  the variance due to seeds, the coverage is E[G(w t^2 s^2 / sigma^2 + (1 - w) z^2)], and G is
-  concave, so that it is >= w E[G(t^2 s^2 / sigma^2)] + (1 - w) G(z^2) = 0.95. The images' term
-  assumes that all seeds are correct on the same images, and p (1 - p) is the largest variance of
-  values in [0, 1] with mean p: both make the interval wider, and the values may also be mean
+  Half widths that add in quadrature cover at least as often as stated if both errors are normal,
+  since the distribution function of chi^2_1 is concave (Banerjee 1960, Sankhya 22). The images'
+  term assumes that all seeds are correct on the same images, and p (1 - p) is the largest variance
+  of values in [0, 1] with mean p: both make the interval wider, and the values may also be mean
   confidences. With one seed it is Wilson's interval.
 
   Args:
@@ -117,12 +107,11 @@ def paired_t(a: ArrayLike, b: ArrayLike) -> PairedTest:
   mean, n = float(differences.mean()), len(differences)
   if n == 1:
     return PairedTest(mean, np.nan, np.nan, np.nan, n)
-  # Differences due to rounding count as 0.
-  rounding = 1e-12 * max(1.0, abs(mean))
+  rounding = 1e-12 * max(1.0, abs(mean))  # counts as 0
   if np.ptp(differences) <= rounding:
-    equal = abs(mean) <= rounding
-    t, p = (0.0, 1.0) if equal else (float(np.copysign(np.inf, mean)), 2.0 ** (1 - n))
-    return PairedTest(mean, 0.0, t, p, n)
+    if abs(mean) <= rounding:
+      return PairedTest(mean, 0.0, 0.0, 1.0, n)
+    return PairedTest(mean, 0.0, float(np.copysign(np.inf, mean)), 2.0 ** (1 - n), n)
   result = stats.ttest_1samp(differences, 0.0)
   half_width = float(stats.t.ppf(1 - ALPHA / 2, n - 1) * stats.sem(differences))
   return PairedTest(mean, half_width, float(result.statistic), float(result.pvalue), n)
@@ -151,8 +140,7 @@ def all_of(tests: Sequence[PairedTest]) -> PairedTest:
 def holm(p: ArrayLike) -> np.ndarray:
   """p values [n] with the correction of Holm (1979) for multiple tests; NaN is not counted."""
   corrected = np.array(p, np.float64)
-  tested = np.flatnonzero(~np.isnan(corrected))
-  order = tested[np.argsort(corrected[tested], kind="stable")]
+  order = np.argsort(corrected, kind="stable")[: np.sum(~np.isnan(corrected))]  # NaN comes last
   # The k-th smallest times the number of remaining tests, and at least the previous one.
   remaining = len(order) - np.arange(len(order))
   corrected[order] = np.minimum(1.0, np.maximum.accumulate(remaining * corrected[order]))

@@ -1,4 +1,4 @@
-"""Tables of a study as Markdown, CSV and JSON, from rows of plain values; no jax, no pandas.
+"""Tables of a study as Markdown, CSV and JSON, from rows of plain values.
 
 table = Table("Table 1", columns=["net", "clean"], rows=[{"net": "l2", "clean": cell}], notes=[])
 write(table, results / "table1")          # table1.md, table1.csv, table1.json
@@ -25,33 +25,23 @@ FAILED_NOTE = (
 
 
 class Percent(NamedTuple):
-  """An accuracy over seeds, for one cell: in Markdown '99.12 [98.90, 99.30]'.
+  """An accuracy over seeds, for one cell: in Markdown '99.12 [98.90, 99.30]'."""
 
-  Attributes:
-    mean: over the seeds that learned, in [0, 1]; NaN if all failed.
-    low, high: of the 95 % interval (`statistics.accuracy_interval`); NaN if all failed.
-    seeds: the value of every seed, failed ones included.
-    failed: which of them failed to learn.
-    examples: the number of images per value.
-  """
-
-  mean: float
-  low: float
+  mean: float  # over the seeds that learned, in [0, 1]; NaN if all failed
+  low: float  # of the 95 % interval (`statistics.accuracy_interval`); NaN if all failed
   high: float
-  seeds: tuple[float, ...]
-  failed: tuple[bool, ...]
-  examples: int
+  seeds: tuple[float, ...]  # the value of every seed, failed ones included
+  failed: tuple[bool, ...]  # which of them failed to learn
+  examples: int  # the number of images per value
 
   @classmethod
   def of(
     cls, values: ArrayLike, examples: int, learned: Sequence[bool] | np.ndarray | None = None
   ) -> "Percent":
-    """From the values of all seeds.
+    """From the values of all seeds [S] in [0, 1].
 
-    Args:
-      values: [S], in [0, 1].
-      examples: the number of images per value; the smallest if they differ.
-      learned: [S], False for a seed that failed to learn; None: all learned.
+    `examples` is the smallest number of images per value; `learned` [S] is False for a seed that
+    failed to learn, None if all learned.
     """
     array = np.asarray(values, np.float64)
     kept = np.ones(len(array), bool) if learned is None else np.asarray(learned, bool)
@@ -108,10 +98,8 @@ def interval_note(seeds: int) -> str:
   """The explanation of the Percents of a table, as the beginning of a note."""
   if seeds == 1:
     return "One seed [95 % interval for the draw of the test examples alone]."
-  return (
-    f"Mean of {counted(seeds, 'seed')} [95 % interval for the draw of the seeds and of the test "
-    "examples that they share]."
-  )
+  draw = "for the draw of the seeds and of the test examples that they share"
+  return f"Mean of {counted(seeds, 'seed')} [95 % interval {draw}]."
 
 
 class Table(NamedTuple):
@@ -132,29 +120,25 @@ def markdown(table: Table) -> str:
 
   lines = [f"**{table.title}**", "", line(table.columns), "|---" * len(table.columns) + "|"]
   lines += [line([row.get(column) for column in table.columns]) for row in table.rows]
-  for note in table.notes:
-    lines += ["", note]
-  return "\n".join(lines) + "\n"
+  return "\n".join([*lines, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
 def comma_separated(table: Table) -> str:
   """The table as CSV: an accuracy becomes its mean, its interval, and the value of every seed."""
   accuracies = {c for c in table.columns for row in table.rows if isinstance(row.get(c), Percent)}
+  parts = ("", ", low", ", high", ", by seed")
+  names = [c + part for c in table.columns for part in (parts if c in accuracies else parts[:1])]
   file = io.StringIO()
-  writer = csv.writer(file, lineterminator="\n")
-  parts = ("low", "high", "by seed")
-  names = [[c, *(f"{c}, {p}" for p in parts)] if c in accuracies else [c] for c in table.columns]
-  writer.writerow([name for group in names for name in group])
+  writer = csv.DictWriter(file, names, lineterminator="\n")
+  writer.writeheader()
   for row in table.rows:
-    cells: list[Any] = []
-    for column in table.columns:
-      cell = row.get(column)
+    cells: dict[str, Any] = {}
+    for c in table.columns:
+      cell = cells[c] = row.get(c)
       if isinstance(cell, Percent):
-        values = (cell.mean, cell.low, cell.high)
-        cells += ["" if math.isnan(value) else f"{100 * value:.4f}" for value in values]
-        cells.append(cell.by_seed())
-      else:
-        cells += [cell, None, None, None] if column in accuracies else [cell]
+        values = {c: cell.mean, f"{c}, low": cell.low, f"{c}, high": cell.high}
+        cells |= {n: "" if math.isnan(v) else f"{100 * v:.4f}" for n, v in values.items()}
+        cells[f"{c}, by seed"] = cell.by_seed()
     writer.writerow(cells)
   return file.getvalue()
 
@@ -164,19 +148,8 @@ def write(table: Table, stem: Path) -> None:
   for suffix, text in ((".md", markdown(table)), (".csv", comma_separated(table))):
     with atomic_write(stem.with_suffix(suffix)) as file:
       file.write(text.encode())
-  rows = [{column: _json(row.get(column)) for column in table.columns} for row in table.rows]
-  value = {"title": table.title, "rows": rows, "notes": list(table.notes)}
-  write_json(stem.with_suffix(".json"), json.loads(json.dumps(value)))
-
-
-def _json(cell: Any) -> Any:
-  """A value for strict JSON: numbers that are not finite become null."""
-  if isinstance(cell, Percent):
-    return {key: _json(value) for key, value in cell._asdict().items()}
-  if isinstance(cell, (tuple, list)):
-    return [_json(value) for value in cell]
-  if isinstance(cell, dict):
-    return {key: _json(value) for key, value in cell.items()}
-  if isinstance(cell, float) and not math.isfinite(cell):
-    return None
-  return cell
+  cells = [[(c, row.get(c)) for c in table.columns] for row in table.rows]
+  rows = [{c: v._asdict() if isinstance(v, Percent) else v for c, v in row} for row in cells]
+  value = json.dumps({"title": table.title, "rows": rows, "notes": list(table.notes)})
+  # Numbers that are not finite become null.
+  write_json(stem.with_suffix(".json"), json.loads(value, parse_constant=lambda _: None))

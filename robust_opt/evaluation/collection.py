@@ -7,8 +7,7 @@
 
 One ascent step in each norm from every test example that the network classifies correctly; the
 results that it misclassifies are kept, so that it scores exactly 0 on its own collection. Images
-stay float32: rounding to 8 bits would change or remove perturbations of a small radius (`rounded`
-makes the 8-bit version).
+stay float32: 8 bits would change or remove perturbations of a small radius (see `rounded`).
 """
 
 import dataclasses
@@ -41,23 +40,14 @@ Ascend = Callable[[Ball, np.ndarray, np.ndarray], np.ndarray]  # (u, x, y) -> de
 
 
 class Collection(NamedTuple):
-  """Adversarial examples of one network.
+  """Adversarial examples of one network."""
 
-  Attributes:
-    images: [M, *S], float32, in pixels of [0, 1] (beyond it where the set has no box).
-    labels: [M], int32, the true classes.
-    source_ids: [M], int32, the index of the clean example in the test set.
-    norms: [M], '<U4': linf, l2 or l1.
-    radii: [M], float64, in pixels.
-    net: SHA-256 of the network.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  source_ids: np.ndarray
-  norms: np.ndarray
-  radii: np.ndarray
-  net: str
+  images: np.ndarray  # [M, *S], float32, in pixels of [0, 1]; beyond it if the set has no box
+  labels: np.ndarray  # [M], int32, the true classes
+  source_ids: np.ndarray  # [M], int32, the index of the clean example in the test set
+  norms: np.ndarray  # [M], '<U4': linf, l2 or l1
+  radii: np.ndarray  # [M], float64, in pixels
+  net: str  # SHA-256 of the network
 
 
 def make_logits_of(
@@ -82,7 +72,7 @@ def make_ascend(
 ) -> Callable[[Params, ModelState, Ball, np.ndarray, np.ndarray], np.ndarray]:
   """(params, model_state, u, x [N, *S], y [N]) -> delta [N, *S] on the host.
 
-  Arguments as for `make_evaluate`, but make_attack takes a ball and must not start at random.
+  Arguments as for `make_evaluate`; the attack must not start at random.
   """
 
   @jax.jit
@@ -105,10 +95,10 @@ def in_batches(function: Callable[..., Array], batch_size: int, *arrays: np.ndar
   count = len(arrays[0])
   if count == 0:
     arrays = tuple(np.zeros((1, *a.shape[1:]), a.dtype) for a in arrays)
-  out = []
-  for start in range(0, max(count, 1), batch_size):
-    parts = [pad_to(a[start : start + batch_size], batch_size) for a in arrays]
-    out.append(function(*parts))  # dispatched without waiting for the previous batch
+  out = [  # dispatched without waiting for the previous batch
+    function(*(pad_to(a[start : start + batch_size], batch_size) for a in arrays))
+    for start in range(0, max(count, 1), batch_size)
+  ]
   return np.concatenate([np.asarray(o) for o in out])[:count]
 
 
@@ -123,10 +113,8 @@ def collect(
   """One ascent step from every correctly classified example in every norm; keeps the errors.
 
   Args:
-    logits_of: the network in evaluation mode.
-    ascend: (u, x, y) -> delta.
-    images: [N, *S], uint8 or float32 in [0, 1], of the test set.
-    labels: [N].
+    logits_of, ascend: the network in evaluation mode, and the step.
+    images, labels: [N, *S], uint8 or float32 in [0, 1], and [N], of the test set.
     balls: one per norm.
     net: SHA-256 of the network.
   """
@@ -178,11 +166,7 @@ def save(collection: Collection, path: Path) -> None:
 
 
 def load(path: Path) -> Collection:
-  """Reads a collection and checks its SHA-256.
-
-  Raises:
-    InputError: the file is absent, damaged, changed, or not a collection.
-  """
+  """Reads a collection; an InputError if it is absent, damaged, changed, or not a collection."""
   with read_sealed(path, "collection") as arrays:
     return Collection(net=str(arrays.pop("net")), **arrays)
 
@@ -190,9 +174,7 @@ def load(path: Path) -> Collection:
 def verify(
   collection: Collection, logits_of: LogitsOf, images: np.ndarray, labels: np.ndarray, net: str
 ) -> None:
-  """Checks a collection against its network and test set.
-
-  Arguments as for `collect`.
+  """Checks a collection against its network and test set; arguments as for `collect`.
 
   Raises:
     InputError: it belongs to another network or test set, a perturbation exceeds its radius by more
@@ -209,23 +191,19 @@ def verify(
   right = int(correct(logits_of, collection.images, collection.labels).sum())
   if right:
     raise InputError(
-      f"The net classifies {right} of the {len(collection.labels)} examples of its own "
-      f"collection correctly; it must be wrong on all of them."
+      f"The net classifies {right} of the {len(collection.labels)} examples of its own collection "
+      f"correctly; it must be wrong on all of them."
     )
 
 
 def _check_shapes(collection: Collection, images: np.ndarray) -> None:
   """InputError if the shapes are inconsistent or a source is not in the test set."""
   count = collection.images.shape[:1]
-  if collection.images.shape != count + images.shape[1:]:
-    raise InputError(
-      f"The collection holds images of shape {collection.images.shape[1:]}, but the test set "
-      f"{images.shape[1:]}."
-    )
-  for name in ("labels", "norms", "radii", "source_ids"):
-    shape = getattr(collection, name).shape
-    if shape != count:
-      raise InputError(f"The collection's {name} have the shape {shape}, but must have {count}.")
+  expected = dict.fromkeys(("labels", "norms", "radii", "source_ids"), count)
+  for name, shape in {"images": count + images.shape[1:], **expected}.items():
+    actual = getattr(collection, name).shape
+    if actual != shape:
+      raise InputError(f"The collection's {name} have the shape {actual}, but must have {shape}.")
   valid = (collection.source_ids >= 0) & (collection.source_ids < len(images))
   if not valid.all():
     raise InputError(
@@ -244,8 +222,7 @@ def _error(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _rounded_inward(x: np.ndarray, delta: np.ndarray) -> np.ndarray:
   """x + delta in float32, no pixel further from x than |delta|, so that no norm grows.
 
-  Near 1, rounding to float32 changes a pixel by up to 3e-8, which may exceed a relative 1e-6 of an
-  l_inf radius of 0.01, or of a larger l_2 radius.
+  Near 1, float32 rounds a pixel by up to 3e-8, more than 1e-6 of an l_inf radius of 0.01.
   """
   delta = delta.astype(np.float32)
   image = x + delta

@@ -3,9 +3,8 @@
   net = of_net(logits_fn, x)     # {"code": ..., "arrays": ..., "logits": ...}, JSON values
   same("logits", old["logits"], net["logits"])
 
-The code is the jaxpr of the logits and of their gradient: with other preprocessing or another
-custom gradient it is another network, even if the weights are the same. The jaxpr does not show
-what happens inside a callback (a bridge to PyTorch, for example); the clean logits do.
+The code is the jaxpr of the logits and of their gradient, which shows other preprocessing and other
+custom gradients. It does not show what a callback does (to PyTorch, for example); the logits do.
 """
 
 import hashlib
@@ -33,9 +32,7 @@ def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str
       function is traced. Unlike a trace, it depends neither on the backend nor on the JAX version.
 
   Returns:
-    code: SHA-256 of the definition or of the jaxpr.
-    arrays: SHA-256 of its arrays.
-    logits: of the first images, [n, C] as nested lists.
+    The SHA-256 of the code and of the arrays, and the logits [n, C] as nested lists.
   """
   images = x[:NUM_IMAGES]
   logits = plain_logits(logits_fn, images, len(images)).astype(np.float64)
@@ -44,18 +41,13 @@ def of_net(logits_fn: LogitsFn, x: np.ndarray, definition: str = "") -> dict[str
     code, arrays = definition, jax.tree.leaves(logits_fn)
   else:
     jaxpr = network.traced(lambda _, x: logits_fn(x), (), jnp.asarray(images))
-    code, arrays = network.code(jaxpr), list(network.constants(jaxpr))
+    code, arrays = network.code(jaxpr), network.constants(jaxpr)
   sha256 = hashlib.sha256(code.encode()).hexdigest()
   return {"code": sha256, "arrays": digest(arrays), "logits": rounded}
 
 
 def same(key: str, old: Any, new: Any) -> bool:
-  """Whether two values of an identity agree, logits up to rounding.
-
-  Args:
-    key: the name of the value; its last part, after a dot, is "logits" for logits.
-    old, new: JSON values.
-  """
+  """Whether two JSON values agree; up to rounding if the last part of the key is "logits"."""
   if key.rpartition(".")[2] != "logits" or np.shape(old) != np.shape(new):
     return bool(old == new)
   return network.compared(np.asarray(old, np.float32), np.asarray(new, np.float32))[0]

@@ -18,13 +18,11 @@ from robust_opt.evaluation import network
 from robust_opt.sets import Box, UncertaintySet
 from robust_opt.types import Array, LogitsFn
 
-UNIT_BOX: Box = (0.0, 1.0)
-
 
 def box_of(u: UncertaintySet) -> Box:
   """The box of the set, or [0, 1] if it has none: where the clean images must lie."""
   box: Box | None = getattr(u, "box", None)
-  return UNIT_BOX if box is None else box
+  return (0.0, 1.0) if box is None else box
 
 
 def check_set(u: UncertaintySet) -> UncertaintySet:
@@ -37,14 +35,10 @@ def check_set(u: UncertaintySet) -> UncertaintySet:
     raise InputError(f"u must be a set, as in ro.LInf(8 / 255, box=(0.0, 1.0)), but was {u!r}.")
   for name, radius in _radii(u):
     if np.ndim(radius):
-      raise InputError(
-        f"{name} must be one number for all examples, but was an array of the shape "
-        f"{np.shape(radius)}."
-      )
+      shape = np.shape(radius)
+      raise InputError(f"{name} must be one number for all examples, but has the shape {shape}.")
     if not 0 < radius < np.inf:
-      raise InputError(
-        f"{name} must be a finite number > 0, in pixels of [0, 1], but was {radius}."
-      )
+      raise InputError(f"{name} must be a finite number > 0, in pixels of [0, 1], not {radius}.")
   return jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else np.float32(leaf), u)
 
 
@@ -72,15 +66,15 @@ def check_examples(
   """x as float32 and y as int32, if they can be attacked.
 
   Args:
-    logits_fn, x, y, u, batch_size: as for `autoattack`. Images must lie in the box of u, or [0, 1].
+    logits_fn, x, y, u, batch_size: as for `autoattack`.
     allow_probabilities: whether the outputs may be probabilities.
     gradients: whether the network must be differentiable.
 
   Raises:
-    InputError: an empty data set; images that are not floating point or leave the box; labels that
-      are not classes of the net; logits that are NaN, not floating point, of one class, or of
-      another shape than [B, C]; outputs that are not an array, or are probabilities; a net whose
-      gradient cannot be traced; a batch size below 1.
+    InputError: an empty data set; images that are not floating point or leave the box of u, or
+      [0, 1]; labels that are not classes of the net; outputs that are not finite floating-point
+      logits [B, C] of at least 2 classes; a net whose gradient cannot be traced; a batch size
+      below 1.
   """
   if batch_size < 1:
     raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
@@ -107,9 +101,11 @@ def check_examples(
   return images, labels
 
 
-def sum_rounding(dtype: Any) -> float:
-  """The allowed deviation of a sum of probabilities from 1, for their rounding by eps / 2."""
-  return max(1e-3, float(jnp.finfo(dtype).eps))
+def are_probabilities(logits: np.ndarray) -> bool:
+  """Whether all outputs [N, C] are >= 0 and sum to 1, up to rounding by eps / 2."""
+  allowed = max(1e-3, float(jnp.finfo(logits.dtype).eps))
+  sums = logits.astype(np.float64).sum(axis=1)
+  return bool(np.all(logits >= 0) and np.all(np.abs(sums - 1) <= allowed))
 
 
 def _check_outputs(
@@ -127,7 +123,7 @@ def _check_outputs(
       f"of several outputs, return the logits alone."
     )
   logits = np.asarray(outputs)
-  dtype = precision.check_floating(logits, "The net's logits")
+  precision.check_floating(logits, "The net's logits")
   if logits.ndim != 2 or len(logits) != len(sample) or logits.shape[1] < 2:
     raise InputError(
       f"The net must return logits [{len(sample)}, C] of at least 2 classes for {len(sample)} "
@@ -140,9 +136,7 @@ def _check_outputs(
       f"Labels must lie in [0, {logits.shape[1]}), the classes of the net, but lie in "
       f"[{labels.min()}, {labels.max()}]."
     )
-  sums = logits.astype(np.float64).sum(axis=1)
-  probabilities = np.all(logits >= 0) and np.all(np.abs(sums - 1) <= sum_rounding(dtype))
-  if probabilities and not allow_probabilities:
+  if are_probabilities(logits) and not allow_probabilities:
     raise InputError(
       "The net must return logits, but its outputs are >= 0 and sum to 1, as probabilities do: "
       "the gradient of a confident net would be lost in the softmax."

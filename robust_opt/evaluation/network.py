@@ -5,14 +5,12 @@
   ...                                              # attack `net`
   network.check_unchanged(logits_fn, x, reference)
 
-`jax.jit` compiles a function once per function object. Weights that the function closes over become
-constants, and replacing them later has no effect on the compiled program. `as_argument` therefore
-identifies a network by what it computes now: its arrays are arguments, and everything else,
-constants included, is part of the compilation key.
+`jax.jit` compiles the weights that a function closes over as constants: replacing them later has no
+effect. `as_argument` therefore identifies a network by what it computes now: its arrays are
+arguments, and everything else, constants included, is part of the compilation key.
 """
 
 import dataclasses
-import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -23,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from robust_opt.arrays import digest
 from robust_opt.errors import InputError
 from robust_opt.types import Array, LogitsFn, PyTree
 
-# The number of images that a network is checked on.
-NUM_CHECKED = 16
+NUM_CHECKED = 16  # images that a network is checked on
 # Reordered float32 sums differ by about 1e-6 of the largest logit; noise, other weights and the
 # statistics of another batch make differences of 1e-2 and more.
 ROUNDING = 1e-4
@@ -44,11 +42,7 @@ RAND_HINT = (
 )
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["logits_fn", "key"],
-  meta_fields=["num_draws"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Randomized:
   """The mean probabilities of a random network, as log-probabilities.
@@ -69,36 +63,29 @@ class Randomized:
 
   logits_fn: Callable[[Array, Array], Array]
   key: Array
-  num_draws: int = 20
+  num_draws: int = dataclasses.field(default=20, metadata={"static": True})
 
   def __call__(self, x: Array, key: Array | None = None) -> Array:
     """Log-probabilities [B, C]."""
-    keys = jax.random.split(self.key if key is None else key, self.num_draws)
 
     def draw(key: Array) -> Array:
       # Each example as a batch of one: its noise must not depend on its index in the batch.
       logits = jax.vmap(lambda one: self.logits_fn(one[None], key)[0])(x)
       return jax.nn.log_softmax(logits)
 
+    keys = jax.random.split(self.key if key is None else key, self.num_draws)
     logs = jax.lax.map(draw, keys)
     return jax.nn.logsumexp(logs, axis=0) - jnp.log(self.num_draws).astype(logs.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Structure:
-  """Everything about a network except its arrays: static, compared by value.
+  """Everything about a network except its arrays: static, compared by value."""
 
-  Attributes:
-    treedef: of the network as a pytree; of a plain function, that of a leaf.
-    static: the leaves that are not arrays, None in place of each array.
-    fingerprint: of the traced computation and its constants.
-    low_precision: the least precise floating-point dtype that it computes in.
-  """
-
-  treedef: Any
-  static: tuple[Any, ...]
-  fingerprint: str
-  low_precision: np.dtype
+  treedef: Any  # of the network as a pytree; a plain function is a leaf
+  static: tuple[Any, ...]  # the leaves that are not arrays, None in place of each array
+  fingerprint: str = ""  # of the traced computation and its constants
+  low_precision: Any = np.float32  # the least precise dtype that it computes in
 
   def __call__(self, arrays: list[Array], *args: Array) -> Array:
     rest = iter(arrays)
@@ -123,14 +110,11 @@ def as_argument(logits_fn: LogitsFn, x: np.ndarray | Array) -> jax.tree_util.Par
   leaves, treedef = jax.tree.flatten(logits_fn)
   arrays = [leaf for leaf in leaves if _is_array(leaf)]
   static = tuple(None if _is_array(leaf) else _hashable(leaf) for leaf in leaves)
-  structure = _Structure(treedef, static, "", np.dtype(np.float32))
+  structure = _Structure(treedef, static)
   jaxpr = traced(structure, arrays, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
-  sha = hashlib.sha256((code(jaxpr) + callbacks(jaxpr)).encode())
-  for constant in constants(jaxpr):
-    sha.update(np.ascontiguousarray(constant).tobytes())
-  structure = dataclasses.replace(
-    structure, fingerprint=sha.hexdigest(), low_precision=_low_precision(jaxpr)
-  )
+  computation = code(jaxpr) + callbacks(jaxpr) + digest(constants(jaxpr))
+  fingerprint = hashlib.sha256(computation.encode()).hexdigest()
+  structure = _Structure(treedef, static, fingerprint, _low_precision(jaxpr))
   return jax.tree_util.Partial(structure, arrays)
 
 
@@ -162,14 +146,16 @@ def callbacks(jaxpr: core.ClosedJaxpr) -> str:
   return "".join(map(repr, called))
 
 
-def constants(jaxpr: core.ClosedJaxpr) -> Iterator[Array | np.ndarray]:
+def constants(jaxpr: core.ClosedJaxpr) -> list[Array | np.ndarray]:
   """The arrays within a traced computation, in order; keys as their data."""
+  arrays: list[Any] = []
   for each in _closed_jaxprs(jaxpr):
     inputs = (atom for equation in each.jaxpr.eqns for atom in equation.invars)
-    literals = (atom.val for atom in inputs if isinstance(atom, core.Literal))
-    for array in (*each.consts, *literals):
-      is_key = jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key)
-      yield jax.random.key_data(array) if is_key else array
+    arrays += each.consts
+    arrays += (atom.val for atom in inputs if isinstance(atom, core.Literal))
+  types = map(jnp.result_type, arrays)
+  is_key = [jnp.issubdtype(dtype, jax.dtypes.prng_key) for dtype in types]
+  return [jax.random.key_data(a) if key else a for a, key in zip(arrays, is_key)]
 
 
 def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndarray:
@@ -178,8 +164,7 @@ def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndar
   `net` is logits_fn after `as_argument`; x is [N, *S].
 
   Raises:
-    InputError: two calls of logits_fn give different logits, or the logits of the compiled network
-      differ from those of logits_fn.
+    InputError: two calls of logits_fn, or a plain and a compiled one, give different logits.
   """
   reference = _plain(logits_fn, x)
   same, difference = compared(reference, _plain(logits_fn, x))
@@ -190,10 +175,7 @@ def checked_logits(logits_fn: LogitsFn, net: LogitsFn, x: np.ndarray) -> np.ndar
 
 
 def check_compiled(net: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
-  """Raises an InputError if the logits of `as_argument`'s net differ from those of plain calls.
-
-  The reference [n, C], from `checked_logits`, is that of the first n of the images x [N, *S].
-  """
+  """InputError if the logits of `as_argument`'s net are not those of plain calls, [n, C]."""
   with jax.default_matmul_precision("highest"):
     logits = np.asarray(_compiled_logits(net, jnp.asarray(x[: len(reference)])))
   precision = getattr(getattr(net, "func", None), "low_precision", logits.dtype)
@@ -201,14 +183,14 @@ def check_compiled(net: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
   if not same:
     raise InputError(
       f"The network is not a pure function of the images: between a plain and a compiled call "
-      f"{difference}, so that compiled attacks would attack another network. jit freezes noise "
-      f"that is drawn in Python, state outside of the arguments, and the weights that a jitted "
-      f"function closed over at its first call: pass them as arguments. {RAND_HINT}"
+      f"{difference}. jit freezes noise that is drawn in Python, state outside of the arguments, "
+      f"and the weights that a jitted function closed over at its first call: pass them as "
+      f"arguments. {RAND_HINT}"
     )
 
 
 def check_unchanged(logits_fn: LogitsFn, x: np.ndarray, reference: np.ndarray) -> None:
-  """Raises an InputError if the network no longer gives the logits of `checked_logits`."""
+  """InputError if the network no longer gives the logits of `checked_logits`."""
   same, difference = compared(reference, _plain(logits_fn, x))
   if not same:
     raise InputError(
@@ -221,11 +203,7 @@ def compared(a: np.ndarray, b: np.ndarray, precision: Any = np.float32) -> tuple
   """Whether two arrays of logits [N, C] agree up to rounding, and how they differ.
 
   A constant added to all logits of an example is ignored, and logits more than 50 below the largest
-  of their example count as 50 below it.
-
-  Args:
-    a, b: logits of any floating-point dtype.
-    precision: the least precise dtype that they were computed in.
+  of their example count as 50 below it; `precision` is the least dtype that they were computed in.
   """
   types = (a.dtype, b.dtype, np.dtype(precision))
   eps = max(float(jnp.finfo(dtype).eps) for dtype in types)
@@ -243,7 +221,7 @@ def compared(a: np.ndarray, b: np.ndarray, precision: Any = np.float32) -> tuple
 
 
 def check_differentiable(logits_fn: LogitsFn, x: np.ndarray) -> None:
-  """Raises an InputError if JAX cannot trace the gradient of the logits in x."""
+  """InputError if JAX cannot trace the gradient of the logits in x."""
   try:
     example = jax.ShapeDtypeStruct(x.shape, x.dtype)
     jax.eval_shape(jax.grad(lambda x: jnp.sum(logits_fn(x))), example)
@@ -274,14 +252,10 @@ def _plain(logits_fn: LogitsFn, x: np.ndarray) -> np.ndarray:
 
 def _low_precision(jaxpr: core.ClosedJaxpr) -> np.dtype:
   """The least precise floating-point dtype of any intermediate value."""
-  types = {
-    var.aval.dtype
-    for each in _closed_jaxprs(jaxpr)
-    for equation in each.jaxpr.eqns
-    for var in equation.outvars
-    if jnp.issubdtype(getattr(var.aval, "dtype", np.int32), jnp.floating)
-  }
-  return max(types, key=lambda dtype: float(jnp.finfo(dtype).eps), default=np.dtype(np.float32))
+  equations = (equation for each in _closed_jaxprs(jaxpr) for equation in each.jaxpr.eqns)
+  types: set[Any] = {getattr(var.aval, "dtype", np.int32) for e in equations for var in e.outvars}
+  floating = (dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating))
+  return max(floating, key=lambda dtype: float(jnp.finfo(dtype).eps), default=np.dtype(np.float32))
 
 
 def _closed_jaxprs(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Iterator[core.ClosedJaxpr]:

@@ -1,9 +1,7 @@
 """Measurements behind the checks of evaluation/trust.py: logits, gradients, counts after attacks.
 
   probe = Probe(net, x, y, ro.LInf(0.3, box=(0.0, 1.0)), seed=0, size=100)
-  correct = np.flatnonzero(probe.predictions() == y)      # ids of examples: indices into x
-  robust = probe.white_box(correct, apgd_attack(40))      # those that remain correct
-  robust = probe.robust(correct, noise_attack)
+  robust = probe.white_box(ids, apgd_attack(40))      # the ids (indices into x) that remain correct
 
 The set, the loss and the random numbers are traced: an attack is compiled once for all nets of one
 architecture.
@@ -13,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,7 @@ from robust_opt.arrays import where_examples
 from robust_opt.attacks import white_box
 from robust_opt.attacks.square import square
 from robust_opt.attacks.types import AttackResult, LogitsAttack
-from robust_opt.evaluation.batches import MakeAttack, predictions, run_attack
+from robust_opt.evaluation.batches import MakeAttack, run_attack
 from robust_opt.evaluation.inputs import box_of, check_set
 from robust_opt.maximizers import steepest
 from robust_opt.maximizers.apgd import apgd
@@ -38,58 +36,34 @@ _LOSSES = (losses.cross_entropy, losses.dlr)
 
 
 class Probe(NamedTuple):
-  """A net, the examples it is attacked on, and the set it is attacked in.
+  """A net, the examples it is attacked on, and the set it is attacked in."""
 
-  Attributes:
-    net: x [B, *S] -> logits [B, C], a Partial.
-    x: [N, *S], float32 in [0, 1].
-    y: [N], int32.
-    u: the ball, with a finite box.
-    seed: of all random numbers.
-    size: the size of all batches.
-    channel_axis: of one example, or None.
-  """
-
-  net: LogitsFn
-  x: np.ndarray
-  y: np.ndarray
-  u: Ball
-  seed: int
-  size: int
-  channel_axis: int | None = None
-
-  @property
-  def diameter(self) -> float:
-    """The diameter of the box: a ball of this radius around any image contains all images."""
-    low, high = box_of(self.u)
-    return float(lengths(self.u, np.full((1, self.x[0].size), high - low))[0])
-
-  def predictions(self) -> np.ndarray:
-    """The class of every image, [N]."""
-    return predictions(self.net, self.x, self.size)
+  net: LogitsFn  # a Partial
+  x: np.ndarray  # [N, *S], float32 in [0, 1]
+  y: np.ndarray  # [N], int32
+  u: Ball  # with a finite box
+  seed: int  # of all random numbers
+  size: int  # of all batches
+  channel_axis: int | None = None  # of one example
 
   def num_flat(self, ids: np.ndarray) -> int:
     """The number of ids at which the gradient of the cross-entropy is exactly 0."""
-    return sum(
-      int(np.sum(_is_flat(self.net, self.x[whole], self.y[whole])[:count]))
-      for whole, count in self._batches(ids)
-    )
+    return int(np.sum(self._mask(ids, lambda _, x, y: _is_flat(self.net, x, y))))
 
   def sweep(
     self, ids: np.ndarray, make: MakeAttack, factors: Iterable[float]
   ) -> dict[float, np.ndarray]:
     """Radius -> ids that remain correct, for factors of the radius and the diameter of the box.
 
-    All radii use the same random numbers.
+    A ball of that diameter around any image contains all images.
     """
+    low, high = box_of(self.u)
+    diameter = float(lengths(self.u, np.full((1, self.x[0].size), high - low))[0])
     radius = float(self.u.radius)
-    largest = max(radius, self.diameter)
+    largest = max(radius, diameter)
     radii = {largest} | {min(factor * radius, largest) for factor in factors}
-
-    return {
-      radius: self._replace(u=dataclasses.replace(self.u, radius=radius)).white_box(ids, make)
-      for radius in sorted(radii)
-    }
+    balls = {radius: dataclasses.replace(self.u, radius=radius) for radius in sorted(radii)}
+    return {radius: self._replace(u=u).white_box(ids, make) for radius, u in balls.items()}
 
   def white_box(self, ids: np.ndarray, make: MakeAttack, run: int = 0) -> np.ndarray:
     """The ids that remain correct after an ascent of each loss."""
@@ -100,26 +74,24 @@ class Probe(NamedTuple):
   def robust(self, ids: np.ndarray, make: MakeAttack, run: int = 0, loss: int = 0) -> np.ndarray:
     """The ids that remain correct after an attack; its random numbers depend on run and loss."""
     key = jax.random.fold_in(jax.random.key(self.seed), len(_LOSSES) * run + loss)
-    axis, net, u = self.channel_axis, self.net, check_set(self.u)
-    robust = [np.zeros(0, bool)]
-    for whole, count in self._batches(ids):
-      arrays = whole.astype(np.int32), self.x[whole], self.y[whole]
-      result = run_attack(make, axis, net, u, np.int32(loss), key, *arrays)
-      robust.append(~np.asarray(result.fooled)[:count])
-    return ids[np.concatenate(robust)]
+    common = make, self.channel_axis, self.net, check_set(self.u), np.int32(loss), key
+    return ids[~self._mask(ids, lambda *batch: run_attack(*common, *batch).fooled)]
 
-  def _batches(self, ids: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Batches of ids of one size, the last padded by repetition, with their unpadded lengths."""
-    parts = [ids[i : i + self.size] for i in range(0, len(ids), self.size)]
-    return [(np.resize(part, self.size), len(part)) for part in parts]
+  def _mask(self, ids: np.ndarray, function: Callable[..., Array]) -> np.ndarray:
+    """function(ids, x, y) [B] bool of all ids, in batches of one size."""
+    masks = [np.zeros(0, bool)]
+    for start in range(0, len(ids), self.size):
+      part = ids[start : start + self.size]
+      padded = np.resize(part, self.size).astype(np.int32)
+      masks.append(np.asarray(function(padded, self.x[padded], self.y[padded]))[: len(part)])
+    return np.concatenate(masks)
 
 
 @functools.cache
 def apgd_attack(num_steps: int) -> MakeAttack:
   """The white-box attack."""
 
-  def make(u: Ball, loss: Array, channel_axis: int | None) -> LogitsAttack:
-    del channel_axis
+  def make(u: Ball, loss: Array, _: int | None) -> LogitsAttack:
     return white_box.ascent(apgd(u, num_steps, keep_best=True), _loss(loss))
 
   return make
@@ -129,22 +101,19 @@ def apgd_attack(num_steps: int) -> MakeAttack:
 def square_attack(num_queries: int) -> MakeAttack:
   """The black-box attack, which ignores the loss."""
 
-  def make(u: Ball, loss: Array, channel_axis: int | None) -> LogitsAttack:
-    del loss
+  def make(u: Ball, _: Array, channel_axis: int | None) -> LogitsAttack:
     return square(u, num_queries, channel_axis=channel_axis)
 
   return make
 
 
-def fgsm_attack(u: Ball, loss: Array, channel_axis: int | None) -> LogitsAttack:
+def fgsm_attack(u: Ball, loss: Array, _: int | None) -> LogitsAttack:
   """One step from the clean image."""
-  del channel_axis
   return white_box.ascent(steepest(u), _loss(loss))
 
 
-def noise_attack(u: Ball, loss: Array, channel_axis: int | None) -> LogitsAttack:
+def noise_attack(u: Ball, *_: Any) -> LogitsAttack:
   """The furthest points of the set in random directions."""
-  del loss, channel_axis
 
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     def draw(result: AttackResult, number: Array) -> tuple[AttackResult, None]:

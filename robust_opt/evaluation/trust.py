@@ -12,16 +12,6 @@ than noise and than a search without them (Athalye, Carlini and Wagner 2018, arX
 section 3.1; Carlini et al. 2019, arXiv 1902.06705, section 5). A failed check names the most
 likely fault. Passing all of them does not prove robustness, only that none of these faults was
 found. A check that these images cannot decide is "not measurable": it neither passes nor fails.
-
-|  fault of the net or its use                      |  checks that detect it                   |
-|  other units, preprocessing, order of labels      |  clean accuracy                          |
-|  the same prediction for all images               |  clean accuracy, unbounded radius        |
-|  probabilities for logits                         |  logits                                  |
-|  random outputs                                   |  repeatable                              |
-|  batch norm in training mode                      |  batches                                 |
-|  saturated cross-entropy, quantized input         |  gradients, unbounded radius             |
-|  misleading gradients                             |  black box, noise, restarts, radii       |
-|  an attack that does not increase the loss        |  steps, noise, unbounded radius          |
 """
 
 from collections.abc import Callable
@@ -32,7 +22,7 @@ from robust_opt import layout
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network, trust_checks
 from robust_opt.evaluation.autoattack import Verdict
-from robust_opt.evaluation.batches import plain_logits
+from robust_opt.evaluation.batches import plain_logits, predictions
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.probes import Probe, apgd_attack
 from robust_opt.evaluation.trust_checks import Check
@@ -42,7 +32,6 @@ from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
 NUM_RESTARTS = 5
-# The parts of a report, in order.
 PARTS = ("the net", "attacks at other radii", "restarts, steps and noise", "black box")
 
 
@@ -64,12 +53,10 @@ def report(
   """Runs all checks on a sample of the examples; the same seed gives the same report.
 
   The white-box attack is APGD on the cross-entropy, then on the DLR loss where that failed; the
-  black-box attack is Square. All radii share one compilation. If the net classifies no example
-  correctly, the checks of attacks are not measurable.
+  black-box attack is Square.
 
-  A random net is detected if two calls of logits_fn differ, as for noise drawn in Python or by a
-  callback. Noise from a fixed key, or frozen by the caller's jit, counts as part of a deterministic
-  net, as in the attacks.
+  A net is random if two calls of logits_fn differ. Noise from a fixed key, or frozen by the
+  caller's jit, counts as part of a deterministic net, as in the attacks.
 
   Args:
     logits_fn, x, y: as for `robust_opt.autoattack`; a few hundred examples are enough. The net must
@@ -81,9 +68,8 @@ def report(
     num_queries: of the black-box attack, >= 1.
     channel_axis: of one example, for the black-box attack; as for `robust_opt.autoattack`.
     examples: the size of the sample, >= 1, drawn by the seed; None: all N.
-    verdict: of the evaluation of these N examples. It is used if its last attack was Square, after
-      others: restarts are then compared with its robust images, and the black-box check counts the
-      successes of Square on all N examples instead of running it on the sample.
+    verdict: of the evaluation of these N examples, used if its last attack was Square, after
+      others: for the check of restarts, and in place of the black-box attack.
     progress: called before each of PARTS.
 
   Raises:
@@ -104,14 +90,12 @@ def report(
     )
   if verdict is not None and not (verdict.names[1:-1] and verdict.names[-1] == "square"):
     verdict = None
-  ids = np.arange(len(x))
-  if examples is not None and examples < len(x):
-    # Random, since a data set may be sorted by class.
-    ids = np.sort(np.random.default_rng(seed).permutation(len(x))[:examples])
+  # Random, since a data set may be sorted by class.
+  ids = np.sort(np.random.default_rng(seed).permutation(len(x))[:examples])
   x, y = x[ids], y[ids]
   probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
   progress(PARTS[0])
-  prediction = probe.predictions()
+  prediction = predictions(probe.net, x, probe.size)
   if verdict is not None:
     trust_checks.check_verdict(verdict, prediction, ids)
   right = np.flatnonzero(prediction == y)
@@ -133,9 +117,8 @@ def report(
   progress(PARTS[3])
   if verdict is not None:
     return [*checks, trust_checks.black_box_of_verdict(verdict)]
-  left, guess = after_starts[-1], layout.describe_guess(channel_axis, x.shape[1:])
-  black_box = trust_checks.black_box(probe, right, left, NUM_RESTARTS, num_queries, guess)
-  return [*checks, black_box]
+  guess = layout.describe_guess(channel_axis, x.shape[1:])
+  return [*checks, trust_checks.black_box(probe, right, after_starts, num_queries, guess)]
 
 
 def _clean_checks(

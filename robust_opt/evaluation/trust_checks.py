@@ -1,4 +1,4 @@
-"""The individual checks of a trust report (trust.py) and their thresholds."""
+"""The individual checks of a trust report (trust.py), their thresholds and what a failure means."""
 
 import math
 from typing import NamedTuple
@@ -7,27 +7,19 @@ import numpy as np
 from scipy import stats
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation import network
+from robust_opt.evaluation import network, probes
 from robust_opt.evaluation.autoattack import ROBUST, Verdict
-from robust_opt.evaluation.batches import plain_logits
-from robust_opt.evaluation.inputs import sum_rounding
-from robust_opt.evaluation.probes import (
-  Probe,
-  apgd_attack,
-  fgsm_attack,
-  noise_attack,
-  num_draws,
-  square_attack,
-)
+from robust_opt.evaluation.batches import MakeAttack, plain_logits
+from robust_opt.evaluation.inputs import are_probabilities
+from robust_opt.evaluation.probes import Probe
 from robust_opt.types import LogitsFn
 
 FEWER_STEPS = (5, 20)  # besides one and num_steps
 
-# Of the images. A trained net has almost no gradient of exactly 0: in float32 it is nonzero up to
-# margins of about 80.
+# Of the images: a trained net's gradient, in float32, is nonzero up to margins of about 80.
 FLAT = 0.1
-# Of the images. At the diameter of the box any image is allowed, so the true count is 0, without
-# sampling noise; at a few examples all units may be dead, and a single ascent is stuck.
+# Of the images: at the diameter of the box the true count is 0, but where all units are dead a
+# single ascent is stuck.
 UNBOUNDED = 0.01
 # How often a sound attack fails by chance, per correct image, where another attack, in a smaller
 # set, with fewer steps, from a fifth start or without gradients, succeeds. Measured on the 360 test
@@ -38,35 +30,52 @@ MISSES = 0.003
 # The same for Square, or five more starts, after the standard ensemble. On the same pairs Square
 # breaks 1 of 9,744, and five more starts (21 of the pairs) 2 of 7,238.
 ENSEMBLE_MISSES = 0.0005
-# AutoAttack warns if Square breaks this fraction of all images after the other attacks
-# (`check_square_sr` in its checks.py).
+# AutoAttack's `check_square_sr` warns if Square breaks this fraction after the other attacks.
 FLAGGED = 0.002
 # The fraction of images whose prediction may depend on rounding in another batch size.
 TIES = 0.01
-# Counts are compared to this quantile of the binomial: a healthy net fails a check by chance on one
-# data set in a thousand, independently of its size.
+# Quantile of the binomial that counts are compared to: a healthy net fails a check by chance on one
+# data set in a thousand, whatever its size.
 CONFIDENCE = 0.999
-# Permutations in the check of clean accuracy.
-NUM_SHUFFLES = 10_000
-# A healthy net classifies at least this fraction of the images outside of its most frequent class
-# correctly. An accuracy that could be chance fails only if it is too low for that.
+NUM_SHUFFLES = 10_000  # in the check of clean accuracy
+# A healthy net is right on this fraction of the images outside of its most frequent class: an
+# accuracy that could be chance fails only if it is too low for that.
 RECALL = 0.7
+
+MEANINGS = {
+  "clean accuracy": "The net does not get the images that it was trained on: other units or "
+  "preprocessing, another order of the labels, or no training; or its prediction is the same for "
+  "all images.",
+  "logits": "The outputs are probabilities: the softmax rounds the gradient of a confident "
+  "prediction to 0, and the attacks, which expect logits, are weaker than they seem.",
+  "repeatable": "The net is random, so that an attack on one output says little about the next: "
+  'attack the average over fresh draws, by `ro.Randomized` and the version "rand".',
+  "batches": "Logits depend on the other images of the batch, as with batch normalization in "
+  "training mode: the measurement is one of the batches, not of the net.",
+  "gradients": "The loss is flat, saturated in float32 or behind a step function such as rounding, "
+  "so that attacks that ascend it do not move and report robustness.",
+  "unbounded radius": "An adversary who may use any image breaks every net, so the gradient is "
+  "masked, or the attack is broken.",
+  "radii": "A larger set contains the smaller one, so the attack in the larger one has not "
+  "converged, or its gradients are misleading.",
+  "steps": "More steps do not increase the loss: gradients are useful for one step at most, as "
+  "with a masked loss, or the attack's step sizes do not fit.",
+  "restarts": "The loss surface is rugged and one start finds too little: the attack has not "
+  "converged, and the reported accuracy is too high.",
+  "noise": "Random directions do as well as gradients, so the gradients carry no information, or "
+  "the attack does not follow them.",
+  "black box": "A search without gradients finds what gradients miss: they are masked, and the "
+  "accuracy under white-box attacks is too high.",
+}
 
 
 class Check(NamedTuple):
-  """One property of a sound evaluation.
+  """One property of a sound evaluation."""
 
-  Attributes:
-    name: unique in a report.
-    passed: whether the property holds, up to sampling noise; None if these images cannot decide.
-    measured: the counts; if passed is None, the reason comes first.
-    meaning: what a failure means, one sentence.
-  """
-
-  name: str
-  passed: bool | None
-  measured: str
-  meaning: str
+  name: str  # unique in a report
+  passed: bool | None  # up to sampling noise; None if these images cannot decide
+  measured: str  # the counts; if passed is None, the reason comes first
+  meaning: str  # what a failure means, one sentence
 
   @property
   def failed(self) -> bool:
@@ -74,11 +83,18 @@ class Check(NamedTuple):
     return self.passed is not None and not self.passed
 
 
-def _check(name: str, holds: bool, measured: str, meaning: str, unclear: str = "") -> Check:
+def _check(name: str, holds: bool, measured: str, unclear: str = "") -> Check:
   """A check; a nonempty `unclear` is the reason why these images cannot decide it."""
   if unclear:
-    return Check(name, None, f"{unclear}: {measured}", meaning)
-  return Check(name, bool(holds), measured, meaning)
+    return Check(name, None, f"{unclear}: {measured}", MEANINGS[name])
+  return Check(name, bool(holds), measured, MEANINGS[name])
+
+
+def _at_most(
+  allowed: int, name: str, count: int, num_right: int, measured: str, unclear: str = ""
+) -> Check:
+  """The check that a count of correctly classified images does not exceed the allowed one."""
+  return _check(name, count <= allowed, measured, unclear or _too_few(num_right, allowed))
 
 
 def check_verdict(verdict: Verdict, prediction: np.ndarray, ids: np.ndarray) -> None:
@@ -105,52 +121,33 @@ def clean_accuracy(prediction: np.ndarray, y: np.ndarray, seed: int) -> Check:
   rng = np.random.default_rng(seed)
   shuffled = [weights @ (rng.permutation(prediction) == y) for _ in range(NUM_SHUFFLES)]
   by_chance = np.quantile(shuffled, CONFIDENCE, method="higher")
-  # A constant net scores by_chance exactly; the sums may differ in their order.
-  beyond = bool(weights @ right > by_chance + 1e-9)
+  beyond = bool(weights @ right > by_chance + 1e-9)  # a constant net scores by_chance, but rounded
   others = y != stats.mode(prediction).mode
   too_low = stats.binom.cdf(np.sum(right & others), np.sum(others), RECALL) < 1 - CONFIDENCE
-  unclear = ""
+  unclear = "" if beyond or too_low else "too few images of several classes"
+  measured = (
+    f"{np.sum(right)} of {len(y)} are classified correctly; the mean over {classes} classes is "
+    f"{weights @ right:.1%}, and up to {by_chance:.1%} can be chance"
+  )
   if classes == 1:
     unclear = "all images are of one class"
-  elif not beyond and not too_low:
-    unclear = "too few images of several classes"
-  return _check(
-    "clean accuracy",
-    beyond,
-    f"{np.sum(right)} of {len(y)} are classified correctly; the mean over {classes} classes is "
-    f"{weights @ right:.1%}, and up to {by_chance:.1%} can be chance",
-    "The net does not get the images that it was trained on: other units or preprocessing, another "
-    "order of the labels, or no training; or its prediction is the same for all images.",
-    unclear,
-  )
+  return _check("clean accuracy", beyond, measured, unclear)
 
 
 def are_logits(logits: np.ndarray) -> Check:
   """The outputs [N, C] are not probabilities."""
-  allowed = sum_rounding(logits.dtype)
-  logits = logits.astype(np.float64)
-  sums = np.abs(logits.sum(axis=1) - 1)
-  probabilities = bool(np.all(logits >= 0) and np.all(sums <= allowed))
-  return _check(
-    "logits",
-    not probabilities,
-    f"outputs in [{logits.min():.4g}, {logits.max():.4g}], whose sum is at most {sums.max():.2g} "
-    f"from 1",
-    "The outputs are probabilities: the softmax rounds the gradient of a confident prediction to "
-    "0, and the attacks, which expect logits, are weaker than they seem.",
+  furthest = np.abs(logits.astype(np.float64).sum(axis=1) - 1).max()
+  measured = (
+    f"outputs in [{logits.min():.4g}, {logits.max():.4g}], whose sum is at most {furthest:.2g} "
+    f"from 1"
   )
+  return _check("logits", not are_probabilities(logits), measured)
 
 
 def repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
   """Two calls on the same images give the same logits."""
   same, measured = network.compared(logits, again)
-  return _check(
-    "repeatable",
-    same,
-    f"the same images twice: {measured}",
-    "The net is random, so that an attack on one output says little about the next: attack the "
-    'average over fresh draws, by `ro.Randomized` and the version "rand".',
-  )
+  return _check("repeatable", same, f"the same images twice: {measured}")
 
 
 def batches(logits: np.ndarray, logits_fn: LogitsFn, probe: Probe) -> Check:
@@ -159,15 +156,9 @@ def batches(logits: np.ndarray, logits_fn: LogitsFn, probe: Probe) -> Check:
   # Another size too: if all examples form one batch, another order alone does not change it.
   other = max(1, size // 3) if size > 1 else 2
   shuffled = plain_logits(logits_fn, probe.x[order], other)
-  same, measured = network.compared(logits, shuffled[np.argsort(order)])
-  return _check(
-    "batches",
-    same,
-    f"in order, {size} at a time, and shuffled, {other} at a time: {measured}",
-    "Logits depend on the other images of the batch, as with batch normalization in training mode: "
-    "the measurement is one of the batches, not of the net.",
-    "there is only one image" if len(probe.x) == 1 else "",
-  )
+  same, difference = network.compared(logits, shuffled[np.argsort(order)])
+  measured = f"in order, {size} at a time, and shuffled, {other} at a time: {difference}"
+  return _check("batches", same, measured, "there is only one image" if len(probe.x) == 1 else "")
 
 
 # Attacks.
@@ -176,66 +167,51 @@ def batches(logits: np.ndarray, logits_fn: LogitsFn, probe: Probe) -> Check:
 def gradients(probe: Probe, right: np.ndarray) -> Check:
   """The gradient of the loss is seldom exactly 0."""
   flat, allowed = probe.num_flat(right), max(1, int(FLAT * len(right)))
-  return _check(
-    "gradients",
-    flat <= allowed,
+  measured = (
     f"the gradient of the cross-entropy is exactly 0 at {flat} of the {len(right)} images that are "
-    f"classified correctly; allowed are {allowed}",
-    "The loss is flat, saturated in float32 or behind a step function such as rounding, so that "
-    "attacks that ascend it do not move and report robustness.",
-    _too_few(len(right), allowed),
+    f"classified correctly; allowed are {allowed}"
   )
+  return _at_most(allowed, "gradients", flat, len(right), measured)
 
 
 def unbounded(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
   """If any image is allowed, almost none remains correct."""
   diameter, robust = max(sweep.items(), key=lambda item: item[0])
   allowed = max(1, int(UNBOUNDED * len(right)))
-  return _check(
-    "unbounded radius",
-    len(robust) <= allowed,
+  measured = (
     f"{len(robust)} of {len(right)} remain correct at the radius {diameter:.4g}, within which lie "
-    f"all images; allowed are {allowed}",
-    "An adversary who may use any image breaks every net, so the gradient is masked, or the attack "
-    "is broken.",
-    _too_few(len(right), allowed),
+    f"all images; allowed are {allowed}"
   )
+  return _at_most(allowed, "unbounded radius", len(robust), len(right), measured)
 
 
 def radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
   """Larger sets break more."""
-  counts = [len(right), *(len(robust) for _, robust in sorted(sweep.items()))]
-  points = [f"{radius:.4g}: {count}" for radius, count in zip([0.0, *sorted(sweep)], counts)]
-  allowed = _allowed(len(right), MISSES)
-  return _check(
-    "radii",
-    _rise(counts) <= allowed,
-    f"correct at radius {', '.join(points)}; the counts rise by {_rise(counts)}, and up to "
-    f"{allowed} can be chance",
-    "A larger set contains the smaller one, so the attack in the larger one has not converged, or "
-    "its gradients are misleading.",
-    _too_few(len(right), allowed),
+  counts = {0.0: len(right)} | {radius: len(sweep[radius]) for radius in sorted(sweep)}
+  points = ", ".join(f"{radius:.4g}: {count}" for radius, count in counts.items())
+  left = np.array(list(counts.values()))
+  rise, allowed = int(np.max(left - np.minimum.accumulate(left))), _allowed(len(right), MISSES)
+  measured = (
+    f"correct at radius {points}; the counts rise by {rise}, and up to {allowed} can be chance"
   )
+  return _at_most(allowed, "radii", rise, len(right), measured)
 
 
 def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> Check:
   """More steps break more."""
-  fewer = [steps for steps in FEWER_STEPS if steps < num_steps]
-  attacks = [fgsm_attack, *map(apgd_attack, fewer)]
-  counts = [*(len(probe.white_box(right, attack)) for attack in attacks), len(once)]
-  names = ["1 (FGSM)", *map(str, fewer), str(num_steps)]
-  points = [f"{name}: {count}" for name, count in zip(names, counts)]
+  attacks: dict[str, MakeAttack] = {"1 (FGSM)": probes.fgsm_attack}
+  attacks |= {str(fewer): probes.apgd_attack(fewer) for fewer in FEWER_STEPS if fewer < num_steps}
+  counts = {name: len(probe.white_box(right, attack)) for name, attack in attacks.items()}
+  counts[str(num_steps)] = len(once)
   # Only the last count is compared: over l_1, five steps of APGD break fewer images than FGSM.
-  rise, allowed = len(once) - min(counts), _allowed(len(right), MISSES)
-  return _check(
-    "steps",
-    rise <= allowed,
-    f"correct of {len(right)} after steps {', '.join(points)}; in the end {rise} more than at the "
-    f"minimum, and up to {allowed} can be chance",
-    "More steps do not increase the loss: gradients are useful for one step at most, as with a "
-    "masked loss, or the attack's step sizes do not fit.",
-    "the attack has only one step" if num_steps == 1 else _too_few(len(right), allowed),
+  rise, allowed = len(once) - min(counts.values()), _allowed(len(right), MISSES)
+  points = ", ".join(f"{name}: {count}" for name, count in counts.items())
+  measured = (
+    f"correct of {len(right)} after steps {points}; in the end {rise} more than at the minimum, "
+    f"and up to {allowed} can be chance"
   )
+  unclear = "the attack has only one step" if num_steps == 1 else ""
+  return _at_most(allowed, "steps", rise, len(right), measured, unclear)
 
 
 def restarts(
@@ -255,53 +231,41 @@ def restarts(
       f"{len(after_starts)} more starts break {more} of the {len(robust)} that the evaluation does "
       f"not break, of {len(right)}"
     )
-  return _check(
-    "restarts",
-    more <= allowed,
-    f"{measured}; up to {allowed} can be chance",
-    "The loss surface is rugged and one start finds too little: the attack has not converged, and "
-    "the reported accuracy is too high.",
-    _too_few(len(right), allowed),
-  )
+  measured += f"; up to {allowed} can be chance"
+  return _at_most(allowed, "restarts", more, len(right), measured)
 
 
 def noise(probe: Probe, right: np.ndarray, once: np.ndarray) -> Check:
   """Gradients break more than random directions."""
-  by_noise = len(right) - len(probe.robust(right, noise_attack))
+  by_noise = len(right) - len(probe.robust(right, probes.noise_attack))
   by_attack = len(right) - len(once)
   # If the attack breaks nearly everything, noise may too.
   few = _allowed(len(right), MISSES)
+  holds = by_noise < by_attack or by_noise <= few or len(once) <= few
+  draws = probes.num_draws(probe.x[0].size)
+  measured = (
+    f"of {len(right)}, noise on the boundary of the set ({draws} draws) breaks {by_noise}, the "
+    f"attack {by_attack}"
+  )
   unclear = _too_few(len(right), few)
   if max(by_noise, by_attack) <= few:
     unclear = unclear or f"neither breaks more than {few}, which can be chance"
-  return _check(
-    "noise",
-    by_noise < by_attack or by_noise <= few or len(once) <= few,
-    f"of {len(right)}, noise on the boundary of the set ({num_draws(probe.x[0].size)} draws) "
-    f"breaks {by_noise}, the attack {by_attack}",
-    "Random directions do as well as gradients, so the gradients carry no information, or the "
-    "attack does not follow them.",
-    unclear,
-  )
+  return _check("noise", holds, measured, unclear)
 
 
 def black_box(
-  probe: Probe,
-  right: np.ndarray,
-  unbroken: np.ndarray,
-  num_starts: int,
-  num_queries: int,
-  guess: str,
+  probe: Probe, right: np.ndarray, after_starts: list[np.ndarray], num_queries: int, guess: str
 ) -> Check:
   """Square finds little more than gradients on the sample; `guess` describes the channel axis."""
-  attack = square_attack(num_queries)
-  more = len(unbroken) - len(probe.robust(unbroken, attack))
+  unbroken = after_starts[-1]
+  more = len(unbroken) - len(probe.robust(unbroken, probes.square_attack(num_queries)))
   allowed = _allowed(len(right), MISSES)
   measured = (
     f"{num_queries} queries without gradients break {more} of the {len(unbroken)} that gradients "
-    f"with {num_starts} starts do not break, of {len(right)}{guess and f'; {guess}'}"
+    f"with {len(after_starts)} starts do not break, of {len(right)}{guess and f'; {guess}'}; up to "
+    f"{allowed} are not flagged"
   )
-  return _black_box_check(more, allowed, len(right), measured)
+  return _at_most(allowed, "black box", more, len(right), measured)
 
 
 def black_box_of_verdict(verdict: Verdict) -> Check:
@@ -312,20 +276,9 @@ def black_box_of_verdict(verdict: Verdict) -> Check:
   allowed = _allowed_after_ensemble(num_right, len(verdict.broken_by))
   measured = (
     f"in the evaluation Square breaks {more} of the {remaining} that gradients do not break, of "
-    f"{num_right}"
+    f"{num_right}; up to {allowed} are not flagged"
   )
-  return _black_box_check(more, allowed, num_right, measured)
-
-
-def _black_box_check(more: int, allowed: int, num_right: int, measured: str) -> Check:
-  return _check(
-    "black box",
-    more <= allowed,
-    f"{measured}; up to {allowed} are not flagged",
-    "A search without gradients finds what gradients miss: they are masked, and the accuracy under "
-    "white-box attacks is too high.",
-    _too_few(num_right, allowed),
-  )
+  return _at_most(allowed, "black box", more, num_right, measured)
 
 
 def _allowed_after_ensemble(num_right: int, num_examples: int) -> int:
@@ -344,8 +297,3 @@ def _too_few(num_right: int, allowed: int) -> str:
 def _allowed(count: int, rate: float) -> int:
   """The number of `count` independent events of this rate that chance can explain."""
   return int(stats.binom.ppf(CONFIDENCE, count, rate)) if count else 0
-
-
-def _rise(counts: list[int]) -> int:
-  """The largest rise above an earlier value of a sequence that should decrease, at least 0."""
-  return max(count - min(counts[: index + 1]) for index, count in enumerate(counts))

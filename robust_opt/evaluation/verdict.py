@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,32 +33,19 @@ _IMAGES_AT_A_TIME = 256
 
 
 class Claim(NamedTuple):
-  """The subject of a verdict.
+  """The subject of a verdict."""
 
-  Attributes:
-    set: the config of the uncertainty set, for `sets.build.build_set`.
-    version, seed: of the ensemble.
-    batch_size: of the ensemble and of the predictions.
-    source: of net and data, as flags of `robust_opt.evaluate`.
-    net_sha256: of the net's arrays; empty for a function without arrays.
-    data_sha256: of images and labels.
-    device: the hardware and the version of JAX.
-    set_sha256: of `set`, the contents of its files included; empty in older files.
-    precision: of float32 products in the predictions, `robust_opt.precision.PRODUCTS`.
-    search_precision: of those in the attacks.
-  """
-
-  set: dict[str, Any]
-  version: str
-  seed: int
-  batch_size: int
-  source: dict[str, Any]
-  net_sha256: str
-  data_sha256: str
-  device: str
-  set_sha256: str = ""
-  precision: str = "float32"
-  search_precision: str = "float32"
+  set: dict[str, Any]  # the config of the uncertainty set, for `sets.build.build_set`
+  version: str  # of the ensemble
+  seed: int  # of the ensemble
+  batch_size: int  # of the ensemble and of the predictions
+  source: dict[str, Any]  # of net and data, as flags of `robust_opt.evaluate`
+  net_sha256: str  # of the net's arrays; empty for a function without arrays
+  data_sha256: str  # of images and labels
+  device: str  # the hardware and the version of JAX
+  set_sha256: str = ""  # of `set`, the contents of its files included; empty in older files
+  precision: str = "float32"  # of products in the predictions, `robust_opt.precision.PRODUCTS`
+  search_precision: str = "float32"  # of those in the attacks
 
   @property
   def u(self) -> UncertaintySet:
@@ -68,7 +55,7 @@ class Claim(NamedTuple):
   @property
   def norm(self) -> str:
     """The norm of a ball, as in BALLS; the class of any other set."""
-    return set_name(self.u)
+    return self.u.name if isinstance(self.u, Ball) else type(self.u).__name__
 
   @property
   def radius(self) -> float:
@@ -84,28 +71,14 @@ class Claim(NamedTuple):
 
 
 class StoredVerdict(NamedTuple):
-  """The contents of a verdict file.
+  """The contents of a verdict file."""
 
-  Attributes:
-    claim: the subject of the verdict.
-    verdict: prediction and broken_by [N]; images [K, *S] of the K examples that an attack broke.
-    labels: [N].
-    broken_ids: [K], the indices of those examples.
-    norms: [K], the norms of their perturbations in a ball, their gauges in any other set.
-    robust_accuracy: the fraction of robust examples.
-  """
-
-  claim: Claim
-  verdict: Verdict
-  labels: np.ndarray
-  broken_ids: np.ndarray
-  norms: np.ndarray
-  robust_accuracy: float
-
-
-def set_name(u: UncertaintySet) -> str:
-  """The name of a set in files and messages: the norm of a ball, the class of any other set."""
-  return u.name if isinstance(u, Ball) else type(u).__name__
+  claim: Claim  # the subject of the verdict
+  verdict: Verdict  # its images are those of the K examples that an attack broke, [K, *S]
+  labels: np.ndarray  # [N]
+  broken_ids: np.ndarray  # [K], the indices of those examples
+  norms: np.ndarray  # [K], of their perturbations in a ball; their gauges in any other set
+  robust_accuracy: float  # the fraction of robust examples
 
 
 def ball_config(norm: str, radius: float) -> dict[str, Any]:
@@ -126,8 +99,7 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   gauges = [np.zeros(0)]
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
     batch = slice(start, start + _IMAGES_AT_A_TIME)
-    delta = np.asarray(deltas[batch], np.float32)
-    clean = jnp.asarray(x[batch])
+    delta, clean = deltas[batch].astype(np.float32), jnp.asarray(x[batch])
     nearest = np.asarray(u.project(jnp.asarray(delta), clean))
     rounded = lengths(L2, delta - nearest) <= rounding
     delta = np.where(expand_like(rounded, delta), nearest, delta)
@@ -171,27 +143,13 @@ def load(path: Path) -> StoredVerdict:
     InputError: the file is absent, damaged, or not a verdict.
   """
   with read_sealed(path, "verdict") as arrays:
-    return StoredVerdict(
-      _claim(json.loads(str(arrays["claim"]))),
-      Verdict(
-        tuple(map(str, arrays["names"])),
-        arrays["prediction"],
-        arrays["broken_by"],
-        arrays["images"],
-      ),
-      arrays["labels"],
-      arrays["broken_ids"],
-      arrays["norms"],
-      float(arrays["robust_accuracy"]),
-    )
-
-
-def _claim(values: Mapping[str, Any]) -> Claim:
-  """A claim from a file; before version 0.2, files had the norm and radius of a ball in [0, 1]."""
-  fields = dict(values)
-  if "set" not in fields:
-    fields["set"] = ball_config(fields.pop("norm"), fields.pop("radius"))
-  return Claim(**fields)
+    claim = json.loads(str(arrays["claim"]))
+    if "set" not in claim:  # before version 0.2: the norm and the radius of a ball in [0, 1]
+      claim["set"] = ball_config(claim.pop("norm"), claim.pop("radius"))
+    names = tuple(map(str, arrays["names"]))
+    outcome = Verdict(names, arrays["prediction"], arrays["broken_by"], arrays["images"])
+    rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
+    return StoredVerdict(Claim(**claim), outcome, *rest, float(arrays["robust_accuracy"]))
 
 
 def verify(
@@ -203,10 +161,9 @@ def verify(
   net's arrays.
   """
   claim = stored.claim
-  problems = _shape_problems(stored, x)
+  problems = list(_shape_problems(stored, x))  # all other checks rely on shapes and dtypes
   if problems:
     return problems
-
   same_set = claim.set_sha256 in ("", config_sha256(claim.set))
   checks = {
     "It was made on other images or labels.": claim.data_sha256 == data_sha256(x, y),
@@ -215,106 +172,93 @@ def verify(
     "Its labels are not those of the data set.": np.array_equal(stored.labels, y),
   }
   problems = [problem for problem, holds in checks.items() if not holds]
-  problems += _image_problems(stored, x)
-  problems += _prediction_problems(stored, logits_fn, x, y)
-  return problems
+  return [*problems, *_image_problems(stored, x), *_prediction_problems(stored, logits_fn, x, y)]
 
 
-def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> list[str]:
-  """Shapes and dtypes, which all other checks rely on."""
-  verdict = stored.verdict
-  if verdict.broken_by.shape != x.shape[:1] or verdict.images.shape[1:] != x.shape[1:]:
-    return [
+def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
+  verdict, all_of, broken = stored.verdict, x.shape[:1], (stored.broken_ids.size,)
+  if verdict.broken_by.shape != all_of or verdict.images.shape[1:] != x.shape[1:]:
+    yield (
       f"It covers {verdict.broken_by.size} examples of shape {verdict.images.shape[1:]}, but the "
       f"data set has {len(x)} of shape {x.shape[1:]}."
-    ]
-  broken = (stored.broken_ids.size,)
+    )
+    return
   expected = {
-    "predictions": (verdict.prediction, x.shape[:1], np.integer),
-    "attacks": (verdict.broken_by, x.shape[:1], np.integer),
-    "labels": (stored.labels, x.shape[:1], np.integer),
+    "predictions": (verdict.prediction, all_of, np.integer),
+    "attacks": (verdict.broken_by, all_of, np.integer),
+    "labels": (stored.labels, all_of, np.integer),
     "ids of broken examples": (stored.broken_ids, broken, np.integer),
     "norms": (stored.norms, broken, np.floating),
     "images": (verdict.images, verdict.images.shape, np.floating),
   }
-  problems = [
-    f"Its {name} have the shape {array.shape} and the type {array.dtype}, but must have {shape} "
-    f"and {kind.__name__}."
-    for name, (array, shape, kind) in expected.items()
-    if array.shape != shape or not np.issubdtype(array.dtype, kind)
-  ]
+  for name, (array, shape, kind) in expected.items():
+    if array.shape != shape or not np.issubdtype(array.dtype, kind):
+      yield (
+        f"Its {name} have the shape {array.shape} and the type {array.dtype}, but must have "
+        f"{shape} and {kind.__name__}."
+      )
   if not verdict.names:
-    problems.append("It names no attack.")
-  return problems
+    yield "It names no attack."
 
 
-def _image_problems(stored: StoredVerdict, x: np.ndarray) -> list[str]:
-  u, verdict = stored.claim.u, stored.verdict
-  broken = np.flatnonzero(verdict.broken_by > 0)
-  if not np.array_equal(stored.broken_ids, broken) or len(verdict.images) != len(broken):
-    return [
-      f"It states that {len(broken)} examples are broken, but holds {len(verdict.images)} images "
-      f"of {len(stored.broken_ids)} examples."
-    ]
-  problems, images = [], verdict.images
+def _image_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
+  u, images = stored.claim.u, stored.verdict.images
+  broken = np.flatnonzero(stored.verdict.broken_by > 0)
+  if not np.array_equal(stored.broken_ids, broken) or len(images) != len(broken):
+    yield (
+      f"It states that {len(broken)} examples are broken, but holds {len(images)} images of "
+      f"{len(stored.broken_ids)} examples."
+    )
+    return
   entries = tuple(range(1, images.ndim))
-  finite = np.isfinite(images).all(axis=entries)
-  if not finite.all():
-    problems.append(f"{np.sum(~finite)} of its images are not finite.")
+  infinite = np.sum(~np.isfinite(images).all(axis=entries))
+  if infinite:
+    yield f"{infinite} of its images are not finite."
   box = getattr(u, "box", None)
   if box is not None:
-    inside = ((images >= box[0]) & (images <= box[1])).all(axis=entries)
-    if not inside.all():
-      problems.append(f"{np.sum(~inside)} of its images leave [{box[0]:g}, {box[1]:g}].")
-  return problems + _size_problems(stored, images, x[broken])
-
-
-def _size_problems(stored: StoredVerdict, images: np.ndarray, x: np.ndarray) -> list[str]:
-  u, problems = stored.claim.u, []
-  actual = sizes(u, images, x)
+    outside = np.sum(~((images >= box[0]) & (images <= box[1])).all(axis=entries))
+    if outside:
+      yield f"{outside} of its images leave [{box[0]:g}, {box[1]:g}]."
   if isinstance(u, Ball):
     largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
   else:
     largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
-  if np.any(~(actual <= largest)):
+  actual = sizes(u, images, x[broken])
+  if not np.all(actual <= largest):
     worst = np.max(actual, initial=0.0)
-    problems.append(f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed.")
+    yield f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed."
   if not np.allclose(actual, stored.norms, rtol=rtol, atol=1e-12):
-    problems.append(f"The {what}s that it states are not those of its images.")
-  return problems
+    yield f"The {what}s that it states are not those of its images."
 
 
 def _prediction_problems(
   stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray
-) -> list[str]:
+) -> Iterator[str]:
   claim, verdict = stored.claim, stored.verdict
-  problems = []
   predict = functools.partial(
     predictions, logits_fn, batch_size=_batch_size(claim), precision=claim.precision
   )
   prediction = predict(x)
-  changed = int(np.sum(prediction != verdict.prediction))
+  changed = np.sum(prediction != verdict.prediction)
   if changed:
-    problems.append(f"The net classifies {changed} clean images differently than it states.")
+    yield f"The net classifies {changed} clean images differently than it states."
   known = (verdict.broken_by >= ROBUST) & (verdict.broken_by < len(verdict.names))
   if not known.all() or verdict.names[0] != CLEAN:
-    problems.append(f"{np.sum(~known)} examples are broken by an attack that it does not list.")
-  wrong = prediction != y
-  disagreements = int(np.sum((verdict.broken_by == 0) != wrong))
+    yield f"{np.sum(~known)} examples are broken by an attack that it does not list."
+  disagreements = np.sum((verdict.broken_by == 0) != (prediction != y))
   if disagreements:
-    problems.append(f"It misstates whether the net is right on {disagreements} clean images.")
+    yield f"It misstates whether the net is right on {disagreements} clean images."
   attacked = predict(verdict.images)
   labels = y[np.clip(stored.broken_ids, 0, len(y) - 1)]
-  right = int(np.sum(attacked == labels)) if len(attacked) == len(labels) else len(attacked)
+  right = np.sum(attacked == labels) if len(attacked) == len(labels) else len(attacked)
   if right:
-    problems.append(f"The net is right on {right} of its adversarial images.")
-  fraction = float(np.mean(verdict.broken_by == ROBUST))
+    yield f"The net is right on {right} of its adversarial images."
+  fraction = verdict.robust_accuracy
   if fraction != stored.robust_accuracy:
-    problems.append(
+    yield (
       f"It states a robust accuracy of {stored.robust_accuracy:.6f}, but its examples give "
       f"{fraction:.6f}."
     )
-  return problems
 
 
 def _batch_size(claim: Claim) -> int:

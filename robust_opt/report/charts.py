@@ -104,12 +104,9 @@ def _training_chart(runs: Sequence[Run], key: str) -> Chart | None:
 
 
 def confusion_chart(name: str, title: str, confusion: np.ndarray) -> Chart:
-  """A confusion matrix: counts, on colors by their share of the true class.
+  """A matrix [C, C] of counts, true class by predicted class, on colors by the share of the class.
 
-  Args:
-    name: identifier, unique on the page.
-    title: above it.
-    confusion: [C, C] counts, true class by predicted class.
+  `name` is an identifier, unique on the page.
   """
   totals = confusion.sum(axis=1, keepdims=True)
   shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
@@ -158,9 +155,7 @@ def _style(index: int) -> dict[str, Any]:
   }
 
 
-def _accuracies(
-  axis: Any, index: int, x: Sequence[float], rates: Sequence[Rate], **style: Any
-) -> None:
+def _accuracies(axis: Any, index: int, x: Any, rates: Sequence[Rate], **style: Any) -> None:
   """Accuracies in percent with their intervals."""
   accuracy = np.array([rate.accuracy for rate in rates])
   low, high = np.array([rate.interval for rate in rates]).T

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from robust_opt.errors import InputError
 from robust_opt.evaluation import verdict
+from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.metrics import read_metrics
 from robust_opt.statistics import accuracy_interval
@@ -39,20 +40,12 @@ class Rate(NamedTuple):
 
 
 class Result(NamedTuple):
-  """Test accuracy of a run, clean or under one attack.
+  """Test accuracy of a run, clean or under one attack."""
 
-  Attributes:
-    norm: of the ball, as in robust_opt.sets.BALLS; None for clean.
-    radius: of the ball; 0 for clean.
-    num_steps: of the attack; 0 for clean.
-    trained_on: whether the run was trained against this attack.
-    rate: how many test examples are classified correctly.
-  """
-
-  norm: str | None
-  radius: float
-  num_steps: int
-  trained_on: bool
+  norm: str | None  # of the ball, as in robust_opt.sets.BALLS; None for clean
+  radius: float  # of the ball; 0 for clean
+  num_steps: int  # of the attack; 0 for clean
+  trained_on: bool  # whether the run was trained against this attack
   rate: Rate
 
 
@@ -65,56 +58,31 @@ class Sweep(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """A result of `python -m robust_opt.evaluate`.
+  """A result of `python -m robust_opt.evaluate`."""
 
-  Attributes:
-    name: of its folder.
-    stored: the verdict.
-    clean: without any attack.
-    robust: under all attacks.
-    attacks: {"after", "broke", "standing", "accuracy"} of each attack, in the order they ran.
-    checks: {"name", "passed", "measured", "meaning"} of the trust report, "passed" None where it
-      was not measurable; empty if there is no trust report.
-    after_rounding: accuracy with the adversarial images rounded to 8 bits; None in old files.
-  """
-
-  name: str
+  name: str  # of its folder
   stored: verdict.StoredVerdict
-  clean: Rate
-  robust: Rate
-  attacks: tuple[Mapping[str, Any], ...]
-  checks: tuple[Mapping[str, Any], ...]
-  after_rounding: float | None
+  clean: Rate  # without any attack
+  robust: Rate  # under all attacks
+  attacks: tuple[Mapping[str, Any], ...]  # after, broke, standing, accuracy of each, in order
+  checks: tuple[Check, ...]  # of the trust report; empty without one
+  after_rounding: float | None  # with the adversarial images rounded to 8 bits; None in old files
 
 
 class Run(NamedTuple):
-  """A finished run.
+  """A finished run."""
 
-  Attributes:
-    name: the end of its path, as long as needed to differ from the other runs.
-    workdir: its directory.
-    title: of summary.json.
-    results: clean, then the norm of training, then others.
-    sweeps: accuracy against the radius.
-    records: of metrics.jsonl.
-    evaluations: the finished ones.
-    unfinished: names of the others.
-    picture: examples.png of the run, or None.
-    config: flat, key -> value.
-    summary: the whole of summary.json.
-  """
-
-  name: str
+  name: str  # the end of its path, as long as needed to differ from the other runs
   workdir: Path
   title: str
-  results: tuple[Result, ...]
-  sweeps: tuple[Sweep, ...]
-  records: tuple[Mapping[str, Any], ...]
-  evaluations: tuple[Evaluation, ...]
-  unfinished: tuple[str, ...]
-  picture: bytes | None
-  config: Mapping[str, Any]
-  summary: Mapping[str, Any]
+  results: tuple[Result, ...]  # clean, then the norm of training, then others
+  sweeps: tuple[Sweep, ...]  # accuracy against the radius
+  records: tuple[Mapping[str, Any], ...]  # of metrics.jsonl
+  evaluations: tuple[Evaluation, ...]  # the finished ones
+  unfinished: tuple[str, ...]  # names of the others
+  picture: bytes | None  # examples.png
+  config: Mapping[str, Any]  # flat, key -> value
+  summary: Mapping[str, Any]  # the whole of summary.json
 
 
 def read_runs(workdirs: Sequence[Path]) -> list[Run]:
@@ -139,20 +107,18 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
 
 def short_names(paths: Sequence[Path]) -> list[str]:
   """The shortest ends of the paths that are all different."""
-  names: list[str] = []
-  for depth in range(1, 1 + max(len(path.parts) for path in paths)):
+  depth, names = 1, [path.name for path in paths]
+  while len(set(names)) < len(names):
+    depth += 1
     names = [str(Path(*path.parts[-depth:])) for path in paths]
-    if len(set(names)) == len(names):
-      break
   return names
 
 
 def _read_run(workdir: Path, name: str) -> Run:
   flag = f"--workdir={workdir}"
-  if not workdir.is_dir():
-    raise InputError(f"{flag} must be the directory of a run, but it does not exist.")
   if not (workdir / "config.json").is_file():
-    raise InputError(f"{flag} must be the directory of a run, but it holds no config.json.")
+    reason = "it holds no config.json" if workdir.is_dir() else "it does not exist"
+    raise InputError(f"{flag} must be the directory of a run, but {reason}.")
   if not (workdir / "summary.json").is_file():
     raise InputError(
       f"{flag} holds a run that is not finished (no summary.json); the command that started it "
@@ -178,15 +144,7 @@ def _read_run(workdir: Path, name: str) -> Run:
 
 
 def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
-  results = tuple(map(_result, value["results"]))
-  sweeps = tuple(
-    Sweep(
-      sweep["norm"],
-      tuple(map(float, sweep["radii"])),
-      tuple(Rate(correct, sweep["total"]) for correct in sweep["correct"]),
-    )
-    for sweep in value["sweeps"]
-  )
+  results, sweeps = tuple(map(_result, value["results"])), tuple(map(_sweep, value["sweeps"]))
   rates = [result.rate for result in results] + [rate for sweep in sweeps for rate in sweep.rates]
   if len(results) < 2 or not all(0 <= rate.correct <= rate.total > 0 for rate in rates):
     raise ValueError("its counts are impossible")
@@ -207,13 +165,19 @@ def _result(row: Mapping[str, Any]) -> Result:
   return Result(norm, radius, row["attack"]["num_steps"], row["trained_on"], rate)
 
 
+def _sweep(row: Mapping[str, Any]) -> Sweep:
+  rates = tuple(Rate(correct, row["total"]) for correct in row["correct"])
+  return Sweep(row["norm"], tuple(map(float, row["radii"])), rates)
+
+
 def _evaluation(folder: Path) -> Evaluation:
   stored = verdict.load(folder / "verdict.npz")
 
   def convert(value: Mapping[str, Any]) -> Evaluation:
     total = len(stored.labels)
     robust = Rate(round(stored.robust_accuracy * total), total)
-    attacks = _rows(value["attacks"], ("after", "broke", "standing", "accuracy"))
+    keys = ("after", "broke", "standing", "accuracy")
+    attacks = tuple({key: row[key] for key in keys} for row in value["attacks"])
     if Rate(attacks[-1]["standing"], value["total"]) != robust:
       raise ValueError("its counts are not those of the verdict.npz beside it")
     return Evaluation(
@@ -222,15 +186,11 @@ def _evaluation(folder: Path) -> Evaluation:
       clean=Rate(attacks[0]["standing"], total),
       robust=robust,
       attacks=attacks,
-      checks=_rows(value["trust"], ("name", "passed", "measured", "meaning")),
+      checks=tuple(Check(**row) for row in value["trust"]),
       after_rounding=value.get("accuracy_after_rounding"),
     )
 
   return _parsed(folder / "summary.json", "the summary of an evaluation", convert)
-
-
-def _rows(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[dict[str, Any], ...]:
-  return tuple({key: row[key] for key in keys} for row in rows)
 
 
 def _parsed(path: Path, kind: str, convert: Callable[[Mapping[str, Any]], Parsed]) -> Parsed:

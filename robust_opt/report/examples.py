@@ -2,11 +2,9 @@
 
   evaluated = load_examples(run, evaluation, limit=60, locations={})
   evaluated.examples[0].perturbed            # a PNG as a data: URL
-  evaluated.confusion                        # [C, C], true class by class predicted under attack
 
 A verdict holds the adversarial images, but neither the clean ones nor the predictions on the
-perturbed ones: network and data are loaded again. Where that fails, `problem` says why and the
-examples hold only what the file does.
+perturbed ones: network and data are loaded again. Where that fails, `problem` says why.
 """
 
 import base64
@@ -29,52 +27,30 @@ from robust_opt.report.data import Evaluation, Run
 
 
 class Example(NamedTuple):
-  """An image that an attack made the network misclassify.
+  """An image that an attack made the network misclassify; images are data: URLs of PNGs."""
 
-  Attributes:
-    test_index: in the test set.
-    label: the true class.
-    attack: the attack that succeeded.
-    size: of the perturbation, in the norm of the evaluation.
-    prediction: class predicted for the clean image.
-    perturbed: the adversarial image, a data: URL of a PNG.
-    clean: the clean image; None where network and data could not be loaded, as all below.
-    delta: the perturbation, scaled around gray.
-    max_change: the largest change of a pixel.
-    confidence: in `prediction`, in [0, 1].
-    perturbed_prediction: class predicted for the adversarial image.
-    perturbed_confidence: in `perturbed_prediction`.
-  """
-
-  test_index: int
-  label: int
-  attack: str
-  size: float
-  prediction: int
-  perturbed: str
+  test_index: int  # in the test set
+  label: int  # the true class
+  attack: str  # the attack that succeeded
+  size: float  # of the perturbation, in the norm of the evaluation
+  prediction: int  # class predicted for the clean image
+  perturbed: str  # the adversarial image
+  # None where network and data could not be loaded:
   clean: str | None = None
-  delta: str | None = None
-  max_change: float | None = None
-  confidence: float | None = None
+  delta: str | None = None  # scaled around gray
+  max_change: float | None = None  # of a pixel
+  confidence: float | None = None  # in `prediction`, in [0, 1]
   perturbed_prediction: int | None = None
   perturbed_confidence: float | None = None
 
 
 class Examples(NamedTuple):
-  """What the page shows of the images of an evaluation.
+  """What the page shows of the images of an evaluation."""
 
-  Attributes:
-    examples: some of the misclassified ones, from every attack and class as far as they go.
-    total: how many images an attack made the network misclassify.
-    confusion: [C, C] counts, true class by class predicted under attack (the true class where no
-      attack succeeded); None where network and data could not be loaded.
-    problem: why not, a sentence; empty if they could.
-  """
-
-  examples: tuple[Example, ...]
-  total: int
-  confusion: np.ndarray | None
-  problem: str
+  examples: tuple[Example, ...]  # some, from every attack and class as far as they go
+  total: int  # how many images an attack made the network misclassify
+  confusion: np.ndarray | None  # [C, C] counts, true class by class predicted under attack
+  problem: str  # why network and data could not be loaded; empty if they could
 
 
 def load_examples(
@@ -82,21 +58,16 @@ def load_examples(
 ) -> Examples:
   """Loads network and data of the run, and predicts clean and adversarial images.
 
-  Args:
-    run: whose network was evaluated.
-    evaluation: of it.
-    limit: number of examples, at most.
-    locations: data_dir and cache_dir, where they are not the run's own.
+  At most `limit` examples; locations: data_dir and cache_dir, where they are not the run's own.
   """
-  stored = evaluation.stored
-  total = len(stored.broken_ids)
+  stored, outcome = evaluation.stored, evaluation.stored.verdict
+  total, count = len(stored.broken_ids), len(stored.labels)
   subset = balanced_subset(stored, limit)
   examples = [_example(stored, k) for k in subset]
   try:
-    loaded = _load(run, evaluation, locations)
+    loaded = _load(run, stored, locations)
   except RunError as error:
     return Examples(tuple(examples), total, None, str(error))
-  count, outcome = len(stored.labels), stored.verdict
   x, batch_size = loaded.x[:count], min(stored.claim.batch_size, count)
   kind = losses.KINDS.get(run.config.get("objective.loss", "cross_entropy"), "softmax")
 
@@ -141,11 +112,12 @@ def _confusion(stored: verdict.StoredVerdict, perturbed: np.ndarray) -> np.ndarr
   return confusion
 
 
-def _load(run: Run, evaluation: Evaluation, locations: Mapping[str, str]) -> target.EvalTarget:
+def _load(
+  run: Run, stored: verdict.StoredVerdict, locations: Mapping[str, str]
+) -> target.EvalTarget:
   """Network and data, if they still are those of the evaluation."""
-  stored = evaluation.stored
   checkpoint = stored.claim.source.get("checkpoint", "")
-  loaded = _target(str(run.workdir), checkpoint, **locations)
+  loaded = _target(workdir=str(run.workdir), checkpoint=checkpoint, **locations)
   count = len(stored.labels)
   if loaded.net_sha256 != stored.claim.net_sha256:
     raise RunError("The evaluation is of another network than the run now holds.")
@@ -155,12 +127,9 @@ def _load(run: Run, evaluation: Evaluation, locations: Mapping[str, str]) -> tar
 
 
 @functools.lru_cache(maxsize=1)
-def _target(
-  workdir: str, checkpoint: str, data_dir: str = "", cache_dir: str = ""
-) -> target.EvalTarget:
+def _target(**source: str) -> target.EvalTarget:
   """Kept for the next evaluation of the same run."""
-  source = {"workdir": workdir, "checkpoint": checkpoint}
-  return target.load({**source, "data_dir": data_dir, "cache_dir": cache_dir})
+  return target.load(source)
 
 
 def balanced_subset(stored: verdict.StoredVerdict, limit: int) -> list[int]:

@@ -1,6 +1,5 @@
 """One HTML page about one or several runs: results, training, adversarial examples, trust, config.
 
-  python -m robust_opt.report --workdir=runs/mnist_linf
   python -m robust_opt.report --workdir=runs/mnist_linf runs/mnist_standard --output=compared.html
 
 Reads finished runs of robust_opt.main and their evaluations by robust_opt.evaluate, predicts the
@@ -11,7 +10,7 @@ report.html in the first run.
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from absl import flags
@@ -25,41 +24,13 @@ MAX_EXAMPLES = 60  # adversarial examples per run: under a megabyte of small pho
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-class EvaluationView(NamedTuple):
-  """What the page shows of an evaluation."""
-
-  run: str
-  title: str
-  evaluation: Evaluation
-  examples: examples.Examples
-  confusion: charts.Chart | None
-  command: str
-
-
-class RunView(NamedTuple):
-  """What the page shows of a run."""
-
-  run: Run
-  headline: words.Headline
-  mark: str
-  series: int
-  overfitting: str
-  picture: str | None
-  training_command: str | None
-  first_evaluation_command: str
-  evaluations: tuple[EvaluationView, ...]
-
-
 def run(workdirs: Sequence[Path], output: Path | None, locations: Mapping[str, str]) -> Path:
-  """Writes the page, whole or not at all.
+  """Writes the page about finished runs, whole or not at all, and returns its path.
 
   Args:
-    workdirs: of finished runs.
+    workdirs: of the runs.
     output: the page; None: report.html in the first run.
     locations: data_dir and cache_dir, where they are not the runs' own.
-
-  Returns:
-    The path of the page.
 
   Raises:
     InputError: one sentence for each run that cannot be read; an earlier page is kept.
@@ -78,7 +49,7 @@ def run(workdirs: Sequence[Path], output: Path | None, locations: Mapping[str, s
 def page(runs: Sequence[Run], locations: Mapping[str, str]) -> str:
   """The page; the same runs give the same text."""
   views = [_run_view(index, one, locations) for index, one in enumerate(runs)]
-  evaluations = [evaluation for view in views for evaluation in view.evaluations]
+  evaluations = [evaluation for view in views for evaluation in view["evaluations"]]
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_TEMPLATES),
     autoescape=True,
@@ -86,7 +57,7 @@ def page(runs: Sequence[Run], locations: Mapping[str, str]) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {"percent": words.percent, "breakable": words.breakable}
+  environment.filters |= {f.__name__: f for f in (words.percent, words.interval, words.breakable)}
   return environment.get_template("report.html").render(
     runs=views,
     evaluations=evaluations,
@@ -95,50 +66,57 @@ def page(runs: Sequence[Run], locations: Mapping[str, str]) -> str:
     radius_charts=charts.radius_charts(runs),
     radius_tables=words.radius_tables(runs),
     training_charts=charts.training_charts(runs),
-    confusion_charts=[view.confusion for view in evaluations if view.confusion],
-    config=words.config_rows(runs),
-    provenance=words.provenance_rows(runs),
+    confusion_charts=[view["confusion"] for view in evaluations if view["confusion"]],
+    config=words.fact_rows([run.config for run in runs]),
+    provenance=words.fact_rows([words.facts(run.summary) for run in runs]),
     max_examples=MAX_EXAMPLES,
-    example_sets=[_example_set(view, len(runs)) for view in evaluations if view.examples.examples],
+    example_sets=[
+      _example_set(view, len(runs)) for view in evaluations if view["examples"].examples
+    ],
     version=metadata.version("robust_opt"),
   )
 
 
-def _run_view(index: int, one: Run, locations: Mapping[str, str]) -> RunView:
-  return RunView(
-    run=one,
-    headline=words.headline(one),
-    mark=charts.MARKS[index % len(charts.MARKS)],
-    series=index % charts.SERIES,
-    overfitting=words.overfitting(one),
-    picture=examples.data_url(one.picture) if one.picture else None,
-    training_command=words.training_command(one),
-    first_evaluation_command=words.first_evaluation_command(one),
-    evaluations=tuple(
+def _example_set(view: dict[str, Any], num_runs: int) -> dict[str, Any]:
+  """For the script of the page."""
+  title = f"{view['run']}: {view['title']}" if num_runs > 1 else view["title"]
+  return {"title": title, "examples": [one._asdict() for one in view["examples"].examples]}
+
+
+def _run_view(index: int, one: Run, locations: Mapping[str, str]) -> dict[str, Any]:
+  """What the page shows of a run."""
+  return {
+    "run": one,
+    "headline": words.headline(one),
+    "mark": charts.MARKS[index % len(charts.MARKS)],
+    "series": index % charts.SERIES,
+    "overfitting": words.overfitting(one),
+    "picture": examples.data_url(one.picture) if one.picture else None,
+    "training_command": words.training_command(one),
+    "first_evaluation_command": words.first_evaluation_command(one),
+    "evaluations": [
       _evaluation_view(f"confusion-{index}-{k}", one, evaluation, locations)
       for k, evaluation in enumerate(one.evaluations)
-    ),
-  )
+    ],
+  }
 
 
 def _evaluation_view(
   name: str, one: Run, evaluation: Evaluation, locations: Mapping[str, str]
-) -> EvaluationView:
-  """The evaluations of a run share its number of examples."""
+) -> dict[str, Any]:
+  """What the page shows of an evaluation; those of a run share its number of examples."""
   limit = max(1, MAX_EXAMPLES // len(one.evaluations))
   shown = examples.load_examples(one, evaluation, limit, locations)
   title, confusion = words.evaluation_title(evaluation), None
   if shown.confusion is not None:
     confusion = charts.confusion_chart(name, f"{one.name}: {title}", shown.confusion)
-  command = words.evaluation_command(one, evaluation)
-  return EvaluationView(one.name, title, evaluation, shown, confusion, command)
-
-
-def _example_set(view: EvaluationView, num_runs: int) -> dict[str, Any]:
-  """For the script of the page."""
   return {
-    "title": f"{view.run}: {view.title}" if num_runs > 1 else view.title,
-    "examples": [example._asdict() for example in view.examples.examples],
+    "run": one.name,
+    "title": title,
+    "evaluation": evaluation,
+    "examples": shown,
+    "confusion": confusion,
+    "command": words.evaluation_command(one, evaluation),
   }
 
 
@@ -154,7 +132,7 @@ def main(argv: list[str]) -> None:
 
 
 def define_flags() -> None:
-  """Only for the program, so that importing this module defines none."""
+  """Defines the flags; not at import."""
   flags.FLAGS.set_gnu_getopt(True)  # flags may follow the runs: --workdir=A B --output=C
   flags.DEFINE_multi_string("workdir", [], "A finished run; further runs follow, or repeat this.")
   flags.DEFINE_string("output", "", "The page, an .html file; default: in the first run.")

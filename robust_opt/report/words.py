@@ -2,7 +2,6 @@
 
 headline(run)          # two numbers and a sentence
 result_table(runs)     # the runs side by side
-config_rows(runs)      # key, the value in every run, whether they differ
 """
 
 import json
@@ -14,51 +13,32 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
+from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
 from robust_opt.sets import BALLS
-from robust_opt.statistics import accuracy_interval
-from robust_opt.tables import counted, norm_name
+from robust_opt.tables import Percent, counted, norm_name
 from robust_opt.training.overfitting import Overfitting, in_words
 
 _ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
-# Locations do not affect results.
-_LOCATIONS = ("data.data_dir", "data.cache_dir")
 
 
 class Headline(NamedTuple):
-  """The most important numbers of a run.
+  """The most important numbers of a run."""
 
-  Attributes:
-    clean: accuracy.
-    robust: accuracy under the strongest attack that has been run.
-    attack: that attack.
-    sentence: all of it in words.
-    warning: why not to trust it, a sentence; may be empty.
-  """
-
-  clean: str
-  robust: str
-  attack: str
-  sentence: str
-  warning: str
-
-
-class Cell(NamedTuple):
-  """A cell of the table of results; empty where a run has no such result."""
-
-  value: str = ""
-  interval: str = ""
-  counts: str = ""
-  trained_on: bool = False
+  clean: str  # accuracy
+  robust: str  # accuracy under the strongest attack that has been run
+  attack: str  # that attack
+  sentence: str  # all of it in words
+  warning: str  # why not to trust it, a sentence; may be empty
 
 
 class Row(NamedTuple):
-  """A row of the table of results; `mean` over seeds is empty unless the runs are seeds."""
+  """A row of the table of results."""
 
   title: str
-  cells: tuple[Cell, ...]
-  mean: str = ""
+  cells: tuple[tuple[Rate, bool] | None, ...]  # of every run, with whether it was trained on this
+  mean: str  # over the runs, as if they were seeds; empty if one has no such result
 
 
 class FactRow(NamedTuple):
@@ -132,36 +112,33 @@ def headline(run: Run) -> Headline:
       "high."
     )
   else:
-    robust, attack, warning = evaluation.robust, attack_title(evaluation), doubt(evaluation)
+    robust, attack = evaluation.robust, attack_title(evaluation)
+    trusted, warning = _trust(evaluation.checks)
     part = "all" if robust.total == clean.total else "the first"
     sentence += (
       f"; of {part} {robust.total:,}, {percent(robust.accuracy)} ({interval(robust)}) remain "
-      f"correctly classified under {attack}."
+      f"correctly classified under {attack}.{trusted}"
     )
-    if not warning:
-      sentence += f" {_checks_passed(evaluation.checks)}"
   return Headline(percent(clean.accuracy), percent(robust.accuracy), attack, sentence, warning)
 
 
-def doubt(evaluation: Evaluation) -> str:
-  """Why not to trust an evaluation; empty if no check failed."""
-  failed = [check["name"] for check in evaluation.checks if check["passed"] is False]
+def _trust(checks: Sequence[Check]) -> tuple[str, str]:
+  """A sentence that the trust report passes, and why not to trust an evaluation; one is empty."""
+  failed = [check.name for check in checks if check.failed]
+  unclear = [check.name for check in checks if check.passed is None]
   if failed:
-    return (
+    return "", (
       f"{counted(len(failed), 'check')} of the trust report failed ({', '.join(failed)}): do not "
       f"trust the number before you understand why."
     )
-  return "" if evaluation.checks else "The evaluation has no trust report (--notrust)."
-
-
-def _checks_passed(checks: Sequence[Mapping[str, Any]]) -> str:
-  unclear = [check["name"] for check in checks if check["passed"] is None]
+  if not checks:
+    return "", "The evaluation has no trust report (--notrust)."
   if not unclear:
-    return f"All {len(checks)} checks of the trust report pass."
+    return f" All {len(checks)} checks of the trust report pass.", ""
   return (
-    f"{len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
+    f" {len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
     f"measurable on these images: {', '.join(unclear)}."
-  )
+  ), ""
 
 
 def strongest(run: Run) -> Evaluation | None:
@@ -170,89 +147,48 @@ def strongest(run: Run) -> Evaluation | None:
 
   def rank(evaluation: Evaluation) -> tuple[bool, bool, bool, int]:
     claim = evaluation.stored.claim
-    return (
-      claim.norm == own.norm,
-      claim.radius == own.radius,
-      claim.version == "standard",
-      evaluation.robust.total,
-    )
+    same_norm, same_radius = claim.norm == own.norm, claim.radius == own.radius
+    return same_norm, same_radius, claim.version == "standard", evaluation.robust.total
 
   return max(run.evaluations, key=rank, default=None)
 
 
-def radius_tables(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-  """The numbers of the radius charts: for each norm a title and rows of radius and cells."""
-  rates: dict[str, dict[float, dict[int, Rate]]] = {}
+def radius_tables(runs: Sequence[Run]) -> dict[str, dict[float, list[Rate | None]]]:
+  """The numbers of the radius charts: title -> radius -> rate of each run."""
+  tables: dict[str, dict[float, list[Rate | None]]] = {}
   for index, run in enumerate(runs):
     for sweep in run.sweeps:
-      of_norm = rates.setdefault(sweep.norm, {})
+      rows = tables.setdefault(f"radius in {norm_name(sweep.norm).sign}", {})
       for radius, rate in zip(sweep.radii, sweep.rates):
         # Radii are products of floats: those that print alike share a row.
-        of_norm.setdefault(float(f"{radius:.4g}"), {})[index] = rate
-  return [
-    (
-      f"radius in {norm_name(norm).sign}",
-      [
-        (f"{radius:.4g}", [_radius_cell(by_run.get(index)) for index in range(len(runs))])
-        for radius, by_run in sorted(of_norm.items())
-      ],
-    )
-    for norm, of_norm in rates.items()
-  ]
-
-
-def _radius_cell(rate: Rate | None) -> str:
-  return f"{percent(rate.accuracy)} ({interval(rate)})" if rate else ""
+        rows.setdefault(float(f"{radius:.4g}"), [None] * len(runs))[index] = rate
+  return {title: dict(sorted(rows.items())) for title, rows in tables.items()}
 
 
 def result_table(runs: Sequence[Run]) -> list[Row]:
   """Clean, the attacks of the runs, then the evaluations, with a cell for every run."""
   results = [{result_title(r): (r.rate, r.trained_on) for r in run.results} for run in runs]
   evaluations = [{evaluation_title(e): (e.robust, False) for e in run.evaluations} for run in runs]
-  seeds = are_seeds(runs)
-  return [*_result_rows(results, seeds), *_result_rows(evaluations, seeds)]
-
-
-def _result_rows(columns: Sequence[Mapping[str, tuple[Rate, bool]]], seeds: bool) -> list[Row]:
-  """A row for each title; columns: title -> (rate, whether the run trained on it)."""
-  table = []
-  for title in dict.fromkeys(title for column in columns for title in column):
-    entries = [column.get(title) for column in columns]
-    cells = tuple(Cell() if entry is None else _cell(*entry) for entry in entries)
-    rates = [entry[0] for entry in entries if entry is not None]
-    table.append(Row(title, cells, _mean(rates) if seeds and len(rates) == len(columns) else ""))
-  return table
-
-
-def _cell(rate: Rate, trained_on: bool) -> Cell:
-  counts = f"{rate.correct:,} of {rate.total:,}"
-  return Cell(percent(rate.accuracy), interval(rate), counts, trained_on)
-
-
-def _mean(rates: Sequence[Rate]) -> str:
-  over_seeds = accuracy_interval([r.accuracy for r in rates], min(rate.total for rate in rates))
-  mean, low, high = (100 * float(value) for value in over_seeds)
-  return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+  columns = [a | b for a, b in zip(results, evaluations)]
+  rows = []
+  for title in dict.fromkeys(title for column in [*results, *evaluations] for title in column):
+    cells = tuple(column.get(title) for column in columns)
+    rates = [cell[0] for cell in cells if cell is not None]
+    mean = Percent.of([rate.accuracy for rate in rates], min(rate.total for rate in rates))
+    rows.append(Row(title, cells, str(mean) if len(rates) == len(runs) else ""))
+  return rows
 
 
 def are_seeds(runs: Sequence[Run]) -> bool:
   """Whether the runs are one experiment with several seeds."""
-  rest = [{k: v for k, v in run.config.items() if k not in ("seed", *_LOCATIONS)} for run in runs]
+  aside = ("seed", "data.data_dir", "data.cache_dir")  # locations do not affect results
+  rest = [{k: v for k, v in run.config.items() if k not in aside} for run in runs]
   seeds = {run.config.get("seed") for run in runs}
   return len(runs) > 1 and len(seeds) == len(runs) and all(other == rest[0] for other in rest)
 
 
-def config_rows(runs: Sequence[Run]) -> list[FactRow]:
-  """All keys of all resolved configs, in order."""
-  return _fact_rows([run.config for run in runs])
-
-
-def provenance_rows(runs: Sequence[Run]) -> list[FactRow]:
-  """Versions, hashes, device and sizes."""
-  return _fact_rows([_facts(run.summary) for run in runs])
-
-
-def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+def facts(summary: Mapping[str, Any]) -> dict[str, Any]:
+  """Versions, hashes, device and sizes of a run."""
   versions, hashes = summary.get("versions", {}), summary.get("data_sha256", {})
   return {
     "checkpoint": f"{summary.get('checkpoint', 'last')}, step {summary.get('step')}",
@@ -266,7 +202,8 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _fact_rows(columns: Sequence[Mapping[str, Any]]) -> list[FactRow]:
+def fact_rows(columns: Sequence[Mapping[str, Any]]) -> list[FactRow]:
+  """All keys of the configs or facts of the runs, in order."""
   rows = []
   for key in dict.fromkeys(key for column in columns for key in column):
     values = tuple(_text(column[key]) if key in column else "(absent)" for column in columns)
@@ -287,10 +224,8 @@ def training_command(run: Run) -> str | None:
 def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   """Makes the same evaluation again, or prints the finished one."""
   claim = evaluation.stored.claim
-  values: dict[str, Any] = {"norm": claim.norm, "radius": repr(claim.radius)}
-  if claim.norm not in BALLS:
-    values = {"set": json.dumps(claim.set)}
-  values |= {"version": claim.version, "seed": claim.seed, "batch_size": claim.batch_size}
+  values: dict[str, Any] = {**claim.flags, "version": claim.version, "seed": claim.seed}
+  values |= {"batch_size": claim.batch_size}
   values |= {k: claim.source[k] for k in ("examples", "checkpoint") if claim.source.get(k)}
   flags = [f"--{key}={value}" for key, value in values.items()]
   return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])

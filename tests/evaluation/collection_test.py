@@ -161,7 +161,11 @@ def first(change):
     ("net", lambda _: "0" * 64, "was made from net"),
     ("images", lambda a: a[1:], "labels have the shape .* but must have"),
     ("radii", lambda a: a[1:], "radii have the shape .* but must have"),
-    ("images", lambda a: a.reshape(len(a), -1), r"of shape \(64,\), but the"),
+    (
+      "images",
+      lambda a: a.reshape(len(a), -1),
+      r"images have the shape \(\d+, 64\), but must have",
+    ),
     ("source_ids", lambda a: a + 10_000, "not among the 360 test images"),
   ],
 )

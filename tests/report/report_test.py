@@ -92,7 +92,7 @@ def test_an_evaluation(trained, run):
   assert evaluation.robust == data.Rate(int(np.sum(stored.verdict.broken_by == -1)), 60)
   assert evaluation.clean.correct == int(np.sum(stored.verdict.broken_by != 0))
   assert 0 < evaluation.robust.correct < evaluation.clean.correct
-  assert [check["passed"] for check in evaluation.checks] == [True, False, True, None]
+  assert [check.passed for check in evaluation.checks] == [True, False, True, None]
 
 
 def test_names_are_as_short_as_possible():
@@ -109,8 +109,8 @@ def test_a_run_that_is_named_twice_is_read_once(trained):
 
 def test_a_check_that_is_not_measurable_is_not_a_failure(run):
   def headline(*passed):
-    rows = tuple(check._asdict() for check in checks(*passed))
-    return words.headline(run._replace(evaluations=(run.evaluations[0]._replace(checks=rows),)))
+    evaluation = run.evaluations[0]._replace(checks=tuple(checks(*passed)))
+    return words.headline(run._replace(evaluations=(evaluation,)))
 
   assert headline(True, None, True).sentence.endswith(
     "2 of 3 checks of the trust report pass; not measurable on these images: check 1."
@@ -132,14 +132,16 @@ def test_the_training_command_gives_the_run_s_config(run):
 
 
 def test_differences_and_the_mean_over_seeds(runs):
-  assert [row.key for row in words.config_rows(runs) if row.differs] == ["seed"]
+  assert [row.key for row in words.fact_rows([run.config for run in runs]) if row.differs] == [
+    "seed"
+  ]
   table = {row.title: row for row in words.result_table(runs)}
   clean = [run.results[0].rate.accuracy for run in runs]
   mean, low, high = (100 * end for end in statistics.accuracy_interval(clean, 100))
   assert table["clean"].mean == f"{mean:.2f} [{low:.2f}, {high:.2f}]"
   last = list(table)[-1]
   assert last.endswith("60 images")
-  assert table[last].cells[1] == words.Cell()
+  assert table[last].cells[1] is None
   assert not words.are_seeds(runs[:1])
 
 
