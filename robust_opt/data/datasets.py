@@ -13,7 +13,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from absl import logging
@@ -34,9 +34,9 @@ _NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.\-]*)?(:\d+\.\d+\.\d+)?")
 class Dataset(NamedTuple):
   """One split of an image-classification data set."""
 
-  # [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if made from floats; np.asarray decodes
-  # the ImageFiles of a folder.
-  images: np.ndarray | ImageFiles
+  # [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if made from floats. From
+  # load(decode=False) the ImageFiles of a folder, which are used like an array.
+  images: np.ndarray
   labels: np.ndarray  # [N], int32 in [0, num_classes); -1 where `few_labels` removed it
   num_classes: int
   name: str
@@ -52,6 +52,7 @@ def load(
   cache_dir: str | None = None,
   download: bool = True,
   image_size: int = 0,
+  decode: bool = True,
 ) -> Dataset:
   """Loads one split of a data set by name, in TFDS's order.
 
@@ -69,6 +70,7 @@ def load(
       ~/.cache/robust_opt. If it is not writable, there is a warning and no cache.
     download: whether a data set that is not on this machine may be downloaded.
     image_size: of a folder of images: the height and width to resize them to; 0: as they are.
+    decode: whether to read the images of a folder now, or when they are indexed.
 
   Raises:
     InputError: an unknown name or split, or a data set that is missing and cannot be downloaded, is
@@ -91,10 +93,10 @@ def load(
       "folders of images, and TensorFlow Datasets' name, name/config or name:1.2.3"
     )
   root, kept = _data_root(data_dir), cache_root(cache_dir)
-  source = tfds.prepared_folder(root, name) if _NAME.fullmatch(name) else None
-  source = source or tfds.find_archive(name)
+  source = (_NAME.fullmatch(name) and tfds.prepared_folder(root, name)) or tfds.find_archive(name)
   if source is None and own.is_dir():
-    images, labels, classes = read_folder(own, split, image_size)
+    files, labels, classes = read_folder(own, split, image_size)
+    images = np.asarray(files) if decode else cast(np.ndarray, files)
     return Dataset(images, labels, len(classes), name, split, classes)
   if source is None and download:
     source = tfds.with_tensorflow(name, root)
@@ -221,8 +223,8 @@ def fingerprint(dataset: Dataset) -> str:
   """SHA-256, in hex, of the images and the labels: their types, shapes and values."""
   digest = hashlib.sha256()
   images = dataset.images
-  if isinstance(images, ImageFiles):
-    images = np.frombuffer(images.sha256().encode(), np.uint8)
+  if isinstance(images, ImageFiles):  # type: ignore[unreachable]
+    images = np.frombuffer(images.sha256().encode(), np.uint8)  # type: ignore[unreachable]
   for array in (images, dataset.labels):
     digest.update(f"{array.dtype.name} {array.shape} ".encode())
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -97,6 +97,7 @@ def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Da
       data_dir=data_dir,
       cache_dir=cache_dir,
       image_size=config.data.image_size,
+      decode=False,
     )
   if start == count == 0:
     return dataset
