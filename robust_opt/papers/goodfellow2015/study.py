@@ -180,7 +180,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   test = nets_lib.dataset(options.dataset, "test", options.places)
   few = test._replace(images=test.images[:100], labels=test.labels[:100])
   splits = build.Splits(train, few, few)
-  ensemble = assemble(config, splits, keys, vmapped=jax.default_backend() != "cpu")
+  ensemble = assemble(config, splits, keys, vmapped=seeds.vmap_is_faster(convolutional=False))
 
   def count_correct(state: TrainState) -> Array:
     clean = ensemble.evaluate(state, ensemble.test, ro.LInf(0.0), ro.steepest)
