@@ -1,10 +1,13 @@
-"""Shared parts of commands: flags of networks and studies, errors in one sentence.
+"""Shared parts of commands: flags of networks and studies, errors in one sentence, programs kept.
 
 commands.run_study(Options, PRESETS, run)      # below `if __name__` of a study's module
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import logging as python_logging
+import platform
 import sys
 import types
 import typing
@@ -12,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
+from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
 
 # The flags of experiments.target.load.
@@ -160,6 +165,7 @@ def with_sentences(
 
   def wrapped(argv: list[str]) -> None:
     logging.get_absl_handler().addFilter(is_shown)
+    keep_programs()
     try:
       main(argv)
     except (RunError, OSError) as error:
@@ -167,6 +173,34 @@ def with_sentences(
       sys.exit(error.exit_code if isinstance(error, RunError) else 1)
 
   return wrapped
+
+
+def keep_programs() -> None:
+  """Makes JAX keep compiled programs on disk, so that the next run of a command need not wait.
+
+  They lie beside the cached data, apart for every kind of CPU, since another one may not have the
+  instructions that they use. JAX_COMPILATION_CACHE_DIR names another folder, and
+  JAX_ENABLE_COMPILATION_CACHE=false turns it off. The folder is printed when it is made.
+  """
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+    return
+  folder = datasets.cache_root() / "programs" / _cpu()
+  if not folder.exists():
+    try:
+      folder.mkdir(parents=True)
+    except OSError:  # a home that cannot be written is no reason to stop
+      return
+    print(f"Compiled programs are kept in {folder}", file=sys.stderr)
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu() -> str:
+  """A short name of the kind of CPU."""
+  described = [platform.machine(), platform.processor()]
+  with contextlib.suppress(OSError):  # of Linux
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    described += sorted({line for line in lines if line.startswith(("flags", "Features"))})
+  return hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
 
 
 def parse(argv: Sequence[str]) -> list[str]:

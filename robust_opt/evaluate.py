@@ -22,13 +22,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from robust_opt import commands, layout
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
 from robust_opt.layout import ChannelAxis
+from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
 from robust_opt.studies import evaluation
 
@@ -46,10 +46,12 @@ def main(argv: list[str]) -> None:
       version=values.version,
       examples=values.examples,
       seed=values.seed,
-      batch_size=values.batch_size or evaluation.default_batch_size(jax.device_count()),
+      batch_size=values.batch_size,
       channel_axis=channel_axis(values.channel_axis),
       output=Path(values.output) if values.output else None,
       trust=values.trust,
+      precision=values.precision,
+      search_precision=values.search_precision,
     )
   )
   if not passed:
@@ -88,10 +90,14 @@ def define_flags() -> None:
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)
   flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
-  words = "By default 100, or a little more for an equal number per device."
+  words = "By default 100 on a CPU, and on accelerators what fits into their memory, up to 4096."
   flags.DEFINE_integer("batch_size", None, words, lower_bound=1)
   words = "Of one example: auto guesses it, none, or a number, 0 for [C, H, W]."
   flags.DEFINE_string("channel_axis", layout.AUTO, words)
+  words = "Of float32 products on accelerators; by default float32."
+  flags.DEFINE_enum("precision", None, list(PRODUCTS), words)
+  words = "Of those in the attacks; images count only if they fool the net in --precision."
+  flags.DEFINE_enum("search_precision", None, list(PRODUCTS), words)
   flags.DEFINE_string("output", "", "Folder for the results; by default within --workdir.")
   flags.DEFINE_boolean("trust", True, "Whether to check the measurement itself.")
 

@@ -27,10 +27,13 @@ class Scored(NamedTuple):
     value: [B], the value to maximize, such as the cross-entropy.
     score: [B], for the choice of the best point, such as the margin, whose sign tells whether the
       example is misclassified.
+    enough: [B], a score above which a higher one would change nothing: an ascent that keeps the
+      best point ends once every example has exceeded it. None: it takes all of its steps.
   """
 
   value: Array
   score: Array
+  enough: Array | None = None
 
 
 # x [B, *S] -> the value to maximize, [B] (or its sum, [])

@@ -1,8 +1,8 @@
 """Eight devices on one CPU, cheap compilations, properties that fail the same way twice.
 
-ROBUST_OPT_TEST_BACKEND=gpu runs the same tests on the accelerator that JAX finds. Float32 products
-are then computed in full precision, as on a CPU, and tests that need more devices than there are
-skip.
+ROBUST_OPT_TEST_BACKEND=gpu runs the same tests on the accelerator that JAX finds (docs/scale.md).
+Float32 products are then computed in full precision, as on a CPU, and tests that need more devices
+than there are skip.
 """
 
 import importlib.metadata

@@ -15,7 +15,7 @@ import pytest
 
 from robust_opt import evaluate, losses, verify
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import autoattack, phases, trust, verdict
+from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
 from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
 from robust_opt.studies import evaluation
@@ -64,6 +64,10 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   assert f"{100 * summary['robust_accuracy']:.2f} %" in printed
   verify.run(output / "verdict.npz", {})
   assert "is true" in capsys.readouterr().out
+  assert list(summary["costs"]) == ["apgd-ce", "apgd-t", "square"]
+  assert summary["costs"]["apgd-ce"]["lanes"] == 120 - summary["attacks"][0]["broke"]
+  assert summary["claim"]["precision"] == summary["claim"]["search_precision"] == "float32"
+  assert "| attack | seconds | of which compiling |" in printed
 
   # Its own summary of the training says the same of the clean images.
   own = json.loads((trained / "summary.json").read_text())["results"][0]
@@ -392,9 +396,9 @@ def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_usual_batch_fits_any_number_of_devices():
-  assert [evaluation.default_batch_size(n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]
   for devices in (1, 2, 3, 4, 8, 32):
-    evaluation.check_batch_size(evaluation.default_batch_size(devices), devices)
+    size = batches.default_batch_size(lambda x: x, np.zeros((3, 4), np.float32), devices)
+    evaluation.check_batch_size(size, devices)
   evaluation.check_batch_size(33, 1)
   with pytest.raises(InputError, match="multiple of 8 x 2 devices, but was 24"):
     evaluation.check_batch_size(24, 2)

@@ -19,7 +19,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def interval(cell):
-  """An accuracy as the tables print it."""
+  """An accuracy as the tables print it; of one seed, which has no interval, the mean."""
+  if "low" not in cell:
+    return f"{100 * cell['mean']:.2f}"
   return "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * cell[key] for key in ("mean", "low", "high")))
 
 
@@ -59,9 +61,9 @@ def test_ten_epochs_of_mnist():
     assert correct[1] > correct[0]
 
 
-@pytest.mark.parametrize("study", ["mnist", "cifar10_reduced"])
+@pytest.mark.parametrize("study", ["mnist", "cifar10"])
 def test_tables_1_and_2(study):
-  text = page(f"shaham2015_{study.split('_')[0]}")
+  text = page(f"shaham2015_{study}")
   table = json.loads((ROOT / "results" / "shaham2015" / study / "accuracy.json").read_text())
   for row in table["rows"]:
     cells = [row["clean"], row["A"], row["A, l1"], row["A, l2"], row["A, linf"]]
@@ -197,10 +199,10 @@ def test_tables_follow_from_what_was_measured(tmp_path):
   for folder in ("mnist", "cifar10_reduced"):
     runs = read("ilyas2019", folder, "manifest.json")["learnt"]
     made(ilyas2019.claims_table(runs), "ilyas2019", folder, "claims.json")
-    counts = shaham2015_report.Accuracies(read("shaham2015", folder, "measured.json"))
-    made(shaham2015_report.accuracy_table(counts), "shaham2015", folder, "accuracy.json")
-    path = "shaham2015", folder, "accuracy_against_radius.json"
-    made(shaham2015_report.sweep_table(counts), *path)
+  counts = shaham2015_report.Accuracies(read("shaham2015", "mnist", "measured.json"))
+  made(shaham2015_report.accuracy_table(counts), "shaham2015", "mnist", "accuracy.json")
+  path = "shaham2015", "mnist", "accuracy_against_radius.json"
+  made(shaham2015_report.sweep_table(counts), *path)
   table = read("family", "mnist", "family.json")
   times = {row["method"]: float(row["time of an update"]) for row in table["rows"]}
   runs = {name: [] for name in times}

@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,9 +98,10 @@ def _attack_rows(size: Size, data_dir: Path | None) -> Iterator[Row]:
   def target() -> attacks.Target:
     return attacks.train(attacks.load(data_dir, size), size)
 
-  def ours() -> dict[str, Any]:
-    return {"net": target().row, **attacks.robust_opt_row(target(), size)}
+  def ours(search_precision: str | None = None) -> dict[str, Any]:
+    return {"net": target().row, **attacks.robust_opt_row(target(), size, search_precision)}
 
+  yield Row("autoattack robust_opt, search in tf32", 120, lambda: ours("tf32"))
   yield Row("autoattack robust_opt", 120, ours)
   if TORCHATTACKS:
     yield Row("autoattack torchattacks", 60, lambda: attacks.torch_row(target(), size))
@@ -118,7 +119,9 @@ def _seed_rows(size: Size) -> Iterator[Row]:
       yield Row(f"seeds {name} {precision} {NUM_SEEDS} {how}", 30, measure)
 
 
-def run(output: Path, budget_s: float, size: Size, data_dir: Path | None) -> dict[str, Any]:
+def run(
+  output: Path, budget_s: float, size: Size, data_dir: Path | None, only: Sequence[str] = ("",)
+) -> dict[str, Any]:
   """Measures the rows that `output` lacks, as many as the budget allows.
 
   Args:
@@ -126,6 +129,7 @@ def run(output: Path, budget_s: float, size: Size, data_dir: Path | None) -> dic
     budget_s: seconds after which no row starts that would end later.
     size: of the measurements.
     data_dir: as in `attacks.load`.
+    only: the beginnings of the names of rows to measure.
 
   Raises:
     InputError: the file holds measurements of another device, of other versions or sizes.
@@ -133,7 +137,8 @@ def run(output: Path, budget_s: float, size: Size, data_dir: Path | None) -> dic
   began = time.monotonic()
   results = _begun(output, size)
   measured = results["rows"]
-  for row in rows(size, data_dir):
+  chosen = (row for row in rows(size, data_dir) if row.key.startswith(tuple(only)))
+  for row in chosen:
     left = budget_s - (time.monotonic() - began)
     if "error" not in measured.get(row.key, {"error": "not measured"}) or row.seconds > left:
       continue
@@ -167,9 +172,10 @@ def main() -> None:
   parser.add_argument("--data_dir", type=Path, help="prepared TFDS sets, or an .npz; see above")
   parser.add_argument("--budget_s", type=float, default=480.0, help="seconds for all rows")
   parser.add_argument("--size", choices=SIZES, default="full", help="tiny: to try it on a CPU")
+  parser.add_argument("--only", nargs="+", default=[""], help="as matmul, train, seeds, autoattack")
   args = parser.parse_args()
   args.output.parent.mkdir(parents=True, exist_ok=True)
-  print(table.markdown(run(args.output, args.budget_s, SIZES[args.size], args.data_dir)))
+  print(table.markdown(run(args.output, args.budget_s, SIZES[args.size], args.data_dir, args.only)))
 
 
 if __name__ == "__main__":

@@ -137,8 +137,10 @@ def _logits(width: float) -> Callable[[Params, ModelState, Array], Array]:
   return lambda params, state, x: apply(params, state, x, train=False, key=None)[0]
 
 
-def robust_opt_row(target: Target, size: Size) -> dict[str, Any]:
-  """The first call, with compilation, and the second."""
+def robust_opt_row(
+  target: Target, size: Size, search_precision: str | None = None
+) -> dict[str, Any]:
+  """The first call, with compilation, and the second; judged in float32 in either case."""
   u = ro.LInf(RADIUS, box=BOX)
   version = "standard" if set(size.phases) == set(PHASES) else _chosen(size)
   row: dict[str, Any] = {}
@@ -147,7 +149,13 @@ def robust_opt_row(target: Target, size: Size) -> dict[str, Any]:
     with clock.compiling() as compiling:
       began = time.perf_counter()
       verdict = ro.autoattack(
-        target.logits_fn, target.x, target.y, u, version=version, report=account.add
+        target.logits_fn,
+        target.x,
+        target.y,
+        u,
+        version=version,
+        search_precision=search_precision,
+        report=account.add,
       )
       seconds = time.perf_counter() - began
     row[call] = {"seconds": seconds, "compile_s": compiling[0], "phases": account.phases()}

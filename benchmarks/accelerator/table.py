@@ -103,13 +103,16 @@ def _attacks(rows: Rows, results: Mapping[str, Any]) -> str:
       for call, run in timed.items()
     ]  # fmt: skip
   head = "| AutoAttack | s | of it compiling | phases, s | clean % | robust % |"
-  if set(found) == {"robust_opt", "torchattacks"}:
-    images = results["size"]["images"]
-    same = attacks.agreement(found["robust_opt"], found["torchattacks"], images)
-    ratio = found["robust_opt"]["again"]["seconds"] / found["torchattacks"]["again"]["seconds"]
-    words = f"Same outcome on {100 * same:.2f} % of {images} images; time ratio {ratio:.2f}."
-    return _grid(head, lines) + f"\n\n{words}"
-  return _grid(head, lines)
+  theirs, words = found.get("torchattacks"), []
+  for side, ours in found.items():
+    if theirs and ours is not theirs:
+      same = attacks.agreement(ours, theirs, results["size"]["images"])
+      ratio = ours["again"]["seconds"] / theirs["again"]["seconds"]
+      words.append(
+        f"{side}: same outcome as torchattacks on {100 * same:.2f} % of "
+        f"{results['size']['images']} images, in {ratio:.2f} times its time."
+      )
+  return "\n\n".join([_grid(head, lines), *words])
 
 
 def _number(value: float | None, form: str) -> str:

@@ -27,10 +27,19 @@ from robust_opt.attacks import hyperplanes
 from robust_opt.attacks.hyperplanes import Smallest
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import AttackResult, LogitsAttack
+from robust_opt.attacks.types import (
+  AttackResult,
+  CountedAttack,
+  CountedResult,
+  LogitsAttack,
+  Passes,
+  passes,
+  uncounted,
+)
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
-from robust_opt.sets import Ball
+from robust_opt.precision import measured
+from robust_opt.sets import Ball, Radius
 from robust_opt.types import Array, LogitsFn
 
 # Points of the final search overshoot the boundary by this fraction of their length, so that they
@@ -69,7 +78,8 @@ class Settings(NamedTuple):
 def fab(u: Ball, **settings: Any) -> LogitsAttack:
   """FAB as an attack within a ball: the smallest misclassified perturbation, projected onto it.
 
-  delta is 0 where x + delta is classified correctly after the projection.
+  delta is 0 where x + delta is classified correctly after the projection. The search ends once it
+  has a misclassified perturbation within the radius for every example of the batch.
 
   Args:
     u: LInf, L2 or L1 with a finite box, in which x must lie. The radius, [] or [B], may be traced.
@@ -79,16 +89,22 @@ def fab(u: Ball, **settings: Any) -> LogitsAttack:
     InputError: another set, or a setting out of range; from the attack: a target_rank that the
       logits do not have.
   """
+  return uncounted(counting_fab(u, **settings))
+
+
+def counting_fab(u: Ball, **settings: Any) -> CountedAttack:
+  """`fab` that also counts the passes."""
   check_support("fab", u)
   options = _checked(u, settings)
 
-  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> CountedResult:
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    delta = u.project(_smallest(u, options, keys, logits_fn, x, y).delta, x)
-    delta = jnp.clip(delta, *hyperplanes.bounds_of(u, x))
+    smallest, num_steps = _smallest(u, options, keys, logits_fn, x, y, enough=u.radius)
+    delta = jnp.clip(u.project(smallest.delta, x), *hyperplanes.bounds_of(u, x))
     fooled = hyperplanes.misclassified(logits_fn, x + delta, y)
     delta = jnp.where(expand_like(fooled, x), delta, 0.0)
-    return rounded(AttackResult(jax.lax.stop_gradient(delta), fooled))
+    result = rounded(AttackResult(jax.lax.stop_gradient(delta), fooled))
+    return CountedResult(*result, _passes(options, logits_fn, x, num_steps))
 
   return attack
 
@@ -118,11 +134,20 @@ def fab_minimal(u: Ball, **settings: Any) -> LogitsAttack:
   check_support("fab_minimal", u)
   options = _checked(u, settings)
 
+  @measured
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    return rounded(hyperplanes.within(u, _smallest(u, options, keys, logits_fn, x, y)))
+    smallest, _ = _smallest(u, options, keys, logits_fn, x, y)
+    return rounded(hyperplanes.within(u, smallest))
 
   return attack
+
+
+def _passes(options: Settings, logits_fn: LogitsFn, x: Array, num_steps: Array) -> Passes:
+  """A step has a forward pass and the gradients; before and after the steps, logits alone."""
+  num_classes = jax.eval_shape(logits_fn, x).shape[-1]
+  gradients = num_classes - 1 if options.target_rank is None else 1
+  return passes(num_steps + options.num_search_steps + 5, gradients * num_steps)
 
 
 def _checked(u: Ball, settings: dict[str, Any]) -> Settings:
@@ -140,35 +165,47 @@ def _checked(u: Ball, settings: dict[str, Any]) -> Settings:
 
 
 def _smallest(
-  u: Ball, options: Settings, keys: Array, logits_fn: LogitsFn, x: Array, y: Array
-) -> Smallest:
-  """The smallest misclassified perturbations of any size; delta 0 and norm inf where none is."""
+  u: Ball,
+  options: Settings,
+  keys: Array,
+  logits_fn: LogitsFn,
+  x: Array,
+  y: Array,
+  enough: Radius = -jnp.inf,
+) -> tuple[Smallest, Array]:
+  """The smallest misclassified perturbations of any size, and the number of steps, [] int32.
+
+  delta is 0 and the norm inf where there is none. The search ends once all norms are <= enough.
+  """
   keys = per_example(keys, x.shape[0])
   norms = jax.vmap(u.norm)
   clean = jax.lax.stop_gradient(logits_fn(x))
   rivals = _rivals(clean, y, options.target_rank)
 
-  def step(carry: tuple[Array, Smallest], _: None) -> tuple[tuple[Array, Smallest], None]:
-    delta, smallest = carry
+  def unfinished(carry: tuple[Array, Array, Smallest]) -> Array:
+    return (carry[0] < options.num_steps) & jnp.any(carry[2].norm > enough)
+
+  def step(carry: tuple[Array, Array, Smallest]) -> tuple[Array, Array, Smallest]:
+    number, delta, smallest = carry
     moved = _boundary_step(u, options, logits_fn, x, y, rivals, delta)
     fooled = hyperplanes.misclassified(logits_fn, x + moved, y)
     smallest = hyperplanes.smaller(smallest, moved, norms(moved), fooled)
-    return (where_examples(fooled, options.beta * moved, moved), smallest), None
+    return number + 1, where_examples(fooled, options.beta * moved, moved), smallest
 
-  def run(smallest: Smallest, restart: Array) -> tuple[Smallest, None]:
-    carry = (_start(u, options, keys, x, smallest, restart), smallest)
-    (_, smallest), _ = jax.lax.scan(step, carry, length=options.num_steps)
-    return smallest, None
+  def run(smallest: Smallest, restart: Array) -> tuple[Smallest, Array]:
+    start = _start(u, options, keys, x, smallest, restart)
+    taken, _, smallest = jax.lax.while_loop(unfinished, step, (jnp.int32(0), start, smallest))
+    return smallest, taken
 
   smallest = hyperplanes.none_yet(x, ~losses.correct(clean, y))
-  smallest, _ = jax.lax.scan(run, smallest, jnp.arange(options.num_restarts))
+  smallest, taken = jax.lax.scan(run, smallest, jnp.arange(options.num_restarts))
   searched = _search(logits_fn, x, y, smallest.delta, clean, options.num_search_steps)
   # Evaluated again: a net in bfloat16 may give other logits outside of the compiled loops.
   holds = hyperplanes.misclassified(logits_fn, x + searched, y)
   fooled = holds | hyperplanes.misclassified(logits_fn, x + smallest.delta, y)
   delta = where_examples(holds, searched, smallest.delta)
   delta = jnp.where(expand_like(fooled, x), delta, 0.0)
-  return Smallest(delta, jnp.where(fooled, norms(delta), jnp.inf))
+  return Smallest(delta, jnp.where(fooled, norms(delta), jnp.inf)), jnp.sum(taken)
 
 
 def _boundary_step(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt import losses
 from robust_opt.arrays import expand_like, where_examples
@@ -169,16 +170,21 @@ def rivals_by_rank(logits: Array, y: Array) -> Array:
 def rival_of_rank(logits: Array, y: Array, rank: int | Array) -> Array:
   """The wrong class of the given rank, 0 for the largest logit: [B, C], [B] -> [B].
 
+  The rank is [], or [B] with one for every example.
+
   Raises:
     InputError: the logits have no such rank. A traced rank cannot be checked and is clipped.
   """
   rivals = rivals_by_rank(logits, y)
-  if not isinstance(rank, jax.core.Tracer) and not 0 <= rank < len(rivals):
+  if not isinstance(rank, jax.core.Tracer) and not np.all(
+    (np.asarray(rank) >= 0) & (np.asarray(rank) < len(rivals))
+  ):
     raise InputError(
       f"target_rank must be from 0 to {len(rivals) - 1} for logits of "
       f"{logits.shape[-1]} classes, but was {rank}."
     )
-  return jax.lax.dynamic_index_in_dim(rivals, rank, axis=0, keepdims=False)
+  ranks = jnp.clip(jnp.broadcast_to(jnp.asarray(rank), y.shape), 0, len(rivals) - 1)
+  return jnp.take_along_axis(rivals, ranks[None], axis=0)[0]
 
 
 def misclassified(logits_fn: LogitsFn, points: Array, y: Array) -> Array:

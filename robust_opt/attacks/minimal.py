@@ -5,8 +5,9 @@
   norms = jax.vmap(everywhere.norm)(delta[fooled])         # compare these, not accuracies
 
 DeepFool and fast minimum-norm. szegedy.py has the box-constrained L-BFGS of Szegedy et al., fab.py
-the stronger fast adaptive boundary attack. Examples do not interact. Nothing here is random: keys
-are ignored and only part of the common signature.
+the stronger fast adaptive boundary attack. Products are in full float32 on every backend, unless
+jax.default_matmul_precision is set, as distances depend on them. Examples do not interact. Nothing
+here is random: keys are ignored and only part of the common signature.
 
 |  input                                  |  result                                        |
 |  misclassified clean example            |  delta 0, fooled                               |
@@ -38,6 +39,7 @@ from robust_opt.attacks.precision import widened
 from robust_opt.attacks.support import check_support
 from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.errors import InputError
+from robust_opt.precision import measured
 from robust_opt.sets import L2, Ball
 from robust_opt.types import Array, LogitsFn
 
@@ -73,6 +75,7 @@ def deepfool(
   if num_candidates is not None and num_candidates < 1:
     raise InputError(f"num_candidates must be at least 1 or None, but was {num_candidates}.")
 
+  @measured
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
@@ -131,6 +134,7 @@ def fast_minimum_norm(
   check_counts(num_steps=num_steps)
   norms, duals = jax.vmap(u.norm), jax.vmap(u.dual_norm)
 
+  @measured
   def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))

@@ -25,6 +25,7 @@ from robust_opt.attacks.precision import widened
 from robust_opt.attacks.support import check_support
 from robust_opt.attacks.types import AttackResult
 from robust_opt.errors import InputError
+from robust_opt.precision import measured
 from robust_opt.sets import L2, projections
 from robust_opt.types import Array, LogitsFn
 
@@ -82,6 +83,7 @@ def szegedy(
     raise InputError(f"first_constant must be positive and finite, but was {first_constant}.")
   norms = jax.vmap(u.norm)
 
+  @measured
   def attack(
     keys: Array, logits_fn: LogitsFn, x: Array, y: Array, targets: Array | None = None
   ) -> AttackResult:

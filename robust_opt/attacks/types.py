@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from robust_opt.types import Array, LogitsFn
 
 
@@ -21,3 +23,42 @@ class AttackResult(NamedTuple):
 
 # (keys [B], logits_fn, x [B, *S], y [B]) -> AttackResult
 LogitsAttack = Callable[[Array, LogitsFn, Array, Array], AttackResult]
+
+
+class Passes(NamedTuple):
+  """How often an attack ran its batch through the net.
+
+  Attributes:
+    forward: [] int32, passes for the logits alone.
+    gradient: [] int32, backward passes; each but the further ones of a step has a forward pass too.
+  """
+
+  forward: Array
+  gradient: Array
+
+
+class CountedResult(NamedTuple):
+  """An AttackResult with the passes that it cost."""
+
+  delta: Array
+  fooled: Array
+  passes: Passes
+
+
+# (keys [B], logits_fn, x [B, *S], y [B]) -> CountedResult
+CountedAttack = Callable[[Array, LogitsFn, Array, Array], CountedResult]
+
+
+def passes(forward: Array | int, gradient: Array | int) -> Passes:
+  """Passes from numbers."""
+  return Passes(jnp.asarray(forward, jnp.int32), jnp.asarray(gradient, jnp.int32))
+
+
+def uncounted(attack: CountedAttack) -> LogitsAttack:
+  """The attack without its counts."""
+
+  def attacked(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+    result = attack(keys, logits_fn, x, y)
+    return AttackResult(result.delta, result.fooled)
+
+  return attacked

@@ -25,7 +25,9 @@ import numpy as np
 from absl import logging
 
 from robust_opt import extras, layout
-from robust_opt.data import tfds
+from robust_opt.data import archives, folders, tfds
+from robust_opt.data.folders import ImageFiles, read_folder
+from robust_opt.data.sampling import random_order, stratified
 from robust_opt.errors import InputError, WriteError
 from robust_opt.files import atomic_write
 from robust_opt.layout import ChannelAxis
@@ -39,18 +41,21 @@ class Dataset(NamedTuple):
   """One split of an image-classification data set.
 
   Attributes:
-    images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats.
+    images: [N, H, W, C], uint8 in [0, 255], or float32 in [0, 1] if it was made from floats; of a
+      folder of images ImageFiles, which np.asarray decodes.
     labels: [N], int32 in [0, num_classes); -1 where `few_labels` removed it.
     num_classes: the number of classes.
     name: of the data set.
     split: its name.
+    classes: their names, where they are known.
   """
 
-  images: np.ndarray
+  images: np.ndarray | ImageFiles
   labels: np.ndarray
   num_classes: int
   name: str
   split: str
+  classes: tuple[str, ...] = ()
 
 
 def load(
@@ -60,22 +65,25 @@ def load(
   data_dir: str | None = None,
   cache_dir: str | None = None,
   download: bool = True,
+  image_size: int = 0,
 ) -> Dataset:
   """Loads one split of a data set by name.
 
   The first of: bundled ('digits'); the cache; prepared under `data_dir`; the archives of mnist,
-  fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; TFDS's own
-  preparation, if TensorFlow is installed. A prepared folder is preferred to an archive; both have
-  the same examples in the same order.
+  fashion_mnist and cifar10, downloaded and checked against TFDS's checksums; an existing folder of
+  images (`folders.read_folder`); TFDS's own preparation, if TensorFlow is installed. A prepared
+  folder is preferred to an archive; both have the same examples in the same order.
 
   Args:
-    name: 'digits', or the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'.
+    name: 'digits'; the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'; a folder with a
+      folder of images for each class; or an .npz file (`archives.read_arrays`).
     split: 'train', 'test', or another split of the data set.
     data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
       default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
       ~/.cache/robust_opt. If it is not writable, there is a warning and no cache.
     download: whether a data set that is not on this machine may be downloaded.
+    image_size: of a folder of images: the height and width to resize them to; 0: as they are.
 
   Returns:
     The split: images uint8 [N, H, W, C], labels int32 [N], in TFDS's order.
@@ -86,31 +94,53 @@ def load(
       images or labels.
     MissingExtraError: the extra `data` (or `run`, for the digits) is not installed.
   """
+  own = Path(name).expanduser()
+  if image_size and not own.is_dir():
+    raise InputError(
+      f"data.image_size={image_size} has no effect on data.name={name!r}: only the images of a "
+      "folder are resized"
+    )
   if name == "digits":
     return _digits(split)
-  if not _NAME.fullmatch(name):
+  if archives.is_archive(name):
+    return _of_archive(name, split)
+  if not _NAME.fullmatch(name) and not own.is_dir():
     raise InputError(
-      f"data.name={name!r} is not the name of a data set: allowed are 'digits' and TensorFlow "
-      "Datasets' name, name/config or name:1.2.3"
+      f"data.name={name!r} is not the name of a data set: allowed are 'digits', a folder of class "
+      "folders of images, and TensorFlow Datasets' name, name/config or name:1.2.3"
     )
-  root, cache_root = _data_root(data_dir), _cache_root(cache_dir)
-  folder = tfds.prepared_folder(root, name)
+  root, kept = _data_root(data_dir), cache_root(cache_dir)
+  folder = tfds.prepared_folder(root, name) if _NAME.fullmatch(name) else None
   archive = tfds.find_archive(name)
+  if folder is None and archive is None and own.is_dir():
+    images, labels, classes = read_folder(own, split, image_size)
+    return Dataset(images, labels, len(classes), name, split, classes)
   if folder is None and archive is None:
     folder = _prepare(root, name, download)
-  path = _cache_path(cache_root, name, split, folder or archive)
+  path = _cache_path(kept, name, split, folder or archive)
   cached = _read_cache(path, name, split)
   if cached is not None:
     return cached
   if folder is not None:
     arrays = tfds.read_prepared(folder, name, split)
   elif download:
-    arrays = tfds.from_archives(name, split, cache_root / "downloads")
+    arrays = tfds.from_archives(name, split, kept / "downloads")
   else:
     raise _not_here(root, name)
   dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
   _write_cache(path, dataset)
   return dataset
+
+
+def _of_archive(name: str, split: str) -> Dataset:
+  """A split of an .npz file; a fifth of every class is the test set if the file has none."""
+  if "test" in archives.splits_of(name):
+    num_classes = from_arrays(*archives.read_arrays(name, "train"), name=name).num_classes
+    return from_arrays(*archives.read_arrays(name, split), num_classes, name, split)
+  whole = from_arrays(*archives.read_arrays(name, "train"), name=name)
+  count = len(whole.labels)
+  is_test = stratified(whole.labels, round(folders.TEST_FRACTION * count), folders.SEED)
+  return _select(whole, is_test if split == "test" else ~is_test, split)
 
 
 def from_arrays(
@@ -124,9 +154,9 @@ def from_arrays(
   """A data set from arrays, which are checked, with the channels last.
 
   Args:
-    images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; uint8 in [0, 255], or floats
-      in [0, 1], which become float32.
-    labels: [N], integers in [0, num_classes).
+    images: [N, H, W, C], [N, C, H, W], or [N, H, W] for one channel; integers in [0, 255], which
+      become uint8, or floats in [0, 1], which become float32.
+    labels: [N] or [N, 1], integers in [0, num_classes), of any type; or one-hot [N, num_classes].
     num_classes: None takes the largest label + 1.
     name: of the data set.
     split: its name.
@@ -140,7 +170,7 @@ def from_arrays(
     InputError: another rank or type, no example, pixels outside [0, 1] or not finite, labels that
       are not integers or outside the range, different numbers of images and labels.
   """
-  array, y = _as_array("images", images), _as_array("labels", labels)
+  array, y = _as_array("images", images), _class_indices(_as_array("labels", labels))
   axis = None if array.ndim == 3 else layout.resolve(channel_axis, array.shape[1:])
   x = layout.to_last(array, axis)
   if x.ndim != 4 or x.size == 0:
@@ -180,7 +210,7 @@ def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
       "fractions that leave at least one example on either side"
     )
   held = np.zeros(num_examples, bool)
-  held[_random_order(num_examples, seed)[:count]] = True
+  held[random_order(num_examples, seed)[:count]] = True
   return _select(dataset, ~held, dataset.split), _select(dataset, held, "holdout")
 
 
@@ -204,7 +234,7 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
       f"labels={count} is not allowed: a multiple of the {dataset.num_classes} classes is, up to "
       f"{rarest} of each"
     )
-  order = _random_order(len(dataset.labels), seed)
+  order = random_order(len(dataset.labels), seed)
   has_label = np.zeros(len(order), bool)
   for label in range(dataset.num_classes):
     has_label[order[dataset.labels[order] == label][:each]] = True
@@ -223,7 +253,10 @@ def few_labels(dataset: Dataset, count: int, seed: int, keep_others: bool) -> Da
 def fingerprint(dataset: Dataset) -> str:
   """SHA-256, in hex, of the images and the labels: their types, shapes and values."""
   digest = hashlib.sha256()
-  for array in (dataset.images, dataset.labels):
+  images = dataset.images
+  if isinstance(images, ImageFiles):
+    images = np.frombuffer(images.sha256().encode(), np.uint8)
+  for array in (images, dataset.labels):
     digest.update(f"{array.dtype.name} {array.shape} ".encode())
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     digest.update(np.ascontiguousarray(little).data)
@@ -250,13 +283,29 @@ def _as_array(argument: str, value: Any) -> np.ndarray:
 def _checked_pixels(images: np.ndarray) -> np.ndarray:
   if images.dtype == np.uint8:
     return np.ascontiguousarray(images)
-  allowed = "allowed is uint8 in [0, 255] or floats in [0, 1]"
-  if not np.issubdtype(images.dtype, np.floating):
+  allowed = "allowed are integers in [0, 255] or floats in [0, 1]"
+  integers = np.issubdtype(images.dtype, np.integer)
+  if not integers and not np.issubdtype(images.dtype, np.floating):
     raise InputError(f"images has type {images.dtype}: {allowed}")
   low, high = images.min(), images.max()  # NaN if any pixel is
+  if integers and 0 <= low <= high <= 255:
+    return np.ascontiguousarray(images, np.uint8)
   if not (low >= 0 and high <= 1):
     raise InputError(f"images has pixels from {low} to {high}: {allowed}")
   return np.ascontiguousarray(images, np.float32)
+
+
+def _class_indices(labels: np.ndarray) -> np.ndarray:
+  """Labels [N] of one-hot ones, of a column, or of integers stored as floats."""
+  if labels.ndim == 2 and labels.shape[1] == 1:
+    labels = labels[:, 0]
+  if labels.ndim == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all():
+    return labels.argmax(axis=1)
+  if np.issubdtype(labels.dtype, np.floating) and labels.ndim == 1:
+    if not (labels == np.rint(labels)).all():
+      raise InputError(f"labels has type {labels.dtype} and is not made of integers")
+    return labels.astype(np.int64)
+  return labels
 
 
 def _checked_labels(labels: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
@@ -273,16 +322,6 @@ def _select(dataset: Dataset, which: np.ndarray, split: str) -> Dataset:
   return dataset._replace(images=dataset.images[which], labels=dataset.labels[which], split=split)
 
 
-def _random_order(num_examples: int, seed: int) -> np.ndarray:
-  """A permutation of range(num_examples) that no version of NumPy changes.
-
-  NumPy guarantees the raw numbers of a bit generator across versions, but not `permutation`.
-  """
-  if seed < 0:
-    raise InputError(f"seed={seed!r} is not allowed: 0, 1, ... are")
-  return np.argsort(np.random.PCG64(seed).random_raw(num_examples), kind="stable")
-
-
 def _digits(split: str) -> Dataset:
   """scikit-learn's digits: 1,437 to train and 360 to test, images uint8 [N, 8, 8, 1].
 
@@ -296,17 +335,10 @@ def _digits(split: str) -> Dataset:
   from sklearn.datasets import load_digits
 
   scans = load_digits()
-  labels = scans.target
-  rank = np.empty(len(labels))  # of each scan within its class, in (0, 1)
-  order = _random_order(len(labels), _DIGITS_SEED)
-  for label in range(10):
-    members = order[labels[order] == label]
-    rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-  is_test = np.zeros(len(labels), bool)
-  is_test[np.argsort(rank, kind="stable")[:_DIGITS_TEST]] = True
+  is_test = stratified(scans.target, _DIGITS_TEST, _DIGITS_SEED)
   images = np.round(scans.images * (255 / 16)).astype(np.uint8)
   members = is_test if split == "test" else ~is_test
-  return from_arrays(images[members], labels[members], 10, "digits", split)
+  return from_arrays(images[members], scans.target[members], 10, "digits", split)
 
 
 def _data_root(data_dir: str | None) -> Path:
@@ -341,7 +373,8 @@ def _not_here(root: Path, name: str) -> InputError:
   )
 
 
-def _cache_root(cache_dir: str | None) -> Path:
+def cache_root(cache_dir: str | None = None) -> Path:
+  """The folder of what is kept between runs, as in `load`."""
   default = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
   return Path(os.path.expanduser(cache_dir or os.path.join(default, "robust_opt")))
 

@@ -6,7 +6,8 @@
 
 The model runs in evaluation mode, random starts derive from the ids of the examples, and the last
 batch is padded: the result counts every example once and depends neither on the batch size nor on
-the order. The radius is traced, so that a sweep over radii compiles once.
+the order. Products are in full float32 on every backend, unless jax.default_matmul_precision is
+set. The radius is traced, so that a sweep over radii compiles once.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from robust_opt.keys import keys_of
 from robust_opt.maximizers import Attack
 from robust_opt.maximizers.base import check_attack, check_examples
 from robust_opt.objectives import RobustObjective
+from robust_opt.precision import measured
 from robust_opt.training import ArrayData, take
 from robust_opt.types import ApplyFn, Array, Batch, LogitsFn, ModelState, Params, PyTree
 
@@ -102,6 +104,7 @@ def make_evaluate(
     InputError: from evaluate: the labels are not classes [N] of a net of at least two classes.
   """
 
+  @measured
   def evaluate(
     params: Params, model_state: ModelState, data: ArrayData, radius: PyTree, key: Array
   ) -> Evaluation:

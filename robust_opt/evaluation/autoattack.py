@@ -5,17 +5,19 @@
   verdict.robust_accuracy, verdict.broken_by, verdict.images
 
 APGD on the cross-entropy, APGD on the targeted DLR loss, FAB toward each target, and Square (Croce
-and Hein 2020, arXiv 2003.01690), for any number of classes. Remaining examples are gathered into
-batches of at most two sizes, so that nothing is recompiled as examples are broken; the random
-numbers of an example come from its index in the data set. An example counts as broken only if the
-net, called once more in the batches that `robust_opt.verify` uses, misclassifies the stored image.
+and Hein 2020, arXiv 2003.01690), for any number of classes. Remaining examples and their targets
+are packed into batches of few sizes, so that nothing is recompiled as examples are broken; the
+random numbers of an example come from its index in the data set and the target. An example counts
+as broken only if the net, called once more in the batches and in the precision that
+`robust_opt.verify` uses, misclassifies the stored image.
 
 With a ResumeCache every finished batch is saved: a killed run resumes from there, over the same
 batches, with bit-identical results.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +26,12 @@ import numpy as np
 from absl import logging
 
 from robust_opt import layout
-from robust_opt.arrays import pad_to
-from robust_opt.evaluation import network
-from robust_opt.evaluation.batches import bucket, predictions, run_attack, split
+from robust_opt.evaluation import batches, network
+from robust_opt.evaluation.batches import Lanes
 from robust_opt.evaluation.inputs import box_of, check_examples, check_set
 from robust_opt.evaluation.phases import Phase, phases_of
 from robust_opt.layout import ChannelAxis
+from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
 from robust_opt.types import Array, LogitsFn
 
@@ -75,15 +77,47 @@ class ResumeCache(NamedTuple):
   save: Callable[[str, Mapping[str, np.ndarray]], None] = lambda name, arrays: None
 
 
+class Cost(NamedTuple):
+  """What batches cost.
+
+  Attributes:
+    seconds: of attack and check, with `compiling`.
+    compiling: seconds of them in which programs were made.
+    batches: their number.
+    lanes: examples under attack, each target of one counted.
+    padding: repeated lanes, which fill the batches.
+    forward: images shown to the net for logits alone, padding included.
+    gradient: images shown to the net for a gradient, padding included.
+  """
+
+  seconds: float = 0.0
+  compiling: float = 0.0
+  batches: int = 0
+  lanes: int = 0
+  padding: int = 0
+  forward: int = 0
+  gradient: int = 0
+
+  def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
+    return Cost.of(a + b for a, b in zip(self, other, strict=True))
+
+  @classmethod
+  def of(cls, values: Iterable[float]) -> "Cost":
+    """Cost from its numbers, as of an array."""
+    seconds, compiling, *counts = values
+    return cls(seconds, compiling, *map(int, counts))
+
+
 class Progress(NamedTuple):
   """The state that is reported after every batch.
 
   Attributes:
     attack: the name of the phase.
-    target: the rank of its target class; None if it is untargeted.
+    target: the lowest rank of a target class in the batch; None if it is untargeted.
     remaining: the number of examples that are still robust.
     total: the number of examples.
     done: the completed fraction of the work.
+    cost: of the batch; if an earlier run finished it, what it cost then.
   """
 
   attack: str
@@ -91,6 +125,7 @@ class Progress(NamedTuple):
   remaining: int
   total: int
   done: float
+  cost: Cost = Cost()
 
 
 def autoattack(
@@ -101,8 +136,10 @@ def autoattack(
   *,
   version: str | tuple[Phase, ...] = "standard",
   seed: int = 0,
-  batch_size: int = 100,
+  batch_size: int | None = None,
   channel_axis: ChannelAxis = layout.AUTO,
+  precision: str | None = None,
+  search_precision: str | None = None,
   put: Callable[[Any], Any] = jnp.asarray,
   cache: ResumeCache = ResumeCache(),  # noqa: B008
   report: Callable[[Progress], None] = lambda progress: None,
@@ -122,9 +159,14 @@ def autoattack(
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
       with restarts on two losses, for every set with a projection; or a tuple of phases.
     seed: of all random numbers; the same seed gives the same result.
-    batch_size: affects speed and memory.
+    batch_size: affects speed and memory; None: `batches.default_batch_size`, 100 on a CPU.
     channel_axis: of one example, for Square: 0 for [C, H, W], -1 for [H, W, C], None if there is
       none; "auto" guesses it from the shape (`robust_opt.layout.resolve`).
+    precision: of float32 products on accelerators, "float32", "tf32" or "bfloat16", of
+      the attacks and of the predictions that count; None: `robust_opt.precision.stated`, float32.
+    search_precision: that of the attacks alone. In TF32 they are several times faster on a GPU, and
+      the verdict stays as sound as one in `precision`: an image counts only if it fools the net in
+      that precision. The attacks are a little weaker if the net is.
     put: places the arrays of a batch on the devices; with a mesh it splits the first axis, and
       batch_size / 8 must be a multiple of the number of devices.
     cache: stores finished batches.
@@ -132,55 +174,106 @@ def autoattack(
 
   Raises:
     InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.phases_of`; channel_axis
-      is not an axis of an example.
+      is not an axis of an example; an unknown precision.
   """
+  precision = stated(precision)
+  search_precision = stated(search_precision or precision)
   argument = check_set(u)
   phases = phases_of(version, logits_fn, u)
   gradients = any(phase.gradients for phase in phases)
-  x, y = check_examples(logits_fn, x, y, u, batch_size, gradients=gradients)
+  x, y = check_examples(logits_fn, x, y, u, batch_size or 1, gradients=gradients)
+  if batch_size is None:
+    batch_size = batches.default_batch_size(logits_fn, x)
   axis = layout.resolve(channel_axis, x.shape[1:])
   guess = layout.describe_guess(channel_axis, x.shape[1:])
   if guess:
     logging.warning("AutoAttack: %s; pass channel_axis to state it.", guess)
   net = network.as_argument(logits_fn, x)
   reference = network.checked_logits(logits_fn, net, x)
-  predict = functools.partial(predictions, net, batch_size=batch_size, put=put)
+  predict = functools.partial(
+    batches.predictions, net, batch_size=batch_size, put=put, precision=precision
+  )
   prediction = predict(x)
   names = (CLEAN, *(phase.name for phase in phases))
   broken_by = np.where(prediction == y, ROBUST, 0).astype(np.int32)
   verdict = Verdict(names, prediction, broken_by, x.copy())
+  key, shrinkage = jax.random.key(seed), _shrinkage(u, x[0].size)
 
-  units = list(_units(phases, _num_classes(net, x)))
-  for number, (index, phase, rank) in enumerate(units):
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    batches = list(split(np.flatnonzero(broken_by == ROBUST), batch_size))
-    for batch, ids in enumerate(batches):
-      name = f"{number:02d}_{phase.name}_{batch:05d}"
-      broken = cache.load(name)
-      if broken is None:
-        padded = pad_to(ids, bucket(len(ids), batch_size))
-        arrays = (put(a) for a in (padded.astype(np.int32), x[padded], y[padded]))
-        result = run_attack(phase.make, axis, net, argument, np.int32(rank), key, *arrays)
-        # Added once, on the host.
-        images = x[ids] + _shrinkage(u, x[0].size) * np.asarray(result.delta)[: len(ids)]
-        fooled = predict(images) != y[ids]
-        broken = {"ids": ids[fooled], "images": images[fooled]}
-        cache.save(name, broken)
-      broken_by[broken["ids"]] = index + 1
-      verdict.images[broken["ids"]] = broken["images"]
+  def attack(phase: Phase, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
+    """The lanes that fool the net, in order, their images, and the cost."""
+    began, compiling = time.monotonic(), batches.seconds_compiling()
+    padded = batches.pad(lanes, size)
+    images, labels = x[padded.ids], y[padded.ids]
+    with products(search_precision):
+      arrays = (put(images), put(labels))
+      result = batches.run_lanes(
+        phase.make, axis, net, argument, key, Lanes(*map(put, padded)), *arrays
+      )
+    # Added once, on the host.
+    images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
+    fooled = predict(images) != labels[: len(lanes.ids)]
+    passes = getattr(result, "passes", (0, 0))
+    cost = Cost(
+      time.monotonic() - began,
+      batches.seconds_compiling() - compiling,
+      1,
+      len(lanes.ids),
+      size - len(lanes.ids),
+      *(int(number) * size for number in passes),
+    )
+    return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
+
+  packing = batches.packing(batch_size, jax.default_backend())
+  targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
+  for index, phase in enumerate(phases):
+    first = sum(targets[:index])  # the stream of random numbers of its first target
+    pending = _lanes(np.flatnonzero(broken_by == ROBUST), targets[index], first)
+    total, used, number = len(pending.ids), frozenset[int](), 0
+    while len(pending.ids):
+      lanes, size = batches.next_batch(pending, packing, used)
+      name = f"{index:02d}_{phase.name}_{number:05d}"
+      ran = _stored(cache, name, lanes)
+      if ran is None:
+        ran = attack(phase, lanes, size)
+        cache.save(name, {"ids": np.asarray(lanes.ids), "ranks": np.asarray(lanes.ranks), **ran})
+      # Of several targets of an example the first one counts.
+      broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
+      broken_by[broken], verdict.images[broken] = index + 1, ran["images"][chosen]
+      used, number = used | {size}, number + 1
+      pending = _without(pending, len(lanes.ids), broken)
+      done = (first + targets[index] * (1 - len(pending.ids) / total)) / sum(targets)
+      rank = int(lanes.ranks[0]) if phase.num_targets else None
       remaining = int(np.sum(broken_by == ROBUST))
-      done = (number + (batch + 1) / len(batches)) / len(units)
-      target = rank if phase.num_targets else None
-      report(Progress(phase.name, target, remaining, len(x), done))
+      report(Progress(phase.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
   network.check_unchanged(logits_fn, x, reference)
   return verdict
 
 
-def _units(phases: tuple[Phase, ...], num_classes: int) -> Iterator[tuple[int, Phase, int]]:
-  """(index of the phase, phase, rank of the target) of every attack to run."""
-  for index, phase in enumerate(phases):
-    for rank in range(max(1, min(phase.num_targets, num_classes - 1))):
-      yield index, phase, rank
+def _num_targets(phase: Phase, num_classes: int) -> int:
+  """The number of attacks of a phase on an example, >= 1."""
+  return max(1, min(phase.num_targets, num_classes - 1))
+
+
+def _lanes(ids: np.ndarray, num_targets: int, first_stream: int) -> Lanes:
+  """Every target of every example, the first target of all of them first."""
+  ranks = np.repeat(np.arange(num_targets, dtype=np.int32), len(ids))
+  return Lanes(np.tile(ids.astype(np.int32), num_targets), ranks, first_stream + ranks)
+
+
+def _without(pending: Lanes, count: int, broken: np.ndarray) -> Lanes:
+  """The lanes after the first `count`, without those of examples that are broken."""
+  rest = Lanes(*(column[count:] for column in pending))
+  keep = ~np.isin(rest.ids, broken)
+  return Lanes(*(column[keep] for column in rest))
+
+
+def _stored(cache: ResumeCache, name: str, lanes: Lanes) -> Mapping[str, np.ndarray] | None:
+  """A finished batch; None if it is absent or of other lanes, as of another packing."""
+  stored = cache.load(name)
+  if stored is None or not {"ids", "ranks", "fooled", "images", "cost"} <= stored.keys():
+    return None
+  same = all(np.array_equal(stored[key], getattr(lanes, key)) for key in ("ids", "ranks"))
+  return stored if same else None
 
 
 def _shrinkage(u: UncertaintySet, num_entries: int) -> np.float32:

@@ -1,14 +1,18 @@
-"""Attacks and predictions in batches of few sizes, so that each program compiles once or twice.
+"""Attacks and predictions in batches of few sizes, so that few programs are compiled.
 
-for ids in split(remaining, batch_size):               # whole batches, then eighths
-  padded = pad_to(ids, bucket(len(ids), batch_size))
-  result = run_attack(make, axis, net, u, choice, key, padded, x[padded], y[padded])
-classes = predictions(logits_fn, x, batch_size)
+  sizes = packing(batch_size(net, x), jax.default_backend())
+  lanes, size = next_batch(pending, sizes)               # pending: Lanes of examples and targets
+  padded = pad(lanes, size)
+  result = run_lanes(make, axis, net, u, key, padded, x[padded.ids], y[padded.ids])
+  classes = predictions(logits_fn, x, batch_size)
+
+A lane is one example under one attack: for targeted attacks, one target of it.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +20,52 @@ import numpy as np
 
 from robust_opt import losses
 from robust_opt.arrays import pad_to
-from robust_opt.attacks.types import AttackResult, LogitsAttack
+from robust_opt.attacks.types import AttackResult, CountedResult, LogitsAttack
 from robust_opt.evaluation import network
 from robust_opt.keys import keys_of
+from robust_opt.precision import products
 from robust_opt.sets import UncertaintySet
 from robust_opt.types import Array, LogitsFn
 
-# (set, choice [] int32, channel axis of an example or None) -> attack, called under trace. The
-# choice is a target's rank or the index of a loss. A compile-time constant, compared by identity.
-MakeAttack = Callable[[Any, Array, int | None], LogitsAttack]
+# (set, choice [] or [B] int32, channel axis of an example or None) -> attack, called under trace.
+# The choice is the rank of each example's target or the index of a loss. A compile-time constant,
+# compared by identity.
+MakeAttack = Callable[[Any, Array, int | None], LogitsAttack | Callable[..., CountedResult]]
+
+CPU_BATCH = 100
+SMALLEST_BATCH, LARGEST_BATCH = 128, 4096  # on accelerators
+_ENOUGH_EXAMPLES = 1024  # for which a batch need not be larger
+_MEMORY_SHARE = 1 / 3  # of a device's memory; the rest is for workspaces of convolutions
+_FALLBACK_MEMORY = 8 * 2**30  # of a device that does not say how much it has
+# What an attack holds beside the activations, in images: FAB's projections of both hyperplanes.
+_IMAGES_HELD = 40
+_ACTIVATIONS_HELD = 3  # times what the backward pass needs, for temporaries
+
+
+class Lanes(NamedTuple):
+  """Examples under attack, with a target each.
+
+  Attributes:
+    ids: [L] int32, the index of the example.
+    ranks: [L] int32, the rank of its target class; 0 if the attack has none.
+    streams: [L] int32, the number from which, with the id, its random numbers come.
+  """
+
+  ids: np.ndarray | Array
+  ranks: np.ndarray | Array
+  streams: np.ndarray | Array
+
+
+class Packing(NamedTuple):
+  """How lanes are packed into batches.
+
+  Attributes:
+    sizes: of batches, the largest first.
+    ahead: whether a batch may hold all targets of an example, rather than the next one, to fill it.
+  """
+
+  sizes: tuple[int, ...]
+  ahead: bool
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -38,7 +79,7 @@ def run_attack(
   ids: Array,
   x: Array,
   y: Array,
-) -> AttackResult:
+) -> AttackResult | CountedResult:
   """The attack on a batch: ids [B], from which its random numbers come, x [B, *S] and y [B].
 
   The net, from `network.as_argument`, and the set are arguments of the program: nets of one
@@ -47,35 +88,139 @@ def run_attack(
   return make(u, choice, channel_axis)(keys_of(key, ids), net, x, y)
 
 
-def split(ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-  """Splits ids into whole batches, then batches of an eighth; the last may be shorter."""
-  small = bucket(1, batch_size)
-  start = 0
-  while start < len(ids):
-    size = batch_size if len(ids) - start >= batch_size - small else small
-    yield ids[start : start + size]
-    start += size
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_lanes(
+  make: MakeAttack,
+  channel_axis: int | None,
+  net: LogitsFn,
+  u: UncertaintySet,
+  key: Array,
+  lanes: Lanes,
+  x: Array,
+  y: Array,
+) -> AttackResult | CountedResult:
+  """The attack on a batch of lanes, x [B, *S] and y [B] of their examples; as `run_attack`."""
+  streams, ids = jnp.asarray(lanes.streams), jnp.asarray(lanes.ids)
+  keys = jax.vmap(jax.random.fold_in)(keys_of(key, streams), ids)
+  return make(u, jnp.asarray(lanes.ranks), channel_axis)(keys, net, x, y)
 
 
-def bucket(count: int, batch_size: int) -> int:
-  """The size that a batch of `count` examples is padded to."""
-  small = max(1, batch_size // 8)
-  return small if count <= small else batch_size
+def packing(batch_size: int, backend: str) -> Packing:
+  """Batches of at most batch_size.
+
+  On a CPU the time of a batch is proportional to its size: whole batches, and batches of an eighth
+  for the remainder. An accelerator takes about as long for a small batch as for one several times
+  as large: the remainder is one batch, of the size or its halves down to an eighth.
+  """
+  if backend == "cpu":
+    return Packing((batch_size, max(1, batch_size // 8)), ahead=False)
+  halves = dict.fromkeys(max(1, batch_size >> k) for k in range(4))
+  return Packing(tuple(halves), ahead=True)
+
+
+def next_batch(
+  pending: Lanes, packing: Packing, used: frozenset[int] = frozenset()
+) -> tuple[Lanes, int]:
+  """The next lanes to run, in their order, and the size of their batch, which may be larger.
+
+  Lanes of the lowest rank decide the size, or all lanes if the packing runs ahead; higher ranks
+  only fill it. Pending lanes are ordered by rank.
+  """
+  first = int(np.sum(pending.ranks == pending.ranks[0]))
+  size = padded_size(len(pending.ids) if packing.ahead else first, packing, used)
+  return Lanes(*(column[:size] for column in pending)), size
+
+
+def padded_size(count: int, packing: Packing, used: frozenset[int] = frozenset()) -> int:
+  """The size of the batch for `count` lanes, which may be more than it takes.
+
+  A size in `used`, whose program exists, is preferred over one of at least half of it.
+  """
+  largest, *_, smallest = (*packing.sizes, packing.sizes[-1])
+  if not packing.ahead:
+    return largest if count >= largest - smallest and count > smallest else smallest
+  fitting = [size for size in packing.sizes if size >= count] or [largest]
+  known = [size for size in fitting if size in used and size <= 2 * fitting[-1]]
+  return min(known) if known else fitting[-1]
+
+
+def pad(lanes: Lanes, size: int) -> Lanes:
+  """Repeats the last lane, which ends no later than itself: padding keeps no batch running."""
+  return Lanes(*(pad_to(np.asarray(column, np.int32), size) for column in lanes))
+
+
+def default_batch_size(logits_fn: LogitsFn, x: np.ndarray, devices: int = 1) -> int:
+  """The number of examples of a batch, for a net and images x [N, *S].
+
+  On a CPU 100. On accelerators as many as fit into their memory, by what the backward pass of the
+  net keeps of each example; a power of two for each device, in all from 128 to 4096, and no more
+  than the data set needs. Over several devices, a multiple of 8 times their number, so that the
+  eighth of a batch can be split as well.
+  """
+  unit = 8 * devices if devices > 1 else 1
+  device = jax.devices()[0]
+  if device.platform == "cpu":
+    return -(-CPU_BATCH // unit) * unit
+  memory = (device.memory_stats() or {}).get("bytes_limit", _FALLBACK_MEMORY)
+  fit = devices * _MEMORY_SHARE * memory / bytes_of_example(logits_fn, x)
+  needed = max(_ENOUGH_EXAMPLES, 2 ** math.ceil(math.log2(len(x))))
+  size = min(fit, needed, LARGEST_BATCH)
+  each = 2 ** math.floor(math.log2(max(size, SMALLEST_BATCH) / devices))
+  return max(each * devices, unit)
+
+
+def bytes_of_example(logits_fn: LogitsFn, x: np.ndarray) -> float:
+  """About the memory that an attack holds for each example of x [N, *S]."""
+
+  def kept(count: int) -> int:
+    example = jax.ShapeDtypeStruct((count, *x.shape[1:]), jnp.float32)
+    pullback = jax.eval_shape(lambda x: jax.vjp(logits_fn, x)[1], example)
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(pullback))
+
+  try:
+    activations = kept(2) - kept(1)
+  except Exception:  # a net without a gradient, or whatever the user's function raises
+    activations = 0
+  return _ACTIVATIONS_HELD * activations + _IMAGES_HELD * 4 * math.prod(x.shape[1:])
 
 
 def predictions(
-  logits_fn: LogitsFn, x: np.ndarray, batch_size: int, put: Callable[[Any], Any] = jnp.asarray
+  logits_fn: LogitsFn,
+  x: np.ndarray,
+  batch_size: int,
+  put: Callable[[Any], Any] = jnp.asarray,
+  precision: str | None = None,
 ) -> np.ndarray:
   """The predicted class of every image, [N] int32; -1 where a logit is inf or NaN.
 
-  All batches have one size, so that the same image at the same index gives the same bits.
+  All batches have one size, so that the same image at the same index gives the same bits. Products
+  have the precision `robust_opt.precision.stated(precision)`.
   """
   net = network.as_argument(logits_fn, x)
-  classes = [
-    np.asarray(_predict(net, put(pad_to(x[start : start + batch_size], batch_size))))
-    for start in range(0, len(x), batch_size)
-  ]
+  with products(precision):
+    classes = [
+      np.asarray(_predict(net, put(pad_to(x[start : start + batch_size], batch_size))))
+      for start in range(0, len(x), batch_size)
+    ]
   return np.concatenate([np.zeros(0, np.int32), *classes])[: len(x)]
+
+
+def seconds_compiling() -> float:
+  """The seconds that JAX has spent on making programs so far, in this process."""
+  return _compiling["seconds"]
+
+
+def _count_compiling(event: str, duration_secs: float, **_: str | int) -> None:
+  if event in _COMPILING:
+    _compiling["seconds"] += duration_secs
+
+
+_COMPILING = (
+  "/jax/core/compile/jaxpr_to_mlir_module_duration",
+  "/jax/core/compile/backend_compile_duration",
+)
+_compiling = {"seconds": 0.0}
+jax.monitoring.register_event_duration_secs_listener(_count_compiling)
 
 
 def plain_logits(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:

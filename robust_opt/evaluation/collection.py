@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from robust_opt import losses
 from robust_opt.arrays import pad_to
@@ -152,8 +153,9 @@ def rounded(images: np.ndarray) -> np.ndarray:
   return np.clip(np.rint(images * np.float32(255)), 0, 255).astype(np.float32) / np.float32(255)
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
+def pixels(images: npt.ArrayLike) -> np.ndarray:
   """float32 in [0, 1]; on the host, since division by 255 on a GPU may round differently."""
+  images = np.asarray(images)
   if images.dtype == np.uint8:
     return images.astype(np.float32) / np.float32(255)
   return np.asarray(images, np.float32)

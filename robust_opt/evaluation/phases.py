@@ -6,12 +6,14 @@ phases = (pgd_phase("pgd-50", losses.cross_entropy, num_steps=50, relative_step=
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from robust_opt import losses
 from robust_opt.attacks import white_box
-from robust_opt.attacks.fab import fab
-from robust_opt.attacks.square import square
+from robust_opt.attacks.fab import counting_fab
+from robust_opt.attacks.square import counting_square
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import LogitsAttack
+from robust_opt.attacks.types import CountedAttack, CountedResult, passes
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
@@ -27,7 +29,8 @@ class Phase(NamedTuple):
   Attributes:
     name: as in AutoAttack.
     attack: its name in `attacks.support.SUPPORT`, which lists the sets that it takes.
-    make: (set, rank of the target [], channel axis of an example or None) -> attack.
+    make: (set, rank of each example's target [B], channel axis of an example or None) -> attack.
+      If its result has `passes` (`attacks.types.CountedResult`), they are added up.
     num_targets: the number of target classes, at most all wrong ones; 0: untargeted.
     gradients: whether it needs the gradients of the network.
   """
@@ -49,12 +52,12 @@ def apgd_attack(u: Ball, num_steps: int) -> Attack:
 def apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> Phase:
   """APGD on the cross-entropy."""
 
-  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> CountedAttack:
     del rank, channel_axis
     attack = apgd_attack(u, num_steps)
     if isinstance(u, L1) and l1_restarts > 1:
       attack = restarts(attack, l1_restarts)
-    return white_box.ascent(attack, losses.cross_entropy, fresh_noise)
+    return white_box.counting_ascent(attack, losses.cross_entropy, fresh_noise)
 
   return Phase("apgd-ce", "apgd", make)
 
@@ -62,9 +65,9 @@ def apgd_ce(num_steps: int, l1_restarts: int = 1, fresh_noise: bool = False) -> 
 def apgd_dlr(num_steps: int, fresh_noise: bool = False) -> Phase:
   """APGD on the DLR loss."""
 
-  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> CountedAttack:
     del rank, channel_axis
-    return white_box.ascent(apgd_attack(u, num_steps), losses.dlr, fresh_noise)
+    return white_box.counting_ascent(apgd_attack(u, num_steps), losses.dlr, fresh_noise)
 
   return Phase("apgd-dlr", "apgd", make)
 
@@ -72,9 +75,9 @@ def apgd_dlr(num_steps: int, fresh_noise: bool = False) -> Phase:
 def apgd_t(num_steps: int, num_targets: int) -> Phase:
   """APGD on the targeted DLR loss."""
 
-  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> CountedAttack:
     del channel_axis
-    return white_box.targeted_ascent(apgd_attack(u, num_steps), losses.targeted_dlr, rank)
+    return white_box.counting_targeted_ascent(apgd_attack(u, num_steps), losses.targeted_dlr, rank)
 
   return Phase("apgd-t", "apgd", make, num_targets)
 
@@ -82,9 +85,9 @@ def apgd_t(num_steps: int, num_targets: int) -> Phase:
 def fab_t(num_steps: int, num_targets: int) -> Phase:
   """FAB toward target classes."""
 
-  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> CountedAttack:
     del channel_axis
-    return fab(u, num_steps=num_steps, target_rank=rank)
+    return counting_fab(u, num_steps=num_steps, target_rank=rank)
 
   return Phase("fab-t", "fab", make, num_targets)
 
@@ -92,9 +95,16 @@ def fab_t(num_steps: int, num_targets: int) -> Phase:
 def square_phase(num_queries: int) -> Phase:
   """Square Attack."""
 
-  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> CountedAttack:
     del rank
-    return square(u, num_queries, channel_axis=channel_axis)
+    search = counting_square(u, num_queries, channel_axis=channel_axis)
+
+    def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> CountedResult:
+      result = search(keys, logits_fn, x, y)
+      # And the clean logits.
+      return CountedResult(result.delta, result.fooled, passes(jnp.max(result.queries) + 1, 0))
+
+    return attack
 
   return Phase("square", "square", make, gradients=False)
 
@@ -113,10 +123,12 @@ def pgd_phase(
     num_restarts: the number of runs.
   """
 
-  def make(u: UncertaintySet, rank: Array, channel_axis: int | None) -> LogitsAttack:
+  def make(u: UncertaintySet, rank: Array, channel_axis: int | None) -> CountedAttack:
     del rank, channel_axis
     attack = ascend(pgd(u, _step_set(u, relative_step)), num_steps, keep_best=True)
-    return white_box.ascent(restarts(attack, num_restarts) if num_restarts > 1 else attack, loss)
+    return white_box.counting_ascent(
+      restarts(attack, num_restarts) if num_restarts > 1 else attack, loss
+    )
 
   return Phase(name, "pgd", make)
 

@@ -7,6 +7,7 @@ It holds the prediction for every image, the attack that broke it, and the adver
 float32, so that anyone with the net and the data can check them. It loads without pickle.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -14,12 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.arrays import expand_like
 from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
-from robust_opt.evaluation.batches import predictions
+from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256
@@ -42,6 +44,8 @@ class Claim(NamedTuple):
     data_sha256: of images and labels.
     device: the hardware and the version of JAX.
     set_sha256: of `set`, the contents of its files included; empty in older files.
+    precision: of float32 products in the predictions, `robust_opt.precision.PRODUCTS`.
+    search_precision: of those in the attacks.
   """
 
   set: dict[str, Any]
@@ -53,6 +57,8 @@ class Claim(NamedTuple):
   data_sha256: str
   device: str
   set_sha256: str = ""
+  precision: str = "float32"
+  search_precision: str = "float32"
 
   @property
   def u(self) -> UncertaintySet:
@@ -283,7 +289,10 @@ def _prediction_problems(
 ) -> list[str]:
   claim, verdict = stored.claim, stored.verdict
   problems = []
-  prediction = predictions(logits_fn, x, claim.batch_size)
+  predict = functools.partial(
+    predictions, logits_fn, batch_size=_batch_size(claim), precision=claim.precision
+  )
+  prediction = predict(x)
   changed = int(np.sum(prediction != verdict.prediction))
   if changed:
     problems.append(f"The net classifies {changed} clean images differently than it states.")
@@ -294,7 +303,7 @@ def _prediction_problems(
   disagreements = int(np.sum((verdict.broken_by == 0) != wrong))
   if disagreements:
     problems.append(f"It misstates whether the net is right on {disagreements} clean images.")
-  attacked = predictions(logits_fn, verdict.images, claim.batch_size)
+  attacked = predict(verdict.images)
   labels = y[np.clip(stored.broken_ids, 0, len(y) - 1)]
   right = int(np.sum(attacked == labels)) if len(attacked) == len(labels) else len(attacked)
   if right:
@@ -306,3 +315,9 @@ def _prediction_problems(
       f"{fraction:.6f}."
     )
   return problems
+
+
+def _batch_size(claim: Claim) -> int:
+  """That of the claim, for the same rounding; but that of an accelerator is too large for a CPU."""
+  elsewhere = jax.default_backend() == "cpu" and "cpu" not in claim.device.lower()
+  return min(claim.batch_size, CPU_BATCH) if elsewhere else claim.batch_size

@@ -9,7 +9,7 @@ with a first axis of seeds.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ from robust_opt import models
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
-from robust_opt.experiments import build, seeds, updates
+from robust_opt.experiments import build, seeds, streaming, updates
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.attacks import ONE_PASS, AttackOn, TrainingAttack, not_trained_on
 from robust_opt.objectives import robust
@@ -68,13 +68,13 @@ class Experiment(NamedTuple):
   Attributes:
     config: that it was assembled from.
     splits: the data on the host.
-    train: the data on the devices, to learn from.
-    heldout: chooses checkpoints.
-    test: is reported on.
+    heldout: chooses checkpoints; on the devices, or on the host where it is too large for them.
+    test: is reported on; likewise.
     apply: the model.
     plan: the batches of an epoch.
     state: before the first update. A compiled scan takes its buffers, so start from it once.
     compile: num_steps -> a compiled function, state -> (state, metrics of every step).
+    max_steps: of one compiled function: more would not fit.
     set: that it is trained over.
     attack: of the training, and of measurements.
     other_attack: set -> an attack that is not trained on.
@@ -85,13 +85,13 @@ class Experiment(NamedTuple):
 
   config: ConfigDict
   splits: build.Splits
-  train: ArrayData
   heldout: ArrayData
   test: ArrayData
   apply: ApplyFn
   plan: EpochPlan
   state: TrainState
   compile: Callable[[int], Scan]
+  max_steps: int
   set: UncertaintySet
   attack: TrainingAttack
   other_attack: AttackOn
@@ -158,31 +158,56 @@ def assemble(
   apply, attack = models.from_linen(run.net), build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   step = updates.make(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
-  scan = make_scan(step, run.plan, augment=build.augment(config), place_batch=placement.place_batch)
-  put = placement.put
-  train, heldout, test = (put(ArrayData(split.images, split.labels)) for split in splits)
+  put, limit = placement.put, streaming.device_limit(config.data.max_device_bytes)
+  streamed = splits.train.images.nbytes > limit
+  scan = make_scan(
+    step,
+    run.plan,
+    augment=build.augment(config),
+    place_batch=placement.place_batch,
+    streamed=streamed,
+  )
+  heldout, test = (_placed(split, limit, put) for split in splits[1:])
   state, train_key, evaluation_key = put((run.state, run.keys.training, run.keys.evaluation))
-  if stacked:
+  max_steps = config.training.steps_per_scan
+  if streamed:
+    if stacked:
+      raise InputError(
+        f"Several seeds train on data on the device, but the {splits.train.images.nbytes:,} bytes "
+        f"of {config.data.name} exceed the limit of {limit:,.0f}: train one seed at a time."
+      )
+    stream = streaming.Stream(
+      splits.train, run.plan, run.keys.training, config.data.workers, sharding.data_mesh()
+    )
+    compile_scan = _compiled(scan, state, stream.shapes, stream.take, train_key, placement.sharding)
+    image_bytes = splits.train.images.nbytes // len(splits.train.labels)
+    max_steps = min(max_steps, streaming.steps_within(limit, image_bytes, run.plan.batch_size))
+  elif stacked:
+    train = _placed(splits.train, limit, put)
     compile_scan = seeds.compiled(scan, train, train_key, vmapped)
     jit = functools.partial(
       seeds.over_seeds, in_axes=(0, 0, None, None, 0), vmapped=vmapped, static=_STATIC
     )
   else:
-    compile_scan = _compiled(scan, state, train, train_key, placement.sharding)
+    train = _placed(splits.train, limit, put)
+    compile_scan = _compiled(
+      scan, state, lambda n: train, lambda step, n: train, train_key, placement.sharding
+    )
+  if not stacked:
     jit = functools.partial(jax.jit, static_argnames=_STATIC, out_shardings=placement.sharding)
-  evaluate = _evaluator(config, apply, evaluation_key, placement, jit)
+  evaluate = _evaluator(config, apply, evaluation_key, placement, jit, limit)
   count = config.training.watch_examples if config_lib.trains_robustly(config) else 0
-  first = ArrayData(splits.heldout.images[:count], splits.heldout.labels[:count])
+  first = ArrayData(np.asarray(splits.heldout.images[:count]), splits.heldout.labels[:count])
   return Experiment(
     config=config,
     splits=splits,
-    train=train,
     heldout=heldout,
     test=test,
     apply=apply,
     plan=run.plan,
     state=state,
     compile=compile_scan,
+    max_steps=max_steps,
     set=u,
     attack=attack,
     other_attack=functools.partial(not_trained_on, attack),
@@ -228,6 +253,7 @@ def _evaluator(
   key: Array,
   placement: _Placement,
   jit: Callable[..., Callable[..., Evaluation]],
+  limit: float,
 ) -> Callable[[TrainState, ArrayData, UncertaintySet, AttackOn], Evaluation]:
   """Experiment.evaluate: the worst case of the cross-entropy, whatever the run trains by."""
 
@@ -247,16 +273,43 @@ def _evaluator(
     size = -(-size // placement.devices) * placement.devices
     u = placement.put(jax.tree.map(_float32, u))
     weights = evaluated_params(state), state.model_state
-    out = jitted(*weights, data, u, key, attack=attack, batch_size=size)
-    return jax.tree.map(np.asarray, out)
+    parts = [
+      jitted(*weights, part, u, key, attack=attack, batch_size=size)
+      for part in _parts(data, size, limit, placement.put)
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1), *parts)
 
   return evaluate_state
+
+
+def _placed(split: datasets.Dataset, limit: float, put: Callable[[Any], Any]) -> ArrayData:
+  """A split on the devices, or on the host if it is larger than the limit."""
+  if split.images.nbytes > limit:
+    return ArrayData(split.images, split.labels)
+  return put(ArrayData(np.asarray(split.images), split.labels))
+
+
+def _parts(
+  data: ArrayData, batch_size: int, limit: float, put: Callable[[Any], Any]
+) -> Iterator[ArrayData]:
+  """Data on the devices as they are; data on the host in whole batches within the limit."""
+  if isinstance(data.images, jax.Array):
+    yield data
+    return
+  count = len(data.labels)
+  batches = int(limit * count // (data.images.nbytes * batch_size))
+  size = max(1, batches) * batch_size
+  for start in range(0, count, size):
+    part = slice(start, start + size)
+    ids = np.arange(count, dtype=np.int32)[part]
+    yield put(ArrayData(np.asarray(data.images[part]), data.labels[part], ids))
 
 
 def _compiled(
   scan: Callable[..., tuple[TrainState, TrainMetrics]],
   state: TrainState,
-  train: ArrayData,
+  shapes: Callable[[int], ArrayData],
+  take: Callable[[int, int], ArrayData],
   key: Array,
   placed: jax.sharding.Sharding | None,
 ) -> Callable[[int], Scan]:
@@ -265,8 +318,8 @@ def _compiled(
 
   @functools.cache
   def compile_scan(num_steps: int) -> Scan:
-    compiled = jitted.lower(state, train, key, num_steps).compile()
-    return lambda state: compiled(state, train, key)
+    compiled = jitted.lower(state, shapes(num_steps), key, num_steps).compile()
+    return lambda state: compiled(state, take(int(state.step), num_steps), key)
 
   return compile_scan
 

@@ -54,6 +54,10 @@ def base() -> ConfigDict:
   config.data.data_dir = ""  # where prepared sets lie; empty: TFDS' own default
   config.data.cache_dir = ""  # where arrays are cached; empty: the user's cache directory
   config.data.holdout = 0.1  # fraction of the training set kept back to choose a checkpoint
+  config.data.image_size = 0  # of a folder of images: height and width to resize to; 0: as they are
+  # A split of more bytes stays on the host, and is streamed; 0: a quarter of the device's memory.
+  config.data.max_device_bytes = 0
+  config.data.workers = 0  # processes that decode streamed images; 0: threads
   config.data.train_start = 0  # leave out this many training examples at the beginning
   config.data.train_examples = 0  # use only the first so many of the others; 0: all
   config.data.train_files = ""  # train on these instead: a folder of robust_opt.construct
@@ -196,6 +200,7 @@ _RULES: list[tuple[Callable[[Any], bool], str, str]] = [
     "an integer >= 0 (0: all)",
     "data.train_start data.train_examples data.labels data.test_examples",
   ),
+  (lambda v: v >= 0, "an integer >= 0", "data.image_size data.max_device_bytes data.workers"),
   (lambda v: 0 <= v < 1, "a decay, 0 <= average < 1 (0: none)", "weights.average"),
   (
     _finite,

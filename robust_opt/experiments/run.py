@@ -96,7 +96,7 @@ def _plan(experiment: Experiment) -> engine.Plan:
   per_epoch, config = experiment.plan.num_steps, experiment.config
   return engine.Plan(
     total=config.training.epochs * per_epoch,
-    scan=scan_length(per_epoch, config.training.steps_per_scan),
+    scan=scan_length(per_epoch, experiment.max_steps),
     measure_every=per_epoch,
     save_every=config.checkpoint.every_epochs * per_epoch,
   )

@@ -15,7 +15,7 @@ from robust_opt.files import leftovers, write_json
 
 # Raise it with every change after which the same inputs give other numbers: directories of an older
 # revision are then refused, so that nobody is shown the old numbers or a mixture of both.
-REVISION = 1
+REVISION = 2
 # Beside config.json: what a run depends on that its config does not say, such as the data itself.
 INPUTS = "inputs.json"
 

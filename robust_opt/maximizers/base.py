@@ -86,7 +86,8 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
     keep_best: whether delta is, per example, the point of the highest score among the clean example
       and all iterates (two more forward passes) rather than the last iterate. Use it to evaluate;
       training conventionally takes the last iterate. NaN scores rank highest, so that the attack
-      counts as successful.
+      counts as successful. If value_fn says which score is `enough`, the ascent ends once every
+      example has it; the AscentInfo of the other steps is then -inf (`steps_taken`).
 
   Raises:
     InputError: maximizer is not an InnerMaximizer (for example, it is a set or an attack).
@@ -109,9 +110,15 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
       moved, info = maximizer.step(at_step(value_fn, step), state, x)
       return (moved, better(best, (state.delta, info.score))), info
 
-    clean = (jnp.zeros_like(x), score_of(value_fn, x))
-    start = (maximizer.init(key, x), clean)
-    (state, best), info = jax.lax.scan(body, start, jnp.arange(num_steps))
+    clean = _scores(value_fn, x)
+    start = (maximizer.init(key, x), (jnp.zeros_like(x), clean.score))
+    enough = clean.enough
+    if enough is None:
+      (state, best), info = jax.lax.scan(body, start, jnp.arange(num_steps))
+    else:
+      (state, best), info = _scan_until(
+        lambda carry: jnp.all(_exceeds(carry[1], enough)), body, start, num_steps
+      )
     delta, _ = better(best, (state.delta, score_of(value_fn, x + state.delta)))
     return jax.lax.stop_gradient(delta), info
 
@@ -131,6 +138,44 @@ def run_steps(
     return maximizer.step(at_step(value_fn, step), state, x)
 
   return jax.lax.scan(body, maximizer.init(key, x), jnp.arange(num_steps))
+
+
+def _scan_until(
+  done: Callable[[PyTree], Array],
+  body: Callable[[PyTree, Array], tuple[PyTree, AscentInfo]],
+  start: PyTree,
+  num_steps: int,
+) -> tuple[PyTree, AscentInfo]:
+  """lax.scan of body over the steps, but only until done(carry) []."""
+  empty = _not_taken(lambda: body(start, jnp.int32(0))[1], num_steps)
+
+  def step(loop: tuple[Array, PyTree, AscentInfo]) -> tuple[Array, PyTree, AscentInfo]:
+    number, carry, infos = loop
+    carry, info = body(carry, number)
+    return number + 1, carry, jax.tree.map(lambda rows, row: rows.at[number].set(row), infos, info)
+
+  def unfinished(loop: tuple[Array, PyTree, AscentInfo]) -> Array:
+    return (loop[0] < num_steps) & ~done(loop[1])
+
+  _, carry, infos = jax.lax.while_loop(unfinished, step, (jnp.int32(0), start, empty))
+  return carry, infos
+
+
+def _not_taken(run: Callable[[], Any], *leading: int) -> Any:
+  """What stands for the results of steps that were not taken: -inf, and False."""
+  return jax.tree.map(
+    lambda leaf: jnp.full(
+      (*leading, *leaf.shape),
+      -jnp.inf if jnp.issubdtype(leaf.dtype, jnp.floating) else 0,
+      leaf.dtype,
+    ),
+    jax.eval_shape(run),
+  )
+
+
+def steps_taken(info: AscentInfo) -> Array:
+  """The number of steps of an attack, [] int32, from its stacked AscentInfo."""
+  return jnp.sum(jnp.any(info.score != -jnp.inf, axis=1), dtype=jnp.int32)
 
 
 def at_step(value_fn: ValueFn | Stochastic, step: Array | int) -> ValueFn:
@@ -182,12 +227,16 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
     key = keys.typed(keys.required(key, "A restart"))
     each = jax.random.split(key, num_restarts) if key.ndim == 0 else _split_each(key, num_restarts)
 
+    clean = _scores(value_fn, x)
+
     def body(best: Candidates, key: Array) -> tuple[Candidates, AscentInfo]:
-      delta, info = attack(value_fn, key, x)
+      if clean.enough is None:
+        delta, info = attack(value_fn, key, x)
+      else:
+        delta, info = _for_the_rest(attack, value_fn, _exceeds(best, clean.enough), key, x)
       return better(best, (delta, score_of(value_fn, x + delta))), info
 
-    clean = (jnp.zeros_like(x), score_of(value_fn, x))
-    (delta, _), info = jax.lax.scan(body, clean, each)
+    (delta, _), info = jax.lax.scan(body, (jnp.zeros_like(x), clean.score), each)
     return delta, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), info)
 
   return restarted
@@ -286,7 +335,7 @@ def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, A
   """
 
   def total(x: Array) -> tuple[Array, tuple[Array, Array]]:
-    value, score = _scored(value_fn(x))
+    value, score, _ = _scored(value_fn(x))
     return jnp.sum(value), (value, score)
 
   (_, (value, score)), grad = jax.value_and_grad(total, has_aux=True)(x)
@@ -296,7 +345,13 @@ def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, A
 
 def score_of(value_fn: ValueFn | Stochastic, x: Array) -> Array:
   """The score of each example, [B]; an InputError if there is one number for the whole batch."""
-  return per_example(_scored(at_step(value_fn, 0)(x)).score, x)
+  return _scores(value_fn, x).score
+
+
+def _scores(value_fn: ValueFn | Stochastic, x: Array) -> Scored:
+  out = _scored(at_step(value_fn, 0)(x))
+  per_example(out.score, x)
+  return out
 
 
 def per_example(values: Array, x: Array) -> Array:
@@ -313,6 +368,33 @@ def better(best: Candidates, new: Candidates) -> Candidates:
   """Per example, the point of the higher score: `best` in a tie; NaN ranks highest."""
   higher = (new[1] > best[1]) | (jnp.isnan(new[1]) & ~jnp.isnan(best[1]))
   return where_examples(higher, new[0], best[0]), jnp.where(higher, new[1], best[1])
+
+
+def _exceeds(best: Candidates, enough: Array) -> Array:
+  """Which examples have a score above `enough`, or NaN, [B] bool."""
+  return ~(best[1] <= enough)
+
+
+def _for_the_rest(
+  attack: Attack, value_fn: ValueFn | Stochastic, done: Array, key: Array, x: Array
+) -> tuple[Array, AscentInfo]:
+  """Another run of an attack, which does not wait for the examples that are done, [B] bool."""
+
+  def at(step: Array | int) -> ValueFn:
+    def of_the_rest(x: Array) -> Scored:
+      out = _scored(at_step(value_fn, step)(x))
+      assert out.enough is not None
+      return out._replace(enough=jnp.where(done, -jnp.inf, out.enough))
+
+    return of_the_rest
+
+  def run() -> tuple[Array, AscentInfo]:
+    return attack(Stochastic(at) if isinstance(value_fn, Stochastic) else at(0), key, x)
+
+  def skip() -> tuple[Array, AscentInfo]:
+    return jnp.zeros_like(x), _not_taken(run)[1]
+
+  return jax.lax.cond(jnp.all(done), skip, run)
 
 
 def _scored(out: Array | Scored) -> Scored:

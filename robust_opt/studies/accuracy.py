@@ -34,7 +34,6 @@ def robust_accuracy(
     evaluated.y,
     u,
     version=version,
-    batch_size=min(100, len(evaluated.y)),
   ).robust_accuracy
 
 

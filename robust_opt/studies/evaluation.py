@@ -3,7 +3,8 @@
   passed = run(Options({"workdir": "runs/mnist_linf"}, set=ball_config("linf", 0.055)))
 
 The folder holds verdict.npz, which `python -m robust_opt.verify` checks, summary.json and
-summary.md, trust.json, and below parts/ the finished batches, from which a killed run resumes.
+summary.md, trust.json, costs.json with the seconds and images of each attack, and below parts/ the
+finished batches, from which a killed run resumes.
 """
 
 import json
@@ -20,19 +21,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 from robust_opt import layout
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, identity, network, trust, verdict
-from robust_opt.evaluation.batches import predictions
+from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import phases_of
 from robust_opt.experiments import target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
+from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
 
 TRUST_EXAMPLES = 200  # of the trust report, at most, drawn by the seed
+TRUST_BATCH = 256  # of its batches, at most
+COSTS = "costs.json"
 QUIET_SECONDS = 10.0  # between two lines of progress without a terminal
 
 
@@ -49,10 +53,12 @@ class Options(NamedTuple):
     version: of the ensemble.
     examples: the first so many; 0: all.
     seed: of the attacks.
-    batch_size: examples at a time.
+    batch_size: examples at a time; None: `batches.default_batch_size`.
     channel_axis: of one example, "auto" to guess it, or None if there is none.
     output: a folder; None: one within the run's work directory.
     trust: whether to check the measurement.
+    precision: of float32 products, as for `autoattack`; None: float32.
+    search_precision: of those in the attacks; None: the same.
   """
 
   source: dict[str, Any]
@@ -62,10 +68,12 @@ class Options(NamedTuple):
   version: str = "standard"
   examples: int = 0
   seed: int = 0
-  batch_size: int = 100
+  batch_size: int | None = None
   channel_axis: ChannelAxis = layout.AUTO
   output: Path | None = None
   trust: bool = True
+  precision: str | None = None
+  search_precision: str | None = None
 
 
 def run(options: Options) -> bool:
@@ -74,8 +82,10 @@ def run(options: Options) -> bool:
   set_config = _set_config(options, net)
   u = build_set(set_config)
   check_set(u)
-  x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size)
+  x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
   net = net._replace(x=x, y=y)
+  batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.device_count())
+  precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
   phases_of(options.version, net.logits_fn, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
@@ -84,12 +94,14 @@ def run(options: Options) -> bool:
     set=set_config,
     version=options.version,
     seed=options.seed,
-    batch_size=options.batch_size,
+    batch_size=batch_size,
     source={**options.source, "examples": options.examples},
     net_sha256=net.net_sha256,
     data_sha256=verdict.data_sha256(x, y),
     device=f"{sharding.devices_in_words()}, jax {jax.__version__}",
     set_sha256=config_sha256(set_config),
+    precision=precision,
+    search_precision=stated(options.search_precision or precision),
   )
   folder = options.output or _folder(options, claim)
   with_trust = options.trust and isinstance(u, Ball)
@@ -103,7 +115,7 @@ def run(options: Options) -> bool:
     checks = _trust(net, stored, axis, study, with_trust)
   finally:
     study.close()
-  after_rounding = _accuracy_after_rounding(net, stored, options.batch_size)
+  after_rounding = _accuracy_after_rounding(net, stored)
   guess = layout.describe_guess(options.channel_axis, x.shape[1:])
   draws = getattr(net.logits_fn, "num_draws", 0)  # of a ro.Randomized
   _write(folder, stored, checks, after_rounding, guess, draws, time.monotonic() - began)
@@ -167,11 +179,18 @@ def _study(
 def _attack(
   net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study, folder: Path
 ) -> autoattack.Verdict:
-  """The ensemble on all devices, every finished batch kept in the folder."""
+  """The ensemble on all devices; every finished batch and the costs are kept in the folder."""
   check_batch_size(claim.batch_size, jax.device_count())
   mesh = sharding.data_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
-  return autoattack.autoattack(
+  costs: dict[str, autoattack.Cost] = {}
+  in_words = _reporter(study)
+
+  def report(progress: autoattack.Progress) -> None:
+    costs[progress.attack] = costs.get(progress.attack, autoattack.Cost()) + progress.cost
+    in_words(progress)
+
+  found = autoattack.autoattack(
     sharding.replicate(net.logits_fn, mesh),
     net.x,
     net.y,
@@ -180,10 +199,14 @@ def _attack(
     seed=claim.seed,
     batch_size=claim.batch_size,
     channel_axis=axis,
+    precision=claim.precision,
+    search_precision=claim.search_precision,
     put=lambda array: jax.device_put(array, split),
     cache=_resume_cache(folder / "parts"),
-    report=_reporter(study),
+    report=report,
   )
+  write_json(folder / COSTS, {name: cost._asdict() for name, cost in costs.items()})
+  return found
 
 
 def _resume_cache(folder: Path) -> autoattack.ResumeCache:
@@ -235,18 +258,19 @@ def _trust(
   u = check_ball(claim.u, "The trust report")
 
   def compute() -> list[dict[str, Any]]:
-    checks = trust.report(
-      net.logits_fn,
-      net.x,
-      net.y,
-      u,
-      seed=claim.seed,
-      batch_size=claim.batch_size,
-      channel_axis=axis,
-      examples=TRUST_EXAMPLES,
-      verdict=stored.verdict,
-      progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
-    )
+    with products(claim.precision):
+      checks = trust.report(
+        net.logits_fn,
+        net.x,
+        net.y,
+        u,
+        seed=claim.seed,
+        batch_size=min(claim.batch_size, TRUST_BATCH),
+        channel_axis=axis,
+        examples=TRUST_EXAMPLES,
+        verdict=stored.verdict,
+        progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
+      )
     return [check._asdict() for check in checks]
 
   made_from = sha256_of(claim.net_sha256, claim.data_sha256)
@@ -254,12 +278,11 @@ def _trust(
   return [trust.Check(**values) for values in checks]
 
 
-def _accuracy_after_rounding(
-  net: target.EvalTarget, stored: verdict.StoredVerdict, batch_size: int
-) -> float:
+def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdict) -> float:
   """The accuracy if the adversarial images were stored in 8 bits: an overestimate."""
   images, labels = rounded(stored.verdict.images), stored.labels[stored.broken_ids]
-  undone = predictions(net.logits_fn, images, batch_size) == labels
+  size, precision = stored.claim.batch_size, stored.claim.precision
+  undone = predictions(net.logits_fn, images, size, precision=precision) == labels
   return stored.robust_accuracy + float(np.sum(undone)) / len(stored.labels)
 
 
@@ -292,6 +315,9 @@ def _write(
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
+  costs = read_costs(folder)
+  if costs:
+    summary["costs"] = {name: cost._asdict() for name, cost in costs.items()}
   write_json(folder / "summary.json", summary)
   version = claim.version + (f" ({draws} draws per prediction)" if draws else "")
   radius = "" if math.isnan(claim.radius) else f", radius {claim.radius:.6g}"
@@ -309,6 +335,7 @@ def _write(
     "",
     f"The adversarial images, rounded to 8 bits, leave {100 * accuracy_after_rounding:.2f} %.",
   ]
+  lines += ["", *_cost_table(costs)] if costs else []
   if guess:
     lines += ["", f"Layout: {guess}; `--channel_axis` states it."]
   if checks:
@@ -319,15 +346,30 @@ def _write(
     file.write(("\n".join(lines) + "\n").encode())
 
 
+def read_costs(folder: Path) -> dict[str, autoattack.Cost]:
+  """By attack what it cost; {} of an evaluation before costs were kept."""
+  try:
+    stored = json.loads((folder / COSTS).read_text(encoding="utf-8"))
+    return {name: autoattack.Cost(**cost) for name, cost in stored.items()}
+  except (OSError, ValueError, TypeError):
+    return {}
+
+
+def _cost_table(costs: dict[str, autoattack.Cost]) -> list[str]:
+  """A lane is an example, or one of its targets; images include those that only fill a batch."""
+  rows = [
+    f"| {name} | {cost.seconds:.1f} | {cost.compiling:.1f} | {cost.batches} | {cost.lanes} "
+    f"| {100 * cost.padding / max(1, cost.lanes + cost.padding):.1f} % | {cost.forward} "
+    f"| {cost.gradient} |"
+    for name, cost in costs.items()
+  ]
+  head = "attack | seconds | of which compiling | batches | lanes | padding | images, forward"
+  return [f"| {head} | images, gradient |", "|---" * 8 + "|", *rows]
+
+
 def check_batch_size(batch_size: int, devices: int) -> None:
   """InputError unless the batch and its eighth can be split over the devices."""
   if devices > 1 and batch_size % (8 * devices):
     raise InputError(
       f"--batch_size must be a multiple of 8 x {devices} devices, but was {batch_size}."
     )
-
-
-def default_batch_size(devices: int) -> int:
-  """100, or the next number that, with its eighth, can be split over the devices."""
-  unit = 8 * devices if devices > 1 else 1
-  return -(-100 // unit) * unit

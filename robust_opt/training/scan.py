@@ -9,7 +9,7 @@ of carried state, so that a resumed run is bit-identical.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +22,26 @@ from robust_opt.types import Array, Batch
 
 
 class ArrayData(NamedTuple):
-  """A data set on the device: images [N, *S] uint8 or float32 in [0, 1], labels [N, ...].
+  """A data set on the device, or a part of one.
 
-  Labels are classes [N], or any labels that the loss takes.
+  Attributes:
+    images: [N, *S], uint8 or float32 in [0, 1].
+    labels: [N, ...], classes [N], or any labels that the loss takes.
+    ids: [N] int32, the indices in the data set that this is a part of; None: 0 to N - 1.
   """
 
   images: Array | np.ndarray
   labels: Array | np.ndarray
+  ids: Array | np.ndarray | None = None
 
 
-def take(data: ArrayData, ids: Array) -> Batch:
-  """The examples of these ids [B], images as float32 pixels in [0, 1]."""
-  images = jnp.asarray(data.images)[ids]
+def take(data: ArrayData, index: Array) -> Batch:
+  """The examples at these positions [B], images as float32 pixels in [0, 1]."""
+  images = jnp.asarray(data.images)[index]
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 255.0
-  return Batch(images, jnp.asarray(data.labels)[ids], ids)
+  ids = index if data.ids is None else jnp.asarray(data.ids)[index]
+  return Batch(images, jnp.asarray(data.labels)[index], ids)
 
 
 class EpochPlan(NamedTuple):
@@ -56,12 +61,37 @@ class EpochPlan(NamedTuple):
   @property
   def num_steps(self) -> int:
     """Updates per epoch; an InputError if there is no whole batch."""
+    self.check()
+    return self.num_examples // self.batch_size
+
+  def check(self) -> None:
+    """Raises an InputError if there is no whole batch."""
     if not 1 <= self.batch_size <= self.num_examples:
       raise InputError(
         f"batch_size must be 1 to {self.num_examples}, the number of examples, but was "
         f"{self.batch_size}."
       )
-    return self.num_examples // self.batch_size
+
+
+def ids_of_steps(plan: EpochPlan, key: Array, step: Array, num_steps: int) -> Array:
+  """The examples [num_steps, B] of the next num_steps (static) updates from `step` on.
+
+  The order of an epoch derives from (key, epoch), across ends of epochs.
+  """
+  order_key = jax.random.fold_in(key, 0)
+  steps_per_epoch = plan.num_steps
+  epoch, position = jnp.divmod(step, steps_per_epoch)
+
+  def order_of(epoch: Array) -> Array:
+    order = jnp.arange(plan.num_examples, dtype=jnp.int32)
+    if plan.shuffle:
+      order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
+    return order[: steps_per_epoch * plan.batch_size]
+
+  most_epochs = 1 + -(-num_steps // steps_per_epoch)  # that num_steps can overlap
+  orders = jax.vmap(order_of)(epoch + jnp.arange(most_epochs)).reshape(-1)
+  ids = jax.lax.dynamic_slice(orders, (position * plan.batch_size,), (num_steps * plan.batch_size,))
+  return ids.reshape(num_steps, plan.batch_size)
 
 
 def make_scan(
@@ -70,51 +100,44 @@ def make_scan(
   *,
   augment: Callable[[Array, Array], Array] | None = None,
   place_batch: Callable[[Batch], Batch] = lambda batch: batch,
+  streamed: bool = False,
 ) -> Callable[..., tuple[TrainState, TrainMetrics]]:
   """Many training steps as one lax.scan over data on the device.
 
-  The order of an epoch derives from (key, epoch), the noise of a step from (key, step), so that
-  any part of any epoch can be reproduced bit for bit.
+  The noise of a step derives from (key, step) and its examples from `ids_of_steps`, so that any
+  part of any epoch can be reproduced bit for bit.
 
   Args:
     step: from make_train_step.
     plan: the batches of an epoch.
     augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
     place_batch: applies a sharding constraint to a batch (sharding.py).
+    streamed: whether the data of a call are not the whole data set, but the examples of its steps,
+      images [num_steps, B, *S], with their ids (`experiments.streaming`).
 
   Returns:
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
-    updates from state.step on, across ends of epochs.
+    updates from state.step on.
 
   Raises:
     InputError: an epoch of this plan has no whole batch.
   """
-  steps_per_epoch = plan.num_steps
+  plan.check()
 
   def run(
     state: TrainState, data: ArrayData, key: Array, num_steps: int
   ) -> tuple[TrainState, TrainMetrics]:
-    order_key, noise_key = (jax.random.fold_in(key, stream) for stream in (0, 1))
-    epoch, position = jnp.divmod(state.step, steps_per_epoch)
+    noise_key = jax.random.fold_in(key, 1)
+    whole = jnp.arange(plan.batch_size)
 
-    def order_of(epoch: Array) -> Array:
-      order = jnp.arange(plan.num_examples, dtype=jnp.int32)
-      if plan.shuffle:
-        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), order)
-      return order[: steps_per_epoch * plan.batch_size]
-
-    most_epochs = 1 + -(-num_steps // steps_per_epoch)  # that num_steps can overlap
-    orders = jax.vmap(order_of)(epoch + jnp.arange(most_epochs)).reshape(-1)
-    start = position * plan.batch_size
-    ids = jax.lax.dynamic_slice(orders, (start,), (num_steps * plan.batch_size,))
-
-    def body(state: TrainState, ids: Array) -> tuple[TrainState, TrainMetrics]:
-      batch = place_batch(take(data, ids))
+    def body(state: TrainState, of_step: Any) -> tuple[TrainState, TrainMetrics]:
+      batch = place_batch(take(of_step, whole) if streamed else take(data, of_step))
       augment_key, step_key = jax.random.split(jax.random.fold_in(noise_key, state.step))
       if augment is not None:
         batch = batch._replace(x=augment(keys_of(augment_key, batch.ids), batch.x))
       return step(state, batch, step_key)
 
-    return jax.lax.scan(body, state, ids.reshape(num_steps, plan.batch_size))
+    ids = ids_of_steps(plan, key, state.step, num_steps)
+    return jax.lax.scan(body, state, data if streamed else ids)
 
   return run

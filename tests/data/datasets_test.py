@@ -66,7 +66,7 @@ def test_from_arrays_keeps_uint8_and_makes_int32_labels():
   np.testing.assert_array_equal(dataset.images, images)
   assert dataset.labels.dtype == np.int32
   assert dataset.labels.tolist() == [2, 0]
-  assert dataset[2:] == (3, "mine", "test")
+  assert dataset[2:] == (3, "mine", "test", ())
 
 
 def test_from_arrays_makes_float32_of_floats_and_a_channel_of_rank_3():
@@ -86,13 +86,14 @@ GOOD = np.zeros((2, 3, 4, 1), np.uint8)
   [
     (GOOD[0, 0], [0], None, r"images has shape \[4, 1\]"),
     (GOOD[:, :0], [0, 1], None, r"images has shape \[2, 0, 4, 1\]"),
-    (GOOD.astype(np.int32), [0, 1], None, "images has type int32"),
+    (GOOD.astype(complex), [0, 1], None, "images has type complex128"),
+    (GOOD.astype(np.int32) - 1, [0, 1], None, "pixels from -1 to -1"),
     (GOOD + 255.0, [0, 1], None, "pixels from 255.0 to 255.0"),
     (GOOD + NAN, [0, 1], None, "pixels from nan"),
     ([[1], [2, 3]], [0, 1], None, "images is not an array"),
     (GOOD, [0], None, r"labels has shape \[1\]: allowed is \[2\]"),
-    (GOOD, [[0, 1]], None, r"labels has shape \[1, 2\]"),
-    (GOOD, [0.0, 1.0], None, "labels has type float64"),
+    (GOOD, [[0, 2]], None, r"labels has shape \[1, 2\]"),
+    (GOOD, [0.5, 1.0], None, "labels has type float64"),
     (GOOD, [-1, 1], None, "labels go from -1 to 1"),
     (GOOD, [0, 3], 3, r"labels go from 0 to 3: allowed is \[0, 3\)"),
   ],

@@ -11,6 +11,7 @@ import pytest
 from rounding import rounding
 
 import robust_opt as ro
+from robust_opt.attacks import white_box
 from robust_opt.certify import exact
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, batches, network, phases
@@ -180,7 +181,7 @@ def test_nothing_is_compiled_anew_as_examples_fall():
 
   def run(count, scale, radius=0.3):
     attack(jax.tree.map(lambda w: scale * w, weights), x[:count], y[:count], ball("l2", radius))
-    functions = batches.run_attack, batches._predict, network._compiled_logits
+    functions = batches.run_lanes, batches._predict, network._compiled_logits
     return [function._cache_size() for function in functions]
 
   after_first = run(70, 1.0)
@@ -188,14 +189,108 @@ def test_nothing_is_compiled_anew_as_examples_fall():
   assert run(53, 1.3) == after_first  # another number of examples
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 8, 15, 16, 17, 31, 64, 100])
-def test_batches_cover_everyone_once_in_two_sizes(count):
-  ids = np.arange(count) * 3
-  parts = list(batches.split(ids, 16))
-  np.testing.assert_array_equal(np.concatenate([ids[:0], *parts]), ids)
-  sizes = [batches.bucket(len(part), 16) for part in parts]
-  assert set(sizes) <= {2, 16}
-  assert sum(sizes) <= count + 2
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_leaving_early_changes_no_verdict(norm, monkeypatch):
+  """Of a weak net every attack is done long before its last step."""
+  weights, x, y = problem()
+
+  def run():
+    seen = []
+    # New phases, so that they are compiled anew.
+    versions = (phases.apgd_ce(30, l1_restarts=2),), (phases.apgd_t(30, 2),), (phases.fab_t(30, 2),)
+    found = [
+      attack(weights, x, y, ball(norm, 3 * RADII[norm]), version=v, report=seen.append)
+      for v in versions
+    ]
+    return found, [progress.cost for progress in seen]
+
+  early, costs = run()
+  monkeypatch.setattr(white_box, "_ENOUGH", np.inf)
+  whole, all_costs = run()
+  for ours, theirs in zip(early, whole, strict=True):
+    np.testing.assert_array_equal(ours.broken_by, theirs.broken_by)
+  assert np.sum(early[0].broken_by > 0) > 50
+  fewer, more = (sum(cost.gradient for cost in each) for each in (costs, all_costs))
+  # Over l_1, 60 % of the steps are in larger balls.
+  assert fewer < (0.9 if norm == "l1" else 0.7) * more
+  assert costs[-1].gradient < 30 * 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [False, True])
+def test_lanes_of_many_targets_resume_to_the_same_bits(ahead, monkeypatch):
+  weights, x, y = problem(num_classes=10)
+  sizes = batches.Packing((16, 8), ahead)
+  monkeypatch.setattr(batches, "packing", lambda *_: sizes)
+  version = (phases.apgd_t(10, 9),)
+  run = functools.partial(attack, weights, x, y, ball("linf", 0.03), version=version)
+  reference, store, seen = {}, {}, []
+  whole = run(cache=cache_in(reference), report=seen.append)
+  assert len({len(set(part["ranks"])) for part in reference.values()}) > 1  # some are mixed
+  with pytest.raises(KilledError):
+    run(cache=cache_in(store, len(reference) - 2))
+  # A batch of other lanes, as of another packing, is not taken for this one.
+  first = min(store)
+  store[first] = store[first] | {"ids": store[first]["ids"][::-1]}
+  again = []
+  chex.assert_trees_all_equal(run(cache=cache_in(store), report=again.append)[1:], whole[1:])
+  assert [p.cost._replace(seconds=0, compiling=0) for p in again] == [
+    p.cost._replace(seconds=0, compiling=0) for p in seen
+  ]
+  # The image is that of the first target that fools the net, whatever the packing.
+  monkeypatch.setattr(batches, "packing", lambda *_: batches.Packing((70,), False))
+  other = run(batch_size=70)
+  np.testing.assert_array_equal(other.broken_by, whole.broken_by)
+  np.testing.assert_allclose(other.images, whole.images, atol=rounding(terms=2 * 16 + 8))
+
+
+def test_costs_count_what_the_net_saw():
+  weights, x, y = problem()
+  calls = {"forward": 0}
+
+  def net(x):
+    jax.debug.callback(lambda: calls.update(forward=calls["forward"] + len(x)))
+    return linear_net(*weights, x)
+
+  seen = []
+  version = (phases.square_phase(20),)
+  verdict = ro.autoattack(
+    net, x, y, ball("linf", 0.01), version=version, batch_size=16, report=seen.append
+  )
+  jax.effects_barrier()
+  cost = sum((progress.cost for progress in seen), autoattack.Cost())
+  robust_before = int(np.sum(verdict.broken_by != 0))
+  assert cost.batches == len(seen)
+  assert cost.lanes == robust_before
+  assert cost.forward == 21 * (cost.lanes + cost.padding)  # the clean image and 20 queries
+  assert 0 < cost.compiling <= cost.seconds
+  predicted = 80 + 16 * cost.batches
+  assert calls["forward"] == pytest.approx(cost.forward + predicted, abs=200)  # and the checks
+
+
+def test_the_precision_of_search_and_verdict_are_those_stated():
+  weights, x, y = problem()
+  scales = itertools.count(1)
+
+  def run(**given):
+    seen, scale = set(), 1 + next(scales) / 64  # another net, so that it is traced again
+
+    def net(x):
+      seen.add((len(x), jax.config.jax_default_matmul_precision))
+      return scale * linear_net(*weights, x)
+
+    version = (phases.apgd_ce(3),)
+    ro.autoattack(net, x, y, ball("linf"), version=version, batch_size=17, **given)
+    return {precision for size, precision in seen if size == 17}
+
+  assert run() == {"highest"}
+  assert run(precision="tf32") == {"tensorfloat32"}
+  assert run(search_precision="bfloat16") == {"highest", "bfloat16"}
+  with jax.default_matmul_precision("high"):
+    assert run() == {"tensorfloat32"}
+  with pytest.raises(InputError, match="precision must be one of float32, tf32, bfloat16"):
+    run(precision="float8")
 
 
 @pytest.mark.slow

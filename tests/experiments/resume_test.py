@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from images import write_class_folders
 from main_test import SMALL, run_main
 
 from robust_opt.experiments import config as config_lib
@@ -138,6 +139,25 @@ def test_killed_and_terminated_runs_end_bit_identical(unbroken, environment, tmp
     assert "\r" not in err
   left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
   assert all(re.fullmatch(r"\d{8}", name) for name in left)
+
+
+@pytest.mark.slow
+def test_a_killed_run_over_streamed_images_ends_bit_identical(environment, tmp_path):
+  folder = write_class_folders(tmp_path / "images", ("ant", "bee", "cat"), 100, (8, 8), mode="L")
+  arguments = [a for a in TINY if "train_examples" not in a]
+  arguments += [
+    f"--config.data.name={folder}",
+    "--config.data.max_device_bytes=20000",
+    "--config.data.workers=1",
+    "--config.training.augment=('crop',)",
+  ]
+  code, err = run_and_stop(
+    [*arguments, f"--workdir={tmp_path / 'reference'}"], environment, [], random.Random()
+  )
+  assert code == 0, err
+  signals = [signal.SIGKILL, signal.SIGTERM]
+  campaign(arguments, environment, tmp_path / "broken", signals, seed=0)
+  assert comparable(tmp_path / "broken") == comparable(tmp_path / "reference")
 
 
 @pytest.mark.slow
