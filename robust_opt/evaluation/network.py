@@ -286,7 +286,7 @@ def _low_precision(jaxpr: core.ClosedJaxpr) -> np.dtype:
 
 def _closed_jaxprs(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Iterator[core.ClosedJaxpr]:
   """The computation and all that it calls, such as functions under an inner jit."""
-  if isinstance(jaxpr, core.Jaxpr):
+  if not isinstance(jaxpr, core.ClosedJaxpr):  # one class from jax 0.11 on
     jaxpr = core.ClosedJaxpr(jaxpr, ())
   yield jaxpr
   kinds = (core.ClosedJaxpr, core.Jaxpr)
