@@ -1,8 +1,8 @@
 """Eight devices on one CPU, cheap compilations, properties that fail the same way twice.
 
-ROBUST_OPT_TEST_BACKEND=gpu runs the same tests on the accelerator that JAX finds
-(benchmarks/README.md says how): float32 products are then computed in full precision, as on a CPU,
-and tests that need more devices than there are skip.
+ROBUST_OPT_TEST_BACKEND=gpu runs the same tests on the accelerator that JAX finds (docs/scale.md).
+Float32 products are then computed in full precision, as on a CPU, and tests that need more devices
+than there are skip.
 """
 
 import importlib.metadata
@@ -33,6 +33,8 @@ def _environment_of_an_accelerator() -> dict[str, str]:
   return sharing | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 
 
+if BACKEND != "cpu":  # files and packages, whatever computes
+  collect_ignore = ["docs_test.py", "notebooks_test.py", "recipes_test.py", "wheel_test.py"]
 os.environ |= _environment_of_a_cpu() if BACKEND == "cpu" else _environment_of_an_accelerator()
 
 # Processes that the tests start, and the workers of pytest-xdist, share what takes long to compile.
@@ -44,6 +46,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from robust_opt.errors import MissingExtraError  # noqa: E402
 
 hypothesis.settings.register_profile("robust_opt", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("robust_opt")
@@ -62,6 +66,18 @@ def pytest_runtest_setup(item):
     (needed,), found = marker.args, jax.device_count()
     if found < needed:
       pytest.skip(f"needs {needed} devices, but there are {found} ({BACKEND})")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+  """Skips, on accelerators, what needs an extra that is not installed there."""
+  del pyfuncitem
+  try:
+    return (yield)
+  except MissingExtraError as error:
+    if BACKEND == "cpu":
+      raise
+    pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -292,7 +292,8 @@ def test_verify_says_what_is_untrue(trained, tmp_path):
 
 
 def command(name, *arguments, folder=ROOT, **options):
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}
   return subprocess.Popen(
     [sys.executable, "-m", f"robust_opt.{name}", *map(str, arguments)],
     cwd=folder,

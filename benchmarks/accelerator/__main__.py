@@ -108,7 +108,9 @@ def _attack_rows(size: Size, data_dir: Path | None) -> Iterator[Row]:
 
 
 def _seed_rows(size: Size) -> Iterator[Row]:
-  for name, precision in (("vgg", "bfloat16"), ("mlp", "tf32")):
+  """Of nets with convolutions and of one without, for `seeds.vmap_is_faster`."""
+  for name in dict.fromkeys([*size.nets, "mlp"]):
+    precision = size.precisions[0 if name == "mlp" else -1]  # it has no dtype
     for vmapped in (False, True):
       how = "vmap" if vmapped else "in turn"
       measure = functools.partial(

@@ -106,8 +106,9 @@ def _synthetic(size: Size) -> Data:
 
 
 def train(data: Data, size: Size) -> Target:
-  """A VGG in bfloat16, by Algorithm 1 over l_inf; attacked in float32."""
-  net = models.VGG(mean=MEAN, std=STD, dtype=jnp.bfloat16, width=size.width)
+  """A VGG in bfloat16 if that is measured, by Algorithm 1 over l_inf; attacked in float32."""
+  dtype = jnp.bfloat16 if "bfloat16" in size.precisions else jnp.float32
+  net = models.VGG(mean=MEAN, std=STD, dtype=dtype, width=size.width)
   count = len(data.train.labels)
   batch = min(BATCH, count)
   steps = max(1, size.epochs * (count // batch))
@@ -196,7 +197,7 @@ def torch_row(target: Target, size: Size) -> dict[str, Any]:
   from benchmarks.torch_attacks import torch_attack
 
   device = torch_training.DEVICE
-  torch_training.set_precision("tf32")
+  torch_training.set_precision("tf32", benchmark=False)
   net = torch_nets.vgg_of(target.params, target.model_state)
   module = torch.nn.Sequential(torch_nets.Standardize(MEAN, STD), net).eval().requires_grad_(False)
   module = module.to(device).to(memory_format=torch.channels_last)

@@ -25,7 +25,7 @@ def throughput(
   name: str, precision: str, method: str, batch: int, size: Size, compiled: bool
 ) -> dict[str, Any]:
   """Images/s, compile time and memory."""
-  set_precision(precision)
+  set_precision(precision, benchmark=True)
   torch.manual_seed(0)
   net = nn.Sequential(torch_nets.Standardize(MEAN, STD), NETS[name](size.width))
   net = net.to(DEVICE).to(memory_format=torch.channels_last)
@@ -64,12 +64,15 @@ def wait() -> None:
     torch.cuda.synchronize()
 
 
-def set_precision(precision: str) -> None:
-  """Products of float32 in full or with factors of TF32."""
+def set_precision(precision: str, benchmark: bool) -> None:
+  """Products of float32 in full or with factors of TF32; whether cuDNN tries its algorithms.
+
+  It does so for every shape of a batch: no gain where shapes change.
+  """
   """Products of float32 in full or with factors of TF32."""
   torch.backends.cuda.matmul.allow_tf32 = precision != "float32"
   torch.backends.cudnn.allow_tf32 = precision != "float32"
-  torch.backends.cudnn.benchmark = True
+  torch.backends.cudnn.benchmark = benchmark
 
 
 def _step(

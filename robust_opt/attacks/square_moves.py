@@ -234,17 +234,19 @@ def _bump(offsets: Sequence[Array], sides: Array, split: Array, order: int) -> A
     split: which axis is halved, [] or [*W].
     order: of the norm.
   """
-  sums = jnp.asarray(_SUMS[order], jnp.float32)
-  # The sums grow: that at the largest distance is the largest, so that each axis looks up its own.
-  below, most = jnp.zeros(()), jnp.zeros((), jnp.int32)
+  distance, most = jnp.zeros(()), jnp.zeros((), jnp.int32)
   second = jnp.zeros((), bool)
   for axis, offset in enumerate(offsets):
     side, half = sides[axis], sides[axis] // 2
     beyond = (split == axis) & (offset >= half)
     length = jnp.where(split == axis, jnp.where(beyond, side - half, half), side)
-    from_middle = jnp.abs(offset - jnp.where(beyond, half, 0) - length // 2)
-    below = jnp.maximum(below, sums[jnp.minimum(from_middle, sums.size - 1)])
-    most = jnp.maximum(most, length // 2)
+    from_middle = offset - jnp.where(beyond, half, 0) - length // 2
+    # In floats, since ptxas drops absolute values of integers within their maxima (CUDA 13).
+    from_middle = jnp.abs(from_middle.astype(distance.dtype))
+    distance, most = jnp.maximum(distance, from_middle), jnp.maximum(most, length // 2)
     second = second | beyond
-  height = sums[jnp.minimum(most + 1, sums.size - 1)] - below
+  sums = jnp.asarray(_SUMS[order], jnp.float32)
+  indices = most + 1, distance.astype(jnp.int32)
+  top, at = (jnp.minimum(index, sums.size - 1) for index in indices)
+  height = sums[top] - sums[at]
   return jnp.where(second, -height, height)

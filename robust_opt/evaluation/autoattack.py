@@ -181,7 +181,8 @@ def autoattack(
   argument = check_set(u)
   phases = phases_of(version, logits_fn, u)
   gradients = any(phase.gradients for phase in phases)
-  x, y = check_examples(logits_fn, x, y, u, batch_size or 1, gradients=gradients)
+  size = 1 if batch_size is None else batch_size
+  x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
   if batch_size is None:
     batch_size = batches.default_batch_size(logits_fn, x)
   axis = layout.resolve(channel_axis, x.shape[1:])

@@ -97,6 +97,7 @@ def wide_net(x):
 
 def test_the_batch_follows_device_and_memory(monkeypatch):
   small = lambda x: x.reshape(len(x), -1)[:, :10]  # noqa: E731
+  fake_devices(monkeypatch, None, platform="cpu")
   assert batches.default_batch_size(small, X) == 100
   fake_devices(monkeypatch, 100)
   assert batches.default_batch_size(small, X) == 4096
@@ -113,6 +114,7 @@ def test_the_batch_follows_device_and_memory(monkeypatch):
   assert batches.default_batch_size(blind, X) == 4096
 
 
-def test_the_usual_batch_of_a_cpu_fits_any_number_of_devices():
+def test_the_usual_batch_of_a_cpu_fits_any_number_of_devices(monkeypatch):
+  fake_devices(monkeypatch, None, platform="cpu")
   net = lambda x: x  # noqa: E731
   assert [batches.default_batch_size(net, X, n) for n in (1, 2, 4, 8)] == [100, 112, 128, 128]

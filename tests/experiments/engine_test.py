@@ -47,6 +47,15 @@ def train(folder, experiment, names, points=2, epochs_per_call=1):
   return state, told
 
 
+@pytest.mark.parametrize(
+  ("backend", "convolutional", "faster"),
+  [("cpu", False, False), ("cpu", True, False), ("gpu", False, True), ("gpu", True, False)],
+)
+def test_seeds_are_vmapped_where_that_is_faster(backend, convolutional, faster, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  assert seeds.vmap_is_faster(convolutional=convolutional) == faster
+
+
 def test_an_attribute_that_is_a_list_has_seeds_too():
   lists, tuples = (
     seeds.initialize(models.MLP(widths=widths), seed_keys(0, 1), (8, 8, 1))

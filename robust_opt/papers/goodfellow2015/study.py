@@ -169,7 +169,7 @@ def _ensemble(options: Options, study: Study) -> dict[str, float]:
   few = test._replace(images=test.images[:100], labels=test.labels[:100])
   splits = build.Splits(build.splits(config).train, few, few)
   keys = jax.vmap(jax.random.key)(np.array(names))
-  ensemble = assemble(config, splits, keys, vmapped=jax.default_backend() != "cpu")
+  ensemble = assemble(config, splits, keys, vmapped=seeds.vmap_is_faster(convolutional=False))
 
   def count_correct(state: TrainState) -> Array:
     clean = ensemble.evaluate(state, ensemble.test, ro.LInf(0.0), ro.steepest)

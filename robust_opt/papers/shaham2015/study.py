@@ -76,7 +76,7 @@ class Options(study_options.Options[Preset]):
     0,
     low=0,
   )
-  vmap_seeds: bool | None = option("Seeds in one program; not given: except on CPU.", None)
+  vmap_seeds: bool | None = option("Seeds in one program; not given: if faster.", None)
   formulation: str = option(
     "Of convolutions; auto: by backend.", "auto", choices=["auto", "matmul", "native"]
   )
@@ -232,7 +232,8 @@ def _on_cpu() -> bool:
 
 
 def _vmapped(options: Options) -> bool:
-  return not _on_cpu() if options.vmap_seeds is None else options.vmap_seeds
+  given = options.vmap_seeds
+  return seeds.vmap_is_faster(convolutional=True) if given is None else given
 
 
 def collections(trained: Trained) -> dict[str, Any]:
