@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt import models
+from robust_opt import models, precision
+from robust_opt.attacks import fab, minimal, szegedy
 from robust_opt.certify import bounds, exact, from_params
+from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.models.affine import layers_of
 from robust_opt.theory.linear import counterparts, decay
 from robust_opt.training import layerwise
@@ -58,7 +60,29 @@ def decay_errors():
 
 
 WEIGHTS = (jnp.ones((SIZE, 10)), jnp.zeros(10), jnp.ones((N, SIZE)), jnp.zeros(N, int))
+
+
+def attacked(make, **settings):
+  attack = make(ro.L2(1.0, box=(0.0, 1.0)), num_steps=2, **settings)
+  net = lambda x: x.reshape(len(x), -1) @ WEIGHTS[0] + WEIGHTS[1]  # noqa: E731
+  return attack(jax.random.split(jax.random.key(0), N), net, IMAGES, WEIGHTS[3])
+
+
+def accuracy():
+  def apply(params, model_state, x, *, train, key):
+    return x.reshape(len(x), -1) @ params, model_state
+
+  evaluate = make_evaluate(apply, ro.robust(), lambda r: ro.steepest(ro.L2(r)), N)
+  data = ro.ArrayData(IMAGES, WEIGHTS[3])
+  return evaluate(WEIGHTS[0], {}, data, jnp.float32(0.1), jax.random.key(0))
+
+
 COMPUTATIONS = {
+  "accuracy": accuracy,
+  "deepfool": lambda: attacked(minimal.deepfool),
+  "fast_minimum_norm": lambda: attacked(minimal.fast_minimum_norm),
+  "szegedy": lambda: attacked(szegedy.szegedy, num_constants=1),
+  "fab_minimal": lambda: attacked(fab.fab_minimal),
   "crown": lambda: certify_net(bounds.certified, "crown"),
   "ibp": lambda: certify_net(bounds.certified, "ibp"),
   "logit_bounds": lambda: certify_net(bounds.logit_bounds, "crown"),
@@ -118,3 +142,17 @@ def test_nothing_is_proved_in_fewer_bits(name):
   }
   with pytest.raises(ro.InputError, match="needs images and weights in float32, but was given bfl"):
     arguments[name]()
+
+
+def test_the_precision_of_a_measurement_is_float32_unless_stated():
+  assert precision.stated() == "float32"
+  assert precision.stated("tf32") == "tf32"
+  for given, name in {"highest": "float32", "float32": "float32", "high": "tf32"}.items():
+    with jax.default_matmul_precision(given):
+      assert precision.stated() == name
+      assert precision.stated("bfloat16") == "bfloat16"
+  for name, value in precision.PRODUCTS.items():
+    with precision.products(name):
+      assert jax.config.jax_default_matmul_precision == value
+  with pytest.raises(ro.InputError, match="precision must be one of float32, tf32, bfloat16"):
+    precision.stated("half")

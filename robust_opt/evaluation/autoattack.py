@@ -224,7 +224,7 @@ def autoattack(
     )
     return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
 
-  packing = batches.packing(batch_size, jax.default_backend())
+  packing = batches.packing(batch_size, jax.default_backend(), jax.device_count())
   targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
   for index, phase in enumerate(phases):
     first = sum(targets[:index])  # the stream of random numbers of its first target

@@ -34,6 +34,7 @@ MakeAttack = Callable[[Any, Array, int | None], LogitsAttack | Callable[..., Cou
 
 CPU_BATCH = 100
 SMALLEST_BATCH, LARGEST_BATCH = 128, 4096  # on accelerators
+_SMALLEST = 64  # of the batches of a remainder on accelerators
 _ENOUGH_EXAMPLES = 1024  # for which a batch need not be larger
 _MEMORY_SHARE = 1 / 3  # of a device's memory; the rest is for workspaces of convolutions
 _FALLBACK_MEMORY = 8 * 2**30  # of a device that does not say how much it has
@@ -105,17 +106,20 @@ def run_lanes(
   return make(u, jnp.asarray(lanes.ranks), channel_axis)(keys, net, x, y)
 
 
-def packing(batch_size: int, backend: str) -> Packing:
+def packing(batch_size: int, backend: str, devices: int = 1) -> Packing:
   """Batches of at most batch_size.
 
   On a CPU the time of a batch is proportional to its size: whole batches, and batches of an eighth
-  for the remainder. An accelerator takes about as long for a small batch as for one several times
-  as large: the remainder is one batch, of the size or its halves down to an eighth.
+  for the remainder, so that few programs are compiled. On an accelerator a small batch takes as
+  long as one several times as large: few batches of nearly equal size, which share a program. There
+  are four sizes to an octave, so that at most a fifth of a batch is padding.
   """
   if backend == "cpu":
     return Packing((batch_size, max(1, batch_size // 8)), ahead=False)
-  halves = dict.fromkeys(max(1, batch_size >> k) for k in range(4))
-  return Packing(tuple(halves), ahead=True)
+  octaves = range(max(1, (batch_size // _SMALLEST).bit_length()))
+  sizes = {(batch_size * k // 8) >> octave for octave in octaves for k in (5, 6, 7, 8)}
+  kept = {size for size in sizes if size >= _SMALLEST and size % devices == 0} | {batch_size}
+  return Packing(tuple(sorted(kept, reverse=True)), ahead=True)
 
 
 def next_batch(
@@ -123,11 +127,14 @@ def next_batch(
 ) -> tuple[Lanes, int]:
   """The next lanes to run, in their order, and the size of their batch, which may be larger.
 
-  Lanes of the lowest rank decide the size, or all lanes if the packing runs ahead; higher ranks
-  only fill it. Pending lanes are ordered by rank.
+  Lanes of the lowest rank decide the size, and higher ranks only fill it; or all lanes, split
+  evenly, if the packing runs ahead. Pending lanes are ordered by rank.
   """
-  first = int(np.sum(pending.ranks == pending.ranks[0]))
-  size = padded_size(len(pending.ids) if packing.ahead else first, packing, used)
+  count = int(np.sum(pending.ranks == pending.ranks[0]))
+  if packing.ahead:
+    num_batches = -(-len(pending.ids) // packing.sizes[0])
+    count = -(-len(pending.ids) // num_batches)
+  size = padded_size(count, packing, used)
   return Lanes(*(column[:size] for column in pending)), size
 
 
