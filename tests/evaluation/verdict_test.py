@@ -146,10 +146,7 @@ def standing(found):
 
 
 UNTRUE = {
-  "too far": (
-    lambda: image_changed(lambda i: np.clip(i + 0.3, 0, 1)),
-    "has norm .* at most 0.25",
-  ),
+  "too far": (lambda: image_changed(lambda i: np.clip(i + 0.3, 0, 1)), "has norm .* at most 0.25"),
   "outside the box": (lambda: image_changed(lambda i: i - 2), "leave \\[0, 1\\]"),
   "not finite": (lambda: image_changed(lambda i: i * np.nan), "are not finite"),
   "not misclassified": (

@@ -196,11 +196,7 @@ def test_worst_case_of_two_linear_layers():
 
 
 @pytest.mark.parametrize(
-  ("name", "first"),
-  [
-    ("mlp", ro.LInf(0.1, (0.0, 1.0))),
-    ("mlp", ro.L1(0.5)),
-  ],
+  ("name", "first"), [("mlp", ro.LInf(0.1, (0.0, 1.0))), ("mlp", ro.L1(0.5))]
 )
 def test_hidden_radius_0_is_algorithm_1(name, first):
   net, image_shape, params, batch = problem(name)

@@ -79,10 +79,7 @@ def test_step_is_algorithm_1_in_closed_form(norm, radius):
   delta = steepest_in_numpy(norm, (p - e) @ W.T / std, radius)
   z, p = forward(x + delta)
   expected = {
-    "Dense_0": {
-      "kernel": W - LR * z.T @ (p - e) / len(x),
-      "bias": -LR * np.mean(p - e, axis=0),
-    }
+    "Dense_0": {"kernel": W - LR * z.T @ (p - e) / len(x), "bias": -LR * np.mean(p - e, axis=0)}
   }
   loss = np.mean(-np.log(p[np.arange(12), batch.y]))
   # Standardized pixels are of the size of 1 / std.
