@@ -8,6 +8,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 from rounding import rounding
 
@@ -72,9 +73,7 @@ def multiply_adds(name):
     for eqn in jaxpr.eqns:
       length = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
       if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        summed = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
-        total += times * summed * np.prod(eqn.outvars[0].aval.shape)
+        total += times * programs.multiply_adds(eqn)
       inside = list(jax.extend.core.jaxprs_in_params(eqn.params))
       if eqn.primitive.name == "cond":  # an update in two takes either branch
         length = 1 / len(inside)
