@@ -1,5 +1,6 @@
 """Eight devices on one CPU, cheap compilations, properties that fail the same way twice."""
 
+import gc
 import importlib.metadata
 import os
 import sys
@@ -16,11 +17,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA refuses flag
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 
-# Processes that the tests start, and the workers of pytest-xdist, share what takes long to compile.
+# What is compiled once serves every test, the workers of pytest-xdist, and the processes that the
+# tests start: the same program is often made of another closure.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory(prefix="robust_opt_tests_", ignore_cleanup_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -28,6 +31,13 @@ import pytest  # noqa: E402
 
 hypothesis.settings.register_profile("robust_opt", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("robust_opt")
+
+
+def pytest_collection_finish():
+  """Garbage is looked for less often, and never among what the imports left: JAX leaves little."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture
