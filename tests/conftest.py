@@ -17,12 +17,12 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA refuses flag
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 
-# What is compiled once serves every test, the workers of pytest-xdist, and the processes that the
-# tests start: the same program is often made of another closure.
+# What takes long to compile serves every test, the workers of pytest-xdist, and the processes that
+# the tests start: the same program is often made of another closure. Keeping one costs a few ms.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _CACHE = tempfile.TemporaryDirectory(prefix="robust_opt_tests_", ignore_cleanup_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis  # noqa: E402

@@ -94,7 +94,7 @@ def input_gradient(params, x, y):
     logits, _ = models.from_linen(models.SoftmaxRegression())(params, {}, x, train=True, key=None)
     return ro.losses.cross_entropy(logits, y).sum()
 
-  return np.asarray(jax.grad(loss)(x))
+  return np.asarray(jax.jit(jax.grad(loss))(x))
 
 
 @pytest.mark.parametrize("norm", SETS)

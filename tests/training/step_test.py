@@ -325,7 +325,7 @@ def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
     logits, _ = by_hand(x, train_mode, ascent_key)
     return jnp.sum(ro.losses.cross_entropy(logits, batch.y))
 
-  x_adv = batch.x + 0.2 * jnp.sign(jax.grad(total)(batch.x))
+  x_adv = batch.x + 0.2 * jnp.sign(jax.jit(jax.grad(total))(batch.x))
   _, expected = by_hand(x_adv, True, descent_key)
   assert_close(new.model_state, expected, terms=TERMS)
   _, clean = by_hand(batch.x, True, descent_key)
