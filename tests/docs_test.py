@@ -93,8 +93,7 @@ def test_the_maximizer_of_the_concepts_keeps_the_contracts(monkeypatch):
     table.test_the_scale_of_the_gradient_does_not_matter(ball, box, name)
     table.test_no_steps_give_the_start(ball, box, name)
   table.test_no_gradient_flows_through_delta(name)
-  table.test_jit_changes_nothing(name)
-  table.test_no_tracer_leaks(name)
+  table.test_jit_changes_nothing_and_leaks_no_tracer(name)
 
 
 @pytest.mark.slow

@@ -47,6 +47,12 @@ def few_steps(monkeypatch):
   monkeypatch.setitem(phases.VERSIONS, "rand", (phases.apgd_ce(5, fresh_noise=True),))
 
 
+@pytest.fixture
+def one_attack(monkeypatch):
+  """Where any attack will do."""
+  monkeypatch.setitem(phases.VERSIONS, "quick", SMALL[:1])
+
+
 def options(workdir, **changed):
   given = {"version": "quick", "batch_size": 64, "trust": False, "norm": "linf", "radius": 0.1}
   return evaluation.Options({"workdir": str(workdir)}, **given | changed)
@@ -177,6 +183,7 @@ def own(folder, **changed):
   return {"model": "my_net:logits_fn", "data": str(folder / "data.npz")}
 
 
+@pytest.mark.usefixtures("one_attack")
 def test_any_function_on_any_data(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   source = own(tmp_path)
@@ -237,6 +244,7 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
   verify.run(tmp_path / "found" / "verdict.npz", {})
 
 
+@pytest.mark.usefixtures("one_attack")
 def test_the_layout_is_said_and_belongs_to_the_evaluation(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   x = np.random.default_rng(1).random((30, 3, 5, 7)).astype(np.float32)
@@ -259,6 +267,7 @@ def test_the_layout_is_said_and_belongs_to_the_evaluation(tmp_path, monkeypatch)
     evaluate.channel_axis("first")
 
 
+@pytest.mark.usefixtures("one_attack")
 def test_accuracy_after_rounding_is_told_apart(tmp_path, monkeypatch):
   """A radius below half a step of 8 bits: rounding undoes every perturbation of an 8-bit image."""
   monkeypatch.chdir(tmp_path)

@@ -132,19 +132,30 @@ RADII = {"linf": 0.05, "l2": 0.3, "l1": 1.0}
 SLOW_CASES = [((17,), "l1"), ((2, 3, 2, 3, 2), "linf")]
 
 
+def any_rank(shape, norm):
+  """net, x, y, set: the first example is misclassified."""
+  net, _, y = nets(shape)
+  y[0] = (y[0] + 1) % 3
+  return net, images(shape=shape), y, ro.sets.BALLS[norm](RADII[norm], box=(0.0, 1.0))
+
+
 @pytest.mark.parametrize(
   ("shape", "norm"),
   [(VOLUME, "l2"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
 )
-def test_examples_of_any_rank_go_through_ensemble_and_trust_report(shape, norm):
-  net, _, y = nets(shape)
-  x, u = images(shape=shape), ro.sets.BALLS[norm](RADII[norm], box=(0.0, 1.0))
-  y[0] = (y[0] + 1) % 3
+def test_examples_of_any_rank_go_through_the_ensemble(shape, norm):
+  net, x, y, u = any_rank(shape, norm)
   verdict = ro.autoattack(net, x, y, u, version=FEW)
   assert verdict.images.shape == x.shape
   assert verdict.broken_by[0] == 0
   broken = verdict.broken_by > 0
   assert np.all(np.asarray(net(verdict.images)).argmax(1)[broken] != y[broken])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "norm"), [(VOLUME, "l2"), *SLOW_CASES])
+def test_examples_of_any_rank_go_through_the_trust_report(shape, norm):
+  net, x, y, u = any_rank(shape, norm)
   checks = trust.report(net, x, y, u, num_steps=2, num_queries=5)
   assert checks[-1].name == "black box"
 

@@ -28,7 +28,7 @@ def test_cross_entropy_in_float64():
   np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
   shifted = ro.losses.cross_entropy(logits + np.float32(100), labels)
   np.testing.assert_allclose(shifted, loss, rtol=1e-4, atol=1e-4)
-  gradient = jax.grad(lambda z: ro.losses.cross_entropy(z, labels).sum())(logits)
+  gradient = jax.jit(jax.grad(lambda z: ro.losses.cross_entropy(z, labels).sum()))(logits)
   expected = jax.nn.softmax(logits) - np.eye(7)[labels]
   np.testing.assert_allclose(gradient, expected, atol=1e-6)
   huge = ro.losses.cross_entropy(jnp.array([[1e30, 0.0], [0.0, 1e30]]), jnp.array([0, 0]))
@@ -71,7 +71,7 @@ def test_margins_in_float64(name, num_classes):
 def test_a_margin_has_a_gradient_where_cross_entropy_is_flat():
   logits, labels = jnp.array([[200.0, 0.0, -1.0]]), jnp.array([0])
   flat, steep, ratio = (
-    jax.grad(lambda z, loss=loss: loss(z, labels).sum())(logits)
+    jax.jit(jax.grad(lambda z, loss=loss: loss(z, labels).sum()))(logits)
     for loss in (ro.losses.cross_entropy, ro.losses.margin, ro.losses.dlr)
   )
   np.testing.assert_array_equal(flat, 0)
@@ -114,9 +114,8 @@ def test_many_classes_have_a_gradient_at_a_sure_label():
   """To 1e-5 of it, where the others have 1e-9 together; and the dtype stays."""
   rng = np.random.default_rng(1)
   z = rng.normal(size=(20, 7)) + 25 * np.eye(7)[2]
-  gradient = jax.grad(lambda z: ro.losses.cross_entropy(z, jnp.full(20, 2)).sum())(
-    z.astype(np.float32)
-  )
+  total = lambda z: ro.losses.cross_entropy(z, jnp.full(20, 2)).sum()  # noqa: E731
+  gradient = jax.jit(jax.grad(total))(z.astype(np.float32))
   p = np.exp(z.astype(np.float32).astype(np.float64) - z.max(-1, keepdims=True))
   p /= p.sum(-1, keepdims=True)
   p[:, 2] = -(p[:, :2].sum(-1) + p[:, 3:].sum(-1))
@@ -138,10 +137,9 @@ def test_a_class_that_is_impossible_adds_nothing():
     lambda a, b: ro.losses.kl_divergence(b, a),
     lambda a, b: ro.losses.cross_entropy(a, y // 2 if a.shape[1] == 2 else y),
   ):
-    value, gradient = jax.value_and_grad(lambda a, f=function: f(a, other).sum())(logits)
-    expected, reduced = jax.value_and_grad(lambda a, f=function: f(a, other[:, rest]).sum())(
-      logits[:, rest]
-    )
+    run = jax.jit(jax.value_and_grad(lambda a, b, f=function: f(a, b).sum()))
+    value, gradient = run(logits, other)
+    expected, reduced = run(logits[:, rest], other[:, rest])
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient[:, rest], reduced, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(gradient[:, 1], 0)
@@ -152,7 +150,7 @@ def test_a_class_that_is_impossible_adds_nothing():
       x = jnp.zeros((2, 1))
       return objective.outer(forward, x, x + 0.1, y)[0].sum()
 
-    value, gradient = jax.value_and_grad(loss)(logits)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
   impossible_label = ro.losses.cross_entropy(logits, jnp.array([1, 1]))
@@ -168,7 +166,7 @@ def test_kl_divergence_in_float64():
   expected = (p * np.log(p / q)).sum(-1)
   np.testing.assert_allclose(ro.losses.kl_divergence(logits, other), expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_array_equal(ro.losses.kl_divergence(logits, logits), 0)
-  gradient = jax.grad(lambda z: ro.losses.kl_divergence(z, other).sum())(logits)
+  gradient = jax.jit(jax.grad(lambda z: ro.losses.kl_divergence(z, other).sum()))(logits)
   np.testing.assert_allclose(gradient, q - p, atol=1e-5)
 
 
@@ -187,7 +185,7 @@ def test_one_vs_all_in_float64():
   loss = jax.jit(ro.losses.one_vs_all)(logits, labels)
   chex.assert_shape(loss, (50,))
   np.testing.assert_allclose(loss, np.logaddexp(0, z).sum(-1), rtol=rounding(terms=24))
-  gradient = jax.grad(lambda z: ro.losses.one_vs_all(z, labels).sum())(logits)
+  gradient = jax.jit(jax.grad(lambda z: ro.losses.one_vs_all(z, labels).sum()))(logits)
   expected = jax.nn.sigmoid(logits) - np.eye(6)[labels]
   close(gradient, expected)
 
@@ -204,7 +202,7 @@ def test_independent_in_float64():
   assert curved.sum() > 30
   np.testing.assert_allclose(loss[curved], expected[curved], rtol=rounding(terms=24))
   slope = np.where(is_label, -1, np.exp(wide) / -np.expm1(wide))
-  gradient = jax.grad(lambda z: ro.losses.independent(z, labels).sum())(log_p)
+  gradient = jax.jit(jax.grad(lambda z: ro.losses.independent(z, labels).sum()))(log_p)
   np.testing.assert_allclose(gradient[curved], slope[curved], rtol=rounding(terms=24), atol=1e-30)
 
 
@@ -235,13 +233,14 @@ def test_the_tangent_meets_the_curve():
 
 @pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "one_vs_all", "independent"])
 def test_labels_that_do_not_exist_and_ranks(name):
-  loss, num_classes = getattr(ro.losses, name), 7
+  loss, num_classes = jax.jit(getattr(ro.losses, name)), 7
   logits = -jnp.ones((4, num_classes))
   values = loss(logits, jnp.array([0, num_classes - 1, num_classes, -1]))
   np.testing.assert_array_equal(np.isnan(values), [False, False, True, True])
   spoilt = loss(logits.at[1, 1].set(jnp.nan), jnp.zeros(4, int))
   np.testing.assert_array_equal(np.isnan(spoilt), [False, True, False, False])
-  gradient = jax.grad(lambda z: loss(z, jnp.zeros(4, int)).sum())(logits)  # all logits are equal
+  total = lambda z: loss(z, jnp.zeros(4, int)).sum()  # noqa: E731
+  gradient = jax.jit(jax.grad(total))(logits)  # all logits are equal
   chex.assert_tree_all_finite(gradient)
   for z, y in ((logits, jnp.zeros((4, num_classes), int)), (logits[0], 0), (logits[None], [0] * 4)):
     with pytest.raises(AssertionError):

@@ -1,12 +1,8 @@
 """What the command line does: help, defaults, the work directory it leaves, what it prints."""
 
-import atexit
 import logging
-import shutil
 import sys
-import tempfile
 
-import jax
 import pytest
 from absl import app, flags
 
@@ -24,32 +20,18 @@ SMALL = [
 ]
 
 
-_COMPILED = tempfile.mkdtemp(prefix="robust_opt_compiled_")  # so that a run compiles once
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-
-
 def run_main(monkeypatch, *argv):
   """main's exit code, in this process."""
   monkeypatch.setattr(sys, "argv", ["main", *map(str, argv)])
   flags.FLAGS.unparse_flags()
   handler = main_lib.logging.get_absl_handler()
   filters = list(handler.filters)
-  cache = {
-    "jax_compilation_cache_dir": _COMPILED,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in cache}
   try:
-    for name, value in cache.items():
-      jax.config.update(name, value)
     main_lib.command(main_lib.parse(sys.argv))
   except SystemExit as end:
     return end.code
   finally:
     handler.filters[:] = filters
-    for name, value in before.items():
-      jax.config.update(name, value)
     for name in ("config", "workdir", "coordinator", "num_processes", "process_id"):
       flags.FLAGS[name].unparse()
   return 0

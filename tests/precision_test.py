@@ -5,10 +5,10 @@ to. A CPU never does: the traced program has to say it.
 """
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import equations
 
 import robust_opt as ro
 from robust_opt import models, precision
@@ -23,16 +23,8 @@ pytestmark = pytest.mark.usefixtures("default_precision")
 N, SIZE = 3, 64
 IMAGES = jnp.zeros((N, 8, 8, 1))
 INIT = (jax.random.key(0), IMAGES)
+PRODUCTS = ("dot_general", "conv_general_dilated")
 FULL = (jax.lax.Precision.HIGHEST,) * 2
-
-
-def products(jaxpr):
-  """Every product in the program, those of its parts among them."""
-  for equation in jaxpr.eqns:
-    if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-      yield equation
-    for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      yield from products(inner)
 
 
 def certify_net(function, method):
@@ -103,7 +95,7 @@ COMPUTATIONS = {
 
 @pytest.mark.parametrize("name", list(COMPUTATIONS))
 def test_no_product_is_rounded_to_fewer_bits(name):
-  found = list(products(jax.make_jaxpr(COMPUTATIONS[name])().jaxpr))
+  found = list(equations(jax.make_jaxpr(COMPUTATIONS[name])().jaxpr, *PRODUCTS))
   assert found
   assert all(equation.params["precision"] == FULL for equation in found)
 
@@ -112,7 +104,7 @@ def test_products_are_found_wherever_they_are():
   def looped(x):
     return jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(x, c), None), x, length=2)[0]
 
-  (found,) = products(jax.make_jaxpr(looped)(jnp.ones((2, 2))).jaxpr)
+  (found,) = equations(jax.make_jaxpr(looped)(jnp.ones((2, 2))).jaxpr, *PRODUCTS)
   assert found.params["precision"] != FULL
 
 

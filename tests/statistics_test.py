@@ -5,14 +5,7 @@ import pytest
 from scipy import stats
 
 from robust_opt.errors import InputError
-from robust_opt.statistics import (
-  PairedTest,
-  accuracy_interval,
-  all_of,
-  has_learned,
-  holm,
-  paired_t,
-)
+from robust_opt.statistics import PairedTest, accuracy_interval, all_of, has_learned, holm, paired_t
 from robust_opt.studies.claims import Claim, decide, in_words
 
 A = np.array([0.991, 0.9935, 0.992, 0.9905, 0.9921])
@@ -107,11 +100,7 @@ def test_one_seed_is_never_significant():
 
 @pytest.mark.parametrize(
   ("shift", "answer", "t", "p"),
-  [
-    (0.1, "yes", np.inf, 2**-9),
-    (-0.1, "no", -np.inf, 2**-9),
-    (0.0, "within noise", 0.0, 1.0),
-  ],
+  [(0.1, "yes", np.inf, 2**-9), (-0.1, "no", -np.inf, 2**-9), (0.0, "within noise", 0.0, 1.0)],
 )
 def test_differences_without_spread(shift, answer, t, p):
   """The sign test: n heads of n tosses, or n tails."""

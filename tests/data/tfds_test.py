@@ -316,11 +316,7 @@ def test_other_splits_are_refused_before_any_download(host, places):
 
 
 @pytest.mark.parametrize(
-  ("name", "message"),
-  [
-    ("CIFAR10", "did you mean cifar10"),
-    ("qqqqqqqqq", "is it spelled"),
-  ],
+  ("name", "message"), [("CIFAR10", "did you mean cifar10"), ("qqqqqqqqq", "is it spelled")]
 )
 def test_unknown_names(name, message, places):
   with pytest.raises(InputError, match=message):
@@ -476,10 +472,7 @@ def test_with_tensorflow_tfds_prepares(places, monkeypatch):
   with pytest.raises(InputError, match=r"cannot be prepared .*: Manual download is required\.$"):
     datasets.load("svhn_cropped", "train", **places)
   root = Path(places["data_dir"])
-  assert asked == [
-    ("svhn_cropped", {"data_dir": root, "file_format": "array_record"}),
-    "prepared",
-  ]
+  assert asked == [("svhn_cropped", {"data_dir": root, "file_format": "array_record"}), "prepared"]
 
 
 def test_what_tfds_prepares_is_read_and_cached(places, tiny_sets, monkeypatch):

@@ -331,10 +331,7 @@ def softmax_net(x):
 GOOD = {"u": ball("linf"), "version": SMALL, "batch_size": 16}
 PRODUCT = ro.sets.Product((ro.L2(0.1), ro.L2(0.0)), ((8,), (8,)))
 BAD = {
-  "no set": (
-    {"u": 0.1},
-    r"u must be a set, as in ro.LInf\(8 / 255, .*, but was 0.1",
-  ),
+  "no set": ({"u": 0.1}, r"u must be a set, as in ro.LInf\(8 / 255, .*, but was 0.1"),
   "radius 0": ({"u": ball("linf", 0.0)}, "radius must be a finite number > 0"),
   "infinite radius": ({"u": ball("l2", np.inf)}, "radius must be a finite number > 0"),
   "radius 0 within": ({"u": PRODUCT}, "radius must be a finite number > 0"),

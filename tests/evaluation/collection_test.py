@@ -141,8 +141,6 @@ def test_file_round_trips_to_the_same_bytes(examples, tmp_path):
   assert loaded.images.dtype == np.float32
   collection.save(loaded, second)
   assert first.read_bytes() == second.read_bytes()
-  with np.load(first, allow_pickle=False) as file:
-    assert not any(file[name].dtype.hasobject for name in file.files)
 
 
 def first(change):
@@ -183,13 +181,10 @@ def test_verify_refuses_examples_that_the_net_gets_right(examples, trained, logi
     collection.verify(bad, logits_of, test.images, test.labels, examples.net)
 
 
-def test_load_refuses_what_is_no_collection(examples, tmp_path):
-  collection.save(examples, tmp_path / "damaged.npz")
-  content = (tmp_path / "damaged.npz").read_bytes()
-  (tmp_path / "damaged.npz").write_bytes(content[: len(content) // 2])
-  np.savez(tmp_path / "foreign.npz", images=np.zeros(3))
+def test_load_refuses_what_is_no_collection(tmp_path):
+  """What is no sealed file: files_test."""
   write_sealed(tmp_path / "another_kind.npz", {"images": np.zeros(3), "net": "net"})
-  for name in ("absent", "damaged", "foreign", "another_kind"):
+  for name in ("absent", "another_kind"):
     with pytest.raises(InputError, match="not a readable collection"):
       collection.load(tmp_path / f"{name}.npz")
 

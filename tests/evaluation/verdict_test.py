@@ -146,10 +146,7 @@ def standing(found):
 
 
 UNTRUE = {
-  "too far": (
-    lambda: image_changed(lambda i: np.clip(i + 0.3, 0, 1)),
-    "has norm .* at most 0.25",
-  ),
+  "too far": (lambda: image_changed(lambda i: np.clip(i + 0.3, 0, 1)), "has norm .* at most 0.25"),
   "outside the box": (lambda: image_changed(lambda i: i - 2), "leave \\[0, 1\\]"),
   "not finite": (lambda: image_changed(lambda i: i * np.nan), "are not finite"),
   "not misclassified": (
@@ -251,14 +248,10 @@ def test_arrays_that_do_not_fit_together_are_named(name, change, words, tmp_path
 
 
 def test_what_is_no_verdict_is_refused(tmp_path):
-  path = saved(tmp_path / "damaged.npz")
-  path.write_bytes(path.read_bytes()[:-100])
-  np.savez(tmp_path / "foreign.npz", x=np.zeros(3))
+  """What is no sealed file: files_test."""
   write_sealed(tmp_path / "another_kind.npz", {"x": np.zeros(3)})
   rewrite(saved(tmp_path / "another_claim.npz"), claim=np.array('{"norm": "l2"}'))
-  with np.load(saved(tmp_path / "changed.npz")) as file:
-    np.savez(tmp_path / "changed.npz", **dict(file) | {"norms": 2 * file["norms"]})
-  for name in ("absent", "damaged", "foreign", "another_kind", "another_claim", "changed"):
+  for name in ("absent", "another_kind", "another_claim"):
     with pytest.raises(InputError, match="not a readable verdict"):
       files.load(tmp_path / f"{name}.npz")
 

@@ -39,12 +39,9 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  """One device of the same backend, and one compilation for all processes of this file."""
+def environment():
+  """One device of the same backend."""
   env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-  env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-  env["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
   env["COLUMNS"], env["TERM"] = "100", "xterm-256color"
   return env
 

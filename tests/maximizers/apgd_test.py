@@ -208,7 +208,7 @@ def test_an_l1_step_is_not_lost_on_entries_at_the_box():
   maximizer = apgd_steps(
     ro.L1(1.0, (0.0, 1.0)), 100, random_start=False
   )  # no checkpoint before step 4
-  delta, info = ro.ascend(maximizer, 4)(lambda x: x @ slope, None, x)
+  delta, info = jax.jit(lambda x: ro.ascend(maximizer, 4)(lambda x: x @ slope, None, x))(x)
   np.testing.assert_allclose(delta, [[0.5, 0.5, 0.0]], rtol=ROUNDING)
   np.testing.assert_allclose(info.value[:, 0] - 3.0, [0, 1.5, 2.5, 2.5], rtol=ROUNDING)
 

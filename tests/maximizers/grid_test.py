@@ -11,11 +11,11 @@ from rounding import assert_close
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.sets import Transforms
-from robust_opt.sets.spatial import transform
+from robust_opt.sets import Transforms, spatial
 from robust_opt.types import Scored
 
 SHAPE = (3, 5, 5, 2)
+transform = jax.jit(spatial.transform)
 # The sine and the weights of a rotation, and a sum over the pixels.
 close = functools.partial(assert_close, terms=np.prod(SHAPE[1:]) + 16, dtype=np.float32)
 

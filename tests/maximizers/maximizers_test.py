@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
+from programs import equations
 from rounding import assert_close, widest
 
 import robust_opt as ro
@@ -279,17 +280,10 @@ def test_what_is_no_attack_is_told_how_to_become_one(make, words):
   ro.make_train_step(None, None, ro.robust(), SCHEDULED)
 
 
-def dots(jaxpr, counts=None):
+def dots(jaxpr):
   """How often each output shape of a dot_general occurs, through scans and calls."""
-  counts = collections.Counter() if counts is None else counts
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      counts[equation.outvars[0].aval.shape] += 1
-    for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")):
-      inside = getattr(value, "jaxpr", value)
-      if hasattr(inside, "eqns"):
-        dots(inside, counts)
-  return counts
+  products = equations(jaxpr, "dot_general")
+  return collections.Counter(product.outvars[0].aval.shape for product in products)
 
 
 def test_the_ascent_computes_no_parameter_gradient():

@@ -35,10 +35,11 @@ def test_the_layers_are_the_net(net, shape):
   rng = np.random.default_rng(8)
   params = jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
   x = rng.random((3, *shape)).astype(np.float32)
-  logits, _ = models.from_linen(net)(params, model_state, x, train=False, key=None)
+  apply = jax.jit(models.from_linen(net), static_argnames="train")
+  logits, _ = apply(params, model_state, x, train=False, key=None)
   layers = from_params(net, params)
   close = {"rtol": 1e-5, "atol": 1e-5 * np.abs(logits).max()}
-  np.testing.assert_allclose(affine.apply(layers, x), logits, **close)
+  np.testing.assert_allclose(jax.jit(affine.apply)(layers, x), logits, **close)
   stages = affine.stages(layers)
   assert [layer for stage in stages for layer in stage] == layers
   weights = (Dense, Conv)

@@ -75,9 +75,7 @@ def test_a_small_study(tmp_path, monkeypatch, capsys):
   # A network that is attacked or trained differently is another one.
   for changed in ({"examples": 25}, {"version": "standard"}, {"passes": 40}):
     other = dataclasses.replace(
-      fewer,
-      workdir=tmp_path / next(iter(changed)),
-      preset=dataclasses.replace(PRESET, **changed),
+      fewer, workdir=tmp_path / next(iter(changed)), preset=dataclasses.replace(PRESET, **changed)
     )
     with pytest.raises(AssertionError, match="it must not run again"):
       family.run(other)

@@ -26,11 +26,7 @@ from robust_opt.statistics import accuracy_interval
 from robust_opt.studies.study import Study
 
 PRESET = Preset(seeds=2, epochs=4, pgd_examples=20, points=2, epochs_per_call=2)
-SMALL = (
-  "model.name=MLP",
-  "data.train_examples=640",
-  "evaluation.sweep=(0.0, 1.0, 2.0)",
-)
+SMALL = ("model.name=MLP", "data.train_examples=640", "evaluation.sweep=(0.0, 1.0, 2.0)")
 mnist_variant = overrides.module_of(str(Path(__file__).parents[2] / "configs" / "mnist_variant.py"))
 PAPER = PRESETS["paper", "mnist"]
 NORMS = ("linf", "l2", "l1")
@@ -288,10 +284,7 @@ def test_overrides_reach_the_nets_that_they_are_for(tmp_path):
 
 @pytest.mark.parametrize(
   ("flag", "item", "net"),
-  [
-    ("robust_override", "set.radius=0.3", "linf"),
-    ("override", "attack.warmup=0.5", "baseline"),
-  ],
+  [("robust_override", "set.radius=0.3", "linf"), ("override", "attack.warmup=0.5", "baseline")],
 )
 def test_an_override_of_what_makes_the_net_is_refused(tmp_path, flag, item, net):
   with pytest.raises(InputError, match=f"--{flag}={item} would have no effect"):

@@ -317,22 +317,6 @@ def test_product_is_every_block_by_itself():
   np.testing.assert_array_equal(run(u, "gauge", g, x), gauges.max(1))
 
 
-def test_products_that_are_other_sets():
-  """Cubes make a cube, l_2 balls the set of group_linf2, and one block is the set itself."""
-  g, x, radius = random_cases()
-  cube, ball = ro.LInf(radius, BOX), ro.L2(radius)
-  groups = sets.GroupLInf2(radius, np.array([0, 0, 1, 1, 1, 2]))
-  pairs = [
-    (sets.Product((cube, cube), ((2, 1), (4,))), cube),
-    (sets.Product((ro.L1(radius),), ((NUM_ENTRIES,),)), ro.L1(radius)),
-    (sets.Product((ball,) * 3, ((2,), (3, 1), (1,))), groups),
-  ]
-  for ours, same in pairs:
-    for operation in OPERATIONS:
-      value, expected = (run(u, operation, g, x) for u in (ours, same))
-      np.testing.assert_allclose(value, expected, rtol=ROUNDING, atol=ROUNDING)
-
-
 def test_a_block_of_radius_0_stays():
   g, x, radius = random_cases()
   u = sets.Product((ro.L2(0.0), ro.L2(radius)), ((4,), (2,)))
@@ -373,16 +357,6 @@ def test_a_masked_ball_is_the_ball_of_the_entries_that_may_change(norm, box):
       inside, run(ball, "gauge", moved[:, MASK], x[:, MASK]), rtol=ROUNDING
     )
   np.testing.assert_array_equal(run(u, "gauge", g, x), np.inf)
-
-
-def test_the_worst_case_of_a_linear_function_through_a_mask():
-  """For l_p the maximum of <g, delta> is the radius times the dual norm of the masked g."""
-  g, x, radius = random_cases()
-  for norm, order in (("linf", 1), ("l2", 2), ("l1", np.inf)):
-    u = sets.Masked(ro.sets.BALLS[norm](radius), MASK)
-    step = run(u, "steepest_ascent", g, x)
-    expected = radius * np.linalg.norm(g[:, MASK].astype(np.float64), order, axis=1)
-    np.testing.assert_allclose(inner(g, step), expected, rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

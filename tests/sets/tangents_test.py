@@ -117,12 +117,6 @@ def test_equal_images_have_no_directions():
 # The auto-encoder.
 
 
-def test_contraction_is_the_frobenius_norm_of_the_jacobian():
-  params, x = random_encoder(), jnp.asarray(on_a_plane(7))
-  expected = np.sum(jacobians(params, x) ** 2, (1, 2))
-  close(tangents.contraction(params, x), expected)
-
-
 def test_loss_in_closed_form():
   params, x = random_encoder(), jnp.asarray(on_a_plane(7))
   w, b, c = (np.asarray(p, np.float64) for p in params)

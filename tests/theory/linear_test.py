@@ -11,7 +11,7 @@ from sklearn.linear_model import Lasso, LogisticRegression, Ridge
 import robust_opt as ro
 from robust_opt.errors import InputError
 from robust_opt.theory.linear import comparisons, counterparts, decay, solve
-from robust_opt.theory.linear.comparisons import algorithm1_gap, paths
+from robust_opt.theory.linear.comparisons import algorithm1_gap
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -218,14 +218,6 @@ def test_frobenius_robust_least_squares_is_ridge():
     ridge = Ridge(alpha=radius * residual / np.linalg.norm(robust.w)).fit(x, y)
     np.testing.assert_allclose(robust.w, ridge.coef_, atol=1e-6)
     np.testing.assert_allclose(robust.b, ridge.intercept_, atol=1e-6)
-
-
-def test_paths_lie_on_each_other():
-  _, _, x, _, y = linear_problem()
-  found = paths(x, y, np.geomspace(0.02, 2.0, 5))
-  np.testing.assert_allclose(found.robust, found.lasso, atol=1e-6)
-  assert found.gap < 1e-7
-  assert np.any(np.abs(found.robust[-1]) < 1e-6), "the path should end with zeros"
 
 
 @EVERY_NORM

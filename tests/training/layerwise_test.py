@@ -135,11 +135,12 @@ def test_the_box_is_the_images_alone():
   net, image_shape, _, batch = problem("mlp")
   u = layerwise.layerwise(net, image_shape, ro.LInf(0.6, (0.0, 1.0)), 0.6)
   z = layerwise.lift(batch.x, SHAPES["mlp"])
+  ascent = jax.jit(u.steepest_ascent)
   for sign, edge in ((1, 1 - z[:, :12]), (-1, -z[:, :12])):
-    delta = u.steepest_ascent(sign * jnp.ones_like(z), z)
+    delta = ascent(sign * np.ones_like(z), z)
     np.testing.assert_array_equal(delta[:, :12], np.clip(edge, -0.6, 0.6))
     np.testing.assert_array_equal(delta[:, 12:], np.float32(sign * 0.6))
-  image, *later = products.split(z + u.sample(jax.random.key(0), z), SHAPES["mlp"])
+  image, *later = products.split(z + jax.jit(u.sample)(jax.random.key(0), z), SHAPES["mlp"])
   assert np.all((image >= 0) & (image <= 1))
   assert all(jnp.min(block) < -0.1 for block in later)
 
@@ -197,11 +198,7 @@ def test_worst_case_of_two_linear_layers():
 
 
 @pytest.mark.parametrize(
-  ("name", "first"),
-  [
-    ("mlp", ro.LInf(0.1, (0.0, 1.0))),
-    ("mlp", ro.L1(0.5)),
-  ],
+  ("name", "first"), [("mlp", ro.LInf(0.1, (0.0, 1.0))), ("mlp", ro.L1(0.5))]
 )
 def test_hidden_radius_0_is_algorithm_1(name, first):
   net, image_shape, params, batch = problem(name)

@@ -55,9 +55,8 @@ def test_the_largest_singular_value_and_its_gradient(given):
   """Its gradient is the outer product u v^T of the singular vectors."""
   layer, shape = random_layer(*given)
   u, singular, vt = np.linalg.svd(matrix_of(layer, shape), full_matrices=False)
-  found, gradient = jax.value_and_grad(
-    lambda layer: penalties.largest_singular_value(layer, shape, 4000)
-  )(layer)
+  converged = lambda layer: penalties.largest_singular_value(layer, shape, 4000)  # noqa: E731
+  found, gradient = jax.jit(jax.value_and_grad(converged))(layer)
   np.testing.assert_allclose(found, singular[0], rtol=1e-4)
   v = jnp.asarray(vt[:1].reshape(1, *shape), jnp.float32)
 
