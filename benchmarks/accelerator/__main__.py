@@ -76,13 +76,14 @@ def _training(
     for side in sides:
       key = " ".join(["train", *map(str, what), side])
       if side == "robust_opt":
-        arguments = (net, precision, method, batch, size)
-        yield Row(key, 25, functools.partial(training.throughput, *arguments))
+        measure = functools.partial(training.throughput, net, precision, method, batch, size)
+        yield Row(key, 25, measure)
       elif TORCH:
         compiled = side == COMPILED
-        arguments = (net, precision, method, batch, size, compiled)
-        seconds = 60 if compiled else 5 + batch / 100
-        yield Row(key, seconds, functools.partial(_torch_throughput, *arguments))
+        measure = functools.partial(
+          _torch_throughput, net, precision, method, batch, size, compiled
+        )
+        yield Row(key, 60 if compiled else 5 + batch / 100, measure)
 
 
 def _torch_throughput(*args: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ theirs = torch_row(target, size)
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ def _synthetic(size: Size) -> Data:
   def draw(count: int) -> ro.ArrayData:
     labels = rng.integers(0, 10, count, np.int32)
     images = 0.5 + 0.02 * patterns[labels] + 0.1 * rng.normal(size=(count, *IMAGE))
-    return ro.ArrayData(np.uint8(255 * images.clip(0, 1)), labels)
+    return ro.ArrayData((255 * images.clip(0, 1)).astype(np.uint8), labels)
 
   return Data(draw(min(size.examples, 5000)), draw(size.images), "synthetic")
 
@@ -126,7 +126,7 @@ def train(data: Data, size: Size) -> Target:
   params, model_state = jax.tree.map(np.asarray, (state.params, state.model_state))
   row = {"seconds": time.perf_counter() - began, "data": data.source, "train_images": count}
   logits_fn = jax.tree_util.Partial(_logits(size.width), params, model_state)
-  x, y = np.float32(data.test.images) / 255, np.asarray(data.test.labels)
+  x, y = np.asarray(data.test.images, np.float32) / 255, np.asarray(data.test.labels)
   return Target(logits_fn, params, model_state, x, y, row | {"epochs": size.epochs})
 
 
@@ -234,7 +234,7 @@ def _outcome(clean: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
   }
 
 
-def agreement(ours: dict[str, Any], theirs: dict[str, Any], images: int) -> float:
+def agreement(ours: Mapping[str, Any], theirs: Mapping[str, Any], images: int) -> float:
   """The share of images with the same outcome on both sides."""
   different = set(ours["robust_images"]) ^ set(theirs["robust_images"])
   return 1 - len(different) / images

@@ -180,10 +180,11 @@ def _flops_per_image(net: nn.Module, method: str, batch: int) -> float:
 
   def flops(method: str) -> float:
     state = jax.eval_shape(lambda: _state(net))
-    x, y = (jax.ShapeDtypeStruct((batch, *s), d) for s, d in ((IMAGE, jnp.float32), ((), int)))
-    one = Batch(x, y, jax.ShapeDtypeStruct((batch,), jnp.int32))
+    shapes: Any = ((IMAGE, jnp.float32), ((), jnp.int32), ((), jnp.int32))
+    one = Batch(*(jax.ShapeDtypeStruct((batch, *shape), dtype) for shape, dtype in shapes))
     lowered = jax.jit(_step(net, method)).lower(state, one, jax.random.key(0))
-    return float(lowered.cost_analysis()["flops"]) / batch
+    analysis: Any = lowered.cost_analysis()
+    return float(analysis["flops"]) / batch
 
   standard = flops("standard")
   ascents = NUM_ASCENTS[method]

@@ -84,16 +84,21 @@ class Resident(NamedTuple):
 class Stream:
   """The examples of consecutive steps, images [num_steps, B, *S], split over a mesh by B."""
 
-  def __init__(self, data: Dataset, plan: EpochPlan, key: Array, workers: int, mesh: Mesh) -> None:
+  def __init__(
+    self, data: Dataset, plan: EpochPlan, key: Array, limit: float, workers: int, mesh: Mesh
+  ) -> None:
     """Reads nothing yet.
 
     Args:
       data: on the host.
       plan: the batches of an epoch.
       key: of the training, as for `make_scan`.
+      limit: bytes of images on a device: those of one call, and of the next that loads meanwhile.
       workers: processes that decode images; 0: threads of this process.
       mesh: of all devices.
     """
+    batch_bytes = plan.batch_size * data.images.nbytes // len(data.labels)
+    self.max_steps = int(max(1, min(limit, 2**62) // (2 * batch_bytes)))
     self._data, self._plan, self._workers = data, plan, workers
     self._ids = jax.jit(functools.partial(ids_of_steps, plan, key), static_argnums=1)
     self._sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
@@ -115,7 +120,7 @@ class Stream:
   def shapes(self, num_steps: int) -> ArrayData:
     """What `take` returns, as jax.ShapeDtypeStruct."""
     batch = (num_steps, self._plan.batch_size)
-    of = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
+    of: Any = functools.partial(jax.ShapeDtypeStruct, sharding=self._sharding)
     images, labels = self._data.images, self._data.labels
     return ArrayData(
       of((*batch, *images.shape[1:]), images.dtype),
