@@ -181,7 +181,8 @@ def _flops_per_image(net: nn.Module, method: str, batch: int) -> float:
   def flops(method: str) -> float:
     state = jax.eval_shape(lambda: _state(net))
     shapes: Any = ((IMAGE, jnp.float32), ((), jnp.int32), ((), jnp.int32))
-    one = Batch(*(jax.ShapeDtypeStruct((batch, *shape), dtype) for shape, dtype in shapes))
+    of: Any = jax.ShapeDtypeStruct
+    one = Batch(*(of((batch, *shape), dtype) for shape, dtype in shapes))
     lowered = jax.jit(_step(net, method)).lower(state, one, jax.random.key(0))
     analysis: Any = lowered.cost_analysis()
     return float(analysis["flops"]) / batch

@@ -223,8 +223,8 @@ def fingerprint(dataset: Dataset) -> str:
   """SHA-256, in hex, of the images and the labels: their types, shapes and values."""
   digest = hashlib.sha256()
   images = dataset.images
-  if isinstance(images, ImageFiles):  # type: ignore[unreachable]
-    images = np.frombuffer(images.sha256().encode(), np.uint8)  # type: ignore[unreachable]
+  if isinstance(images, ImageFiles):
+    images = np.frombuffer(images.sha256().encode(), np.uint8)
   for array in (images, dataset.labels):
     digest.update(f"{array.dtype.name} {array.shape} ".encode())
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
