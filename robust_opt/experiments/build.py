@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from robust_opt import maximizers, models, training
+from robust_opt import maximizers, models, precision, training
 from robust_opt.data import augmentation, constructed, datasets
 from robust_opt.errors import InputError
 from robust_opt.experiments import attacks, sections
@@ -29,7 +29,7 @@ from robust_opt.objectives import RobustObjective
 from robust_opt.sets import UncertaintySet, tangents
 from robust_opt.sets.build import import_object
 from robust_opt.training import free, layerwise, optimizers, penalties
-from robust_opt.types import ApplyFn, Array, PyTree
+from robust_opt.types import ApplyFn, Array, Batch, PyTree
 
 _SAMPLE = 10_000  # images of a large data set that determine its mean and standard deviation
 
@@ -192,12 +192,37 @@ def update(
   image_shape: Sequence[int],
   steps_per_epoch: int,
 ) -> training.TrainStep:
-  """The config's update: by one backward pass, or of its objective under its attack.
+  """The config's update, computed in config.training.precision.
 
   Raises:
     InputError: parts of the config do not fit together.
   """
   check_together(config)
+  name = config.training.precision
+  if name == "bfloat16":
+    net = _in_dtype(net, name, "training.precision")
+  step = _update(config, net, optimizer, u, image_shape, steps_per_epoch)
+  if name not in ("float32", "tf32"):
+    return step
+
+  def stepped(
+    state: training.TrainState, batch: Batch, key: Array
+  ) -> tuple[training.TrainState, training.TrainMetrics]:
+    with precision.products(name):
+      return step(state, batch, key)
+
+  return stepped
+
+
+def _update(
+  config: ConfigDict,
+  net: nn.Module,
+  optimizer: optax.GradientTransformation,
+  u: UncertaintySet,
+  image_shape: Sequence[int],
+  steps_per_epoch: int,
+) -> training.TrainStep:
+  """By one backward pass, or of the config's objective under its attack."""
   apply, gamma = models.from_linen(net), config.weights.perturbation
   loss = sections.loss_of(config.objective.get("loss", "cross_entropy"))
   match config.attack.name:
@@ -268,14 +293,17 @@ def _penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties
 def _ascent_apply(config: ConfigDict, net: nn.Module) -> ApplyFn | None:
   """The net in the arithmetic of the ascent, if that is another than its own."""
   dtype = config.attack.get("dtype", "float32")
-  if dtype == "float32":
-    return None
+  return None if dtype == "float32" else models.from_linen(_in_dtype(net, dtype, "attack.dtype"))
+
+
+def _in_dtype(net: nn.Module, dtype: str, key: str) -> nn.Module:
+  """The net computing in another dtype, as `key` of the config asks."""
   if not hasattr(net, "dtype"):
     raise InputError(
-      f"--config.attack.dtype={dtype} needs a network with an attribute dtype, which "
+      f"--config.{key}={dtype} needs a network with an attribute dtype, which "
       f"{type(net).__name__} does not have."
     )
-  return models.from_linen(net.clone(dtype=jnp.dtype(dtype)))
+  return net.clone(dtype=jnp.dtype(dtype))
 
 
 def check_together(config: ConfigDict) -> None:

@@ -22,6 +22,7 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import sections
 from robust_opt.experiments.attacks import CONTROLS
 from robust_opt.experiments.sections import choose
+from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
 
 PIXEL_BOX = (0.0, 1.0)
@@ -77,6 +78,9 @@ def base() -> ConfigDict:
   config.training = ConfigDict()
   config.training.epochs = 30
   config.training.batch_size = 32
+  # Of products in the updates: float32, tf32, or bfloat16 for the whole network; parameters,
+  # statistics, losses and evaluations are float32. default: float32, by products of the device.
+  config.training.precision = "default"
   config.training.shuffle = True
   config.training.augment = ()  # of "flip", "crop"
   config.training.watch_examples = 500  # held out, to detect overfitting; 0: do not
@@ -147,7 +151,7 @@ def cifar() -> ConfigDict:
   config.seed = 1
   config.data.name, config.data.holdout = "cifar10", 0.1
   config.data.mean, config.data.std = CIFAR_MEAN, CIFAR_STD
-  choose(config, "model", "VGG", dropout=True, width=1.0, dtype="float32")
+  choose(config, "model", "VGG", dropout=True, width=1.0)
   choose(config, "attack", "steepest", train_mode=True)
   config.optimizer.learning_rate = 0.1
   choose(config, "schedule", "halving", epochs=25.0)
@@ -177,6 +181,7 @@ def _finite(value: float) -> bool:
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_PRECISIONS = ("default", *PRODUCTS)
 # An allowed value in words, what holds for one, and the keys that it is said of.
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("an integer, 0 <= seed < 2^32", lambda v: 0 <= v < 2**32, "seed"),
@@ -187,6 +192,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.labels data.test_examples"),
   ("a share of the training, 0 <= warmup <= 1", lambda v: 0 <= v <= 1, "attack.warmup"),
   ("one of float32, bfloat16, float16", lambda v: v in _DTYPES, "attack.dtype"),
+  ("one of default, float32, tf32, bfloat16", lambda v: v in _PRECISIONS, "training.precision"),
   ("a finite number > 0", lambda v: 0 < v < math.inf, "optimizer.learning_rate"),
   ("a finite number >= 0 (0: none)", _finite, "weights.decay weights.max_column_norm"),
   ("a finite number >= 0 (0: none)", _finite, "weights.perturbation"),

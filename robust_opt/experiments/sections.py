@@ -51,7 +51,7 @@ SECTIONS = {
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
   "objective": Section(_of(objectives), ("u",)),
   "penalty": Section({"none": lambda: None, **_of(penalties)}, ("layers_of", "model", "u")),
-  "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "parent", "name")),
+  "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "dtype", "parent", "name")),
   "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers)),
   "schedule": Section(optimizers.SCHEDULES, ("peak", "total", "steps_per_epoch")),
 }

@@ -1,8 +1,10 @@
 """Softmax regression: its worst case has a closed form (certify.exact)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from robust_opt.models import affine
 from robust_opt.models.layers import Standardize
@@ -15,12 +17,14 @@ class SoftmaxRegression(nn.Module):
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
     x = Standardize(self.mean, self.std)(x)
-    return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+    x = x.reshape(x.shape[0], -1)
+    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
     """The same net as a list of layers, for bounds and penalties."""

@@ -1,8 +1,10 @@
 """The MNIST network of Madry et al. 2018 (https://arxiv.org/abs/1706.06083)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from robust_opt.models.layers import ConvPool, Standardize
 from robust_opt.types import Array
@@ -15,12 +17,13 @@ class MadryCNN(nn.Module):
   mean: float | Sequence[float] = 0.0  # the authors do not standardize
   std: float | Sequence[float] = 1.0
   width: float = 1.0  # factor of the numbers of features and hidden units
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
     x = Standardize(self.mean, self.std)(x)
     for features in (32, 64):
-      x = nn.relu(ConvPool(int(features * self.width), (5, 5), pool_size=2)(x))
-    x = nn.relu(nn.Dense(int(1024 * self.width))(x.reshape(x.shape[0], -1)))
-    return nn.Dense(self.num_classes)(x)
+      x = nn.relu(ConvPool(int(features * self.width), (5, 5), pool_size=2, dtype=self.dtype)(x))
+    x = nn.relu(nn.Dense(int(1024 * self.width), dtype=self.dtype)(x.reshape(x.shape[0], -1)))
+    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -39,6 +39,7 @@ class Maxout(nn.Module):
   init_scale: float = 0.005  # weights are initialized uniformly in +-init_scale, biases with 0
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -53,9 +54,10 @@ class Maxout(nn.Module):
     x = Standardize(self.mean, self.std)(x)
     x = drop(x.reshape(x.shape[0], -1), self.input_dropout)
     for width in self.widths:
-      z = nn.Dense(self.pieces * width, kernel_init=kernel_init)(x)
+      z = nn.Dense(self.pieces * width, kernel_init=kernel_init, dtype=self.dtype)(x)
       x = drop(max_of_pieces(z, self.pieces), self.hidden_dropout)
-    return nn.Dense(self.num_classes, kernel_init=kernel_init)(x)
+    logits = nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype)(x)
+    return logits.astype(jnp.float32)
 
 
 class ConvMaxout(nn.Module):
@@ -72,6 +74,7 @@ class ConvMaxout(nn.Module):
   hidden_dropout: float = 0.2  # rate of the last layer's units
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -79,7 +82,7 @@ class ConvMaxout(nn.Module):
     x = Standardize(self.mean, self.std)(x)
     for width in self.widths:
       # The maxima over pieces and over windows commute.
-      z = ConvPool(self.pieces * width, (3, 3), pool_size=2, padding="SAME")(x)
+      z = ConvPool(self.pieces * width, (3, 3), pool_size=2, padding="SAME", dtype=self.dtype)(x)
       x = max_of_pieces(z, self.pieces)
     x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
-    return nn.Dense(self.num_classes)(x)
+    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -12,6 +12,7 @@ the probabilities need not sum to 1. Paper: https://arxiv.org/abs/1412.6572
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,12 +34,13 @@ class ShallowRBF(nn.Module):
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32  # of distances to the templates of classes; the rest is float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
     x = Standardize(self.mean, self.std)(x)
-    return _Quadratic(self.num_classes, name="output")(x.reshape(x.shape[0], -1))
+    return _Quadratic(self.num_classes, self.dtype, name="output")(x.reshape(x.shape[0], -1))
 
 
 class DeepRBF(nn.Module):
@@ -54,6 +56,7 @@ class DeepRBF(nn.Module):
   width: int = 200  # hidden units
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
+  dtype: Any = jnp.float32  # of distances to the templates of classes; the rest is float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -63,13 +66,14 @@ class DeepRBF(nn.Module):
     mu = self.param("mu", normal(0.5), (x.shape[-1], self.width))
     log_beta = self.param("log_beta", constant(math.log(2.0 / x.shape[-1])), (self.width,))
     h = jnp.exp(-jnp.exp(log_beta) * squared_distances(x, mu))
-    return _Quadratic(self.num_classes, name="output")(h)
+    return _Quadratic(self.num_classes, self.dtype, name="output")(h)
 
 
 class _Quadratic(nn.Module):
   """-(x - mu_k)^T diag(beta_k) (x - mu_k) for every k: [B, n] -> [B, features], <= 0."""
 
   features: int
+  dtype: Any
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -78,7 +82,9 @@ class _Quadratic(nn.Module):
     # Mean squares of 0.1 (pixels) to 1 (standardized) per entry give exponents of -1 to -10.
     log_beta = self.param("log_beta", constant(math.log(10.0 / x.shape[-1])), shape)
     # Not expanded, which would cancel near mu and could give a probability above 1.
-    return -jnp.sum(jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2, axis=1)
+    x, mu, log_beta = (array.astype(self.dtype) for array in (x, mu, log_beta))
+    terms = jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2
+    return -jnp.sum(terms, axis=1, dtype=jnp.float32)
 
 
 def squared_distances(x: Array, mu: Array) -> Array:

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -167,6 +168,14 @@ def test_the_adversary_in_words():
 # What does not fit together
 
 
+class Bare(nn.Module):
+  """As a user may write it."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    return nn.Dense(10)(x.reshape(len(x), -1))
+
+
 @pytest.mark.parametrize(
   ("items", "words"),
   [
@@ -187,13 +196,13 @@ def test_the_adversary_in_words():
       ],
       "needs the labels of all examples, but --config.data.labels=100",
     ),
-    (["attack.dtype=bfloat16"], "attribute dtype, which SoftmaxRegression does not have"),
+    (["attack.dtype=bfloat16"], "attribute dtype, which Bare does not have"),
   ],
 )
 def test_what_does_not_fit_together_is_refused(items, words):
   config_ = changed(*items)
   config.validate(config_)
-  net, optimizer = models.SoftmaxRegression(), build.optimizer(config_, 5)
+  net, optimizer = Bare(), build.optimizer(config_, 5)
   u = build.own_set(config_, np.zeros((2, *SHAPE)))
   with pytest.raises(InputError, match=words):
     build.update(config_, net, optimizer, u, SHAPE, 5)

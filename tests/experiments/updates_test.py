@@ -1,6 +1,7 @@
 """From a config to its update: each key does what it says."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -43,6 +44,24 @@ def loss_after(*changes):
   step = jax.jit(step_of(c, NET, images))
   state = init_state(params, model_state, build.optimizer(c, 5), build.memory(c, images))
   return float(step(state, batch, jax.random.key(0))[1].loss)
+
+
+@pytest.mark.parametrize(
+  ("name", "said"),
+  [("default", None), ("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "bf16[")],
+)
+def test_updates_are_computed_in_the_precision_of_the_config(name, said):
+  c = config.digits()
+  overrides.apply_all(c, [f"training.precision={name}"])
+  config.validate(c)
+  images, batch = digits(4)
+  params, model_state = models.init(NET, jax.random.key(0), (8, 8, 1))
+  state = init_state(params, model_state, build.optimizer(c, 5))
+  jaxpr = jax.make_jaxpr(step_of(c, NET, images))(state, batch, jax.random.key(1))
+  text = str(jaxpr)
+  found = {*re.findall(r"Precision\.(\w+)", text), *re.findall(r"bf16\[", text)}
+  assert found == ({said} if said else set())
+  assert all(v.aval.dtype != jnp.bfloat16 for v in jaxpr.jaxpr.outvars)
 
 
 def test_attacks_at_one_step_are_different_updates():

@@ -165,10 +165,14 @@ def test_vgg_dropout_and_types_in_train_mode():
   np.testing.assert_array_equal(*evaluated)
 
 
-def test_every_net_states_its_shapes():
-  """Traced, not compiled: VGG too, in both modes and any number of classes."""
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_net_states_its_shapes(dtype):
+  """Traced, not compiled: VGG too, in both modes and any number of classes.
+
+  In bfloat16, too, parameters, statistics and logits are float32.
+  """
   for name in NAMES:
-    net = getattr(models, name)(num_classes=7)
+    net = getattr(models, name)(num_classes=7, dtype=dtype)
     x = jax.ShapeDtypeStruct((3, *SHAPES.get(name, (8, 8, 1))), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     params = variables["params"]
@@ -180,3 +184,6 @@ def test_every_net_states_its_shapes():
       logits, new = jax.eval_shape(apply, params, state, x)
       assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
       chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+      chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), logits)
+      computes_low = "bf16" in str(jax.make_jaxpr(apply)(params, state, x))
+      assert computes_low == (dtype == jnp.bfloat16), name
