@@ -96,8 +96,9 @@ def test_everything_runs_at_a_tiny_size(tmp_path):
   assert not {key: row["error"] for key, row in measured.items() if "error" in row}
   ours = measured["autoattack robust_opt"]
   assert 0 <= ours["robust"] <= ours["clean"] <= 1
-  assert ours["again"]["compile_s"] < ours["first"]["compile_s"]
-  assert measured["autoattack robust_opt, search in tf32"]["robust"] == ours["robust"]
+  first = measured["autoattack robust_opt, search in tf32"]
+  assert first["again"]["compile_s"] < first["first"]["compile_s"]
+  assert first["robust"] == ours["robust"]  # on a CPU, one precision
   assert set(ours["again"]["phases"]) <= {"apgd-ce"}
   trained = measured["train mlp float32 8 pgd-10 robust_opt"]
   # 3 products a pass of 3072 x 64 + 64 x 64 + 64 x 10 weights; 10 ascents of two passes each.

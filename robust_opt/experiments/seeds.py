@@ -97,8 +97,12 @@ def vmap_is_faster(*, convolutional: bool) -> bool:
   of dense layers. Images/s of all three seeds, Algorithm 1, batch size 128
   (`benchmarks.accelerator`):
 
-    device  net           in turn    vmap
-    H200    VGG, bfloat16  39,400  34,800
+    device             net                 in turn    vmap
+    H200               VGG, bfloat16        39,400  34,800
+    two CPU cores      MLP of 1024, 1024       898     456
+                       MLP of 128, 128       8,190   5,940
+
+  Dense nets were not measured on an accelerator; one of them alone is far too small to fill it.
 
   Args:
     convolutional: whether the nets have convolutions.
