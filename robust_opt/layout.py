@@ -41,7 +41,7 @@ def resolve(channel_axis: ChannelAxis, shape: Sequence[int]) -> int | None:
     if len(candidates) == 1 and ndim > 1:
       return candidates[0]
     return ndim - 1 if ndim > 2 else None
-  if channel_axis not in range(-ndim, ndim):
+  if not isinstance(channel_axis, int | np.integer) or channel_axis not in range(-ndim, ndim):
     raise InputError(
       f"channel_axis must be 'auto', None or an axis of one example of shape {tuple(shape)}, from "
       f"{-ndim} to {ndim - 1}, but was {channel_axis!r}."

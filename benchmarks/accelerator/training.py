@@ -184,7 +184,8 @@ def _flops_per_image(net: nn.Module, method: str, batch: int) -> float:
     of: Any = jax.ShapeDtypeStruct
     one = Batch(*(of((batch, *shape), dtype) for shape, dtype in shapes))
     lowered = jax.jit(_step(net, method)).lower(state, one, jax.random.key(0))
-    analysis: Any = lowered.cost_analysis()
+    # Before optimization, or where the backend tells no such costs, as a GPU, after it.
+    analysis: Any = lowered.cost_analysis() or lowered.compile().cost_analysis()
     return float(analysis["flops"]) / batch
 
   standard = flops("standard")

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from robust_opt import precision
 from robust_opt.types import Array
 
 Initializer = Callable[..., Array]
@@ -94,6 +95,11 @@ def windows(x: Array, size: int) -> Array:
   return x.reshape(x.shape[0], rows, size, columns, size, x.shape[-1])
 
 
+def full(x: Array) -> Array:
+  """In float32 if it has fewer bits."""
+  return x.astype(precision.wide(x.dtype))
+
+
 class Conv(nn.Module):
   """Convolution with stride 1: [B, H, W, C] -> [B, H', W', features].
 
@@ -105,14 +111,14 @@ class Conv(nn.Module):
   padding: str = "SAME"
   kernel_init: Initializer = nn.initializers.lecun_normal()
   bias_init: Initializer = nn.initializers.zeros
-  dtype: Any = jnp.float32
+  dtype: Any = None  # of the computation; None: float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:  # noqa: D102
     shape = (*self.kernel_size, x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape)
     bias = self.param("bias", self.bias_init, (self.features,))
-    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    x, kernel, bias = (array.astype(self.dtype or jnp.float32) for array in (x, kernel, bias))
     return self.linear(x, kernel) + bias
 
   def linear(self, x: Array, kernel: Array) -> Array:

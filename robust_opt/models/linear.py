@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from robust_opt.models import affine
-from robust_opt.models.layers import Standardize
+from robust_opt.models.layers import Standardize, full
 from robust_opt.types import Array, Params
 
 
@@ -17,14 +16,14 @@ class SoftmaxRegression(nn.Module):
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
+  dtype: Any = None  # of the computation, None: of x; parameters and logits are float32 at least
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train` has no effect."""
     x = Standardize(self.mean, self.std)(x)
     x = x.reshape(x.shape[0], -1)
-    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+    return full(nn.Dense(self.num_classes, dtype=self.dtype)(x))
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
     """The same net as a list of layers, for bounds and penalties."""

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from robust_opt.models.layers import ConvPool, Standardize
+from robust_opt.models.layers import ConvPool, Standardize, full
 from robust_opt.types import Array
 
 
@@ -17,7 +16,7 @@ class MadryCNN(nn.Module):
   mean: float | Sequence[float] = 0.0  # the authors do not standardize
   std: float | Sequence[float] = 1.0
   width: float = 1.0  # factor of the numbers of features and hidden units
-  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
+  dtype: Any = None  # of the computation, None: of x; parameters and logits are float32 at least
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -26,4 +25,4 @@ class MadryCNN(nn.Module):
     for features in (32, 64):
       x = nn.relu(ConvPool(int(features * self.width), (5, 5), pool_size=2, dtype=self.dtype)(x))
     x = nn.relu(nn.Dense(int(1024 * self.width), dtype=self.dtype)(x.reshape(x.shape[0], -1)))
-    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+    return full(nn.Dense(self.num_classes, dtype=self.dtype)(x))

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_opt.models.layers import ConvPool, Standardize
+from robust_opt.models.layers import ConvPool, Standardize, full
 from robust_opt.types import Array
 
 
@@ -39,7 +39,7 @@ class Maxout(nn.Module):
   init_scale: float = 0.005  # weights are initialized uniformly in +-init_scale, biases with 0
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
+  dtype: Any = None  # of the computation, None: of x; parameters and logits are float32 at least
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -56,8 +56,7 @@ class Maxout(nn.Module):
     for width in self.widths:
       z = nn.Dense(self.pieces * width, kernel_init=kernel_init, dtype=self.dtype)(x)
       x = drop(max_of_pieces(z, self.pieces), self.hidden_dropout)
-    logits = nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype)(x)
-    return logits.astype(jnp.float32)
+    return full(nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype)(x))
 
 
 class ConvMaxout(nn.Module):
@@ -74,7 +73,7 @@ class ConvMaxout(nn.Module):
   hidden_dropout: float = 0.2  # rate of the last layer's units
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32  # of the computation; parameters and logits are float32
+  dtype: Any = None  # of the computation, None: of x; parameters and logits are float32 at least
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -85,4 +84,4 @@ class ConvMaxout(nn.Module):
       z = ConvPool(self.pieces * width, (3, 3), pool_size=2, padding="SAME", dtype=self.dtype)(x)
       x = max_of_pieces(z, self.pieces)
     x = nn.Dropout(self.hidden_dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
-    return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+    return full(nn.Dense(self.num_classes, dtype=self.dtype)(x))

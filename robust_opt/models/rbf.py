@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import constant, normal
 
-from robust_opt.models.layers import Standardize
+from robust_opt.models.layers import Standardize, full
 from robust_opt.types import Array
 
 
@@ -34,7 +34,7 @@ class ShallowRBF(nn.Module):
   num_classes: int = 10
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32  # of distances to the templates of classes; the rest is float32
+  dtype: Any = None  # of distances to the templates of classes; None: that of x
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -56,7 +56,7 @@ class DeepRBF(nn.Module):
   width: int = 200  # hidden units
   mean: float | Sequence[float] = 0.0
   std: float | Sequence[float] = 1.0
-  dtype: Any = jnp.float32  # of distances to the templates of classes; the rest is float32
+  dtype: Any = None  # of distances to the templates of classes; None: that of x
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -82,9 +82,8 @@ class _Quadratic(nn.Module):
     # Mean squares of 0.1 (pixels) to 1 (standardized) per entry give exponents of -1 to -10.
     log_beta = self.param("log_beta", constant(math.log(10.0 / x.shape[-1])), shape)
     # Not expanded, which would cancel near mu and could give a probability above 1.
-    x, mu, log_beta = (array.astype(self.dtype) for array in (x, mu, log_beta))
-    terms = jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2
-    return -jnp.sum(terms, axis=1, dtype=jnp.float32)
+    x, mu, log_beta = (array.astype(self.dtype or array.dtype) for array in (x, mu, log_beta))
+    return -jnp.sum(full(jnp.exp(log_beta) * (x[:, :, None] - mu) ** 2), axis=1)
 
 
 def squared_distances(x: Array, mu: Array) -> Array:
