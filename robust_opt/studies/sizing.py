@@ -3,10 +3,11 @@
   options = sized(options, run, budget_s=600.0)     # --budget_s of every study with --epochs
   epochs_that_fit(500.0, first=40.0, slope=2.5, most=120)
 
-The study is run in temporary directories: once in full for one epoch, then twice, for two and three
-epochs, with every value of `Study.once` taken from the first run, so that attacks on the networks
-are paid for once. The last two differ by an epoch of all trainings; the first is what all else
-takes, compilation included. What was chosen is kept in the work directory and used again on resume.
+The study is run in temporary directories. The first run is the whole of one epoch; its wall time,
+compilation included, is the intercept. The second is of two epochs, with every value of
+`Study.once` taken from the first, so that attacks on the networks are paid for once. It shows how
+many updates an epoch adds to every training, and how long each takes when all is compiled: the
+slope. What was chosen is kept in the work directory and used again on resume.
 """
 
 import contextlib
@@ -16,12 +17,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robust_opt import tables
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.meter import Training, metered
 from robust_opt.files import write_json
 from robust_opt.studies import options as options_lib
 from robust_opt.studies.options import Options
@@ -32,15 +35,24 @@ SHARE = 0.95
 
 
 def epochs_that_fit(left: float, first: float, slope: float, most: int) -> int:
-  """The largest E in [1, most] with first + (E - 1) slope <= left, in seconds; 0: not even one.
-
-  A slope of zero or less, measured where an epoch takes next to no time, bounds nothing.
-  """
+  """The largest E in [1, most] with first + (E - 1) slope <= left, in seconds; 0: not even one."""
   if first > left:
     return 0
   if first + (most - 1) * slope <= left:
     return most
   return 1 + int((left - first) / slope)
+
+
+def another_epoch(one: Sequence[Training], two: Sequence[Training]) -> float:
+  """Seconds that the trainings of a study take longer for an epoch more.
+
+  Args:
+    one: the trainings of the study of one epoch, in their order.
+    two: of two epochs. A training need not have as many epochs as the study says: it may have twice
+      as many, or always the same.
+  """
+  pairs = zip(one, two, strict=True)
+  return sum((b.updates - a.updates) * b.seconds_per_update for a, b in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,36 +107,37 @@ def measure(
   options: Options[Any], run: Callable[[Any], Any], budget_s: float, clock: Callable[[], float]
 ) -> Sizing:
   """Dry runs of the study, and the largest number of epochs that fits what they leave."""
-  began, most, first, times = clock(), options.epochs, None, []
+  began, most, one_epoch = clock(), options.epochs, 0.0
 
   def check() -> None:
-    """The study takes at least as long as its first dry run, again."""
+    """The study takes at least as long as its first dry run has, again."""
     elapsed = clock() - began
-    if elapsed + (elapsed if first is None else first) > budget_s:
+    if elapsed + (one_epoch or elapsed) > budget_s:
       raise InputError(
         f"--budget_s={budget_s:g} is too little for dry runs and a study of one epoch: the dry "
         f"runs have taken {elapsed:.1f} s and the study takes as long as the first again; pass a "
         "larger one, or --epochs=1 without it."
       )
 
-  def timed(epochs: int, known: Path | None = None) -> float:
-    start = clock()
-    print(f"Dry run for --budget_s, {epochs} of 1 to 3 epochs", file=sys.stderr, flush=True)
-    with dry_run(check, known), contextlib.redirect_stdout(io.StringIO()):
+  def run_dry(folder: Path, epochs: int, known: Path | None = None) -> list[Training]:
+    words = f"--budget_s={budget_s:g}: dry run, {tables.counted(epochs, 'epoch')}"
+    print(words, file=sys.stderr, flush=True)
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with dry_run(check, known), quiet, metered() as trainings:
       run(with_epochs(options, epochs, folder / str(epochs)))
-    return clock() - start
+    check()
+    return trainings
 
   with tempfile.TemporaryDirectory(prefix="robust_opt_dry_run_") as name:
     folder = Path(name)
-    first = timed(1)
-    check()
-    # Two and three, not one and two: a schedule of another length may compile anew in both.
-    times = [timed(epochs, folder / "1") for epochs in (2, 3)] if most > 1 else [0.0, 0.0]
-    check()
-  slope, elapsed = max(0.0, times[1] - times[0]), clock() - began
-  epochs = max(1, epochs_that_fit(SHARE * (budget_s - elapsed), first, slope, most))
-  expected = first + (epochs - 1) * slope
-  return Sizing(budget_s, epochs, most, *_rounded(first, slope, elapsed, expected))
+    one = run_dry(folder, 1)
+    one_epoch = clock() - began
+    slope = another_epoch(one, run_dry(folder, 2, folder / "1")) if most > 1 else 0.0
+  elapsed = clock() - began
+  left = SHARE * (budget_s - elapsed)
+  epochs = max(1, epochs_that_fit(left, one_epoch, slope, most))
+  expected = one_epoch + (epochs - 1) * slope
+  return Sizing(budget_s, epochs, most, *_rounded(one_epoch, slope, elapsed, expected))
 
 
 def with_epochs(options: Options[Any], epochs: int, workdir: Path | None = None) -> Options[Any]:

@@ -8,10 +8,12 @@ import pytest
 
 from robust_opt import commands
 from robust_opt.errors import InputError
+from robust_opt.experiments import meter
+from robust_opt.experiments.meter import Training
 from robust_opt.papers.shaham2015 import study as shaham2015
 from robust_opt.studies import sizing
 from robust_opt.studies.options import Options, description, option
-from robust_opt.studies.sizing import epochs_that_fit
+from robust_opt.studies.sizing import another_epoch, epochs_that_fit
 from robust_opt.studies.study import Study
 
 
@@ -22,13 +24,22 @@ class Preset:
 
 
 class FakeStudy:
-  """Takes 30 s for an attack and 2 s an epoch, by a clock of its own."""
+  """30 s for an attack, and trainings of 2 s an epoch and of 3 s, by a clock of its own.
 
-  def __init__(self, first_costs=0.0):
-    self.now, self.first_costs, self.epochs, self.attacks = 0.0, first_costs, [], 0
+  An epoch has 10 updates; the first one of each training takes `compiling` seconds longer.
+  """
+
+  def __init__(self, compiling=0.0):
+    self.now, self.compiling, self.epochs, self.attacks = 0.0, compiling, [], 0
 
   def clock(self):
     return self.now
+
+  def train(self, seconds, epochs):
+    scans = [(10, seconds)] * epochs
+    scans[0] = (10, seconds + self.compiling)
+    self.now += sum(seconds for _, seconds in scans)
+    meter.record(scans)
 
   def attack(self):
     self.attacks += 1
@@ -38,8 +49,8 @@ class FakeStudy:
   def __call__(self, options):
     with Study(options.workdir, description(options), work=10.0) as study:
       self.epochs.append(options.preset.epochs)
-      self.now += 2.0 * options.preset.epochs + self.first_costs
-      self.first_costs = 0.0
+      self.train(2.0, options.preset.epochs)
+      self.train(1.0, 3)
       study.progress(5.0, "trained")
       path = options.workdir / "net" / "attack.json"
       study.once("attack", path, str(options.preset.epochs), self.attack, work=5.0)
@@ -67,7 +78,6 @@ def sized(study, given, budget_s):
     (19.5, 10.0, 10.0, 50, 1),
     (9.5, 10.0, 10.0, 50, 0),  # not even one
     (10.0, 10.0, 0.0, 50, 50),  # an epoch takes no time that can be measured
-    (10.0, 10.0, -1.0, 50, 50),
     (100.0, 10.0, 10.0, 1, 1),
   ],
 )
@@ -82,22 +92,46 @@ def test_one_epoch_more_does_not_fit(slope):
     assert 16 + (epochs - 1) * slope <= left < 16 + epochs * slope
 
 
+def test_an_epoch_more_takes_the_updates_that_it_adds():
+  one = [Training(10, 9.0), Training(20, 9.0), Training(30, 9.0)]
+  two = [Training(20, 0.5), Training(40, 0.25), Training(30, 0.1)]  # the last does not grow
+  assert another_epoch(one, two) == 10 * 0.5 + 20 * 0.25
+
+
+@pytest.mark.parametrize(
+  ("scans", "expected"),
+  [
+    ([(10, 9.0), (10, 2.0)], Training(20, 0.2)),  # the first compiles
+    ([(5, 9.0), (5, 9.0), (5, 1.0), (5, 2.0)], Training(20, 0.3)),
+    ([(5, 9.0), (5, 9.0), (5, 2.0)], Training(15, 0.4)),
+    ([(10, 9.0)], Training(10, 0.9)),  # nothing else is known
+    ([(8, 9.0), (2, 1.0)], Training(10, 0.5)),
+  ],
+)
+def test_updates_are_timed_when_all_is_compiled(scans, expected):
+  with meter.metered() as trainings:
+    meter.record(scans)
+    meter.record([])  # nothing was left to train
+  meter.record(scans)  # nobody asks
+  assert trainings == [expected]
+
+
 # Dry runs
 
 
 def test_attacks_are_paid_for_once_and_epochs_fill_the_rest(tmp_path, capsys):
   study = FakeStudy()
-  # Dry runs take 32 + 4 + 6 = 42 s, and 0.95 (142 - 42) = 95 = 32 + 31.5 x 2.
-  assert sized(study, options(tmp_path / "a"), 142.0) == 32
-  assert (study.epochs, study.attacks, study.now) == ([1, 2, 3], 1, 42.0)
+  # Dry runs take 35 + 7 = 42 s, and 0.95 (142 - 42) = 95 = 35 + 30 x 2.
+  assert sized(study, options(tmp_path / "a"), 142.0) == 31
+  assert (study.epochs, study.attacks, study.now) == ([1, 2], 1, 42.0)
   (line,) = capsys.readouterr().out.splitlines()  # nothing of the dry runs' own
   assert line == (
-    "--budget_s=142: dry runs took 42.0 s; one epoch takes 32.0 s, every other 2.00 s; "
-    "--epochs=32 of 100, in some 94 s."
+    "--budget_s=142: dry runs took 42.0 s; one epoch takes 35.0 s, every other 2.00 s; "
+    "--epochs=31 of 100, in some 95 s."
   )
   assert sized(FakeStudy(), options(tmp_path / "b"), 1000.0) == 100  # the preset's
-  # Compiled in the first dry run alone, 10 s are part of what one epoch takes.
-  assert sized(FakeStudy(first_costs=10.0), options(tmp_path / "c"), 152.0) == 27
+  # Compiling is no part of what another epoch takes: 45 + 17 = 62 s, and 95 = 45 + 25 x 2.
+  assert sized(FakeStudy(compiling=5.0), options(tmp_path / "c"), 162.0) == 26
 
 
 def test_a_preset_of_one_epoch_needs_one_dry_run(tmp_path):
@@ -115,7 +149,7 @@ def test_a_budget_without_room_for_one_epoch_is_refused(tmp_path):
   # Between the first dry run and the last.
   with pytest.raises(InputError, match=r"the dry runs have taken 42\.0 s"):
     sized(FakeStudy(), options(tmp_path / "study"), 70.0)
-  assert sized(FakeStudy(), options(tmp_path / "study"), 74.0) == 1
+  assert sized(FakeStudy(), options(tmp_path / "study"), 77.0) == 1
 
 
 # What is kept
@@ -130,13 +164,13 @@ def test_the_same_command_measures_nothing_again_and_the_manifest_says_what_it_w
   written = (tmp_path / "sizing.json").read_bytes()
   study.epochs.clear()
   study(sizing.sized(options(tmp_path), study, 142.0, study.clock))
-  assert study.epochs == [32]
+  assert study.epochs == [31]
   assert study.attacks == 2  # of the dry run and of the study
   assert (tmp_path / "sizing.json").read_bytes() == written
   manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
-  assert manifest["sizing"]["epochs"] == 32
-  assert manifest["sizing"]["one_epoch_s"] == 32.0
-  assert manifest["command"] == "python -m robust_opt.papers.fake --seeds=1 --epochs=32"
+  assert manifest["sizing"]["epochs"] == 31
+  assert manifest["sizing"]["one_epoch_s"] == 35.0
+  assert manifest["command"] == "python -m robust_opt.papers.fake --seeds=1 --epochs=31"
 
 
 def test_a_study_sized_for_something_else_is_refused(tmp_path):
@@ -149,7 +183,7 @@ def test_a_study_sized_for_something_else_is_refused(tmp_path):
   (tmp_path / "sizing.json").write_text("{")
   with pytest.raises(InputError, match=r"sizing\.json cannot be read"):
     sized(study, options(tmp_path), 142.0)
-  assert study.epochs == [1, 2, 3]
+  assert study.epochs == [1, 2]
 
 
 def test_a_directory_of_another_kind_is_refused_before_a_dry_run(tmp_path):
