@@ -82,7 +82,7 @@ def train(
     sigterm_flag() as stop_requested,
     MetricWriter(workdir, step) if leader else nullcontext() as writer,
   ):
-    enough, scans = False, []
+    enough, scans, saving = False, [], 0.0
     while step < plan.total and not enough:
       num_steps = min(plan.scan, plan.measure_every - step % plan.measure_every, plan.total - step)
       scan = experiment.compile(num_steps)  # so that the clock sees the updates alone
@@ -101,18 +101,20 @@ def train(
         enough = log.tell(step, values, measured)
         if writer is not None:
           writer.write(step, values)
+        scans.append((num_steps, time.monotonic() - began))
         stop = stop_requested()
         due = measured and (step % plan.save_every == 0 or step == plan.total)
         if due or stop or (score is not None and score > checkpoints.best_accuracy()):
+          began = time.monotonic()
           checkpoints.save(state, score)
-      scans.append((num_steps, time.monotonic() - began))
+          saving = time.monotonic() - began
       # At the end the flag is read once more: SIGTERM may have come while the state was saved.
       if stop or (step == plan.total and stop_requested()):
         raise PreemptedError(
           f"SIGTERM: stopped at step {step} of {plan.total} and saved; "
           f"the same command goes on from there."
         )
-  meter.record(scans)
+  meter.record(scans, saving / plan.save_every)
   return state
 
 

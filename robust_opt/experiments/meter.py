@@ -32,9 +32,10 @@ def metered() -> Iterator[list[Training]]:
     _TRAININGS.reset(token)
 
 
-def record(scans: Sequence[tuple[int, float]]) -> None:
-  """Adds a training, of the (updates, seconds) of its scans.
+def record(scans: Sequence[tuple[int, float]], saving: float = 0.0) -> None:
+  """Adds a training, of the (updates, seconds) of its scans and the seconds an update of `saving`.
 
+  The two are apart since every training saves after its last update, be it ever so short.
   Where half of the updates are done after a scan, time counts from there on: what runs for the
   first time, compiles.
   """
@@ -47,4 +48,4 @@ def record(scans: Sequence[tuple[int, float]]) -> None:
       kept.append((updates, seconds))
     done += updates
   updates, seconds = map(sum, zip(*(kept or scans), strict=True))
-  trainings.append(Training(total, seconds / updates))
+  trainings.append(Training(total, seconds / updates + saving))

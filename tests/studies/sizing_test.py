@@ -112,8 +112,9 @@ def test_updates_are_timed_when_all_is_compiled(scans, expected):
   with meter.metered() as trainings:
     meter.record(scans)
     meter.record([])  # nothing was left to train
+    meter.record(scans, saving=0.5)
   meter.record(scans)  # nobody asks
-  assert trainings == [expected]
+  assert trainings == [expected, expected._replace(seconds_per_update=expected[1] + 0.5)]
 
 
 # Dry runs
