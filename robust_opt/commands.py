@@ -20,6 +20,7 @@ from absl import app, flags, logging
 
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
+from robust_opt.studies import archive, sizing
 
 # The flags of experiments.target.load.
 SOURCE = ("workdir", "model", "data", "draws", "data_dir", "cache_dir", "train_files", "checkpoint")
@@ -64,6 +65,10 @@ def run_study(
   flags.DEFINE_string("workdir", None, "New, or that of the same study.", required=True)
   flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: TFDS' default.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: the user's.")
+  flags.DEFINE_string("archive", "", "A .zip file to write results and JSON values to.")
+  if any(field.name == "epochs" for field in preset_fields):
+    words = "Wall seconds: as many epochs as fit, from dry runs, --epochs or the preset's at most."
+    flags.DEFINE_float("budget_s", None, words, lower_bound=0.0)
   for field in preset_fields:
     _define(field, None)
   for field in own:
@@ -81,9 +86,27 @@ def run_study(
       value = given[field.name]
       values[field.name] = tuple(value) if isinstance(value, list) else value
     preset = dataclasses.replace(preset, **changed)
-    run(options(workdir=Path(given["workdir"]), preset=preset, **values))
+    study = options(workdir=Path(given["workdir"]), preset=preset, **values)
+    run_sized(study, run, given.get("budget_s"), given["archive"])
 
   app.run(with_sentences(main), flags_parser=parse)
+
+
+def run_sized(
+  options: Any, run: Callable[[Any], Any], budget_s: float | None = None, archive_file: str = ""
+) -> None:
+  """Runs a study, sized for the budget if there is one, and archives it if there is a file."""
+  if archive_file:
+    archive.check_path(Path(archive_file))
+  if budget_s is not None:
+    options = sizing.sized(options, run, budget_s)
+  run(options)
+  if not archive_file:
+    return
+  written = archive.write(options.workdir, Path(archive_file))
+  print(f"{len(written.names)} files of it are in {archive_file}")
+  if written.left_out:
+    print(f"Larger than {archive.LARGEST} bytes and left out: {', '.join(written.left_out)}")
 
 
 def run_to_folder(run: Callable[[Path], Any]) -> None:

@@ -157,7 +157,8 @@ def flags_of(module):
     preset = next(iter(getattr(study, "PRESETS", {"": options.Options}).values()))
     own = getattr(study, "Options", preset)
     fields = [*dataclasses.fields(preset), *dataclasses.fields(typing.get_origin(own) or own)]
-    return {field.name for field in fields} | {"preset", "output"}
+    names = {field.name for field in fields} | {"preset", "output", "archive"}
+    return names | ({"budget_s"} if "epochs" in names else set())
   path = ROOT / f"{module.replace('.', '/')}.py"
   source = (path if path.exists() else path.with_suffix("") / "page.py").read_text("utf-8")
   shared = ast.parse((ROOT / "robust_opt" / "commands.py").read_text("utf-8")).body

@@ -19,6 +19,7 @@ import numpy as np
 
 from robust_opt import tables
 from robust_opt.errors import DivergedError, PreemptedError
+from robust_opt.experiments import meter
 from robust_opt.experiments.assembly import Experiment
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.experiments.metrics import MetricWriter
@@ -81,7 +82,7 @@ def train(
     sigterm_flag() as stop_requested,
     MetricWriter(workdir, step) if leader else nullcontext() as writer,
   ):
-    enough = False
+    enough, scans, saving = False, [], 0.0
     while step < plan.total and not enough:
       num_steps = min(plan.scan, plan.measure_every - step % plan.measure_every, plan.total - step)
       scan = experiment.compile(num_steps)  # so that the clock sees the updates alone
@@ -100,16 +101,20 @@ def train(
         enough = log.tell(step, values, measured)
         if writer is not None:
           writer.write(step, values)
+        scans.append((num_steps, time.monotonic() - began))
         stop = stop_requested()
         due = measured and (step % plan.save_every == 0 or step == plan.total)
         if due or stop or (score is not None and score > checkpoints.best_accuracy()):
+          began = time.monotonic()
           checkpoints.save(state, score)
+          saving = time.monotonic() - began
       # At the end the flag is read once more: SIGTERM may have come while the state was saved.
       if stop or (step == plan.total and stop_requested()):
         raise PreemptedError(
           f"SIGTERM: stopped at step {step} of {plan.total} and saved; "
           f"the same command goes on from there."
         )
+  meter.record(scans, saving / plan.save_every)
   return state
 
 

@@ -61,6 +61,11 @@ class Options(Generic[PresetT]):
     """data_dir and cache_dir by name."""
     return {"data_dir": self.data_dir, "cache_dir": self.cache_dir}
 
+  @property
+  def epochs(self) -> int:
+    """Of every training run, for a preset that has them."""
+    return values(self.preset)["epochs"]
+
 
 def values(settings: Any) -> dict[str, Any]:
   """A preset as a dictionary."""

@@ -10,6 +10,7 @@
 On a terminal a bar shows the progress of the whole study; elsewhere each report is a line.
 """
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -33,10 +35,39 @@ from robust_opt.files import leftovers, write_json
 from robust_opt.training import sharding
 
 # Flags that say where files are, not what is computed.
-PLACES = ("workdir", "output", "data_dir", "cache_dir", "known")
+PLACES = ("workdir", "output", "data_dir", "cache_dir", "known", "archive")
+# Beside study.json: what studies.sizing measured for --budget_s, and chose.
+SIZING = "sizing.json"
 # The share of a study that must be done before the time left is estimated.
 SMALLEST_SHARE = 0.05
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "matplotlib")
+
+
+@dataclasses.dataclass(frozen=True)
+class _DryRun:
+  """A run whose time is measured and whose results are thrown away."""
+
+  check: Callable[[], None]
+  known: Path | None
+
+
+_DRY_RUN: ContextVar[_DryRun | None] = ContextVar("dry_run", default=None)
+
+
+@contextmanager
+def dry_run(check: Callable[[], None], known: Path | None = None) -> Iterator[None]:
+  """Within the block studies are dry runs.
+
+  Args:
+    check: called at every report of progress; what it raises ends the run.
+    known: the work directory of the same study, done: its values of `Study.once` are taken as they
+      are, for a run that shows how long the rest takes.
+  """
+  token = _DRY_RUN.set(_DryRun(check, known))
+  try:
+    yield
+  finally:
+    _DRY_RUN.reset(token)
 
 
 class Study:
@@ -92,6 +123,8 @@ class Study:
 
   def progress(self, work: float, words: str, skipped: bool = False) -> None:
     """Reports that work is done; `skipped` if an earlier run did it."""
+    if dry := _DRY_RUN.get():
+      dry.check()
     self._done += work
     self._fresh += 0.0 if skipped else work
     self._bar.update(self._task, completed=self._done, description=words)
@@ -122,13 +155,21 @@ class Study:
   def manifest(self, module: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """How the results were made, as JSON values: by the command of a module, with a preset."""
     versions = {name: metadata.version(name) for name in PACKAGES}
+    sizing = self._sizing()
+    epochs = [f"--epochs={sizing['epochs']}"] if sizing else []
     return {
-      "command": command(module, sys.argv[1:]),
+      "command": " ".join([command(module, sys.argv[1:]), *epochs]),
       "numbers": numbers,
+      **({"sizing": sizing} if sizing else {}),
       "device": sharding.devices_in_words(),
       "versions": versions | {"python": platform.python_version()},
       "wall_seconds": self.seconds(),
     }
+
+  def _sizing(self) -> dict[str, Any]:
+    """What --budget_s measured and chose; {} if it was not given."""
+    path = self.workdir / SIZING
+    return json.loads(path.read_text(encoding="utf-8"))["sizing"] if path.exists() else {}
 
   def publish(
     self,
@@ -164,9 +205,11 @@ class Study:
     `made_from` is a hash of all that it is computed from, besides the study's description; `part`
     is its name in messages and times.
     """
+    dry = _DRY_RUN.get()
+    known = dry.known / path.relative_to(self.workdir) if dry and dry.known else None
     with suppress(OSError, ValueError, KeyError, TypeError):  # absent or truncated: computed again
-      stored = json.loads(path.read_text(encoding="utf-8"))
-      if stored["made_from"] == made_from:
+      stored = json.loads((known or path).read_text(encoding="utf-8"))
+      if known or stored["made_from"] == made_from:
         self.progress(work, f"{part}: done before", skipped=True)
         return stored["value"]
     with self.timed(part):
@@ -182,7 +225,7 @@ def command(module: str, arguments: Sequence[str]) -> str:
   left = iter(arguments)
   for argument in left:
     name, equals, _ = argument.lstrip("-").partition("=")
-    if name not in PLACES:
+    if name not in (*PLACES, "budget_s"):  # the epochs chosen for a budget are named instead
       kept.append(argument)
     elif not equals:
       next(left, None)  # --workdir DIR, in two arguments
@@ -200,18 +243,21 @@ def file_sha256(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_foreign(workdir: Path, flag: str) -> None:
+  """InputError if the directory of a new study holds something else."""
+  ours = {*leftovers(workdir), workdir / SIZING}
+  if set(workdir.iterdir()) - ours if workdir.is_dir() else workdir.exists():
+    raise InputError(
+      f"{flag}={workdir} must be a new or empty directory, or one of an earlier study, but it "
+      "holds something else."
+    )
+
+
 def _claim(workdir: Path, description: dict[str, Any], flag: str, same: config_lib.Same) -> None:
   path = workdir / "study.json"
   description = json.loads(json.dumps(description))
   if not path.exists():
-    foreign = (
-      set(workdir.iterdir()) - {*leftovers(workdir)} if workdir.is_dir() else workdir.exists()
-    )
-    if foreign:
-      raise InputError(
-        f"{flag}={workdir} must be a new or empty directory, or one of an earlier study, but it "
-        "holds something else."
-      )
+    refuse_foreign(workdir, flag)
     write_json(path, description)
     return
   try:

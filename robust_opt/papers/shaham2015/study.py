@@ -89,6 +89,11 @@ class Options(study_options.Options[Preset]):
     "Examples that an evaluation takes at a time; not given: 100 on CPU, else 2000.", None, low=1
   )
 
+  @property
+  def epochs(self) -> int:
+    """Of every training run: the preset's, or the recipe's."""
+    return net_config(self, "baseline").training.epochs
+
 
 def net_config(options: Options, net: str) -> ConfigDict:
   """The recipe of one network; a baseline is the same program without ascent steps."""
