@@ -24,6 +24,7 @@ report failed; do not rely on the accuracy before the reason is understood.
 """
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> None:
   values = flags.FLAGS
   commands.refuse_positional(argv)
   commands.connect(shared=bool(values.workdir or values.output), flag="--workdir or --output")
+  # jax.distributed takes SIGTERM for notices of preemption. Every batch is saved: it may end us.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   passed = evaluation.run(
     evaluation.Options(
       source=commands.source(),
