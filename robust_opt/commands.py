@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
 from robust_opt.studies import archive, sizing
+from robust_opt.training import sharding
 
 # The flags of experiments.target.load.
 SOURCE = ("workdir", "model", "data", "draws", "data_dir", "cache_dir", "train_files", "checkpoint")
@@ -44,6 +45,22 @@ def define_source_flags() -> None:
   flags.DEFINE_string("train_files", "", words)
   words = "Which checkpoint of the run; not given: the one that its config names."
   flags.DEFINE_enum("checkpoint", None, ["last", "best"], words)
+
+
+def define_process_flags() -> None:
+  """The flags of a command that runs in several processes, for `connect`."""
+  words = "host:port of process 0, or 'auto' to read the cluster's environment."
+  flags.DEFINE_string("coordinator", "", words)
+  flags.DEFINE_integer("num_processes", None, "With --coordinator=host:port.")
+  flags.DEFINE_integer("process_id", None, "With --coordinator=host:port, from 0.")
+
+
+def connect(shared: bool, flag: str = "--workdir") -> None:
+  """Joins the processes of the flags of `define_process_flags`; as `sharding.connect`."""
+  values = flags.FLAGS
+  sharding.connect(
+    *(values.coordinator, values.num_processes, values.process_id), shared=shared, flag=flag
+  )
 
 
 def run_study(

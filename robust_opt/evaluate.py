@@ -13,12 +13,18 @@ Any set with a projection, by PGD with restarts (by default the set of the run's
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
 
+On several hosts start it once per host; each attacks its share of the examples:
+
+  python -m robust_opt.evaluate --workdir=/shared/runs/mnist_linf --norm=linf --radius=0.055 \
+      --coordinator=HOST0:1234 --num_processes=4 --process_id=0
+
 Writes verdict.npz, which `python -m robust_opt.verify` checks, and a summary to --output. If it is
 killed, the same command resumes after the last finished batch. Exit code 1: a check of the trust
 report failed; do not rely on the accuracy before the reason is understood.
 """
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +43,9 @@ def main(argv: list[str]) -> None:
   """Runs with the options of the flags."""
   values = flags.FLAGS
   commands.refuse_positional(argv)
+  commands.connect(shared=bool(values.workdir or values.output), flag="--workdir or --output")
+  # jax.distributed takes SIGTERM for notices of preemption. Every batch is saved: it may end us.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   passed = evaluation.run(
     evaluation.Options(
       source=commands.source(),
@@ -99,6 +108,7 @@ def define_flags() -> None:
   flags.DEFINE_enum("search_precision", None, list(PRODUCTS), words)
   flags.DEFINE_string("output", "", "Folder for the results; by default within --workdir.")
   flags.DEFINE_boolean("trust", True, "Whether to check the measurement itself.")
+  commands.define_process_flags()
 
 
 if __name__ == "__main__":

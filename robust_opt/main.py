@@ -26,7 +26,6 @@ from robust_opt import commands
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import metrics, overrides
 from robust_opt.experiments import run as run_lib
-from robust_opt.training import sharding
 
 # --config.key=value are no flags, but arguments of overrides.config_of.
 _CONFIG = flags.DEFINE_string(
@@ -38,19 +37,13 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "New or of the run to resume; empty: a new temporary one."
 )
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", "", "host:port of process 0, or 'auto' to read the cluster's environment."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator=host:port.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator=host:port, from 0.")
+commands.define_process_flags()
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs one experiment and prints its table."""
   config = overrides.config_of(_CONFIG.value, argv[1:])
-  sharding.connect(
-    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, shared=bool(_WORKDIR.value)
-  )
+  commands.connect(shared=bool(_WORKDIR.value))
   workdir = Path(_WORKDIR.value or _new_temporary())
   if not _WORKDIR.value:
     logging.info("Pass --workdir=%s to resume this run if it is stopped.", workdir)

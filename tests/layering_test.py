@@ -24,7 +24,7 @@ ALLOWED = {
   "absl.app": COMMANDS,
   "ml_collections": {"experiments", "studies.options"},
   "matplotlib": {"plots"},
-  "orbax": {"experiments.checkpoint"},
+  "orbax": {"experiments.checkpoint", "experiments.processes"},
   "tensorboardX": {"experiments.metrics"},
   "tensorflow_datasets": {"data.tfds"},
   "tensorflow": set(),

@@ -26,6 +26,7 @@ import numpy as np
 from absl import logging
 
 from robust_opt import layout
+from robust_opt.errors import InputError
 from robust_opt.evaluation import batches, network
 from robust_opt.evaluation.batches import Lanes
 from robust_opt.evaluation.inputs import box_of, check_examples, check_set
@@ -137,6 +138,7 @@ def autoattack(
   version: str | tuple[Phase, ...] = "standard",
   seed: int = 0,
   batch_size: int | None = None,
+  ids: np.ndarray | None = None,
   channel_axis: ChannelAxis = layout.AUTO,
   precision: str | None = None,
   search_precision: str | None = None,
@@ -160,6 +162,8 @@ def autoattack(
       with restarts on two losses, for every set with a projection; or a tuple of phases.
     seed: of all random numbers; the same seed gives the same result.
     batch_size: affects speed and memory; None: `batches.default_batch_size`, 100 on a CPU.
+    ids: [N] int32, the indices in the data set of which x is a part: they seed the random numbers,
+      so that a part is attacked as in the whole. None: 0 to N - 1.
     channel_axis: of one example, for Square: 0 for [C, H, W], -1 for [H, W, C], None if there is
       none; "auto" guesses it from the shape (`robust_opt.layout.resolve`).
     precision: of float32 products on accelerators, "float32", "tf32" or "bfloat16", of
@@ -173,8 +177,9 @@ def autoattack(
     report: called after every batch.
 
   Raises:
-    InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.phases_of`; channel_axis
-      is not an axis of an example; an unknown precision.
+    InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.phases_of`; ids are not
+      one integer >= 0 for each image; channel_axis is not an axis of an example; an unknown
+      precision.
   """
   precision = stated(precision)
   search_precision = stated(search_precision or precision)
@@ -183,6 +188,7 @@ def autoattack(
   gradients = any(phase.gradients for phase in phases)
   size = 1 if batch_size is None else batch_size
   x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
+  ids = _checked_ids(ids, len(x))
   if batch_size is None:
     batch_size = batches.default_batch_size(logits_fn, x)
   axis = layout.resolve(channel_axis, x.shape[1:])
@@ -205,11 +211,10 @@ def autoattack(
     began, compiling = time.monotonic(), batches.seconds_compiling()
     padded = batches.pad(lanes, size)
     images, labels = x[padded.ids], y[padded.ids]
+    numbered = Lanes(*map(put, padded._replace(ids=ids[padded.ids])))
     with products(search_precision):
       arrays = (put(images), put(labels))
-      result = batches.run_lanes(
-        phase.make, axis, net, argument, key, Lanes(*map(put, padded)), *arrays
-      )
+      result = batches.run_lanes(phase.make, axis, net, argument, key, numbered, *arrays)
     # Added once, on the host.
     images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
     fooled = predict(images) != labels[: len(lanes.ids)]
@@ -224,7 +229,7 @@ def autoattack(
     )
     return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
 
-  packing = batches.packing(batch_size, jax.default_backend(), jax.device_count())
+  packing = batches.packing(batch_size, jax.default_backend(), jax.local_device_count())
   targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
   for index, phase in enumerate(phases):
     first = sum(targets[:index])  # the stream of random numbers of its first target
@@ -233,10 +238,11 @@ def autoattack(
     while len(pending.ids):
       lanes, size = batches.next_batch(pending, packing, used)
       name = f"{index:02d}_{phase.name}_{number:05d}"
-      ran = _stored(cache, name, lanes)
+      covered = {"ids": ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
+      ran = _stored(cache, name, covered)
       if ran is None:
         ran = attack(phase, lanes, size)
-        cache.save(name, {"ids": np.asarray(lanes.ids), "ranks": np.asarray(lanes.ranks), **ran})
+        cache.save(name, {**covered, **ran})
       # Of several targets of an example the first one counts.
       broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
       broken_by[broken], verdict.images[broken] = index + 1, ran["images"][chosen]
@@ -268,13 +274,31 @@ def _without(pending: Lanes, count: int, broken: np.ndarray) -> Lanes:
   return Lanes(*(column[keep] for column in rest))
 
 
-def _stored(cache: ResumeCache, name: str, lanes: Lanes) -> Mapping[str, np.ndarray] | None:
+def _stored(
+  cache: ResumeCache, name: str, covered: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray] | None:
   """A finished batch; None if it is absent or of other lanes, as of another packing."""
   stored = cache.load(name)
   if stored is None or not {"ids", "ranks", "fooled", "images", "cost"} <= stored.keys():
     return None
-  same = all(np.array_equal(stored[key], getattr(lanes, key)) for key in ("ids", "ranks"))
+  same = all(np.array_equal(stored[key], array) for key, array in covered.items())
   return stored if same else None
+
+
+def _checked_ids(ids: np.ndarray | None, count: int) -> np.ndarray:
+  """The ids as int32, [count]."""
+  checked = np.asarray(np.arange(count) if ids is None else ids)
+  if checked.shape != (count,) or not np.issubdtype(checked.dtype, np.integer):
+    raise InputError(
+      f"ids must be {count} integers, one for each image, but have the shape {checked.shape} and "
+      f"the type {checked.dtype}."
+    )
+  if checked.min() < 0 or checked.max() > np.iinfo(np.int32).max:
+    raise InputError(
+      f"ids must be from 0 to {np.iinfo(np.int32).max}, but lie in [{checked.min()}, "
+      f"{checked.max()}]."
+    )
+  return checked.astype(np.int32)
 
 
 def _shrinkage(u: UncertaintySet, num_entries: int) -> np.float32:

@@ -165,7 +165,7 @@ def default_batch_size(logits_fn: LogitsFn, x: np.ndarray, devices: int = 1) -> 
   eighth of a batch can be split as well.
   """
   unit = 8 * devices if devices > 1 else 1
-  device = jax.devices()[0]
+  device = jax.local_devices()[0]
   if device.platform == "cpu":
     return -(-CPU_BATCH // unit) * unit
   memory = (device.memory_stats() or {}).get("bytes_limit", _FALLBACK_MEMORY)

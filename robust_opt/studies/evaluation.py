@@ -5,6 +5,9 @@ passed = run(Options({"workdir": "runs/mnist_linf"}, set=ball_config("linf", 0.0
 The folder holds verdict.npz, which `python -m robust_opt.verify` checks, summary.json and
 summary.md, trust.json, costs.json with the seconds and images of each attack, and below parts/ the
 finished batches, from which a killed run resumes.
+
+In several processes (`--coordinator`) each attacks its share of the examples on its own devices and
+leaves it in parts/process_I/; the first joins them, and alone writes the rest and prints.
 """
 
 import json
@@ -19,24 +22,26 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_opt import layout
-from robust_opt.errors import InputError
+from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, identity, network, trust, verdict
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import phases_of
-from robust_opt.experiments import target
+from robust_opt.experiments import processes, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.studies import shares
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
 
 TRUST_EXAMPLES = 200  # of the trust report, at most, drawn by the seed
 TRUST_BATCH = 256  # of its batches, at most
-COSTS = "costs.json"
+COSTS, VERDICT = "costs.json", "verdict.npz"
+SHARE = "share.npz"  # of one of several processes
 QUIET_SECONDS = 10.0  # between two lines of progress without a terminal
 
 
@@ -63,18 +68,22 @@ class Options(NamedTuple):
 
 
 def run(options: Options) -> bool:
-  """Evaluates, writes, prints; returns whether no check of the measurement failed."""
+  """Evaluates, writes, prints; returns whether no check of the measurement failed.
+
+  In all but the first of several processes it returns True when the first is done.
+  """
   net = target.load(options.source, options.examples)
   set_config = _set_config(options, net)
   u = build_set(set_config)
   check_set(u)
   x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
   net = net._replace(x=x, y=y)
-  batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.device_count())
+  batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
   phases_of(options.version, net.logits_fn, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
+  shares.ids_of(jax.process_index(), jax.process_count(), len(x))
   axis = layout.resolve(options.channel_axis, x.shape[1:])
   claim = verdict.Claim(
     set=set_config,
@@ -93,24 +102,45 @@ def run(options: Options) -> bool:
   with_trust = options.trust and isinstance(u, Ball)
   # The trust report, on few examples, is about a quarter of the work.
   work, flag = 1.25 if with_trust else 1.0, "--output" if options.output else "--workdir"
-  began, path = time.monotonic(), folder / "verdict.npz"
-  with Study(folder, _description(claim, net, axis), work, flag, identity.same) as study:
-    if not path.exists():
-      verdict.save(path, _attack(net, claim, axis, study), claim, x, y)
-    stored = verdict.load(path)
-    checks = _trust(net, stored, axis, study, with_trust)
-  summary = _summary(net, stored, checks, time.monotonic() - began)
+  began = time.monotonic()
+
+  def open_study() -> Study:
+    quiet, description = not processes.is_first(), _description(claim, net, axis)
+    return Study(folder, description, work, flag, identity.same, quiet)
+
+  # The first process claims the folder; the others find the same study in it, or refuse.
+  with processes.on_first("folder", open_study) or open_study() as study:
+    if not (folder / VERDICT).exists():
+      _attack(net, claim, axis, study)
+    checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust)) or []
+
+  def summarize() -> None:
+    stored = verdict.load(folder / VERDICT)
+    summary = _summary(net, stored, checks, time.monotonic() - began)
+    guess = layout.describe_guess(options.channel_axis, x.shape[1:])
+    _publish(folder, summary, claim, checks, guess)
+
+  processes.on_first("summary", summarize)
+  return not any(check.failed for check in checks)
+
+
+def _publish(
+  folder: Path,
+  summary: dict[str, Any],
+  claim: verdict.Claim,
+  checks: list[trust.Check],
+  guess: str,
+) -> None:
+  """Writes and prints the summary; `guess`: as of `_markdown`."""
   costs = read_costs(folder)
   if costs:
     summary["costs"] = {name: cost._asdict() for name, cost in costs.items()}
   write_json(folder / "summary.json", summary)
-  guess = layout.describe_guess(options.channel_axis, x.shape[1:])
   text = _markdown(summary, claim, checks, guess, costs)
   with atomic_write(folder / "summary.md") as file:
     file.write(text.encode())
   print(text)
   print(f"Everything about this evaluation is in {folder}")
-  return not any(check.failed for check in checks)
 
 
 def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
@@ -156,12 +186,44 @@ def _description(claim: verdict.Claim, net: target.EvalTarget, axis: int | None)
   }
 
 
-def _attack(
-  net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study
-) -> autoattack.Verdict:
-  """The ensemble on all devices; every finished batch and the costs are kept in the folder."""
-  check_batch_size(claim.batch_size, jax.device_count())
-  mesh = sharding.data_mesh()
+def _attack(net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study) -> None:
+  """Attacks the share of this process; the first writes the verdict of all, and the costs."""
+  check_batch_size(claim.batch_size, jax.local_device_count())
+  count, index, parts = jax.process_count(), jax.process_index(), study.workdir / "parts"
+  ids = [shares.ids_of(process, count, len(net.x)) for process in range(count)]
+  if count == 1:
+    _save(_share(net, claim, axis, study, ids[0], parts), net, claim, study)
+    return
+  folders = [parts / f"process_{process}" for process in range(count)]
+  if shares.load(folders[index] / SHARE, ids[index], net.x) is None:
+    share = _share(net, claim, axis, study, ids[index], folders[index])
+    shares.save(folders[index] / SHARE, share)
+  study.progress(0.0, "waiting for the other processes")
+  processes.wait_for_all("shares")
+
+  def join() -> None:
+    loaded = [shares.load(folders[i] / SHARE, ids[i], net.x) for i in range(count)]
+    found = [share for share in loaded if share is not None]
+    if len(found) < count:
+      raise RunError(
+        f"{folders[loaded.index(None)] / SHARE} is not there: {study.workdir} must be a directory "
+        "that all processes share."
+      )
+    _save(shares.joined(found), net, claim, study)
+
+  processes.on_first("verdict", join)
+
+
+def _share(
+  net: target.EvalTarget,
+  claim: verdict.Claim,
+  axis: int | None,
+  study: Study,
+  ids: np.ndarray,
+  parts: Path,
+) -> shares.Share:
+  """The ensemble on all devices of this process; every finished batch is kept in `parts`."""
+  mesh = sharding.local_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
   costs: dict[str, autoattack.Cost] = {}
   in_words = _reporter(study)
@@ -171,19 +233,26 @@ def _attack(
     in_words(progress)
 
   found = autoattack.autoattack(
-    *(sharding.replicate(net.logits_fn, mesh), net.x, net.y, claim.u),
+    *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids], claim.u),
     version=claim.version,
     seed=claim.seed,
     batch_size=claim.batch_size,
+    ids=ids,
     channel_axis=axis,
     precision=claim.precision,
     search_precision=claim.search_precision,
     put=lambda array: jax.device_put(array, split),
-    cache=_resume_cache(study.workdir / "parts"),
+    cache=_resume_cache(parts),
     report=report,
   )
-  write_json(study.workdir / COSTS, {name: cost._asdict() for name, cost in costs.items()})
-  return found
+  return shares.Share(ids, found, costs)
+
+
+def _save(share: shares.Share, net: target.EvalTarget, claim: verdict.Claim, study: Study) -> None:
+  """The verdict and the costs of a share that is the whole."""
+  costs = {name: cost._asdict() for name, cost in share.costs.items()}
+  write_json(study.workdir / COSTS, costs)
+  verdict.save(study.workdir / VERDICT, share.verdict, claim, net.x, net.y)
 
 
 def _resume_cache(folder: Path) -> autoattack.ResumeCache:
@@ -221,16 +290,14 @@ def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
 
 
 def _trust(
-  net: target.EvalTarget,
-  stored: verdict.StoredVerdict,
-  axis: int | None,
-  study: Study,
-  with_trust: bool,
+  net: target.EvalTarget, axis: int | None, study: Study, with_trust: bool
 ) -> list[trust.Check]:
   """The checks, computed once; without them, those of an earlier run, or none."""
-  path, claim = study.workdir / "trust.json", stored.claim
+  path = study.workdir / "trust.json"
   if not (with_trust or path.exists()):
     return []
+  stored = verdict.load(study.workdir / VERDICT)
+  claim = stored.claim
   u = check_ball(claim.u, "The trust report")
 
   def compute() -> list[dict[str, Any]]:

@@ -80,6 +80,7 @@ class Study:
     work: float,
     flag: str = "--workdir",
     same: config_lib.Same = config_lib.equal,
+    quiet: bool = False,
   ) -> None:
     """Claims a new or empty directory, or resumes the study of the same description.
 
@@ -90,6 +91,7 @@ class Study:
       work: of the whole study, in units of the caller; progress reports add up to it.
       flag: of the command.
       same: (key, old, new) -> whether two values of a description agree.
+      quiet: whether progress is not shown, as in all but the first of several processes.
 
     Raises:
       InputError: the directory holds something else.
@@ -97,7 +99,8 @@ class Study:
     _claim(workdir, description | {"revision": REVISION}, flag, same)
     self.workdir, self._times = workdir, workdir / "seconds.json"
     self._work, self._done, self._fresh = work, 0.0, 0.0
-    self._began, self._console = time.monotonic(), Console()
+    self._began, self._console = time.monotonic(), Console(quiet=quiet)
+    self._quiet = quiet
     self._bar = Progress(
       "{task.description}",
       BarColumn(bar_width=20),
@@ -106,7 +109,7 @@ class Study:
       "left",
       TimeRemainingColumn(),
       console=self._console,
-      disable=not self._console.is_terminal,
+      disable=quiet or not self._console.is_terminal,
     )
     self._task = self._bar.add_task("starting", total=work)
     self._bar.start()
@@ -128,7 +131,7 @@ class Study:
     self._done += work
     self._fresh += 0.0 if skipped else work
     self._bar.update(self._task, completed=self._done, description=words)
-    if self._console.is_terminal:
+    if self._quiet or self._console.is_terminal:
       return
     seconds, share = time.monotonic() - self._began, min(1.0, self._done / self._work)
     left = ""

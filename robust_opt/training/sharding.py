@@ -27,12 +27,18 @@ def devices_in_words() -> str:
 
 
 def connect(
-  coordinator: str, num_processes: int | None, process_id: int | None, *, shared: bool
+  coordinator: str,
+  num_processes: int | None,
+  process_id: int | None,
+  *,
+  shared: bool,
+  flag: str = "--workdir",
 ) -> None:
   """Joins the processes of one run, if there are several.
 
   `coordinator` is host:port of process 0 (with num_processes and process_id), "auto" to read the
-  cluster's environment, or empty; `shared` is whether all processes share one work directory.
+  cluster's environment, or empty; `shared` is whether all processes share one work directory, which
+  `flag` names in messages.
 
   Raises:
     InputError: the arguments are inconsistent.
@@ -42,7 +48,7 @@ def connect(
       raise InputError("--num_processes and --process_id need --coordinator=host:port, or auto.")
     return
   if not shared:
-    raise InputError(f"--coordinator={coordinator} needs --workdir, a directory that all share.")
+    raise InputError(f"--coordinator={coordinator} needs {flag}, a directory that all share.")
   if coordinator == "auto":
     jax.distributed.initialize()
     return
@@ -57,6 +63,12 @@ def connect(
 def data_mesh() -> Mesh:
   """All devices of all processes in one axis, over which batches are split."""
   return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def local_mesh() -> Mesh:
+  """The devices of this process in one axis, for work that each process does on its own."""
+  devices = jax.local_devices()
+  return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

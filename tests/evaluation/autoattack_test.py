@@ -143,6 +143,23 @@ def test_an_example_depends_neither_on_its_batch_nor_on_the_devices():
     np.testing.assert_allclose(whole.images, other.images, atol=rounding(terms=2 * 16 + 8))
 
 
+def test_a_part_of_a_data_set_is_attacked_as_in_the_whole():
+  weights, x, y = problem()
+  brief = functools.partial(attack, weights, u=ball("linf"), version=(phases.square_phase(30),))
+  store, ids = {}, np.arange(1, len(x), 3)
+  whole, part = brief(x, y), brief(x[ids], y[ids], ids=ids, cache=cache_in(store))
+  np.testing.assert_array_equal(part.broken_by, whole.broken_by[ids])
+  atol = rounding(terms=2 * 16 + 8)
+  np.testing.assert_allclose(part.images, whole.images[ids], atol=atol)
+  assert set(np.concatenate([batch["ids"] for batch in store.values()])) <= set(ids)
+  # As a data set of its own it gets other random numbers, and none of those batches is reused.
+  alone = brief(x[ids], y[ids], cache=cache_in(store))
+  assert np.abs(alone.images - part.images).max() > 1e3 * atol
+  for wrong, words in ((ids[1:], "one for each image"), (ids / 2, "integers"), (-ids, "from 0 to")):
+    with pytest.raises(InputError, match=words):
+      brief(x[ids], y[ids], ids=wrong)
+
+
 class KilledError(Exception):
   pass
 
