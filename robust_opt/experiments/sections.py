@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from robust_opt import losses, models, objectives, sets
 from robust_opt.errors import InputError
 from robust_opt.experiments.attacks import ASCENT, ATTACKS
-from robust_opt.sets import UncertaintySet
+from robust_opt.sets import BALLS, UncertaintySet
 from robust_opt.sets.build import SETS, build_set, import_object
 from robust_opt.training import optimizers, penalties
 
@@ -70,6 +70,12 @@ def find(section: str, name: str) -> Callable[..., Any]:
   return choices[name]
 
 
+def set_name(name: str) -> str:
+  """The class of a ball whose norm or class is given in any case, as l2 or linf; others as is."""
+  ball = BALLS.get(name.lower())
+  return name if ball is None else ball.__name__
+
+
 def keys_of(section: str, name: str) -> dict[str, Any]:
   """The keys other than `name`, with their defaults, or REQUIRED."""
   parameters = inspect.signature(find(section, name)).parameters.values()
@@ -92,6 +98,7 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   that is no plain value (a dtype, a mask) exists as a key, but is not written out. An unknown name
   or key is an InputError.
   """
+  name = set_name(name) if section == "set" else name
   for key in kwargs:
     check_key(section, name, key)
   shown = {key: value for key, value in keys_of(section, name).items() if isinstance(value, _PLAIN)}

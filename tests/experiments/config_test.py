@@ -142,6 +142,23 @@ def test_sets_on_the_command_line(items, expected):
   assert type(step) is (ro.L2 if isinstance(expected, ro.L2) else type(expected))
 
 
+@pytest.mark.parametrize("name", ["L2", "l2", "'l2'"])
+def test_a_ball_by_its_name_has_the_radius_of_its_norm(name):
+  assert changed(f"set.name={name}").set.to_dict() == {"name": "L2", "radius": 0.5, "box": None}
+  given = changed(f"set.name={name}", "set.radius=0.25")
+  assert build.own_set(given, np.zeros((2, *SHAPE))) == ro.L2(0.25)
+  for same in ("linf", "LINF", "LInf"):
+    assert changed(f"set.name={same}", "set.box=(0, 1)").set.radius == 0.1
+
+
+def test_a_ball_without_a_radius_is_refused():
+  config_ = config.digits()
+  config_.evaluation.radii.l2 = 0.0
+  overrides.apply(config_, {"set.name": "L2"})
+  with pytest.raises(InputError, match=r"--config.set.name=L2 needs --config.set.radius"):
+    config.validate(config_)
+
+
 def test_no_tangent_planes_are_learned_for_who_only_loads_a_net(monkeypatch):
   planes = ["set.name=TangentAt", "set.radius=0.5", "set.basis_of.name=local_pca"]
   config_ = changed(*planes, "set.basis_of.rank=3")
@@ -385,7 +402,7 @@ def test_bad_value_is_refused_in_a_sentence(key, value, allowed):
   ("items", "words"),
   [
     (["set.radius=-0.1"], "--config.set does not fit LInf: radius .*-0.1"),
-    (["set.name=L2"], "--config.set.name=L2 needs --config.set.radius"),
+    (["set.name=L0"], "--config.set.name=L0 needs --config.set.k"),
     (["attack.name=pgd", "attack.num_steps=0"], "num_steps must be an integer >= 1"),
     (["attack.name=lbfgs", "attack.num_steps=1"], r"an integer >= 2 \(one: name=steepest\)"),
     (["attack.name=pgd", "attack.relative_step=2.5"], "0 < step <= 2, but was 2.5"),
