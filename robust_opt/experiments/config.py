@@ -229,6 +229,11 @@ def validate(config: ConfigDict) -> None:
         fine = False
       if not fine:
         raise InputError(f"--config.{key} must be {words}, but was {flat[key]!r}.")
+  if bool(config.data.mean) != bool(config.data.std):
+    raise InputError(
+      f"--config.data.mean and --config.data.std must both be given, or both be () to be measured "
+      f"on the training set, but were {config.data.mean} and {config.data.std}."
+    )
   sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
   sections.make(config, "objective", u=None)

@@ -5,7 +5,7 @@
 
 A new name resets its section to the defaults of what is named, then the other overrides apply, in
 whatever order they are given. A new ball has the radius that config.evaluation.radii has for its
-norm.
+norm; of a new data set, the mean and standard deviation of the pixels are measured.
 """
 
 import ast
@@ -116,7 +116,7 @@ def flags_of(flat: Mapping[str, Any]) -> list[str] | None:
   return [f"--config.{key}={text}" for key, text in (names | changed).items()]
 
 
-_NAMES = tuple(f"{section}.name" for section in sections.SECTIONS)
+_NAMES = ("data.name", *(f"{section}.name" for section in sections.SECTIONS))
 
 
 def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
@@ -133,6 +133,8 @@ def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
     name = items.get(f"{section}.name")
     if name is not None and name != config[section].name:
       sections.choose(config, section, name, **_of_the_config(config, section, name))
+  if items.get("data.name", config.data.name) != config.data.name:
+    config.data.mean = config.data.std = ()  # those of other pixels, measured unless given
   for key, text in items.items():
     _set(config, key, text)
 

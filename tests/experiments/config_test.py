@@ -122,6 +122,36 @@ def own_loss(logits, y):
 
 
 @pytest.mark.parametrize(
+  ("items", "mean"),
+  [
+    (["data.name=mnist"], ()),
+    (["data.mean=(0.5,)", "data.name=mnist", "data.std=(0.2,)"], (0.5,)),
+    (["data.name=digits"], (config.DIGITS_MEAN,)),
+    (["data.holdout=0.2"], (config.DIGITS_MEAN,)),
+  ],
+)
+def test_moments_of_the_pixels_belong_to_their_data_set(items, mean):
+  config_ = changed(*items)
+  config.validate(config_)
+  assert config_.data.mean == mean
+  assert bool(config_.data.std) == bool(mean)
+
+
+def test_the_moments_of_another_data_set_are_measured():
+  other = changed("data.name=fashion_mnist")
+  images = np.linspace(0, 255, 2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+  train = build.datasets.Dataset(images, np.array([0, 1]), 2, "other", "train")
+  net = build.model(other, train)
+  np.testing.assert_allclose((net.mean, net.std), build.pixel_statistics(images))
+
+
+@pytest.mark.parametrize("items", [["data.mean=()"], ["data.name=mnist", "data.std=(0.2,)"]])
+def test_one_moment_without_the_other_is_refused(items):
+  with pytest.raises(InputError, match=r"data.mean and --config.data.std must both be given"):
+    config.validate(changed(*items))
+
+
+@pytest.mark.parametrize(
   ("items", "expected"),
   [
     (["set.radius=0.3", "set.box=(0, 1)"], ro.LInf(0.3, (0, 1))),
