@@ -237,7 +237,9 @@ def validate(config: ConfigDict) -> None:
   sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
   sections.make(config, "objective", u=None)
-  sections.make(config, "schedule", peak=1.0, total=2, steps_per_epoch=1)
+  total = 2 * config.training.epochs
+  rate = sections.make(config, "schedule", peak=1.0, total=total, steps_per_epoch=2)
+  sections.make_optimizer(config, rate)
 
 
 def trains_robustly(config: ConfigDict) -> bool:

@@ -5,7 +5,8 @@
 
 A new name resets its section to the defaults of what is named, then the other overrides apply, in
 whatever order they are given. A new ball has the radius that config.evaluation.radii has for its
-norm; of a new data set, the mean and standard deviation of the pixels are measured.
+norm; a new optimizer keeps the learning rate, unless it has a default of its own; of a new data
+set, the mean and standard deviation of the pixels are measured.
 """
 
 import ast
@@ -140,10 +141,19 @@ def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
 
 
 def _of_the_config(config: ConfigDict, section: str, name: str) -> dict[str, Any]:
-  """Keys of a new name that have no default, but a value in the config: the radius of a ball."""
-  norm = next((norm for norm, ball in BALLS.items() if ball.__name__ == name), "")
-  radius = config.evaluation.radii.get(norm, 0.0) if section == "set" else 0.0
-  return {"radius": radius} if radius else {}
+  """Keys of a new name that have no default, but a value in the config.
+
+  These are the radius of a ball, and the learning rate of an optimizer.
+  """
+  if section == "set":
+    norm = next((norm for norm, ball in BALLS.items() if ball.__name__ == name), "")
+    radius = config.evaluation.radii.get(norm, 0.0)
+    return {"radius": radius} if radius else {}
+  if section == "optimizer" and "learning_rate" in config.optimizer:
+    default = sections.keys_of(section, name).get("learning_rate", 0.0)
+    missing = default is None or default is sections.REQUIRED
+    return {"learning_rate": config.optimizer.learning_rate} if missing else {}
+  return {}
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:

@@ -8,10 +8,12 @@ arguments. Keys that what is named does not take do not exist.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -40,6 +42,8 @@ def _of(module: Any, names: Iterable[str] | None = None) -> dict[str, Callable[.
 
 def _takes_learning_rate(name: str) -> bool:
   value = getattr(optax, name)
+  if name.startswith(("_", "scale_by_")) or name in optimizers.NEED_VALUE:
+    return False
   return inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
 
 
@@ -62,8 +66,11 @@ def find(section: str, name: str) -> Callable[..., Any]:
   choices = SECTIONS[section].choices
   if ":" in name:
     return import_object(name)
+  if section == "optimizer" and name in optimizers.NEED_VALUE:
+    raise InputError(_needs_value(name))
   if name not in choices:
-    known = "one of optax or dampened_sgd" if section == "optimizer" else ", ".join(choices)
+    known = ", ".join(choices)
+    known = f"an optimizer of optax or ours, {known}" if section == "optimizer" else known
     raise InputError(
       f"--config.{section}.name must be {known}, or package.module:name, but was {name!r}."
     )
@@ -149,6 +156,45 @@ def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
       raise
     words = str(error).rstrip(".")
     raise InputError(f"--config.{section} does not fit {name}: {words}.") from error
+
+
+def make_optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+  """config.optimizer at a learning rate; an InputError if it needs more than gradients."""
+  name, schedule = config.optimizer.name, config.schedule.name
+  rateless = "learning_rate" not in keys_of("optimizer", name)
+  if schedule != "constant" and (rateless or name in optimizers.CONSTANT_RATE):
+    raise InputError(
+      f"--config.optimizer.name={name} takes no schedule of the learning rate: "
+      f"--config.schedule.name must be constant, but was {schedule}."
+    )
+  given = config.optimizer.learning_rate if name in optimizers.CONSTANT_RATE else rate
+  descent = make(config, "optimizer", learning_rate=given)
+  if not isinstance(descent, optax.GradientTransformation):
+    raise InputError(f"--config.optimizer.name={name} is no optimizer.")
+  if _lacks_arguments(descent):
+    raise InputError(_needs_value(name))
+  return descent
+
+
+def _lacks_arguments(descent: optax.GradientTransformation) -> bool:
+  """Whether an update takes more than gradients, state and parameters."""
+  params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      jax.eval_shape(lambda p: descent.update(p, descent.init(p), p), params)
+  except TypeError as error:
+    return "missing" in str(error) and "argument" in str(error)
+  except Exception:  # an optimizer for certain parameters alone
+    return False
+  return False
+
+
+def _needs_value(name: str) -> str:
+  return (
+    f"--config.optimizer.name={name} needs the loss or a function of it at every update, and "
+    f"training gives an optimizer the gradient alone: choose another, as adam or sgd."
+  )
 
 
 def make_set(config: ConfigDict, fit_planes: Callable[[str, int], sets.BasisOf]) -> UncertaintySet:

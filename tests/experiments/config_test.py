@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import robust_opt as ro
@@ -116,6 +117,62 @@ def test_objects_of_the_user_s_own():
 
 def own_loss(logits, y):
   return logits.sum(-1)
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_adam_can_be_named_with_every_config(path):
+  config_ = overrides.load(str(path))
+  rate = config_.optimizer.learning_rate
+  overrides.apply(config_, {"optimizer.name": "adam"})
+  assert config_.optimizer.learning_rate == rate
+  assert not {"momentum", "dampening"} & set(config_.optimizer)
+  config.validate(config_)
+  leaves = build.optimizer(config_, 10).init({"w": jnp.ones((2, 2))})
+  assert any(isinstance(state, optax.ScaleByAdamState) for state in leaves[1])
+
+
+def test_a_learning_rate_of_its_own_is_not_replaced(monkeypatch):
+  own = lambda learning_rate=1.0, beta=0.5: optax.sgd(learning_rate, beta)  # noqa: E731
+  monkeypatch.setitem(sections.SECTIONS["optimizer"].choices, "own", own)
+  config_ = changed("optimizer.name=own")
+  assert config_.optimizer.to_dict() == {"name": "own", "learning_rate": 1.0, "beta": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore")  # some are deprecated by optax, or will need a key
+@pytest.mark.parametrize("name", sections.SECTIONS["optimizer"].choices)
+def test_every_optimizer_that_can_be_named_makes_an_update(name):
+  config_ = changed(f"optimizer.name={name}")
+  config.validate(config_)
+  params = {"w": jnp.ones((2, 2))}
+  optimizer = build.optimizer(config_, 10)
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  assert jnp.all(jnp.isfinite(updates["w"]))
+
+
+def own_line_search(learning_rate):
+  return optax.chain(optax.sgd(learning_rate), optax.scale_by_polyak())
+
+
+def own_rate():
+  return optax.sgd(0.25)
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("name", ["lbfgs", "polyak_sgd", f"{OWN}:own_line_search"])
+def test_optimizers_that_need_the_loss_are_refused(name):
+  with pytest.raises(InputError, match=rf"optimizer.name={name} needs the loss"):
+    config.validate(changed(f"optimizer.name={name}"))
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("name", ["sm3", f"{OWN}:own_rate"])
+def test_schedules_that_would_have_no_effect_are_refused(name):
+  config.validate(changed(f"optimizer.name={name}"))
+  with pytest.raises(InputError, match=r"schedule.name must be constant, but was cosine"):
+    config.validate(changed(f"optimizer.name={name}", "schedule.name=cosine"))
 
 
 # Sets
@@ -437,6 +494,11 @@ def test_bad_value_is_refused_in_a_sentence(key, value, allowed):
     (["attack.name=lbfgs", "attack.num_steps=1"], r"an integer >= 2 \(one: name=steepest\)"),
     (["attack.name=pgd", "attack.relative_step=2.5"], "0 < step <= 2, but was 2.5"),
     (["schedule.name=halving", "schedule.epochs=0.0"], "does not fit halving: epochs"),
+    (["schedule.name=piecewise", "schedule.factors=(0.1,)"], "piecewise: boundaries and factors"),
+    (["schedule.name=piecewise", "schedule.boundaries=(0.5, 30)"], "before the end .* epoch 30"),
+    (["schedule.name=piecewise", "schedule.boundaries=(0.5, -1)"], "piecewise: boundaries"),
+    (["schedule.name=warmup_cosine", "schedule.warmup=1.0"], "0 <= warmup < 1, but was 1.0"),
+    (["schedule.name=one_cycle", "schedule.div_factor=0.0"], "does not fit one_cycle: div_factor"),
     (["schedule.name=inverse_time", "schedule.rate=-1.0"], "does not fit inverse_time: rate"),
     (["objective.name=mart", "objective.beta=-1"], "does not fit mart: beta .* was -1.0"),
     (["objective.name=mixture", "objective.alpha=2"], "does not fit mixture: alpha .* was 2.0"),
