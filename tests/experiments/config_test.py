@@ -435,6 +435,17 @@ def test_the_flags_of_a_config_give_it_again(name):
   assert config.as_dict(overrides.config_of(config.__file__, flags)) == expected
 
 
+def test_a_config_from_before_a_key_is_the_same_experiment():
+  config_ = config.digits()
+  assert "on_no_progress" not in config.as_dict(config_)["training"]
+  config_.training.on_no_progress = "stop"
+  changed_ = config.differences(config.as_dict(config.digits()), config.as_dict(config_))
+  assert changed_ == ["training.on_no_progress: (absent) -> stop"]
+  with config_.unlocked():
+    del config_.training.on_no_progress
+  config.validate(config_)
+
+
 # Values
 
 NAN, INF = float("nan"), float("inf")
@@ -459,6 +470,7 @@ BAD = [
   ("training.batch_size", (0, -3), "an integer >= 1"),
   ("training.watch_examples", (-1,), "an integer >= 0 (0: none)"),
   ("training.on_overfitting", ("restore", ""), "say or stop"),
+  ("training.on_no_progress", ("warn", ""), "say or stop"),
   ("training.steps_per_scan", (0,), "an integer >= 1"),
   ("training.augment", (("flip", "rotate"),), "a tuple of 'flip', 'crop'"),
   ("evaluation.batch_size", (0,), "an integer >= 1"),
