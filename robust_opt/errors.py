@@ -25,6 +25,10 @@ class DivergedError(RunError, ArithmeticError):
   """The loss is no longer finite."""
 
 
+class NotLearningError(RunError, ArithmeticError):
+  """Training does not begin, and the config says that it should then stop."""
+
+
 class PreemptedError(RunError):
   """SIGTERM arrived and the state was saved; 128 + 15, as the shell reports that signal."""
 

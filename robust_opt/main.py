@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> None:
   summary = run_lib.run(config, workdir)
   if jax.process_index() == 0:
     metrics.print_table(metrics.result_table(summary))
+    for line in metrics.closing_lines(summary):
+      print(line)
     print(f"Everything about this run is in {workdir}")
 
 

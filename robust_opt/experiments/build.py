@@ -151,16 +151,14 @@ def updates_of_a_batch(config: ConfigDict) -> int:
 
 def schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
   """The learning rate at each step."""
-  total, peak = config.training.epochs * steps_per_epoch, config.optimizer.learning_rate
+  total, peak = config.training.epochs * steps_per_epoch, config.optimizer.get("learning_rate", 1.0)
   return sections.make(config, "schedule", peak=peak, total=total, steps_per_epoch=steps_per_epoch)
 
 
 def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
   """The optimizer of that name, with what config.weights asks for before and after it."""
   rate = schedule(config, steps_per_epoch * updates_of_a_batch(config))
-  descent = sections.make(config, "optimizer", learning_rate=rate)
-  if not isinstance(descent, optax.GradientTransformation):
-    raise InputError(f"--config.optimizer.name={config.optimizer.name} is no optimizer.")
+  descent = sections.make_optimizer(config, rate)
   parts = [optax.add_decayed_weights(config.weights.decay), descent]
   if config.weights.max_column_norm:
     parts.append(optimizers.max_column_norm(config.weights.max_column_norm))

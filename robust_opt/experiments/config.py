@@ -85,6 +85,7 @@ def base() -> ConfigDict:
   config.training.augment = ()  # of "flip", "crop"
   config.training.watch_examples = 500  # held out, to detect overfitting; 0: do not
   config.training.on_overfitting = "say"  # or "stop", and report on the best checkpoint
+  config.training.on_no_progress = "say"  # or "stop" a training that stays at chance, with code 1
   config.training.steps_per_scan = 100  # at most so many updates between looks at the clock
 
   config.evaluation = ConfigDict()
@@ -201,7 +202,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("an integer >= 1", lambda v: v >= 1, "training.steps_per_scan evaluation.batch_size"),
   ("an integer >= 1", lambda v: v >= 1, "checkpoint.keep checkpoint.every_epochs"),
   ("an integer >= 0 (0: none)", lambda v: v >= 0, "training.watch_examples"),
-  ("say or stop", lambda v: v in ("say", "stop"), "training.on_overfitting"),
+  (
+    "say or stop",
+    lambda v: v in ("say", "stop"),
+    "training.on_overfitting training.on_no_progress",
+  ),
   ("a tuple of 'flip', 'crop'", lambda v: set(v) <= {"flip", "crop"}, "training.augment"),
   ("last or best", lambda v: v in ("last", "best"), "evaluation.checkpoint"),
   ("an integer >= 0", lambda v: v >= 0, "data.image_size data.max_device_bytes data.workers"),
@@ -220,7 +225,7 @@ def validate(config: ConfigDict) -> None:
   flat = flattened(config.to_dict())
   named = tuple(f"{section}." for section in sections.SECTIONS)
   for key in sorted(flattened(base().to_dict()).keys() ^ flat.keys()):
-    if not key.startswith((*named, "evaluation.radii.")):
+    if key not in _LATER and not key.startswith((*named, "evaluation.radii.")):
       verb = "lacks" if key not in flat else "has the unknown key"
       raise InputError(
         f"A config has the keys of robust_opt.experiments.config; this {verb} {key}."
@@ -235,10 +240,17 @@ def validate(config: ConfigDict) -> None:
         fine = False
       if not fine:
         raise InputError(f"--config.{key} must be {words}, but was {flat[key]!r}.")
+  if bool(config.data.mean) != bool(config.data.std):
+    raise InputError(
+      f"--config.data.mean and --config.data.std must both be given, or both be () to be measured "
+      f"on the training set, but were {config.data.mean} and {config.data.std}."
+    )
   sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
   sections.make(config, "objective", u=None)
-  sections.make(config, "schedule", peak=1.0, total=2, steps_per_epoch=1)
+  total = 2 * config.training.epochs
+  rate = sections.make(config, "schedule", peak=1.0, total=total, steps_per_epoch=2)
+  sections.make_optimizer(config, rate)
 
 
 def trains_robustly(config: ConfigDict) -> bool:
@@ -261,10 +273,19 @@ def adversary(config: ConfigDict) -> str:
   return set_in_words(config) + (f" and hidden layers by {hidden:.4g}" if hidden else "")
 
 
+# Keys that came later, with what earlier configs mean by lacking them: these values are not
+# written, so that an earlier work directory or result is still that of the same config.
+_LATER = {"training.on_no_progress": "say"}
+
+
 def as_dict(config: ConfigDict) -> dict[str, Any]:
   """The resolved config as plain JSON values: tuples become lists, an unused radius is left out."""
   value = json.loads(json.dumps(config.to_dict()))
   value["evaluation"]["radii"].pop(config.set.name.lower(), None)
+  for key, default in _LATER.items():
+    section, _, own = key.partition(".")
+    if value[section].get(own) == default:
+      del value[section][own]
   return value
 
 

@@ -24,6 +24,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from robust_opt import tables
 from robust_opt.files import atomic_write, name_in_errors
+from robust_opt.training import progress
 
 
 class MetricWriter:
@@ -176,6 +177,15 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     zeros = "" if row["zero_gradients"] is None else f"{row['zero_gradients']:,}"
     table.add_row(result_name(row), f"{row['correct'] / row['total']:.2%}", correct, zeros)
   return table
+
+
+def closing_lines(summary: Mapping[str, Any]) -> list[str]:
+  """Warnings below the table, of what the accuracies should not be read without."""
+  found = summary.get("not_learning")
+  if not found:
+    return []
+  warmup = "warmup" in summary["config"]["attack"]
+  return [progress.in_words(progress.NotLearning(**found), warmup=warmup)]
 
 
 def result_name(result: Mapping[str, Any]) -> str:

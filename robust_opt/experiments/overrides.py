@@ -4,7 +4,9 @@
   --config.attack.name=pgd --config.attack.num_steps=7              # of another attack
 
 A new name resets its section to the defaults of what is named, then the other overrides apply, in
-whatever order they are given.
+whatever order they are given. A new ball has the radius that config.evaluation.radii has for its
+norm; a new optimizer keeps the learning rate, unless it has a default of its own; of a new data
+set, the mean and standard deviation of the pixels are measured.
 """
 
 import ast
@@ -20,6 +22,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import sections
+from robust_opt.sets import BALLS
 
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
@@ -114,7 +117,7 @@ def flags_of(flat: Mapping[str, Any]) -> list[str] | None:
   return [f"--config.{key}={text}" for key, text in (names | changed).items()]
 
 
-_NAMES = tuple(f"{section}.name" for section in sections.SECTIONS)
+_NAMES = ("data.name", *(f"{section}.name" for section in sections.SECTIONS))
 
 
 def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
@@ -125,12 +128,32 @@ def apply(config: ConfigDict, items: Mapping[str, str]) -> None:
   """
   # 'MLP' in quotes as it is without.
   items = {key: re.sub(r"""^(['"])(.*)\1$""", r"\2", text) for key, text in items.items()}
+  if "set.name" in items:
+    items["set.name"] = sections.set_name(items["set.name"])
   for section in sections.SECTIONS:
     name = items.get(f"{section}.name")
     if name is not None and name != config[section].name:
-      sections.choose(config, section, name)
+      sections.choose(config, section, name, **_of_the_config(config, section, name))
+  if items.get("data.name", config.data.name) != config.data.name:
+    config.data.mean = config.data.std = ()  # those of other pixels, measured unless given
   for key, text in items.items():
     _set(config, key, text)
+
+
+def _of_the_config(config: ConfigDict, section: str, name: str) -> dict[str, Any]:
+  """Keys of a new name that have no default, but a value in the config.
+
+  These are the radius of a ball, and the learning rate of an optimizer.
+  """
+  if section == "set":
+    norm = next((norm for norm, ball in BALLS.items() if ball.__name__ == name), "")
+    radius = config.evaluation.radii.get(norm, 0.0)
+    return {"radius": radius} if radius else {}
+  if section == "optimizer" and "learning_rate" in config.optimizer:
+    default = sections.keys_of(section, name).get("learning_rate", 0.0)
+    missing = default is None or default is sections.REQUIRED
+    return {"learning_rate": config.optimizer.learning_rate} if missing else {}
+  return {}
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:

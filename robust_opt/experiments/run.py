@@ -8,6 +8,7 @@ three pictures. The same call on the same directory goes on where it was stopped
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from robust_opt.errors import NotLearningError
 from robust_opt.experiments import build, engine
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
@@ -25,7 +27,7 @@ from robust_opt.experiments.metrics import ProgressDisplay, read_metrics
 from robust_opt.experiments.signals import sigterm_ends_the_run
 from robust_opt.experiments.summary import draw, evaluate_and_describe
 from robust_opt.files import write_json
-from robust_opt.training import TrainMetrics, TrainState, overfitting
+from robust_opt.training import TrainMetrics, TrainState, overfitting, progress
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   Raises:
     InputError: the config or its data cannot be used, or the directory holds another experiment.
     DivergedError: the loss is no longer finite; the last good checkpoint is kept.
+    NotLearningError: training does not begin, and config.training.on_no_progress is "stop".
     PreemptedError: SIGTERM came; the state is saved.
     RunError: something could not be written; the checkpoints before it are kept.
   """
@@ -60,8 +63,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       logging.info("Resuming from the checkpoint of step %d.", int(restored.step))
     state = restored or experiment.state
     with RunLog(experiment, workdir, state, plan.total) as log:
-      if not log.stopped:
+      if not (log.stopped or log.stuck):
         state = engine.train(experiment, state, workdir, checkpoints, plan, log)
+    not_learning = log.not_learning[-1] if log.not_learning else None
+    if log.stuck and not_learning:
+      raise NotLearningError(progress.in_words(not_learning, warmup="warmup" in config.attack))
     reported = "best" if log.stopped else config.evaluation.checkpoint
     if reported == "best":
       state = checkpoints.restore(experiment.state, "best") or state
@@ -73,6 +79,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       "best_checkpoint": best,
       "checkpoint": reported,
       "overfitting": detected and detected._asdict(),
+      "not_learning": not_learning and not_learning._asdict(),
       "seconds_since_last_start": round(time.monotonic() - started, 1),
     }
     if jax.process_index() == 0:
@@ -104,9 +111,10 @@ def scan_length(steps_per_epoch: int, most: int) -> int:
 
 
 class RunLog:
-  """The log of a run: its progress, its held-out accuracies, and what tells of overfitting."""
+  """The log of a run: its progress, its held-out accuracies, and what tells that it goes wrong."""
 
   stopped: bool  # whether the config wants no more of a training that overfits
+  stuck: bool  # whether the config wants no more of a training that does not begin
 
   def __init__(self, experiment: Experiment, workdir: Path, state: TrainState, total: int) -> None:
     step, path = int(state.step), workdir / "metrics.jsonl"
@@ -115,7 +123,12 @@ class RunLog:
     self._records = [r for r in records if r["step"] <= step and "train/loss" in r]
     enabled = jax.process_index() == 0 and step < total
     self._display = ProgressDisplay(total, step, self._config.training.epochs, enabled=enabled)
-    self.stopped = self._overfits()
+    self._chance = progress.chance_of(
+      experiment.splits.train.labels,
+      experiment.splits.heldout.labels,
+      cross_entropy=self._config.objective.get("loss", "cross_entropy") == "cross_entropy",
+    )
+    self._decide()
 
   def __enter__(self) -> Self:
     self._display.__enter__()
@@ -146,7 +159,7 @@ class RunLog:
     return values, values.get("heldout/pgd_accuracy", own) if single else own
 
   def tell(self, step: int, values: engine.Values, measured: bool) -> bool:
-    """The bar or the log lines; a warning where overfitting begins."""
+    """The bar or the log lines; a warning where overfitting begins, or training does not."""
     epoch = -(-step // self._experiment.plan.num_steps)
     self._display.steps(step, epoch, values["train/loss"], values["train/examples_per_second"])
     self._records.append(values)
@@ -155,26 +168,48 @@ class RunLog:
       detected = overfitting.newly_detected(self.history)
       if detected is not None:
         self._display.say(overfitting.in_words(detected))
-      self.stopped = self._overfits()
-    return self.stopped
+      stuck = self.not_learning
+      if stuck[-1] and not any(stuck[-2:-1]):
+        warmup = "warmup" in self._config.attack
+        self._display.say(progress.in_words(stuck[-1], warmup=warmup))
+      self._decide()
+    return self.stopped or self.stuck
 
   @property
   def history(self) -> list[overfitting.Epoch]:
-    """The epochs so far that were watched, the loss of each the mean over its records."""
-    epochs, losses = [], []
+    """The epochs so far that were watched."""
+    names = ("single_step_accuracy", "pgd_accuracy", "watched")
+    return [
+      overfitting.Epoch(loss, *(record[f"heldout/{name}"] for name in names))
+      for loss, record in self._epochs()
+      if "heldout/watched" in record
+    ]
+
+  @property
+  def not_learning(self) -> list[progress.NotLearning | None]:
+    """Of every epoch so far, whether training has not begun."""
+    found, before = [], float("inf")
+    for epoch, (loss, record) in enumerate(self._epochs(), 1):
+      clean, zeros = record["heldout/clean_accuracy"], record["heldout/zero_gradients"]
+      measured = progress.Measured(loss, float(clean), int(zeros))
+      found.append(progress.detect(epoch, measured, self._chance, before))
+      before = loss
+    return found
+
+  def _epochs(self) -> Iterator[tuple[float, engine.Values]]:
+    """(training loss, the mean over its records; the record that has its measurements)."""
+    losses = []
     for record in self._records:
       losses.append(record["train/loss"])
-      if "heldout/watched" in record:
-        names = ("single_step_accuracy", "pgd_accuracy", "watched")
-        measured = (record[f"heldout/{name}"] for name in names)
-        epochs.append(overfitting.Epoch(float(np.mean(losses)), *measured))
       if "heldout/clean_accuracy" in record:
+        yield float(np.mean(losses)), record
         losses = []
-    return epochs
 
-  def _overfits(self) -> bool:
-    stops = self._config.training.on_overfitting == "stop"
-    return stops and overfitting.detect(self.history) is not None
+  def _decide(self) -> None:
+    training, stuck = self._config.training, self.not_learning
+    overfits = overfitting.detect(self.history) is not None
+    self.stopped = training.on_overfitting == "stop" and overfits
+    self.stuck = training.on_no_progress == "stop" and bool(stuck and stuck[-1])
 
 
 def heldout_accuracies(experiment: Experiment, state: TrainState) -> engine.Values:

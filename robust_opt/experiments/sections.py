@@ -8,17 +8,19 @@ arguments. Keys that what is named does not take do not exist.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from robust_opt import losses, models, objectives, sets
 from robust_opt.errors import InputError
 from robust_opt.experiments.attacks import ASCENT, ATTACKS
-from robust_opt.sets import UncertaintySet
+from robust_opt.sets import BALLS, UncertaintySet
 from robust_opt.sets.build import SETS, build_set, import_object
 from robust_opt.training import optimizers, penalties
 
@@ -40,6 +42,8 @@ def _of(module: Any, names: Iterable[str] | None = None) -> dict[str, Callable[.
 
 def _takes_learning_rate(name: str) -> bool:
   value = getattr(optax, name)
+  if name.startswith(("_", "scale_by_")) or name in optimizers.NEED_VALUE:
+    return False
   return inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
 
 
@@ -62,12 +66,21 @@ def find(section: str, name: str) -> Callable[..., Any]:
   choices = SECTIONS[section].choices
   if ":" in name:
     return import_object(name)
+  if section == "optimizer" and name in optimizers.NEED_VALUE:
+    raise InputError(_needs_value(name))
   if name not in choices:
-    known = "one of optax or dampened_sgd" if section == "optimizer" else ", ".join(choices)
+    known = ", ".join(choices)
+    known = f"an optimizer of optax or ours, {known}" if section == "optimizer" else known
     raise InputError(
       f"--config.{section}.name must be {known}, or package.module:name, but was {name!r}."
     )
   return choices[name]
+
+
+def set_name(name: str) -> str:
+  """The class of a ball whose norm or class is given in any case, as l2 or linf; others as is."""
+  ball = BALLS.get(name.lower())
+  return name if ball is None else ball.__name__
 
 
 def keys_of(section: str, name: str) -> dict[str, Any]:
@@ -92,6 +105,7 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   that is no plain value (a dtype, a mask) exists as a key, but is not written out. An unknown name
   or key is an InputError.
   """
+  name = set_name(name) if section == "set" else name
   for key in kwargs:
     check_key(section, name, key)
   shown = {key: value for key, value in keys_of(section, name).items() if isinstance(value, _PLAIN)}
@@ -142,6 +156,45 @@ def make(config: ConfigDict, section: str, **supplied: Any) -> Any:
       raise
     words = str(error).rstrip(".")
     raise InputError(f"--config.{section} does not fit {name}: {words}.") from error
+
+
+def make_optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+  """config.optimizer at a learning rate; an InputError if it needs more than gradients."""
+  name, schedule = config.optimizer.name, config.schedule.name
+  rateless = "learning_rate" not in keys_of("optimizer", name)
+  if schedule != "constant" and (rateless or name in optimizers.CONSTANT_RATE):
+    raise InputError(
+      f"--config.optimizer.name={name} takes no schedule of the learning rate: "
+      f"--config.schedule.name must be constant, but was {schedule}."
+    )
+  given = config.optimizer.learning_rate if name in optimizers.CONSTANT_RATE else rate
+  descent = make(config, "optimizer", learning_rate=given)
+  if not isinstance(descent, optax.GradientTransformation):
+    raise InputError(f"--config.optimizer.name={name} is no optimizer.")
+  if _lacks_arguments(descent):
+    raise InputError(_needs_value(name))
+  return descent
+
+
+def _lacks_arguments(descent: optax.GradientTransformation) -> bool:
+  """Whether an update takes more than gradients, state and parameters."""
+  params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      jax.eval_shape(lambda p: descent.update(p, descent.init(p), p), params)
+  except TypeError as error:
+    return "missing" in str(error) and "argument" in str(error)
+  except Exception:  # an optimizer for certain parameters alone
+    return False
+  return False
+
+
+def _needs_value(name: str) -> str:
+  return (
+    f"--config.optimizer.name={name} needs the loss or a function of it at every update, and "
+    f"training gives an optimizer the gradient alone: choose another, as adam or sgd."
+  )
 
 
 def make_set(config: ConfigDict, fit_planes: Callable[[str, int], sets.BasisOf]) -> UncertaintySet:

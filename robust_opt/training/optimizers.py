@@ -20,6 +20,11 @@ from robust_opt.types import Array, PyTree
 
 __all__ = ["dampened_sgd"]  # available to configs, in addition to optax
 
+# Of optax, those that a config cannot use: they search along the gradient or need the loss.
+NEED_VALUE = ("lbfgs", "polyak_sgd")
+# Those whose learning rate is a number, never a schedule.
+CONSTANT_RATE = ("optimistic_adam", "rprop", "sm3")
+
 
 class DampenedState(NamedTuple):
   """The number of updates so far, and the velocity."""
@@ -167,6 +172,80 @@ def triangular(peak: float, total: int, steps_per_epoch: int) -> optax.Schedule:
   return optax.join_schedules([rise, fall], [up])
 
 
+def one_cycle(
+  peak: float,
+  total: int,
+  steps_per_epoch: int,
+  warmup: float = 0.3,
+  div_factor: float = 25.0,
+  final_div_factor: float = 1e4,
+) -> optax.Schedule:
+  """Rises from peak / div_factor to peak in a share of the training, then falls, along cosines.
+
+    peak / div_factor -> peak -> peak / (div_factor final_div_factor)
+
+  Source: Smith and Topin 2017 (arXiv 1708.07120), as in PyTorch and optax.
+  """
+  _check_finite("div_factor", div_factor, div_factor > 0)
+  _check_finite("final_div_factor", final_div_factor, final_div_factor > 0)
+  if total < 2:
+    return optax.constant_schedule(peak)
+  up = max(1, _warmup_steps(warmup, total))
+  share = (up + 0.5) / total  # of which optax takes the integer part
+  return optax.cosine_onecycle_schedule(total, peak, share, div_factor, final_div_factor)
+
+
+def warmup_cosine(
+  peak: float, total: int, steps_per_epoch: int, warmup: float = 0.05, end: float = 0.0
+) -> optax.Schedule:
+  """Rises linearly from 0 in a share of the training, then falls to end * peak along a cosine."""
+  _check_finite("end", end, end >= 0)
+  up = _warmup_steps(warmup, total)
+  return optax.warmup_cosine_decay_schedule(0.0, peak, up, total, end * peak)
+
+
+def piecewise(
+  peak: float,
+  total: int,
+  steps_per_epoch: int,
+  boundaries: tuple[float, ...] = (0.5, 0.75),
+  factors: tuple[float, ...] = (0.1, 0.1),
+) -> optax.Schedule:
+  """peak times the product of the factors whose boundaries have been passed.
+
+  A boundary < 1 is a share of the training, any other a number of epochs. Multiples of the peak by
+  0.1 at half and at three quarters of the training are those of Rice, Wong and Kolter 2020 (arXiv
+  2002.11569).
+  """
+  if len(boundaries) != len(factors):
+    raise InputError(
+      f"boundaries and factors of a schedule must be equally many, but were {boundaries} and "
+      f"{factors}."
+    )
+  for boundary, factor in zip(boundaries, factors, strict=True):
+    _check_finite("boundaries", boundary, boundary > 0)
+    _check_finite("factors", factor, factor > 0)
+  share = lambda b: min(round(b * total), total - 1)  # noqa: E731
+  steps = [share(b) if b < 1 else round(b * steps_per_epoch) for b in boundaries]
+  if any(step >= total for step in steps):
+    epochs = total / steps_per_epoch
+    raise InputError(
+      f"boundaries of a schedule must lie before the end of the training, epoch {epochs:g}, but "
+      f"were {boundaries}."
+    )
+  passed = lambda step: step >= jnp.array(steps, jnp.int32)  # noqa: E731
+  return lambda step: peak * jnp.prod(jnp.where(passed(step), jnp.array(factors), 1.0))
+
+
+def _warmup_steps(warmup: float, total: int) -> int:
+  """At least one step remains after it."""
+  if not 0 <= warmup < 1:
+    raise InputError(
+      f"warmup of a schedule must be a share of the training, 0 <= warmup < 1, but was {warmup}."
+    )
+  return min(round(warmup * total), total - 1)
+
+
 def _check_finite(name: str, value: float, allowed: bool) -> None:
   if not (allowed and math.isfinite(value)):
     raise InputError(f"{name} of a schedule must be finite and positive, but was {value}.")
@@ -179,4 +258,7 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
   "halving": halving,
   "cosine": cosine,
   "triangular": triangular,
+  "one_cycle": one_cycle,
+  "warmup_cosine": warmup_cosine,
+  "piecewise": piecewise,
 }

@@ -71,7 +71,8 @@ TABLE = [
   (["--config.model.name=ResNet"], ["--config.model.name", "MnistCNN", "'ResNet'"]),
   (["--config.data.mean=(0.1, 0.2)"], ["--config.data.mean", "1 channels", "(0.1, 0.2)"]),
   (["--config.optimizer.name=sgdd"], ["--config.optimizer.name", "optax", "'sgdd'"]),
-  (["--config.optimizer.name=adam"], ["--config.optimizer.name=adam needs", "learning_rate"]),
+  (["--config.optimizer.name=lbfgs"], ["--config.optimizer.name=lbfgs needs the loss", "adam"]),
+  (["--config.optimizer.kwargs=3"], ["optimizer.kwargs", "takes learning_rate, momentum"]),
   (["--config.optimizer.name=softmax"], ["--config.optimizer", "softmax"]),
   (["--config.training.batch_size=4000"], ["--config.training.batch_size", "1293", "4000"]),
   pytest.param(

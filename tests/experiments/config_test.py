@@ -7,6 +7,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import robust_opt as ro
@@ -119,7 +120,93 @@ def own_loss(logits, y):
   return logits.sum(-1)
 
 
+# Optimizers
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_adam_can_be_named_with_every_config(path):
+  config_ = overrides.load(str(path))
+  rate = config_.optimizer.learning_rate
+  overrides.apply(config_, {"optimizer.name": "adam"})
+  assert config_.optimizer.learning_rate == rate
+  assert not {"momentum", "dampening"} & set(config_.optimizer)
+  config.validate(config_)
+  leaves = build.optimizer(config_, 10).init({"w": jnp.ones((2, 2))})
+  assert any(isinstance(state, optax.ScaleByAdamState) for state in leaves[1])
+
+
+def test_a_learning_rate_of_its_own_is_not_replaced(monkeypatch):
+  own = lambda learning_rate=1.0, beta=0.5: optax.sgd(learning_rate, beta)  # noqa: E731
+  monkeypatch.setitem(sections.SECTIONS["optimizer"].choices, "own", own)
+  config_ = changed("optimizer.name=own")
+  assert config_.optimizer.to_dict() == {"name": "own", "learning_rate": 1.0, "beta": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore")  # some are deprecated by optax, or will need a key
+@pytest.mark.parametrize("name", sections.SECTIONS["optimizer"].choices)
+def test_every_optimizer_that_can_be_named_makes_an_update(name):
+  config_ = changed(f"optimizer.name={name}")
+  config.validate(config_)
+  params = {"w": jnp.ones((2, 2))}
+  optimizer = build.optimizer(config_, 10)
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  assert jnp.all(jnp.isfinite(updates["w"]))
+
+
+def own_line_search(learning_rate):
+  return optax.chain(optax.sgd(learning_rate), optax.scale_by_polyak())
+
+
+def own_rate():
+  return optax.sgd(0.25)
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("name", ["lbfgs", "polyak_sgd", f"{OWN}:own_line_search"])
+def test_optimizers_that_need_the_loss_are_refused(name):
+  with pytest.raises(InputError, match=rf"optimizer.name={name} needs the loss"):
+    config.validate(changed(f"optimizer.name={name}"))
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("name", ["sm3", f"{OWN}:own_rate"])
+def test_schedules_that_would_have_no_effect_are_refused(name):
+  config.validate(changed(f"optimizer.name={name}"))
+  with pytest.raises(InputError, match=r"schedule.name must be constant, but was cosine"):
+    config.validate(changed(f"optimizer.name={name}", "schedule.name=cosine"))
+
+
 # Sets
+
+
+@pytest.mark.parametrize(
+  ("items", "mean"),
+  [
+    (["data.name=mnist"], ()),
+    (["data.mean=(0.5,)", "data.name=mnist", "data.std=(0.2,)"], (0.5,)),
+    (["data.name=digits"], (config.DIGITS_MEAN,)),
+    (["data.holdout=0.2"], (config.DIGITS_MEAN,)),
+  ],
+)
+def test_moments_of_the_pixels_belong_to_their_data_set(items, mean):
+  config_ = changed(*items)
+  config.validate(config_)
+  assert config_.data.mean == mean
+  assert bool(config_.data.std) == bool(mean)
+
+
+def test_the_moments_of_another_data_set_are_measured():
+  other = changed("data.name=fashion_mnist")
+  images = np.linspace(0, 255, 2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+  train = build.datasets.Dataset(images, np.array([0, 1]), 2, "other", "train")
+  net = build.model(other, train)
+  np.testing.assert_allclose((net.mean, net.std), build.pixel_statistics(images))
+
+
+@pytest.mark.parametrize("items", [["data.mean=()"], ["data.name=mnist", "data.std=(0.2,)"]])
+def test_one_moment_without_the_other_is_refused(items):
+  with pytest.raises(InputError, match=r"data.mean and --config.data.std must both be given"):
+    config.validate(changed(*items))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +228,23 @@ def test_sets_on_the_command_line(items, expected):
   assert build.own_set(config_, np.zeros((2, *SHAPE))) == expected
   step = attacks.step_set(expected, 0.25)
   assert type(step) is (ro.L2 if isinstance(expected, ro.L2) else type(expected))
+
+
+@pytest.mark.parametrize("name", ["L2", "l2", "'l2'"])
+def test_a_ball_by_its_name_has_the_radius_of_its_norm(name):
+  assert changed(f"set.name={name}").set.to_dict() == {"name": "L2", "radius": 0.5, "box": None}
+  given = changed(f"set.name={name}", "set.radius=0.25")
+  assert build.own_set(given, np.zeros((2, *SHAPE))) == ro.L2(0.25)
+  for same in ("linf", "LINF", "LInf"):
+    assert changed(f"set.name={same}", "set.box=(0, 1)").set.radius == 0.1
+
+
+def test_a_ball_without_a_radius_is_refused():
+  config_ = config.digits()
+  config_.evaluation.radii.l2 = 0.0
+  overrides.apply(config_, {"set.name": "L2"})
+  with pytest.raises(InputError, match=r"--config.set.name=L2 needs --config.set.radius"):
+    config.validate(config_)
 
 
 def test_no_tangent_planes_are_learned_for_who_only_loads_a_net(monkeypatch):
@@ -340,6 +444,17 @@ def test_the_flags_of_a_config_give_it_again(name):
   assert config.as_dict(overrides.config_of(config.__file__, flags)) == expected
 
 
+def test_a_config_from_before_a_key_is_the_same_experiment():
+  config_ = config.digits()
+  assert "on_no_progress" not in config.as_dict(config_)["training"]
+  config_.training.on_no_progress = "stop"
+  changed_ = config.differences(config.as_dict(config.digits()), config.as_dict(config_))
+  assert changed_ == ["training.on_no_progress: (absent) -> stop"]
+  with config_.unlocked():
+    del config_.training.on_no_progress
+  config.validate(config_)
+
+
 # Values
 
 NAN, INF = float("nan"), float("inf")
@@ -364,6 +479,7 @@ BAD = [
   ("training.batch_size", (0, -3), "an integer >= 1"),
   ("training.watch_examples", (-1,), "an integer >= 0 (0: none)"),
   ("training.on_overfitting", ("restore", ""), "say or stop"),
+  ("training.on_no_progress", ("warn", ""), "say or stop"),
   ("training.steps_per_scan", (0,), "an integer >= 1"),
   ("training.augment", (("flip", "rotate"),), "a tuple of 'flip', 'crop'"),
   ("evaluation.batch_size", (0,), "an integer >= 1"),
@@ -394,11 +510,16 @@ def test_bad_value_is_refused_in_a_sentence(key, value, allowed):
   ("items", "words"),
   [
     (["set.radius=-0.1"], "--config.set does not fit LInf: radius .*-0.1"),
-    (["set.name=L2"], "--config.set.name=L2 needs --config.set.radius"),
+    (["set.name=L0"], "--config.set.name=L0 needs --config.set.k"),
     (["attack.name=pgd", "attack.num_steps=0"], "num_steps must be an integer >= 1"),
     (["attack.name=lbfgs", "attack.num_steps=1"], r"an integer >= 2 \(one: name=steepest\)"),
     (["attack.name=pgd", "attack.relative_step=2.5"], "0 < step <= 2, but was 2.5"),
     (["schedule.name=halving", "schedule.epochs=0.0"], "does not fit halving: epochs"),
+    (["schedule.name=piecewise", "schedule.factors=(0.1,)"], "piecewise: boundaries and factors"),
+    (["schedule.name=piecewise", "schedule.boundaries=(0.5, 30)"], "before the end .* epoch 30"),
+    (["schedule.name=piecewise", "schedule.boundaries=(0.5, -1)"], "piecewise: boundaries"),
+    (["schedule.name=warmup_cosine", "schedule.warmup=1.0"], "0 <= warmup < 1, but was 1.0"),
+    (["schedule.name=one_cycle", "schedule.div_factor=0.0"], "does not fit one_cycle: div_factor"),
     (["schedule.name=inverse_time", "schedule.rate=-1.0"], "does not fit inverse_time: rate"),
     (["objective.name=mart", "objective.beta=-1"], "does not fit mart: beta .* was -1.0"),
     (["objective.name=mixture", "objective.alpha=2"], "does not fit mixture: alpha .* was 2.0"),

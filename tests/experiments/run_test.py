@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from main_test import SMALL, run_main
 from PIL import Image
 from rounding import rounding
 
@@ -321,6 +322,46 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
   last = {"say": 4, "stop": 3}[what] * parts.plan.num_steps
   assert records[-1]["step"] == last
   assert records[-1]["heldout/pgd_accuracy"] < 0.03 < records[-1]["heldout/single_step_accuracy"]
+
+
+# Training that does not begin.
+
+
+def test_a_run_that_stays_at_chance_says_so(tmp_path, monkeypatch, capfd, caplog):
+  stays = [*SMALL, "--config.optimizer.learning_rate=1e-9", "--config.training.epochs=4"]
+  assert run_main(monkeypatch, *stays, f"--workdir={tmp_path / 'say'}") == 0
+  warnings = [r.getMessage() for r in caplog.records if "not learning" in r.getMessage()]
+  (warning,) = warnings  # once; after one epoch the loss was that of the initial network
+  assert "after epoch 2 " in warning
+  assert "--config.attack.warmup=0.3" in warning
+  assert "--config.optimizer.learning_rate" in warning
+  closing = capfd.readouterr().out.splitlines()[-2]
+  assert closing.startswith("The network is not learning: after epoch 4 ")
+  found = strict((tmp_path / "say" / "summary.json").read_text())["not_learning"]
+  assert (found["kind"], found["epoch"], found["num_examples"]) == ("chance", 4, 20)
+  stop = [*stays, "--config.training.on_no_progress=stop", f"--workdir={tmp_path / 'stop'}"]
+  for _ in range(2):  # the same command again says the same
+    assert run_main(monkeypatch, *stop) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("robust_opt: The network is not learning: after epoch 2 ")
+  assert not (tmp_path / "stop" / "summary.json").exists()
+
+
+def test_standard_training_is_not_told_to_grow_a_radius(tmp_path, monkeypatch, capfd):
+  stays = [*SMALL, "--config.optimizer.learning_rate=1e-9", "--config.attack.name=none"]
+  assert run_main(monkeypatch, *stays, f"--workdir={tmp_path / 'run'}") == 0
+  closing = capfd.readouterr().out.splitlines()[-2]
+  assert "The network is not learning" in closing
+  assert "warmup" not in closing
+
+
+def test_a_run_that_learns_is_not_warned(finished):
+  config, workdir, summary_ = finished
+  assert summary_["not_learning"] is None
+  assert metrics.closing_lines(summary_) == []
+  experiment = assembly.assemble(config)
+  with run.RunLog(experiment, workdir, experiment.state.replace(step=58), total=58) as log:
+    assert log.not_learning == [None, None]
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])

@@ -81,8 +81,6 @@ def test_a_streamed_run_is_the_run_in_memory(folder, tmp_path, monkeypatch):
   arguments = [
     *itertools.filterfalse(lambda a: "examples" in a, SMALL),
     f"--config.data.name={folder}",
-    "--config.data.mean=()",
-    "--config.data.std=()",
     "--config.training.batch_size=8",
     "--config.data.holdout=0.2",
     "--config.training.steps_per_scan=1",

@@ -49,6 +49,54 @@ def test_a_config_names_it():
     config.choose(c, "optimizer", "dampened_sgd", learning_rate=0.01, nesterov=True)
 
 
+# Schedules, against their formulas: 20 epochs of 5 updates.
+
+PEAK, TOTAL, PER_EPOCH = 0.5, 100, 5
+
+
+def half_cosine(start, end, t):
+  return end + (start - end) * (1 + np.cos(np.pi * t)) / 2
+
+
+def one_cycle(step):
+  low, end = PEAK / 10, PEAK / 1000
+  return (
+    half_cosine(low, PEAK, step / 20) if step < 20 else half_cosine(PEAK, end, (step - 20) / 80)
+  )
+
+
+def warmup_cosine(step):
+  return PEAK * step / 10 if step < 10 else half_cosine(PEAK, PEAK / 100, (step - 10) / 90)
+
+
+def piecewise(step):
+  return PEAK * (0.1 if step >= 15 else 1) * (0.5 if step >= 60 else 1) * (2 if step >= 90 else 1)
+
+
+@pytest.mark.parametrize(
+  ("formula", "own"),
+  [
+    (one_cycle, {"warmup": 0.2, "div_factor": 10.0, "final_div_factor": 100.0}),
+    (warmup_cosine, {"warmup": 0.1, "end": 0.01}),
+    (piecewise, {"boundaries": (3, 0.6, 0.9), "factors": (0.1, 0.5, 2.0)}),
+  ],
+)
+def test_schedules_are_their_formulas(formula, own):
+  rate = jax.jit(optimizers.SCHEDULES[formula.__name__](PEAK, TOTAL, PER_EPOCH, **own))
+  expected = [formula(step) for step in range(TOTAL)]
+  np.testing.assert_allclose([rate(step) for step in range(TOTAL)], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+@pytest.mark.parametrize("total", [1, 2, 3])
+def test_schedules_of_few_updates_are_finite(name, total):
+  rate = optimizers.SCHEDULES[name](PEAK, total, 1)
+  values = np.array([rate(step) for step in range(total)])
+  assert np.isfinite(values).all()
+  assert (values >= 0).all()
+  assert (values <= PEAK * (1 + 1e-6)).all()
+
+
 # The bound on columns of weights.
 
 LIMIT = 1.9365
