@@ -41,7 +41,12 @@ class Dataset(NamedTuple):
   num_classes: int
   name: str
   split: str
-  classes: tuple[str, ...] = ()
+  classes: tuple[str, ...] = ()  # their names, if they have any
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """The names of the classes; their numbers where they have none."""
+    return self.classes or tuple(map(str, range(self.num_classes)))
 
 
 def load(

@@ -82,7 +82,7 @@ def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dat
     raise InputError(f"{words} images {shape}, but those of {name} are {own}.")
   if made.num_classes != original.num_classes:
     raise InputError(f"{words} {made.num_classes} classes, but {name} has {original.num_classes}.")
-  return made
+  return made._replace(classes=original.classes)
 
 
 def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Dataset:

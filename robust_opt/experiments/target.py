@@ -1,5 +1,6 @@
 """What is evaluated: a network and its test data, of a finished run or of the user's own.
 
+run = load_run("runs/mnist_linf")          # also ro.load_run
 target = load({"workdir": "runs/mnist_linf"})
 target = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
 """
@@ -19,6 +20,7 @@ from robust_opt.data.datasets import Dataset, fingerprint
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
+from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
@@ -27,7 +29,7 @@ from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.sets.build import import_object
 from robust_opt.training import evaluated_params
-from robust_opt.types import LogitsFn
+from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
 
 
 class EvalTarget(NamedTuple):
@@ -43,16 +45,52 @@ class EvalTarget(NamedTuple):
 
 
 class TrainedNet(NamedTuple):
-  """The network of a run in evaluation mode, and its data."""
+  """The network of a run and its data; images of any function below are pixels in [0, 1].
 
-  logits_fn: LogitsFn  # as of EvalTarget
-  features_fn: LogitsFn  # x [B, *S] -> the input of its last dense layer, [B, F]; likewise
+  Attributes:
+    logits_fn: x [B, *S] -> logits [B, C], in evaluation mode; a Partial, whose arrays are the
+      weights.
+    features_fn: x [B, *S] -> the input of the last dense layer, [B, F]; likewise.
+    train, test: the data of the run, images [N, H, W, C] as they are stored, often uint8;
+      `examples` has them as pixels.
+    sha256: of the weights.
+    title: of the run, in words.
+    definition: the text of the network, its preprocessing included.
+    set: the config of the set that it was trained over, if any.
+    params, model_state: the weights (their average, if the run averages them) and the batch
+      statistics, or {}, as NumPy arrays.
+    apply: the network as `ro.make_train_step` takes it.
+    classes: the names of the C classes; their numbers if the data set names none.
+    config: of the run.
+  """
+
+  logits_fn: LogitsFn
+  features_fn: LogitsFn
   train: Dataset
   test: Dataset
-  sha256: str  # of the weights
-  title: str  # the run's, in words
-  definition: str  # the text of the network, its preprocessing included
-  set: dict[str, Any] | None  # the config of the set that it was trained over, if any
+  sha256: str
+  title: str
+  definition: str
+  set: dict[str, Any] | None
+  params: Params
+  model_state: ModelState
+  apply: ApplyFn
+  classes: tuple[str, ...]
+  config: ConfigDict
+
+  def examples(self, split: str = "test", count: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` examples (0: all) of "test" or "train".
+
+    Returns:
+      x [N, *S] float32, pixels in [0, 1], and y [N] int32.
+    """
+    data = {"test": self.test, "train": self.train}[split]
+    count = count or len(data.labels)
+    return pixels(data.images[:count]), data.labels[:count].astype(np.int32)
+
+  def predict(self, images: np.ndarray, batch_size: int = CPU_BATCH) -> np.ndarray:
+    """The predicted classes [N] int32 of images [N, *S], pixels in [0, 1] or uint8 in [0, 255]."""
+    return predictions(self.logits_fn, pixels(images), batch_size)
 
 
 def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
@@ -74,9 +112,10 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   if given.keys() >= {"model", "data"} and "workdir" not in given:
     target = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
   elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
-    net = load_net(given)
-    x, y = pixels(net.test.images), net.test.labels.astype(np.int32)
-    target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set)
+    net = load_run(**given)
+    target = EvalTarget(
+      net.logits_fn, *net.examples(), net.sha256, net.title, net.definition, net.set
+    )
   else:
     named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
     raise InputError(
@@ -87,17 +126,38 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   return target._replace(x=target.x[:count], y=target.y[:count])
 
 
-def load_net(source: dict[str, Any]) -> TrainedNet:
-  """The network of a run: source as for `load`, of a work directory; or an InputError."""
-  if not source.get("workdir"):
+def load_run(
+  workdir: str | Path,
+  *,
+  data_dir: str = "",
+  cache_dir: str = "",
+  train_files: str = "",
+  checkpoint: str = "",
+) -> TrainedNet:
+  """The trained network of a run of robust_opt.main, as a value.
+
+    run = ro.load_run("runs/digits")
+    x, y = run.examples()                                  # x [N, *S] in [0, 1], y [N]
+    accuracy = (run.predict(x) == y).mean()
+    state = ro.init_state(run.params, run.model_state, optax.sgd(1e-3))    # train it further
+
+  Args:
+    workdir: the work directory, of a run that has saved a checkpoint.
+    data_dir, cache_dir, train_files: where its data lies now; empty: where its config says.
+    checkpoint: "last" or "best" by held-out robust accuracy; empty: the one that it reports on.
+
+  Raises:
+    InputError: no run, no whole checkpoint, or other training data than the run had.
+  """
+  if not str(workdir):
     raise InputError("Give --workdir, of a finished run of robust_opt.main.")
-  workdir = Path(source["workdir"])
+  workdir = Path(workdir)
   if not (workdir / "config.json").is_file():
     raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
   config = _config(workdir / "config.json")
-  for key in ("data_dir", "cache_dir", "train_files"):
-    config.data[key] = source.get(key) or config.data[key]
-  which = source.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
+  places = {"data_dir": data_dir, "cache_dir": cache_dir, "train_files": train_files}
+  config.data.update({key: place for key, place in places.items() if place})
+  which = checkpoint or _reported(workdir) or config.evaluation.checkpoint
   if which not in ("last", "best"):
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
@@ -112,9 +172,9 @@ def load_net(source: dict[str, Any]) -> TrainedNet:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
   # On one device: an evaluation on several places the weights as it places the batches.
   local = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
-  against = config_lib.adversary(config)
+  against, apply = config_lib.adversary(config), models.from_linen(initial.net)
   return TrainedNet(
-    logits_of(models.from_linen(initial.net), *local),
+    logits_of(apply, *local),
     logits_of(models.representation(initial.net), *local),
     splits.train,
     splits.test,
@@ -122,6 +182,10 @@ def load_net(source: dict[str, Any]) -> TrainedNet:
     f"{config.model.name} on {config.data.name}, {f'over {against}' if against else 'standard'}",
     repr(initial.net),
     config.set.to_dict() if against else None,
+    *local,
+    apply,
+    splits.train.class_names,
+    config,
   )
 
 

@@ -16,8 +16,10 @@ from robust_opt.files import leftovers, write_json
 # Raise it with every change after which the same inputs give other numbers: directories of an older
 # revision are then refused, so that nobody is shown the old numbers or a mixture of both.
 REVISION = 2
-# Beside config.json: what a run depends on that its config does not say, SHA-256 of its data.
+# Beside config.json: what a run depends on that its config does not say, SHA-256 of its data; and
+# the names of the classes, so that predictions can be named without the data.
 INPUTS = "inputs.json"
+_NAMES = ("num_classes", "classes")  # of INPUTS, no part of what is computed
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -41,12 +43,14 @@ def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
   inputs = {"revision": REVISION, "data": digests}
   if (workdir / "config.json").exists():
-    _refuse(workdir, config_lib.differences(read_inputs(workdir), inputs))
+    known = {key: value for key, value in read_inputs(workdir).items() if key not in _NAMES}
+    _refuse(workdir, config_lib.differences(known, inputs))
   if jax.process_index() == 0:
     for path in leftovers(workdir):
       path.unlink(missing_ok=True)
     if not (workdir / "config.json").exists():
-      write_json(workdir / INPUTS, inputs)
+      names = splits.train.class_names
+      write_json(workdir / INPUTS, inputs | {"num_classes": len(names), "classes": names})
       write_json(workdir / "config.json", config_lib.as_dict(config))
 
 

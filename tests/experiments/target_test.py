@@ -1,0 +1,94 @@
+"""Trained networks as values, on data of their own or of others."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import robust_opt as ro
+from robust_opt.arrays import digest
+from robust_opt.data import datasets
+from robust_opt.errors import InputError
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments import run as run_lib
+
+
+def small_config():
+  config = config_lib.digits()
+  config_lib.choose(config, "model", "SoftmaxRegression")
+  config.data.mean, config.data.std = (), ()
+  config.data.train_examples, config.data.test_examples = 300, 120
+  config.training.epochs = 1
+  config.evaluation.sweep = (0.0, 1.0)
+  return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """The work directory of a finished run."""
+  workdir = tmp_path_factory.mktemp("run") / "digits"
+  run_lib.run(small_config(), workdir)
+  return workdir
+
+
+def test_a_run_is_loaded_as_a_value(trained):
+  run = ro.load_run(trained)
+  summary = json.loads((trained / "summary.json").read_text())
+  x, y = run.examples()
+  assert (x.dtype, y.dtype, x.shape) == (np.float32, np.int32, (120, 8, 8, 1))
+  assert (x.min(), x.max()) == (0, 1)
+  correct = int((run.predict(x) == y).sum())
+  assert correct == summary["results"][0]["correct"]
+  np.testing.assert_array_equal(run.predict(run.test.images), run.predict(x))
+  np.testing.assert_array_equal(np.argmax(run.logits_fn(x), axis=1), run.predict(x))
+  assert digest(run.params) == summary["params_sha256"]
+  assert run.config.training.epochs == 1
+  assert run.classes == tuple("0123456789")
+  assert len(run.examples("train", 7)[0]) == 7
+
+
+def test_a_run_is_attacked_and_trained_further(trained):
+  run = ro.load_run(str(trained))
+  x, y = run.examples("train", 64)
+  optimizer, u = optax.sgd(0.1), ro.LInf(0.1)
+  step = jax.jit(ro.make_train_step(run.apply, optimizer, ro.robust(), ro.steepest(u)))
+  state = ro.init_state(run.params, run.model_state, optimizer)
+  losses = []
+  for _ in range(5):
+    state, metrics = step(state, ro.Batch(x, y, np.arange(64)), jax.random.key(0))
+    losses.append(float(metrics.loss))
+  assert losses[-1] < losses[0]
+
+
+def test_the_names_of_the_classes_are_kept_with_a_run(trained):
+  inputs = json.loads((trained / "inputs.json").read_text())
+  assert (inputs["num_classes"], inputs["classes"]) == (10, list("0123456789"))
+  # A run from before they were kept is still the same run.
+  before = {key: inputs[key] for key in ("revision", "data")}
+  (trained / "inputs.json").write_text(json.dumps(before))
+  assert run_lib.run(small_config(), trained)["step"] > 0
+  (trained / "inputs.json").write_text(json.dumps(inputs))
+  named = datasets.load("digits", "test")._replace(classes=("zero", "one"))
+  assert named.class_names == ("zero", "one")
+
+
+def test_what_is_no_run(tmp_path):
+  with pytest.raises(InputError, match="must be the directory of a run"):
+    ro.load_run(tmp_path)
+  with pytest.raises(AttributeError, match="no attribute 'load_runs'"):
+    ro.load_runs  # noqa: B018
+
+
+def test_experiments_are_imported_with_the_first_run():
+  code = """
+import sys
+import robust_opt as ro
+assert "robust_opt.experiments" not in sys.modules
+ro.load_run
+assert "robust_opt.experiments" in sys.modules
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)
