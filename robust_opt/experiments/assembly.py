@@ -67,10 +67,15 @@ class Experiment(NamedTuple):
 def initial_run(
   config: ConfigDict, train: datasets.Dataset, seed_keys: Array | None = None
 ) -> InitialRun:
-  """The network that learns from this data, but nothing that trains it.
+  """The network that learns from this data, but nothing that trains it; its weights are random.
 
   The states of several seeds are stacked, one for each of seed_keys [S]; None: config.seed alone.
   """
+  if config.init_from and seed_keys is not None:
+    raise InputError(
+      f"--config.init_from={config.init_from} is for robust_opt.main: seeds that are trained "
+      f"together start at random."
+    )
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)

@@ -40,6 +40,7 @@ def standardized(radius: float, std: float) -> float:
 def base() -> ConfigDict:
   """Every key of a config; sections with a `name` are changed by `choose`."""
   config = ConfigDict({"seed": 0})
+  config.init_from = ""  # work directory of a run whose weights to start from; empty: at random
   config.data = ConfigDict()
   config.data.name = "digits"  # or an image classification set of TensorFlow Datasets
   config.data.mean = (DIGITS_MEAN,)  # of the pixels, one a channel; (): from the training set
@@ -256,9 +257,14 @@ def adversary(config: ConfigDict) -> str:
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-  """The resolved config as plain JSON values: tuples become lists, an unused radius is left out."""
+  """The resolved config as plain JSON values, tuples as lists, without what is unused.
+
+  That is the radius of the set's own norm, and an empty init_from.
+  """
   value = json.loads(json.dumps(config.to_dict()))
   value["evaluation"]["radii"].pop(config.set.name.lower(), None)
+  if not value["init_from"]:
+    del value["init_from"]
   return value
 
 

@@ -217,7 +217,8 @@ def _config(path: Path) -> ConfigDict:
     return tuple(value) if isinstance(value, list) else value
 
   try:
-    config = ConfigDict(with_tuples(json.loads(path.read_text(encoding="utf-8"))))
+    written = json.loads(path.read_text(encoding="utf-8"))
+    config = ConfigDict(with_tuples({"init_from": "", **written}))
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise InputError(f"{path} is no readable config of a run ({error}).") from error
   config_lib.validate(config)

@@ -38,12 +38,21 @@ def check(workdir: Path, config: ConfigDict) -> None:
       )
 
 
-def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
-  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code."""
+def claim(
+  workdir: Path, config: ConfigDict, splits: build.Splits, init_sha256: str | None = None
+) -> None:
+  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code.
+
+  init_sha256 is of the weights that config.init_from names; None: they were not read, and are not
+  compared.
+  """
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
-  inputs = {"revision": REVISION, "data": digests}
+  inputs: dict[str, Any] = {"revision": REVISION, "data": digests}
+  if init_sha256 is not None:
+    inputs["init_from"] = init_sha256
   if (workdir / "config.json").exists():
-    known = {key: value for key, value in read_inputs(workdir).items() if key not in _NAMES}
+    ignored = _NAMES if init_sha256 is not None else (*_NAMES, "init_from")
+    known = {key: value for key, value in read_inputs(workdir).items() if key not in ignored}
     _refuse(workdir, config_lib.differences(known, inputs))
   if jax.process_index() == 0:
     for path in leftovers(workdir):
@@ -52,6 +61,11 @@ def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
       names = splits.train.class_names
       write_json(workdir / INPUTS, inputs | {"num_classes": len(names), "classes": names})
       write_json(workdir / "config.json", config_lib.as_dict(config))
+
+
+def is_claimed(workdir: Path) -> bool:
+  """Whether the directory holds a run."""
+  return (workdir / "config.json").exists()
 
 
 def read_inputs(workdir: Path) -> dict[str, Any]:

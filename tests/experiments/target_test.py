@@ -1,6 +1,7 @@
 """Trained networks as values, on data of their own or of others."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import robust_opt as ro
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
+from robust_opt.experiments import assembly
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as run_lib
 
@@ -92,3 +94,69 @@ ro.load_run
 assert "robust_opt.experiments" in sys.modules
 """
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def started_from(workdir):
+  config = small_config()
+  config.init_from = str(workdir)
+  config.optimizer.learning_rate = 1e-9
+  return config
+
+
+def test_a_run_starts_from_the_weights_of_another(trained, tmp_path):
+  before, workdir = ro.load_run(trained), tmp_path / "further"
+  run_lib.run(started_from(trained), workdir)
+  after = ro.load_run(workdir)
+  for new, old in zip(*map(jax.tree.leaves, (after.params, before.params)), strict=True):
+    np.testing.assert_allclose(new, old, atol=1e-4)
+  assert json.loads((workdir / "inputs.json").read_text())["init_from"] == before.sha256
+  assert "init_from" not in json.loads((trained / "inputs.json").read_text())
+
+
+def test_a_stopped_run_reads_the_weights_again_only_without_a_checkpoint(
+  trained, tmp_path, monkeypatch
+):
+  source, workdir = tmp_path / "source", tmp_path / "further"
+  shutil.copytree(trained, source)
+  config = started_from(source)
+
+  class Stopped(Exception):  # noqa: N818
+    pass
+
+  def stop(*args):
+    raise Stopped
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run_lib.engine, "train", stop)
+    with pytest.raises(Stopped):
+      run_lib.run(config, workdir)
+  # Without a checkpoint the same weights must still be there.
+  inputs = json.loads((workdir / "inputs.json").read_text())
+  (workdir / "inputs.json").write_text(json.dumps(inputs | {"init_from": "others"}))
+  with pytest.raises(InputError, match="init_from: others -> "):
+    run_lib.run(config, workdir)
+  (workdir / "inputs.json").write_text(json.dumps(inputs))
+  with monkeypatch.context() as patch:
+    patch.setattr(run_lib, "evaluate_and_describe", stop)
+    with pytest.raises(Stopped):
+      run_lib.run(config, workdir)
+  shutil.rmtree(source)
+  assert run_lib.run(config, workdir)["step"] > 0
+  config.init_from = str(trained)
+  with pytest.raises(InputError, match=r"another experiment.*init_from: "):
+    run_lib.run(config, workdir)
+
+
+def test_weights_that_a_run_cannot_start_from(trained, tmp_path):
+  config = started_from(trained)
+  config_lib.choose(config, "model", "MLP", widths=(5,))
+  with pytest.raises(InputError, match=r"another architecture: \S+ is .* there and .* here"):
+    run_lib.run(config, tmp_path / "other")
+  (tmp_path / "net.safetensors").write_bytes(b"")
+  for path in (tmp_path / "net.safetensors", tmp_path):
+    with pytest.raises(InputError, match=r"init_from=.* must be the work directory of a run"):
+      run_lib.run(started_from(path), tmp_path / "other")
+  assert not (tmp_path / "other").exists()
+  keys = jax.random.split(jax.random.key(0))
+  with pytest.raises(InputError, match="trained together start at random"):
+    assembly.assemble(started_from(trained), seed_keys=keys)
