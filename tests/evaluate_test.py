@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from images import write_class_folders
 
 from robust_opt import evaluate, losses, verify
 from robust_opt.errors import InputError, RunError
@@ -192,6 +193,66 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   verify.run(tmp_path / "found" / "verdict.npz", {})
   with pytest.raises(InputError, match="need --output"):
     evaluation.run(found._replace(output=None))
+
+
+def test_data_of_other_makers(tmp_path, monkeypatch, caplog):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path)
+  expected = target.load(source)
+  integers = np.random.default_rng(2).integers(0, 256, (30, 6))
+  y, named = expected.y, {**source, "data": "other.npz"}
+  for labels in (np.eye(3)[y], y[:, None], y.astype(np.float64)):
+    np.savez("other.npz", test_images=expected.x, test_labels=labels, train_images=y)
+    found = target.load(named)
+    np.testing.assert_array_equal(found.x, expected.x)
+    np.testing.assert_array_equal(found.y, y)
+  assert not caplog.records
+  for dtype in (np.uint8, np.int64):
+    np.savez("other.npz", pictures=integers.astype(dtype), kinds=y)
+    found = target.load({**source, "data": "other.npz:pictures,kinds"})
+    np.testing.assert_array_equal(found.x, integers.astype(np.float32) / np.float32(255))
+    assert found.x.dtype == np.float32
+  np.save("x.npy", integers)
+  np.save("y.npy", y)
+  np.testing.assert_array_equal(target.load({**source, "data": "x.npy,y.npy"}).x, found.x)
+  assert [r.getMessage().split(" are ")[1] for r in caplog.records] == [
+    "taken as pixels from 0 to 255."
+  ] * 3
+
+
+def test_a_folder_of_class_folders_as_data(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  root = write_class_folders(tmp_path / "insects", ("ant", "bee"), 5, (4, 6))
+  source = own(tmp_path) | {"data": str(root)}
+  found = target.load(source)
+  assert (found.x.shape, found.x.dtype) == ((10, 4, 6, 3), np.float32)
+  assert 0 <= found.x.min() < found.x.max() <= 1
+  np.testing.assert_array_equal(found.y, np.repeat([0, 1], 5))
+  assert target.load({**source, "image_size": 8}).x.shape == (10, 8, 8, 3)
+  write_class_folders(root, ("cat",), 6, (5, 5))
+  with pytest.raises(InputError, match=r"--data=.*: set --image_size, the height"):
+    target.load(source)
+
+
+def test_data_that_cannot_be_read(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path)
+  np.savez("negative.npz", x=np.full((3, 6), -1), y=np.zeros(3, int))
+  np.savez("fractions.npz", x=np.zeros((3, 6)), y=np.full(3, 0.5))
+  whole = (tmp_path / "data.npz").read_bytes()
+  (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+  cases = [
+    ("negative.npz", "pixels from -1 to -1"),
+    ("fractions.npz", "not made of integers"),
+    ("cut.npz", "cannot be read as an .npz file"),
+    ("data.npz:x,z", "must name images and labels among its arrays"),
+    ("x.npy,y.npy", "cannot be read as an .npy file"),
+  ]
+  for data, words in cases:
+    with pytest.raises(InputError, match=f"^--data={data} must be an .npz file .*{words}"):
+      target.load({**source, "data": data})
+  with pytest.raises(InputError, match="--image_size=8 has no effect"):
+    target.load({**source, "image_size": 8})
 
 
 STRUCTURED = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'

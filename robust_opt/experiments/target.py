@@ -6,7 +6,6 @@ target = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
 """
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from ml_collections import ConfigDict
 
 from robust_opt import models
 from robust_opt.arrays import digest
-from robust_opt.data.datasets import Dataset, fingerprint
-from robust_opt.errors import InputError
+from robust_opt.data.datasets import Dataset, Examples, fingerprint, read_examples
+from robust_opt.errors import InputError, MissingExtraError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
@@ -99,8 +98,9 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   Args:
     source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
       ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
-      images, and data, an .npz file with x [N, *S] and y [N]; with draws > 0 the function is one
-      of images and a key, averaged over so many draws (`network.Randomized`).
+      images, and data, files or a folder (`datasets.read_examples`, with image_size); with draws
+      > 0 the function is one of images and a key, averaged over so many draws
+      (`network.Randomized`).
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -110,14 +110,16 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
   if given.keys() >= {"model", "data"} and "workdir" not in given:
-    target = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
-  elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
+    numbers = given.get("image_size", 0), given.get("draws", 0)
+    target = _of_user(given["model"], given["data"], *numbers)
+  elif "workdir" in given and not given.keys() & {"model", "data", "image_size", "draws"}:
     net = load_run(**given)
     target = EvalTarget(
       net.logits_fn, *net.examples(), net.sha256, net.title, net.definition, net.set
     )
   else:
-    named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
+    flags = ("workdir", "model", "data", "image_size", "draws")
+    named = ", ".join(f"--{key}" for key in flags if key in given)
     raise InputError(
       f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
       f"{named or 'none of them'}."
@@ -225,7 +227,21 @@ def _config(path: Path) -> ConfigDict:
   return config
 
 
-def _of_user(model: str, path: Path, draws: int) -> EvalTarget:
+def _read(data: str, image_size: int) -> Examples:
+  """--data, or an InputError in the words of the flags."""
+  try:
+    return read_examples(data, image_size)
+  except MissingExtraError:
+    raise
+  except InputError as error:
+    words = str(error).replace("data.name=", "--data=").replace("data.image_size", "--image_size")
+    raise InputError(
+      f"--data={data} must be an .npz file with x and y, or other files or a folder as --help says "
+      f"({words})."
+    ) from error
+
+
+def _of_user(model: str, data: str, image_size: int, draws: int) -> EvalTarget:
   if not all(model.partition(":")):
     raise InputError(f"--model must be module:function, but was {model!r}.")
   try:
@@ -234,12 +250,7 @@ def _of_user(model: str, path: Path, draws: int) -> EvalTarget:
     raise InputError(f"--model={error}") from error
   if not callable(logits_fn):
     raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
-  try:
-    # Opened here: np.load leaves a damaged archive open.
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-      x, y = file["x"], file["y"]
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(f"--data={path} must be an .npz file with x and y ({error}).") from error
+  x, y, _ = _read(data, image_size)
   arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
   if draws:
     logits_fn = network.Randomized(logits_fn, jax.random.key(0), draws)
