@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from robust_opt import models
 from robust_opt.arrays import digest
-from robust_opt.data.datasets import Dataset, Examples, fingerprint, read_examples
+from robust_opt.data.datasets import (
+  Dataset,
+  Examples,
+  fingerprint,
+  from_arrays,
+  read_examples,
+)
 from robust_opt.errors import InputError, MissingExtraError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
@@ -97,7 +104,8 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
 
   Args:
     source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
-      ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
+      ("last" or "best") if they are not the config's own, and data if that is not the run's test
+      set; or model, "module:name" of a function of
       images, and data, files or a folder (`datasets.read_examples`, with image_size); with draws
       > 0 the function is one of images and a key, averaged over so many draws
       (`network.Randomized`).
@@ -112,17 +120,19 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   if given.keys() >= {"model", "data"} and "workdir" not in given:
     numbers = given.get("image_size", 0), given.get("draws", 0)
     target = _of_user(given["model"], given["data"], *numbers)
-  elif "workdir" in given and not given.keys() & {"model", "data", "image_size", "draws"}:
+  elif "workdir" in given and not given.keys() & {"model", "draws"}:
+    data, image_size = given.pop("data", ""), given.pop("image_size", 0)
+    if image_size and not data:
+      raise InputError(f"--image_size={image_size} has no effect without --data.")
     net = load_run(**given)
-    target = EvalTarget(
-      net.logits_fn, *net.examples(), net.sha256, net.title, net.definition, net.set
-    )
+    x, y = _for_run(net, data, image_size) if data else net.examples()
+    target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set)
   else:
     flags = ("workdir", "model", "data", "image_size", "draws")
     named = ", ".join(f"--{key}" for key in flags if key in given)
     raise InputError(
       f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
-      f"{named or 'none of them'}."
+      f"{named or 'none of them'}; --workdir may have --data of its own."
     )
   count = examples or len(target.y)
   return target._replace(x=target.x[:count], y=target.y[:count])
@@ -239,6 +249,47 @@ def _read(data: str, image_size: int) -> Examples:
       f"--data={data} must be an .npz file with x and y, or other files or a folder as --help says "
       f"({words})."
     ) from error
+
+
+def _for_run(net: TrainedNet, data: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """x [N, H, W, C] and y [N] of other data than the run's own, in its layout and its classes.
+
+  Raises:
+    InputError: the images have another shape than the run's, or there are other classes.
+  """
+  shape = net.test.images.shape[1:]
+  height, width, _ = shape
+  is_folder = Path(data).expanduser().is_dir()
+  square = height if is_folder and height == width else 0
+  images, labels, classes = _read(data, image_size or square)
+  channels_first = images.shape[1:] == (shape[2], *shape[:2]) != shape
+  if channels_first:
+    logging.warning("%s: axis 0 of its images, %s, is the channels.", data, images.shape[1:])
+  elif shape not in (images.shape[1:], (*images.shape[1:], 1)):
+    given, own = (" x ".join(map(str, sizes)) for sizes in (images.shape[1:], shape))
+    raise InputError(f"--data={data} has images of {given}, but those of {net.title} are {own}.")
+  if classes:
+    labels = _numbers_in_run(net, data, classes)[labels]
+  try:
+    axis = 0 if channels_first else -1
+    found = from_arrays(images, labels, len(net.classes), channel_axis=axis)
+  except InputError as error:
+    raise InputError(f"--data={data} does not fit {net.title}: {error}.") from error
+  return pixels(found.images), found.labels
+
+
+def _numbers_in_run(net: TrainedNet, data: str, classes: tuple[str, ...]) -> np.ndarray:
+  """The number in the run of each class of a folder: by name if the run has such names."""
+  if set(classes) <= set(net.classes):
+    return np.array([net.classes.index(name) for name in classes], np.int32)
+  if net.train.classes:
+    other = next(name for name in classes if name not in net.classes)
+    raise InputError(
+      f"--data={data} has the class {other!r}, which is none of {net.title}: "
+      f"{', '.join(net.classes[:20])}."
+    )
+  logging.warning("%s: its classes %s are taken as 0, 1, ...", data, ", ".join(classes[:20]))
+  return np.arange(len(classes), dtype=np.int32)
 
 
 def _of_user(model: str, data: str, image_size: int, draws: int) -> EvalTarget:
