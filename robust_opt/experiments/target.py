@@ -184,7 +184,7 @@ def load_run(
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
   # On one device: an evaluation on several places the weights as it places the batches.
   local = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
-  against, apply = config_lib.adversary(config), models.from_linen(initial.net)
+  against, apply = config_lib.adversary(config), models.apply_of(initial.net)
   return TrainedNet(
     logits_of(apply, *local),
     logits_of(models.representation(initial.net), *local),
@@ -192,7 +192,7 @@ def load_run(
     splits.test,
     digest(local),
     f"{config.model.name} on {config.data.name}, {f'over {against}' if against else 'standard'}",
-    repr(initial.net),
+    models.definition(initial.net),
     config.set.to_dict() if against else None,
     *local,
     apply,
