@@ -21,10 +21,23 @@ from robust_opt.data import datasets
 RADIUS = 0.15  # in pixels of [0, 1]
 
 
-def new_model() -> eqx.Module:
+def new_model(key: jax.Array | None = None) -> eqx.Module:
   """Of ONE example, as is the custom: [8, 8, 1], pixels in [0, 1] -> logits [10]."""
-  mlp = eqx.nn.MLP(64, 10, width_size=128, depth=1, key=jax.random.key(0))
+  key = jax.random.key(0) if key is None else key
+  mlp = eqx.nn.MLP(64, 10, width_size=128, depth=1, key=key)
   return eqx.nn.Sequential([eqx.nn.Lambda(jnp.ravel), mlp])
+
+
+class ForRuns:
+  """For runs, from this folder: robust_opt.main --config.model.name=equinox_model:ForRuns."""
+
+  def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> tuple[Any, dict[str, Any]]:
+    """Initial parameters."""
+    return eqx.filter(new_model(key), eqx.is_inexact_array), {}
+
+  def apply(self, params: Any, model_state: Any, x: Any, train: bool, key: Any) -> Any:
+    """The logits, and no state."""
+    return jax.vmap(eqx.combine(params, new_model()))(x), model_state
 
 
 def loss(model: Any, x: jax.Array, y: jax.Array) -> jax.Array:

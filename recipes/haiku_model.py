@@ -30,6 +30,18 @@ def forward(x: jax.Array) -> jax.Array:
 net: hk.Transformed = hk.without_apply_rng(hk.transform(forward))
 
 
+class ForRuns:
+  """For runs, from this folder: robust_opt.main --config.model.name=haiku_model:ForRuns."""
+
+  def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> tuple[hk.Params, dict[str, Any]]:
+    """Initial parameters."""
+    return net.init(key, np.zeros((1, *image_shape), np.float32)), {}
+
+  def apply(self, params: hk.Params, model_state: Any, x: Any, train: bool, key: Any) -> Any:
+    """The logits, and no state."""
+    return net.apply(params, x), model_state
+
+
 def loss(params: hk.Params, x: jax.Array, y: jax.Array) -> jax.Array:
   """The mean cross-entropy of a batch."""
   return optax.softmax_cross_entropy_with_integer_labels(net.apply(params, x), y).mean()

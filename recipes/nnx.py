@@ -44,6 +44,18 @@ def logits_fn(params: nnx.State, x: jax.Array) -> jax.Array:
   return nnx.merge(STRUCTURE, params)(x)
 
 
+class ForRuns:
+  """The same for runs, from this folder: robust_opt.main --config.model.name=nnx:ForRuns."""
+
+  def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> tuple[nnx.State, dict[str, Any]]:
+    """Initial parameters."""
+    return nnx.state(Net(nnx.Rngs(key)), nnx.Param), {}
+
+  def apply(self, params: nnx.State, model_state: Any, x: Any, train: bool, key: Any) -> Any:
+    """The logits, and no state."""
+    return logits_fn(params, x), model_state
+
+
 def loss(params: nnx.State, x: jax.Array, y: jax.Array) -> jax.Array:
   """The mean cross-entropy of a batch."""
   return optax.softmax_cross_entropy_with_integer_labels(logits_fn(params, x), y).mean()

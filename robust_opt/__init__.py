@@ -4,6 +4,8 @@ import robust_opt as ro
 robust_loss = ro.robustify(loss, ro.steepest(ro.L2(0.5)))
 """
 
+from typing import TYPE_CHECKING, Any
+
 from robust_opt import losses, sets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import make_evaluate
@@ -51,6 +53,9 @@ from robust_opt.training import (
 )
 from robust_opt.types import Batch, Scored
 
+if TYPE_CHECKING:
+  from robust_opt.experiments.target import load_run
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -81,6 +86,7 @@ __all__ = [
   "grid_search",
   "init_state",
   "lbfgs",
+  "load_run",
   "losses",
   "make_evaluate",
   "make_scan",
@@ -102,6 +108,15 @@ __all__ = [
   "trades",
   "virtual",
 ]
+
+
+def __getattr__(name: str) -> Any:
+  """load_run, imported when it is first used: it needs the packages of the extra `run`."""
+  if name == "load_run":
+    from robust_opt.experiments.target import load_run
+
+    return load_run
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

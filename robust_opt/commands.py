@@ -24,7 +24,10 @@ from robust_opt.studies import archive, sizing
 from robust_opt.training import sharding
 
 # The flags of experiments.target.load.
-SOURCE = ("workdir", "model", "data", "draws", "data_dir", "cache_dir", "train_files", "checkpoint")
+SOURCE = (
+  *("workdir", "model", "data", "image_size", "draws"),
+  *("data_dir", "cache_dir", "train_files", "checkpoint"),
+)
 
 
 def source() -> dict[str, Any]:
@@ -36,7 +39,14 @@ def define_source_flags() -> None:
   """The flags of the network and the data to evaluate."""
   flags.DEFINE_string("workdir", "", "Of a finished run of robust_opt.main; or --model and --data.")
   flags.DEFINE_string("model", "", "module:function, x [B, ...] in [0, 1] -> logits [B, C].")
-  flags.DEFINE_string("data", "", "An .npz file with x [N, ...] in [0, 1] and y [N].")
+  words = (
+    "An .npz file with x [N, ...] in [0, 1] (or integers to 255) and y [N], "
+    "FILE.npz:images,labels, IMAGES.npy,LABELS.npy, or a folder of class folders of images. With "
+    "--workdir: instead of the run's test set."
+  )
+  flags.DEFINE_string("data", "", words)
+  words = "Of a folder: height and width to resize to. 0: the images have one size."
+  flags.DEFINE_integer("image_size", 0, words, lower_bound=0)
   words = "If --model is random, (x, key) -> logits: the number of draws to average. 0: it is not."
   flags.DEFINE_integer("draws", 0, words, lower_bound=0)
   flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: as in the run.")

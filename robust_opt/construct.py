@@ -37,7 +37,7 @@ BATCH = 100
 class Options(NamedTuple):
   """The data set to construct and its source."""
 
-  source: dict[str, Any]  # a run, for target.load_net
+  source: dict[str, Any]  # a run, for target.load_run
   kind: str  # one of constructed.KINDS
   output: Path  # a folder, new or of the same command
   settings: Settings
@@ -57,7 +57,7 @@ def run(options: Options) -> datasets.Dataset:
       f"--shard_size must be >= 1 and --examples >= 0 (0: all), but were {options.shard_size} and "
       f"{options.examples}."
     )
-  net = target.load_net(options.source)
+  net = target.load_run(**options.source)
   original = net.train
   if np.any(original.labels < 0):
     raise InputError(

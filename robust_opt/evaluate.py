@@ -2,8 +2,9 @@ r"""Measures how robust a trained network is, by AutoAttack and by checks on the
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=linf --radius=0.055
 
-evaluates a run of robust_opt.main on its test set. Any function x [B, ...] -> logits [B, C] on any
-data, an .npz file with x (pixels in [0, 1]) and y (labels):
+evaluates a run of robust_opt.main on its test set, or on other images of the same shape and classes
+that --data names. Any function x [B, ...] -> logits [B, C] on any
+data, such as an .npz file with x (pixels in [0, 1]) and y (labels), or a folder of class folders:
 
   python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5 \
       --output=runs/mine

@@ -4,7 +4,7 @@ Shapes: B examples in a batch, *S the shape of one example (for images [H, W, C]
 C classes. Arrays are float32 unless stated otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -52,6 +52,22 @@ class ApplyFn(Protocol):
     self, params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
   ) -> tuple[Array, ModelState]:
     """train: batch statistics and dropout by key; otherwise running statistics, no dropout."""
+
+
+class PureNet(Protocol):
+  """A network as a pair of pure functions, of any library."""
+
+  def init(self, key: Array, image_shape: Sequence[int]) -> tuple[Params, ModelState]:
+    """Initial parameters, a pytree of float arrays, and batch statistics or {}; under jit too."""
+
+  def apply(
+    self, params: Params, model_state: ModelState, x: Array, train: bool, key: Array | None
+  ) -> tuple[Array, ModelState]:
+    """Logits [B, C] of x [B, *S], pixels in [0, 1], and the updated state; as an ApplyFn.
+
+    train: whether to use statistics of the batch, and dropout by key. Otherwise every example is
+    classified independently, and the state is returned as it is.
+    """
 
 
 class Batch(NamedTuple):

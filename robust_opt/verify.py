@@ -34,7 +34,9 @@ def run(path: Path, source: dict[str, Any]) -> None:
   examples = int(recorded.pop("examples", 0))
   changed = {key: value for key, value in source.items() if value}
   if changed.keys() & {"workdir", "model"}:
-    recorded |= {"workdir": "", "model": "", "data": ""}
+    # A run that has moved was evaluated on the same data.
+    kept = recorded.get("data", "") if "workdir" in changed and recorded.get("workdir") else ""
+    recorded |= {"workdir": "", "model": "", "data": kept}
   net = target.load(recorded | changed, examples)
   x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size)
   problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)

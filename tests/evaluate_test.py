@@ -12,7 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from images import write_class_folders
 
+import robust_opt as ro
 from robust_opt import evaluate, losses, verify
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
@@ -192,6 +194,128 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   verify.run(tmp_path / "found" / "verdict.npz", {})
   with pytest.raises(InputError, match="need --output"):
     evaluation.run(found._replace(output=None))
+
+
+def test_data_of_other_makers(tmp_path, monkeypatch, caplog):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path)
+  expected = target.load(source)
+  integers = np.random.default_rng(2).integers(0, 256, (30, 6))
+  y, named = expected.y, {**source, "data": "other.npz"}
+  for labels in (np.eye(3)[y], y[:, None], y.astype(np.float64)):
+    np.savez("other.npz", test_images=expected.x, test_labels=labels, train_images=y)
+    found = target.load(named)
+    np.testing.assert_array_equal(found.x, expected.x)
+    np.testing.assert_array_equal(found.y, y)
+  assert not caplog.records
+  for dtype in (np.uint8, np.int64):
+    np.savez("other.npz", pictures=integers.astype(dtype), kinds=y)
+    found = target.load({**source, "data": "other.npz:pictures,kinds"})
+    np.testing.assert_array_equal(found.x, integers.astype(np.float32) / np.float32(255))
+    assert found.x.dtype == np.float32
+  np.save("x.npy", integers)
+  np.save("y.npy", y)
+  np.testing.assert_array_equal(target.load({**source, "data": "x.npy,y.npy"}).x, found.x)
+  assert [r.getMessage().split(" are ")[1] for r in caplog.records] == [
+    "taken as pixels from 0 to 255."
+  ] * 3
+
+
+def test_a_folder_of_class_folders_as_data(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  root = write_class_folders(tmp_path / "insects", ("ant", "bee"), 5, (4, 6))
+  source = own(tmp_path) | {"data": str(root)}
+  found = target.load(source)
+  assert (found.x.shape, found.x.dtype) == ((10, 4, 6, 3), np.float32)
+  assert 0 <= found.x.min() < found.x.max() <= 1
+  np.testing.assert_array_equal(found.y, np.repeat([0, 1], 5))
+  assert target.load({**source, "image_size": 8}).x.shape == (10, 8, 8, 3)
+  write_class_folders(root, ("cat",), 6, (5, 5))
+  with pytest.raises(InputError, match=r"--data=.*: set --image_size, the height"):
+    target.load(source)
+
+
+def test_data_that_cannot_be_read(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  source = own(tmp_path)
+  np.savez("negative.npz", x=np.full((3, 6), -1), y=np.zeros(3, int))
+  np.savez("fractions.npz", x=np.zeros((3, 6)), y=np.full(3, 0.5))
+  whole = (tmp_path / "data.npz").read_bytes()
+  (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+  cases = [
+    ("negative.npz", "pixels from -1 to -1"),
+    ("fractions.npz", "not made of integers"),
+    ("cut.npz", "cannot be read as an .npz file"),
+    ("data.npz:x,z", "must name images and labels among its arrays"),
+    ("x.npy,y.npy", "cannot be read as an .npy file"),
+  ]
+  for data, words in cases:
+    with pytest.raises(InputError, match=f"^--data={data} must be an .npz file .*{words}"):
+      target.load({**source, "data": data})
+  with pytest.raises(InputError, match="--image_size=8 has no effect"):
+    target.load({**source, "image_size": 8})
+
+
+@pytest.mark.usefixtures("one_attack")
+@pytest.mark.parametrize("layout", ["[N, H, W, C]", "[N, C, H, W]", "[N, H, W]"])
+def test_a_run_on_other_data(layout, trained, tmp_path, caplog):
+  x, y = ro.load_run(trained).examples("train", 40)
+  stored = {"[N, H, W, C]": x, "[N, C, H, W]": np.moveaxis(x, -1, 1), "[N, H, W]": x[..., 0]}
+  np.savez(tmp_path / "later.npz", images=stored[layout], labels=y)
+  given = options(trained)
+  given = given._replace(source={**given.source, "data": str(tmp_path / "later.npz")})
+  found = target.load(given.source)
+  np.testing.assert_array_equal(found.x, x)
+  np.testing.assert_array_equal(found.y, y)
+  said = [record for record in caplog.records if "axis 0 of its images" in record.getMessage()]
+  assert len(said) == (layout == "[N, C, H, W]")
+  if layout != "[N, H, W]":
+    return
+  assert evaluation.run(given)
+  folder = trained / "evaluations" / "linf_0.1_quick_later"
+  stored = verdict.load(folder / "verdict.npz")
+  assert stored.claim.data_sha256 == verdict.data_sha256(x, y)
+  assert f"SHA-256 {stored.claim.data_sha256}" in (folder / "summary.md").read_text()
+  verify.run(folder / "verdict.npz", {})
+  shutil.copytree(trained, tmp_path / "moved")
+  verify.run(folder / "verdict.npz", {"workdir": str(tmp_path / "moved")})
+  np.savez(tmp_path / "later.npz", images=x[::-1], labels=y)
+  with pytest.raises(RunError, match="other images or labels"):
+    verify.run(folder / "verdict.npz", {})
+
+
+def test_a_run_on_a_folder(trained, tmp_path):
+  root = write_class_folders(tmp_path / "pages", ("7", "3"), 4, (9, 9), mode="L")
+  given = {"workdir": str(trained), "data": str(root)}
+  found = target.load(given)
+  assert found.x.shape == (8, 8, 8, 1)  # resized to the run's
+  np.testing.assert_array_equal(found.y, np.repeat([3, 7], 4))  # by name
+  write_class_folders(root, ("x",), 4, (9, 9), mode="L")
+  np.testing.assert_array_equal(target.load(given).y, np.repeat([0, 1, 2], 4))
+
+
+def test_other_data_that_does_not_fit_a_run(trained, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  x, y = ro.load_run(trained).examples("test", 20)
+  root = write_class_folders(tmp_path / "colors", ("0", "1"), 2, (8, 8))
+  cases = [
+    ({"x": x[:, 1:], "y": y}, "images of 7 x 8 x 1, but those of .* are 8 x 8 x 1"),
+    ({"x": x, "y": y + 3}, r"does not fit .* labels go from 3 to 12: allowed is \[0, 10\)"),
+    ({"x": 2 * x, "y": y}, "pixels from 0.0 to 2.0"),
+    ({"x": x, "y": y[1:]}, "one for each image"),
+  ]
+  for arrays, words in cases:
+    np.savez("other.npz", **arrays)
+    with pytest.raises(InputError, match=words):
+      target.load({"workdir": str(trained), "data": "other.npz"})
+  with pytest.raises(InputError, match="images of 8 x 8 x 3"):
+    target.load({"workdir": str(trained), "data": str(root)})
+  with pytest.raises(InputError, match="no effect without --data"):
+    target.load({"workdir": str(trained), "image_size": 8})
+  named = ro.load_run(trained)
+  named = named._replace(train=named.train._replace(classes=("cat",)), classes=("cat",))
+  with pytest.raises(InputError, match=r"has the class '0', which is none of .*: cat"):
+    target._numbers_in_run(named, "colors", ("0", "1"))
 
 
 STRUCTURED = '{"name": "GroupL21", "radius": 0.3, "groups": {"name": "patches", "side": 2}}'

@@ -3,8 +3,10 @@
 import logging
 import sys
 
+import numpy as np
 import pytest
 from absl import app, flags
+from PIL import Image
 
 from robust_opt import main as main_lib
 from robust_opt.experiments import config as config_lib
@@ -91,3 +93,17 @@ def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch
 def test_noise_of_others_is_left_out(path, level, message, read):
   record = logging.LogRecord("absl", level, path, 1, message, (), None)
   assert main_lib.is_shown(record) == read
+
+
+@pytest.mark.parametrize("shape", [(25, 1, 1), (1, 25)])
+def test_images_one_pixel_wide_or_high(shape, monkeypatch, tmp_path):
+  """Such as 25 samples of a sensor."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(200) % 2
+  signals = (rng.random((200, *shape)) + labels.reshape(-1, *[1] * len(shape))) / 2
+  np.savez(tmp_path / "signals.npz", x=signals.astype(np.float32), y=labels)
+  data, workdir = f"--config.data.name={tmp_path / 'signals.npz'}", tmp_path / "run"
+  assert run_main(monkeypatch, *SMALL, data, f"--workdir={workdir}") == 0
+  with Image.open(workdir / "examples.png") as picture:
+    assert len(np.unique(np.asarray(picture.convert("L")))) > 10  # something is drawn
+  assert (workdir / "summary.json").exists()

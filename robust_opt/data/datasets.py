@@ -31,6 +31,14 @@ _DIGITS_SEED = 0
 _NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.\-]*)?(:\d+\.\d+\.\d+)?")
 
 
+class Examples(NamedTuple):
+  """Images and labels to evaluate on, in the layout of their maker."""
+
+  x: np.ndarray  # [N, *S], floating point as stored; float32 in [0, 1] if they were integers
+  y: np.ndarray  # [N], integers
+  classes: tuple[str, ...]  # of a folder, their names
+
+
 class Dataset(NamedTuple):
   """One split of an image-classification data set."""
 
@@ -41,7 +49,12 @@ class Dataset(NamedTuple):
   num_classes: int
   name: str
   split: str
-  classes: tuple[str, ...] = ()
+  classes: tuple[str, ...] = ()  # their names, if they have any
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """The names of the classes; their numbers where they have none."""
+    return self.classes or tuple(map(str, range(self.num_classes)))
 
 
 def load(
@@ -162,6 +175,36 @@ def from_arrays(
   if y.shape != x.shape[:1]:
     raise InputError(f"labels has shape {list(y.shape)}: allowed is [{len(x)}], one for each image")
   return Dataset(_checked_pixels(x), *_checked_labels(y, num_classes), name, split)
+
+
+def read_examples(name: str, image_size: int = 0) -> Examples:
+  """Images and labels to evaluate on: those to test by, of data that has such, or all of them.
+
+  Integer images are taken as pixels in [0, 255], which is logged. Floating-point images are left
+  as they are, in whatever units and layout.
+
+  Args:
+    name: files as for `archives.read_arrays`, or a folder of class folders of images.
+    image_size: of a folder, as for `load`.
+
+  Raises:
+    InputError: it cannot be read, integer images leave [0, 255], or labels have no integers.
+  """
+  root = Path(name).expanduser()
+  if root.is_dir():
+    files, labels, classes = read_folder(root, "", image_size)
+    return Examples(np.asarray(files) / np.float32(255), labels, classes)
+  if image_size:
+    raise InputError(f"data.image_size={image_size} has no effect: only a folder is resized")
+  images, labels = archives.read_arrays(name)
+  y = _class_indices(_as_array("labels", labels))
+  if np.issubdtype(images.dtype, np.floating):
+    return Examples(np.asarray(images), y, ())
+  x = _checked_pixels(images)
+  if x.dtype == np.uint8:
+    logging.warning("%s: images of %s are taken as pixels from 0 to 255.", name, images.dtype)
+    x = x / np.float32(255)
+  return Examples(x, y, ())
 
 
 def holdout(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -78,7 +78,7 @@ def read_folder(root: Path, split: str, image_size: int = 0) -> Folder:
 
   Args:
     root: the folder.
-    split: "train" or "test".
+    split: "train" or "test"; empty: the test set if there are both, otherwise all images.
     image_size: height and width in pixels to which every image is cropped (at the center, to a
       square) and resized; 0: as they are, all of one size.
 
@@ -88,7 +88,7 @@ def read_folder(root: Path, split: str, image_size: int = 0) -> Folder:
     MissingExtraError: Pillow is not installed.
   """
   extras.require("data", "PIL")
-  if split not in ("train", "test"):
+  if split not in ("train", "test", ""):
     raise InputError(f"data.name={str(root)!r} has no split {split!r}: it has train, test")
   test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
   if (root / "train").is_dir() and test_root is not None:
@@ -100,14 +100,16 @@ def read_folder(root: Path, split: str, image_size: int = 0) -> Folder:
         f"{test_root.name}, but only one of them has {only}"
       )
     everything = [path for part in parts.values() for paths in part.values() for path in paths]
-    files = parts[split]
+    files = parts[split or "test"]
     paths, labels = _flat(files)
   else:
     files = _list(root)
     everything, labels = _flat(files)
-    is_test = stratified(labels, round(TEST_FRACTION * len(labels)), SEED)
-    members = np.flatnonzero(is_test if split == "test" else ~is_test)
-    paths, labels = [everything[i] for i in members], labels[members]
+    paths = everything
+    if split:
+      is_test = stratified(labels, round(TEST_FRACTION * len(labels)), SEED)
+      members = np.flatnonzero(is_test if split == "test" else ~is_test)
+      paths, labels = [everything[i] for i in members], labels[members]
   return Folder(ImageFiles(paths, _shape(root, everything, image_size)), labels, tuple(files))
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -38,7 +37,7 @@ class InitialRun(NamedTuple):
   """A run before its first update: what its checkpoints are restored into."""
 
   plan: EpochPlan
-  net: nn.Module
+  net: models.Net
   optimizer: optax.GradientTransformation
   state: TrainState  # of several seeds stacked
   keys: training.Streams
@@ -67,10 +66,15 @@ class Experiment(NamedTuple):
 def initial_run(
   config: ConfigDict, train: datasets.Dataset, seed_keys: Array | None = None
 ) -> InitialRun:
-  """The network that learns from this data, but nothing that trains it.
+  """The network that learns from this data, but nothing that trains it; its weights are random.
 
   The states of several seeds are stacked, one for each of seed_keys [S]; None: config.seed alone.
   """
+  if config.init_from and seed_keys is not None:
+    raise InputError(
+      f"--config.init_from={config.init_from} is for robust_opt.main: seeds that are trained "
+      f"together start at random."
+    )
   plan = EpochPlan(len(train.labels), config.training.batch_size, config.training.shuffle)
   net = build.model(config, train)
   optimizer = build.optimizer(config, plan.num_steps)
@@ -118,7 +122,7 @@ def assemble(
   _check_batches(config, place.devices)
   splits = splits or build.splits(config)
   run = initial_run(config, splits.train, seed_keys)
-  apply, attack = models.from_linen(run.net), build.attack(config)
+  apply, attack = models.apply_of(run.net), build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   step = build.update(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
   limit = streaming.device_limit(config.data.max_device_bytes)

@@ -82,7 +82,7 @@ def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dat
     raise InputError(f"{words} images {shape}, but those of {name} are {own}.")
   if made.num_classes != original.num_classes:
     raise InputError(f"{words} {made.num_classes} classes, but {name} has {original.num_classes}.")
-  return made
+  return made._replace(classes=original.classes)
 
 
 def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Dataset:
@@ -105,8 +105,11 @@ def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Da
   return dataset._replace(images=dataset.images[part], labels=dataset.labels[part])
 
 
-def model(config: ConfigDict, train: datasets.Dataset) -> nn.Module:
-  """The network; its first layer standardizes by mean and std of config.data, or of the data."""
+def model(config: ConfigDict, train: datasets.Dataset) -> models.Net:
+  """The network; its first layer standardizes by mean and std of config.data, or of the data.
+
+  A network of the user's own is told num_classes, mean and std as far as it takes them.
+  """
   given = config.data.mean and config.data.std
   moments = (config.data.mean, config.data.std) if given else pixel_statistics(train.images)
   channels = train.images.shape[-1]
@@ -117,7 +120,8 @@ def model(config: ConfigDict, train: datasets.Dataset) -> nn.Module:
         f"channels, but was {values}."
       )
   mean, std = map(tuple, moments)
-  return sections.make(config, "model", num_classes=train.num_classes, mean=mean, std=std)
+  net = sections.make(config, "model", num_classes=train.num_classes, mean=mean, std=std)
+  return models.check(net, config.model.name)
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -184,7 +188,7 @@ def augment(config: ConfigDict) -> Callable[[Array, Array], Array] | None:
 
 def update(
   config: ConfigDict,
-  net: nn.Module,
+  net: models.Net,
   optimizer: optax.GradientTransformation,
   u: UncertaintySet,
   image_shape: Sequence[int],
@@ -214,14 +218,14 @@ def update(
 
 def _update(
   config: ConfigDict,
-  net: nn.Module,
+  net: models.Net,
   optimizer: optax.GradientTransformation,
   u: UncertaintySet,
   image_shape: Sequence[int],
   steps_per_epoch: int,
 ) -> training.TrainStep:
   """By one backward pass, or of the config's objective under its attack."""
-  apply, gamma = models.from_linen(net), config.weights.perturbation
+  apply, gamma = models.apply_of(net), config.weights.perturbation
   loss = sections.loss_of(config.objective.get("loss", "cross_entropy"))
   match config.attack.name:
     case "free":
@@ -279,26 +283,26 @@ def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
   return sections.make(config, "objective", u=u)
 
 
-def _penalty(config: ConfigDict, net: nn.Module, u: UncertaintySet) -> penalties.Penalty | None:
+def _penalty(config: ConfigDict, net: models.Net, u: UncertaintySet) -> penalties.Penalty | None:
   """config.penalty, times its weight."""
   if config.penalty.name == "none":
     return None
-  layers_of, model = functools.partial(affine.layers_of, net), models.from_linen(net)
+  layers_of, model = functools.partial(affine.layers_of, net), models.apply_of(net)
   unweighted = sections.make(config, "penalty", layers_of=layers_of, model=model, u=u)
   return penalties.weighted(config.penalty.weight, unweighted)
 
 
-def _ascent_apply(config: ConfigDict, net: nn.Module) -> ApplyFn | None:
+def _ascent_apply(config: ConfigDict, net: models.Net) -> ApplyFn | None:
   """The net in the arithmetic of the ascent, if that is another than its own."""
   dtype = config.attack.get("dtype", "float32")
   return None if dtype == "float32" else models.from_linen(_in_dtype(net, dtype, "attack.dtype"))
 
 
-def _in_dtype(net: nn.Module, dtype: str, key: str) -> nn.Module:
+def _in_dtype(net: models.Net, dtype: str, key: str) -> nn.Module:
   """The net computing in another dtype, as `key` of the config asks."""
-  if not hasattr(net, "dtype"):
+  if not isinstance(net, nn.Module) or not hasattr(net, "dtype"):
     raise InputError(
-      f"--config.{key}={dtype} needs a network with an attribute dtype, which "
+      f"--config.{key}={dtype} needs a Linen module with an attribute dtype, which "
       f"{type(net).__name__} does not have."
     )
   return net.clone(dtype=jnp.dtype(dtype))

@@ -41,6 +41,7 @@ def standardized(radius: float, std: float) -> float:
 def base() -> ConfigDict:
   """Every key of a config; sections with a `name` are changed by `choose`."""
   config = ConfigDict({"seed": 0})
+  config.init_from = ""  # work directory of a run whose weights to start from; empty: at random
   config.data = ConfigDict()
   config.data.name = "digits"  # or an image classification set of TensorFlow Datasets
   config.data.mean = (DIGITS_MEAN,)  # of the pixels, one a channel; (): from the training set
@@ -225,7 +226,7 @@ def validate(config: ConfigDict) -> None:
   flat = flattened(config.to_dict())
   named = tuple(f"{section}." for section in sections.SECTIONS)
   for key in sorted(flattened(base().to_dict()).keys() ^ flat.keys()):
-    if key not in _LATER and not key.startswith((*named, "evaluation.radii.")):
+    if not key.startswith((*named, "evaluation.radii.")):
       verb = "lacks" if key not in flat else "has the unknown key"
       raise InputError(
         f"A config has the keys of robust_opt.experiments.config; this {verb} {key}."
@@ -273,25 +274,55 @@ def adversary(config: ConfigDict) -> str:
   return set_in_words(config) + (f" and hidden layers by {hidden:.4g}" if hidden else "")
 
 
-# Keys that came later, with what earlier configs mean by lacking them: these values are not
-# written, so that an earlier work directory or result is still that of the same config.
-_LATER = {"training.on_no_progress": "say"}
+# Values that change nothing: a run without the key is the same run. They are not written.
+_UNWRITTEN = {
+  "init_from": "",
+  "data.image_size": 0,
+  "data.max_device_bytes": 0,
+  "data.workers": 0,
+  "training.precision": "default",
+  "training.on_no_progress": "say",
+}
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
-  """The resolved config as plain JSON values: tuples become lists, an unused radius is left out."""
+  """The resolved config as plain JSON values, tuples as lists; see `from_dict`.
+
+  The radius of the set's own norm, which is unused, and `_UNWRITTEN` values are left out.
+  """
   value = json.loads(json.dumps(config.to_dict()))
   value["evaluation"]["radii"].pop(config.set.name.lower(), None)
-  for key, default in _LATER.items():
-    section, _, own = key.partition(".")
-    if value[section].get(own) == default:
-      del value[section][own]
+  for key, default in _UNWRITTEN.items():
+    node, name = _parent(value, key)
+    if node.get(name) == default:
+      del node[name]
   return value
+
+
+def from_dict(values: Mapping[str, Any]) -> ConfigDict:
+  """The config of `as_dict`, lists as tuples; not validated."""
+
+  def with_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {key: with_tuples(entry) for key, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  plain = with_tuples(values)
+  for key, default in _UNWRITTEN.items():
+    node, name = _parent(plain, key)
+    node.setdefault(name, default)
+  return ConfigDict(plain)
+
+
+def _parent(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+  """The dictionary that holds a dotted key of at most two parts, and the key in it."""
+  section, _, name = key.rpartition(".")
+  return (tree[section] if section else tree), name
 
 
 # Where things lie is no part of what is computed: these may differ between a run and its resume.
 # (The data that is found there is compared by workdirs.)
-_PLACES = ("data.data_dir", "data.cache_dir", "data.train_files")
+_PLACES = ("data.data_dir", "data.cache_dir", "data.train_files", "data.workers")
 
 Same = Callable[[str, Any, Any], bool]  # (key, old, new) -> whether the two values agree
 

@@ -18,7 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from robust_opt.errors import NotLearningError
-from robust_opt.experiments import build, engine
+from robust_opt.experiments import build, engine, initial
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import Experiment, assemble
@@ -56,12 +56,16 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   with sigterm_ends_the_run():
     started = time.monotonic()
     experiment = assemble(config)
-    workdirs.claim(workdir, config, experiment.splits)
+    first = None if workdirs.is_claimed(workdir) else initial.start(experiment)
+    workdirs.claim(workdir, config, experiment.splits, first and first.sha256)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     restored, plan = checkpoints.restore(experiment.state), _plan(experiment)
     if restored is not None:
       logging.info("Resuming from the checkpoint of step %d.", int(restored.step))
-    state = restored or experiment.state
+    if restored is None and first is None:  # stopped before its first checkpoint
+      first = initial.start(experiment)
+      workdirs.claim(workdir, config, experiment.splits, first.sha256)
+    state = restored or first.state
     with RunLog(experiment, workdir, state, plan.total) as log:
       if not (log.stopped or log.stuck):
         state = engine.train(experiment, state, workdir, checkpoints, plan, log)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ from robust_opt.types import Array, ModelState, Params, PyTree
 AXES: Any = TrainState(step=None, params=0, model_state=0, opt_state=0, memory=0)  # type: ignore[arg-type]
 
 
-def initialize(net: nn.Module, keys: Array, shape: Sequence[int]) -> tuple[Params, ModelState]:
+def initialize(net: models.Net, keys: Array, shape: Sequence[int]) -> tuple[Params, ModelState]:
   """Every seed's variables, as its own of the keys [S] alone would give them."""
   try:
     return _initializer(net, tuple(shape))(keys)
@@ -38,7 +37,7 @@ def initialize(net: nn.Module, keys: Array, shape: Sequence[int]) -> tuple[Param
 
 
 @functools.cache
-def _initializer(net: nn.Module, shape: tuple[int, ...]) -> Callable[[Array], PyTree]:
+def _initializer(net: models.Net, shape: tuple[int, ...]) -> Callable[[Array], PyTree]:
   """Compiled once for all networks of one architecture."""
   return jax.jit(jax.vmap(lambda key: models.init(net, key, shape)))
 

@@ -1,24 +1,32 @@
 """What is evaluated: a network and its test data, of a finished run or of the user's own.
 
+run = load_run("runs/mnist_linf")          # also ro.load_run
 target = load({"workdir": "runs/mnist_linf"})
 target = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
 """
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from robust_opt import models
 from robust_opt.arrays import digest
-from robust_opt.data.datasets import Dataset, fingerprint
-from robust_opt.errors import InputError
+from robust_opt.data.datasets import (
+  Dataset,
+  Examples,
+  fingerprint,
+  from_arrays,
+  read_examples,
+)
+from robust_opt.errors import InputError, MissingExtraError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
+from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
@@ -27,7 +35,7 @@ from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.sets.build import import_object
 from robust_opt.training import evaluated_params
-from robust_opt.types import LogitsFn
+from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
 
 
 class EvalTarget(NamedTuple):
@@ -43,16 +51,52 @@ class EvalTarget(NamedTuple):
 
 
 class TrainedNet(NamedTuple):
-  """The network of a run in evaluation mode, and its data."""
+  """The network of a run and its data; images of any function below are pixels in [0, 1].
 
-  logits_fn: LogitsFn  # as of EvalTarget
-  features_fn: LogitsFn  # x [B, *S] -> the input of its last dense layer, [B, F]; likewise
+  Attributes:
+    logits_fn: x [B, *S] -> logits [B, C], in evaluation mode; a Partial, whose arrays are the
+      weights.
+    features_fn: x [B, *S] -> the input of the last dense layer, [B, F]; likewise.
+    train, test: the data of the run, images [N, H, W, C] as they are stored, often uint8;
+      `examples` has them as pixels.
+    sha256: of the weights.
+    title: of the run, in words.
+    definition: the text of the network, its preprocessing included.
+    set: the config of the set that it was trained over, if any.
+    params, model_state: the weights (their average, if the run averages them) and the batch
+      statistics, or {}, as NumPy arrays.
+    apply: the network as `ro.make_train_step` takes it.
+    classes: the names of the C classes; their numbers if the data set names none.
+    config: of the run.
+  """
+
+  logits_fn: LogitsFn
+  features_fn: LogitsFn
   train: Dataset
   test: Dataset
-  sha256: str  # of the weights
-  title: str  # the run's, in words
-  definition: str  # the text of the network, its preprocessing included
-  set: dict[str, Any] | None  # the config of the set that it was trained over, if any
+  sha256: str
+  title: str
+  definition: str
+  set: dict[str, Any] | None
+  params: Params
+  model_state: ModelState
+  apply: ApplyFn
+  classes: tuple[str, ...]
+  config: ConfigDict
+
+  def examples(self, split: str = "test", count: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` examples (0: all) of "test" or "train".
+
+    Returns:
+      x [N, *S] float32, pixels in [0, 1], and y [N] int32.
+    """
+    data = {"test": self.test, "train": self.train}[split]
+    count = count or len(data.labels)
+    return pixels(data.images[:count]), data.labels[:count].astype(np.int32)
+
+  def predict(self, images: np.ndarray, batch_size: int = CPU_BATCH) -> np.ndarray:
+    """The predicted classes [N] int32 of images [N, *S], pixels in [0, 1] or uint8 in [0, 255]."""
+    return predictions(self.logits_fn, pixels(images), batch_size)
 
 
 def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
@@ -60,9 +104,11 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
 
   Args:
     source: workdir, of robust_opt.main, with data_dir, cache_dir, train_files and checkpoint
-      ("last" or "best") if they are not the config's own; or model, "module:name" of a function of
-      images, and data, an .npz file with x [N, *S] and y [N]; with draws > 0 the function is one
-      of images and a key, averaged over so many draws (`network.Randomized`).
+      ("last" or "best") if they are not the config's own, and data if that is not the run's test
+      set; or model, "module:name" of a function of
+      images, and data, files or a folder (`datasets.read_examples`, with image_size); with draws
+      > 0 the function is one of images and a key, averaged over so many draws
+      (`network.Randomized`).
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -72,32 +118,58 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
   if given.keys() >= {"model", "data"} and "workdir" not in given:
-    target = _of_user(given["model"], Path(given["data"]), given.get("draws", 0))
-  elif "workdir" in given and not given.keys() & {"model", "data", "draws"}:
-    net = load_net(given)
-    x, y = pixels(net.test.images), net.test.labels.astype(np.int32)
+    numbers = given.get("image_size", 0), given.get("draws", 0)
+    target = _of_user(given["model"], given["data"], *numbers)
+  elif "workdir" in given and not given.keys() & {"model", "draws"}:
+    data, image_size = given.pop("data", ""), given.pop("image_size", 0)
+    if image_size and not data:
+      raise InputError(f"--image_size={image_size} has no effect without --data.")
+    net = load_run(**given)
+    x, y = _for_run(net, data, image_size) if data else net.examples()
     target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set)
   else:
-    named = ", ".join(f"--{key}" for key in ("workdir", "model", "data", "draws") if key in given)
+    flags = ("workdir", "model", "data", "image_size", "draws")
+    named = ", ".join(f"--{key}" for key in flags if key in given)
     raise InputError(
       f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
-      f"{named or 'none of them'}."
+      f"{named or 'none of them'}; --workdir may have --data of its own."
     )
   count = examples or len(target.y)
   return target._replace(x=target.x[:count], y=target.y[:count])
 
 
-def load_net(source: dict[str, Any]) -> TrainedNet:
-  """The network of a run: source as for `load`, of a work directory; or an InputError."""
-  if not source.get("workdir"):
+def load_run(
+  workdir: str | Path,
+  *,
+  data_dir: str = "",
+  cache_dir: str = "",
+  train_files: str = "",
+  checkpoint: str = "",
+) -> TrainedNet:
+  """The trained network of a run of robust_opt.main, as a value.
+
+    run = ro.load_run("runs/digits")
+    x, y = run.examples()                                  # x [N, *S] in [0, 1], y [N]
+    accuracy = (run.predict(x) == y).mean()
+    state = ro.init_state(run.params, run.model_state, optax.sgd(1e-3))    # train it further
+
+  Args:
+    workdir: the work directory, of a run that has saved a checkpoint.
+    data_dir, cache_dir, train_files: where its data lies now; empty: where its config says.
+    checkpoint: "last" or "best" by held-out robust accuracy; empty: the one that it reports on.
+
+  Raises:
+    InputError: no run, no whole checkpoint, or other training data than the run had.
+  """
+  if not str(workdir):
     raise InputError("Give --workdir, of a finished run of robust_opt.main.")
-  workdir = Path(source["workdir"])
+  workdir = Path(workdir)
   if not (workdir / "config.json").is_file():
     raise InputError(f"--workdir={workdir} must be the directory of a run: it has no config.json.")
   config = _config(workdir / "config.json")
-  for key in ("data_dir", "cache_dir", "train_files"):
-    config.data[key] = source.get(key) or config.data[key]
-  which = source.get("checkpoint") or _reported(workdir) or config.evaluation.checkpoint
+  places = {"data_dir": data_dir, "cache_dir": cache_dir, "train_files": train_files}
+  config.data.update({key: place for key, place in places.items() if place})
+  which = checkpoint or _reported(workdir) or config.evaluation.checkpoint
   if which not in ("last", "best"):
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
@@ -112,16 +184,20 @@ def load_net(source: dict[str, Any]) -> TrainedNet:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
   # On one device: an evaluation on several places the weights as it places the batches.
   local = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
-  against = config_lib.adversary(config)
+  against, apply = config_lib.adversary(config), models.apply_of(initial.net)
   return TrainedNet(
-    logits_of(models.from_linen(initial.net), *local),
+    logits_of(apply, *local),
     logits_of(models.representation(initial.net), *local),
     splits.train,
     splits.test,
     digest(local),
     f"{config.model.name} on {config.data.name}, {f'over {against}' if against else 'standard'}",
-    repr(initial.net),
+    models.definition(initial.net),
     config.set.to_dict() if against else None,
+    *local,
+    apply,
+    splits.train.class_names,
+    config,
   )
 
 
@@ -145,22 +221,71 @@ def _reported(workdir: Path) -> str | None:
 
 
 def _config(path: Path) -> ConfigDict:
-  """The config that a run wrote, tuples again tuples."""
-
-  def with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-      return {key: with_tuples(entry) for key, entry in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
+  """The config that a run wrote."""
   try:
-    config = ConfigDict(with_tuples(json.loads(path.read_text(encoding="utf-8"))))
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+    config = config_lib.from_dict(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
     raise InputError(f"{path} is no readable config of a run ({error}).") from error
   config_lib.validate(config)
   return config
 
 
-def _of_user(model: str, path: Path, draws: int) -> EvalTarget:
+def _read(data: str, image_size: int) -> Examples:
+  """--data, or an InputError in the words of the flags."""
+  try:
+    return read_examples(data, image_size)
+  except MissingExtraError:
+    raise
+  except InputError as error:
+    words = str(error).replace("data.name=", "--data=").replace("data.image_size", "--image_size")
+    raise InputError(
+      f"--data={data} must be an .npz file with x and y, or other files or a folder as --help says "
+      f"({words})."
+    ) from error
+
+
+def _for_run(net: TrainedNet, data: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """x [N, H, W, C] and y [N] of other data than the run's own, in its layout and its classes.
+
+  Raises:
+    InputError: the images have another shape than the run's, or there are other classes.
+  """
+  shape = net.test.images.shape[1:]
+  height, width, _ = shape
+  is_folder = Path(data).expanduser().is_dir()
+  square = height if is_folder and height == width else 0
+  images, labels, classes = _read(data, image_size or square)
+  channels_first = images.shape[1:] == (shape[2], *shape[:2]) != shape
+  if channels_first:
+    logging.warning("%s: axis 0 of its images, %s, is the channels.", data, images.shape[1:])
+  elif shape not in (images.shape[1:], (*images.shape[1:], 1)):
+    given, own = (" x ".join(map(str, sizes)) for sizes in (images.shape[1:], shape))
+    raise InputError(f"--data={data} has images of {given}, but those of {net.title} are {own}.")
+  if classes:
+    labels = _numbers_in_run(net, data, classes)[labels]
+  try:
+    axis = 0 if channels_first else -1
+    found = from_arrays(images, labels, len(net.classes), channel_axis=axis)
+  except InputError as error:
+    raise InputError(f"--data={data} does not fit {net.title}: {error}.") from error
+  return pixels(found.images), found.labels
+
+
+def _numbers_in_run(net: TrainedNet, data: str, classes: tuple[str, ...]) -> np.ndarray:
+  """The number in the run of each class of a folder: by name if the run has such names."""
+  if set(classes) <= set(net.classes):
+    return np.array([net.classes.index(name) for name in classes], np.int32)
+  if net.train.classes:
+    other = next(name for name in classes if name not in net.classes)
+    raise InputError(
+      f"--data={data} has the class {other!r}, which is none of {net.title}: "
+      f"{', '.join(net.classes[:20])}."
+    )
+  logging.warning("%s: its classes %s are taken as 0, 1, ...", data, ", ".join(classes[:20]))
+  return np.arange(len(classes), dtype=np.int32)
+
+
+def _of_user(model: str, data: str, image_size: int, draws: int) -> EvalTarget:
   if not all(model.partition(":")):
     raise InputError(f"--model must be module:function, but was {model!r}.")
   try:
@@ -169,12 +294,7 @@ def _of_user(model: str, path: Path, draws: int) -> EvalTarget:
     raise InputError(f"--model={error}") from error
   if not callable(logits_fn):
     raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
-  try:
-    # Opened here: np.load leaves a damaged archive open.
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-      x, y = file["x"], file["y"]
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(f"--data={path} must be an .npz file with x and y ({error}).") from error
+  x, y, _ = _read(data, image_size)
   arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
   if draws:
     logits_fn = network.Randomized(logits_fn, jax.random.key(0), draws)

@@ -16,8 +16,10 @@ from robust_opt.files import leftovers, write_json
 # Raise it with every change after which the same inputs give other numbers: directories of an older
 # revision are then refused, so that nobody is shown the old numbers or a mixture of both.
 REVISION = 2
-# Beside config.json: what a run depends on that its config does not say, SHA-256 of its data.
+# Beside config.json: what a run depends on that its config does not say, SHA-256 of its data; and
+# the names of the classes, so that predictions can be named without the data.
 INPUTS = "inputs.json"
+_NAMES = ("num_classes", "classes")  # of INPUTS, no part of what is computed
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -36,18 +38,34 @@ def check(workdir: Path, config: ConfigDict) -> None:
       )
 
 
-def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
-  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code."""
+def claim(
+  workdir: Path, config: ConfigDict, splits: build.Splits, init_sha256: str | None = None
+) -> None:
+  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code.
+
+  init_sha256 is of the weights that config.init_from names; None: they were not read, and are not
+  compared.
+  """
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
-  inputs = {"revision": REVISION, "data": digests}
+  inputs: dict[str, Any] = {"revision": REVISION, "data": digests}
+  if init_sha256 is not None:
+    inputs["init_from"] = init_sha256
   if (workdir / "config.json").exists():
-    _refuse(workdir, config_lib.differences(read_inputs(workdir), inputs))
+    ignored = _NAMES if init_sha256 is not None else (*_NAMES, "init_from")
+    known = {key: value for key, value in read_inputs(workdir).items() if key not in ignored}
+    _refuse(workdir, config_lib.differences(known, inputs))
   if jax.process_index() == 0:
     for path in leftovers(workdir):
       path.unlink(missing_ok=True)
     if not (workdir / "config.json").exists():
-      write_json(workdir / INPUTS, inputs)
+      names = splits.train.class_names
+      write_json(workdir / INPUTS, inputs | {"num_classes": len(names), "classes": names})
       write_json(workdir / "config.json", config_lib.as_dict(config))
+
+
+def is_claimed(workdir: Path) -> bool:
+  """Whether the directory holds a run."""
+  return (workdir / "config.json").exists()
 
 
 def read_inputs(workdir: Path) -> dict[str, Any]:

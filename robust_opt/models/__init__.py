@@ -2,13 +2,18 @@
 
   net = models.MnistCNN(num_classes=10)
   params, model_state = models.init(net, key, image_shape=(28, 28, 1))
-  apply = models.from_linen(net)              # an ApplyFn for make_train_step and make_evaluate
+  apply = models.apply_of(net)                # an ApplyFn for make_train_step and make_evaluate
 
 Every network takes images in pixels of [0, 1] and standardizes them in its first layer by the
 fields mean and std, a number or one per channel, so radii are always in pixels. Some also have a
 list of layers (models.affine), for certified bounds and layer-wise penalties.
+
+A network of another library (NNX, Equinox, Haiku, plain functions) is a PureNet, a pair of pure
+functions: recipes/ has an adapter of a few lines for each.
 """
 
+import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +30,7 @@ from robust_opt.models.mlp import MLP
 from robust_opt.models.mnist_cnn import MnistCNN
 from robust_opt.models.rbf import DeepRBF, ShallowRBF
 from robust_opt.models.vgg import VGG
-from robust_opt.types import ApplyFn, Array, ModelState, Params
+from robust_opt.types import ApplyFn, Array, ModelState, Params, PureNet
 
 __all__ = [
   "MLP",
@@ -38,17 +43,69 @@ __all__ = [
   "MnistCNN",
   "ShallowRBF",
   "SoftmaxRegression",
+  "apply_of",
+  "check",
+  "definition",
   "from_linen",
   "init",
   "representation",
 ]
 
 
-def init(module: nn.Module, key: Array, image_shape: Sequence[int]) -> tuple[Params, ModelState]:
+Net = nn.Module | PureNet
+
+
+def check(net: Any, name: str) -> Net:
+  """The net, if it is one; `name` is that of the factory that gave it.
+
+  Raises:
+    InputError: it is neither a Linen module nor a PureNet.
+  """
+  if isinstance(net, nn.Module):
+    return net
+  expected = {
+    "init": ("key", "image_shape"),
+    "apply": ("params", "model_state", "x", "train", "key"),
+  }
+  for method, names in expected.items():
+    function = getattr(net, method, None)
+    if not callable(function) or not {*names} <= inspect.signature(function).parameters.keys():
+      raise InputError(
+        f"--config.model.name={name} must give a Flax Linen module, or an object with "
+        f"init(key, image_shape) and apply(params, model_state, x, train, key), but the "
+        f"{type(net).__name__} that it gave has no such {method}."
+      )
+  return net
+
+
+def definition(net: Net) -> str:
+  """The text that determines, with its parameters, what a network computes.
+
+  That of a module is its repr, with its fields. A PureNet's is followed by the source of the file
+  that defines it.
+  """
+  if isinstance(net, nn.Module):
+    return repr(net)
+  file = inspect.getmodule(net.apply)
+  try:
+    source = inspect.getsource(file) if file else ""
+  except (OSError, TypeError):  # typed into an interpreter
+    source = ""
+  return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(net)) + "\n" + source
+
+
+def init(module: Net, key: Array, image_shape: Sequence[int]) -> tuple[Params, ModelState]:
   """Initial parameters, and batch statistics if the module has any (otherwise {})."""
+  if not isinstance(module, nn.Module):
+    return jax.jit(lambda key: module.init(key, tuple(image_shape)))(key)
   variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
   model_state = {name: value for name, value in variables.items() if name != "params"}
   return variables["params"], model_state
+
+
+def apply_of(net: Net) -> ApplyFn:
+  """A network as a pure function."""
+  return from_linen(net) if isinstance(net, nn.Module) else net.apply
 
 
 def from_linen(module: nn.Module) -> ApplyFn:
@@ -66,10 +123,10 @@ def from_linen(module: nn.Module) -> ApplyFn:
   return apply
 
 
-def representation(module: nn.Module) -> ApplyFn:
+def representation(module: Net) -> ApplyFn:
   """The input of the module's last nn.Dense as an ApplyFn, x [B, *S] -> [B, F].
 
-  An InputError from the function if the module has no nn.Dense.
+  An InputError from the function if the module has no nn.Dense, or is no Linen module.
   """
 
   def apply(
@@ -83,7 +140,7 @@ def representation(module: nn.Module) -> ApplyFn:
       return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
-      _, model_state = from_linen(module)(params, model_state, x, train=train, key=key)
+      _, model_state = apply_of(module)(params, model_state, x, train=train, key=key)
     if not inputs:
       raise InputError(f"{type(module).__name__} has no nn.Dense whose input could represent x.")
     return inputs[-1].reshape(x.shape[0], -1), model_state

@@ -263,7 +263,7 @@ def figures(options: Options, results: Path) -> None:
     for name in CONSTRUCTED
   }
   network = {"workdir": str(_network(options, "standard")), **options.places}
-  train = target.load_net(network).train
+  train = target.load_run(**network).train
   ids = np.array([np.flatnonzero(train.labels[:1000] == label)[0] for label in range(8)])
   ids = ids[ids < min(len(shard.labels) for shard in shards.values())]
   rows = {"original": (pixels(train.images[ids]), train.labels[ids])}

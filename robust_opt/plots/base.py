@@ -125,7 +125,9 @@ def image_rows(
       axis.set_frame_on(False)
     for axis, picture in zip(line, pictures):
       axis.set_frame_on(True)
-      shown = np.clip(picture.image, 0, 1).squeeze()
+      shown = np.clip(picture.image, 0, 1)
+      if shown.shape[2:] == (1,):  # the channel axis alone: height or width may be 1 too
+        shown = shown[..., 0]
       axis.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
       color, weight = (COLORS[1], "bold") if picture.highlight else ("black", "normal")
       axis.set_xlabel(picture.caption, fontsize=8, labelpad=2, color=color, weight=weight)

@@ -116,8 +116,9 @@ def _load(
   run: Run, stored: verdict.StoredVerdict, locations: Mapping[str, str]
 ) -> target.EvalTarget:
   """Network and data, if they still are those of the evaluation."""
-  checkpoint = stored.claim.source.get("checkpoint", "")
-  loaded = _target(workdir=str(run.workdir), checkpoint=checkpoint, **locations)
+  names = ("checkpoint", "data", "image_size")
+  given = {name: stored.claim.source.get(name, "") for name in names}
+  loaded = _target(workdir=str(run.workdir), **given, **locations)
   count = len(stored.labels)
   if loaded.net_sha256 != stored.claim.net_sha256:
     raise RunError("The evaluation is of another network than the run now holds.")

@@ -170,7 +170,9 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
     raise InputError("--model and --data need --output, a folder for the results.")
   count = f"_{options.examples}" if options.examples else ""
   radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
-  name = f"{claim.norm}{radius}_{options.version}{count}"
+  data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
+  on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
+  name = f"{claim.norm}{radius}_{options.version}{count}{on}"
   return Path(options.source["workdir"]) / "evaluations" / name
 
 
@@ -374,6 +376,8 @@ def _markdown(
   ]
   if costs:
     parts.append("\n".join(_cost_table(costs)))
+  if claim.source.get("data"):
+    parts.append(f"Data: {claim.source['data']}, SHA-256 {claim.data_sha256}.")
   if guess:
     parts.append(f"Layout: {guess}; `--channel_axis` states it.")
   if checks:

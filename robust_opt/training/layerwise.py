@@ -24,7 +24,6 @@ previous mini-batch instead of the same one.
 import math
 from collections.abc import Sequence
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -39,12 +38,12 @@ from robust_opt.types import ApplyFn, Array, Batch, ModelState, Params
 Shape = tuple[int, ...]
 
 
-def stages(net: nn.Module, params: Params) -> list[list[affine.Layer]]:
+def stages(net: models.Net, params: Params) -> list[list[affine.Layer]]:
   """The layers of a net, split before every Dense and Conv but the first; as affine.layers_of."""
   return affine.stages(affine.layers_of(net, params))
 
 
-def shapes(net: nn.Module, image_shape: Sequence[int]) -> list[Shape]:
+def shapes(net: models.Net, image_shape: Sequence[int]) -> list[Shape]:
   """The shapes of the stages' inputs for one example, beginning with the image."""
 
   def inputs(key: Array) -> list[Array]:
@@ -67,7 +66,7 @@ def lift(x: Array, shapes: Sequence[Shape]) -> Array:
   return jnp.pad(x.reshape(x.shape[0], -1), ((0, 0), (0, later)))
 
 
-def lifted_apply(net: nn.Module, image_shape: Sequence[int]) -> ApplyFn:
+def lifted_apply(net: models.Net, image_shape: Sequence[int]) -> ApplyFn:
   """The net as a function of lifted examples, x = z [B, n] -> logits [B, C].
 
   At lift(x) it equals the net at x up to rounding, in float32 for any dtype of the net. `train` and
@@ -92,7 +91,7 @@ def lifted_apply(net: nn.Module, image_shape: Sequence[int]) -> ApplyFn:
 
 
 def layerwise(
-  net: nn.Module, image_shape: Sequence[int], first: UncertaintySet, hidden_radius: Radius
+  net: models.Net, image_shape: Sequence[int], first: UncertaintySet, hidden_radius: Radius
 ) -> UncertaintySet:
   """U of a lifted example: `first` for the image, l_inf balls for the inputs of the later stages.
 

@@ -145,7 +145,7 @@ def test_a_data_set_is_made_resumed_and_learned_from(net_run, tmp_path):
 def test_the_net_takes_what_is_made_for_what_it_is_labeled(kind, net_run, tmp_path):
   given = {"kind": kind, "settings": Settings(3.0, 100, 0.2), "examples": 100}
   made = construct.run(options(net_run, tmp_path / "set", **given))
-  net = construct.target.load_net({"workdir": str(net_run)})
+  net = construct.target.load_run(net_run)
   predicted = np.argmax(net.logits_fn(jnp.asarray(made.images)), -1)
   assert np.mean(predicted == made.labels) > 0.9
   shards = constructed.read_shard(tmp_path / "set" / "shard-00000.npz")
@@ -185,7 +185,7 @@ def test_examples_without_a_label_cannot_be_made_into_others(tmp_path, monkeypat
 
   digits = datasets.load("digits", "train")
   few = datasets.few_labels(digits, 100, 0, keep_others=True)
-  monkeypatch.setattr(construct.target, "load_net", lambda source: Net(few))
+  monkeypatch.setattr(construct.target, "load_run", lambda workdir: Net(few))
   with pytest.raises(InputError, match="was trained on examples without a label"):
     construct.run(options(tmp_path / "run", tmp_path / "set"))
   assert not (tmp_path / "set").exists()

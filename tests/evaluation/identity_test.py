@@ -386,7 +386,8 @@ def test_a_study_is_described_by_all_that_its_results_depend_on(module, monkeypa
 
 
 NET = target.TrainedNet(
-  closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None
+  *(closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None),
+  *({}, {}, None, (), config.digits()),
 )
 
 
@@ -407,7 +408,7 @@ NET = target.TrainedNet(
 )
 def test_a_constructed_set_is_described_by_all_that_it_depends_on(net, changed, words, monkeypatch):
   def describe_it(net, options):
-    monkeypatch.setattr(target, "load_net", lambda source: net)
+    monkeypatch.setattr(target, "load_run", lambda workdir: net)
     return description(monkeypatch, construct, options)
 
   usual = describe_it(NET, construction())

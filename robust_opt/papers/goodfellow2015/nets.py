@@ -136,7 +136,7 @@ def change(config: ConfigDict, kind: str) -> None:
 
 def load(kind: str, workdir: Path, places: dict[str, Any]) -> AttackedNet:
   """The network of a finished run, at the checkpoint that the run reports on."""
-  net = target.load_net({"workdir": str(workdir), **places})
+  net = target.load_run(workdir, **places)
   top = ALL[kind].top
   return AttackedNet(net.logits_fn, loss_of(top), top)
 

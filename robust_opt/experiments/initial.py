@@ -1,0 +1,71 @@
+"""The state that a run starts from: at random, or the weights of another run (config.init_from).
+
+first = initial.start(experiment)
+first.state, first.sha256
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from robust_opt import training
+from robust_opt.errors import InputError
+from robust_opt.experiments import build, target
+from robust_opt.experiments.assembly import Experiment
+from robust_opt.training import TrainState, sharding
+from robust_opt.types import PyTree
+
+
+class Start(NamedTuple):
+  """A state before the first update."""
+
+  state: TrainState  # on the devices
+  sha256: str | None  # of the parameters and batch statistics; None: they are random
+
+
+def start(experiment: Experiment) -> Start:
+  """The state of random weights, or of those of the run whose work directory is config.init_from.
+
+  The latter are those that the run reports on: of its last or best checkpoint, averaged if it
+  averages weights. The optimizer, the order of the data and all keys start anew, and images are
+  standardized as this config says.
+
+  Raises:
+    InputError: it is no run, or its network has another architecture.
+  """
+  config, blank = experiment.config, experiment.state
+  if not config.init_from:
+    return Start(blank, None)
+  name = f"--config.init_from={config.init_from}"
+  if not (Path(config.init_from) / "config.json").is_file():
+    raise InputError(f"{name} must be the work directory of a run of robust_opt.main.")
+  try:
+    run = target.load_run(config.init_from)
+  except InputError as error:
+    raise InputError(str(error).replace("--workdir=", "--config.init_from=")) from error
+  found, own = (run.params, run.model_state), (blank.params, blank.model_state)
+  differing = _first_difference(found, own)
+  if differing:
+    raise InputError(f"{name} has a network of another architecture: {differing}.")
+  params, model_state = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), found, own)
+  optimizer = build.optimizer(config, experiment.plan.num_steps)
+  state = training.init_state(params, model_state, optimizer, blank.memory)
+  return Start(sharding.replicate(state, sharding.data_mesh()), run.sha256)
+
+
+def _first_difference(found: PyTree, own: PyTree) -> str:
+  """In words, the first array that only one of two trees has, or that has another shape in them."""
+
+  def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path[1:]): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+
+  theirs, ours = shapes(found), shapes(own)
+  for name in {**ours, **theirs}:
+    there, here = (str(list(s[name])) if name in s else "absent" for s in (theirs, ours))
+    if there != here:
+      return f"{name} is {there} there and {here} here"
+  return ""
