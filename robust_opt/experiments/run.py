@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if restored is None and first is None:  # stopped before its first checkpoint
       first = initial.start(experiment)
       workdirs.claim(workdir, config, experiment.splits, first.sha256)
-    state = restored or first.state
+    state = restored or (first.state if first else experiment.state)
     with RunLog(experiment, workdir, state, plan.total) as log:
       if not (log.stopped or log.stuck):
         state = engine.train(experiment, state, workdir, checkpoints, plan, log)
@@ -184,7 +184,7 @@ class RunLog:
     """The epochs so far that were watched."""
     names = ("single_step_accuracy", "pgd_accuracy", "watched")
     return [
-      overfitting.Epoch(loss, *(record[f"heldout/{name}"] for name in names))
+      overfitting.Epoch(loss, *(record[f"heldout/{name}"] for name in names))  # type: ignore[arg-type]
       for loss, record in self._epochs()
       if "heldout/watched" in record
     ]

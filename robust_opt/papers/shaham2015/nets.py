@@ -73,7 +73,8 @@ def assembled(
 ) -> SeededNet:
   """One kind of network, of all seeds."""
   module = build.model(config, splits.train)
-  functions = functions_of(module, config.set.get("box"), batch_size, vmapped)
+  box = config.set.get("box")
+  functions = functions_of(module, box, batch_size, vmapped)  # type: ignore[arg-type]  # a Linen net
   return SeededNet(config, assemble(config, splits, seed_keys, vmapped), functions)
 
 
