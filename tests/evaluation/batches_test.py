@@ -91,7 +91,7 @@ def test_padding_repeats_the_last_lane():
 def fake_devices(monkeypatch, gigabytes, platform="gpu"):
   stats = {"bytes_limit": gigabytes * 2**30} if gigabytes else None
   device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
-  monkeypatch.setattr(jax, "devices", lambda: [device])
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
 
 
 X = np.zeros((10_000, 32, 32, 3), np.float32)
