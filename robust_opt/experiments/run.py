@@ -24,7 +24,7 @@ from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import Experiment, assemble
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.experiments.metrics import ProgressDisplay, read_metrics
-from robust_opt.experiments.signals import sigterm_ends_the_run
+from robust_opt.experiments.signals import signals_end_the_run
 from robust_opt.experiments.summary import draw, evaluate_and_describe
 from robust_opt.files import write_json
 from robust_opt.training import TrainMetrics, TrainState, overfitting, progress
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     InputError: the config or its data cannot be used, or the directory holds another experiment.
     DivergedError: the loss is no longer finite; the last good checkpoint is kept.
     NotLearningError: training does not begin, and config.training.on_no_progress is "stop".
-    PreemptedError: SIGTERM came; the state is saved.
+    PreemptedError: SIGTERM or Ctrl-C came; the state is saved.
     RunError: something could not be written; the checkpoints before it are kept.
   """
   config_lib.validate(config)
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     workdirs.claim(workdir, config, build.splits(config))
     logging.info("%s holds this run, finished; its summary is read.", workdir)
     return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-  with sigterm_ends_the_run():
+  with signals_end_the_run():
     started = time.monotonic()
     experiment = assemble(config)
     workdirs.claim(workdir, config, experiment.splits)

@@ -1,10 +1,12 @@
 """Which directory a run may write to: a new one, or its own."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from robust_opt.data import datasets
@@ -18,13 +20,16 @@ from robust_opt.files import leftovers, write_json
 REVISION = 2
 # Beside config.json: what a run depends on that its config does not say, SHA-256 of its data.
 INPUTS = "inputs.json"
+# What a run leaves that has no checkpoint, all of which the same command makes again.
+_WITHOUT_CHECKPOINT = {"config.json", INPUTS, "metrics.jsonl", "tensorboard", "checkpoints"}
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
   """Refuses a directory that holds another experiment, or unexpected files."""
   if (workdir / "config.json").exists():
     old = _read(workdir, "config.json")
-    _refuse(workdir, config_lib.differences(old, config_lib.as_dict(config)))
+    if not stopped_early(workdir):
+      _refuse(workdir, config_lib.differences(old, config_lib.as_dict(config)))
   elif workdir.exists():
     # A kill may have come between the two files of `claim`.
     ours = {*leftovers(workdir), workdir / INPUTS}
@@ -37,17 +42,35 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, splits: build.Splits) -> None:
-  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code."""
+  """Writes the resolved config and INPUTS once; refuses other data or revisions of the code.
+
+  A directory whose run has stopped before its first checkpoint is claimed anew.
+  """
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
   inputs = {"revision": REVISION, "data": digests}
-  if (workdir / "config.json").exists():
+  anew = stopped_early(workdir)
+  if anew:
+    logging.info("%s holds a run without a checkpoint: starting over there.", workdir)
+  elif (workdir / "config.json").exists():
     _refuse(workdir, config_lib.differences(read_inputs(workdir), inputs))
   if jax.process_index() == 0:
     for path in leftovers(workdir):
       path.unlink(missing_ok=True)
-    if not (workdir / "config.json").exists():
+    if anew:
+      (workdir / "metrics.jsonl").unlink(missing_ok=True)
+      shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+    if anew or not (workdir / "config.json").exists():
       write_json(workdir / INPUTS, inputs)
       write_json(workdir / "config.json", config_lib.as_dict(config))
+
+
+def stopped_early(workdir: Path) -> bool:
+  """Whether all that it holds is of a run that was stopped before its first checkpoint."""
+  if not (workdir / INPUTS).exists() or not (workdir / "config.json").exists():
+    return False
+  names = {path.name for path in set(workdir.iterdir()) - set(leftovers(workdir))}
+  saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+  return not saved and names <= _WITHOUT_CHECKPOINT
 
 
 def read_inputs(workdir: Path) -> dict[str, Any]:
