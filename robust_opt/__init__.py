@@ -40,6 +40,7 @@ from robust_opt.objectives import (
   virtual,
 )
 from robust_opt.sets import L1, L2, LInf, UncertaintySet, projections
+from robust_opt.sets.scaling import ramp
 from robust_opt.training import (
   ArrayData,
   EpochPlan,
@@ -94,6 +95,7 @@ __all__ = [
   "power_iteration",
   "projected",
   "projections",
+  "ramp",
   "restarts",
   "robust",
   "robustify",

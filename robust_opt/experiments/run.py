@@ -178,9 +178,11 @@ class RunLog:
   @property
   def history(self) -> list[overfitting.Epoch]:
     """The epochs so far that were watched."""
-    names = ("single_step_accuracy", "pgd_accuracy", "watched")
+    names = ("single_step_accuracy", "pgd_accuracy")
     return [
-      overfitting.Epoch(loss, *(record[f"heldout/{name}"] for name in names))
+      overfitting.Epoch(
+        loss, *(record[f"heldout/{name}"] for name in names), int(record["heldout/watched"])
+      )
       for loss, record in self._epochs()
       if "heldout/watched" in record
     ]
