@@ -178,10 +178,12 @@ class RunLog:
   @property
   def history(self) -> list[overfitting.Epoch]:
     """The epochs so far that were watched."""
-    names = ("single_step_accuracy", "pgd_accuracy")
     return [
       overfitting.Epoch(
-        loss, *(record[f"heldout/{name}"] for name in names), int(record["heldout/watched"])
+        loss,
+        record["heldout/single_step_accuracy"],
+        record["heldout/pgd_accuracy"],
+        int(record["heldout/watched"]),
       )
       for loss, record in self._epochs()
       if "heldout/watched" in record
