@@ -42,6 +42,7 @@ from robust_opt.objectives import (
   virtual,
 )
 from robust_opt.sets import L1, L2, LInf, UncertaintySet, projections
+from robust_opt.sets.scaling import ramp
 from robust_opt.training import (
   ArrayData,
   EpochPlan,
@@ -100,6 +101,7 @@ __all__ = [
   "power_iteration",
   "projected",
   "projections",
+  "ramp",
   "restarts",
   "robust",
   "robustify",

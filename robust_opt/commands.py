@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import platform
+import signal
 import sys
 import types
 import typing
@@ -178,7 +179,7 @@ def with_sentences(
   main: Callable[[list[str]], None],
   is_shown: Callable[[LogRecord], bool] = lambda record: record.levelno >= WARNING,
 ) -> Callable[[list[str]], None]:
-  """`main`, where a RunError or OSError ends with one sentence and an exit code, no traceback.
+  """`main`, where a RunError, OSError or Ctrl-C ends with one sentence and an exit code.
 
   Log records are filtered by `is_shown`: Orbax and JAX inform of files and missing backends.
   """
@@ -191,6 +192,9 @@ def with_sentences(
     except (RunError, OSError) as error:
       print(f"robust_opt: {error}", file=sys.stderr)
       sys.exit(error.exit_code if isinstance(error, RunError) else 1)
+    except KeyboardInterrupt:
+      print("robust_opt: Ctrl-C: stopped; the same command goes on.", file=sys.stderr)
+      sys.exit(128 + signal.SIGINT)
 
   return wrapped
 

@@ -30,6 +30,11 @@ class NotLearningError(RunError, ArithmeticError):
 
 
 class PreemptedError(RunError):
-  """SIGTERM arrived and the state was saved; 128 + 15, as the shell reports that signal."""
+  """SIGTERM or SIGINT (Ctrl-C) arrived and the state was saved.
 
-  exit_code = 143
+  The exit code is 128 plus the number of the signal, as a shell reports it: 143 or 130.
+  """
+
+  def __init__(self, message: str, signal_number: int = 15) -> None:
+    super().__init__(message)
+    self.exit_code = 128 + signal_number

@@ -10,7 +10,6 @@ To evaluate, an attack ascends the cross-entropy, whatever the training ascends;
 PGD of as many steps.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from robust_opt import maximizers
 from robust_opt.errors import InputError
 from robust_opt.maximizers import Attack, InnerMaximizer
 from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet
-from robust_opt.sets.base import Radius
+from robust_opt.sets.scaling import scaled
 
 AttackOn = Callable[[UncertaintySet], Attack]
 MaximizerOn = Callable[[UncertaintySet], InnerMaximizer]
@@ -128,20 +127,6 @@ ONE_PASS = ("free", "recall")
 def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:
   """PGD-10 where training takes one step, one step where it takes more."""
   return maximizers.steepest(u) if attack.num_steps > 1 else _best(_pgd(0.25, True), 10, u)
-
-
-def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> UncertaintySet:
-  """The set with `factor` [] times its radii; an InputError if it has none."""
-  fields = [field.name for field in dataclasses.fields(u)]  # type: ignore[arg-type]
-  radii = [name for name in fields if name.startswith(("radius", "magnitude"))]
-  if not radii:
-    raise InputError(
-      f"{type(u).__name__} has no radius to scale: pgd, n_fgsm, free and warmup need one; "
-      f"steepest and frank_wolfe do not."
-    )
-  changes = {name: factor * getattr(u, name) for name in radii}
-  changes |= {"box": None} if "box" in fields and not box else {}
-  return dataclasses.replace(u, **changes)  # type: ignore[type-var]
 
 
 def step_set(u: UncertaintySet, share: float) -> UncertaintySet:

@@ -28,6 +28,7 @@ from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
 from robust_opt.sets import UncertaintySet, tangents
 from robust_opt.sets.build import import_object
+from robust_opt.sets.scaling import ramp
 from robust_opt.training import free, layerwise, optimizers, penalties
 from robust_opt.types import ApplyFn, Array, Batch, PyTree
 
@@ -271,7 +272,7 @@ def training_attack(
   warmup_steps = warmup * config.training.epochs * steps_per_epoch
 
   def at(step: Array) -> Attack:
-    grown = attacks.scaled(u, jnp.minimum(step / warmup_steps, 1.0)) if warmup_steps else u
+    grown = ramp(u, step, warmup_steps) if warmup_steps else u
     now = chosen.train(grown)
     return now if every == 1 else maximizers.only_if(step % every == 0, now)
 

@@ -2,8 +2,8 @@
 
   state = engine.train(experiment, state, workdir, checkpoints, plan, log)
 
-It stops for SIGTERM, for a loss that is not finite, or when the log says so. The same call after a
-stop goes on to the same bits.
+It stops for SIGTERM and Ctrl-C, for a loss that is not finite, or when the log says so. The same
+call after a stop goes on to the same bits.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import tables
-from robust_opt.errors import DivergedError, PreemptedError
+from robust_opt.errors import DivergedError
 from robust_opt.experiments import meter
 from robust_opt.experiments.assembly import Experiment
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.experiments.metrics import MetricWriter
-from robust_opt.experiments.signals import sigterm_flag
+from robust_opt.experiments.signals import preempted, signal_flag
 from robust_opt.training import TrainMetrics, TrainState
 from robust_opt.types import Array
 
@@ -74,12 +74,12 @@ def train(
 
   Raises:
     DivergedError: a loss or a parameter is no longer finite; the last good checkpoint is kept.
-    PreemptedError: SIGTERM came; the state is saved.
+    PreemptedError: SIGTERM or Ctrl-C came; the state is saved.
     RunError: something could not be written.
   """
   step, leader = int(state.step), jax.process_index() == 0
   with (
-    sigterm_flag() as stop_requested,
+    signal_flag() as stop_requested,
     MetricWriter(workdir, step) if leader else nullcontext() as writer,
   ):
     enough, scans, saving = False, [], 0.0
@@ -108,12 +108,12 @@ def train(
           began = time.monotonic()
           checkpoints.save(state, score)
           saving = time.monotonic() - began
-      # At the end the flag is read once more: SIGTERM may have come while the state was saved.
-      if stop or (step == plan.total and stop_requested()):
-        raise PreemptedError(
-          f"SIGTERM: stopped at step {step} of {plan.total} and saved; "
-          f"the same command goes on from there."
-        )
+      # At the end the flag is read once more: a signal may have come while the state was saved.
+      if not stop and step == plan.total:
+        stop = stop_requested()
+      if stop:
+        words = f"stopped at step {step} of {plan.total} and saved"
+        raise preempted(stop, f"{words}; the same command goes on from there")
   meter.record(scans, saving / plan.save_every)
   return state
 

@@ -24,7 +24,7 @@ from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import Experiment, assemble
 from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.experiments.metrics import ProgressDisplay, read_metrics
-from robust_opt.experiments.signals import sigterm_ends_the_run
+from robust_opt.experiments.signals import signals_end_the_run
 from robust_opt.experiments.summary import draw, evaluate_and_describe
 from robust_opt.files import write_json
 from robust_opt.training import TrainMetrics, TrainState, overfitting, progress
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     InputError: the config or its data cannot be used, or the directory holds another experiment.
     DivergedError: the loss is no longer finite; the last good checkpoint is kept.
     NotLearningError: training does not begin, and config.training.on_no_progress is "stop".
-    PreemptedError: SIGTERM came; the state is saved.
+    PreemptedError: SIGTERM or Ctrl-C came; the state is saved.
     RunError: something could not be written; the checkpoints before it are kept.
   """
   config_lib.validate(config)
@@ -53,16 +53,16 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     workdirs.claim(workdir, config, build.splits(config))
     logging.info("%s holds this run, finished; its summary is read.", workdir)
     return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-  with sigterm_ends_the_run():
+  with signals_end_the_run():
     started = time.monotonic()
     experiment = assemble(config)
-    first = None if workdirs.is_claimed(workdir) else initial.start(experiment)
+    first = initial.start(experiment) if workdirs.is_new(workdir) else None
     workdirs.claim(workdir, config, experiment.splits, first and first.sha256)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     restored, plan = checkpoints.restore(experiment.state), _plan(experiment)
     if restored is not None:
       logging.info("Resuming from the checkpoint of step %d.", int(restored.step))
-    if restored is None and first is None:  # stopped before its first checkpoint
+    if restored is None and first is None:  # all of its checkpoints are damaged
       first = initial.start(experiment)
       workdirs.claim(workdir, config, experiment.splits, first.sha256)
     state = restored or (first.state if first else experiment.state)
@@ -182,9 +182,13 @@ class RunLog:
   @property
   def history(self) -> list[overfitting.Epoch]:
     """The epochs so far that were watched."""
-    names = ("single_step_accuracy", "pgd_accuracy", "watched")
     return [
-      overfitting.Epoch(loss, *(record[f"heldout/{name}"] for name in names))  # type: ignore[arg-type]
+      overfitting.Epoch(
+        loss,
+        record["heldout/single_step_accuracy"],
+        record["heldout/pgd_accuracy"],
+        int(record["heldout/watched"]),
+      )
       for loss, record in self._epochs()
       if "heldout/watched" in record
     ]

@@ -18,11 +18,11 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import perturb
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment
-from robust_opt.experiments.attacks import scaled
 from robust_opt.experiments.metrics import read_metrics
 from robust_opt.objectives import robust
 from robust_opt.plots import runs, studies
 from robust_opt.sets import BALLS, Ball, UncertaintySet
+from robust_opt.sets.scaling import scaled
 from robust_opt.training import TrainState, evaluated_params, sharding, take
 
 

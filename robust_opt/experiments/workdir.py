@@ -1,10 +1,12 @@
 """Which directory a run may write to: a new one, or its own."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from robust_opt.data import datasets
@@ -20,13 +22,16 @@ REVISION = 2
 # the names of the classes, so that predictions can be named without the data.
 INPUTS = "inputs.json"
 _NAMES = ("num_classes", "classes")  # of INPUTS, no part of what is computed
+# What a run leaves that has no checkpoint, all of which the same command makes again.
+_WITHOUT_CHECKPOINT = {"config.json", INPUTS, "metrics.jsonl", "tensorboard", "checkpoints"}
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
   """Refuses a directory that holds another experiment, or unexpected files."""
   if (workdir / "config.json").exists():
     old = _read(workdir, "config.json")
-    _refuse(workdir, config_lib.differences(old, config_lib.as_dict(config)))
+    if not stopped_early(workdir):
+      _refuse(workdir, config_lib.differences(old, config_lib.as_dict(config)))
   elif workdir.exists():
     # A kill may have come between the two files of `claim`.
     ours = {*leftovers(workdir), workdir / INPUTS}
@@ -43,29 +48,44 @@ def claim(
 ) -> None:
   """Writes the resolved config and INPUTS once; refuses other data or revisions of the code.
 
-  init_sha256 is of the weights that config.init_from names; None: they were not read, and are not
-  compared.
+  A directory whose run has stopped before its first checkpoint is claimed anew. init_sha256 is of
+  the weights that config.init_from names; None: they were not read, and are not compared.
   """
   digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
   inputs: dict[str, Any] = {"revision": REVISION, "data": digests}
   if init_sha256 is not None:
     inputs["init_from"] = init_sha256
-  if (workdir / "config.json").exists():
+  anew = stopped_early(workdir)
+  if anew:
+    logging.info("%s holds a run without a checkpoint: starting over there.", workdir)
+  elif (workdir / "config.json").exists():
     ignored = _NAMES if init_sha256 is not None else (*_NAMES, "init_from")
     known = {key: value for key, value in read_inputs(workdir).items() if key not in ignored}
     _refuse(workdir, config_lib.differences(known, inputs))
   if jax.process_index() == 0:
     for path in leftovers(workdir):
       path.unlink(missing_ok=True)
-    if not (workdir / "config.json").exists():
+    if anew:
+      (workdir / "metrics.jsonl").unlink(missing_ok=True)
+      shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+    if anew or not (workdir / "config.json").exists():
       names = splits.train.class_names
       write_json(workdir / INPUTS, inputs | {"num_classes": len(names), "classes": names})
       write_json(workdir / "config.json", config_lib.as_dict(config))
 
 
-def is_claimed(workdir: Path) -> bool:
-  """Whether the directory holds a run."""
-  return (workdir / "config.json").exists()
+def is_new(workdir: Path) -> bool:
+  """Whether it holds no run, or one that was stopped before its first checkpoint."""
+  return not (workdir / "config.json").exists() or stopped_early(workdir)
+
+
+def stopped_early(workdir: Path) -> bool:
+  """Whether all that it holds is of a run that was stopped before its first checkpoint."""
+  if not (workdir / INPUTS).exists() or not (workdir / "config.json").exists():
+    return False
+  names = {path.name for path in set(workdir.iterdir()) - set(leftovers(workdir))}
+  saved = any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+  return not saved and names <= _WITHOUT_CHECKPOINT
 
 
 def read_inputs(workdir: Path) -> dict[str, Any]:

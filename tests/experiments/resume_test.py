@@ -20,9 +20,11 @@ import pytest
 from images import write_class_folders
 from main_test import SMALL, run_main
 
+from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import metrics
+from robust_opt.experiments import metrics, overrides
 from robust_opt.experiments import run as experiment
+from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.checkpoint import Checkpoints
 
 PROCESS = [sys.executable, "-m", "robust_opt.main"]
@@ -36,6 +38,13 @@ TINY = [
   "--config.checkpoint.every_epochs=1",
   "--config.evaluation.sweep=(0.0, 1.0)",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ctrl_c_is_not_ignored():
+  """As it is by a test run in the background, which processes inherit."""
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,7 @@ def campaign(arguments, env, workdir, signals, seed):
   rng, told = random.Random(seed), []
   for sent in signals:
     code, err = run_and_stop([*arguments, f"--workdir={workdir}"], env, [sent], rng)
-    assert code == (143 if sent == signal.SIGTERM else -sent), err
+    assert code == (-sent if sent == signal.SIGKILL else CODES[sent][1]), err
     assert not (workdir / "summary.json").exists()
     told.append(err)
   code, err = run_and_stop([*arguments, f"--workdir={workdir}"], env, [], rng)
@@ -119,7 +128,7 @@ def campaign(arguments, env, workdir, signals, seed):
 
 @pytest.mark.slow
 def test_killed_and_terminated_runs_end_bit_identical(unbroken, environment, tmp_path):
-  signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+  signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
   told = campaign(TINY, environment, tmp_path / "run", signals, seed=0)
   assert comparable(tmp_path / "run") == comparable(unbroken[0])
   steps = [r["step"] for r in comparable(tmp_path / "run")[1]]
@@ -219,27 +228,34 @@ def small(tmp_path_factory):
 MIDWAY = ["--config.training.steps_per_scan=2", "--config.checkpoint.every_epochs=1"]
 
 
+CODES = {signal.SIGTERM: ("SIGTERM", 143), signal.SIGINT: ("Ctrl-C", 130)}
+
+
 # The second epoch's first scan, and the last of all.
+@pytest.mark.parametrize("sent", CODES)
 @pytest.mark.parametrize("last", [7, pytest.param(10, marks=pytest.mark.slow)])
-def test_sigterm_saves_where_it_comes(last, small, tmp_path, monkeypatch, capfd):
+def test_a_signal_saves_where_it_comes(last, sent, small, tmp_path, monkeypatch, capfd):
+  name, code = CODES[sent]
+  before = signal.getsignal(signal.SIGINT)
   genuine = metrics.MetricWriter.write
 
   def write(self, step, values):
     genuine(self, step, values)
     if step == last:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), sent)
 
   workdir = tmp_path / "run"
   arguments = [*SMALL, *MIDWAY, f"--workdir={workdir}"]
   with monkeypatch.context() as patch:
     patch.setattr(metrics.MetricWriter, "write", write)
-    assert run_main(patch, *arguments) == 143
+    assert run_main(patch, *arguments) == code
   assert capfd.readouterr().err.splitlines()[-1] == (
-    f"robust_opt: SIGTERM: stopped at step {last} of 10 and saved; "
+    f"robust_opt: {name}: stopped at step {last} of 10 and saved; "
     f"the same command goes on from there."
   )
   assert sorted(path.name for path in (workdir / "checkpoints").iterdir())[-1] == f"{last:08d}"
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  assert signal.getsignal(signal.SIGINT) == before
   assert run_main(monkeypatch, *arguments) == 0
   assert comparable(workdir) == comparable(small)
 
@@ -254,6 +270,60 @@ def test_a_damaged_checkpoint_costs_time_alone(small, tmp_path, monkeypatch):
   assert comparable(workdir) == comparable(small)
   assert (workdir / "damaged" / "00000010").is_dir()
   gc.collect()
+
+
+def test_ctrl_c_before_the_first_checkpoint_leaves_the_directory_free(tmp_path, monkeypatch, capfd):
+  said = []
+  workdir = tmp_path / "run"
+  arguments = [*SMALL, f"--workdir={workdir}"]
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, "restore", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert run_main(patch, *arguments) == 130
+  last = capfd.readouterr().err.splitlines()[-1]
+  assert last.startswith("robust_opt: Ctrl-C: stopped outside of training")
+  assert workdirs.stopped_early(workdir)
+  with monkeypatch.context() as patch:
+    patch.setattr(workdirs.logging, "info", lambda words, *_: said.append(words))
+    assert run_main(patch, *arguments, "--config.seed=3") == 0
+  assert any("without a checkpoint: starting over there" in words for words in said)
+  assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+  assert run_main(monkeypatch, *arguments) == 2  # now it is another experiment's
+
+
+def test_ctrl_c_before_a_run_is_a_sentence(monkeypatch, capfd):
+  def load(path):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(overrides, "load", load)
+  assert run_main(monkeypatch, *SMALL) == 130
+  assert capfd.readouterr().err.splitlines()[-1].startswith("robust_opt: Ctrl-C: stopped")
+
+
+def test_a_directory_without_a_checkpoint_is_free_for_another_config(tmp_path, monkeypatch, capfd):
+  workdir = tmp_path / "run"
+  diverges = [*SMALL, "--config.optimizer.learning_rate=1e38", f"--workdir={workdir}"]
+  assert run_main(monkeypatch, *diverges) == 1
+  assert run_main(monkeypatch, *SMALL, f"--workdir={workdir}") == 0
+  assert [r["step"] for r in metrics.read_metrics(workdir / "metrics.jsonl")] == [5, 10]
+  rate = json.loads((workdir / "config.json").read_text())["optimizer"]["learning_rate"]
+  assert rate == config_lib.digits().optimizer.learning_rate
+
+
+def test_a_directory_with_a_checkpoint_or_a_foreign_file_stays_another_s(small, tmp_path):
+  config = config_lib.digits()
+  workdir = shutil.copytree(small, tmp_path / "run")
+  (workdir / "summary.json").unlink()
+  assert not workdirs.stopped_early(workdir)
+  with pytest.raises(InputError, match="another experiment"):
+    workdirs.check(workdir, config)
+  for path in workdir.glob("*.png"):
+    path.unlink()
+  shutil.rmtree(workdir / "checkpoints")
+  assert workdirs.stopped_early(workdir)
+  workdirs.check(workdir, config)
+  (workdir / "thesis.tex").write_text("all my work")
+  with pytest.raises(InputError, match="another experiment"):
+    workdirs.check(workdir, config)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capfd):
