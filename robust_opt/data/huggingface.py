@@ -66,7 +66,7 @@ def read_saved(
       f"has {', '.join(parts) or 'none'}"
     )
   image, label = _columns(root, next(iter(parts.values())).features)
-  used = {name: parts[name] for name in ("train", test) if name in parts}
+  used = {name: parts[name] for name in ("train", test) if name and name in parts}
   undecoded = {
     name: part.cast_column(image, datasets.Image(decode=False)) for name, part in used.items()
   }

@@ -183,18 +183,19 @@ def load_run(
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
   # On one device: an evaluation on several places the weights as it places the batches.
-  local = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
+  params, model_state = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
   against, apply = config_lib.adversary(config), models.apply_of(initial.net)
   return TrainedNet(
-    logits_of(apply, *local),
-    logits_of(models.representation(initial.net), *local),
+    logits_of(apply, params, model_state),
+    logits_of(models.representation(initial.net), params, model_state),
     splits.train,
     splits.test,
-    digest(local),
+    digest((params, model_state)),
     f"{config.model.name} on {config.data.name}, {f'over {against}' if against else 'standard'}",
     models.definition(initial.net),
     config.set.to_dict() if against else None,
-    *local,
+    params,
+    model_state,
     apply,
     splits.train.class_names,
     config,
