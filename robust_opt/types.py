@@ -69,6 +69,9 @@ class PureNet(Protocol):
     classified independently, and the state is returned as it is.
     """
 
+  def __hash__(self) -> int:
+    """By identity, as objects have it, unless equal nets shall share compilations."""
+
 
 class Batch(NamedTuple):
   """A batch of examples.

@@ -28,6 +28,7 @@ ALLOWED = {
   "tensorboardX": {"experiments.metrics"},
   "tensorflow_datasets": {"data.tfds"},
   "tensorflow": set(),
+  "datasets": {"data.huggingface"},
   "sklearn": {"data.datasets"},
   "cvxpy": {"theory.linear.solve"},
   "jinja2": {"report.page"},

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from robust_opt import extras, layout
-from robust_opt.data import archives, folders, tfds
+from robust_opt.data import archives, folders, huggingface, tfds
 from robust_opt.data.folders import ImageFiles, read_folder
 from robust_opt.data.sampling import random_order, stratified
 from robust_opt.errors import InputError, WriteError
@@ -75,7 +75,8 @@ def load(
 
   Args:
     name: 'digits'; the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'; an .npz file
-      (`archives.read_arrays`); a folder of class folders of images (`folders.read_folder`).
+      (`archives.read_arrays`); a folder of class folders of images (`folders.read_folder`), or one
+      that Hugging Face `datasets` saved (`huggingface.read_saved`).
     split: 'train', 'test', or another split of the data set.
     data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
       default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
@@ -107,6 +108,9 @@ def load(
     )
   root, kept = _data_root(data_dir), cache_root(cache_dir)
   source = (_NAME.fullmatch(name) and tfds.prepared_folder(root, name)) or tfds.find_archive(name)
+  if source is None and huggingface.is_saved(own):
+    pictures, labels, classes = huggingface.read_saved(own, split, image_size)
+    return Dataset(pictures, labels, len(classes), name, split, classes)
   if source is None and own.is_dir():
     files, labels, classes = read_folder(own, split, image_size)
     images = np.asarray(files) if decode else cast(np.ndarray, files)
@@ -192,7 +196,8 @@ def read_examples(name: str, image_size: int = 0) -> Examples:
   """
   root = Path(name).expanduser()
   if root.is_dir():
-    files, labels, classes = read_folder(root, "", image_size)
+    read = huggingface.read_saved if huggingface.is_saved(root) else read_folder
+    files, labels, classes = read(root, "", image_size)
     return Examples(np.asarray(files) / np.float32(255), labels, classes)
   if image_size:
     raise InputError(f"data.image_size={image_size} has no effect: only a folder is resized")

@@ -9,10 +9,10 @@ has `train` and `test` (or `val`) with the same classes in each. Classes are sor
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -110,10 +110,10 @@ def read_folder(root: Path, split: str, image_size: int = 0) -> Folder:
       is_test = stratified(labels, round(TEST_FRACTION * len(labels)), SEED)
       members = np.flatnonzero(is_test if split == "test" else ~is_test)
       paths, labels = [everything[i] for i in members], labels[members]
-  return Folder(ImageFiles(paths, _shape(root, everything, image_size)), labels, tuple(files))
+  return Folder(ImageFiles(paths, common_shape(root, everything, image_size)), labels, tuple(files))
 
 
-def decode(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def decode(path: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
   """One image as uint8 [H, W, C]; C is 1 for grey.
 
   Raises:
@@ -155,10 +155,15 @@ def _flat(files: dict[str, list[Path]]) -> tuple[list[Path], np.ndarray]:
   return [path for paths in files.values() for path in paths], labels
 
 
-def _shape(root: Path, paths: Sequence[Path], image_size: int) -> tuple[int, int, int]:
-  """[H, W, C] to decode to: C is 1 if all images are grey. Reads the headers only."""
+def common_shape(
+  root: Path, files: Iterable[Path | BinaryIO], image_size: int
+) -> tuple[int, int, int]:
+  """[H, W, C] to decode to: C is 1 if all images are grey. Reads the headers only.
+
+  An InputError, which names `root`, if there are several sizes and image_size is 0.
+  """
   with ThreadPoolExecutor() as pool:
-    headers = list(pool.map(_header, paths))
+    headers = list(pool.map(_header, files))
   channels = 1 if all(mode in _GREY for mode, _ in headers) else 3
   sizes = sorted({size for _, size in headers})
   if image_size:
@@ -172,7 +177,7 @@ def _shape(root: Path, paths: Sequence[Path], image_size: int) -> tuple[int, int
   return *sizes[0], channels
 
 
-def _header(path: Path) -> tuple[str, tuple[int, int]]:
+def _header(path: Path | BinaryIO) -> tuple[str, tuple[int, int]]:
   from PIL import Image, UnidentifiedImageError
 
   try:

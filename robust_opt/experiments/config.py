@@ -43,7 +43,8 @@ def base() -> ConfigDict:
   config = ConfigDict({"seed": 0})
   config.init_from = ""  # work directory of a run whose weights to start from; empty: at random
   config.data = ConfigDict()
-  config.data.name = "digits"  # or an image classification set of TensorFlow Datasets
+  # Or an image classification set of TensorFlow Datasets, files or a folder: data/datasets.py.
+  config.data.name = "digits"
   config.data.mean = (DIGITS_MEAN,)  # of the pixels, one a channel; (): from the training set
   config.data.std = (DIGITS_STD,)
   config.data.data_dir = ""  # where prepared sets lie; empty: TFDS' own default

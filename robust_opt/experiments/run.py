@@ -62,10 +62,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     restored, plan = checkpoints.restore(experiment.state), _plan(experiment)
     if restored is not None:
       logging.info("Resuming from the checkpoint of step %d.", int(restored.step))
-    if restored is None and first is None:  # all of its checkpoints are damaged
-      first = initial.start(experiment)
-      workdirs.claim(workdir, config, experiment.splits, first.sha256)
-    state = restored or (first.state if first else experiment.state)
+      state = restored
+    else:
+      if first is None:  # all of its checkpoints are damaged
+        first = initial.start(experiment)
+        workdirs.claim(workdir, config, experiment.splits, first.sha256)
+      state = first.state
     with RunLog(experiment, workdir, state, plan.total) as log:
       if not (log.stopped or log.stuck):
         state = engine.train(experiment, state, workdir, checkpoints, plan, log)

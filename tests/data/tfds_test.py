@@ -165,7 +165,7 @@ def test_download_gives_the_archives_examples_in_tfds_order(name, split, host, p
   np.testing.assert_array_equal(dataset.images, images[order])
   np.testing.assert_array_equal(dataset.labels, labels[order])
   assert dataset.images.flags.c_contiguous
-  assert dataset[2:] == (10, name, split)
+  assert dataset[2:] == (10, name, split, ())
 
 
 @pytest.mark.parametrize("name", prepare.ARCHIVES)
@@ -411,7 +411,7 @@ def test_prepared_sets_are_read_in_the_order_of_tfds_writer(name, tiny_root, tmp
     assert dataset.images.shape == (7, 4, 5, 1)
     assert dataset.images[:, 0, 0, 0].tolist() == order
     assert dataset.labels.tolist() == [i % 3 for i in order]
-    assert dataset[2:] == (3, name, split)
+    assert dataset[2:] == (3, name, split, ())
 
 
 @pytest.mark.parametrize(
