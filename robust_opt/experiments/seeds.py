@@ -31,7 +31,7 @@ AXES: Any = TrainState(step=None, params=0, model_state=0, opt_state=0, memory=0
 def initialize(net: models.Net, keys: Array, shape: Sequence[int]) -> tuple[Params, ModelState]:
   """Every seed's variables, as its own of the keys [S] alone would give them."""
   try:
-    return _initializer(net, tuple(shape))(keys)  # type: ignore[arg-type]
+    return _initializer(net, tuple(shape))(keys)
   except TypeError:  # an attribute is a list, as in MLP(widths=[32]), which is no key of a cache
     return _initializer.__wrapped__(net, shape)(keys)
 

@@ -74,7 +74,7 @@ def assembled(
   """One kind of network, of all seeds."""
   module = build.model(config, splits.train)
   box = config.set.get("box")
-  functions = functions_of(module, box, batch_size, vmapped)  # type: ignore[arg-type]  # a Linen net
+  functions = functions_of(module, box, batch_size, vmapped)
   return SeededNet(config, assemble(config, splits, seed_keys, vmapped), functions)
 
 
