@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import jax
@@ -26,6 +28,7 @@ def run(**environment):
   return done.stdout.strip(), done.stderr
 
 
+@pytest.mark.slow
 def test_programs_are_kept_beside_the_cached_data(tmp_path):
   folder, printed = run(XDG_CACHE_HOME=str(tmp_path))
   assert Path(folder).parent == tmp_path / "robust_opt" / "programs"

@@ -347,6 +347,7 @@ def digits_net(train_x, train_y):
 REDUCED = (phases.apgd_ce(10), phases.apgd_t(10, 1))
 
 
+@pytest.mark.slow
 def test_the_ensemble_on_another_version_of_a_net():
   digits = pytest.importorskip("sklearn.datasets").load_digits()
   x, y = (digits.data / 16).astype(np.float32), digits.target

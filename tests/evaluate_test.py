@@ -340,6 +340,7 @@ def test_the_set_is_that_of_the_training_unless_told():
     choice(ball, set=groups, radius=0.1)
 
 
+@pytest.mark.slow
 def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   version = (phases.pgd_phase("pgd", losses.margin, 5, relative_step=0.3),)

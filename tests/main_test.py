@@ -95,6 +95,7 @@ def test_noise_of_others_is_left_out(path, level, message, read):
   assert main_lib.is_shown(record) == read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(25, 1, 1), (1, 25)])
 def test_images_one_pixel_wide_or_high(shape, monkeypatch, tmp_path):
   """Such as 25 samples of a sensor."""

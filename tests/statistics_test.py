@@ -160,6 +160,7 @@ def test_holms_correction_by_hand():
   assert len(holm([])) == 0
 
 
+@pytest.mark.slow
 def test_many_claims_about_noise_are_rarely_affirmed():
   """Of 20 claims without effect, any is significant in at most one of 20 studies."""
   rng = np.random.default_rng(0)

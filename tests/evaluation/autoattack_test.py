@@ -286,6 +286,7 @@ def test_costs_count_what_the_net_saw():
   assert calls["forward"] == pytest.approx(cost.forward + predicted, abs=200)  # and the checks
 
 
+@pytest.mark.slow
 def test_the_precision_of_search_and_verdict_are_those_stated():
   weights, x, y = problem()
   scales = itertools.count(1)

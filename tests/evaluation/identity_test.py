@@ -269,12 +269,18 @@ def test_a_run_is_found_again_wherever_it_and_its_data_lie(tmp_path, monkeypatch
   assert experiment.run(c, tmp_path / "moved") == {"found": 1}
 
 
+def claim_with_a_checkpoint(path, config_):
+  """Without one, a run starts over."""
+  workdir.claim(path, config_, SPLITS)
+  (path / "checkpoints" / "00000001").mkdir(parents=True)
+
+
 @pytest.mark.parametrize("name", build.Splits._fields)
 @pytest.mark.parametrize("change", [lambda d: split(d.split, seed=1), with_label])
 def test_a_run_on_other_data_is_refused(name, change, tmp_path, monkeypatch):
   """Finished or not."""
   c = config.digits()
-  workdir.claim(tmp_path, c, SPLITS)
+  claim_with_a_checkpoint(tmp_path, c)
   other = SPLITS._replace(**{name: change(getattr(SPLITS, name))})
   with pytest.raises(InputError, match=rf"another experiment.*data\.{name}: \w+ -> \w+\.$"):
     workdir.claim(tmp_path, c, other)
@@ -286,7 +292,7 @@ def test_a_run_on_other_data_is_refused(name, change, tmp_path, monkeypatch):
 
 def test_a_run_by_other_code_or_with_damaged_inputs_is_refused(tmp_path, monkeypatch):
   c = config.digits()
-  workdir.claim(tmp_path, c, SPLITS)
+  claim_with_a_checkpoint(tmp_path, c)
   with monkeypatch.context() as patch:
     patch.setattr(workdir, "REVISION", study_lib.REVISION + 1)
     with pytest.raises(InputError, match="revision: "):
@@ -301,6 +307,7 @@ def test_a_run_by_other_code_or_with_damaged_inputs_is_refused(tmp_path, monkeyp
   # A kill between the two files leaves a directory of ours.
   (tmp_path / workdir.INPUTS).write_text("{}")
   (tmp_path / "config.json").unlink()
+  shutil.rmtree(tmp_path / "checkpoints")
   workdir.check(tmp_path, c)
 
 

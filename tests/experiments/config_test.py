@@ -450,9 +450,10 @@ def test_a_config_from_before_a_key_is_the_same_experiment():
   config_.training.on_no_progress = "stop"
   changed_ = config.differences(config.as_dict(config.digits()), config.as_dict(config_))
   assert changed_ == ["training.on_no_progress: (absent) -> stop"]
-  with config_.unlocked():
-    del config_.training.on_no_progress
-  config.validate(config_)
+  read = config.from_dict(config.as_dict(config.digits()))
+  config.validate(read)
+  assert read.training.on_no_progress == "say"
+  assert config.as_dict(read) == config.as_dict(config.digits())
 
 
 # Values

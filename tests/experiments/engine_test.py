@@ -88,6 +88,7 @@ def test_seeds_together_are_seeds_apart_and_each_is_its_own_run(tmp_path):
   close(seeds.of_seed(together, 1)[0], state.params)
 
 
+@pytest.mark.slow
 def test_many_seeds_go_on_where_they_stopped(tmp_path):
   c, names = small_config(), (3, 4)
   splits = build.splits(c)

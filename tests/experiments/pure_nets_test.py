@@ -38,6 +38,7 @@ def in_recipes(monkeypatch):
     sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_recipes")
 @pytest.mark.parametrize("library", ["nnx", "equinox_model", "haiku_model"])
 def test_a_run_trains_saves_and_loads_a_net_of_another_library(library, tmp_path):

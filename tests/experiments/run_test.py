@@ -327,6 +327,7 @@ def test_catastrophic_overfitting_is_said_and_may_stop_the_run(parts, tmp_path, 
 # Training that does not begin.
 
 
+@pytest.mark.slow
 def test_a_run_that_stays_at_chance_says_so(tmp_path, monkeypatch, capfd, caplog):
   stays = [*SMALL, "--config.optimizer.learning_rate=1e-9", "--config.training.epochs=4"]
   assert run_main(monkeypatch, *stays, f"--workdir={tmp_path / 'say'}") == 0

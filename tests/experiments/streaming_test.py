@@ -77,6 +77,7 @@ def test_two_calls_fit_the_limit(folder, limit, steps):
   assert stream_of(data, limit).max_steps == steps
 
 
+@pytest.mark.slow
 def test_a_streamed_run_is_the_run_in_memory(folder, tmp_path, monkeypatch):
   arguments = [
     *itertools.filterfalse(lambda a: "examples" in a, SMALL),
