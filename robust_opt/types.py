@@ -70,7 +70,7 @@ class PureNet(Protocol):
     """
 
   def __hash__(self) -> int:
-    """By identity, as objects have it, unless equal nets shall share compilations."""
+    """The default, by identity, is enough; define it by value to share compilations."""
 
 
 class Batch(NamedTuple):

@@ -1,4 +1,4 @@
-"""How long the updates of every training take, for whoever must know before a long run.
+"""How long the updates of every training take, to size long runs.
 
 with metered() as trainings:
   experiment.run(config, workdir)
