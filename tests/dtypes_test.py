@@ -90,11 +90,8 @@ def types_of(tree):
 @pytest.mark.parametrize(
   ("dtype", "x64", "radius"),
   [
-    *(("bfloat16", False, radius) for radius in ("float", "float64", "array")),
-    *(("float16", False, "traced"), ("float32", False, "float64"), ("float32", False, "array")),
-    *(("bfloat16", True, "array"), ("float16", True, "float64")),
-    *(("float32", True, radius) for radius in ("float64", "array", "traced")),
-    *(("float64", True, "float"), ("float64", True, "traced")),
+    *(("bfloat16", False, "array"), ("float16", False, "traced"), ("float32", False, "float64")),
+    *(("bfloat16", True, "float64"), ("float32", True, "traced"), ("float64", True, "float")),
   ],
 )
 def test_sets(dtype, x64, radius):
@@ -260,9 +257,9 @@ def run(attack, dtype):
 @pytest.mark.parametrize(
   ("make", "of_net", "of_images", "x64"),
   [
-    *((ro.LInf, "bfloat16", "float32", False), (ro.L1, "bfloat16", "bfloat16", False)),
-    *((ro.L2, "float32", "float16", False), (ro.L1, "float64", "float32", True)),
-    (ro.L2, "bfloat16", "float64", True),
+    (ro.LInf, "bfloat16", "float32", False),
+    (ro.L2, "float32", "float16", False),
+    (ro.L1, "bfloat16", "float64", True),
   ],
 )
 def test_attacks_take_logits_of_any_type(make, of_net, of_images, x64):

@@ -480,6 +480,7 @@ def refused(*arguments, folder=ROOT):
   return lines[0]
 
 
+@pytest.mark.slow
 def test_bad_flags_are_one_sentence(tmp_path):
   """Two real processes; the other sentences are asked for in this one."""
   assert "either --workdir" in refused("evaluate", "--norm=linf", "--radius=0.1")

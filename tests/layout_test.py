@@ -86,7 +86,9 @@ def test_what_is_no_axis_is_refused_before_any_work(axis):
   assert not attacked
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+  "norm", ["linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("l2", "l1"))]
+)
 def test_square_finds_the_same_in_every_layout(norm):
   last, first, y = nets()
   x, radius = images(), {"linf": 0.05, "l2": 0.2, "l1": 0.8}[norm]

@@ -187,7 +187,7 @@ def test_a_class_that_is_present_or_absent_by_itself_may_be_the_only_one():
 # A number of classes other than ten.
 
 
-@pytest.mark.parametrize("num_classes", [2, 100])
+@pytest.mark.parametrize("num_classes", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_training_measuring_and_collecting_take_any_number_of_classes(num_classes):
   """A linear net of weights that are its own examples, whose accuracies are known."""
   rng = np.random.default_rng(num_classes)

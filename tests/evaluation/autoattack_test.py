@@ -90,6 +90,7 @@ def test_it_finds_what_the_closed_form_says(norm, num_classes):
 STRUCTURED = ro.sets.GroupL21(0.5, ro.sets.patches(2))
 
 
+@pytest.mark.slow
 def test_a_structured_set_is_attacked_by_pgd():
   """Of two classes the worst point is the steepest ascent: what PGD breaks is known."""
   weights, x, y = problem(num_classes=2)
@@ -104,7 +105,7 @@ def test_a_structured_set_is_attacked_by_pgd():
     assert 0.1 < np.mean(robust) < 0.9
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l1", marks=pytest.mark.slow)])
 def test_its_ascents_keep_the_best_iterate_not_the_last(norm):
   """By the margin: an iterate that fools is not lost to one of a higher loss."""
   x = problem()[1][:12].reshape(12, -1)

@@ -372,6 +372,7 @@ STUDIES = {
 HARMLESS = {shaham2015: [{"vmap_seeds": True}, {"evaluation_batch": 7}, {"epochs_per_call": 7}]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", STUDIES, ids=lambda module: module.__name__.split(".")[-1])
 def test_a_study_is_described_by_all_that_its_results_depend_on(module, monkeypatch, tmp_path):
   describe_it = functools.partial(description, monkeypatch, module)

@@ -248,6 +248,7 @@ def test_the_mean_of_draws_is_that_of_probabilities():
   assert np.abs(net(X) - net(X, jax.random.key(2))).max() > 0.01
 
 
+@pytest.mark.slow
 def test_every_step_of_the_attack_has_fresh_draws():
   values = []
 

@@ -166,6 +166,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_net_is_caught_by_the_check_meant_for_it(name):
   arguments, meant = BROKEN[name]

@@ -209,7 +209,9 @@ def test_restores_to_another_number_of_devices(copy):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("where", ["before", "midway", "at the end"])
+@pytest.mark.parametrize(
+  "where", ["midway", *(pytest.param(w, marks=pytest.mark.slow) for w in ("before", "at the end"))]
+)
 def test_a_save_that_fails_is_one_sentence_and_leaves_the_others(copy, monkeypatch, where):
   full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
   genuine = ocp.CheckpointManager.save

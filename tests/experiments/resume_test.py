@@ -232,8 +232,14 @@ CODES = {signal.SIGTERM: ("SIGTERM", 143), signal.SIGINT: ("Ctrl-C", 130)}
 
 
 # The second epoch's first scan, and the last of all.
-@pytest.mark.parametrize("sent", CODES)
-@pytest.mark.parametrize("last", [7, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  ("last", "sent"),
+  [
+    (7, signal.SIGINT),
+    pytest.param(7, signal.SIGTERM, marks=pytest.mark.slow),
+    pytest.param(10, signal.SIGTERM, marks=pytest.mark.slow),
+  ],
+)
 def test_a_signal_saves_where_it_comes(last, sent, small, tmp_path, monkeypatch, capfd):
   name, code = CODES[sent]
   before = signal.getsignal(signal.SIGINT)
@@ -272,6 +278,7 @@ def test_a_damaged_checkpoint_costs_time_alone(small, tmp_path, monkeypatch):
   gc.collect()
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_checkpoint_leaves_the_directory_free(tmp_path, monkeypatch, capfd):
   said = []
   workdir = tmp_path / "run"
@@ -299,6 +306,7 @@ def test_ctrl_c_before_a_run_is_a_sentence(monkeypatch, capfd):
   assert capfd.readouterr().err.splitlines()[-1].startswith("robust_opt: Ctrl-C: stopped")
 
 
+@pytest.mark.slow
 def test_a_directory_without_a_checkpoint_is_free_for_another_config(tmp_path, monkeypatch, capfd):
   workdir = tmp_path / "run"
   diverges = [*SMALL, "--config.optimizer.learning_rate=1e38", f"--workdir={workdir}"]

@@ -17,7 +17,7 @@ from robust_opt.evaluation import accuracy as evaluation
 from robust_opt.experiments import assembly, attacks, build, engine, metrics, run, summary, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.checkpoint import Checkpoints
-from robust_opt.training import TrainMetrics, init_state, sharding
+from robust_opt.training import TrainMetrics, init_state, progress, sharding
 
 RADIUS = 0.15
 
@@ -348,12 +348,15 @@ def test_a_run_that_stays_at_chance_says_so(tmp_path, monkeypatch, capfd, caplog
   assert not (tmp_path / "stop" / "summary.json").exists()
 
 
-def test_standard_training_is_not_told_to_grow_a_radius(tmp_path, monkeypatch, capfd):
-  stays = [*SMALL, "--config.optimizer.learning_rate=1e-9", "--config.attack.name=none"]
-  assert run_main(monkeypatch, *stays, f"--workdir={tmp_path / 'run'}") == 0
-  closing = capfd.readouterr().out.splitlines()[-2]
-  assert "The network is not learning" in closing
-  assert "warmup" not in closing
+def test_standard_training_is_not_told_to_grow_a_radius():
+  found = progress.NotLearning("chance", 4, 2.3, 2.3, 0.1, 0.1, 0, 20)._asdict()
+  for name, grows in (("none", False), ("steepest", True)):
+    config = config_lib.digits()
+    config_lib.choose(config, "attack", name)
+    summary_ = {"not_learning": found, "config": config_lib.as_dict(config)}
+    (closing,) = metrics.closing_lines(summary_)
+    assert "The network is not learning" in closing
+    assert ("warmup" in closing) == grows
 
 
 def test_a_run_that_learns_is_not_warned(finished):

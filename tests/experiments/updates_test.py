@@ -64,6 +64,7 @@ def test_updates_are_computed_in_the_precision_of_the_config(name, said):
   assert all(v.aval.dtype != jnp.bfloat16 for v in jaxpr.jaxpr.outvars)
 
 
+@pytest.mark.slow
 def test_attacks_at_one_step_are_different_updates():
   """A key that is set changes what is trained."""
   one = ["attack.num_steps=1"]

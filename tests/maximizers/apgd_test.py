@@ -216,7 +216,9 @@ def test_an_l1_step_is_not_lost_on_entries_at_the_box():
 # What every maximizer owes, beyond contracts_test.
 
 
-@pytest.mark.parametrize("name", list(SETS))
+@pytest.mark.parametrize(
+  "name", ["l1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linf", "l2"))]
+)
 def test_a_linear_function_is_maximized_within_the_set_at_every_step(name):
   """With one gradient a step, also where the best point is kept."""
   keys, x, radius, g = problem()

@@ -151,7 +151,9 @@ def test_an_optimizer_of_optax_ascends_each_example_alone():
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 
 
-@pytest.mark.parametrize("name", list(SETS))
+@pytest.mark.parametrize(
+  "name", ["l1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linf", "l2"))]
+)
 def test_lbfgs_never_falls_and_is_never_below_algorithm_1(name):
   _, x, value_fn = problem()
   u = SETS[name](0.5, (0.0, 1.0))
@@ -163,7 +165,9 @@ def test_lbfgs_never_falls_and_is_never_below_algorithm_1(name):
   np.testing.assert_array_less(u.gauge(delta, x), 1 + ROUNDING)
 
 
-@pytest.mark.parametrize("name", list(SETS))
+@pytest.mark.parametrize(
+  "name", ["l2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linf", "l1"))]
+)
 def test_lbfgs_finds_the_maximum_of_a_concave_quadratic(name):
   """max of -(x - c)' D (x - c) / 2 over the ball: inside it is c, on its edge it is SciPy's."""
   rng = np.random.default_rng(1)

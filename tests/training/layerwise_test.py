@@ -112,7 +112,9 @@ def test_a_block_is_added_where_it_says():
 # The worst case
 
 
-@EVERY_NET
+@pytest.mark.parametrize(
+  "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("digits_cnn", "mnist_cnn"))]
+)
 def test_one_step_is_the_sign_of_every_layers_gradient(name):
   """The gradient of each block is that of the input of its stage."""
   net, image_shape, _, batch = problem(name)
