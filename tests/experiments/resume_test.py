@@ -183,8 +183,7 @@ def test_terminal_shows_a_steady_bar_and_the_table(unbroken):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_many_kills(seed, tmp_path, environment):
+def test_many_kills(tmp_path, environment):
   """With the convolutional network and Adam, ten signals; also during start and end."""
   arguments = [a for a in TINY if "model" not in a and "sweep" not in a]
   arguments += [
@@ -198,7 +197,7 @@ def test_many_kills(seed, tmp_path, environment):
   reference, broken = tmp_path / "reference", tmp_path / "broken"
   code, err = run_and_stop([*arguments, f"--workdir={reference}"], environment, [], random.Random())
   assert code == 0, err
-  rng = random.Random(seed)
+  rng = random.Random(1)
   for _ in range(4):  # any moment from the start of the process on
     command, quiet = [*PROCESS, *arguments, f"--workdir={broken}"], subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=ROOT, env=environment)
@@ -210,7 +209,7 @@ def test_many_kills(seed, tmp_path, environment):
   assert comparable(broken) == comparable(reference)
   shutil.rmtree(broken)
   signals = [rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]) for _ in range(5)]
-  campaign(arguments, environment, broken, signals, seed)
+  campaign(arguments, environment, broken, signals, 1)
   assert comparable(broken) == comparable(reference)
 
 
