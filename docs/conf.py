@@ -26,6 +26,7 @@ extensions = [
   "sphinx.ext.napoleon",
   "docstrings",
   "mathml",
+  "sources",
   "typography",
 ]
 source_suffix = {".md": "markdown"}

@@ -8,6 +8,7 @@ than there are skip.
 import gc
 import importlib.metadata
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -102,6 +103,30 @@ def float64():
   """Computes in float64, where rounding lies far below the effect of any fault."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """Chromium without a window and without a network."""
+  chromium = shutil.which("chromium") or shutil.which("google-chrome")
+  driver_path = shutil.which("chromedriver")
+  if not chromium or not driver_path:
+    pytest.skip("no Chromium with its driver on this machine")
+  from selenium import webdriver
+
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+    options.add_argument(argument)
+  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+  driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
+  driver.set_page_load_timeout(300)
+  driver.set_script_timeout(300)
+  driver.execute_cdp_cmd("Network.enable", {})
+  offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+  driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+  yield driver
+  driver.quit()
 
 
 _MAPS = Path("/proc/self/maps")

@@ -7,17 +7,23 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 import typing
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
+import numpy as np
+import optax
 import pytest
 import yaml
+from PIL import Image
+from selenium.webdriver.support.ui import WebDriverWait
 
 import robust_opt as ro
 from robust_opt import sets
 from robust_opt.evaluation import trust_checks
-from robust_opt.experiments import config, sections
+from robust_opt.experiments import config, overrides, run, sections
 from robust_opt.studies import options
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +50,8 @@ def run_blocks(page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [name for name, text in WRITTEN.items() if "```python" in text])
-def test_what_a_page_shows_runs(page):
+def test_what_a_page_shows_runs(page, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   run_blocks(page)
   # A page of facts asserts them, so that running its code is a test.
   facts = ("concepts.md", "units.md", "evaluation.md", "scale.md", "troubleshooting.md")
@@ -113,7 +120,99 @@ def test_the_diffs_name_tables_that_exist():
     assert table == "functions" or re.search(rf"^{table}\b.*= {{$", source, re.MULTILINE), file
 
 
+def attacks(name):
+  """The lines of a list of attacks in your_own.md."""
+  (listed,) = re.findall(rf"^{name} = \[\n(.*?)^\]", PAGES["your_own.md"], re.DOTALL | re.MULTILINE)
+  return [line.split("  #")[0].strip().rstrip(",") for line in listed.splitlines()]
+
+
+def squares(x):
+  return (x**2).sum(-1)
+
+
+def worst(line, loss, key):
+  """The robust loss of an attack in your_own.md, and the clean one."""
+  robust_loss = ro.robustify(loss, eval(line, {"ro": ro, "optax": optax, "radius": 0.5}), argnum=0)
+  x = jax.random.uniform(jax.random.key(1), (3, 4))
+  return robust_loss(x, attack_key=key), loss(x)
+
+
+@pytest.mark.parametrize("line", attacks("attacks"))
+def test_other_attacks_take_the_mean(line):
+  robust, clean = worst(line, lambda x: squares(x).mean(), jax.random.key(0))
+  assert robust > clean
+  if "pgd" in line:
+    with pytest.raises(ro.InputError, match="key"):
+      worst(line, lambda x: squares(x).mean(), None)
+
+
+@pytest.mark.parametrize("line", attacks("comparing"))
+def test_attacks_that_compare_need_the_loss_of_every_example(line):
+  robust, clean = worst(line, squares, jax.random.key(0))
+  assert (robust > clean).all()
+  with pytest.raises(ro.InputError, match="example"):
+    worst(line, lambda x: squares(x).mean(), jax.random.key(0))
+
+
+def runs_of(text):
+  """(config, overrides) of every command in a text that trains."""
+  joined = re.sub(r"\s*\\\n\s*", " ", text)
+  for command in re.findall(r"^python -m robust_opt\.main (.*)$", joined, re.MULTILINE):
+    given = dict(arg.split("=", 1) for arg in command.split())
+    config_file = given.pop("--config", config.__file__)
+    yield config_file, [f"{k}={v}" for k, v in given.items() if k.startswith("--config.")]
+
+
+BRIEFLY = [
+  "--config.training.epochs=1",
+  "--config.training.watch_examples=0",
+  "--config.training.batch_size=8",
+  "--config.data.train_examples=40",
+  "--config.data.test_examples=8",
+  "--config.evaluation.sweep=(0.0, 1.0)",
+]
+OWN = {
+  "README.md": {"my_nets:Net", "photos/"},
+  "your_own.md": {"my_nets:Net", "photos/", "data.npz"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", OWN)
+def test_a_net_and_images_of_your_own_are_trained(page, tmp_path, monkeypatch):
+  """As the page says, but briefly."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+  text = WITH_README[page]
+  (net,) = [code for code in blocks(text, "python") if "class Net(nn.Module)" in code]
+  (tmp_path / "my_nets.py").write_text(net)
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  rng = np.random.default_rng(0)
+  for name in ("cat", "dog"):
+    (tmp_path / "photos" / name).mkdir(parents=True)
+    for number in range(30):
+      pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+      Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+  for code in blocks(text, "python"):
+    if "data.npz" in code:
+      exec(code, {})
+  trained = set()
+  for number, (file, items) in enumerate(runs_of(text)):
+    if own := {name for name in OWN[page] if name in " ".join(items)}:
+      c = overrides.config_of(file, [*items, *BRIEFLY])
+      assert run.run(c, tmp_path / str(number))["sweeps"][0]["total"] > 0
+      trained |= own
+  assert trained == OWN[page]
+
+
 # What the pages name exists.
+
+
+def test_every_extra_is_explained():
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+  rows = re.findall(r"^\| `(\w+)` \|", PAGES["install.md"], re.MULTILINE)
+  assert sorted(rows) == sorted(extras["optional-dependencies"])
 
 
 def test_every_check_of_the_trust_report_is_explained():
@@ -172,7 +271,9 @@ def test_commands_flags_keys_and_configs_exist(page):
   text = re.sub(r"\s*\\\n\s*", " ", WITH_README[page])
   for path in re.findall(r"(?<![\w/.-])((?:configs|tests|robust_opt|benchmarks)/\w+\.py)", text):
     assert (ROOT / path).is_file() or "logit_pairing" in path, path
-  keys = set(re.findall(r"--config\.([\w.]+\w)", text))
+  for stem, kinds in re.findall(r"`(\w+_)\{([\w,]+)\}\.py`", text):
+    assert all((ROOT / "configs" / f"{stem}{kind}.py").is_file() for kind in kinds.split(","))
+  keys = set(re.findall(r"--config\.([a-z]\w*(?:\.[a-z]\w*)*)", text))
   assert {".".join(key.split(".")[:2]) if key.startswith("set.") else key for key in keys} <= KEYS
   for module, given in re.findall(r"python -m ((?:robust_opt|benchmarks)[\w.]*)([^\n`]*)", text):
     for flag in re.findall(r" --(\w+)", given):
@@ -263,6 +364,27 @@ def test_formulas_and_tables_are_rendered(site):
   assert "[B, *S]" in sets
   assert "\\*" not in sets
   assert "--output gets shards" in (site / "api" / "experiments.html").read_text("utf-8")
+
+
+# It is searched.
+
+ANSWERS = {
+  "custom dataset": "your_own.html",
+  "image folder": "your_own.html",
+  "pretrained": "your_own.html",
+  "install gpu": "install.html",
+  "load checkpoint": "runs.html",
+  "continue training": "runs.html",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("query", ANSWERS)
+def test_the_first_result_of_a_search_answers(site, browser, query):
+  browser.get(f"{(site / 'search.html').as_uri()}?q={query.replace(' ', '+')}")
+  wait = WebDriverWait(browser, 30)
+  link = wait.until(lambda b: b.find_elements("css selector", "#search-results li a"))[0]
+  assert link.get_attribute("href").split("#")[0].split("?")[0].endswith(f"/{ANSWERS[query]}")
 
 
 # What lies beside it.

@@ -42,6 +42,27 @@ def examples(name, text):
   return re.findall(rf"^\s*python -m {re.escape(name)}(?= |$).*$", joined, re.MULTILINE)
 
 
+def guide():
+  """Command -> the flags that its section of docs/commands.md explains."""
+  text = (PACKAGE.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+  explained = {}
+  for section in text.split("\n## ")[1:]:
+    (name,) = set(re.findall(r"^python -m (robust_opt[\w.]*)", section, re.MULTILINE))
+    first_cells = re.findall(r"^\|(.*?)\|", section, re.MULTILINE)
+    explained[name] = set(re.findall(r"`--(\w+)", "".join(first_cells)))
+  return explained
+
+
+GUIDE = guide()
+
+
+def test_the_guide_has_every_command():
+  text = (PACKAGE.parent / "docs" / "commands.md").read_text(encoding="utf-8")
+  papers = {name for name in COMMANDS if name.startswith("robust_opt.papers.")}
+  assert set(COMMANDS) - papers - {"robust_opt"} <= set(GUIDE)
+  assert all(f"`{name.rpartition('.')[2]}`" in text for name in papers)
+
+
 def test_the_commands_are_found():
   papers = {f"robust_opt.papers.{name}" for name in ("family", "shaham2015", "linear_theory")}
   assert {"robust_opt.main", "robust_opt.verify", *papers} <= set(COMMANDS)
@@ -65,7 +86,11 @@ def test_help_says_what_it_does_shows_how_and_lists_the_flags(name):
   shown = {flag for line in examples(name, text) for flag in re.findall(r" --(\w+)", line)}
   listed = re.findall(r"^  --(\S+?):", text, re.MULTILINE)
   assert listed
-  assert shown <= {flag.removeprefix("[no]") for flag in listed}
+  listed = {flag.removeprefix("[no]") for flag in listed}
+  assert shown <= listed
+  assert {
+    flag.removeprefix("no") if flag not in listed else flag for flag in GUIDE.get(name, ())
+  } <= listed
 
 
 def test_examples_are_found_across_lines():

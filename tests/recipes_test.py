@@ -49,7 +49,7 @@ def test_every_recipe_says_how_it_is_run_and_is_in_the_readme():
     tree = ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))
     assert f"\n  python recipes/{name}.py\n" in ast.get_docstring(tree, clean=False)
   readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-  rows = re.findall(r"^\| \[`(\w+)\.py`\]\((\w+)\.py\)", readme, re.MULTILINE)
+  rows = re.findall(r"^\| \[`(\w+)\.py`\]\(\.\./recipes/(\w+)\.py\)", readme, re.MULTILINE)
   assert sorted(name for name, _ in rows) == NAMES
   assert all(name == link for name, link in rows)
 

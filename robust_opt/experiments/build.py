@@ -20,7 +20,7 @@ import optax
 from ml_collections import ConfigDict
 
 from robust_opt import maximizers, models, precision, training
-from robust_opt.data import augmentation, constructed, datasets
+from robust_opt.data import archives, augmentation, constructed, datasets
 from robust_opt.errors import InputError
 from robust_opt.experiments import attacks, sections
 from robust_opt.maximizers import Attack, ScheduledAttack
@@ -88,12 +88,14 @@ def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dat
 
 def _load(config: ConfigDict, split: str, start: int, count: int) -> datasets.Dataset:
   """`count` examples of a split from `start` on; 0: all."""
-  if ":" in config.data.name:
-    dataset = import_object(config.data.name)(split)
+  name = config.data.name
+  # "package.module:load", and neither "cifar10:3.0.2" nor "data.npz:images,labels".
+  if name.partition(":")[2].isidentifier() and not archives.is_archive(name):
+    dataset = import_object(name)(split)
   else:
     data_dir, cache_dir = config.data.data_dir or None, config.data.cache_dir or None
     dataset = datasets.load(
-      config.data.name,
+      name,
       split,
       data_dir=data_dir,
       cache_dir=cache_dir,

@@ -116,6 +116,15 @@ def test_objects_of_the_user_s_own():
     overrides.apply(config_, {"model.name": "no_such:Net"})
 
 
+def test_arrays_named_in_a_file_are_no_object_of_a_module(tmp_path):
+  images = np.arange(40 * 16, dtype=np.uint8).reshape(40, 4, 4)
+  np.savez(tmp_path / "own.npz", pictures=images, kinds=np.arange(40) % 4)
+  config_ = changed(f"data.name={tmp_path}/own.npz:pictures,kinds", "training.batch_size=8")
+  splits = build.splits(config_)
+  assert len(splits.test.labels) == 8
+  assert {*splits.train.images[:, 0, 0, 0]} < {*images[:, 0, 0]}
+
+
 def own_loss(logits, y):
   return logits.sum(-1)
 

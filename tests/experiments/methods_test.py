@@ -126,6 +126,24 @@ def test_the_family_of_configs_has_every_method():
     family.get_config("tradez")
 
 
+def test_the_table_of_the_documentation():
+  """Its links lead to definitions, every method has a row, and the passes are those of ALL."""
+  docs = Path(__file__).parents[2] / "docs"
+  text = (docs / "methods.md").read_text(encoding="utf-8")
+  for path, name in re.findall(r'\]\(([^)#:\s]+)(?: "(\w+)")?\)', text):
+    source = (docs / path).read_text(encoding="utf-8")
+    assert not name or re.search(rf"^(def|class) {name}\b", source, re.MULTILINE), (path, name)
+  rows = [row for row in text.splitlines() if 'experiments/methods.py "' in row]
+  linked = []
+  for row in rows:
+    names = re.findall(r'experiments/methods\.py "(\w+)"', row)
+    expected = [methods.ALL[name].passes / methods.ALL[name].updates for name in names]
+    assert list(map(float, re.findall(r"[\d.]+", row.split(" | ")[3]))) == expected, row
+    assert all(f"`mnist.py:{name}`" in row for name in names if name != "robust"), row
+    linked += names
+  assert sorted(linked) == sorted(methods.ALL.keys() - {"standard"})
+
+
 def test_names_are_functions():
   assert all(getattr(methods, name) is method.apply for name, method in methods.ALL.items())
 

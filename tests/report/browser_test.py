@@ -4,7 +4,6 @@ Needs Chromium and its driver (Debian: chromium, chromium-driver); skipped witho
 """
 
 import json
-import shutil
 
 import pytest
 
@@ -12,8 +11,6 @@ from robust_opt.report import page
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 PHONE, DESKTOP = (360, 800), (1280, 900)
 
 
@@ -21,28 +18,6 @@ PHONE, DESKTOP = (360, 800), (1280, 900)
 def address(trained, second, tmp_path_factory):
   """The page of two runs, the second of them evaluated, as a file."""
   return page.run([second, trained], tmp_path_factory.mktemp("page") / "page.html", {}).as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-  """Chromium without a window and without a network."""
-  if not CHROMIUM or not DRIVER:
-    pytest.skip("no Chromium with its driver on this machine")
-  from selenium import webdriver
-
-  options = webdriver.ChromeOptions()
-  options.binary_location = CHROMIUM
-  for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-    options.add_argument(argument)
-  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-  driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-  driver.set_page_load_timeout(300)
-  driver.set_script_timeout(300)
-  driver.execute_cdp_cmd("Network.enable", {})
-  offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-  driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
-  yield driver
-  driver.quit()
 
 
 def opened(browser, address, size=DESKTOP, scheme="light"):
