@@ -522,6 +522,8 @@ def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
     ({"y": np.full(30, 9)}, {}, "Labels must lie"),
     ({"x": np.full((30, 6), 7.0)}, {}, r"in \[0, 1\]"),
     ({}, {"radius": 0.0}, "radius must be"),
+    ({}, {"radius": 8.0}, "^--radius=8 allows every image .* must be < 1 for images of 6"),
+    ({}, {"norm": "", "radius": None, "set": {"name": "L1", "radius": "12/2"}}, "must be < 6"),
   ):
     given = options("")._replace(source=own(tmp_path, **arrays), output=tmp_path / "found")
     with pytest.raises(InputError, match=words):

@@ -28,6 +28,7 @@ from robust_opt.evaluation.probes import Probe, apgd_attack
 from robust_opt.evaluation.trust_checks import Check
 from robust_opt.layout import ChannelAxis
 from robust_opt.sets import Ball, check_ball
+from robust_opt.sets.radii import check_extent
 from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
@@ -83,6 +84,7 @@ def report(
   check_ball(u, "The trust report", box=True)
   check_set(u)
   x, y = check_examples(logits_fn, x, y, u, batch_size, allow_probabilities=True)
+  check_extent(u, x.shape[1:])
   axis = layout.resolve(channel_axis, x.shape[1:])
   if verdict is not None and len(verdict.broken_by) != len(x):
     raise InputError(

@@ -18,19 +18,13 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import perturb
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment
+from robust_opt.experiments.build import measured_sets
 from robust_opt.experiments.metrics import read_metrics
 from robust_opt.objectives import robust
 from robust_opt.plots import runs, studies
-from robust_opt.sets import BALLS, Ball, UncertaintySet
+from robust_opt.sets import Ball, UncertaintySet
 from robust_opt.sets.scaling import scaled
 from robust_opt.training import TrainState, evaluated_params, sharding, take
-
-
-def _measured_sets(experiment: Experiment) -> list[UncertaintySet]:
-  """config.set, then the balls of config.evaluation.radii, of other norms and radii > 0."""
-  own, radii = experiment.set, experiment.config.evaluation.radii
-  norms = [norm for norm in BALLS if norm != _name(own) and radii.get(norm)]
-  return [own, *(BALLS[norm](radii[norm], getattr(own, "box", None)) for norm in norms)]
 
 
 def _name(u: UncertaintySet) -> str:
@@ -75,7 +69,7 @@ def _accuracies(
   """The clean accuracy and that over every set; and of every set a sweep over its radii."""
   results: list[dict[str, Any]] = []
   sweeps = []
-  for u in _measured_sets(experiment):
+  for u in measured_sets(experiment.config, experiment.set).values():
     out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
     clean: dict[str, Any] = {
       "set": None,

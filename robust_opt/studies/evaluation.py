@@ -34,6 +34,7 @@ from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.radii import check_extent, with_numbers
 from robust_opt.studies import shares
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
@@ -77,6 +78,7 @@ def run(options: Options) -> bool:
   u = build_set(set_config)
   check_set(u)
   x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
+  check_extent(u, x.shape[1:], _given(options))
   net = net._replace(x=x, y=y)
   batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
@@ -149,7 +151,7 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   if options.set is not None:
     if of_ball:
       raise InputError("Give either --set, or --norm and --radius, not both.")
-    return options.set
+    return with_numbers(options.set)
   trained = net.set or {}
   trained_norm = {ball.__name__: norm for norm, ball in BALLS.items()}.get(trained.get("name", ""))
   if trained and trained_norm is None and not of_ball:
@@ -162,6 +164,13 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
       "Give --norm and --radius, in pixels of [0, 1], or --set: the run has no radius in that norm."
     )
   return verdict.ball_config(norm, radius)
+
+
+def _given(options: Options) -> str:
+  """What names the set, in messages."""
+  if options.set is not None:
+    return f"--set={json.dumps(options.set)}"
+  return "The set of the training" if options.radius is None else f"--radius={options.radius:g}"
 
 
 def _folder(options: Options, claim: verdict.Claim) -> Path:
