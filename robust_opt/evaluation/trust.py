@@ -33,6 +33,7 @@ from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
 NUM_RESTARTS = 5
+OUTCOMES = {True: "yes", False: "NO", None: "not measurable"}  # of a check, in tables
 PARTS = ("the net", "attacks at other radii", "restarts, steps and noise", "black box")
 
 
@@ -142,7 +143,6 @@ def _clean_checks(
 
 def to_markdown(checks: list[Check]) -> str:
   """The report as a table: the outcome of each check, its counts, and what a failure means."""
-  outcomes = {True: "yes", False: "NO", None: "not measurable"}
   rows = [["check", "passed", "measured", "a failure means"], ["---"] * 4]
-  rows += [[check.name, outcomes[check.passed], check.measured, check.meaning] for check in checks]
+  rows += [[check.name, OUTCOMES[check.passed], check.measured, check.meaning] for check in checks]
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)

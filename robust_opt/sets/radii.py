@@ -7,11 +7,11 @@
 The last is an InputError: someone meant 8/255.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from robust_opt import tables
 from robust_opt.errors import InputError
@@ -98,4 +98,4 @@ def check_extent(u: UncertaintySet, shape: Sequence[int], given: str = "") -> No
   words += ". Radii are in the units of the pixels: 8 of 255 levels in [0, 1] are 8/255."
   if given:
     raise InputError(words)
-  logging.warning("%s", words)
+  logging.getLogger(__name__).warning("%s", words)
