@@ -75,7 +75,7 @@ def connect(shared: bool, flag: str = "--workdir") -> None:
   )
 
 
-class _NumberParser(flags.FloatParser):  # type: ignore[misc]
+class _NumberParser(flags.FloatParser):
   """Of flags whose value is a number or a fraction."""
 
   def convert(self, argument: Any) -> float:

@@ -16,7 +16,7 @@ from robust_opt.tables import Rate, counted
 
 _ENSEMBLES = {
   "standard": "AutoAttack",
-  "quick": "AutoAttack, quick version,",
+  "quick": "AutoAttack, quick version",
   "rand": "AutoAttack for random networks",
   "pgd": "PGD with restarts",
 }
@@ -32,10 +32,15 @@ class Headline(NamedTuple):
   warning: str  # why not to trust it, in sentences; may be empty
 
 
+def ensemble(version: str) -> str:
+  """The attacks of that version: 'AutoAttack, quick version'."""
+  return _ENSEMBLES.get(version, f"the ensemble {version}")
+
+
 def ensemble_over(version: str, u: Mapping[str, Any], *, unicode: bool = False) -> str:
   """The ensemble and the config of the set: 'AutoAttack over l_inf 0.1 within [0, 1]'."""
-  ensemble = _ENSEMBLES.get(version, f"the ensemble {version}")
-  return f"{ensemble} over {threat_model(u, unicode=unicode)}"
+  name, model = ensemble(version), threat_model(u, unicode=unicode)
+  return f"{name}{',' if ',' in name else ''} over {model}"
 
 
 def attack_over(num_steps: int, u: Mapping[str, Any], *, unicode: bool = False) -> str:

@@ -188,8 +188,9 @@ def set_configs(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Balls of other norms than the set of the training have its box.
   """
+  _, _, *others = summary["results"]
   own = summary["config"]["set"]
-  return [own, *({**row["set"], "box": own.get("box")} for row in summary["results"][2:])]
+  return [own, *({**row["set"], "box": own.get("box")} for row in others)]
 
 
 def headline(summary: Mapping[str, Any], *, unicode: bool = False) -> Headline:

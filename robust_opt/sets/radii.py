@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import tables
@@ -73,7 +74,7 @@ def holds_every_image(u: UncertaintySet, shape: Sequence[int]) -> bool:
   if isinstance(u, Ball):
     return float(u.radius) >= diameter(u, shape)
   low, high = box_of(u)
-  darkest, brightest = (np.full((1, *shape), end, np.float32) for end in (low, high))
+  darkest, brightest = (jnp.full((1, *shape), end, jnp.float32) for end in (low, high))
   delta = brightest - darkest
   try:
     gauges = u.gauge(delta, darkest), u.gauge(-delta, brightest)

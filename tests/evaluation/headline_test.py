@@ -47,7 +47,7 @@ def test_an_evaluation_of_the_first_images():
 
 def test_a_check_that_is_not_measurable_is_not_a_failure():
   assert of((9, 10), (4, 10), True, None, True).sentence.endswith(
-    f"under {OVER}. 2 of 3 checks of the trust report pass; not measurable on these images: check 1."
+    f"{OVER}. 2 of 3 checks of the trust report pass; not measurable on these images: check 1."
   )
   assert of((9, 10), (4, 10), True, None, True).warning == ""
 
