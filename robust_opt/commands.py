@@ -21,6 +21,7 @@ from absl import app, flags, logging
 
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, RunError
+from robust_opt.sets import radii
 from robust_opt.studies import archive, sizing
 from robust_opt.training import sharding
 
@@ -74,6 +75,20 @@ def connect(shared: bool, flag: str = "--workdir") -> None:
   )
 
 
+class _NumberParser(flags.FloatParser):
+  """Of flags whose value is a number or a fraction."""
+
+  def convert(self, argument: Any) -> float:
+    return radii.number(argument)
+
+
+def define_number(
+  name: str, help: str, default: float | None = None, low: float | None = None
+) -> None:
+  """A flag of a number >= low, which may be typed as a fraction: --radius=8/255."""
+  flags.DEFINE(_NumberParser(low), name, default, help, serializer=flags.ArgumentSerializer())
+
+
 def run_study(
   options: type[Any], presets: Mapping[tuple[str, str], Any], run: Callable[[Any], Any]
 ) -> None:
@@ -96,7 +111,7 @@ def run_study(
   flags.DEFINE_string("archive", "", "A .zip file to write results and JSON values to.")
   if any(field.name == "epochs" for field in preset_fields):
     words = "Wall seconds: as many epochs as fit, from dry runs, --epochs or the preset's at most."
-    flags.DEFINE_float("budget_s", None, words, lower_bound=0.0)
+    define_number("budget_s", words, low=0.0)
   for field in preset_fields:
     _define(field, None)
   for field in own:
@@ -162,7 +177,7 @@ def _define(field: "dataclasses.Field[Any]", default: Any) -> None:
   elif kind is int:
     flags.DEFINE_integer(field.name, default, words, lower_bound=low)
   elif kind is float:
-    flags.DEFINE_float(field.name, default, words, lower_bound=low)
+    define_number(field.name, words, default, low)
   elif kind is Sequence:  # one flag, separated by commas
     flags.DEFINE_list(field.name, list(default), words)
   else:  # a tuple: values may hold commas, and the flag is repeated

@@ -28,6 +28,8 @@ from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import target
 from robust_opt.files import atomic_write, write_json
 from robust_opt.keys import keys_of
+from robust_opt.sets import L2
+from robust_opt.sets.radii import check_extent
 from robust_opt.studies.study import Study
 from robust_opt.types import Array
 
@@ -64,6 +66,9 @@ def run(options: Options) -> datasets.Dataset:
       f"--workdir={options.source['workdir']} was trained on examples without a label; a data set "
       f"can be constructed only from a run whose --config.data.labels is 0."
     )
+  if options.kind != "inverted":
+    radius = options.settings.radius
+    check_extent(L2(radius), original.images.shape[1:], f"--radius={radius:g}")
   count = min(options.examples or len(original.labels), len(original.labels))
   description = {
     "kind": options.kind,
@@ -190,9 +195,9 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "Of a run of robust_opt.main: the network.", required=True)
   flags.DEFINE_enum("kind", None, constructed.KINDS, "What to construct.", required=True)
   flags.DEFINE_string("output", None, "A folder, new or of the same command.", required=True)
-  flags.DEFINE_float("radius", None, "l_2, in pixels of [0, 1].", lower_bound=0.0)
+  commands.define_number("radius", "l_2, in pixels of [0, 1].", low=0.0)
   flags.DEFINE_integer("num_steps", None, "Gradient steps per image.", lower_bound=1)
-  flags.DEFINE_float("step", None, "l_2, of each step.", lower_bound=0.0)
+  commands.define_number("step", "l_2, of each step.", low=0.0)
   flags.DEFINE_integer("examples", 0, "How many, from the start of the training set; 0: all.")
   flags.DEFINE_integer("seed", 0, "Of all randomness.", lower_bound=0)
   flags.DEFINE_integer("shard_size", 5000, "Examples per file.")

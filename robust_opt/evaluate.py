@@ -92,7 +92,8 @@ def define_flags() -> None:
   """Defines the flags; not at import."""
   commands.define_source_flags()
   flags.DEFINE_enum("norm", None, list(BALLS), "Of the ball in [0, 1]; default: the run's own.")
-  flags.DEFINE_float("radius", None, "Of the ball, in pixels of [0, 1]; default: the run's own.")
+  words = "Of the ball, in pixels of [0, 1], such as 0.1 or 8/255; default: the run's own."
+  commands.define_number("radius", words)
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."
   flags.DEFINE_string("set", "", words)
   words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."

@@ -14,6 +14,7 @@ results. On several hosts start it once per host, with --coordinator.
 
 import logging as python_logging
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -50,9 +51,14 @@ def main(argv: Sequence[str]) -> None:
   summary = run_lib.run(config, workdir)
   if jax.process_index() == 0:
     metrics.print_table(metrics.result_table(summary))
+    headline = metrics.headline(summary)
+    metrics.print_sentences(headline.sentence, headline.warning)
     for line in metrics.closing_lines(summary):
       print(line)
     print(f"Everything about this run is in {workdir}")
+    if chosen := metrics.evaluation_flags(summary):
+      arguments = shlex.join([f"--workdir={workdir}", *chosen])
+      print(f"Next, an ensemble of attacks:\n  python -m robust_opt.evaluate {arguments}")
 
 
 def _new_temporary() -> str:

@@ -24,6 +24,35 @@ FAILED_NOTE = (
 )
 
 
+class Rate(NamedTuple):
+  """`correct` of `total` test examples are classified correctly."""
+
+  correct: int
+  total: int
+
+  @property
+  def accuracy(self) -> float:
+    """In [0, 1]."""
+    return self.correct / self.total
+
+  @property
+  def interval(self) -> tuple[float, float]:
+    """Wilson's 95 % interval of the accuracy, for the draw of the test examples only."""
+    _, low, high = accuracy_interval([self.accuracy], self.total)
+    return float(low), float(high)
+
+  @property
+  def percent(self) -> str:
+    """'97.14 %': two decimals resolve one example of 10,000."""
+    return f"{100 * self.accuracy:.2f} %"
+
+  @property
+  def range(self) -> str:
+    """The interval in percent: '96.8 to 97.5'."""
+    low, high = self.interval
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 class Percent(NamedTuple):
   """An accuracy over seeds, for one cell: in Markdown '99.12 [98.90, 99.30]'."""
 

@@ -8,7 +8,6 @@ data are those of the evaluation, or of --workdir, or of --model and --data. Exi
 are true; 1: the false claims are printed.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from absl import app
 from robust_opt import commands
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import verdict
+from robust_opt.evaluation.headline import ensemble_over
 from robust_opt.evaluation.inputs import check_examples
 from robust_opt.experiments import target
+from robust_opt.tables import Rate
 
 
 def run(path: Path, source: dict[str, Any]) -> None:
@@ -42,11 +43,11 @@ def run(path: Path, source: dict[str, Any]) -> None:
   problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")
-  radius = "" if math.isnan(claim.radius) else f", radius {claim.radius:.6g}"
+  rate = Rate(round(stored.robust_accuracy * len(y)), len(y))
   print(
-    f"{path} is true: {100 * stored.robust_accuracy:.2f} % of {len(y)} examples remain correctly "
-    f"classified under {claim.norm}{radius}, and {len(stored.broken_ids)} adversarial images are "
-    f"feasible and misclassified."
+    f"{path} is true: {rate.percent} of {rate.total:,} examples (95 % interval {rate.range}) "
+    f"remain correctly classified under {ensemble_over(claim.version, claim.set)}, and "
+    f"{len(stored.broken_ids)} adversarial images are feasible and misclassified."
   )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from images import write_class_folders
+from scipy import stats
 
 import robust_opt as ro
 from robust_opt import evaluate, losses, verify
@@ -55,6 +57,17 @@ def one_attack(monkeypatch):
   monkeypatch.setitem(phases.VERSIONS, "quick", SMALL[:1])
 
 
+def words_of(text):
+  """The words of a table or a wrapped paragraph."""
+  return " ".join(text.split())
+
+
+def next_commands(printed):
+  """The modules and arguments of the commands that the output ends with."""
+  lines = [shlex.split(line) for line in printed.splitlines() if line.startswith("  python -m ")]
+  return [line[2:] for line in lines]
+
+
 def options(workdir, **changed):
   given = {"version": "quick", "batch_size": 64, "trust": False, "norm": "linf", "radius": 0.1}
   return evaluation.Options({"workdir": str(workdir)}, **given | changed)
@@ -69,13 +82,26 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   assert 0 < summary["robust_accuracy"] < summary["clean_accuracy"]
   assert [row["after"] for row in summary["attacks"]] == ["clean", "apgd-ce", "apgd-t", "square"]
   assert summary["attacks"][-1]["accuracy"] == summary["robust_accuracy"]
-  assert f"{100 * summary['robust_accuracy']:.2f} %" in printed
+  broken = summary["attacks"][-1]["standing"]
+  low, high = (100 * end for end in stats.binomtest(broken, 120).proportion_ci(method="wilson"))
+  share = f"{100 * summary['robust_accuracy']:.2f} %"
+  assert f"after square {share} {low:.1f} to {high:.1f} {broken} of 120" in words_of(printed)
+  assert (
+    f"and {share} ({low:.1f} to {high:.1f}) remain correctly classified under AutoAttack, quick "
+    "version, over l_inf 0.1 within [0, 1]. There is no trust report"
+  ) in words_of(printed)
+  assert next_commands(printed) == [
+    ["robust_opt.verify", str(output / "verdict.npz")],
+    ["robust_opt.report", str(output)],
+  ]
   verify.run(output / "verdict.npz", {})
-  assert "is true" in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert f"is true: {share} of 120 examples (95 % interval {low:.1f} to {high:.1f})" in printed
+  assert "classified under AutoAttack, quick version, over l_inf 0.1 within [0, 1]" in printed
   assert list(summary["costs"]) == ["apgd-ce", "apgd-t", "square"]
   assert summary["costs"]["apgd-ce"]["lanes"] == 120 - summary["attacks"][0]["broke"]
   assert summary["claim"]["precision"] == summary["claim"]["search_precision"] == "float32"
-  assert "| attack | seconds | of which compiling |" in printed
+  assert "| attack | seconds | of which compiling |" in (output / "summary.md").read_text()
 
   # Its own summary of the training says the same of the clean images.
   own = json.loads((trained / "summary.json").read_text())["results"][0]
@@ -83,10 +109,14 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained):
+def test_it_is_the_run_s_own_norm_and_radius_unless_told(trained, capsys):
   assert evaluation.run(options(trained, norm="", radius=None, examples=16))
   (folder,) = (trained / "evaluations").iterdir()
   assert folder.name == "linf_0.1_quick_16"
+  assert next_commands(capsys.readouterr().out) == [
+    ["robust_opt.verify", str(folder / "verdict.npz")],
+    ["robust_opt.report", str(trained)],
+  ]
   assert json.loads((folder / "summary.json").read_text())["claim"]["set"]["name"] == "LInf"
 
 
@@ -129,8 +159,12 @@ def test_a_failed_check_is_a_failure(trained, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(trust, "report", report)
   assert not evaluation.run(options(trained, output=tmp_path / "found", trust=True, examples=16))
   printed = capsys.readouterr().out
-  assert "| NO | it rose | the gradient is masked |" in printed
+  assert "monotone NO it rose This means: the gradient is masked" in words_of(printed)
+  assert "1 check of the trust report failed (monotone): do not trust" in words_of(printed)
+  assert words_of(printed).count("the gradient is masked") == 2
   assert "trust report: the net" in printed
+  written = (tmp_path / "found" / "summary.md").read_text()
+  assert "| monotone | NO | it rose | the gradient is masked |" in written
 
 
 @pytest.mark.slow
@@ -157,8 +191,9 @@ def test_checks_are_made_once_against_the_verdict(trained, tmp_path, monkeypatch
   summary = json.loads((tmp_path / "found" / "summary.json").read_text())
   assert [check["passed"] for check in summary["trust"]] == [True, None]
   printed = capsys.readouterr().out
-  assert "| monotone | yes | it fell | it rose |" in printed
-  assert "| accuracy | not measurable | one class | it is blind |" in printed
+  assert (
+    "accuracy not measurable one class A failure means: it is blind monotone yes it fell"
+  ) in words_of(printed)  # what needs attention comes first
 
 
 NET = """
@@ -350,7 +385,10 @@ def test_a_structured_set_is_named_on_the_command_line(tmp_path, monkeypatch, ca
   with pytest.raises(InputError, match='version="pgd" attacks every set'):
     evaluation.run(chosen._replace(version="standard"))
   assert evaluation.run(chosen._replace(trust=True))
-  assert "# GroupL21, radius 0.3, pgd, 30 examples" in capsys.readouterr().out
+  title = "my_net:logits_fn: PGD with restarts over GroupL21 0.3, pixels may leave [0, 1]"
+  assert title in words_of(capsys.readouterr().out)
+  written = (tmp_path / "found" / "summary.md").read_text()
+  assert written.splitlines()[0] == f"# {title}, 30 examples"
   verify.run(tmp_path / "found" / "verdict.npz", {})
   for text, words in (("{", "--set must be JSON"), ("[]", "--set must be JSON such as")):
     with pytest.raises(InputError, match=words):
@@ -365,7 +403,9 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
   with pytest.raises(InputError, match='version="rand" is for'):
     evaluation.run(found)
   assert evaluation.run(found._replace(version="rand"))
-  assert "rand (3 draws per prediction)" in (tmp_path / "found" / "summary.md").read_text()
+  written = (tmp_path / "found" / "summary.md").read_text()
+  assert "AutoAttack for random networks over l_inf 0.05 within [0, 1]" in written
+  assert "Every prediction is the mean of 3 draws." in written
   verify.run(tmp_path / "found" / "verdict.npz", {})
 
 
@@ -523,6 +563,8 @@ def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
     ({"y": np.full(30, 9)}, {}, "Labels must lie"),
     ({"x": np.full((30, 6), 7.0)}, {}, r"in \[0, 1\]"),
     ({}, {"radius": 0.0}, "radius must be"),
+    ({}, {"radius": 8.0}, "^--radius=8 allows every image .* must be < 1 for images of 6"),
+    ({}, {"norm": "", "radius": None, "set": {"name": "L1", "radius": "12/2"}}, "must be < 6"),
   ):
     given = options("")._replace(source=own(tmp_path, **arrays), output=tmp_path / "found")
     with pytest.raises(InputError, match=words):

@@ -75,8 +75,14 @@ def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch
   out = capsys.readouterr().out
   assert "SoftmaxRegression on digits, robust training over l_inf 0.1, 2 epochs" in out
   assert "l_inf 0.1, 1 step (training)" in out
-  assert f"Everything about this run is in {finished}" in out.replace("\n", "")
-  assert max(map(len, out.splitlines()[:-1])) <= 80
+  assert "radii in pixels of [0, 1]; attacks: pixels may leave [0, 1]" in out
+  assert "No ensemble of attacks has been run" in " ".join(out.split())
+  *lines, where, next_command, command = out.splitlines()
+  assert max(map(len, lines)) <= 80
+  assert where == f"Everything about this run is in {finished}"
+  assert next_command == "Next, an ensemble of attacks:"
+  flags = f"--workdir={finished} --norm=linf --radius=0.1"
+  assert command == f"  python -m robust_opt.evaluate {flags}"
 
 
 @pytest.mark.parametrize(

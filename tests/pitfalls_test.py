@@ -43,10 +43,16 @@ def test_errors_configs_flags_and_tables_say_pixels(monkeypatch):
   for kind in ("float", "string", "integer", "boolean", "enum"):
     define = lambda name, *words, **_: helped.update({name: words[-1]})  # noqa: E731
     monkeypatch.setattr(flags, f"DEFINE_{kind}", define)
+  monkeypatch.setattr(commands, "define_number", define)
   monkeypatch.setattr(commands, "define_source_flags", lambda: None)
   evaluate.define_flags()
   assert "in pixels of [0, 1]" in helped["radius"]
-  assert "pixels of [0, 1]" in metrics.result_table({"title": "", "results": []}).caption
+  assert (
+    "pixels of [0, 1]"
+    in metrics.result_table(
+      {"title": "", "results": [], "config": {"set": {"name": "L2", "radius": 0.1, "box": None}}}
+    ).caption
+  )
 
 
 # Whatever is measured, is measured of a net in evaluation mode, dropout and all.

@@ -29,11 +29,12 @@ from robust_opt import layout
 from robust_opt.errors import InputError
 from robust_opt.evaluation import batches, network
 from robust_opt.evaluation.batches import Lanes
-from robust_opt.evaluation.inputs import box_of, check_examples, check_set
+from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import Phase, phases_of
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
+from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
 
 ROBUST = -1  # in Verdict.broken_by
@@ -188,6 +189,7 @@ def autoattack(
   gradients = any(phase.gradients for phase in phases)
   size = 1 if batch_size is None else batch_size
   x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
+  check_extent(u, x.shape[1:])
   ids = _checked_ids(ids, len(x))
   if batch_size is None:
     batch_size = batches.default_batch_size(logits_fn, x)

@@ -15,14 +15,9 @@ import numpy as np
 from robust_opt import precision
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
-from robust_opt.sets import Box, UncertaintySet
+from robust_opt.sets import UncertaintySet
+from robust_opt.sets.radii import box_of
 from robust_opt.types import Array, LogitsFn
-
-
-def box_of(u: UncertaintySet) -> Box:
-  """The box of the set, or [0, 1] if it has none: where the clean images must lie."""
-  box: Box | None = getattr(u, "box", None)
-  return (0.0, 1.0) if box is None else box
 
 
 def check_set(u: UncertaintySet) -> UncertaintySet:

@@ -23,11 +23,12 @@ from robust_opt.attacks import white_box
 from robust_opt.attacks.square import square
 from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.evaluation.batches import MakeAttack, run_attack
-from robust_opt.evaluation.inputs import box_of, check_set
+from robust_opt.evaluation.inputs import check_set
 from robust_opt.maximizers import steepest
 from robust_opt.maximizers.apgd import apgd
 from robust_opt.maximizers.base import value_and_input_gradient
-from robust_opt.sets import Ball, lengths
+from robust_opt.sets import Ball
+from robust_opt.sets.radii import diameter
 from robust_opt.types import Array, LogitsFn
 
 NUM_DRAWS = 10  # the maximum number of noise draws
@@ -57,10 +58,8 @@ class Probe(NamedTuple):
 
     A ball of that diameter around any image contains all images.
     """
-    low, high = box_of(self.u)
-    diameter = float(lengths(self.u, np.full((1, self.x[0].size), high - low))[0])
     radius = float(self.u.radius)
-    largest = max(radius, diameter)
+    largest = max(radius, diameter(self.u, self.x.shape[1:]))
     radii = {largest} | {min(factor * radius, largest) for factor in factors}
     balls = {radius: dataclasses.replace(self.u, radius=radius) for radius in sorted(radii)}
     return {radius: self._replace(u=u).white_box(ids, make) for radius, u in balls.items()}

@@ -28,10 +28,12 @@ from robust_opt.evaluation.probes import Probe, apgd_attack
 from robust_opt.evaluation.trust_checks import Check
 from robust_opt.layout import ChannelAxis
 from robust_opt.sets import Ball, check_ball
+from robust_opt.sets.radii import check_extent
 from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
 NUM_RESTARTS = 5
+OUTCOMES = {True: "yes", False: "NO", None: "not measurable"}  # of a check, in tables
 PARTS = ("the net", "attacks at other radii", "restarts, steps and noise", "black box")
 
 
@@ -83,6 +85,7 @@ def report(
   check_ball(u, "The trust report", box=True)
   check_set(u)
   x, y = check_examples(logits_fn, x, y, u, batch_size, allow_probabilities=True)
+  check_extent(u, x.shape[1:])
   axis = layout.resolve(channel_axis, x.shape[1:])
   if verdict is not None and len(verdict.broken_by) != len(x):
     raise InputError(
@@ -140,7 +143,6 @@ def _clean_checks(
 
 def to_markdown(checks: list[Check]) -> str:
   """The report as a table: the outcome of each check, its counts, and what a failure means."""
-  outcomes = {True: "yes", False: "NO", None: "not measurable"}
   rows = [["check", "passed", "measured", "a failure means"], ["---"] * 4]
-  rows += [[check.name, outcomes[check.passed], check.measured, check.meaning] for check in checks]
+  rows += [[check.name, OUTCOMES[check.passed], check.measured, check.meaning] for check in checks]
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -81,6 +81,17 @@ class StoredVerdict(NamedTuple):
   robust_accuracy: float  # the fraction of robust examples
 
 
+def accuracies(verdict: Verdict) -> list[dict[str, Any]]:
+  """Clean, then after each attack in turn: the images it broke, those standing, the accuracy."""
+  total = standing = len(verdict.broken_by)
+  rows = []
+  for index, name in enumerate(verdict.names):
+    broke = int(np.sum(verdict.broken_by == index))
+    standing -= broke
+    rows.append({"after": name, "broke": broke, "standing": standing, "accuracy": standing / total})
+  return rows
+
+
 def ball_config(norm: str, radius: float) -> dict[str, Any]:
   """The config of the ball of that norm and radius within [0, 1]."""
   return {"name": ball_of(norm).__name__, "radius": radius, "box": [0.0, 1.0]}

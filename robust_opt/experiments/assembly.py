@@ -124,6 +124,7 @@ def assemble(
   run = initial_run(config, splits.train, seed_keys)
   apply, attack = models.apply_of(run.net), build.attack(config)
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
+  build.check_extents(config, u, shape)
   step = build.update(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
   limit = streaming.device_limit(config.data.max_device_bytes)
   train = streaming.source_of(config, splits.train, run.plan, run.keys.training, limit, place.put)

@@ -26,8 +26,9 @@ from robust_opt.experiments import attacks, sections
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
-from robust_opt.sets import UncertaintySet, tangents
+from robust_opt.sets import BALLS, Ball, UncertaintySet, tangents
 from robust_opt.sets.build import import_object
+from robust_opt.sets.radii import check_extent
 from robust_opt.sets.scaling import ramp
 from robust_opt.training import free, layerwise, optimizers, penalties
 from robust_opt.types import ApplyFn, Array, Batch, PyTree
@@ -144,6 +145,25 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
 def own_set(config: ConfigDict, images: np.ndarray) -> UncertaintySet:
   """config.set; its tangent planes are learned here, of the training set's images [N, *S]."""
   return sections.make_set(config, lambda name, rank: tangents.fit(name, images, rank, config.seed))
+
+
+def measured_sets(config: ConfigDict, own: UncertaintySet) -> dict[str, UncertaintySet]:
+  """What a run is measured on: its own set, and balls of other norms with radii > 0.
+
+  By the part of the config that holds the radius: "set", "evaluation.radii.l2".
+  """
+  norms, box = config.evaluation.radii, getattr(own, "box", None)
+  others = {norm: ball(norms[norm], box) for norm, ball in BALLS.items() if norms.get(norm)}
+  others.pop(own.name if isinstance(own, Ball) else "", None)
+  return {"set": own} | {f"evaluation.radii.{norm}": ball for norm, ball in others.items()}
+
+
+def check_extents(config: ConfigDict, own: UncertaintySet, shape: Sequence[int]) -> None:
+  """InputError if a set that is measured holds every image of this shape."""
+  for key, u in measured_sets(config, own).items():
+    name = "set.radius" if key == "set" and "radius" in config.set else key
+    value = f"={u.radius:g}" if isinstance(u, Ball) else ""
+    check_extent(u, shape, f"--config.{name}{value}")
 
 
 def attack(config: ConfigDict) -> attacks.TrainingAttack:

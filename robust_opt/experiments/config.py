@@ -17,13 +17,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from robust_opt import tables
 from robust_opt.errors import InputError
 from robust_opt.experiments import sections
 from robust_opt.experiments.attacks import CONTROLS
 from robust_opt.experiments.sections import choose
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
+from robust_opt.sets.words import in_words
 
 PIXEL_BOX = (0.0, 1.0)
 # Mean and standard deviation of the pixels of the training sets. MNIST's are those of the paper's
@@ -260,19 +260,13 @@ def trains_robustly(config: ConfigDict) -> bool:
   return config.attack.name not in CONTROLS or config.objective.name == "gradient_penalty"
 
 
-def set_in_words(config: ConfigDict) -> str:
-  """config.set: 'l_inf 0.1', 'GroupL21 0.5', 'Product'."""
-  name, radius = config.set.name, config.set.get("radius")
-  norm = next((n for n, ball in BALLS.items() if ball.__name__ == name), name.rpartition(":")[2])
-  return norm if radius is None else tables.ball_name(norm, radius)
-
-
 def adversary(config: ConfigDict) -> str:
   """The set that a config trains over, in words; empty where there is no adversary."""
   if not trains_robustly(config):
     return ""
   hidden = config.attack.get("hidden_radius")
-  return set_in_words(config) + (f" and hidden layers by {hidden:.4g}" if hidden else "")
+  own = in_words(config.set.to_dict())
+  return f"{own} and hidden layers by {hidden:.4g}" if hidden else own
 
 
 # Values that change nothing: a run without the key is the same run. They are not written.

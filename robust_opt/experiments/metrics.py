@@ -23,7 +23,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from robust_opt import tables
+from robust_opt.evaluation.headline import Headline, attack_over, of_attack
 from robust_opt.files import atomic_write, name_in_errors
+from robust_opt.sets import BALLS, words
+from robust_opt.tables import Rate
 from robust_opt.training import progress
 
 
@@ -166,7 +169,8 @@ class ProgressDisplay:
 def result_table(summary: Mapping[str, Any]) -> Table:
   """The end of a run: accuracies with their counts, for the terminal."""
   left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
-  caption = "radii in pixels of [0, 1]"
+  where = ", or ".join(dict.fromkeys(map(words.box_in_words, set_configs(summary))))
+  caption = f"radii in pixels of [0, 1]; attacks: {where}"
   table = Table(title=summary["title"], caption=caption, box=box.SIMPLE_HEAD, **left)
   table.add_column("test examples", no_wrap=True)
   table.add_column("accuracy", justify="right", no_wrap=True)
@@ -177,6 +181,35 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     zeros = "" if row["zero_gradients"] is None else f"{row['zero_gradients']:,}"
     table.add_row(result_name(row), f"{row['correct'] / row['total']:.2%}", correct, zeros)
   return table
+
+
+def set_configs(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The configs of the sets that a run was attacked in, in the order of its results.
+
+  Balls of other norms than the set of the training have its box.
+  """
+  _, _, *others = summary["results"]
+  own = summary["config"]["set"]
+  return [own, *({**row["set"], "box": own.get("box")} for row in others)]
+
+
+def headline(summary: Mapping[str, Any], *, unicode: bool = False) -> Headline:
+  """The clean accuracy and that under the run's own attack."""
+  clean, own = (Rate(row["correct"], row["total"]) for row in summary["results"][:2])
+  result = summary["results"][1]
+  attack = attack_over(result["attack"]["num_steps"], summary["config"]["set"], unicode=unicode)
+  return of_attack(clean, own, attack, result["trained_on"])
+
+
+def evaluation_flags(summary: Mapping[str, Any]) -> list[str]:
+  """The flags of robust_opt.evaluate over the set of the run, or else over a ball; [] for none."""
+  own = summary["config"]["set"]
+  measured = [row["set"] for row in summary["results"][1:]]
+  balls = [u for u in measured if u["name"] in BALLS and u["radius"] > 0]
+  fitted = own["name"] in ("TangentAt", "Transforms")  # to the training set; without a projection
+  if measured[0]["name"] not in BALLS and summary["results"][1]["trained_on"] and not fitted:
+    return ["--version=pgd"]
+  return [f"--norm={u['name']}" for u in balls[:1]] + [f"--radius={u['radius']}" for u in balls[:1]]
 
 
 def closing_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -200,3 +233,8 @@ def result_name(result: Mapping[str, Any]) -> str:
 def print_table(table: Table) -> None:
   """Prints to standard output, where a pipe finds it."""
   Console().print(table)
+
+
+def print_sentences(*sentences: str) -> None:
+  """Prints a paragraph, wrapped to the width of the terminal."""
+  Console(highlight=False).print(" ".join(filter(None, sentences)), markup=False)

@@ -2,6 +2,7 @@
 
   --config=configs/mnist.py:trades --config.attack.num_steps=10     # of what the file describes
   --config.attack.name=pgd --config.attack.num_steps=7              # of another attack
+  --config.set.radius=8/255                                         # any number may be a fraction
 
 A new name resets its section to the defaults of what is named, then the other overrides apply, in
 whatever order they are given. A new ball has the radius that config.evaluation.radii has for its
@@ -10,6 +11,7 @@ set, the mean and standard deviation of the pixels are measured.
 """
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import re
@@ -22,7 +24,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import sections
-from robust_opt.sets import BALLS
+from robust_opt.sets import BALLS, radii
 
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
@@ -194,21 +196,29 @@ def _check_known(config: ConfigDict, key: str) -> None:
 
 
 def _value(key: str, text: str, old: Any) -> Any:
-  """As typed, of the type of the old value; where that is None, a literal or a string."""
+  """As typed, of the type of the old value; where that is None, a literal, number or string."""
   if isinstance(old, str):
     return text
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    constants = {"true": True, "false": False, "nan": float("nan"), "inf": float("inf")}
-    value = constants.get(text.lower(), text)
+  if isinstance(old, float):
+    try:
+      return radii.number(text)
+    except InputError as error:
+      raise InputError(f"--config.{key} {error}") from None
+  value = _literal(text)
   if old is None:
     return value
-  if isinstance(old, float) and type(value) is int:
-    return float(value)
   if isinstance(old, tuple) and isinstance(value, list):
     return tuple(value)
   if type(value) is not type(old):
     kind = type(old).__name__
     raise InputError(f"--config.{key} must be of type {kind} like {old!r}, but was {text!r}.")
   return value
+
+
+def _literal(text: str) -> Any:
+  """A literal of Python, true or false, a number or fraction, or else the text."""
+  with contextlib.suppress(ValueError, SyntaxError):
+    return ast.literal_eval(text)
+  with contextlib.suppress(InputError):
+    return radii.number(text)
+  return {"true": True, "false": False}.get(text.lower(), text)

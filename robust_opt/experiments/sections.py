@@ -22,6 +22,7 @@ from robust_opt.errors import InputError
 from robust_opt.experiments.attacks import ASCENT, ATTACKS
 from robust_opt.sets import BALLS, UncertaintySet
 from robust_opt.sets.build import SETS, build_set, import_object
+from robust_opt.sets.radii import with_numbers
 from robust_opt.training import optimizers, penalties
 
 # The value of a key that has no default.
@@ -109,7 +110,7 @@ def choose(config: ConfigDict, section: str, name: str, **kwargs: Any) -> None:
   for key in kwargs:
     check_key(section, name, key)
   shown = {key: value for key, value in keys_of(section, name).items() if isinstance(value, _PLAIN)}
-  config[section] = ConfigDict({"name": name, **shown, **kwargs})
+  config[section] = ConfigDict({"name": name, **shown, **with_numbers(kwargs)})
   config[section].unlock()
 
 

@@ -18,19 +18,13 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import perturb
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment
-from robust_opt.experiments.metrics import read_metrics
+from robust_opt.experiments.build import measured_sets
+from robust_opt.experiments.metrics import read_metrics, set_configs
 from robust_opt.objectives import robust
 from robust_opt.plots import runs, studies
-from robust_opt.sets import BALLS, Ball, UncertaintySet
+from robust_opt.sets import Ball, UncertaintySet, words
 from robust_opt.sets.scaling import scaled
 from robust_opt.training import TrainState, evaluated_params, sharding, take
-
-
-def _measured_sets(experiment: Experiment) -> list[UncertaintySet]:
-  """config.set, then the balls of config.evaluation.radii, of other norms and radii > 0."""
-  own, radii = experiment.set, experiment.config.evaluation.radii
-  norms = [norm for norm in BALLS if norm != _name(own) and radii.get(norm)]
-  return [own, *(BALLS[norm](radii[norm], getattr(own, "box", None)) for norm in norms)]
 
 
 def _name(u: UncertaintySet) -> str:
@@ -75,7 +69,7 @@ def _accuracies(
   """The clean accuracy and that over every set; and of every set a sweep over its radii."""
   results: list[dict[str, Any]] = []
   sweeps = []
-  for u in _measured_sets(experiment):
+  for u in measured_sets(experiment.config, experiment.set).values():
     out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
     clean: dict[str, Any] = {
       "set": None,
@@ -124,12 +118,14 @@ def draw(workdir: Path, experiment: Experiment, state: TrainState, summary: dict
   runs.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
   label = f"{experiment.config.model.name}, {experiment.config.data.name}"
   panels = []
-  for result, sweep in zip(summary["results"][1:], summary["sweeps"], strict=True):
+  attacked = zip(summary["results"][1:], summary["sweeps"], set_configs(summary), strict=True)
+  for result, sweep, u in attacked:
     share = np.array(sweep["correct"]) / sweep["total"]
     interval = statistics.accuracy_interval([share], sweep["total"])
     curves = {label: {"radii": sweep["radii"], "interval": interval}}
     radius = result["set"]["radius"]
-    panels.append({"title": "", "norm": sweep["norm"], "radius": radius, "curves": curves})
+    title, norm = words.box_in_words(u), sweep["norm"]
+    panels.append({"title": title, "norm": norm, "radius": radius, "curves": curves})
   studies.accuracy_against_radius([panels], workdir / "accuracy.png")
   _draw_examples(workdir / "examples.png", experiment, state)
 
@@ -153,5 +149,5 @@ def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count:
     clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
     robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
     path=path,
-    title=f"{config_lib.set_in_words(config)} (pixels in [0, 1])",
+    title=words.threat_model(config.set.to_dict()),
   )

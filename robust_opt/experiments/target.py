@@ -48,6 +48,7 @@ class EvalTarget(NamedTuple):
   name: str  # of the network in messages: a run's title, or --model
   definition: str = ""  # of a run, the repr of its network
   set: dict[str, Any] | None = None  # of a robust run, the config of its set
+  loss: str = "cross_entropy"  # of a run, that of its training
 
 
 class TrainedNet(NamedTuple):
@@ -126,7 +127,8 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
       raise InputError(f"--image_size={image_size} has no effect without --data.")
     net = load_run(**given)
     x, y = _for_run(net, data, image_size) if data else net.examples()
-    target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set)
+    loss = net.config.objective.get("loss", "cross_entropy")
+    target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set, loss)
   else:
     flags = ("workdir", "model", "data", "image_size", "draws")
     named = ", ".join(f"--{key}" for key in flags if key in given)

@@ -26,12 +26,13 @@ from robust_opt.data import constructed
 from robust_opt.data.constructed import Settings
 from robust_opt.errors import InputError
 from robust_opt.evaluation.collection import pixels
+from robust_opt.experiments import build, methods, target
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import methods, target
 from robust_opt.experiments import run as experiment
 from robust_opt.experiments.sections import choose
 from robust_opt.plots import explanations
 from robust_opt.sets import L2
+from robust_opt.sets.radii import check_extent
 from robust_opt.studies import accuracy, claims
 from robust_opt.studies import options as study_options
 from robust_opt.studies.claims import Claim
@@ -124,6 +125,9 @@ def run(options: Options) -> tables.Table:
   # Over the whole ball from the start a network may never begin to learn: hence the curriculum.
   networks = {"standard": "standard", "robust": "curriculum"}
   configs = {name: config_of(options, 0, method) for name, method in networks.items()}
+  shape = build.splits(configs["standard"]).test.images.shape[1:]
+  for name in ("trained_radius", "radius", "tested_radius"):
+    check_extent(L2(preset[name]), shape, f"--{name}={preset[name]:g}")
   with Study(
     options.workdir, description, work=2.0 + len(CONSTRUCTED) + len(SETS) * len(seeds)
   ) as study:

@@ -1,4 +1,4 @@
-"""One HTML page about one or several runs."""
+"""One HTML page about runs and evaluations."""
 
 from robust_opt import extras
 

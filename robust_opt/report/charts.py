@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_opt.plots import base
-from robust_opt.report.data import Rate, Run
-from robust_opt.tables import norm_name
+from robust_opt.report.data import Run
+from robust_opt.sets import BALLS
+from robust_opt.tables import Rate, norm_name
 
 SERIES = 6  # colors --series-0 to --series-5
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -46,7 +47,9 @@ class Chart(NamedTuple):
 
 def radius_charts(runs: Sequence[Run]) -> list[Chart]:
   """Accuracy against the radius, a chart for each norm; evaluations are large open markers."""
-  norms = dict.fromkeys(sweep.norm for run in runs for sweep in run.sweeps)
+  swept = [sweep.norm for run in runs for sweep in run.sweeps]
+  evaluated = [e.stored.claim.norm for run in runs if not run.sweeps for e in run.evaluations]
+  norms = dict.fromkeys([*swept, *(norm for norm in evaluated if norm in BALLS)])
   return [_radius_chart(runs, norm) for norm in norms]
 
 
@@ -66,6 +69,8 @@ def _radius_chart(runs: Sequence[Run], norm: str) -> Chart:
     if evaluations:
       radii = [evaluation.stored.claim.radius for evaluation in evaluations]
       rates = [evaluation.robust for evaluation in evaluations]
+      if not run.sweeps:
+        radii, rates = [0.0, *radii], [evaluations[0].clean, *rates]
       _accuracies(axis, index, radii, rates, ls="none", ms=12, mfc="none", mew=2)
       found = (f"{100 * rate.accuracy:.1f} % at {r:.4g}" for rate, r in zip(rates, radii))
       words.append(f"{run.name}, ensemble of attacks: {', '.join(found)}")

@@ -1,6 +1,6 @@
-"""Reads finished runs and their evaluations into plain values.
+"""Reads finished runs, their evaluations, and evaluations alone into plain values.
 
-  runs = read_runs([Path("runs/mnist_linf"), Path("runs/mnist_standard")])
+  runs = read_runs([Path("runs/mnist_linf"), Path("runs/mine/verdict.npz")])
   runs[0].results[0].rate.accuracy, runs[0].evaluations[0].robust.interval
 
 Nothing is computed except intervals. Radii are in pixels of [0, 1].
@@ -9,39 +9,24 @@ Nothing is computed except intervals. Radii are in pixels of [0, 1].
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from robust_opt.errors import InputError
 from robust_opt.evaluation import verdict
 from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments.metrics import read_metrics
-from robust_opt.statistics import accuracy_interval
+from robust_opt.experiments.metrics import read_metrics, set_configs
+from robust_opt.studies.evaluation import VERDICT
+from robust_opt.tables import Rate
 
 Parsed = TypeVar("Parsed")
-
-
-class Rate(NamedTuple):
-  """`correct` of `total` test examples are classified correctly."""
-
-  correct: int
-  total: int
-
-  @property
-  def accuracy(self) -> float:
-    """In [0, 1]."""
-    return self.correct / self.total
-
-  @property
-  def interval(self) -> tuple[float, float]:
-    """Wilson's 95 % interval of the accuracy, for the draw of the test examples only."""
-    _, low, high = accuracy_interval([self.accuracy], self.total)
-    return float(low), float(high)
 
 
 class Result(NamedTuple):
   """Test accuracy of a run, clean or under one attack."""
 
+  set: Mapping[str, Any] | None  # the config of the set; None for clean
   norm: str | None  # of the ball, as in robust_opt.sets.BALLS; None for clean
   radius: float  # of the ball; 0 for clean
   num_steps: int  # of the attack; 0 for clean
@@ -60,7 +45,8 @@ class Sweep(NamedTuple):
 class Evaluation(NamedTuple):
   """A result of `python -m robust_opt.evaluate`."""
 
-  name: str  # of its folder
+  path: Path  # of the verdict.npz
+  network: str  # a run's title, or --model
   stored: verdict.StoredVerdict
   clean: Rate  # without any attack
   robust: Rate  # under all attacks
@@ -70,39 +56,67 @@ class Evaluation(NamedTuple):
 
 
 class Run(NamedTuple):
-  """A finished run."""
+  """A finished run; or an evaluation alone, as of --model, which has the first four fields."""
 
   name: str  # the end of its path, as long as needed to differ from the other runs
   workdir: Path
-  title: str
-  results: tuple[Result, ...]  # clean, then the norm of training, then others
-  sweeps: tuple[Sweep, ...]  # accuracy against the radius
-  records: tuple[Mapping[str, Any], ...]  # of metrics.jsonl
+  title: str  # the network
   evaluations: tuple[Evaluation, ...]  # the finished ones
-  unfinished: tuple[str, ...]  # names of the others
-  picture: bytes | None  # examples.png
-  config: Mapping[str, Any]  # flat, key -> value
-  summary: Mapping[str, Any]  # the whole of summary.json
+  unfinished: tuple[str, ...] = ()  # names of the others
+  results: tuple[Result, ...] = ()  # clean, then the norm of training, then others
+  sweeps: tuple[Sweep, ...] = ()  # accuracy against the radius
+  records: tuple[Mapping[str, Any], ...] = ()  # of metrics.jsonl
+  picture: bytes | None = None  # examples.png
+  config: Mapping[str, Any] = MappingProxyType({})  # flat, key -> value
+  summary: Mapping[str, Any] = MappingProxyType({})  # the whole of summary.json
 
 
-def read_runs(workdirs: Sequence[Path]) -> list[Run]:
-  """The runs in the given order, each once.
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+  """What the paths hold, in their order, each once.
+
+  A path is the directory of a run, that of an evaluation, or a verdict.npz. An evaluation that is
+  part of one of the runs is not repeated.
 
   Raises:
     InputError: one sentence for each of them that cannot be read.
   """
-  unique = list({path.resolve(): path for path in reversed(workdirs)}.values())[::-1]
+  folders = {_folder(path).resolve(): path for path in reversed(paths)}
+  unique = [
+    path
+    for folder, path in reversed(folders.items())
+    if not (folder.parent.name == "evaluations" and folder.parent.parent in folders)
+  ]
   if not unique:
-    raise InputError("Name at least one run: --workdir=RUN [RUN ...].")
+    raise InputError("Name at least one run or evaluation: python -m robust_opt.report PATH ...")
   runs, problems = [], []
-  for path, name in zip(unique, short_names([path.resolve() for path in unique])):
+  for path, name in zip(unique, short_names([_folder(path).resolve() for path in unique])):
     try:
-      runs.append(_read_run(path, name))
+      runs.append(_read(path, name))
     except InputError as error:
       problems.append(str(error))
   if problems:
     raise InputError("\n".join(problems))
   return runs
+
+
+def _folder(path: Path) -> Path:
+  """What names a run or an evaluation: of its verdict.npz, the directory."""
+  return path.parent if path.name == VERDICT else path
+
+
+def _read(path: Path, name: str) -> Run:
+  if (path / "config.json").is_file():
+    return _read_run(path, name)
+  file = path / VERDICT if path.is_dir() else path
+  if file.is_file():
+    evaluation = _evaluation(file)
+    return Run(name, file.parent, evaluation.network, (evaluation,))
+  reason = f"it holds neither config.json nor {VERDICT}" if path.is_dir() else "it does not exist"
+  if (path / "parts").is_dir():
+    reason = "its evaluation is not finished; the command that started it resumes it"
+  raise InputError(
+    f"{path} must be the directory of a run, that of an evaluation, or a {VERDICT}, but {reason}."
+  )
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -115,13 +129,9 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _read_run(workdir: Path, name: str) -> Run:
-  flag = f"--workdir={workdir}"
-  if not (workdir / "config.json").is_file():
-    reason = "it holds no config.json" if workdir.is_dir() else "it does not exist"
-    raise InputError(f"{flag} must be the directory of a run, but {reason}.")
   if not (workdir / "summary.json").is_file():
     raise InputError(
-      f"{flag} holds a run that is not finished (no summary.json); the command that started it "
+      f"{workdir} holds a run that is not finished (no summary.json); the command that started it "
       f"resumes it."
     )
   summary = _parsed(workdir / "summary.json", "the summary of a run", _summary)
@@ -136,7 +146,7 @@ def _read_run(workdir: Path, name: str) -> Run:
     name=name,
     workdir=workdir,
     records=records,
-    evaluations=tuple(map(_evaluation, finished)),
+    evaluations=tuple(_evaluation(folder / VERDICT) for folder in finished),
     unfinished=tuple(folder.name for folder in folders if folder not in finished),
     picture=picture.read_bytes() if picture.is_file() else None,
     **summary,
@@ -144,7 +154,9 @@ def _read_run(workdir: Path, name: str) -> Run:
 
 
 def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
-  results, sweeps = tuple(map(_result, value["results"])), tuple(map(_sweep, value["sweeps"]))
+  sets = [None, *set_configs(value)]
+  results = tuple(_result(row, u) for row, u in zip(value["results"], sets, strict=True))
+  sweeps = tuple(map(_sweep, value["sweeps"]))
   rates = [result.rate for result in results] + [rate for sweep in sweeps for rate in sweep.rates]
   if len(results) < 2 or not all(0 <= rate.correct <= rate.total > 0 for rate in rates):
     raise ValueError("its counts are impossible")
@@ -157,12 +169,12 @@ def _summary(value: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _result(row: Mapping[str, Any]) -> Result:
+def _result(row: Mapping[str, Any], config: Mapping[str, Any] | None) -> Result:
   rate = Rate(row["correct"], row["total"])
   if row["set"] is None:
-    return Result(None, 0.0, 0, row["trained_on"], rate)
+    return Result(None, None, 0.0, 0, row["trained_on"], rate)
   norm, radius = row["set"]["name"], float(row["set"]["radius"])
-  return Result(norm, radius, row["attack"]["num_steps"], row["trained_on"], rate)
+  return Result(config, norm, radius, row["attack"]["num_steps"], row["trained_on"], rate)
 
 
 def _sweep(row: Mapping[str, Any]) -> Sweep:
@@ -170,27 +182,35 @@ def _sweep(row: Mapping[str, Any]) -> Sweep:
   return Sweep(row["norm"], tuple(map(float, row["radii"])), rates)
 
 
-def _evaluation(folder: Path) -> Evaluation:
-  stored = verdict.load(folder / "verdict.npz")
+def _evaluation(path: Path) -> Evaluation:
+  """A verdict, and what the summary beside it adds."""
+  stored = verdict.load(path)
+  attacks, total = verdict.accuracies(stored.verdict), len(stored.labels)
+  source = stored.claim.source
+  found = Evaluation(
+    path=path,
+    network=source.get("model") or f"the network of {source.get('workdir')}",
+    stored=stored,
+    clean=Rate(attacks[0]["standing"], total),
+    robust=Rate(attacks[-1]["standing"], total),
+    attacks=tuple(attacks),
+    checks=(),
+    after_rounding=None,
+  )
 
-  def convert(value: Mapping[str, Any]) -> Evaluation:
-    total = len(stored.labels)
-    robust = Rate(round(stored.robust_accuracy * total), total)
-    keys = ("after", "broke", "standing", "accuracy")
-    attacks = tuple({key: row[key] for key in keys} for row in value["attacks"])
-    if Rate(attacks[-1]["standing"], value["total"]) != robust:
+  def summarized(value: Mapping[str, Any]) -> Evaluation:
+    if (value["attacks"][-1]["standing"], value["total"]) != found.robust:
       raise ValueError("its counts are not those of the verdict.npz beside it")
-    return Evaluation(
-      name=folder.name,
-      stored=stored,
-      clean=Rate(attacks[0]["standing"], total),
-      robust=robust,
-      attacks=attacks,
+    return found._replace(
+      network=value.get("net", found.network),
       checks=tuple(Check(**row) for row in value["trust"]),
       after_rounding=value.get("accuracy_after_rounding"),
     )
 
-  return _parsed(folder / "summary.json", "the summary of an evaluation", convert)
+  summary = path.parent / "summary.json"
+  if path.name != VERDICT or not summary.is_file():
+    return found
+  return _parsed(summary, "the summary of an evaluation", summarized)
 
 
 def _parsed(path: Path, kind: str, convert: Callable[[Mapping[str, Any]], Parsed]) -> Parsed:

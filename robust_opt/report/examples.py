@@ -22,8 +22,11 @@ from robust_opt import losses
 from robust_opt.errors import RunError
 from robust_opt.evaluation import verdict
 from robust_opt.evaluation.batches import plain_logits
+from robust_opt.evaluation.trust_checks import TIES
 from robust_opt.experiments import target
 from robust_opt.report.data import Evaluation, Run
+
+_ANOTHER_NETWORK = "The evaluation is of another network than the one found now."
 
 
 class Example(NamedTuple):
@@ -56,7 +59,7 @@ class Examples(NamedTuple):
 def load_examples(
   run: Run, evaluation: Evaluation, limit: int, locations: Mapping[str, str]
 ) -> Examples:
-  """Loads network and data of the run, and predicts clean and adversarial images.
+  """Loads network and data of the evaluation, and predicts clean and adversarial images.
 
   At most `limit` examples; locations: data_dir and cache_dir, where they are not the run's own.
   """
@@ -69,13 +72,16 @@ def load_examples(
   except RunError as error:
     return Examples(tuple(examples), total, None, str(error))
   x, batch_size = loaded.x[:count], min(stored.claim.batch_size, count)
-  kind = losses.KINDS.get(run.config.get("objective.loss", "cross_entropy"), "softmax")
+  kind = losses.KINDS.get(loaded.loss, "softmax")
 
   def probabilities(images: np.ndarray) -> np.ndarray:
     logits = jnp.asarray(plain_logits(loaded.logits_fn, images, batch_size), jnp.float32)
     return np.asarray(losses.probabilities(logits, kind))
 
   perturbed, clean = probabilities(outcome.images), probabilities(x[stored.broken_ids])
+  others = np.sum(np.argmax(clean, axis=1) != outcome.prediction[stored.broken_ids])
+  if others > max(1, TIES * total):
+    return Examples(tuple(examples), total, None, _ANOTHER_NETWORK)
   for position, k in enumerate(subset):
     example = examples[position]
     delta = outcome.images[k] - x[example.test_index]
@@ -116,12 +122,13 @@ def _load(
   run: Run, stored: verdict.StoredVerdict, locations: Mapping[str, str]
 ) -> target.EvalTarget:
   """Network and data, if they still are those of the evaluation."""
-  names = ("checkpoint", "data", "image_size")
-  given = {name: stored.claim.source.get(name, "") for name in names}
-  loaded = _target(workdir=str(run.workdir), **given, **locations)
+  source = {key: value for key, value in stored.claim.source.items() if key != "examples"}
+  if run.results:  # it may have moved
+    source["workdir"] = str(run.workdir)
+  loaded = _target(**source | {key: place for key, place in locations.items() if place})
   count = len(stored.labels)
   if loaded.net_sha256 != stored.claim.net_sha256:
-    raise RunError("The evaluation is of another network than the run now holds.")
+    raise RunError(_ANOTHER_NETWORK)
   if verdict.data_sha256(loaded.x[:count], loaded.y[:count]) != stored.claim.data_sha256:
     raise RunError("The evaluation is of other images or labels than those found now.")
   return loaded

@@ -1,36 +1,31 @@
 """The words and rows of the report, from the values of robust_opt.report.data.
 
 headline(run)          # two numbers and a sentence
+measured(run)          # what they were measured on, and how
 result_table(runs)     # the runs side by side
 """
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from robust_opt.evaluation.trust_checks import Check
-from robust_opt.experiments import overrides
+from robust_opt.evaluation.headline import (
+  Headline,
+  attack_over,
+  ensemble,
+  ensemble_over,
+  of_ensemble,
+)
+from robust_opt.experiments import metrics, overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
-from robust_opt.sets import BALLS
+from robust_opt.sets.words import box_in_words, threat_model
 from robust_opt.tables import Percent, counted, norm_name
 from robust_opt.training.overfitting import Overfitting, in_words
-
-_ENSEMBLES = {"standard": "AutoAttack", "quick": "AutoAttack, quick version"}
-
-
-class Headline(NamedTuple):
-  """The most important numbers of a run."""
-
-  clean: str  # accuracy
-  robust: str  # accuracy under the strongest attack that has been run
-  attack: str  # that attack
-  sentence: str  # all of it in words
-  warning: str  # why not to trust it, a sentence; may be empty
 
 
 class Row(NamedTuple):
@@ -50,39 +45,31 @@ class FactRow(NamedTuple):
 
 
 def percent(accuracy: float) -> str:
-  """'97.14 %': two decimals resolve one example of 10,000."""
-  return f"{100 * accuracy:.2f}\u00a0%"
+  """'97.14 %', without a line break."""
+  return unbroken(f"{100 * accuracy:.2f} %")
 
 
-def interval(rate: Rate) -> str:
-  """'96.8 to 97.5'."""
-  low, high = rate.interval
-  return f"{100 * low:.1f} to {100 * high:.1f}"
-
-
-def ball(norm: str, radius: float) -> str:
-  """A norm and its radius."""
-  sign = norm_name(norm).sign
-  return sign if math.isnan(radius) else f"{sign} {radius:.4g}"
+def unbroken(text: str) -> str:
+  """The same, where a number and its percent sign stay on one line."""
+  return text.replace(" %", "\u00a0%")
 
 
 def result_title(result: Result) -> str:
-  """'clean', or ball and steps."""
-  if result.norm is None:
-    return "clean"
-  return f"{ball(result.norm, result.radius)}, {counted(result.num_steps, 'step')}"
+  """'clean', or steps and threat model."""
+  return attack_over(result.num_steps, result.set, unicode=True) if result.set else "clean"
 
 
 def attack_title(evaluation: Evaluation) -> str:
-  """Ensemble and ball."""
+  """Ensemble and threat model."""
   claim = evaluation.stored.claim
-  ensemble = _ENSEMBLES.get(claim.version, f"ensemble {claim.version}")
-  return f"{ensemble}, {ball(claim.norm, claim.radius)}"
+  return ensemble_over(claim.version, claim.set, unicode=True)
 
 
 def evaluation_title(evaluation: Evaluation) -> str:
-  """Ensemble, ball and count."""
-  return f"{attack_title(evaluation)}, {counted(evaluation.robust.total, 'image')}"
+  """Ensemble, threat model, count, and the data if they are not the run's own."""
+  data = str(evaluation.stored.claim.source.get("data") or "")
+  of_data = f" of {Path(data).name}" if data else ""
+  return f"{attack_title(evaluation)}, {counted(evaluation.robust.total, 'image')}{of_data}"
 
 
 def breakable(name: str) -> Markup:
@@ -98,57 +85,56 @@ def overfitting(run: Run) -> str:
 
 def headline(run: Run) -> Headline:
   """By the strongest evaluation of the run, or by its own attack where there is none."""
-  clean, own, evaluation = run.results[0].rate, run.results[1], strongest(run)
-  sentence = (
-    f"{percent(clean.accuracy)} of {clean.total:,} clean test images are classified correctly "
-    f"(95 % interval {interval(clean)})"
-  )
+  evaluation = strongest(run)
   if evaluation is None:
-    robust, attack = own.rate, result_title(own)
-    sentence += f", and {percent(robust.accuracy)} ({interval(robust)}) under {attack}"
-    sentence += ", the attack of training." if own.trained_on else "."
-    warning = (
-      "No ensemble of attacks has been run: a single attack gives an upper bound, often far too "
-      "high."
-    )
+    return metrics.headline(run.summary, unicode=True)
+  source, clean = evaluation.stored.claim.source, evaluation.clean
+  own = bool(run.results) and not source.get("data")  # of the whole test set
+  return of_ensemble(
+    run.results[0].rate if own else clean,
+    evaluation.robust,
+    attack_title(evaluation),
+    evaluation.checks,
+    first=bool(source.get("examples")) and not own,
+  )
+
+
+def measured(run: Run) -> dict[str, str]:
+  """What the headline was measured on, and how: network, data, threat model, attack."""
+  evaluation, sizes = strongest(run), run.results
+  name = run.config.get("data.name", "")
+  if evaluation is None:
+    own = run.results[1]
+    data, u = f"{counted(own.rate.total, 'test image')} of {name}", own.set or {}
+    attack = counted(own.num_steps, "step") + (", as in training" if own.trained_on else "")
   else:
-    robust, attack = evaluation.robust, attack_title(evaluation)
-    trusted, warning = _trust(evaluation.checks)
-    part = "all" if robust.total == clean.total else "the first"
-    sentence += (
-      f"; of {part} {robust.total:,}, {percent(robust.accuracy)} ({interval(robust)}) remain "
-      f"correctly classified under {attack}.{trusted}"
-    )
-  return Headline(percent(clean.accuracy), percent(robust.accuracy), attack, sentence, warning)
+    claim, total = evaluation.stored.claim, evaluation.robust.total
+    source, first = claim.source, "the first " if claim.source.get("examples") else ""
+    whole = f" of {sizes[0].rate.total:,}" if first and sizes and not source.get("data") else ""
+    images = f"{first}{total:,}{whole} test images"
+    data, u = f"{images} of {source.get('data') or name or run.title}", claim.set
+    attack = f"{ensemble(claim.version)}: {', '.join(evaluation.stored.verdict.names[1:])}"
+  model = threat_model(u, unicode=True)
+  return {"network": run.title, "data": data, "threat model": model, "attack": attack}
 
 
-def _trust(checks: Sequence[Check]) -> tuple[str, str]:
-  """A sentence that the trust report passes, and why not to trust an evaluation; one is empty."""
-  failed = [check.name for check in checks if check.failed]
-  unclear = [check.name for check in checks if check.passed is None]
-  if failed:
-    return "", (
-      f"{counted(len(failed), 'check')} of the trust report failed ({', '.join(failed)}): do not "
-      f"trust the number before you understand why."
-    )
-  if not checks:
-    return "", "The evaluation has no trust report (--notrust)."
-  if not unclear:
-    return f" All {len(checks)} checks of the trust report pass.", ""
-  return (
-    f" {len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
-    f"measurable on these images: {', '.join(unclear)}."
-  ), ""
+def boxes_of_training(runs: Sequence[Run]) -> str:
+  """Whether pixels may leave [0, 1] in the runs' own measurements; by run if they differ."""
+  boxes = {run.name: box_in_words(run.results[1].set or {}) for run in runs if run.results}
+  if len(set(boxes.values())) > 1:
+    return "; ".join(f"{name}: {words}" for name, words in boxes.items())
+  return next(iter(boxes.values()), "")
 
 
 def strongest(run: Run) -> Evaluation | None:
-  """The evaluation in the run's own ball, by the standard ensemble, on the most images."""
-  own = run.results[1]
+  """The one on its test set, in its own ball, by the standard ensemble, on the most images."""
+  norm, radius = run.results[1][1:3] if run.results else (None, 0.0)
 
-  def rank(evaluation: Evaluation) -> tuple[bool, bool, bool, int]:
+  def rank(evaluation: Evaluation) -> tuple[bool, bool, bool, bool, int]:
     claim = evaluation.stored.claim
-    same_norm, same_radius = claim.norm == own.norm, claim.radius == own.radius
-    return same_norm, same_radius, claim.version == "standard", evaluation.robust.total
+    same_norm, same_radius = claim.norm == norm, claim.radius == radius
+    standard, total = claim.version == "standard", evaluation.robust.total
+    return not claim.source.get("data"), same_norm, same_radius, standard, total
 
   return max(run.evaluations, key=rank, default=None)
 
@@ -167,7 +153,11 @@ def radius_tables(runs: Sequence[Run]) -> dict[str, dict[float, list[Rate | None
 
 def result_table(runs: Sequence[Run]) -> list[Row]:
   """Clean, the attacks of the runs, then the evaluations, with a cell for every run."""
-  results = [{result_title(r): (r.rate, r.trained_on) for r in run.results} for run in runs]
+  results = [
+    {result_title(r): (r.rate, r.trained_on) for r in run.results}
+    or {"clean": (run.evaluations[0].clean, False)}
+    for run in runs
+  ]
   evaluations = [{evaluation_title(e): (e.robust, False) for e in run.evaluations} for run in runs]
   columns = [a | b for a, b in zip(results, evaluations)]
   rows = []
@@ -224,19 +214,27 @@ def training_command(run: Run) -> str | None:
 def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   """Makes the same evaluation again, or prints the finished one."""
   claim = evaluation.stored.claim
-  values: dict[str, Any] = {**claim.flags, "version": claim.version, "seed": claim.seed}
+  values: dict[str, Any] = {key: value for key, value in claim.source.items() if value}
+  if run.results:
+    values = {"workdir": run.workdir} | {k: v for k, v in values.items() if k != "workdir"}
+  elif values.get("model"):
+    values["output"] = run.workdir
+  values |= {**claim.flags, "version": claim.version, "seed": claim.seed}
   values |= {"batch_size": claim.batch_size}
-  values |= {k: claim.source[k] for k in ("examples", "checkpoint") if claim.source.get(k)}
-  flags = [f"--{key}={value}" for key, value in values.items()]
-  return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
+  precisions = {"precision": claim.precision, "search_precision": claim.search_precision}
+  values |= {key: name for key, name in precisions.items() if name != "float32"}
+  return _command("robust_opt.evaluate", [f"--{key}={value}" for key, value in values.items()])
+
+
+def verification_command(evaluation: Evaluation) -> str:
+  """Checks every claim of the evaluation."""
+  return _command("robust_opt.verify", [str(evaluation.path)])
 
 
 def first_evaluation_command(run: Run) -> str:
-  """Evaluates a run over its own set."""
-  own, flags = run.results[1], ["--version=pgd"]
-  if own.norm in BALLS:
-    flags = [f"--norm={own.norm}", f"--radius={own.radius!r}"]
-  return _command("robust_opt.evaluate", [f"--workdir={run.workdir}", *flags])
+  """Evaluates a run over its own set, or a ball."""
+  flags = [f"--workdir={run.workdir}", *metrics.evaluation_flags(run.summary)]
+  return _command("robust_opt.evaluate", flags)
 
 
 def _command(module: str, flags: Sequence[str]) -> str:

@@ -7,6 +7,7 @@
 |  value                     |  becomes                                          |
 |  a mapping with `name`     |  name(**the rest), whose values are built first   |
 |  a string ending in .npy   |  the array in that file                           |
+|  a radius such as "8/255"  |  its number (`radii.number`)                      |
 |  "package.module:name"     |  that object, imported from the working directory |
 |  a list                    |  a tuple                                          |
 |  anything else             |  itself                                           |
@@ -29,6 +30,7 @@ from robust_opt.arrays import digest
 from robust_opt.errors import InputError
 from robust_opt.layout import ChannelAxis
 from robust_opt.sets.base import UncertaintySet
+from robust_opt.sets.radii import with_numbers
 
 
 @functools.cache  # static fields are compared, and partials only by identity
@@ -48,7 +50,7 @@ _PARTS: dict[str, Callable[..., Any]] = {"channels": _channels, "patches": sets.
 
 def build_set(config: Mapping[str, Any]) -> UncertaintySet:
   """The set that a mapping of `name` and the arguments of its class describes, or an InputError."""
-  built = _build(config)
+  built = _build(with_numbers(config))
   if not isinstance(built, UncertaintySet):
     raise InputError(f"{config!r} must describe a set, {', '.join(SETS)}, but is {built!r}.")
   return built

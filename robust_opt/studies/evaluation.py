@@ -12,6 +12,7 @@ leaves it in parts/process_I/; the first joins them, and alone writes the rest a
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,22 +21,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from rich import box
+from rich.table import Table
 
-from robust_opt import layout
+from robust_opt import layout, tables
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, identity, network, trust, verdict
+from robust_opt.evaluation import headline as headlines
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import phases_of
-from robust_opt.experiments import processes, target
+from robust_opt.experiments import metrics, processes, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.radii import check_extent, with_numbers
 from robust_opt.studies import shares
 from robust_opt.studies.study import Study, sha256_of
+from robust_opt.tables import Rate
 from robust_opt.training import sharding
 
 TRUST_EXAMPLES = 200  # of the trust report, at most, drawn by the seed
@@ -77,6 +83,7 @@ def run(options: Options) -> bool:
   u = build_set(set_config)
   check_set(u)
   x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
+  check_extent(u, x.shape[1:], _given(options))
   net = net._replace(x=x, y=y)
   batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
@@ -118,7 +125,7 @@ def run(options: Options) -> bool:
     stored = verdict.load(folder / VERDICT)
     summary = _summary(net, stored, checks, time.monotonic() - began)
     guess = layout.describe_guess(options.channel_axis, x.shape[1:])
-    _publish(folder, summary, claim, checks, guess)
+    _publish(folder, summary, claim, checks, guess, _following(folder, options))
 
   processes.on_first("summary", summarize)
   return not any(check.failed for check in checks)
@@ -130,8 +137,9 @@ def _publish(
   claim: verdict.Claim,
   checks: list[trust.Check],
   guess: str,
+  following: list[str],
 ) -> None:
-  """Writes and prints the summary; `guess`: as of `_markdown`."""
+  """Writes and prints the summary; `guess`: as of `_remarks`; `following`: the next commands."""
   costs = read_costs(folder)
   if costs:
     summary["costs"] = {name: cost._asdict() for name, cost in costs.items()}
@@ -139,8 +147,28 @@ def _publish(
   text = _markdown(summary, claim, checks, guess, costs)
   with atomic_write(folder / "summary.md") as file:
     file.write(text.encode())
-  print(text)
+  if checks:
+    metrics.print_table(_trust_table(checks))
+  metrics.print_table(_accuracy_table(summary, claim))
+  headline = _headline(summary, claim, checks)
+  metrics.print_sentences(headline.sentence, headline.warning, _remarks(summary, claim, guess))
   print(f"Everything about this evaluation is in {folder}")
+  print("\n".join(["Next, check every claim, and see the images:", *following]))
+
+
+def _headline(
+  summary: dict[str, Any], claim: verdict.Claim, checks: list[trust.Check]
+) -> headlines.Headline:
+  clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
+  attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
+  return headlines.of_ensemble(clean, robust, attack, checks, bool(first))
+
+
+def _following(folder: Path, options: Options) -> list[str]:
+  """The commands that check the claims, and that show the images."""
+  shown = folder if options.output else options.source["workdir"]
+  arguments = [("verify", folder / VERDICT), ("report", shown)]
+  return [f"  python -m robust_opt.{name} {shlex.quote(str(path))}" for name, path in arguments]
 
 
 def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
@@ -149,7 +177,7 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   if options.set is not None:
     if of_ball:
       raise InputError("Give either --set, or --norm and --radius, not both.")
-    return options.set
+    return with_numbers(options.set)
   trained = net.set or {}
   trained_norm = {ball.__name__: norm for norm, ball in BALLS.items()}.get(trained.get("name", ""))
   if trained and trained_norm is None and not of_ball:
@@ -162,6 +190,13 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
       "Give --norm and --radius, in pixels of [0, 1], or --set: the run has no radius in that norm."
     )
   return verdict.ball_config(norm, radius)
+
+
+def _given(options: Options) -> str:
+  """What names the set, in messages."""
+  if options.set is not None:
+    return f"--set={json.dumps(options.set)}"
+  return "The set of the training" if options.radius is None else f"--radius={options.radius:g}"
 
 
 def _folder(options: Options, claim: verdict.Claim) -> Path:
@@ -333,24 +368,59 @@ def _summary(
 ) -> dict[str, Any]:
   """The content of summary.json."""
   outcome = stored.verdict
-  total = remaining = len(outcome.broken_by)
-  attacks = []
-  for index, name in enumerate(outcome.names):
-    broke = int(np.sum(outcome.broken_by == index))
-    remaining -= broke
-    counts = {"broke": broke, "standing": remaining, "accuracy": remaining / total}
-    attacks.append({"after": name, **counts})
   return {
+    "net": net.name,
     "claim": stored.claim._asdict(),
-    "total": total,
+    "total": len(outcome.broken_by),
     "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
-    "attacks": attacks,
+    "attacks": verdict.accuracies(outcome),
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
+
+
+def _accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
+  """Clean, then after each attack: the accuracies with their intervals, for the terminal."""
+  left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
+  title = f"{summary['net']}: {headlines.ensemble_over(claim.version, claim.set)}"
+  caption = "each attack on the images that remain; radii in pixels of [0, 1]"
+  table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **left)
+  table.add_column("test examples", no_wrap=True)
+  for name in ("accuracy", "95 % interval", "correct", "broken by it"):
+    table.add_column(name, justify="right", no_wrap=True)
+  for row in summary["attacks"]:
+    rate = Rate(row["standing"], summary["total"])
+    name = "clean" if row["after"] == autoattack.CLEAN else f"after {row['after']}"
+    correct = f"{rate.correct:,} of {rate.total:,}"
+    table.add_row(name, rate.percent, rate.range, correct, f"{row['broke']:,}")
+  return table
+
+
+def _trust_table(checks: list[trust.Check]) -> Table:
+  """The trust report for the terminal, failed checks first."""
+  table = Table(title="Trust report", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+  for name in ("check", "passed", "measured, and what a failure means"):
+    table.add_column(name)
+  for check in headlines.by_importance(checks):
+    meaning = f"{'This' if check.failed else 'A failure'} means: {check.meaning}"
+    table.add_row(check.name, trust.OUTCOMES[check.passed], f"{check.measured}\n{meaning}")
+  return table
+
+
+def _remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
+  """What else to know of the number; `guess`: that of the channel axis, or empty."""
+  rounded_accuracy = 100 * summary["accuracy_after_rounding"]
+  parts = [f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %."]
+  if summary["draws"]:
+    parts.append(f"Every prediction is the mean of {summary['draws']} draws.")
+  if guess:
+    parts.append(f"Layout: {guess}; `--channel_axis` states it.")
+  if not isinstance(claim.u, Ball):
+    parts.append("The trust report takes balls of a norm only, and was not made.")
+  return " ".join(parts)
 
 
 def _markdown(
@@ -360,30 +430,26 @@ def _markdown(
   guess: str,
   costs: dict[str, autoattack.Cost],
 ) -> str:
-  """The content of summary.md; `guess`: that of the channel axis, or empty."""
-  draws = summary["draws"]
-  radius = "" if math.isnan(claim.radius) else f", radius {claim.radius:.6g}"
-  version = claim.version + (f" ({draws} draws per prediction)" if draws else "")
+  """The content of summary.md; `guess`: as of `_remarks`."""
+  headline, total = _headline(summary, claim, checks), summary["total"]
+  rates = [Rate(row["standing"], total) for row in summary["attacks"]]
   rows = [
-    f"| {row['after']} | {row['broke']} | {row['standing']} | {100 * row['accuracy']:.2f} % |"
-    for row in summary["attacks"]
+    f"| {row['after']} | {row['broke']} | {row['standing']} | {rate.percent} | {rate.range} |"
+    for row, rate in zip(summary["attacks"], rates, strict=True)
   ]
-  rounded_accuracy = 100 * summary["accuracy_after_rounding"]
+  head = "| after | broken by it | remaining | accuracy | 95 % interval |"
   parts = [
-    f"# {claim.norm}{radius}, {version}, {summary['total']} examples",
-    "\n".join(["| after | broken by it | remaining | accuracy |", "|---|---|---|---|", *rows]),
-    f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %.",
+    f"# {summary['net']}: {headline.attack}, {tables.counted(total, 'example')}",
+    f"{headline.sentence} {headline.warning}".strip(),
+    "\n".join([head, "|---|---|---|---|---|", *rows]),
+    _remarks(summary, claim, guess),
   ]
+  if checks:
+    parts.append(trust.to_markdown(headlines.by_importance(checks)).strip())
   if costs:
     parts.append("\n".join(_cost_table(costs)))
   if claim.source.get("data"):
     parts.append(f"Data: {claim.source['data']}, SHA-256 {claim.data_sha256}.")
-  if guess:
-    parts.append(f"Layout: {guess}; `--channel_axis` states it.")
-  if checks:
-    parts.append(trust.to_markdown(checks).strip())
-  elif not isinstance(claim.u, Ball):
-    parts.append("The trust report takes balls of a norm only, and was not made.")
   return "\n\n".join(parts) + "\n"
 
 

@@ -135,6 +135,8 @@ def test_a_data_set_is_made_resumed_and_learned_from(net_run, tmp_path):
   # Whoever made it takes the images for what they are labeled, and a new net learns from them.
   with pytest.raises(InputError, match="holds another study"):
     construct.run(options(net_run, tmp_path / "set", seed=1))
+  with pytest.raises(InputError, match=r"^--radius=9 allows every image"):
+    construct.run(options(net_run, tmp_path / "nine", settings=Settings(9.0, 10, 0.25)))
   learned = trained(tmp_path / "learned", **{"data.train_files": str(tmp_path / "set")})
   assert learned["train_examples"] == 360
   assert learned["data_sha256"]["train"] == datasets.fingerprint(again)

@@ -63,10 +63,12 @@ TABLE = [
   (["--config.evaluation.radii.linf=0.2"], ["radii.linf has no effect", "--config.set.radius"]),
   # Types
   (["--config.training.epochs=many"], ["--config.training.epochs", "int", "'many'"]),
-  (["--config.set.radius=big"], ["--config.set.radius", "float", "'big'"]),
+  (["--config.set.radius=big"], ["--config.set.radius", "such as 8/255", "'big'"]),
   (["--config.set.box=maybe"], ["--config.set", "box must be (low, high)"]),
   # Values
   (["--config.set.radius=nan"], ["--config.set", "radius", "nan"]),
+  (["--config.set.radius=8"], ["--config.set.radius=8 allows every image", "< 1", "8/255"]),
+  (["--config.evaluation.radii.l2=8"], ["radii.l2=8 allows every", "8 x 8 x 1"]),
   (["--config.objective.name=trades"], ["--config.objective.name=trades", "random_start"]),
   (["--config.model.name=ResNet"], ["--config.model.name", "MnistCNN", "'ResNet'"]),
   (["--config.data.mean=(0.1, 0.2)"], ["--config.data.mean", "1 channels", "(0.1, 0.2)"]),

@@ -9,6 +9,7 @@ import struct
 
 import pytest
 from rich.console import Console
+from scipy import stats
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
@@ -169,11 +170,40 @@ def test_table_fits_80_columns_and_wraps_nothing(capsys, monkeypatch):
     for row in ((None, None, False, 9876, None), (linf, {"num_steps": 20}, True, 1, 1234))
   ]
   title = "MnistCNN on fashion_mnist, robust training over l_inf 0.05504, 120 epochs"
-  metrics.print_table(metrics.result_table({"title": title, "results": rows_of}))
+  config = {"set": {"name": "LInf", "radius": 0.0550401, "box": None}}
+  summary = {"title": title, "results": rows_of, "config": config}
+  metrics.print_table(metrics.result_table(summary))
   lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
   assert max(map(len, lines)) <= 80
   assert lines[0] == title
   assert any(re.search(r"clean +98\.76% +9,876 of 10,000$", line) for line in lines)
   row = r"l_inf 0\.05504, 20 steps \(training\) +0\.01% +1 of 10,000 +1,234$"
   assert any(re.search(row, line) for line in lines)
-  assert "radii in pixels of [0, 1]" in lines
+  assert "radii in pixels of [0, 1]; attacks: pixels may leave [0, 1]" in lines
+  config["set"]["box"] = [0.0, 1.0]
+  assert metrics.result_table(summary).caption.endswith("; attacks: within [0, 1]")
+  headline = metrics.headline(summary)
+  # Wilson's intervals of 9876 and of 1 of 10,000, from an independent implementation.
+  low, high = stats.binomtest(9876, 10000).proportion_ci(method="wilson")
+  assert "98.76 % of 10,000 clean test images" in headline.sentence
+  assert f"(95 % interval {100 * low:.1f} to {100 * high:.1f})" in headline.sentence
+  assert headline.sentence.endswith(
+    "0.01 % (0.0 to 0.1) under 20 steps over l_inf 0.05504 within [0, 1], the attack of training."
+  )
+
+
+@pytest.mark.parametrize(
+  ("own", "measured", "trained_on", "flags"),
+  [
+    ("LInf", [("linf", 0.1), ("l2", 0.5)], True, ["--norm=linf", "--radius=0.1"]),
+    ("LInf", [("linf", 0.0), ("l2", 0.5)], False, ["--norm=l2", "--radius=0.5"]),
+    ("GroupL21", [("GroupL21", 0.5), ("l2", 0.5)], True, ["--version=pgd"]),
+    ("GroupL21", [("GroupL21", 0.5), ("l1", 2.0)], False, ["--norm=l1", "--radius=2.0"]),
+    ("TangentAt", [("TangentAt", 0.5), ("l2", 0.5)], True, ["--norm=l2", "--radius=0.5"]),
+    ("Transforms", [("Transforms", 1.0)], True, []),
+  ],
+)
+def test_the_evaluation_of_a_run_is_over_its_set_or_a_ball(own, measured, trained_on, flags):
+  rows_of = [{"set": {"name": n, "radius": r}, "trained_on": trained_on} for n, r in measured]
+  summary = {"config": {"set": {"name": own}}, "results": [{"set": None}, *rows_of]}
+  assert metrics.evaluation_flags(summary) == flags

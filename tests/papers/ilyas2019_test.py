@@ -51,9 +51,12 @@ def test_sets_are_made_of_the_right_nets(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trained_radius", "radius", "tested_radius", "inversion_step"])
-def test_a_radius_of_zero_is_refused_before_anything_is_made(name, tmp_path):
+def test_a_radius_that_cannot_be_meant_is_refused_before_anything_is_made(name, tmp_path):
   with pytest.raises(InputError, match=f"--{name} must be > 0, in pixels, but was 0"):
     ilyas2019.run(options(tmp_path / "study", **{name: 0.0}))
+  if name != "inversion_step":
+    with pytest.raises(InputError, match=f"--{name}=8 allows every image .* be < 8 .* 8 x 8 x 1"):
+      ilyas2019.run(options(tmp_path / "study", **{name: 8.0}))
   assert not (tmp_path / "study").exists()
 
 

@@ -15,9 +15,10 @@ PHONE, DESKTOP = (360, 800), (1280, 900)
 
 
 @pytest.fixture(scope="module")
-def address(trained, second, tmp_path_factory):
-  """The page of two runs, the second of them evaluated, as a file."""
-  return page.run([second, trained], tmp_path_factory.mktemp("page") / "page.html", {}).as_uri()
+def address(trained, second, alone, tmp_path_factory):
+  """The page of two runs, the second of them evaluated, and of an evaluation alone, as a file."""
+  output = tmp_path_factory.mktemp("page") / "page.html"
+  return page.run([second, trained, alone], output, {}).as_uri()
 
 
 def opened(browser, address, size=DESKTOP, scheme="light"):
@@ -70,8 +71,8 @@ def test_it_opens_without_errors_and_without_a_network(browser, address):
   opened(browser, address)
   assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
   assert value(browser, "performance.getEntriesByType('resource').length") == 0
-  # Norms, curves of training, and the confusion matrix of the evaluated run.
-  assert value(browser, "document.querySelectorAll('.chart svg').length") == 3 + 4 + 1
+  # Norms, curves of training, and the confusion matrices of the evaluations.
+  assert value(browser, "document.querySelectorAll('.chart svg').length") == 3 + 4 + 2
 
 
 @pytest.mark.parametrize("size", [PHONE, DESKTOP])

@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+import robust_opt as ro
 from robust_opt.evaluation import phases, trust
 from robust_opt.experiments import config, run
 from robust_opt.studies import evaluation
@@ -40,6 +42,24 @@ def trained(tmp_path_factory):
     patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
     assert not evaluation.run(options)
   return workdir
+
+
+@pytest.fixture(scope="session")
+def alone(trained, tmp_path_factory):
+  """An evaluation of a function of the user's own, which is the same network on the same images."""
+  folder = tmp_path_factory.mktemp("alone")
+  x, y = ro.load_run(trained).examples("test", 60)
+  np.savez(folder / "digits.npz", x=x, y=y)
+  module = f"import robust_opt as ro\nlogits_fn = ro.load_run({str(trained)!r}).logits_fn\n"
+  (folder / "own_net.py").write_text(module)
+  source = {"model": "own_net:logits_fn", "data": str(folder / "digits.npz")}
+  ball = {"norm": "linf", "radius": 0.1, "version": "quick", "batch_size": 64}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    patch.setitem(phases.VERSIONS, "quick", SMALL)
+    patch.setattr(trust, "report", lambda *_, **__: checks(True, True))
+    assert evaluation.run(evaluation.Options(source, **ball, output=folder / "mine"))
+  return folder / "mine"
 
 
 @pytest.fixture(scope="session")

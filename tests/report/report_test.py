@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from report.conftest import NASTY_NAME, NASTY_TITLE, checks
+from report.conftest import NASTY_NAME, NASTY_TITLE
 
 from robust_opt import statistics
 from robust_opt.errors import InputError
@@ -79,7 +79,9 @@ def test_a_run(trained, run):
   assert [row.rate.correct for row in run.results] == [r["correct"] for r in summary["results"]]
   assert [row.trained_on for row in run.results] == [False, True, False, False]
   assert run.results[0].norm is None
-  assert run.results[1][:3] == ("linf", 0.1, 1)
+  assert run.results[1][1:4] == ("linf", 0.1, 1)
+  assert run.results[1].set == summary["config"]["set"]
+  assert [row.set["box"] for row in run.results[1:]] == [None, None, None]
   assert [sweep.norm for sweep in run.sweeps] == ["linf", "l2", "l1"]
   assert run.sweeps[0].rates[0] == run.results[0].rate
   assert run.picture.startswith(b"\x89PNG")
@@ -88,11 +90,35 @@ def test_a_run(trained, run):
 
 def test_an_evaluation(trained, run):
   (evaluation,) = run.evaluations
-  stored = verdict.load(trained / "evaluations" / evaluation.name / "verdict.npz")
+  stored = verdict.load(trained / "evaluations" / "linf_0.1_quick_60" / "verdict.npz")
   assert evaluation.robust == data.Rate(int(np.sum(stored.verdict.broken_by == -1)), 60)
   assert evaluation.clean.correct == int(np.sum(stored.verdict.broken_by != 0))
   assert 0 < evaluation.robust.correct < evaluation.clean.correct
   assert [check.passed for check in evaluation.checks] == [True, False, True, None]
+
+
+def test_an_evaluation_alone(trained, alone, run, tmp_path):
+  """A folder or its file; the same network on the same images has the same verdict."""
+  (found,), (again,) = (data.read_runs([path]) for path in (alone, alone / "verdict.npz"))
+  assert found.name == again.name == "mine"
+  assert found.workdir == again.workdir == alone
+  assert found.title == "own_net:logits_fn"
+  (of_run,), (own,) = run.evaluations, found.evaluations
+  assert (own.robust, own.clean, own.attacks) == (of_run.robust, of_run.clean, of_run.attacks)
+  assert [check.passed for check in own.checks] == [True, True]
+  shutil.copy(alone / "verdict.npz", tmp_path / "sent.npz")
+  (sent,) = data.read_runs([tmp_path / "sent.npz"])
+  assert (sent.name, sent.title) == ("sent.npz", "own_net:logits_fn")
+  assert sent.evaluations[0][3:6] == own[3:6]  # clean, robust, attacks
+  assert (sent.evaluations[0].checks, sent.evaluations[0].after_rounding) == ((), None)
+
+
+def test_an_evaluation_of_a_run_is_not_repeated(trained, alone):
+  inside = trained / "evaluations" / "linf_0.1_quick_60"
+  assert [run.name for run in data.read_runs([inside, trained, alone])] == ["first", "mine"]
+  (only,) = data.read_runs([inside / "verdict.npz"])
+  assert not only.results
+  assert examples.load_examples(only, only.evaluations[0], 5, {}).problem == ""
 
 
 def test_names_are_as_short_as_possible():
@@ -107,18 +133,46 @@ def test_a_run_that_is_named_twice_is_read_once(trained):
 # Words
 
 
-def test_a_check_that_is_not_measurable_is_not_a_failure(run):
-  def headline(*passed):
-    evaluation = run.evaluations[0]._replace(checks=tuple(checks(*passed)))
-    return words.headline(run._replace(evaluations=(evaluation,)))
+def test_the_headline_is_that_of_the_strongest_evaluation(run):
+  """Of the images that it attacked, which may be other ones than the test set."""
+  (evaluation,) = run.evaluations
+  clean, robust = run.results[0].rate, evaluation.robust
+  over = "AutoAttack, quick version, over \u2113\u221e 0.1 within [0, 1]"
+  found = words.headline(run)
+  assert (found.clean, found.robust, found.attack) == (clean, robust, over)
+  assert f"; of the first 60, {robust.percent} ({robust.range}) remain" in found.sentence
+  claim = evaluation.stored.claim
+  source = {**claim.source, "data": "later.npz", "examples": 0}
+  stored = evaluation.stored._replace(claim=claim._replace(source=source))
+  later = evaluation._replace(stored=stored, robust=data.Rate(59, 60))
+  assert words.headline(run._replace(evaluations=(later, evaluation))) == found
+  found = words.headline(run._replace(evaluations=(later,)))
+  assert (found.clean, found.robust) == (evaluation.clean, later.robust)
+  assert found.sentence.startswith(f"{evaluation.clean.percent} of 60 clean test images")
+  found = words.headline(run._replace(evaluations=()))
+  assert found.robust == run.results[1].rate
+  assert found.attack == "1 step over \u2113\u221e 0.1, pixels may leave [0, 1]"
 
-  assert headline(True, None, True).sentence.endswith(
-    "2 of 3 checks of the trust report pass; not measurable on these images: check 1."
-  )
-  assert headline(True, None, True).warning == ""
-  assert headline(True, True).sentence.endswith("All 2 checks of the trust report pass.")
-  assert headline(True, None, False).warning.startswith(
-    "1 check of the trust report failed (check 2)"
+
+def test_what_was_measured_is_said(run):
+  network = run.title
+  assert words.measured(run) == {
+    "network": network,
+    "data": "the first 60 of 100 test images of digits",
+    "threat model": "\u2113\u221e 0.1 within [0, 1]",
+    "attack": "AutoAttack, quick version: apgd-ce, apgd-t",
+  }
+  assert words.measured(run._replace(evaluations=())) == {
+    "network": network,
+    "data": "100 test images of digits",
+    "threat model": "\u2113\u221e 0.1, pixels may leave [0, 1]",
+    "attack": "1 step, as in training",
+  }
+  assert words.boxes_of_training([run, run]) == "pixels may leave [0, 1]"
+  own = run.results[1]._replace(set={"name": "LInf", "radius": 0.1, "box": [0, 1]})
+  boxed = run._replace(name="boxed", results=(run.results[0], own))
+  assert words.boxes_of_training([run, boxed]) == (
+    "first: pixels may leave [0, 1]; boxed: within [0, 1]"
   )
 
 
@@ -169,11 +223,12 @@ def test_images_and_predictions(trained, run):
     assert np.abs(decoded(example.perturbed) - decoded(example.clean)).max() < 0.1 + 4e-3
 
 
-def test_confidence_is_that_of_the_loss_of_training(trained, run):
+def test_confidence_is_that_of_the_loss_of_training(trained, run, monkeypatch):
   (evaluation,) = run.evaluations
-  sigmoid = run._replace(config=run.config | {"objective.loss": "one_vs_all"})
-  usual, other = (examples.load_examples(r, evaluation, 5, {}) for r in (run, sigmoid))
   loaded = target.load({"workdir": str(trained)}, 60)
+  usual = examples.load_examples(run, evaluation, 5, {})
+  monkeypatch.setattr(examples, "_target", lambda **_: loaded._replace(loss="one_vs_all"))
+  other = examples.load_examples(run, evaluation, 5, {})
   for a, b in zip(usual.examples, other.examples, strict=True):
     z = np.asarray(loaded.logits_fn(loaded.x[[a.test_index]]))[0]
     softmax = np.exp(z - np.logaddexp.reduce(z))
@@ -224,7 +279,7 @@ def test_without_checkpoints_the_page_says_so(copy):
   text = Page(page.page(data.read_runs([copy]), {})).words
   assert "Network and data could not be loaded" in text
   assert "holds no checkpoints" in text
-  assert "No run here has an evaluation whose network could be loaded" in text
+  assert "Nothing here has an evaluation whose network could be loaded" in text
 
 
 # Charts
@@ -309,8 +364,9 @@ def test_what_the_page_says(both, run):
   text = Page(both).words
   clean, robust = run.results[0].rate, run.evaluations[0].robust
   assert f"{words.percent(clean.accuracy)} of 100 clean test images are classified" in text
-  assert f"{words.percent(robust.accuracy)} ({words.interval(robust)}) remain correctly" in text
-  assert "2 trained networks" in text
+  assert f"{words.percent(robust.accuracy)} ({robust.range}) remain correctly" in text
+  assert "Accuracy of 2 networks" in text
+  assert "Lines are the attack of training (pixels may leave [0, 1])" in text
   assert "1 check of the trust report failed (check 1)" in text
   assert "1 of 4 checks fail" in text
   assert re.findall(r"check (\d)\s+(passes|fails|not measurable)\s", text) == [
@@ -324,6 +380,75 @@ def test_what_the_page_says(both, run):
   assert "has no evaluation" in text
   assert run.summary["params_sha256"] in text
   assert run.evaluations[0].stored.claim.net_sha256 in text
+
+
+def test_the_page_of_an_evaluation_alone(alone):
+  (run,) = data.read_runs([alone])
+  (evaluation,) = run.evaluations
+  parsed = Page(page.page([run], {}))
+  text, robust = re.sub(r"[ \n]+", " ", parsed.words), evaluation.robust
+  over = "AutoAttack, quick version, over \u2113\u221e 0.1 within [0, 1]"
+  assert f"and {words.percent(robust.accuracy)} ({robust.range}) remain correctly" in text
+  assert f"under {over}. All 2 checks of the trust report pass." in text
+  for fact in ("own_net:logits_fn", "60 test images of", "AutoAttack, quick version: apgd-ce"):
+    assert fact in text
+  for row in evaluation.attacks:
+    accuracy = words.percent(row["accuracy"])
+    assert f"{row['after']}{row['broke']}{row['standing']}{accuracy}" in text
+  total = len(evaluation.stored.broken_ids)
+  assert f"{total} of {total} (" in text
+  assert "could not be loaded" not in text
+  sections = [attributes["id"] for attributes in parsed.all("section") if "id" in attributes]
+  assert sections == ["results", "radius", "examples", "confusion", "trust", "provenance"]
+  links = [a["href"] for a in parsed.all("a") if a["href"] != "#results" or "class" not in a]
+  assert links == [f"#{section}" for section in sections]
+  assert len(parsed.all("svg")) == 2  # accuracy against the radius, confusion
+
+
+def test_the_commands_of_an_evaluation(run, alone):
+  (own,) = data.read_runs([alone])
+  (of_run,), (of_own,) = run.evaluations, own.evaluations
+
+  def arguments(command):
+    assert command.startswith("python -m robust_opt.")
+    return shlex.split(command.replace("\\\n", " "))[2:]
+
+  shared = ["--norm=linf", "--radius=0.1", "--version=quick", "--seed=0", "--batch_size=64"]
+  assert arguments(words.evaluation_command(run, of_run)) == [
+    *("robust_opt.evaluate", f"--workdir={run.workdir}", "--examples=60", *shared)
+  ]
+  places = [f"--data={alone.parent / 'digits.npz'}", f"--output={alone}"]
+  expected = {"robust_opt.evaluate", "--model=own_net:logits_fn", *places, *shared}
+  assert set(arguments(words.evaluation_command(own, of_own))) == expected
+  verdict_file = str(alone / "verdict.npz")
+  assert arguments(words.verification_command(of_own)) == ["robust_opt.verify", verdict_file]
+  claim = of_own.stored.claim._replace(search_precision="tf32")
+  faster = of_own._replace(stored=of_own.stored._replace(claim=claim))
+  assert "--search_precision=tf32" in arguments(words.evaluation_command(own, faster))
+
+
+def test_a_run_and_an_evaluation_alone_are_compared(runs, alone):
+  (own,) = data.read_runs([alone])
+  text = Page(page.page([*runs, own], {})).words
+  assert "Accuracy of 3 networks" in text
+  table = {row.title: row for row in words.result_table([*runs, own])}
+  assert table["clean"].cells[2] == (own.evaluations[0].clean, False)
+  (last,) = [title for title in table if title.endswith("60 images of digits.npz")]
+  assert table[last].cells == (None, None, (own.evaluations[0].robust, False))
+
+
+def test_a_function_that_has_changed_is_another_network(alone, monkeypatch):
+  (run,) = data.read_runs([alone])
+  monkeypatch.chdir(alone.parent)
+  examples._target.cache_clear()
+  own_net = sys.modules["own_net"]
+  logits_fn = own_net.logits_fn
+  monkeypatch.setattr(own_net, "logits_fn", lambda x: -logits_fn(x))
+  loaded = examples.load_examples(run, run.evaluations[0], 5, {})
+  examples._target.cache_clear()
+  assert "another network" in loaded.problem
+  assert loaded.confusion is None
+  assert loaded.examples[0].clean is None
 
 
 def test_names_and_titles_are_escaped(both):
@@ -351,11 +476,12 @@ def test_one_sentence_for_each_run_that_cannot_be_read(copy, tmp_path):
   with pytest.raises(InputError) as error:
     page.run([tmp_path / "absent", tmp_path / "empty", copy], output, {})
   first, second, third = str(error.value).splitlines()
-  assert "absent must be the directory of a run, but it does not exist" in first
-  assert "holds no config.json" in second
+  kinds = "must be the directory of a run, that of an evaluation, or a verdict.npz, but it"
+  assert first == f"{tmp_path / 'absent'} {kinds} does not exist."
+  assert second == f"{tmp_path / 'empty'} {kinds} holds neither config.json nor verdict.npz."
   assert "is not finished (no summary.json)" in third
   assert output.read_text() == "an earlier report"
-  with pytest.raises(InputError, match="at least one run"):
+  with pytest.raises(InputError, match="at least one run or evaluation"):
     page.run([], output, {})
 
 
@@ -365,7 +491,7 @@ def test_one_sentence_for_each_run_that_cannot_be_read(copy, tmp_path):
     ("summary.json", b"{", "cannot be read as the summary of a run"),
     ("summary.json", b"[]", "cannot be read as the summary of a run"),
     ("summary.json", b'{"title": "x"}', "it lacks 'results'"),
-    ("summary.json", b'{"results": [{"what": "clean", "correct": 1, "total": 1}]}', "lacks 'set'"),
+    ("summary.json", b'{"results": [{"correct": 1}, {}], "title": "x"}', "lacks 'config'"),
     ("metrics.jsonl", b"\xff\x00", "holds no readable record of the training"),
     ("evaluations/linf_0.1_quick_60/summary.json", b"{}", "the summary of an evaluation"),
     ("evaluations/linf_0.1_quick_60/verdict.npz", b"PK\x03\x04", "is not a readable verdict"),
@@ -410,10 +536,11 @@ def test_the_command(trained, copy, tmp_path):
   done = call(f"--workdir={trained}", str(copy), f"--output={output}")
   assert done.returncode == 0, done.stderr
   assert str(output) in done.stdout
-  assert "2 trained networks" in output.read_text()
+  assert "Accuracy of 2 networks" in output.read_text()
   failed = call(f"--workdir={trained}", "--workdir=absent", f"--output={output}")
   assert failed.returncode == 2
   assert failed.stderr.strip() == (
-    "robust_opt: --workdir=absent must be the directory of a run, but it does not exist."
+    "robust_opt: absent must be the directory of a run, that of an evaluation, or a verdict.npz, "
+    "but it does not exist."
   )
-  assert "2 trained networks" in output.read_text()
+  assert "Accuracy of 2 networks" in output.read_text()

@@ -1,0 +1,106 @@
+"""The headline of a measurement, as the commands print it and the report shows it.
+
+  ball = {"name": "LInf", "radius": 0.1, "box": [0, 1]}
+  headline = of_ensemble(Rate(348, 360), Rate(280, 360), "standard", ball, checks)
+  headline.sentence, headline.warning
+
+By how much to trust it, checks of the trust report have an order: `by_importance`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from robust_opt.evaluation.trust_checks import Check
+from robust_opt.sets.words import threat_model
+from robust_opt.tables import Rate, counted
+
+_ENSEMBLES = {
+  "standard": "AutoAttack",
+  "quick": "AutoAttack, quick version",
+  "rand": "AutoAttack for random networks",
+  "pgd": "PGD with restarts",
+}
+
+
+class Headline(NamedTuple):
+  """The most important numbers of a network."""
+
+  clean: Rate
+  robust: Rate  # under the strongest attack that has been run
+  attack: str  # that attack and its set
+  sentence: str  # all of it in words
+  warning: str  # why not to trust it, in sentences; may be empty
+
+
+def ensemble(version: str) -> str:
+  """The attacks of that version: 'AutoAttack, quick version'."""
+  return _ENSEMBLES.get(version, f"the ensemble {version}")
+
+
+def ensemble_over(version: str, u: Mapping[str, Any], *, unicode: bool = False) -> str:
+  """The ensemble and the config of the set: 'AutoAttack over l_inf 0.1 within [0, 1]'."""
+  name, model = ensemble(version), threat_model(u, unicode=unicode)
+  return f"{name}{',' if ',' in name else ''} over {model}"
+
+
+def attack_over(num_steps: int, u: Mapping[str, Any], *, unicode: bool = False) -> str:
+  """Its steps and the config of the set: '1 step over l_inf 0.1, pixels may leave [0, 1]'."""
+  return f"{counted(num_steps, 'step')} over {threat_model(u, unicode=unicode)}"
+
+
+def of_attack(clean: Rate, robust: Rate, attack: str, trained_on: bool) -> Headline:
+  """Of a run that has been attacked by a single attack only, maybe that of its training."""
+  whose = ", the attack of training" if trained_on else ""
+  sentence = f"{_clean(clean)}, and {robust.percent} ({robust.range}) under {attack}{whose}."
+  warning = (
+    "No ensemble of attacks has been run: a single attack gives an upper bound, often far too high."
+  )
+  return Headline(clean, robust, attack, sentence, warning)
+
+
+def of_ensemble(
+  clean: Rate, robust: Rate, attack: str, checks: Sequence[Check], first: bool = False
+) -> Headline:
+  """Of an evaluation of as many images as `clean`, or of the first of them.
+
+  `first`: whether the clean images are but the first of a data set.
+  """
+  trusted, warning = _trust(checks)
+  same = robust.total == clean.total
+  sentence = (
+    f"{_clean(clean, first)}{', and' if same else f'; of the first {robust.total:,},'} "
+    f"{robust.percent} ({robust.range}) remain correctly classified under {attack}.{trusted}"
+  )
+  return Headline(clean, robust, attack, sentence, warning)
+
+
+def by_importance(checks: Sequence[Check]) -> list[Check]:
+  """Failed checks first, then those that are not measurable, then those that pass."""
+  return sorted(checks, key=lambda check: (not check.failed, check.passed is not None))
+
+
+def _clean(clean: Rate, first: bool = False) -> str:
+  return (
+    f"{clean.percent} of {'the first ' if first else ''}{clean.total:,} clean test images are "
+    f"classified correctly (95 % interval {clean.range})"
+  )
+
+
+def _trust(checks: Sequence[Check]) -> tuple[str, str]:
+  """A sentence that the trust report passes, and why not to trust an evaluation; one is empty."""
+  failed = [check for check in checks if check.failed]
+  unclear = [check.name for check in checks if check.passed is None]
+  if failed:
+    names = ", ".join(check.name for check in failed)
+    return "", (
+      f"{counted(len(failed), 'check')} of the trust report failed ({names}): do not trust the "
+      f"number before you understand why. {' '.join(check.meaning for check in failed)}"
+    )
+  if not checks:
+    return "", "There is no trust report: the measurement itself has not been checked."
+  if not unclear:
+    return f" All {len(checks)} checks of the trust report pass.", ""
+  return (
+    f" {len(checks) - len(unclear)} of {len(checks)} checks of the trust report pass; not "
+    f"measurable on these images: {', '.join(unclear)}."
+  ), ""
