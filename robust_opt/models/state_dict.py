@@ -78,6 +78,11 @@ def shapes_of(net: Any, image_shape: Sequence[int]) -> tuple[Params, ModelState]
   return variables["params"], {k: v for k, v in variables.items() if k != "params"}
 
 
+def counterpart_shapes(net: Any, shapes: tuple[Params, ModelState]) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of the arrays that a network reads from a state dict."""
+  return {leaf.key: leaf.counterpart_shape() for leaf in _leaves(net, shapes).values()}
+
+
 def from_state_dict(
   net: Any, state_dict: StateDict, image_shape: Sequence[int]
 ) -> tuple[Params, ModelState]:
