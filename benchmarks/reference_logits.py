@@ -75,8 +75,10 @@ def small() -> list[dict[str, Any]]:
   from torchvision.models.resnet import BasicBlock, Bottleneck
 
   rb, wide, dm = map(_robustbench, ("resnet", "wide_resnet", "dm_wide_resnet"))
-  ones, moments = (1, 1, 1, 1), {"mean": MEAN, "std": STD}
-  swish, own = {"activation_fn": dm.Swish}, {"stage_sizes": ones}
+  ones = (1, 1, 1, 1)  # blocks of every stage
+  own: dict[str, Any] = {"stage_sizes": ones}
+  moments: dict[str, Any] = {"mean": MEAN, "std": STD}
+  swish = {"activation_fn": dm.Swish}
 
   def case(net: Any, ours: str, side: int = 32, **attributes: Any) -> dict[str, Any]:
     return {"net": net, "architecture": ours, "side": side, "attributes": attributes}
@@ -88,9 +90,9 @@ def small() -> list[dict[str, Any]]:
   dm_wide_silu = dm.DMWideResNet(depth=16, width=2, **swish, **moments)
   trades = wide.WideResNet(depth=10, widen_factor=2, sub_block1=True)
   resnet = torchvision.models.ResNet
-  imagenet = {"stem": "imagenet", **own}
+  imagenet: dict[str, Any] = {"stem": "imagenet", **own}
   vit = VisionTransformer(32, 8, num_classes=10, embed_dim=48, depth=2, num_heads=3)
-  input_shortcut = {"shortcut_of": "input", "final_norm": False}
+  input_shortcut: dict[str, Any] = {"shortcut_of": "input", "final_norm": False}
   return [
     case(preact_v2, "PreActResNet", **own),
     case(preact, "PreActResNet", **own, **input_shortcut),

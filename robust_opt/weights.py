@@ -29,6 +29,7 @@ from robust_opt.models import state_dict as state_dicts
 from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
 
 SAFETENSORS, TORCH = (".safetensors",), (".pth", ".pt", ".model", ".bin")
+_METADATA = "robust_opt"  # the key of ours in a .safetensors file
 # Where training scripts keep the state dict within what they save.
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 
@@ -172,7 +173,7 @@ def save_weights(run: HasWeights, path: str | Path) -> None:
     from safetensors.numpy import save
 
     with atomic_write(path) as out:
-      out.write(save(state_dict, {"format": "pt", **_metadata(run.net)}))
+      out.write(save(state_dict, _metadata(run.net)))
     return
   if not state_dicts.has_counterpart(run.net):
     name = type(run.net).__name__
@@ -185,21 +186,21 @@ def save_weights(run: HasWeights, path: str | Path) -> None:
 
 
 def _metadata(net: Any) -> dict[str, str]:
-  """Mean and std of the pixels, as JSON."""
+  """Mean and std of the pixels, as JSON: one entry, since the order of several is random."""
   if not (hasattr(net, "mean") and hasattr(net, "std")):
     return {}
-  moments = {"mean": net.mean, "std": net.std}
-  return {key: json.dumps(np.ravel(value).tolist()) for key, value in moments.items()}
+  return {_METADATA: json.dumps({k: np.ravel(getattr(net, k)).tolist() for k in ("mean", "std")})}
 
 
 def read(path: Path) -> WeightsFile:
-  """What a file holds; errors as for `load_torch`."""
+  """What a file holds; errors as for `load_torch`, which begin with the path."""
   _check_suffix(path, (*SAFETENSORS, *TORCH))
   if not path.is_file():
-    raise InputError(f"There is no file of weights {path}.")
+    raise InputError(f"{path}: there is no such file.")
   if path.suffix in SAFETENSORS:
     arrays, metadata = _read_safetensors(path)
-    moments = {key: tuple(json.loads(metadata[key])) for key in ("mean", "std") if key in metadata}
+    values = json.loads(metadata.get(_METADATA, "{}"))
+    moments = {key: tuple(value) for key, value in values.items()}
   else:
     arrays, moments = _read_torch(path), {}
   return WeightsFile(arrays, moments or state_dicts.moments(arrays))
@@ -230,7 +231,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 def _check_suffix(path: Path, allowed: Sequence[str]) -> None:
   if path.suffix not in allowed:
-    raise InputError(f"The file of weights must end in {', '.join(allowed)}, but is {path}.")
+    raise InputError(f"{path}: a file of weights must end in {', '.join(allowed)}.")
 
 
 def _state_dict_within(content: Any, path: Path) -> Mapping[str, Any]:

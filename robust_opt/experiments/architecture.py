@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,16 @@ def load(source: Mapping[str, str], data: Dataset) -> weights.LoadedNet:
   """
   name, attributes = _named(source["architecture"])
   attributes = {"num_classes": data.num_classes} | attributes
-  for key in ("mean", "std"):
-    if key in source:
-      attributes[key] = _numbers(key, source[key], data.images.shape[-1])
-  try:
-    shape = data.images.shape[1:]
-    return weights.load_torch(source["weights"], name, image_shape=shape, **attributes)
-  except InputError as error:
-    if isinstance(error, ImportError):
-      raise
-    raise InputError(f"--architecture={name} --weights={source['weights']}: {error}") from error
+  if ("mean" in source) != ("std" in source):
+    raise InputError("Give both --mean and --std, or neither.")
+  for key in {"mean", "std"} & source.keys():
+    attributes[key] = _numbers(key, source[key], data.images.shape[-1])
+  path = Path(source["weights"])
+  file = weights.read(path)
+  moments = {} if attributes.keys() & {"mean", "std"} else file.moments
+  return weights.loaded(
+    weights.build(name, **moments, **attributes), file, path, data.images.shape[1:]
+  )
 
 
 def examples(data: str, data_dir: str, cache_dir: str, image_size: int) -> Dataset:
@@ -70,11 +71,15 @@ def _named(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _numbers(key: str, text: str, channels: int) -> tuple[float, ...]:
-  """Numbers separated by commas, one or one per channel."""
+  """Numbers separated by commas, one or one per channel; those of std are positive."""
   try:
     values = tuple(map(float, text.split(",")))
   except ValueError:
     values = ()
-  if len(values) not in (1, channels):
-    raise InputError(f"--{key} must be 1 or {channels} numbers, as 0.5,0.5,0.5, but was {text!r}.")
+  in_range = all(map(math.isfinite, values)) and (key == "mean" or all(v > 0 for v in values))
+  if len(values) not in (1, channels) or not in_range:
+    raise InputError(
+      f"--{key} must be a number for each of the {channels} channels, as 0.5,0.5,0.5, or one for "
+      f"all, but was {text!r}."
+    )
   return values

@@ -42,7 +42,7 @@ def start(experiment: Experiment) -> Start:
     return Start(blank, None)
   name = f"--config.init_from={config.init_from}"
   if Path(config.init_from).suffix in (*weights.SAFETENSORS, *weights.TORCH):
-    return _from_file(experiment, Path(config.init_from), name)
+    return _from_file(experiment, Path(config.init_from))
   if not (Path(config.init_from) / "config.json").is_file():
     raise InputError(
       f"{name} must be the work directory of a run of robust_opt.main, or a file of weights "
@@ -60,7 +60,7 @@ def start(experiment: Experiment) -> Start:
   return Start(_state(experiment, params, model_state), run.sha256)
 
 
-def _from_file(experiment: Experiment, path: Path, name: str) -> Start:
+def _from_file(experiment: Experiment, path: Path) -> Start:
   """The state of the weights in a file."""
   config, train = experiment.config, experiment.splits.train
   net, shape = build.model(config, train), train.images.shape[1:]
@@ -69,7 +69,7 @@ def _from_file(experiment: Experiment, path: Path, name: str) -> Start:
   except InputError as error:
     if isinstance(error, ImportError):
       raise
-    raise InputError(f"{name} has other weights than {config.model.name}: {error}") from error
+    raise InputError(f"--config.init_from={error}") from error
   return Start(_state(experiment, loaded.params, loaded.model_state), loaded.sha256)
 
 

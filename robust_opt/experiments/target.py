@@ -121,10 +121,11 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   if examples < 0:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
-  if given.keys() >= {"model", "data"} and "workdir" not in given:
+  by_file = given.keys() & {"architecture", "weights", "mean", "std"}
+  if given.keys() >= {"model", "data"} and "workdir" not in given and not by_file:
     numbers = given.get("image_size", 0), given.get("draws", 0)
     target = _of_user(given["model"], given["data"], *numbers)
-  elif "workdir" in given and not given.keys() & {"model", "draws"}:
+  elif "workdir" in given and not by_file and not given.keys() & {"model", "draws"}:
     data, image_size = given.pop("data", ""), given.pop("image_size", 0)
     if image_size and not data:
       raise InputError(f"--image_size={image_size} has no effect without --data.")

@@ -76,7 +76,7 @@ _NETS: dict[str, Callable[..., nn.Module]] = {
   for name, value in list(globals().items())
   if name in __all__ and inspect.isclass(value) and issubclass(value, nn.Module)
 }
-_BOTTLENECKS = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
+_BOTTLENECKS: dict[str, Any] = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
 # Every network by name, also those of the literature that are a class with certain attributes.
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = _NETS | {
   "PreActResNet18": functools.partial(PreActResNet, stage_sizes=(2, 2, 2, 2)),

@@ -98,7 +98,7 @@ def _max_pool_jvp(size: int, primals: tuple[Array], tangents: tuple[Array]) -> t
   return y, jnp.where(attains, x_dot, 0).sum(axis=(2, 4)) / ties
 
 
-def convolve_max_pool(x: Array, kernel: Array, size: int, padding: str = "VALID") -> Array:
+def convolve_max_pool(x: Array, kernel: Array, size: int, padding: Padding = "VALID") -> Array:
   """max_pool(convolve(x, kernel, padding), size) without computing outputs that the pool drops."""
   x = _pad(x, kernel, padding)
   (h, w), (height, width) = kernel.shape[:2], x.shape[1:3]
