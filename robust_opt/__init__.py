@@ -53,6 +53,7 @@ from robust_opt.training import (
   make_train_step,
 )
 from robust_opt.types import Batch, Scored
+from robust_opt.weights import load_torch, save_weights
 
 if TYPE_CHECKING:
   from robust_opt.experiments.target import load_run
@@ -88,6 +89,7 @@ __all__ = [
   "init_state",
   "lbfgs",
   "load_run",
+  "load_torch",
   "losses",
   "make_evaluate",
   "make_scan",
@@ -105,6 +107,7 @@ __all__ = [
   "restarts",
   "robust",
   "robustify",
+  "save_weights",
   "sets",
   "steepest",
   "trades",

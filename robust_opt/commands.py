@@ -29,6 +29,7 @@ from robust_opt.training import sharding
 SOURCE = (
   *("workdir", "model", "data", "image_size", "draws"),
   *("data_dir", "cache_dir", "train_files", "checkpoint"),
+  *("architecture", "weights", "mean", "std"),
 )
 
 
@@ -44,13 +45,22 @@ def define_source_flags() -> None:
   words = (
     "An .npz file with x [N, ...] in [0, 1] (or integers to 255) and y [N], "
     "FILE.npz:images,labels, IMAGES.npy,LABELS.npy, or a folder of class folders of images. With "
-    "--workdir: instead of the run's test set."
+    "--workdir: instead of the run's test set. With --weights: also a data set's name."
   )
   flags.DEFINE_string("data", "", words)
   words = "Of a folder: height and width to resize to. 0: the images have one size."
   flags.DEFINE_integer("image_size", 0, words, lower_bound=0)
   words = "If --model is random, (x, key) -> logits: the number of draws to average. 0: it is not."
   flags.DEFINE_integer("draws", 0, words, lower_bound=0)
+  words = "Of --weights, with --data: such as PreActResNet18, or JSON with name and attributes."
+  flags.DEFINE_string("architecture", "", words)
+  words = (
+    "A file of --architecture's weights: .safetensors, or PyTorch's .pth, .pt, .model or .bin."
+  )
+  flags.DEFINE_string("weights", "", words)
+  for moment in ("mean", "std"):
+    words = f"Of pixels in [0, 1], with --weights: the {moment} of every channel, as 0.5,0.5,0.5."
+    flags.DEFINE_string(moment, "", words)
   flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: as in the run.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: as in the run.")
   words = "The constructed data set that a run was trained on; empty: as in the run."

@@ -10,7 +10,17 @@ ROOT = Path(__file__).parents[1] / "robust_opt"
 ORDER = [
   *("types", "errors", "extras", "files", "keys", "precision", "layout", "arrays", "statistics"),
   *("tables", "plots", "losses", "sets", "objectives", "maximizers", "models", "training"),
-  *("attacks", "evaluation", "certify", "theory", "data", "experiments", "studies", "commands"),
+  *(
+    "attacks",
+    "evaluation",
+    "weights",
+    "certify",
+    "theory",
+    "data",
+    "experiments",
+    "studies",
+    "commands",
+  ),
   *("report", "main", "evaluate", "verify", "construct"),
 ]
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
@@ -32,6 +42,8 @@ ALLOWED = {
   "sklearn": {"data.datasets"},
   "cvxpy": {"theory.linear.solve"},
   "jinja2": {"report.page"},
+  "safetensors": {"weights"},
+  "torch": {"weights"},
 }
 
 

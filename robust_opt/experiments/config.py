@@ -41,7 +41,8 @@ def standardized(radius: float, std: float) -> float:
 def base() -> ConfigDict:
   """Every key of a config; sections with a `name` are changed by `choose`."""
   config = ConfigDict({"seed": 0})
-  config.init_from = ""  # work directory of a run whose weights to start from; empty: at random
+  # A run's work directory or a file whose weights to start from; empty: at random.
+  config.init_from = ""
   config.data = ConfigDict()
   # Or an image classification set of TensorFlow Datasets, files or a folder: data/datasets.py.
   config.data.name = "digits"

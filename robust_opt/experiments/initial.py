@@ -1,4 +1,4 @@
-"""The state that a run starts from: at random, or the weights of another run (config.init_from).
+"""The state that a run starts from: at random, or weights of a run or a file (config.init_from).
 
 first = initial.start(experiment)
 first.state, first.sha256
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from robust_opt import training
+from robust_opt import training, weights
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, target
 from robust_opt.experiments.assembly import Experiment
 from robust_opt.training import TrainState, sharding
-from robust_opt.types import PyTree
+from robust_opt.types import ModelState, Params, PyTree
 
 
 class Start(NamedTuple):
@@ -27,21 +27,27 @@ class Start(NamedTuple):
 
 
 def start(experiment: Experiment) -> Start:
-  """The state of random weights, or of those of the run whose work directory is config.init_from.
+  """The state of random weights, or of those of config.init_from.
 
-  The latter are those that the run reports on: of its last or best checkpoint, averaged if it
-  averages weights. The optimizer, the order of the data and all keys start anew, and images are
-  standardized as this config says.
+  That is the work directory of a run, whose weights are those that it reports on: of its last or
+  best checkpoint, averaged if it averages weights. Or it is a file of weights (robust_opt.weights).
+  The optimizer, the order of the data and all keys start anew, and images are standardized as this
+  config says.
 
   Raises:
-    InputError: it is no run, or its network has another architecture.
+    InputError: it is neither, or its network has another architecture.
   """
   config, blank = experiment.config, experiment.state
   if not config.init_from:
     return Start(blank, None)
   name = f"--config.init_from={config.init_from}"
+  if Path(config.init_from).suffix in (*weights.SAFETENSORS, *weights.TORCH):
+    return _from_file(experiment, Path(config.init_from))
   if not (Path(config.init_from) / "config.json").is_file():
-    raise InputError(f"{name} must be the work directory of a run of robust_opt.main.")
+    raise InputError(
+      f"{name} must be the work directory of a run of robust_opt.main, or a file of weights "
+      f"({', '.join((*weights.SAFETENSORS, *weights.TORCH))})."
+    )
   try:
     run = target.load_run(config.init_from)
   except InputError as error:
@@ -51,9 +57,27 @@ def start(experiment: Experiment) -> Start:
   if differing:
     raise InputError(f"{name} has a network of another architecture: {differing}.")
   params, model_state = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), found, own)
-  optimizer = build.optimizer(config, experiment.plan.num_steps)
-  state = training.init_state(params, model_state, optimizer, blank.memory)
-  return Start(sharding.replicate(state, sharding.data_mesh()), run.sha256)
+  return Start(_state(experiment, params, model_state), run.sha256)
+
+
+def _from_file(experiment: Experiment, path: Path) -> Start:
+  """The state of the weights in a file."""
+  config, train = experiment.config, experiment.splits.train
+  net, shape = build.model(config, train), train.images.shape[1:]
+  try:
+    loaded = weights.loaded(net, weights.read(path), path, shape)
+  except InputError as error:
+    if isinstance(error, ImportError):
+      raise
+    raise InputError(f"--config.init_from={error}") from error
+  return Start(_state(experiment, loaded.params, loaded.model_state), loaded.sha256)
+
+
+def _state(experiment: Experiment, params: Params, model_state: ModelState) -> TrainState:
+  """Before the first update, on the devices."""
+  optimizer = build.optimizer(experiment.config, experiment.plan.num_steps)
+  state = training.init_state(params, model_state, optimizer, experiment.state.memory)
+  return sharding.replicate(state, sharding.data_mesh())
 
 
 def _first_difference(found: PyTree, own: PyTree) -> str:

@@ -48,7 +48,6 @@ def _takes_learning_rate(name: str) -> bool:
   return inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters
 
 
-_MODELS = [name for name in models.__all__ if isinstance(getattr(models, name), type)]
 _OPTIMIZERS = filter(_takes_learning_rate, dir(optax))
 
 SECTIONS = {
@@ -56,7 +55,7 @@ SECTIONS = {
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
   "objective": Section(_of(objectives), ("u",)),
   "penalty": Section({"none": lambda: None, **_of(penalties)}, ("layers_of", "model", "u")),
-  "model": Section(_of(models, _MODELS), ("num_classes", "mean", "std", "dtype", "parent", "name")),
+  "model": Section(models.ARCHITECTURES, ("num_classes", "mean", "std", "dtype", "parent", "name")),
   "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers)),
   "schedule": Section(optimizers.SCHEDULES, ("peak", "total", "steps_per_epoch")),
 }

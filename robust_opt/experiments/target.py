@@ -3,6 +3,7 @@
 run = load_run("runs/mnist_linf")          # also ro.load_run
 target = load({"workdir": "runs/mnist_linf"})
 target = load({"model": "my_package.my_module:logits_fn", "data": "test.npz"})
+target = load({"architecture": "ResNet18", "weights": "net.pth", "data": "cifar10"})
 """
 
 import json
@@ -28,7 +29,7 @@ from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.evaluation.collection import pixels
-from robust_opt.experiments import build
+from robust_opt.experiments import architecture, build
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import initial_run
@@ -69,6 +70,7 @@ class TrainedNet(NamedTuple):
     apply: the network as `ro.make_train_step` takes it.
     classes: the names of the C classes; their numbers if the data set names none.
     config: of the run.
+    net: the network itself.
   """
 
   logits_fn: LogitsFn
@@ -84,6 +86,7 @@ class TrainedNet(NamedTuple):
   apply: ApplyFn
   classes: tuple[str, ...]
   config: ConfigDict
+  net: models.Net
 
   def examples(self, split: str = "test", count: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` examples (0: all) of "test" or "train".
@@ -109,7 +112,8 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
       set; or model, "module:name" of a function of
       images, and data, files or a folder (`datasets.read_examples`, with image_size); with draws
       > 0 the function is one of images and a key, averaged over so many draws
-      (`network.Randomized`).
+      (`network.Randomized`); or architecture, weights and data, with mean, std, data_dir, cache_dir
+      and image_size (`experiments.architecture`).
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -118,10 +122,11 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   if examples < 0:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
-  if given.keys() >= {"model", "data"} and "workdir" not in given:
+  by_file = given.keys() & {"architecture", "weights", "mean", "std"}
+  if given.keys() >= {"model", "data"} and "workdir" not in given and not by_file:
     numbers = given.get("image_size", 0), given.get("draws", 0)
     target = _of_user(given["model"], given["data"], *numbers)
-  elif "workdir" in given and not given.keys() & {"model", "draws"}:
+  elif "workdir" in given and not by_file and not given.keys() & {"model", "draws"}:
     data, image_size = given.pop("data", ""), given.pop("image_size", 0)
     if image_size and not data:
       raise InputError(f"--image_size={image_size} has no effect without --data.")
@@ -129,11 +134,14 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
     x, y = _for_run(net, data, image_size) if data else net.examples()
     loss = net.config.objective.get("loss", "cross_entropy")
     target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set, loss)
+  elif given.keys() >= {"architecture", "weights", "data"} and given.keys() <= _WITH_WEIGHTS:
+    target = _of_weights(given)
   else:
-    flags = ("workdir", "model", "data", "image_size", "draws")
-    named = ", ".join(f"--{key}" for key in flags if key in given)
+    flags = ("workdir", "model", "architecture", "weights", "mean", "std", "data", "image_size")
+    named = ", ".join(f"--{key}" for key in (*flags, "draws") if key in given)
     raise InputError(
-      f"Give either --workdir of a run, or both --model and --data (and --draws), but given was "
+      f"Give either --workdir of a run, or both --model and --data (and --draws), or "
+      f"--architecture, --weights and --data (and --mean and --std), but given was "
       f"{named or 'none of them'}; --workdir may have --data of its own."
     )
   count = examples or len(target.y)
@@ -201,6 +209,7 @@ def load_run(
     apply,
     splits.train.class_names,
     config,
+    initial.net,
   )
 
 
@@ -231,6 +240,19 @@ def _config(path: Path) -> ConfigDict:
     raise InputError(f"{path} is no readable config of a run ({error}).") from error
   config_lib.validate(config)
   return config
+
+
+_PLACES = {"data_dir", "cache_dir"}
+_WITH_WEIGHTS = {"architecture", "weights", "mean", "std", "data", "image_size", *_PLACES}
+
+
+def _of_weights(given: dict[str, Any]) -> EvalTarget:
+  """A network of the literature, or of robust_opt, with weights from a file."""
+  places = (given.get("data_dir", ""), given.get("cache_dir", ""))
+  data = architecture.examples(given["data"], *places, given.get("image_size", 0))
+  net = architecture.load(given, data)
+  x, y = pixels(data.images), data.labels.astype(np.int32)
+  return EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition)
 
 
 def _read(data: str, image_size: int) -> Examples:

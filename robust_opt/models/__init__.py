@@ -3,6 +3,7 @@
   net = models.MnistCNN(num_classes=10)
   params, model_state = models.init(net, key, image_shape=(28, 28, 1))
   apply = models.apply_of(net)                # an ApplyFn for make_train_step and make_evaluate
+  net = models.ARCHITECTURES["WideResNet-34-10"](num_classes=10)   # by name; docs/models.md
 
 Every network takes images in pixels of [0, 1] and standardizes them in its first layer by the
 fields mean and std, a number or one per channel, so radii are always in pixels. Some also have a
@@ -12,9 +13,10 @@ A network of another library (NNX, Equinox, Haiku, plain functions) is a PureNet
 functions: recipes/ has an adapter of a few lines for each.
 """
 
+import functools
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,27 +24,42 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.errors import InputError
+from robust_opt.models.conv_net import ConvNet
 from robust_opt.models.digits_cnn import DigitsCNN
 from robust_opt.models.linear import SoftmaxRegression
 from robust_opt.models.madry_cnn import MadryCNN
 from robust_opt.models.maxout import ConvMaxout, Maxout
 from robust_opt.models.mlp import MLP
 from robust_opt.models.mnist_cnn import MnistCNN
+from robust_opt.models.preact_resnet import DMPreActResNet, PreActResNet
 from robust_opt.models.rbf import DeepRBF, ShallowRBF
+from robust_opt.models.resnet import ResNet
+from robust_opt.models.resnet_2b import ResNet2B
 from robust_opt.models.vgg import VGG
+from robust_opt.models.vit import ViT
+from robust_opt.models.wide_resnet import DMWideResNet, WideResNet
 from robust_opt.types import ApplyFn, Array, ModelState, Params, PureNet
 
 __all__ = [
+  "ARCHITECTURES",
   "MLP",
   "VGG",
   "ConvMaxout",
+  "ConvNet",
+  "DMPreActResNet",
+  "DMWideResNet",
   "DeepRBF",
   "DigitsCNN",
   "MadryCNN",
   "Maxout",
   "MnistCNN",
+  "PreActResNet",
+  "ResNet",
+  "ResNet2B",
   "ShallowRBF",
   "SoftmaxRegression",
+  "ViT",
+  "WideResNet",
   "apply_of",
   "check",
   "definition",
@@ -53,6 +70,31 @@ __all__ = [
 
 
 Net = nn.Module | PureNet
+
+_NETS: dict[str, Callable[..., nn.Module]] = {
+  name: value
+  for name, value in list(globals().items())
+  if name in __all__ and inspect.isclass(value) and issubclass(value, nn.Module)
+}
+_BOTTLENECKS: dict[str, Any] = {"stage_sizes": (3, 4, 6, 3), "bottleneck": True}
+# Every network by name, also those of the literature that are a class with certain attributes.
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = _NETS | {
+  "PreActResNet18": functools.partial(PreActResNet, stage_sizes=(2, 2, 2, 2)),
+  "DMPreActResNet18": functools.partial(DMPreActResNet, stage_sizes=(2, 2, 2, 2)),
+  "ResNet18": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+  "ResNet50": functools.partial(ResNet, **_BOTTLENECKS),
+  "ResNet18-ImageNet": functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), stem="imagenet"),
+  "ResNet50-ImageNet": functools.partial(ResNet, **_BOTTLENECKS, stem="imagenet"),
+  "WideResNet-28-10": functools.partial(WideResNet, depth=28, width=10),
+  "WideResNet-34-10": functools.partial(WideResNet, depth=34, width=10),
+  "WideResNet-70-16": functools.partial(WideResNet, depth=70, width=16),
+  "DMWideResNet-28-10": functools.partial(DMWideResNet, depth=28, width=10),
+  "DMWideResNet-34-10": functools.partial(DMWideResNet, depth=34, width=10),
+  "DMWideResNet-70-16": functools.partial(DMWideResNet, depth=70, width=16),
+  "ViT-Ti": functools.partial(ViT, dim=192, depth=12, heads=3),
+  "ViT-S": functools.partial(ViT, dim=384, depth=12, heads=6),
+  "ViT-B": functools.partial(ViT, dim=768, depth=12, heads=12),
+}
 
 
 def check(net: Any, name: str) -> Net:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.errors import InputError
-from robust_opt.models.layers import convolve, windows
+from robust_opt.models.layers import Padding, convolve, windows
 from robust_opt.types import Array, Params
 
 
@@ -132,20 +132,15 @@ class Dense(AffineLayer):
 
 @flax.struct.dataclass
 class Conv(AffineLayer):
-  """Cross-correlation of images: [B, H, W, C] -> [B, H', W', D]."""
+  """Cross-correlation of images as in `layers.convolve`: [B, H, W, C] -> [B, H', W', D]."""
 
   kernel: Array  # [h, w, C, D]
   bias: Array | float = 0.0  # [D]
   strides: tuple[int, int] = flax.struct.field(pytree_node=False, default=(1, 1))
-  padding: str = flax.struct.field(pytree_node=False, default="VALID")  # or "SAME"
+  padding: Padding = flax.struct.field(pytree_node=False, default="VALID")
 
   def linear(self, x: Array) -> Array:  # noqa: D102
-    if self.strides == (1, 1):
-      return convolve(x, self.kernel, self.padding)  # the fast formulation on this backend
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-      x, self.kernel, self.strides, self.padding, dimension_numbers=layout
-    )
+    return convolve(x, self.kernel, self.padding, self.strides)  # fast on this backend
 
   def fan(self) -> tuple[int, int]:  # noqa: D102
     height, width, channels, features = self.kernel.shape

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from robust_opt.models.layers import Conv, Standardize, max_pool
+from robust_opt.models.layers import Conv, Standardize, he_fan_out, max_pool
 from robust_opt.types import Array
 
 # Every block ends in a 2x2 pool; a convolution is (features, rate of the following dropout).
@@ -17,7 +17,6 @@ _BLOCKS = (
   ((512, 0.4), (512, 0.4), (512, 0.0)),
   ((512, 0.4), (512, 0.4), (512, 0.0)),
 )
-_he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class VGG(nn.Module):
@@ -48,10 +47,10 @@ class VGG(nn.Module):
     x = Standardize(self.mean, self.std)(x).astype(self.dtype)
     for block in _BLOCKS:
       for features, rate in block:
-        x = Conv(int(features * self.width), (3, 3), kernel_init=_he_fan_out, dtype=self.dtype)(x)
+        x = Conv(int(features * self.width), (3, 3), kernel_init=he_fan_out, dtype=self.dtype)(x)
         x = drop(norm_relu(x), rate)
       x = max_pool(x, 2)
     x = drop(x.reshape(x.shape[0], -1), 0.5)
-    x = norm_relu(nn.Dense(int(512 * self.width), kernel_init=_he_fan_out, dtype=self.dtype)(x))
+    x = norm_relu(nn.Dense(int(512 * self.width), kernel_init=he_fan_out, dtype=self.dtype)(x))
     x = nn.Dense(self.num_classes, dtype=self.dtype)(drop(x, 0.5))
     return x.astype(jnp.float32)

@@ -103,9 +103,14 @@ def started_from(workdir):
   return config
 
 
-def test_a_run_starts_from_the_weights_of_another(trained, tmp_path):
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_run_starts_from_the_weights_of_another(trained, tmp_path, from_file):
   before, workdir = ro.load_run(trained), tmp_path / "further"
-  run_lib.run(started_from(trained), workdir)
+  source = trained
+  if from_file:
+    source = tmp_path / "net.safetensors"
+    ro.save_weights(before, source)
+  run_lib.run(started_from(source), workdir)
   after = ro.load_run(workdir)
   for new, old in zip(*map(jax.tree.leaves, (after.params, before.params)), strict=True):
     np.testing.assert_allclose(new, old, atol=1e-4)
@@ -148,9 +153,13 @@ def test_weights_that_a_run_cannot_start_from(trained, tmp_path):
   with pytest.raises(InputError, match=r"another architecture: \S+ is .* there and .* here"):
     run_lib.run(config, tmp_path / "other")
   (tmp_path / "net.safetensors").write_bytes(b"")
-  for path in (tmp_path / "net.safetensors", tmp_path):
-    with pytest.raises(InputError, match=r"init_from=.* must be the work directory of a run"):
-      run_lib.run(started_from(path), tmp_path / "other")
+  for name, words in (("net.safetensors", "no whole .safetensors"), ("", "directory of a run of")):
+    with pytest.raises(InputError, match=rf"init_from=.*{words}"):
+      run_lib.run(started_from(tmp_path / name), tmp_path / "other")
+  ro.save_weights(ro.load_run(trained), tmp_path / "net.safetensors")
+  config.init_from = str(tmp_path / "net.safetensors")
+  with pytest.raises(InputError, match=r"init_from=.* only in MLP: params\.Dense_1\.bi"):
+    run_lib.run(config, tmp_path / "other")
   assert not (tmp_path / "other").exists()
   keys = jax.random.split(jax.random.key(0))
   with pytest.raises(InputError, match="trained together start at random"):

@@ -26,6 +26,7 @@ NETS = [
   (models.MLP(widths=(), mean=0.3, std=0.4), (4, 3, 1)),
   (models.DigitsCNN(mean=0.3, std=0.4), (8, 8, 1)),
   (models.MnistCNN(mean=0.3, std=0.4), (28, 28, 1)),
+  (models.ConvNet(features=(3, 4), hidden=(5,), mean=0.3, std=0.4), (8, 8, 2)),
 ]
 
 
@@ -139,13 +140,14 @@ def test_max_pool_that_one_entry_always_wins_is_exact():
 
 
 @pytest.mark.parametrize(
-  ("strides", "padding"), [((1, 1), "SAME"), ((2, 1), "VALID"), ((2, 3), "SAME")]
+  ("strides", "padding"), [((1, 1), "SAME"), ((2, 1), "VALID"), ((2, 3), "SAME"), ((2, 2), 1)]
 )
 def test_conv_is_xlas(strides, padding):
   rng = np.random.default_rng(6)
   x, kernel, bias = normal(rng, 3, 7, 6, 2), normal(rng, 3, 2, 2, 4), normal(rng, 4)
   layout = ("NHWC", "HWIO", "NHWC")
-  expected = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+  around = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+  expected = jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=layout)
   found = Conv(kernel, bias, strides, padding)(x)
   np.testing.assert_allclose(found, expected + bias, rtol=1e-5, atol=1e-6)
 

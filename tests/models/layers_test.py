@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rounding import assert_close
 
+from robust_opt.errors import InputError
 from robust_opt.models import layers
 
 # Forward and back through sums over up to 5 x 5 x 8 entries, and over the pixels of two images.
@@ -52,6 +53,79 @@ def test_convolve_is_flax_conv(formulation, channels, kernel_size, padding):
   y, expected = jax.jit(ours.apply)(variables, x), jax.jit(reference.apply)(variables, x)
   chex.assert_equal_shape([y, expected])
   close(y, expected)
+
+
+@pytest.mark.parametrize(  # channels, kernel, padding, strides, dilation, groups
+  "case",
+  [
+    (3, (3, 3), 1, (2, 2), (1, 1), 1),
+    (8, (3, 2), "SAME", (2, 3), (1, 1), 1),
+    (8, (4, 4), 1, (2, 2), (1, 1), 1),
+    (8, (1, 1), 0, (2, 2), (1, 1), 1),
+    (3, (3, 2), 0, (3, 2), (1, 1), 1),
+    (8, (3, 3), 2, (1, 2), (2, 2), 1),
+    (2, (3, 2), "SAME", (2, 1), (2, 3), 1),
+    (8, (3, 3), "VALID", (2, 1), (1, 2), 4),
+    (4, (2, 2), 1, (2, 2), (1, 1), 2),
+  ],
+)
+def test_strides_dilation_and_groups_are_xlas(monkeypatch, float64, case):
+  """Values and both gradients of both formulations, for every padding."""
+  channels, size, padding, strides, dilation, groups = case
+  x, kernel = normal(0, 2, 9, 8, channels), normal(1, *size, channels // groups, 4)
+  around = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+
+  def xlas(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x, kernel, strides, around, rhs_dilation=dilation, feature_group_count=groups,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+  def ours(x, kernel):
+    layer = layers.Conv(4, size, padding, strides=strides, dilation=dilation, groups=groups,
+                        use_bias=False, dtype=jnp.float64)  # fmt: skip
+    return layer.apply({"params": {"kernel": kernel}}, x)
+
+  def with_gradients(function, x, kernel):
+    y, pull_back = jax.vjp(function, x, kernel)
+    return y, pull_back(jnp.cos(jnp.arange(y.size, dtype=float)).reshape(y.shape))
+
+  @jax.jit
+  def all_of_them(x, kernel):
+    outcomes = [with_gradients(xlas, x, kernel)]
+    for name in ("native", "matmul"):
+      monkeypatch.setattr(layers, "formulation", name)
+      outcomes.append(with_gradients(ours, x, kernel))
+    return outcomes
+
+  expected, *found = all_of_them(x, kernel)
+  for outcome in found:
+    assert_close(outcome, expected, terms=500, dtype=np.float64)
+  assert expected[0].dtype == np.float64
+
+
+def test_average_pools():
+  x = normal(0, 2, 7, 4, 3)
+  close(layers.average_pool(x, 2), nn.avg_pool(x, (2, 2), strides=(2, 2)))
+  close(layers.global_average_pool(x), nn.avg_pool(x, x.shape[1:3])[:, 0, 0])
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 2, 1), (2, 1, 0)])
+def test_overlapping_max_pool_is_flax_max_pool(size, stride, padding):
+  x, around = normal(0, 2, 8, 7, 3) - 3, [(padding, padding)] * 2  # the border would be seen as 0
+
+  def value_and_grad(pool):
+    return jax.jit(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(pool(x)))))(x)
+
+  close(
+    value_and_grad(lambda x: layers.overlapping_max_pool(x, size, stride, padding)),
+    value_and_grad(lambda x: nn.max_pool(x, (size, size), (stride, stride), around)),
+  )
+
+
+def test_unknown_activation_is_refused():
+  with pytest.raises(InputError, match=r"one of relu, silu, gelu, but was 'swish'"):
+    layers.activation_of("swish")
 
 
 def test_unknown_padding_is_refused():

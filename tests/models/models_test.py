@@ -10,14 +10,30 @@ import pytest
 from rounding import assert_close
 
 from robust_opt import models
+from robust_opt.errors import InputError
 
 NAMES = [name for name in models.__all__ if isinstance(getattr(models, name), type)]
 # XLA takes some ten seconds for each function of a VGG, however narrow it is.
-NETS = [pytest.param(n, marks=pytest.mark.slow) if n == "VGG" else n for n in NAMES]
+# DeepMind's variants differ from their base classes by attributes: reference_test.py.
+NETS = [
+  pytest.param(n, marks=pytest.mark.slow) if n == "VGG" else n
+  for n in NAMES
+  if not n.startswith("DM")
+]
 # A handful of layers, none of which sums more than 800 entries.
 close = functools.partial(assert_close, terms=5 * 800, dtype=np.float32)
 SHAPES = {"VGG": (32, 32, 3), "MnistCNN": (28, 28, 1), "DigitsCNN": (8, 8, 1)}
-SMALL = {"VGG": {"width": 1 / 16}}
+BLOCKS = {"stage_sizes": (1, 1), "width": 1 / 16}
+SMALL = {
+  "VGG": {"width": 1 / 16},
+  "PreActResNet": BLOCKS,
+  "DMPreActResNet": BLOCKS,
+  "ResNet": BLOCKS,
+  "ResNet2B": {"width": 1 / 4},
+  "WideResNet": {"depth": 10, "width": 1 / 4},
+  "DMWideResNet": {"depth": 10, "width": 1 / 4},
+  "ViT": {"patch": 4, "dim": 12, "depth": 1, "heads": 2},
+}
 STATISTICS = {"mean": 0.0, "std": 1.0}
 
 
@@ -61,6 +77,20 @@ def test_standardization_comes_first(name):
   standardized = build(name, mean=0.3, std=0.4)[0]
   logits, _ = run(standardized, params, model_state, x)
   close(logits, expected)
+
+
+@pytest.mark.parametrize(
+  ("name", "attributes", "words"),
+  [
+    ("WideResNet-28-10", {"depth": 12}, "must be 10, 16, 22, ..., not 12"),
+    ("ResNet18", {"stem": "tiny"}, "must be cifar or imagenet, not 'tiny'"),
+    ("ViT-Ti", {"patch": 3}, r"multiples of patch=3, but they are 8 x 8"),
+  ],
+)
+def test_attributes_that_make_no_net_are_refused(name, attributes, words):
+  net = models.ARCHITECTURES[name](**attributes)
+  with pytest.raises(InputError, match=words):
+    models.init(net, jax.random.key(0), (8, 8, 1))
 
 
 def test_mnist_pads_with_black_pixels_before_it_standardizes():
@@ -120,6 +150,7 @@ def test_vgg_is_the_papers():
   [
     pytest.param("VGG", {"dropout": False}, marks=pytest.mark.slow),
     ("MnistCNN", {"input_batch_norm": True}),
+    ("PreActResNet", {}),
   ],
 )
 def test_batch_statistics_move_in_train_mode_only(name, attributes):
@@ -172,7 +203,7 @@ def test_every_net_states_its_shapes(dtype):
   In bfloat16, too, parameters, statistics and logits are float32.
   """
   for name in NAMES:
-    net = getattr(models, name)(num_classes=7, dtype=dtype)
+    net = getattr(models, name)(num_classes=7, dtype=dtype, **SMALL.get(name, {}))
     x = jax.ShapeDtypeStruct((3, *SHAPES.get(name, (8, 8, 1))), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     params = variables["params"]
