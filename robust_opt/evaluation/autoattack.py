@@ -206,31 +206,10 @@ def autoattack(
   names = (CLEAN, *(phase.name for phase in phases))
   broken_by = np.where(prediction == y, ROBUST, 0).astype(np.int32)
   verdict = Verdict(names, prediction, broken_by, x.copy())
-  key, shrinkage = jax.random.key(seed), _shrinkage(u, x[0].size)
-
-  def attack(phase: Phase, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
-    """The lanes that fool the net, in order, their images, and the cost."""
-    began, compiling = time.monotonic(), batches.seconds_compiling()
-    padded = batches.pad(lanes, size)
-    images, labels = x[padded.ids], y[padded.ids]
-    numbered = Lanes(*map(put, padded._replace(ids=ids[padded.ids])))
-    with products(search_precision):
-      arrays = (put(images), put(labels))
-      result = batches.run_lanes(phase.make, axis, net, argument, key, numbered, *arrays)
-    # Added once, on the host.
-    images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
-    fooled = predict(images) != labels[: len(lanes.ids)]
-    passes = getattr(result, "passes", (0, 0))
-    cost = Cost(
-      time.monotonic() - began,
-      batches.seconds_compiling() - compiling,
-      1,
-      len(lanes.ids),
-      size - len(lanes.ids),
-      *(int(number) * size for number in passes),
-    )
-    return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
-
+  attacked = _Attacked(
+    *(net, argument, x, y, ids, axis, jax.random.key(seed), _shrinkage(u, x[0].size)),
+    *(predict, search_precision, put),
+  )
   packing = batches.packing(batch_size, jax.default_backend(), jax.local_device_count())
   targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
   for index, phase in enumerate(phases):
@@ -243,7 +222,7 @@ def autoattack(
       covered = {"ids": ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
       ran = _stored(cache, name, covered)
       if ran is None:
-        ran = attack(phase, lanes, size)
+        ran = _attack(attacked, phase, lanes, size)
         cache.save(name, {**covered, **ran})
       # Of several targets of an example the first one counts.
       broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
@@ -256,6 +235,46 @@ def autoattack(
       report(Progress(phase.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
   network.check_unchanged(logits_fn, x, reference)
   return verdict
+
+
+class _Attacked(NamedTuple):
+  """What all batches of an evaluation share: network, set, examples, and how they are attacked."""
+
+  net: LogitsFn
+  u: UncertaintySet
+  x: np.ndarray
+  y: np.ndarray
+  ids: np.ndarray
+  axis: ChannelAxis
+  key: Array
+  shrinkage: np.float32
+  predict: Callable[[np.ndarray], np.ndarray]
+  search_precision: str
+  put: Callable[[Any], Any]
+
+
+def _attack(data: _Attacked, phase: Phase, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
+  """Which lanes fool the network, in order, the images of those, and the cost."""
+  began, compiling = time.monotonic(), batches.seconds_compiling()
+  padded = batches.pad(lanes, size)
+  images, labels = data.x[padded.ids], data.y[padded.ids]
+  numbered = Lanes(*map(data.put, padded._replace(ids=data.ids[padded.ids])))
+  with products(data.search_precision):
+    arrays = (data.put(images), data.put(labels))
+    of_net = (phase.make, data.axis, data.net, data.u, data.key)
+    result = batches.run_lanes(*of_net, numbered, *arrays)
+  # Added once, on the host.
+  images = (images + data.shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
+  fooled = data.predict(images) != labels[: len(lanes.ids)]
+  cost = Cost(
+    time.monotonic() - began,
+    batches.seconds_compiling() - compiling,
+    1,
+    len(lanes.ids),
+    size - len(lanes.ids),
+    *(int(number) * size for number in getattr(result, "passes", (0, 0))),
+  )
+  return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
 
 
 def _num_targets(phase: Phase, num_classes: int) -> int:
