@@ -6,8 +6,8 @@ evaluates a run of robust_opt.main on its test set, or on other images of the sa
 that --data names. Any function x [B, ...] -> logits [B, C] on any
 data, such as an .npz file with x (pixels in [0, 1]) and y (labels), or a folder of class folders:
 
-  python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=l2 --radius=0.5 \
-      --output=runs/mine
+  python -m robust_opt.evaluate --model=my_module:logits_fn --data=test.npz --norm=linf \
+      --radius=8/255 --output=runs/mine
 
 Any set with a projection, by PGD with restarts (by default the set of the run's training):
 
@@ -19,9 +19,11 @@ On several hosts start it once per host; each attacks its share of the examples:
   python -m robust_opt.evaluate --workdir=/shared/runs/mnist_linf --norm=linf --radius=0.055 \
       --coordinator=HOST0:1234 --num_processes=4 --process_id=0
 
-Writes verdict.npz, which `python -m robust_opt.verify` checks, and a summary to --output. If it is
-killed, the same command resumes after the last finished batch. Exit code 1: a check of the trust
-report failed; do not rely on the accuracy before the reason is understood.
+Writes verdict.npz, which `python -m robust_opt.verify` checks, and a summary to --output. Prints
+the trust report, the accuracy after each attack, and the headline: robust accuracy, its 95 %
+interval, the threat model. If it is killed, the same command resumes after the last finished batch.
+Exit code 1: a check of the trust report failed; do not rely on the accuracy before the reason is
+understood.
 """
 
 import json
@@ -73,7 +75,8 @@ def set_config(text: str) -> dict[str, Any]:
   try:
     value = json.loads(text)
   except ValueError as error:
-    raise InputError(f"--set must be JSON, but was {text!r} ({error}).") from error
+    words = f"--set must be JSON, where 8/255 is a string, but was {text!r} ({error})."
+    raise InputError(words) from error
   if not isinstance(value, dict):
     raise InputError(f'--set must be JSON such as {{"name": "LInf", ...}}, but was {text!r}.')
   return value
