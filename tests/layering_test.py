@@ -11,7 +11,7 @@ ORDER = [
   *("types", "errors", "checks", "extras", "files", "keys", "precision", "layout", "arrays"),
   *("statistics", "tables", "plots", "losses", "sets", "objectives", "maximizers", "models"),
   *("training", "attacks", "evaluation", "certify", "theory", "data", "experiments", "studies"),
-  *("commands", "report", "main", "evaluate", "verify", "construct"),
+  *("commands", "report", "main", "evaluate", "verify", "construct", "__main__"),
 ]
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
 PAPERS = "papers"
