@@ -50,9 +50,8 @@ def main(argv: Sequence[str]) -> None:
   summary = run_lib.run(config, workdir)
   if jax.process_index() == 0:
     metrics.print_table(metrics.result_table(summary))
-    for line in metrics.closing_lines(summary):
+    for line in [*metrics.closing_lines(summary), *metrics.next_steps(workdir, summary)]:
       print(line)
-    print(f"Everything about this run is in {workdir}")
 
 
 def _new_temporary() -> str:
