@@ -51,7 +51,7 @@ def example_grid(
   spans = np.abs(delta).max(axis=(1, 2, 3)).tolist()
   scales = [1 / (2 * span or 1) for span in spans]
   scaled = [
-    Picture(0.5 + scale * d, f"{scale:.3g}x, max {span:.3g}")
+    Picture(0.5 + scale * d, f"{scale:.{int(scale < 10)}f}x, max {span:.2g}")
     for d, scale, span in zip(delta, scales, spans)
   ]
   rows = [
