@@ -4,7 +4,7 @@
   python colab/execute.py 3_two_papers          # one of them
 
 Each notebook is a pair: NAME.py (jupytext, percent format) is the source; this script runs it in a
-new kernel of the current Python and writes NAME.ipynb. Needs pip install ".[notebooks]".
+new kernel of the current Python and writes NAME.ipynb. Needs python -m pip install ".[notebooks]".
 """
 
 import base64

@@ -8,6 +8,9 @@ Without that line the file is the standard loop, which tests/recipes_test.py run
 % robust accuracy under AutoAttack, with the line 61 %, and 99 % clean accuracy either way (jax
 0.10.2).
 
+Its attack is one step. With several on a CPU, replace nn.Conv by robust_opt.models.layers.Conv,
+which has the same parameters and is faster there (docs/faq.md).
+
 The loss must take the images as an argument. Where it is a closure over them, as in
 
   def loss_fn(params):

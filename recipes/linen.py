@@ -16,6 +16,7 @@ import optax
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.data import datasets
+from robust_opt.models.layers import Conv
 
 RADIUS = 0.15  # in pixels of [0, 1]
 
@@ -26,8 +27,11 @@ class Net(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """In training mode batch statistics are the batch's, otherwise the running ones."""
-    x = nn.Conv(16, (3, 3), strides=2)(x)
+    x = Conv(16, (3, 3))(
+      x
+    )  # nn.Conv works too; in an attack of several steps on a CPU it is slower
     x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+    x = nn.avg_pool(x, (2, 2), strides=(2, 2))
     x = nn.relu(nn.Dense(64)(x.reshape(len(x), -1)))
     return nn.Dense(10)(x)
 

@@ -1,6 +1,7 @@
-"""Checks for optional packages, which `pip install robust_opt` does not install.
+"""Checks for optional packages, which `python -m pip install .` does not install.
 
   extras.require("run", "matplotlib")   # first in the __init__ of the package that imports it
+  extras.command("prepare")             # for a message of one's own
 
 The extras themselves are in pyproject.toml.
 """
@@ -9,6 +10,11 @@ import importlib.util
 import sys
 
 from robust_opt.errors import MissingExtraError
+
+
+def command(extra: str) -> str:
+  """The command that installs an extra, in words."""
+  return f'python -m pip install ".[{extra}]" in a clone of robust_opt'
 
 
 def require(extra: str, *modules: str) -> None:
@@ -23,7 +29,7 @@ def require(extra: str, *modules: str) -> None:
     return
   error = MissingExtraError(
     f"{missing[0]} is not installed; install the packages for this part of robust_opt with "
-    f'pip install "robust_opt[{extra}]".'
+    f"{command(extra)}."
   )
   # Not sys.argv or __main__: Python sets them only after it has imported the parent packages.
   option, module = sys.orig_argv[1:3] if len(sys.orig_argv) > 2 else ("", "")

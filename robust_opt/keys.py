@@ -2,16 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt.errors import InputError
 from robust_opt.types import Array
 
 
 def required(key: Array | None, what: str) -> Array:
-  """The key; an InputError that begins with `what` if it is None."""
-  if key is None:
-    raise InputError(f"{what} needs a key, but it was None (a robustified loss takes attack_key=).")
-  return key
+  """The key; an InputError that begins with `what` if it is None or no array."""
+  if isinstance(key, jax.Array | np.ndarray):
+    return key
+  raise InputError(
+    f"{what} needs a key, as in jax.random.key(0), but it was {key!r} (a robustified loss takes "
+    "attack_key=)."
+  )
 
 
 def typed(key: Array) -> Array:

@@ -53,12 +53,8 @@ def main(argv: Sequence[str]) -> None:
     metrics.print_table(metrics.result_table(summary))
     headline = metrics.headline(summary)
     metrics.print_sentences(headline.sentence, headline.warning)
-    for line in metrics.closing_lines(summary):
+    for line in [*metrics.closing_lines(summary), *metrics.next_steps(workdir, summary)]:
       print(line)
-    print(f"Everything about this run is in {workdir}")
-    if chosen := metrics.evaluation_flags(summary):
-      arguments = shlex.join([f"--workdir={workdir}", *chosen])
-      print(f"Next, an ensemble of attacks:\n  python -m robust_opt.evaluate {arguments}")
 
 
 def _new_temporary() -> str:

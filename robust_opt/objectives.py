@@ -21,11 +21,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_opt import losses
+from robust_opt.checks import check_callable, described
 from robust_opt.errors import InputError
 from robust_opt.precision import computed_wide, wide
 from robust_opt.sets import UncertaintySet
+from robust_opt.sets.base import check_set
 from robust_opt.types import Array, Forward, LossFn, ModelState, Scored, ValueFn
 
 Inner = Callable[[Forward, Array, Array], ValueFn]
@@ -33,6 +36,8 @@ Outer = Callable[[Forward, Array, Array, Array], tuple[Array, ModelState]]
 
 # Available to configs; gradient_penalty also takes the set.
 __all__ = ["gradient_penalty", "mart", "mixture", "robust", "trades", "virtual"]
+
+_LOSS = "(outputs of the net, y) -> losses [B]"
 
 
 class RobustObjective(NamedTuple):
@@ -58,6 +63,8 @@ def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
   regression targets, soft labels, several labels per example.
   """
 
+  check_callable("loss", loss, _LOSS, None, None)
+
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
     logits, model_state = forward(x_adv)
     return loss(logits, y), model_state
@@ -71,8 +78,10 @@ def mixture(alpha: float = 0.5, loss: LossFn = losses.cross_entropy) -> RobustOb
   With an L-BFGS attack it is the adversarial training of Szegedy et al. 2014. alpha in [0, 1] is
   the weight of the clean examples; 0 is `robust`.
   """
-  if not 0 <= alpha <= 1:
+  _check_weight("alpha", alpha)
+  if alpha > 1:
     raise InputError(f"alpha is a weight and must be in [0, 1], but was {alpha}.")
+  check_callable("loss", loss, _LOSS, None, None)
 
   def combined(clean: Array, adversarial: Array, y: Array) -> Array:
     return alpha * loss(clean, y) + (1 - alpha) * loss(adversarial, y)
@@ -149,6 +158,8 @@ def gradient_penalty(u: UncertaintySet, loss: LossFn = losses.cross_entropy) -> 
   Drucker and LeCun 1992, for p = 2). By Danskin's theorem its gradient is that of the inner product
   at the maximizer, for any set. It needs no attack: use one of 0 steps.
   """
+  check_set("gradient_penalty", u)
+  check_callable("loss", loss, _LOSS, None, None)
 
   def outer(forward: Forward, x: Array, x_adv: Array, y: Array) -> tuple[Array, ModelState]:
     def total(x: Array) -> tuple[Array, tuple[Array, ModelState]]:
@@ -202,5 +213,6 @@ def _mean(a: Array, b: Array) -> Array:
 
 
 def _check_weight(name: str, weight: float) -> None:
-  if not 0 <= weight < float("inf"):
-    raise InputError(f"{name} is a weight and must be a finite number >= 0, but was {weight}.")
+  if isinstance(weight, str) or not np.isscalar(weight) or not 0 <= weight < float("inf"):
+    shown = weight if isinstance(weight, float | int) else described(weight)
+    raise InputError(f"{name} is a weight and must be a finite number >= 0, but was {shown}.")

@@ -1,5 +1,6 @@
 """What the package imports: the public names, few modules, and one sentence for a missing extra."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -41,7 +42,7 @@ def test_what_is_installed_is_not_asked_for():
 
 @pytest.mark.parametrize("module", ["no_such_package", "no_such_package.part"])
 def test_a_missing_package_is_one_sentence_that_names_the_command(module):
-  with pytest.raises(ImportError, match=r'pip install "robust_opt\[run\]"') as caught:
+  with pytest.raises(ImportError, match=r'python -m pip install "\.\[run\]" in a clone') as caught:
     extras.require("run", "json", module)
   assert isinstance(caught.value, InputError)
   assert str(caught.value).startswith(f"{module} is not installed;")
@@ -53,6 +54,15 @@ def test_a_command_prints_the_sentence(monkeypatch, capsys):
     extras.require("run", "no_such_package")
   assert caught.value.code == InputError.exit_code
   assert capsys.readouterr().err.startswith("robust_opt: no_such_package is not installed;")
+
+
+def test_every_command_to_install_runs_the_pip_of_its_python_in_a_clone():
+  root = Path(__file__).parents[1]
+  for path in (root / name for name in ("robust_opt", "docs", "recipes", "benchmarks", "colab")):
+    for file in [*path.rglob("*.py"), *path.rglob("*.md")]:
+      text = file.read_text("utf-8")
+      assert not re.search(r"(?<!python -m )pip install", text), file
+      assert not re.search(r"install\s+.?robust_opt\[", text), file
 
 
 def test_extras_that_the_code_names_exist():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from robust_opt.__main__ import listing
+
 PACKAGE = Path(__file__).parents[1] / "robust_opt"
 
 
@@ -19,6 +21,7 @@ def commands():
     if re.search(r'^if __name__ == "__main__":', path.read_text(encoding="utf-8"), re.MULTILINE):
       module = ".".join(["robust_opt", *path.relative_to(PACKAGE).with_suffix("").parts])
       found[module.removesuffix(".__main__")] = importlib.import_module(module).__doc__
+  found.pop("robust_opt")  # the list of the others
   return found
 
 
@@ -66,6 +69,14 @@ def test_the_guide_has_every_command():
 def test_the_commands_are_found():
   papers = {f"robust_opt.papers.{name}" for name in ("family", "shaham2015", "linear_theory")}
   assert {"robust_opt.main", "robust_opt.verify", *papers} <= set(COMMANDS)
+
+
+def test_every_command_is_listed_with_what_it_does_and_an_example():
+  listed = {name for line in listing().splitlines() for name in re.findall(r"-m (\S+)", line)}
+  assert listed == set(COMMANDS)
+  for name, words in COMMANDS.items():
+    assert words.split("\n")[0] in listing()
+    assert examples(name, listing())
 
 
 @EVERY_COMMAND

@@ -1,6 +1,8 @@
 """What the command line does: help, defaults, the work directory it leaves, what it prints."""
 
 import logging
+import shlex
+import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from robust_opt import main as main_lib
 from robust_opt.experiments import config as config_lib
-from robust_opt.experiments import overrides, run
+from robust_opt.experiments import overrides, run, summary
 
 # Softmax regression compiles in a second; the path through the program is that of every network.
 SMALL = [
@@ -58,10 +60,34 @@ def test_without_a_config_the_digits_are_run():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    workdir = tmp_path_factory.mktemp("main") / "run"
+    workdir = tmp_path_factory.mktemp("main") / "a run"
     patch.setenv("COLUMNS", "80")
+    patch.setattr(summary.runs, "example_grid", lambda **kwargs: DRAWN.update(kwargs))
     assert run_main(patch, *SMALL, f"--workdir={workdir}") == 0
   return workdir
+
+
+DRAWN = {}
+
+
+def test_the_examples_of_a_run_are_fooled(finished):
+  labels = DRAWN["labels"]
+  np.testing.assert_array_equal(DRAWN["clean_predictions"], labels)
+  assert np.all(DRAWN["robust_predictions"] != labels)
+  assert len(labels) == len(np.unique(labels)) > 1
+  assert "test examples are fooled by a single step over l_inf 0.1" in DRAWN["title"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_last_lines_work(finished, monkeypatch, capsys):
+  assert run_main(monkeypatch, *SMALL, f"--workdir={finished}") == 0
+  commands = [line for line in capsys.readouterr().out.splitlines() if "python -m" in line]
+  assert [line.split()[2] for line in commands] == ["robust_opt.evaluate", "robust_opt.report"]
+  for line in commands:
+    words = [sys.executable, *shlex.split(line)[1:]]
+    subprocess.run(words, check=True, capture_output=True, timeout=400)
+  assert list(finished.glob("evaluations/*/verdict.npz"))
+  assert (finished / "report.html").exists()
 
 
 def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch, capsys):
@@ -77,12 +103,13 @@ def test_a_finished_run_ends_at_once_with_the_same_numbers(finished, monkeypatch
   assert "l_inf 0.1, 1 step (training)" in out
   assert "radii in pixels of [0, 1]; attacks: pixels may leave [0, 1]" in out
   assert "No ensemble of attacks has been run" in " ".join(out.split())
-  *lines, where, next_command, command = out.splitlines()
+  *lines, where, pictures, _, evaluate, report = out.splitlines()
   assert max(map(len, lines)) <= 80
   assert where == f"Everything about this run is in {finished}"
-  assert next_command == "Next, an ensemble of attacks:"
-  flags = f"--workdir={finished} --norm=linf --radius=0.1"
-  assert command == f"  python -m robust_opt.evaluate {flags}"
+  assert pictures == "Pictures: curves.png, accuracy.png, examples.png"
+  run_ = shlex.quote(f"--workdir={finished}")
+  assert evaluate == f"  python -m robust_opt.evaluate {run_} --norm=linf --radius=0.1"
+  assert report == f"  python -m robust_opt.report {shlex.quote(str(finished))}"
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_the_core_is_small_and_trains_attacks_and_certifies(core):
 def test_a_command_without_its_extra_says_how_to_install_it(core, command, extra):
   printed = core.run("-m", f"robust_opt.{command}", code=2)
   assert printed.count("\n") == 1
-  assert f'pip install "robust_opt[{extra}]"' in printed
+  assert f'python -m pip install ".[{extra}]"' in printed
 
 
 @pytest.mark.slow

@@ -102,9 +102,11 @@ def load(
   if archives.is_archive(name):
     return _of_archive(name, split)
   if not _NAME.fullmatch(name) and not own.is_dir():
+    hint = tfds.did_you_mean(name, ("digits", *tfds.ARCHIVES))
     raise InputError(
       f"data.name={name!r} is not the name of a data set: allowed are 'digits', a folder of class "
       "folders of images, and TensorFlow Datasets' name, name/config or name:1.2.3"
+      f"{hint and f'; {hint}'}"
     )
   root, kept = _data_root(data_dir), cache_root(cache_dir)
   source = (_NAME.fullmatch(name) and tfds.prepared_folder(root, name)) or tfds.find_archive(name)

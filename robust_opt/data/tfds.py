@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
@@ -214,8 +214,8 @@ def with_tensorflow(name: str, root: Path) -> Path:
   where = f"under data.data_dir={str(root)!r}"
   if importlib.util.find_spec("tensorflow") is None:
     raise InputError(
-      f"data.name={name!r} is not prepared {where} and preparing it needs TensorFlow: pip install "
-      '"robust_opt[prepare]", or set data.data_dir to a folder that holds it as array_record'
+      f"data.name={name!r} is not prepared {where} and preparing it needs TensorFlow: "
+      f"{extras.command('prepare')}, or set data.data_dir to a folder that holds it as array_record"
     )
   for url in list(url_infos(name))[:1]:
     _check_reachable(name, url)
@@ -264,12 +264,25 @@ def _base(name: str) -> str:
 def _check_known(name: str, known: list[str]) -> None:
   if _base(name) in known:
     return
-  near = get_close_matches(_base(name).lower(), [*known, "digits"], n=3)
-  hint = f"did you mean {' or '.join(near)}?" if near else "is it spelled as in TFDS's catalog?"
+  hint = did_you_mean(_base(name), [*known, "digits"]) or "is it spelled as in TFDS's catalog?"
   raise InputError(
     f"data.name={name!r} is neither 'digits' nor prepared under data.data_dir nor known to "
     f"TensorFlow Datasets: {hint}"
   )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """A question with the closest names, up to three; empty if there is none.
+
+  Case and punctuation do not count, and a name may be shortened: svhn for svhn_cropped.
+  """
+  plain = {each: re.sub(r"[\W_]", "", each).lower() for each in (name, *known)}
+  own = plain.pop(name)
+  near = [each for each, other in plain.items() if other == own]
+  near = near or sorted((each for each in plain if plain[each].startswith(own)), key=len)
+  close = get_close_matches(own, plain.values(), n=3)
+  near = near or [each for other in close for each in plain if plain[each] == other]
+  return f"did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def _fetch(name: str, filename: str, folder: Path) -> Path:

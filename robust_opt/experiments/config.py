@@ -248,9 +248,9 @@ def validate(config: ConfigDict) -> None:
       f"--config.data.mean and --config.data.std must both be given, or both be () to be measured "
       f"on the training set, but were {config.data.mean} and {config.data.std}."
     )
-  sections.make_set(config, lambda name, rank: lambda x: x)
+  u = sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
-  sections.make(config, "objective", u=None)
+  sections.make(config, "objective", u=u)
   total = 2 * config.training.epochs
   rate = sections.make(config, "schedule", peak=1.0, total=total, steps_per_epoch=2)
   sections.make_optimizer(config, rate)

@@ -7,6 +7,7 @@ with MetricWriter(workdir, resume_step=0) as writer:
 import contextlib
 import json
 import math
+import shlex
 import socket
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ from robust_opt.files import atomic_write, name_in_errors
 from robust_opt.sets import BALLS, words
 from robust_opt.tables import Rate
 from robust_opt.training import progress
+
+PICTURES = ("curves.png", "accuracy.png", "examples.png")  # of a finished run
 
 
 class MetricWriter:
@@ -113,10 +116,10 @@ class ProgressDisplay:
     self._epochs = epochs
     self._live = enabled and console.is_terminal
     self._log = enabled and not self._live
-    # Of fixed widths, so that the bar does not jump; a narrow terminal cuts the line off.
+    # Of fixed widths, so that the bar does not jump. 80 columns leave a bar of six or more.
     words = (
-      "{task.description} loss {task.fields[loss]:>6} clean {task.fields[clean]:>5}% "
-      "robust {task.fields[robust]:>5}% {task.fields[rate]:>17}"
+      "{task.description} loss {task.fields[loss]:>6} {task.fields[clean]:>12} "
+      "{task.fields[robust]:>13} {task.fields[rate]:>9}"
     )
     self._bar = Progress(
       TextColumn(words, table_column=Column(no_wrap=True)),
@@ -127,20 +130,21 @@ class ProgressDisplay:
       disable=not self._live,
       expand=False,
     )
-    fields: dict[str, Any] = {"loss": "-", "clean": "-", "robust": "-", "rate": "compiling"}
+    fields: dict[str, Any] = {"loss": "-", "clean": "", "robust": "", "rate": "compiling"}
     name = self._name(1 + done_steps * epochs // max(1, total_steps))
     self._task = self._bar.add_task(name, total=total_steps, completed=done_steps, **fields)
 
   def steps(self, step: int, epoch: int, loss: float, examples_per_second: float) -> None:
     """After a scan of training steps."""
-    rate = f"{examples_per_second:,.0f} examples/s"
+    rate = f"{examples_per_second:,.0f}/s"
     name, loss_text = self._name(epoch), f"{loss:.4f}"[:6]
     self._bar.update(self._task, completed=step, description=name, loss=loss_text, rate=rate)
 
   def epoch(self, epoch: int, values: Mapping[str, float | int]) -> None:
     """After an epoch and its evaluation on the held-out examples."""
     clean, robust = values["heldout/clean_accuracy"], values["heldout/robust_accuracy"]
-    self._bar.update(self._task, clean=f"{100 * clean:.1f}", robust=f"{100 * robust:.1f}")
+    words = {"clean": f"clean {100 * clean:.1f}%", "robust": f"robust {100 * robust:.1f}%"}
+    self._bar.update(self._task, **words)
     if self._log:
       logging.info(
         f"epoch {epoch}/{self._epochs}, loss {values['train/loss']:.4f}, held-out clean "
@@ -219,6 +223,20 @@ def closing_lines(summary: Mapping[str, Any]) -> list[str]:
     return []
   warmup = "warmup" in summary["config"]["attack"]
   return [progress.in_words(progress.NotLearning(**found), warmup=warmup)]
+
+
+def next_steps(workdir: Path, summary: Mapping[str, Any]) -> list[str]:
+  """Where the pictures are, and the commands to go on with, as they can be typed."""
+  run, chosen = shlex.quote(str(workdir)), evaluation_flags(summary)
+  arguments = shlex.join([f"--workdir={workdir}", *chosen])
+  ensemble = [f"  python -m robust_opt.evaluate {arguments}"] if chosen else []
+  return [
+    f"Everything about this run is in {workdir}",
+    f"Pictures: {', '.join(PICTURES)}",
+    f"Next, {'an ensemble of attacks, and ' if chosen else ''}a page to read:",
+    *ensemble,
+    f"  python -m robust_opt.report {run}",
+  ]
 
 
 def result_name(result: Mapping[str, Any]) -> str:

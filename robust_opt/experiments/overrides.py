@@ -6,8 +6,9 @@
 
 A new name resets its section to the defaults of what is named, then the other overrides apply, in
 whatever order they are given. A new ball has the radius that config.evaluation.radii has for its
-norm; a new optimizer keeps the learning rate, unless it has a default of its own; of a new data
-set, the mean and standard deviation of the pixels are measured.
+norm; of a new data set, the mean and standard deviation of the pixels are measured. A new
+optimizer has its own default learning rate; without one, 1e-3 after a change from SGD to one that
+normalizes the gradient (adam, ...), 1e-2 after the opposite change, else the rate of the config.
 """
 
 import ast
@@ -19,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from robust_opt.errors import InputError
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import sections
 from robust_opt.sets import BALLS, radii
+from robust_opt.training import optimizers
 
 _OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
@@ -51,6 +54,12 @@ def config_of(path: str, arguments: Sequence[str]) -> ConfigDict:
     items[override[1]] = override[2]
   config = load(path)
   apply(config, items)
+  if "optimizer.name" in items and "optimizer.learning_rate" not in items:
+    logging.info(
+      "--config.optimizer.name=%s trains at --config.optimizer.learning_rate=%s.",
+      config.optimizer.name,
+      config.optimizer.get("learning_rate"),
+    )
   unused = f"evaluation.radii.{config.set.name.lower()}"
   if unused in items:
     raise InputError(
@@ -154,8 +163,17 @@ def _of_the_config(config: ConfigDict, section: str, name: str) -> dict[str, Any
   if section == "optimizer" and "learning_rate" in config.optimizer:
     default = sections.keys_of(section, name).get("learning_rate", 0.0)
     missing = default is None or default is sections.REQUIRED
-    return {"learning_rate": config.optimizer.learning_rate} if missing else {}
+    return {"learning_rate": _usual_rate(config, name)} if missing else {}
   return {}
+
+
+def _usual_rate(config: ConfigDict, name: str) -> float:
+  """The learning rate of an optimizer without a default: as in the config, if of the same kind."""
+  names = (config.optimizer.name, name)
+  before, after = (each in optimizers.GRADIENT_STEPS for each in names)
+  if before == after or any(":" in each for each in names):
+    return float(config.optimizer.learning_rate)
+  return 1e-2 if after else 1e-3
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:

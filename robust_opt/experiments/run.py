@@ -81,7 +81,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     checkpoints.close()
 
     detected = overfitting.detect(log.history)
-    summary = evaluate_and_describe(experiment, state) | {
+    summary, fooled = evaluate_and_describe(experiment, state)
+    summary |= {
       "best_checkpoint": best,
       "checkpoint": reported,
       "overfitting": detected and detected._asdict(),
@@ -89,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       "seconds_since_last_start": round(time.monotonic() - started, 1),
     }
     if jax.process_index() == 0:
-      draw(workdir, experiment, state, summary)
+      draw(workdir, experiment, state, summary, fooled)
       write_json(workdir / "summary.json", summary)  # last: it says that the run is finished
     return summary
 

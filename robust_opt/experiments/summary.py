@@ -22,9 +22,12 @@ from robust_opt.experiments.build import measured_sets
 from robust_opt.experiments.metrics import read_metrics, set_configs
 from robust_opt.objectives import robust
 from robust_opt.plots import runs, studies
+from robust_opt.precision import products
 from robust_opt.sets import Ball, UncertaintySet, words
 from robust_opt.sets.scaling import scaled
-from robust_opt.training import TrainState, evaluated_params, sharding, take
+from robust_opt.training import TrainState, evaluated_params, sharding, streams, take
+
+_MOST_EXAMPLES = 10  # classes in examples.png
 
 
 def _name(u: UncertaintySet) -> str:
@@ -36,10 +39,16 @@ def _radius(u: UncertaintySet) -> float:
   return float(getattr(u, "radius", 1.0))
 
 
-def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-  """Accuracies on the test set, with their counts, and where they come from."""
+def evaluate_and_describe(
+  experiment: Experiment, state: TrainState
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Accuracies on the test set, with their counts, and where they come from.
+
+  The second is [N] bool, the test examples that are correct until they are attacked over the run's
+  own set.
+  """
   config, splits = experiment.config, experiment.splits
-  results, sweeps = _accuracies(experiment, state)
+  results, sweeps, fooled = _accuracies(experiment, state)
   against = config_lib.adversary(config)
   kind = f"robust training over {against}" if against else "standard training"
   if config.penalty.name != "none":
@@ -47,7 +56,7 @@ def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str
   epochs = tables.counted(config.training.epochs, "epoch")
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   packages = ("jax", "flax", "optax", "numpy")
-  return {
+  summary = {
     "title": f"{config.model.name} on {config.data.name}, {kind}, {epochs}",
     "results": results,
     "sweeps": sweeps,
@@ -61,16 +70,20 @@ def evaluate_and_describe(experiment: Experiment, state: TrainState) -> dict[str
     "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
     "config": config_lib.as_dict(config),
   }
+  return summary, fooled
 
 
 def _accuracies(
   experiment: Experiment, state: TrainState
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-  """The clean accuracy and that over every set; and of every set a sweep over its radii."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], np.ndarray]:
+  """The clean accuracy and that over every set; of every set a sweep over its radii; the fooled."""
   results: list[dict[str, Any]] = []
   sweeps = []
+  fooled = np.zeros(0, bool)
   for u in measured_sets(experiment.config, experiment.set).values():
     out = experiment.evaluate(state, experiment.test, u, experiment.attack.evaluate)
+    if u is experiment.set:
+      fooled = np.asarray(out.clean_correct & ~out.robust_correct)
     clean: dict[str, Any] = {
       "set": None,
       "attack": None,
@@ -89,7 +102,7 @@ def _accuracies(
     results += [attacked] if results else [clean, attacked]
     known = {0.0: clean["correct"], _radius(u): attacked["correct"]}
     sweeps.append(_sweep(experiment, state, u, known) | {"total": clean["total"]})
-  return results, sweeps
+  return results, sweeps, fooled
 
 
 def _sweep(
@@ -113,9 +126,16 @@ def _sweep(
   return {"norm": _name(u), "radii": radii, "correct": [at(radius) for radius in radii]}
 
 
-def draw(workdir: Path, experiment: Experiment, state: TrainState, summary: dict[str, Any]) -> None:
-  """The three pictures of a run."""
-  runs.training_curves(read_metrics(workdir / "metrics.jsonl"), workdir / "curves.png")
+def draw(
+  workdir: Path,
+  experiment: Experiment,
+  state: TrainState,
+  summary: dict[str, Any],
+  fooled: np.ndarray,
+) -> None:
+  """The three pictures of a run; `fooled` as from `evaluate_and_describe`."""
+  records, steps = read_metrics(workdir / "metrics.jsonl"), _steps(experiment)
+  runs.training_curves(records, steps, workdir / "curves.png")
   label = f"{experiment.config.model.name}, {experiment.config.data.name}"
   panels = []
   attacked = zip(summary["results"][1:], summary["sweeps"], set_configs(summary), strict=True)
@@ -124,24 +144,31 @@ def draw(workdir: Path, experiment: Experiment, state: TrainState, summary: dict
     interval = statistics.accuracy_interval([share], sweep["total"])
     curves = {label: {"radii": sweep["radii"], "interval": interval}}
     radius = result["set"]["radius"]
-    title, norm = words.box_in_words(u), sweep["norm"]
-    panels.append({"title": title, "norm": norm, "radius": radius, "curves": curves})
+    title = f"{steps}, {words.box_in_words(u)}"
+    panels.append({"title": title, "norm": sweep["norm"], "radius": radius, "curves": curves})
   studies.accuracy_against_radius([panels], workdir / "accuracy.png")
-  _draw_examples(workdir / "examples.png", experiment, state)
+  _draw_examples(workdir / "examples.png", experiment, state, fooled)
 
 
-def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count: int = 8) -> None:
-  """The first test example of each of the first classes, under the run's own attack."""
-  config = experiment.config
-  _, first = np.unique(experiment.splits.test.labels, return_index=True)
+def _draw_examples(
+  path: Path, experiment: Experiment, state: TrainState, fooled: np.ndarray
+) -> None:
+  """Draws `examples_to_show` under the run's own attack; fooled: [N] bool, of the test set."""
+  labels, config = experiment.splits.test.labels, experiment.config
+  shown = examples_to_show(labels, fooled)
   local = (experiment.test, evaluated_params(state), state.model_state)
   test, params, model_state = jax.tree.map(np.asarray, local)
-  batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(first[:count], jnp.int32))
+  batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(shown, jnp.int32))
   attack = experiment.attack.evaluate(experiment.set)
-  objective, key = robust(), jax.random.key(config.seed)
-  out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
-    params, model_state, batch
-  )
+  objective, key = robust(), streams(jax.random.key(config.seed)).evaluation  # as in evaluations
+  with products():
+    out = jax.jit(lambda p, s, b: perturb(experiment.apply, p, s, objective, attack, b, key))(
+      params, model_state, batch
+    )
+  by = f"fooled by a {_steps(experiment)} over {words.threat_model(config.set.to_dict())}"
+  title = f"{int(fooled.sum()):,} of {len(labels):,} test examples are {by}; one of each class"
+  if not fooled.any():
+    title = f"None of the {len(labels):,} test examples is {by}; one of each class"
   runs.example_grid(
     clean=np.asarray(batch.x),
     delta=np.asarray(out.delta),
@@ -149,5 +176,18 @@ def _draw_examples(path: Path, experiment: Experiment, state: TrainState, count:
     clean_predictions=np.argmax(np.asarray(out.clean_logits), axis=-1),
     robust_predictions=np.argmax(np.asarray(out.robust_logits), axis=-1),
     path=path,
-    title=words.threat_model(config.set.to_dict()),
+    title=title,
   )
+
+
+def examples_to_show(labels: np.ndarray, fooled: np.ndarray) -> np.ndarray:
+  """The first index of each class among the fooled ones, or among all if there are none."""
+  candidates = np.flatnonzero(fooled) if fooled.any() else np.arange(len(labels))
+  _, first = np.unique(labels[candidates], return_index=True)
+  return candidates[first[:_MOST_EXAMPLES]]
+
+
+def _steps(experiment: Experiment) -> str:
+  """The attack of the evaluations, in words."""
+  count = experiment.attack.num_steps
+  return "single step" if count == 1 else f"{count}-step attack"

@@ -24,6 +24,7 @@ import numpy as np
 
 from robust_opt import keys, precision
 from robust_opt.arrays import where_examples
+from robust_opt.checks import check_count, check_flag
 from robust_opt.errors import InputError
 from robust_opt.maximizers.base import (
   AnyValueFn,
@@ -131,8 +132,8 @@ def apgd_steps(
 ) -> InnerMaximizer:
   """The maximizer that `apgd` runs, or one from start_at; past num_steps nothing is adapted."""
   check_ball(u, "apgd")
-  if num_steps < 0:
-    raise InputError(f"num_steps must be >= 0, but was {num_steps}.")
+  check_count("num_steps", num_steps)
+  check_flag("random_start", random_start)
 
   def start(key: Array | None, x: Array) -> tuple[Array, Array]:
     if start_at is not None:

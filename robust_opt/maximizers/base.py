@@ -14,6 +14,7 @@ import numpy as np
 
 from robust_opt import keys
 from robust_opt.arrays import where_examples
+from robust_opt.checks import check_callable, check_count, described, has_parameter, takes
 from robust_opt.errors import InputError
 from robust_opt.sets.base import UncertaintySet
 from robust_opt.types import Array, PyTree, Scored, Stochastic, ValueFn
@@ -93,14 +94,18 @@ def ascend(maximizer: InnerMaximizer, num_steps: int, keep_best: bool = False) -
   if not isinstance(maximizer, InnerMaximizer):
     raise InputError(
       f"maximizer must be an InnerMaximizer, as from ro.pgd(uncertainty_set, step), but was "
-      f"{_described(maximizer)}."
+      f"{described(maximizer)}."
     )
+  check_count("num_steps", num_steps)
 
   def last(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    _check_call(value_fn, x)
     state, info = run_steps(maximizer, num_steps, value_fn, key, x)
     return jax.lax.stop_gradient(state.delta), info
 
   def best(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
+    _check_call(value_fn, x)
+
     def body(carry: Carry, step: Array) -> tuple[Carry, AscentInfo]:
       state, best = carry
       moved, info = maximizer.step(at_step(value_fn, step), state, x)
@@ -202,6 +207,7 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
   restarts, value [num_restarts * num_steps, B].
   """
   check_attack(attack)
+  check_count("num_restarts", num_restarts)
 
   def restarted(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     key = keys.typed(keys.required(key, "A restart"))
@@ -226,7 +232,11 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
 
 
 def robustify(
-  loss: Callable[..., Any], attack: Attack, argnum: int = 1, has_aux: bool = False
+  loss: Callable[..., Any],
+  attack: Attack,
+  argnum: int = 1,
+  has_aux: bool = False,
+  leaf: str | None = None,
 ) -> Callable[..., Any]:
   """Turns a loss over a batch into its worst case over the uncertainty set.
 
@@ -244,12 +254,20 @@ def robustify(
       `apgd`, keep_best, `restarts`) need per-example losses; take the mean outside.
     argnum: index of the positional argument that holds the examples.
     has_aux: whether loss returns (loss, auxiliary data), as in jax.grad.
+    leaf: if the examples are a dict or another pytree, the array of it to perturb, [B, *S]: "image"
+      of {"image": x, "mask": m}, "left/image" of nested ones. The others stay as they are.
 
   Raises:
-    InputError: attack is not an attack (a set, for example); when called: the examples are passed
-      by keyword or are not one array of floats, or what the attack needs is missing.
+    InputError: loss is not a function, or attack is not an attack (a set, for example); when
+      called: the examples are passed by keyword or are not one array of floats, the loss returns
+      something else, or what the attack needs is missing.
   """
+  check_callable("loss", loss, "(params, x, y) -> losses [B], as in ro.robustify(loss, attack)")
+  if has_parameter(loss, "value_fn"):
+    raise InputError("loss was an attack: write ro.robustify(loss, attack).")
   check_attack(attack)
+  if not isinstance(argnum, int):
+    raise InputError(f"argnum must be the position of the examples, not {described(argnum)}.")
 
   @functools.wraps(loss)
   def robust_loss(*args: Any, attack_key: Array | None = None, **kwargs: Any) -> Any:
@@ -259,61 +277,104 @@ def robustify(
         f"was given {len(args)} positional arguments and {sorted(kwargs) or 'none'} by name."
       )
     index = range(len(args))[argnum]  # argnum may be negative, as in jax.grad
-    before, x, after = args[:index], args[index], args[index + 1 :]
-    check_examples(f"The examples (positional argument {index}, by argnum={argnum})", x)
-    frozen = jax.tree.map(_freeze, (before, x, after, kwargs))
+    before, examples, after = args[:index], args[index], args[index + 1 :]
+    what = f"The examples (positional argument {index}, by argnum={argnum})"
+    position = _position(what, examples, leaf)
+    x = jax.tree.leaves(examples)[position]
+    frozen = jax.tree.map(_freeze, (before, examples, after, kwargs))
 
     def value_fn(x: Array) -> Array:
-      out = loss(*frozen[0], x, *frozen[2], **frozen[3])
-      return out[0] if has_aux else out
+      out = loss(*frozen[0], _with_leaf(frozen[1], position, x), *frozen[2], **frozen[3])
+      if not has_aux:
+        return out
+      if not (isinstance(out, tuple | list) and len(out) == 2):
+        raise InputError(
+          f"With has_aux=True the loss must return (loss, auxiliary data), but it returned "
+          f"{described(out)}."
+        )
+      return out[0]
 
-    delta, _ = attack(value_fn, attack_key, frozen[1])
-    return loss(*before, x + delta, *after, **kwargs)
+    delta, _ = attack(value_fn, attack_key, _freeze(x))
+    return loss(*before, _with_leaf(examples, position, x + delta), *after, **kwargs)
 
   return robust_loss
 
 
+def _position(what: str, examples: PyTree, leaf: str | None) -> int:
+  """The index, among the leaves of the examples, of the array to perturb."""
+  leaves = jax.tree.leaves_with_path(examples)
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+  if leaf is None:
+    floats = [name for name, (_, value) in zip(names, leaves, strict=True) if _is_floating(value)]
+    hint = f"name the array to perturb, as in leaf={floats[0]!r}" if floats else ""
+    hint += f", one of {', '.join(floats)}" if len(floats) > 1 else ""
+    check_examples(what, examples, hint)
+    return 0
+  if leaf not in names:
+    allowed = ", ".join(filter(None, names)) or "None, since they are one array"
+    raise InputError(f"{what} have no leaf={leaf!r}; it can be {allowed}.")
+  check_examples(f"leaf={leaf!r} of the examples", leaves[names.index(leaf)][1])
+  return names.index(leaf)
+
+
+def _with_leaf(tree: PyTree, position: int, leaf: Array) -> PyTree:
+  leaves, structure = jax.tree.flatten(tree)
+  return jax.tree.unflatten(structure, [*leaves[:position], leaf, *leaves[position + 1 :]])
+
+
+def _is_floating(value: object) -> bool:
+  return isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.floating)
+
+
 def check_attack(attack: object, scheduled: bool = False) -> None:
   """InputError with a hint unless `attack` is an attack, or a ScheduledAttack if `scheduled`."""
-  if callable(attack) or (scheduled and isinstance(attack, ScheduledAttack)):
+  if scheduled and isinstance(attack, ScheduledAttack):
+    check_callable("at of a ScheduledAttack", attack.at, "step -> attack")
+    if takes(attack.at, 0):
+      return
+    hint = "its `at` must be a function of the step, as in ro.ScheduledAttack(lambda step: attack)"
+  elif callable(attack) and not isinstance(attack, type) and takes(attack, None, None, None):
     return
-  hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
-  if isinstance(attack, UncertaintySet):
+  elif isinstance(attack, UncertaintySet):
     hint = "pass ro.steepest(uncertainty_set), as in ro.steepest(ro.LInf(0.1))"
+  elif isinstance(attack, type) and issubclass(attack, UncertaintySet):
+    hint = f"pass ro.steepest(ro.{attack.__name__}(radius))"
   elif isinstance(attack, InnerMaximizer):
     hint = "pass ro.ascend(maximizer, num_steps)"
   elif isinstance(attack, ScheduledAttack):
     hint = "only ro.make_train_step takes one; pass its at(step)"
-  raise InputError(f"attack must be an attack, but was {_described(attack)}: {hint}.")
+  else:
+    hint = "pass the result of ro.steepest, ro.ascend or ro.restarts"
+  raise InputError(f"attack must be an attack, but was {described(attack)}: {hint}.")
 
 
-def check_examples(what: str, x: object) -> None:
+def check_examples(what: str, x: object, hint: str = "") -> None:
   """Raises an InputError, starting with `what`, unless x is one array of floats [B, *S]."""
   if not isinstance(x, jax.Array | np.ndarray):
+    hint = hint or "pass the array that is perturbed as an argument of its own"
     raise InputError(
-      f"{what} must be one floating point array [B, *S], but are {_described(x)}; pass the array "
-      f"that is perturbed as an argument of its own."
+      f"{what} must be one floating point array [B, *S], but are {described(x)}; {hint}."
     )
   if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
+    hint = "; convert them first, x.astype(jnp.float32) / 255" if x.dtype == jnp.uint8 else ""
     raise InputError(
       f"{what} must be a floating point array [B, *S], pixels in [0, 1], but are {x.dtype} of the "
-      f"shape {x.shape}."
+      f"shape {x.shape}{hint}."
     )
 
 
-def _described(value: object) -> str:
-  """'the uncertainty set LInf', 'a dict'."""
-  name = type(value).__name__
-  if isinstance(value, UncertaintySet):
-    return f"the uncertainty set {name}"
-  return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+def _check_call(value_fn: object, x: object) -> None:
+  """InputError unless the arguments of an attack are a function and examples."""
+  if not isinstance(value_fn, Stochastic):
+    check_callable("value_fn", value_fn, "x [B, *S] -> losses [B]", None)
+  check_examples("The examples (x of the attack)", x)
 
 
 def value_and_input_gradient(value_fn: ValueFn, x: Array) -> tuple[AscentInfo, Array]:
   """AscentInfo at the point x, and the input gradient there, [B, *S]."""
 
   def total(x: Array) -> tuple[Array, Scored]:  # examples do not interact
-    out = scored(value_fn(x))
+    out = scored(value_fn(x), x)
     return jnp.sum(out.value), out
 
   (_, out), grad = jax.value_and_grad(total, has_aux=True)(x)
@@ -327,7 +388,7 @@ def score_of(value_fn: AnyValueFn, x: Array) -> Array:
 
 
 def _scores(value_fn: AnyValueFn, x: Array) -> Scored:
-  out = scored(at_step(value_fn, 0)(x))
+  out = scored(at_step(value_fn, 0)(x), x)
   per_example(out.score, x)
   return out
 
@@ -360,7 +421,7 @@ def _for_the_rest(
 
   def at(step: Array | int) -> ValueFn:
     def of_the_rest(x: Array) -> Scored:
-      out = scored(at_step(value_fn, step)(x))
+      out = scored(at_step(value_fn, step)(x), x)
       assert out.enough is not None
       return out._replace(enough=jnp.where(done, -jnp.inf, out.enough))
 
@@ -375,9 +436,27 @@ def _for_the_rest(
   return jax.lax.cond(jnp.all(done), skip, run)
 
 
-def scored(out: Array | Scored) -> Scored:
-  """The output of a value_fn, whose value is the score if it has none of its own."""
-  return out if isinstance(out, Scored) else Scored(out, out)
+def scored(out: Array | Scored, x: Array) -> Scored:
+  """The output of a value_fn at x, whose value is the score if it has none of its own.
+
+  Raises:
+    InputError: the value is not one float per example, [B], or their sum, [].
+  """
+  result = out if isinstance(out, Scored) else Scored(out, out)
+  value, count = result.value, x.shape[0]
+  if not isinstance(value, jax.Array | np.ndarray | np.generic | float):
+    what = described(value)
+  elif jnp.shape(value) not in ((), (count,)) or not jnp.issubdtype(
+    jnp.result_type(value), jnp.floating
+  ):
+    what = f"{jnp.result_type(value)} of the shape {jnp.shape(value)}"
+  else:
+    return result
+  hint = "; a loss with auxiliary data needs has_aux=True" if isinstance(value, tuple) else ""
+  raise InputError(
+    f"The loss must return one value for each of the {count} examples, a float array [{count}], or "
+    f"their sum or mean, [], but returned {what}{hint}."
+  )
 
 
 def _freeze(leaf: Any) -> Any:

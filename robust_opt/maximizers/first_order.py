@@ -8,6 +8,7 @@ import optax
 
 from robust_opt import keys
 from robust_opt.arrays import where_examples
+from robust_opt.checks import check_flag, check_optimizer
 from robust_opt.maximizers.base import (
   AnyValueFn,
   AscentInfo,
@@ -19,7 +20,7 @@ from robust_opt.maximizers.base import (
 )
 from robust_opt.precision import computed_wide
 from robust_opt.sets import L2
-from robust_opt.sets.base import UncertaintySet
+from robust_opt.sets.base import UncertaintySet, check_set
 from robust_opt.sets.projections import over_largest
 from robust_opt.types import Array, ValueFn
 
@@ -36,6 +37,8 @@ def frank_wolfe(u: UncertaintySet) -> InnerMaximizer:
   The first iterate is s_0, the ascent step of Algorithm 1 (Shaham et al. 2015), which is exact if
   value_fn is linear. Source: Frank and Wolfe (1956); Jaggi (2013), alg. 1.
   """
+
+  check_set("frank_wolfe", u)
 
   def init(key: Array | None, x: Array) -> AscentState:
     del key
@@ -73,6 +76,10 @@ def pgd(
     momentum: mu of momentum PGD, whose steps ascend along g_{t+1} = mu g_t + grad / |grad|_1
       (Dong et al. 2018, arXiv 1710.06081, equation 6); 0: along the gradient.
   """
+  check_set("pgd", u)
+  if not callable(step) or isinstance(step, type):  # not a schedule
+    check_set("The step of pgd", step)
+  check_flag("random_start", random_start)
 
   def init(key: Array | None, x: Array) -> AscentState:
     memory = (jnp.zeros((), jnp.int32), jnp.zeros_like(x) if momentum else ())
@@ -86,6 +93,7 @@ def pgd(
     if momentum:
       grad = velocity = momentum * velocity + _of_unit_l1(grad)
     ball = step if isinstance(step, UncertaintySet) else step(t)
+    check_set("The step of pgd", ball)
     moved = u.project(delta + ball.steepest_ascent(grad, x + delta), x)
     return AscentState(where_examples(info.zero_gradient, delta, moved), (t + 1, velocity)), info
 
@@ -101,6 +109,8 @@ def noisy_step(noise: UncertaintySet, step: UncertaintySet) -> InnerMaximizer:
   may lie outside the ball. If both sets have a box, x + delta stays in it. Source: de Jorge et al.
   2022 (arXiv 2202.01181).
   """
+  check_set("noisy_step", noise)
+  check_set("The step of noisy_step", step)
 
   def init(key: Array | None, x: Array) -> AscentState:
     return AscentState(noise.sample(keys.required(key, "A noisy step"), x))
@@ -123,6 +133,8 @@ def projected(
   The optimizer minimizes -value_fn in delta for each example separately: its norms and counts are
   those of one example, its learning rate is in pixels. random_start as for `pgd`.
   """
+  check_set("projected", u)
+  check_optimizer(optimizer)
 
   def init(key: Array | None, x: Array) -> AscentState:
     delta = pgd(u, u, random_start).init(key, x).delta
@@ -148,6 +160,7 @@ def power_iteration(u: UncertaintySet) -> InnerMaximizer:
   adversarial training (Miyato et al. 2015, arXiv 1507.00677, section 3). It starts from a random
   direction (needs a key); an example whose H d is zero does not move.
   """
+  check_set("power_iteration", u)
 
   def init(key: Array | None, x: Array) -> AscentState:
     each = keys.per_example(keys.required(key, "Power iteration"), x.shape[0])
@@ -176,6 +189,7 @@ def steepest(u: UncertaintySet) -> Attack:
 
   With `LInf` it is the fast gradient sign method (Goodfellow et al. 2015).
   """
+  check_set("steepest", u)
   return ascend(frank_wolfe(u), num_steps=1)
 
 
@@ -186,6 +200,7 @@ def noise(u: UncertaintySet, extreme: bool = False) -> Attack:
   ball). The attack needs a key and has an empty AscentInfo. Source: Goodfellow et al. 2015 (arXiv
   1412.6572), section 6.
   """
+  check_set("noise", u)
 
   def blind(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     del value_fn

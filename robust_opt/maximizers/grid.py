@@ -58,7 +58,7 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
     del key
 
     def evaluate(delta: Array) -> AscentInfo:
-      out = scored(at_step(value_fn, 0)(x + delta))
+      out = scored(at_step(value_fn, 0)(x + delta), x)
       return AscentInfo(out.value, jnp.zeros(x.shape[:1], bool), per_example(out.score, x))
 
     def body(best: Candidates, candidate: Array) -> tuple[Candidates, AscentInfo]:

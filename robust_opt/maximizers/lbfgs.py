@@ -15,7 +15,7 @@ from robust_opt.maximizers.base import (
   scored,
   value_and_input_gradient,
 )
-from robust_opt.sets.base import UncertaintySet
+from robust_opt.sets.base import UncertaintySet, check_set
 from robust_opt.types import Array, ValueFn
 
 # Step lengths of the line search, as fractions of the full step.
@@ -36,6 +36,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
   is the safeguard. H keeps memory_size differences of points and gradients. Sources: Shaham et al.
   2015, section 4; Nocedal and Wright (2006), algorithm 7.4 (optax).
   """
+  check_set("lbfgs", u)
   estimate = optax.scale_by_lbfgs(memory_size)
 
   def init(key: Array | None, x: Array) -> AscentState:
@@ -51,7 +52,7 @@ def lbfgs(u: UncertaintySet, memory_size: int = 10) -> InnerMaximizer:
     toward = u.steepest_ascent(grad, x) - delta
 
     def value_of(candidate: Array) -> Array:
-      return scored(value_fn(x + candidate)).value
+      return scored(value_fn(x + candidate), x).value
 
     def search(best: Candidates, length: Array) -> tuple[Candidates, None]:
       quasi_newton = u.project(delta - length * opposite, x)

@@ -10,6 +10,7 @@ matplotlib without global state or a display; no jax.
 import html
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
@@ -116,7 +117,9 @@ def image_rows(
 ) -> None:
   """Rows (name, images) with captions, the name on the left, below the titles of the columns."""
   count = max(1, *(len(pictures) for _, pictures in rows))
-  figure = new_figure(0.95 * count + 0.8, 1.22 * len(rows) + 0.5)
+  width = 0.95 * count + 0.8
+  title = textwrap.fill(title, round(14 * width))
+  figure = new_figure(width, 1.22 * len(rows) + 0.5 + 0.17 * title.count("\n"))
   axes = np.asarray(figure.subplots(len(rows), count, squeeze=False))
   for line, (name, pictures) in zip(axes, rows):
     line[0].set_ylabel(name, fontsize=9)

@@ -10,10 +10,11 @@ from matplotlib.ticker import MaxNLocator
 from robust_opt.plots.base import Picture, curve, finish, image_rows, new_figure, save
 
 
-def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def training_curves(records: Sequence[Mapping[str, Any]], attack: str, path: Path) -> None:
   """Training loss, and held-out clean and robust accuracy, against the epoch.
 
-  `records`: of metrics.jsonl; those at the end of an epoch hold the accuracies.
+  `records`: of metrics.jsonl; those at the end of an epoch hold the accuracies. `attack`: that of
+  the robust accuracy, in words.
   """
   ends = [record for record in records if "heldout/clean_accuracy" in record]
   figure = new_figure(8.0, 3.2)
@@ -22,10 +23,11 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
   curve(left, 0, epochs, losses, marker="o" if len(records) < 30 else None)
   finish(left, "epoch", "training loss on the perturbed batch", legend=False)
   left.set_ylim(bottom=0)
-  for index, name in enumerate(("clean", "robust")):
+  labels = {"clean": "clean", "robust": f"robust ({attack})"}
+  for index, name in enumerate(labels):
     values = 100 * _column(ends, f"heldout/{name}_accuracy")
     marker = {"marker": None} if len(ends) >= 30 else {}
-    curve(right, index, _column(ends, "epoch"), values, label=name, **marker)
+    curve(right, index, _column(ends, "epoch"), values, label=labels[name], **marker)
   finish(right, "epoch", "held-out accuracy (%)")
   for axis in (left, right):
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -44,10 +46,14 @@ def example_grid(
 ) -> None:
   """Clean images [N, H, W, C] in [0, 1], perturbations and perturbed images, with predictions [N].
 
-  Each perturbation is shown scaled to its largest entry, around gray.
+  Each perturbation is shown scaled to its largest entry, around gray; its caption states the scale.
   """
   spans = np.abs(delta).max(axis=(1, 2, 3)).tolist()
-  scaled = [Picture(0.5 + d / (2 * span or 1), f"max {span:.3f}") for d, span in zip(delta, spans)]
+  scales = [1 / (2 * span or 1) for span in spans]
+  scaled = [
+    Picture(0.5 + scale * d, f"{scale:.{int(scale < 10)}f}x, max {span:.2g}")
+    for d, scale, span in zip(delta, scales, spans)
+  ]
   rows = [
     ("clean", _classified(clean, labels, clean_predictions)),
     ("perturbation\n(scaled)", scaled),

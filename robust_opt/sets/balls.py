@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_opt.checks import described
 from robust_opt.errors import InputError
 from robust_opt.sets import projections
 from robust_opt.sets.base import (
   Box,
   ExampleSet,
   Radius,
-  UncertaintySet,
   box_bounds,
   ratio,
   set_dataclass,
@@ -169,8 +169,9 @@ def check_ball(u: object, who: str, *, box: bool = False) -> Ball:
   The message begins with `who`, the name of the algorithm. Subclasses of your own are refused.
   """
   if not isinstance(u, Ball) or type(u) not in BALLS.values():
-    what = f"a {type(u).__name__}" if isinstance(u, UncertaintySet) else repr(u)
-    raise InputError(f"{who} takes ro.LInf, ro.L2 or ro.L1, as in ro.LInf(8 / 255), not {what}.")
+    raise InputError(
+      f"{who} takes ro.LInf, ro.L2 or ro.L1, as in ro.LInf(8 / 255), not {described(u)}."
+    )
   if box and (u.box is None or not all(map(math.isfinite, u.box))):
     raise InputError(
       f"{who} needs a set with a finite box, as in ro.{type(u).__name__}(radius, box=(0.0, 1.0)), "

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import keys, precision
+from robust_opt.checks import described
 from robust_opt.errors import InputError
 from robust_opt.sets import projections
 from robust_opt.types import Array
@@ -126,11 +127,11 @@ class ExampleSet(MappedSet):
   def __post_init__(self) -> None:
     for name in self._radii:
       check_radius(name, getattr(self, name))
-    if getattr(self, "box", None) is not None:
-      box = tuple(self.box)  # type: ignore[attr-defined]
-      if not (len(box) == 2 and box[0] < box[1]):
+    box = getattr(self, "box", None)
+    if box is not None:
+      if np.shape(box) != (2,) or not box[0] < box[1]:
         raise InputError(f"box must be (low, high) with low < high, but was {box}.")
-      object.__setattr__(self, "box", box)
+      object.__setattr__(self, "box", tuple(box))
 
   def _apply(self, operation: str, first: Array, x: Array) -> Array:
     x = jnp.asarray(x)
@@ -156,9 +157,28 @@ class ExampleSet(MappedSet):
 
 
 def check_radius(name: str, radius: Radius) -> None:
-  """InputError for a radius that is negative or NaN; a traced one cannot be checked."""
-  if not isinstance(radius, jax.core.Tracer) and not np.all(np.asarray(radius) >= 0):
+  """InputError for a radius that is not a number >= 0; a traced one cannot be checked."""
+  if isinstance(radius, jax.core.Tracer):
+    return
+  values = np.asarray(radius)
+  if isinstance(radius, tuple | list) or not jnp.issubdtype(values.dtype, np.number):
+    raise InputError(
+      f"{name} must be a number, or one for each example, as in ro.LInf(8 / 255), but was "
+      f"{described(radius)}."
+    )
+  if not np.all(values >= 0):
     raise InputError(f"{name} must be >= 0 (0 means the clean example), but was {radius}.")
+
+
+def check_set(who: str, u: object) -> None:
+  """InputError unless u is a set; it begins with `who`, what takes it, and says what to write."""
+  if isinstance(u, UncertaintySet):
+    return
+  name = {"l1": "L1", "l2": "L2"}.get(str(u).lower(), "LInf")
+  if isinstance(u, type) and issubclass(u, UncertaintySet):
+    name = u.__name__
+  radius = u if isinstance(u, int | float) else "radius"
+  raise InputError(f"{who} takes a set, as in ro.{name}({radius}), but was given {described(u)}.")
 
 
 def box_bounds(box: Box, x: Array) -> projections.Bounds:

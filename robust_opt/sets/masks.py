@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.errors import InputError
-from robust_opt.sets.base import MappedSet, UncertaintySet, set_dataclass
+from robust_opt.sets.base import MappedSet, UncertaintySet, check_set, set_dataclass
 from robust_opt.types import Array
 
 
@@ -33,6 +33,7 @@ class Masked(MappedSet):
   mask: np.ndarray | Array
 
   def __post_init__(self) -> None:
+    check_set("Masked", self.u)
     dtype = getattr(self.mask, "dtype", type(self.mask).__name__)
     if dtype != np.bool_:
       raise InputError(f"mask must be an array of bool, True where x may change, but was {dtype}.")

@@ -8,12 +8,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from robust_opt.errors import InputError
-from robust_opt.sets.base import Radius, UncertaintySet
+from robust_opt.sets.base import Radius, UncertaintySet, check_set
 from robust_opt.types import Array
 
 
 def scaled(u: UncertaintySet, factor: Radius, *, box: bool = True) -> UncertaintySet:
   """The set with `factor` [] times its radii; an InputError if it has none."""
+  check_set("A radius that changes", u)
   fields = [field.name for field in dataclasses.fields(u)]  # type: ignore[arg-type]
   radii = [name for name in fields if name.startswith(("radius", "magnitude"))]
   if not radii:

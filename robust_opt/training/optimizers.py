@@ -24,6 +24,8 @@ __all__ = ["dampened_sgd"]  # available to configs, in addition to optax
 NEED_VALUE = ("lbfgs", "polyak_sgd")
 # Those whose learning rate is a number, never a schedule.
 CONSTANT_RATE = ("optimistic_adam", "rprop", "sm3")
+# Those whose steps are proportional to the gradient; the others, as Adam, normalize it.
+GRADIENT_STEPS = ("sgd", "dampened_sgd", "noisy_sgd", "optimistic_gradient_descent")
 
 
 class DampenedState(NamedTuple):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_opt.checks import check_callable, described
 from robust_opt.errors import InputError
 from robust_opt.keys import keys_of
 from robust_opt.training.state import TrainMetrics, TrainState, TrainStep
@@ -116,6 +117,12 @@ def make_scan(
     run(state, data, key, num_steps) -> (state, metrics [num_steps]): the next num_steps (static)
     updates from state.step on, across ends of epochs.
   """
+  check_callable("step", step, "as from ro.make_train_step")
+  if not isinstance(plan, EpochPlan):
+    raise InputError(
+      f"plan must be a plan, as in ro.EpochPlan(num_examples, batch_size), but was "
+      f"{described(plan)}."
+    )
   plan.check()
 
   def run(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from robust_opt.checks import check_callable, check_optimizer, described
 from robust_opt.errors import InputError
 from robust_opt.keys import keys_of
 from robust_opt.maximizers import Attack, ScheduledAttack
@@ -21,6 +22,8 @@ from robust_opt.objectives import RobustObjective
 from robust_opt.training.penalties import Penalty
 from robust_opt.training.state import TrainMetrics, TrainState, TrainStep, updated
 from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params, PyTree
+
+_APPLY = "(params, model_state, x, *, train, key) -> (logits, model_state)"
 
 
 def make_train_step(
@@ -57,9 +60,10 @@ def make_train_step(
     step(state, batch, key) -> (state, metrics); `key` is used as is: pass a fresh one per step.
 
   Raises:
-    InputError: attack has another type; from the step: the examples are not one array of floats, or
-      y, ids or the loss do not have one entry per example.
+    InputError: an argument has another type; from the step: the examples are not one array of
+      floats, y, ids or the loss do not have one entry per example, or apply returns no pair.
   """
+  _check_parts(apply, optimizer, objective)
   check_attack(attack, scheduled=True)
 
   def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, TrainMetrics]:
@@ -70,12 +74,13 @@ def make_train_step(
       ascent_key, descent_key = (jax.random.fold_in(k, device) for k in (ascent_key, descent_key))
 
     def forward(model: ApplyFn, params: Params, train: bool, key: Array) -> Forward:
-      return lambda x: model(params, state.model_state, x, train=train, key=key)
+      return lambda x: _pair(model(params, state.model_state, x, train=train, key=key))
 
     params = jax.lax.stop_gradient(state.params)
     frozen = forward(ascent_apply or apply, params, ascent_in_train_mode, ascent_key)
     value_fn = objective.inner(frozen, batch.x, batch.y)
     perturb = attack.at(state.step) if isinstance(attack, ScheduledAttack) else attack
+    check_attack(perturb)
     delta, info = perturb(value_fn, keys_of(start_key, batch.ids), batch.x)
 
     def mean_loss(params: Params) -> tuple[Array, ModelState]:
@@ -121,8 +126,29 @@ def _varying(params: Params, axis_name: str | None) -> Params:
   return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
 
 
+def _check_parts(apply: object, optimizer: object, objective: object) -> None:
+  check_callable("apply", apply, _APPLY, None, None, None, train=None, key=None)
+  check_optimizer(optimizer)
+  if not isinstance(objective, RobustObjective):
+    raise InputError(
+      f"objective must be a RobustObjective, as from ro.robust() or ro.robust(loss), but was "
+      f"{described(objective)}."
+    )
+
+
+def _pair(outputs: tuple[Array, ModelState]) -> tuple[Array, ModelState]:
+  if not (isinstance(outputs, tuple | list) and len(outputs) == 2):
+    raise InputError(
+      f"apply must return (logits, model_state), with {{}} for a model without state, but returned "
+      f"{described(outputs)}."
+    )
+  return outputs
+
+
 def check_batch(batch: Batch) -> None:
   """InputError unless x is one array of floats, and y and ids have an entry for each example."""
+  if not all(hasattr(batch, name) for name in ("x", "y", "ids")):
+    raise InputError(f"A batch must be ro.Batch(x, y, ids), but was {described(batch)}.")
   check_examples("The examples (x of the batch)", batch.x)
   count, y, ids = batch.x.shape[0], jnp.shape(batch.y), jnp.shape(batch.ids)
   if y[:1] != (count,) or ids != (count,):

@@ -315,7 +315,7 @@ def test_near_the_brute_force_minimum_in_the_plane(norm):
 @pytest.mark.parametrize(
   ("make", "sentence"),
   [
-    (lambda: minimal.deepfool("l2"), "deepfool takes ro.LInf, ro.L2 or ro.L1, .* not 'l2'"),
+    (lambda: minimal.deepfool("l2"), "deepfool takes ro.LInf, ro.L2 or .* not the string 'l2'"),
     (lambda: minimal.deepfool(everywhere("l2", None)), "deepfool needs a set with a finite box"),
     (lambda: minimal.deepfool(everywhere("l2"), num_steps=0), "num_steps must be at least 1"),
     (lambda: minimal.deepfool(everywhere("l2"), num_candidates=0), "num_candidates must be at"),

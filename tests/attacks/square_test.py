@@ -302,7 +302,7 @@ def test_bad_input_is_named():
   x, y, keys = images(), np.zeros(BATCH, np.int32), keys_for(BATCH)
   logits_fn = functools.partial(linear, weights=weights_of(3))
   u = ro.L2(0.1, UNIT_BOX)
-  with pytest.raises(ro.InputError, match=r"square takes ro.LInf, ro.L2 or ro.L1, .* not a L0"):
+  with pytest.raises(ro.InputError, match=r"square takes ro.LInf, ro.L2 or ro.L1, .* not an L0"):
     square(ro.sets.L0(3))
   with pytest.raises(ro.InputError, match="num_queries must be at least 1, but was 0"):
     square(u, num_queries=0)

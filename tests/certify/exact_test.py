@@ -163,9 +163,9 @@ def test_a_label_that_does_not_exist_gives_nan():
 
 def test_bad_input_is_named():
   weights, bias, x, y, _ = problem(3)
-  with pytest.raises(ro.InputError, match=r"linear_margin takes ro.LInf, .*, not 'l3'"):
+  with pytest.raises(ro.InputError, match=r"linear_margin takes ro.LInf, .*, not the string 'l3'"):
     exact.linear_margin(weights, bias, x, y, "l3")
-  with pytest.raises(ro.InputError, match="not a L0"):
+  with pytest.raises(ro.InputError, match="not an L0"):
     exact.linear_margin(weights, bias, x, y, ro.sets.L0(2, 0.1))
   for ball in ("l2", ro.L2(1.0)):
     with pytest.raises(ro.InputError, match=r"linear_distance takes ro.LInf, ro.L2 or ro.L1, not"):

@@ -316,7 +316,15 @@ def test_other_splits_are_refused_before_any_download(host, places):
 
 
 @pytest.mark.parametrize(
-  ("name", "message"), [("CIFAR10", "did you mean cifar10"), ("qqqqqqqqq", "is it spelled")]
+  ("name", "message"),
+  [
+    ("CIFAR10", r"did you mean cifar10\?"),
+    ("svhn", r"did you mean svhn_cropped\?"),
+    ("fashionMnist", r"did you mean fashion_mnist\?"),
+    ("imagnet2012", "did you mean imagenet2012"),
+    ("CIFAR-10", r"is not the name of a data set: .*; did you mean cifar10\?"),
+    ("qqqqqqqqq", "is it spelled"),
+  ],
 )
 def test_unknown_names(name, message, places):
   with pytest.raises(InputError, match=message):
@@ -334,7 +342,7 @@ def install_tensorflow(monkeypatch, spec):
 @pytest.mark.parametrize("name", ["emnist/letters", "mnist:1.0.0"])
 def test_without_tensorflow_the_message_says_what_to_install(name, places, monkeypatch):
   install_tensorflow(monkeypatch, None)
-  with pytest.raises(InputError, match=r'pip install "robust_opt\[prepare\]"') as caught:
+  with pytest.raises(InputError, match=r'python -m pip install "\.\[prepare\]"') as caught:
     datasets.load(name, "test", **places)
   assert f"data.name={name!r}" in str(caught.value)
 

@@ -135,13 +135,43 @@ def own_loss(logits, y):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_adam_can_be_named_with_every_config(path):
   config_ = overrides.load(str(path))
-  rate = config_.optimizer.learning_rate
+  name, rate = config_.optimizer.name, config_.optimizer.learning_rate
   overrides.apply(config_, {"optimizer.name": "adam"})
-  assert config_.optimizer.learning_rate == rate
+  assert config_.optimizer.learning_rate == (rate if name == "adam" else 1e-3)
   assert not {"momentum", "dampening"} & set(config_.optimizer)
   config.validate(config_)
   leaves = build.optimizer(config_, 10).init({"w": jnp.ones((2, 2))})
   assert any(isinstance(state, optax.ScaleByAdamState) for state in leaves[1])
+
+
+@pytest.mark.parametrize(
+  ("names", "rate"),
+  [
+    (["adam"], 1e-3),
+    (["dampened_sgd"], 0.02),  # that of the config
+    (["adam", "lion"], 1e-3),
+    (["adam", "sgd"], 1e-2),
+    ([f"{__name__}:own_sgd"], 0.02),
+  ],
+)
+def test_a_new_optimizer_has_the_usual_learning_rate_of_its_kind(names, rate, monkeypatch):
+  monkeypatch.setattr(sections, "import_object", lambda name: own_sgd)
+  config_ = changed()
+  for name in names:
+    overrides.apply(config_, {"optimizer.name": name})
+  assert config_.optimizer.learning_rate == rate
+  overrides.apply(config_, {"optimizer.learning_rate": "0.5", "optimizer.name": "yogi"})
+  assert config_.optimizer.learning_rate == 0.5
+
+
+def test_the_log_says_the_learning_rate_of_a_new_optimizer(caplog):
+  with caplog.at_level("INFO", logger="absl"):
+    overrides.config_of(config.__file__, ["--config.optimizer.name=adam"])
+  assert "optimizer.name=adam trains at --config.optimizer.learning_rate=0.001." in caplog.text
+
+
+def own_sgd(learning_rate):
+  return optax.sgd(learning_rate)
 
 
 def test_a_learning_rate_of_its_own_is_not_replaced(monkeypatch):

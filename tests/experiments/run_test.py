@@ -147,7 +147,7 @@ def test_zero_gradients_are_reported(parts, tmp_path):
   logged = log.describe(TrainMetrics(np.ones(4), np.arange(4)), seconds=1.0)
   assert logged["train/zero_gradients"] == 0 + 1 + 2 + 3
   assert log.measure(parts.state)[0]["heldout/zero_gradients"] == 7
-  _, *attacked = summary.evaluate_and_describe(stub, parts.state)["results"]
+  _, *attacked = summary.evaluate_and_describe(stub, parts.state)[0]["results"]
   assert [(row["correct"], row["total"], row["zero_gradients"]) for row in attacked] == 3 * [
     (60, 150, 11)
   ]
@@ -164,11 +164,20 @@ def test_a_norm_of_radius_0_is_left_out(parts):
     return outcome(data, clean=90, robust=60, zeros=0)
 
   stub = parts._replace(config=config, set=ro.LInf(0.0), evaluate=evaluate)
-  found = summary.evaluate_and_describe(stub, parts.state)
+  found, _ = summary.evaluate_and_describe(stub, parts.state)
   assert [row["set"] and row["set"]["name"] for row in found["results"]] == [None, "linf", "l2"]
   # Multiples 0 and 1 of a radius are known already.
   assert asked == [ro.LInf(0.0), ro.L2(0.5), ro.L2(1.5)]
   assert found["sweeps"][1]["correct"] == [90, 60, 60]
+
+
+def test_one_fooled_example_of_each_class_is_shown():
+  labels = np.array([2, 0, 1, 0, 2, 1, 0])
+  fooled = np.array([False, False, False, True, True, False, True])
+  np.testing.assert_array_equal(summary.examples_to_show(labels, fooled), [3, 4])
+  np.testing.assert_array_equal(summary.examples_to_show(labels, fooled & False), [1, 2, 0])
+  many = np.arange(100)
+  assert len(summary.examples_to_show(many, many > 5)) == 10
 
 
 def test_a_sweep_over_radii_traces_once(parts):
@@ -336,7 +345,7 @@ def test_a_run_that_stays_at_chance_says_so(tmp_path, monkeypatch, capfd, caplog
   assert "after epoch 2 " in warning
   assert "--config.attack.warmup=0.3" in warning
   assert "--config.optimizer.learning_rate" in warning
-  closing = capfd.readouterr().out.splitlines()[-2]
+  closing = capfd.readouterr().out.splitlines()[-6]
   assert closing.startswith("The network is not learning: after epoch 4 ")
   found = strict((tmp_path / "say" / "summary.json").read_text())["not_learning"]
   assert (found["kind"], found["epoch"], found["num_examples"]) == ("chance", 4, 20)

@@ -361,9 +361,9 @@ def test_shrinking_balls_maximize_a_linear_function():
 
 def test_what_is_refused():
   x = jnp.zeros((2, 3))
-  with pytest.raises(InputError, match=r"takes ro\.LInf, ro\.L2 or ro\.L1.*not a L0"):
+  with pytest.raises(InputError, match=r"takes ro\.LInf, ro\.L2 or ro\.L1.*not an L0"):
     apgd(ro.sets.L0(2, 0.1), 10)
-  with pytest.raises(InputError, match="num_steps must be >= 0, but was -1"):
+  with pytest.raises(InputError, match="num_steps must be an integer >= 0, but was -1"):
     apgd(ro.LInf(0.1), -1)
   for name in SETS:
     with pytest.raises(InputError, match="radius must be >= 0"):

@@ -240,42 +240,22 @@ def test_keys_reach_the_start_and_the_loss():
     robust(params, x, y, noise)
 
 
-def never(*_):
-  raise AssertionError("the attack ran")
+def test_one_leaf_of_the_examples_is_perturbed():
+  """J = m <w, x> + z, linear in x: its worst case adds r |m w|_1, and m and z stay as they are."""
+  rng = np.random.default_rng(0)
+  x, w, z = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 6), 6, 4))
+  weight = np.array([1, 2, -3, 0])
 
+  def linear(params, examples):
+    (image, weight), offset = examples["inputs"], examples["offset"]
+    return weight * (image @ params) + offset, examples
 
-@pytest.mark.parametrize(
-  ("x", "words"),
-  [
-    ({"image": np.zeros((2, 3), np.float32)}, "one floating point array .*, but are a dict;"),
-    ([np.zeros(3, np.float32)], "one floating point array .*, but are a list;"),
-    (np.zeros((2, 3), np.uint8), r"pixels in \[0, 1\], but are uint8 of the shape \(2, 3\)"),
-  ],
-)
-def test_examples_are_one_array_of_floats(x, words):
-  robust = ro.robustify(lambda params, x: 0.0, never)
-  with pytest.raises(InputError, match=rf"^The examples \(positional argument 1.* {words}"):
-    robust({}, x)
-
-
-BALL, SCHEDULED = ro.LInf(0.1), ro.ScheduledAttack(never)
-
-
-@pytest.mark.parametrize(
-  ("make", "words"),
-  [
-    (lambda: ro.restarts(BALL, 3), "^attack must .* set LInf.*ro.steepest.ro.LInf.0.1"),
-    (lambda: ro.make_train_step(None, None, ro.robust(), BALL), "^attack must .* set LInf"),
-    (lambda: ro.ascend(BALL, 3), r"^maximizer must be .*ro\.pgd\(.*but was the .* set LInf"),
-    (lambda: ro.robustify(mlp_loss, ro.frank_wolfe(BALL)), r"pass ro\.ascend\(maximizer, num_st"),
-    (lambda: ro.robustify(mlp_loss, SCHEDULED), "a Sched.*: only ro.make_train_step takes one"),
-    (lambda: ro.robustify(mlp_loss, 0.1), "a float: pass the result of ro.steepest"),
-  ],
-)
-def test_what_is_no_attack_is_told_how_to_become_one(make, words):
-  with pytest.raises(InputError, match=words):
-    make()
-  ro.make_train_step(None, None, ro.robust(), SCHEDULED)
+  robust = jax.jit(ro.robustify(linear, ro.steepest(ro.LInf(0.1)), has_aux=True, leaf="inputs/0"))
+  examples = {"inputs": (x, weight), "offset": z}
+  value, seen = robust(w, examples)
+  close(value, weight * (x @ w) + z + 0.1 * np.abs(weight) * np.abs(w).sum())
+  close(seen["inputs"][0] - x, 0.1 * np.sign(weight)[:, None] * np.sign(w))
+  chex.assert_trees_all_equal((seen["inputs"][1], seen["offset"]), (weight, z))
 
 
 def dots(jaxpr):

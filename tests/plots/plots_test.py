@@ -73,8 +73,12 @@ N = np.array([1, 10, 100])
 STRENGTHS = np.array([0.0, 0.01, 0.1])
 BOTH = ("adversary", "decay")
 FIGURES = {
-  **{f"training {n}": (runs.training_curves, list(records(n))) for n in (0, 1, 2, 40)},
+  **{f"training {n}": (runs.training_curves, list(records(n)), "1 step") for n in (0, 1, 2, 40)},
   "examples, gray": (runs.example_grid, *examples(1, 1)),
+  "examples, long title": (
+    lambda *a, path: runs.example_grid(*a, path, "word " * 30),
+    *examples(1, 1),
+  ),
   "examples, color": (runs.example_grid, *examples(8, 3)),
   "radius, one": (studies.accuracy_against_radius, panels(["linf"], 1)),
   "radius, many": (studies.accuracy_against_radius, panels(["linf", "l2", "l1"], 6)),
@@ -136,5 +140,5 @@ def test_a_figure_that_fails_leaves_no_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(base.Figure, "savefig", fail)
   with pytest.raises(ValueError, match="no such font"):
-    runs.training_curves(list(records(2)), tmp_path / "curves.png")
+    runs.training_curves(list(records(2)), "single step", tmp_path / "curves.png")
   assert not list(tmp_path.iterdir())

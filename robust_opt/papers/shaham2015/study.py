@@ -1,6 +1,6 @@
 r"""Shaham, Yamada and Negahban 2015 (arXiv 1511.05432): every table, figure and claim.
 
-  python -m robust_opt.papers.shaham2015 --dataset=digits --preset=quick --workdir=runs/digits
+  python -m robust_opt.papers.shaham2015 --dataset=digits --preset=quick --workdir=runs/shaham
   python -m robust_opt.papers.shaham2015 --dataset=mnist --preset=paper --workdir=runs/mnist \
       --data_dir=/path/to/tensorflow_datasets
 

@@ -4,11 +4,11 @@
   solution = least_squares(x, y, "columns", 0.1)    # the square-root lasso
   solution.value - solution.gap <= the true minimum <= solution.value
 
-x [N, n], y [N]; NumPy, float64; sets without a box, of one radius > 0. cvxpy (an extra: pip install
-'robust_opt[theory]') computes w and b, but its report is not trusted: `value` is the objective
-computed here, and `gap` its distance to the dual objective at a point made feasible here. By weak
-duality the minimum lies between value - gap and value, up to the rounding of float64. The intercept
-b is neither penalized nor subject to noise. The duals are Lagrangian, with 1/p + 1/q = 1.
+x [N, n], y [N]; NumPy, float64; sets without a box, of one radius > 0. cvxpy (an extra, `theory`:
+python -m pip install ".[theory]") computes w and b, but its report is not trusted: `value` is the
+objective computed here, and `gap` its distance to the dual objective at a point made feasible here.
+By weak duality the minimum lies between value - gap and value, up to the rounding of float64. The
+intercept b is neither penalized nor subject to noise. The duals are Lagrangian, with 1/p + 1/q = 1.
 """
 
 import contextlib
