@@ -14,7 +14,6 @@ results. On several hosts start it once per host, with --coordinator.
 
 import logging as python_logging
 import os
-import shlex
 import tempfile
 import time
 from collections.abc import Sequence
