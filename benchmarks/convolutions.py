@@ -7,6 +7,7 @@ and of that over PGD of 5 steps, compiled. Parameters and values of both nets ag
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,7 +39,7 @@ class Net(nn.Module):
   def __call__(self, x: Array) -> Array:
     """x [B, H, W, 1] -> logits [B, 10]."""
     for index, features in enumerate((32, 64)):
-      conv = self.conv(features, (3, 3), name=f"conv{index}")  # type: ignore[call-arg]
+      conv = self.conv(features, (3, 3), name=f"conv{index}")
       x = nn.avg_pool(nn.relu(conv(x)), (2, 2), strides=(2, 2))
     return nn.Dense(10)(nn.relu(nn.Dense(256)(x.reshape(len(x), -1))))
 
@@ -51,7 +52,8 @@ def gradient_of(
   params = net.init(jax.random.key(0), x[:1])
 
   def loss(params: Params, x: Array, y: Array) -> Array:
-    return jnp.mean(ro.losses.cross_entropy(net.apply(params, x), y))
+    logits: Any = net.apply(params, x)
+    return jnp.mean(ro.losses.cross_entropy(logits, y))
 
   gradient = jax.jit(jax.value_and_grad(ro.robustify(loss, attack)))
   return lambda: jax.block_until_ready(gradient(params, x, y))[0]
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> None:
   print("| gradient | nn.Conv, ms | layers.Conv, ms | ratio |\n|---|---|---|---|")
   for name, attack in ATTACKS.items():
     runs = [gradient_of(conv, attack, x, y) for conv in (nn.Conv, layers.Conv)]
-    np.testing.assert_allclose(*(run() for run in runs), rtol=1e-3)
+    np.testing.assert_allclose(runs[0](), runs[1](), rtol=1e-3)
     timings = np.array([[median_seconds(run, 1) for run in runs] for _ in range(REPEATS)])
     (theirs, ours), (least_theirs, least) = np.median(timings, axis=0), np.min(timings, axis=0)
     print(

@@ -213,6 +213,7 @@ def _mean(a: Array, b: Array) -> Array:
 
 
 def _check_weight(name: str, weight: float) -> None:
-  if isinstance(weight, str) or not np.isscalar(weight) or not 0 <= weight < float("inf"):
+  is_number = isinstance(weight, int | float | np.number | jax.Array)
+  if not (is_number and 0 <= weight < float("inf")):
     shown = weight if isinstance(weight, float | int) else described(weight)
     raise InputError(f"{name} is a weight and must be a finite number >= 0, but was {shown}.")

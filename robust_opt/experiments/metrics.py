@@ -143,8 +143,8 @@ class ProgressDisplay:
   def epoch(self, epoch: int, values: Mapping[str, float | int]) -> None:
     """After an epoch and its evaluation on the held-out examples."""
     clean, robust = values["heldout/clean_accuracy"], values["heldout/robust_accuracy"]
-    words = {"clean": f"clean {100 * clean:.1f}%", "robust": f"robust {100 * robust:.1f}%"}
-    self._bar.update(self._task, **words)
+    words = f"clean {100 * clean:.1f}%", f"robust {100 * robust:.1f}%"
+    self._bar.update(self._task, clean=words[0], robust=words[1])
     if self._log:
       logging.info(
         f"epoch {epoch}/{self._epochs}, loss {values['train/loss']:.4f}, held-out clean "
