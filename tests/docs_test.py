@@ -344,6 +344,8 @@ def test_every_link_within_the_site_leads_somewhere(site, pages):
 @pytest.mark.slow
 def test_the_reference_holds_every_public_name(site, pages):
   anchors = set().union(*(page.anchors for page in pages.values()))
+  for target in re.findall(r"\{py:\w+\}`(?:[^`<]*<)?([\w.]+)>?`", "".join(PAGES.values())):
+    assert anchors & {target, f"module-{target}"}, target
   index = (site / "api" / "index.html").read_text("utf-8")
   assert set(re.findall(r"ro\.(\w+)</span></code>(?:</span>)?</a>", index)) == set(ro.__all__)
   for name in ro.__all__:
