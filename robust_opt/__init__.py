@@ -53,7 +53,7 @@ from robust_opt.training import (
   make_train_step,
 )
 from robust_opt.types import Batch, Scored
-from robust_opt.weights import load_torch, save_weights
+from robust_opt.weights import load, load_torch, save_weights
 
 if TYPE_CHECKING:
   from robust_opt.experiments.target import load_run
@@ -88,6 +88,7 @@ __all__ = [
   "grid_search",
   "init_state",
   "lbfgs",
+  "load",
   "load_run",
   "load_torch",
   "losses",

@@ -58,9 +58,9 @@ def define_source_flags() -> None:
     "A file of --architecture's weights: .safetensors, or PyTorch's .pth, .pt, .model or .bin."
   )
   flags.DEFINE_string("weights", "", words)
-  for moment in ("mean", "std"):
-    words = f"Of pixels in [0, 1], with --weights: the {moment} of every channel, as 0.5,0.5,0.5."
-    flags.DEFINE_string(moment, "", words)
+  words = "Of pixels in [0, 1], with --weights: the mean of every channel, as 0.5,0.5,0.5."
+  flags.DEFINE_string("mean", "", words)
+  flags.DEFINE_string("std", "", words.replace("mean", "standard deviation"))
   flags.DEFINE_string("data_dir", "", "Where prepared data sets are; empty: as in the run.")
   flags.DEFINE_string("cache_dir", "", "Where arrays are cached; empty: as in the run.")
   words = "The constructed data set that a run was trained on; empty: as in the run."

@@ -28,6 +28,7 @@ from robust_opt.files import atomic_write
 from robust_opt.models import state_dict as state_dicts
 from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
 
+NETS = Path(__file__).parent / "nets"
 SAFETENSORS, TORCH = (".safetensors",), (".pth", ".pt", ".model", ".bin")
 _METADATA = "robust_opt"  # the key of ours in a .safetensors file
 # Where training scripts keep the state dict within what they save.
@@ -47,6 +48,7 @@ class LoadedNet(NamedTuple):
     params, model_state: the weights and the batch statistics, or {}, as NumPy arrays.
     apply: the network as `ro.make_train_step` takes it.
     net: the network, a Flax Linen module.
+    card: of a network that comes with the package, how it was trained and what was measured.
   """
 
   logits_fn: LogitsFn
@@ -58,6 +60,7 @@ class LoadedNet(NamedTuple):
   model_state: ModelState
   apply: ApplyFn
   net: nn.Module
+  card: Mapping[str, Any] | None = None
 
   def predict(self, images: np.ndarray, batch_size: int = CPU_BATCH) -> np.ndarray:
     """The predicted classes [N] int32 of images [N, *S], pixels in [0, 1] or uint8 in [0, 255]."""
@@ -120,6 +123,29 @@ def load_torch(
   if not attributes.keys() & {"mean", "std"}:
     attributes |= file.moments
   return loaded(build(architecture, **attributes), file, path, image_shape)
+
+
+def load(name: str) -> LoadedNet:
+  """A network that comes with the package, with its weights; nothing is downloaded.
+
+    net = ro.load("digits_linf")
+    net.card["clean"], net.card["robust"]            # what was measured, and how
+
+  Args:
+    name: of a file in robust_opt/nets: digits_linf.
+
+  Raises:
+    InputError: no such network, or its file is damaged.
+    MissingExtraError: the package safetensors is not installed.
+  """
+  cards = {path.stem: path for path in NETS.glob("*.json")}
+  if name not in cards:
+    raise InputError(f"The networks of the package are {', '.join(cards)}, not {name!r}.")
+  card = json.loads(cards[name].read_text(encoding="utf-8"))
+  net = load_torch(NETS / f"{name}.safetensors", card["architecture"], image_shape=card["images"])
+  if net.sha256 != card["sha256"]:
+    raise InputError(f"{name} is damaged: SHA-256 {card['sha256']} -> {net.sha256}.")
+  return net._replace(title=f"{name} of robust_opt", card=card)
 
 
 def build(architecture: str, **attributes: Any) -> nn.Module:

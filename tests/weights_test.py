@@ -17,8 +17,10 @@ from robust_opt import models, weights
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, MissingExtraError
+from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import target
 from robust_opt.models import state_dict as state_dicts
+from robust_opt.sets.build import build_set
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465)}
@@ -267,3 +269,32 @@ def test_sources_with_weights_that_are_refused(changed, words, tmp_path):
   source = {"architecture": "DigitsCNN", "weights": str(path), "data": "digits", **changed}
   with pytest.raises(InputError, match=words):
     target.load(source)
+
+
+# The network that comes with the package
+
+
+@pytest.mark.slow
+def test_the_network_of_the_package_is_as_its_card_says():
+  net, test = ro.load("digits_linf"), datasets.load("digits", "test")
+  card, y = net.card, test.labels
+  assert card["test_examples"] == len(y)
+  assert (net.predict(test.images) == y).sum() == card["clean"]["correct"]
+  u = build_set(card["robust"]["set"])
+  verdict = ro.autoattack(net.logits_fn, pixels(test.images), y, u, version="quick")
+  # Of the standard version APGD alone finds what there is; its starts are random.
+  assert abs(round(verdict.robust_accuracy * len(y)) - card["robust"]["correct"]) <= 2
+
+
+def test_networks_that_are_not_in_the_package_or_are_damaged(tmp_path, monkeypatch):
+  net = ro.load("digits_linf")
+  assert (net.sha256, net.title) == (net.card["sha256"], "digits_linf of robust_opt")
+  files = [weights.NETS / f"digits_linf.{suffix}" for suffix in ("json", "safetensors")]
+  assert sum(file.stat().st_size for file in files) < 1e6
+  with pytest.raises(InputError, match="networks of the package are digits_linf, not 'mnist'"):
+    ro.load("mnist")
+  monkeypatch.setattr(weights, "NETS", tmp_path)
+  (tmp_path / "other.json").write_bytes(files[0].read_bytes())
+  ro.save_weights(Run("DigitsCNN", (8, 8, 1)), tmp_path / "other.safetensors")
+  with pytest.raises(InputError, match=r"other is damaged: SHA-256 \w{64} -> \w{64}"):
+    ro.load("other")

@@ -116,7 +116,8 @@ def core(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   names = zipfile.ZipFile(wheel).namelist()
-  assert {"robust_opt/py.typed", "robust_opt/report/templates/report.html"} <= set(names)
+  files = ("py.typed", "report/templates/report.html", "nets/digits_linf.safetensors")
+  assert {f"robust_opt/{name}" for name in files} <= set(names)
   assert all(name.split("/")[0].startswith("robust_opt") for name in names)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from robust_opt.errors import InputError
 from robust_opt.models.layers import (
   Conv,
   Padding,
@@ -49,6 +50,8 @@ class PreActResNet(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
     """`train`: batch statistics, or running statistics."""
+    if self.shortcut_of not in ("activated", "input"):
+      raise InputError(f"shortcut_of must be activated or input, not {self.shortcut_of!r}.")
     norm = functools.partial(batch_norm, train, self.dtype, self.axis_name)
     act = activation_of(self.activation)
     conv = functools.partial(Conv, use_bias=False, kernel_init=he_fan_out, dtype=self.dtype)

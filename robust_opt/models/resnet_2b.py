@@ -1,4 +1,4 @@
-"""ResNet-2B, a small residual net of neural network verification (VNN-COMP; Wong et al. 2018).
+"""ResNet-2B, a small residual net of neural network verification (VNN-COMP 2021).
 
   net = models.ResNet2B(mean=(0.4914, 0.4822, 0.4465), std=(0.2471, 0.2435, 0.2616))
 

@@ -84,6 +84,7 @@ def test_standardization_comes_first(name):
   [
     ("WideResNet-28-10", {"depth": 12}, "must be 10, 16, 22, ..., not 12"),
     ("ResNet18", {"stem": "tiny"}, "must be cifar or imagenet, not 'tiny'"),
+    ("PreActResNet18", {"shortcut_of": "x"}, "must be activated or input, not 'x'"),
     ("ViT-Ti", {"patch": 3}, r"multiples of patch=3, but they are 8 x 8"),
   ],
 )
