@@ -262,7 +262,8 @@ def flags_of(module):
   called = set(re.findall(r"commands\.(define_\w+)\(", source))
   parts = [ast.unparse(node) for node in shared if getattr(node, "name", "") in called]
   text = "\n".join([source, *parts])
-  own = re.findall(r"DEFINE_\w+\(\s*['\"](\w+)['\"]|add_argument\(\s*['\"]--(\w+)['\"]", text)
+  defined = r"(?:DEFINE_\w+|define_number)\(\s*['\"](\w+)['\"]"
+  own = re.findall(rf"{defined}|add_argument\(\s*['\"]--(\w+)['\"]", text)
   return {name for pair in own for name in pair if name} | {"config"}
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from robust_opt import tables
 from robust_opt.errors import InputError
 from robust_opt.sets.balls import Ball, lengths
 from robust_opt.sets.base import Box, UncertaintySet
@@ -94,7 +93,7 @@ def check_extent(u: UncertaintySet, shape: Sequence[int], given: str = "") -> No
   low, high = box_of(u)
   words = f"{given or u} allows every image in [{low:g}, {high:g}], to which no network is robust"
   if isinstance(u, Ball):
-    sign, size = tables.norm_name(u.name).text, " x ".join(map(str, shape))
+    sign, size = f"l_{u.name.removeprefix('l')}", " x ".join(map(str, shape))
     words += f": over {sign} the radius must be < {diameter(u, shape):.4g} for images of {size}"
   words += ". Radii are in the units of the pixels: 8 of 255 levels in [0, 1] are 8/255."
   if given:
