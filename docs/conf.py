@@ -25,6 +25,7 @@ extensions = [
   "sphinx.ext.autodoc",
   "sphinx.ext.napoleon",
   "docstrings",
+  "index_entries",
   "mathml",
   "sources",
   "typography",
