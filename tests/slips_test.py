@@ -162,6 +162,23 @@ SLIPS = {
   ),
   "a batch of two": (lambda: update(batch=(X, Y)), r"must be ro.Batch\(x, y, ids\), but was a tup"),
   "a plan of steps": (lambda: ro.make_scan(update, 100), r"as in ro.EpochPlan\(num_examples"),
+  # evaluation
+  "an attack for one of a radius": (
+    lambda: ro.make_evaluate(apply, ro.robust(), STEEPEST, 4),
+    "^make_attack must be a function, such as lambda r: .* takes other arguments",
+  ),
+  "a set for the attacks": (
+    lambda: ro.make_evaluate(apply, ro.robust(), U, 4),
+    "^make_attack must be .* but was an LInf",
+  ),
+  "no net": (
+    lambda: ro.autoattack(W, X, Y, ro.LInf(0.1, (0.0, 1.0))),
+    "^logits_fn must be a function, .* but was an array of float32",
+  ),
+  "labels before images": (
+    lambda: ro.autoattack(lambda x: x @ W, Y, X, ro.LInf(0.1, (0.0, 1.0))),
+    r"Images come before labels, .* \(4,\) and \(4, 6\): swap them",
+  ),
 }
 
 

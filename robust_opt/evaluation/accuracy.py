@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt import losses
+from robust_opt.checks import check_callable
 from robust_opt.errors import InputError
 from robust_opt.keys import keys_of
 from robust_opt.maximizers import Attack
@@ -101,8 +102,13 @@ def make_evaluate(
     evaluate(params, model_state, data, radius [], key) -> Evaluation.
 
   Raises:
-    InputError: from evaluate: the labels are not classes [N] of a net of at least two classes.
+    InputError: an argument is no function; from evaluate: the labels are not classes [N] of a net
+      of at least two classes.
   """
+  check_callable(
+    "apply", apply, "ro.ApplyFn: (params, model_state, x, train, key) -> logits, state"
+  )
+  check_callable("make_attack", make_attack, "such as lambda r: ro.steepest(ro.L2(r))", None)
 
   @measured
   def evaluate(

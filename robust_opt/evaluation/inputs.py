@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import precision
+from robust_opt.checks import check_callable
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.sets import UncertaintySet
@@ -73,7 +74,12 @@ def check_examples(
   """
   if batch_size < 1:
     raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
+  check_callable("logits_fn", logits_fn, "x [B, *S] -> logits [B, C]")
   images, labels = np.asarray(x), np.asarray(y)
+  if images.ndim == 1 < labels.ndim:
+    raise InputError(
+      f"Images come before labels, but the shapes are {images.shape} and {labels.shape}: swap them."
+    )
   if images.size == 0 or labels.shape != images.shape[:1]:
     raise InputError(
       f"There must be at least one image and as many labels as images, but the shapes are "

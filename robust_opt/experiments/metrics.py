@@ -192,8 +192,7 @@ def set_configs(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Balls of other norms than the set of the training have its box.
   """
-  _, _, *others = summary["results"]
-  own = summary["config"]["set"]
+  own, others = summary["config"]["set"], summary["results"][2:]
   return [own, *({**row["set"], "box": own.get("box")} for row in others)]
 
 
