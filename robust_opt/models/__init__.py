@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from robust_opt.checks import has_parameter
 from robust_opt.errors import InputError
 from robust_opt.models.conv_net import ConvNet
 from robust_opt.models.digits_cnn import DigitsCNN
@@ -140,7 +141,8 @@ def init(module: Net, key: Array, image_shape: Sequence[int]) -> tuple[Params, M
   """Initial parameters, and batch statistics if the module has any (otherwise {})."""
   if not isinstance(module, nn.Module):
     return jax.jit(lambda key: module.init(key, tuple(image_shape)))(key)
-  variables = jax.jit(module.init)(key, jnp.zeros((1, *image_shape)))
+  initialize = functools.partial(module.init, **_train(module, False))
+  variables = jax.jit(initialize)(key, jnp.zeros((1, *image_shape)))
   model_state = {name: value for name, value in variables.items() if name != "params"}
   return variables["params"], model_state
 
@@ -151,7 +153,7 @@ def apply_of(net: Net) -> ApplyFn:
 
 
 def from_linen(module: nn.Module) -> ApplyFn:
-  """A module whose __call__ takes (x, train), as a pure function."""
+  """A module whose __call__ takes (x, train), or x alone, as a pure function."""
 
   def apply(
     params: Params, model_state: ModelState, x: Array, *, train: bool, key: Array | None
@@ -159,10 +161,17 @@ def from_linen(module: nn.Module) -> ApplyFn:
     variables = {"params": params, **model_state}
     rngs = None if key is None else {"dropout": key}
     mutable = list(model_state) if train else []
-    logits, updated = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
+    logits, updated = module.apply(
+      variables, x, **_train(module, train), rngs=rngs, mutable=mutable
+    )
     return logits, {**model_state, **updated}
 
   return apply
+
+
+def _train(module: nn.Module, train: bool) -> dict[str, bool]:
+  """The argument that tells a module whether it is trained, if it takes one."""
+  return {"train": train} if has_parameter(type(module).__call__, "train") else {}
 
 
 def representation(module: Net) -> ApplyFn:

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,3 +220,29 @@ def test_every_net_states_its_shapes(dtype):
       chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), logits)
       computes_low = "bf16" in str(jax.make_jaxpr(apply)(params, state, x))
       assert computes_low == (dtype == jnp.bfloat16), name
+
+
+class Bare(nn.Module):
+  """Takes images alone."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+class Told(nn.Module):
+  """Has to be told whether it is trained."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    return nn.Dense(3)(x.reshape(len(x), -1)) + train
+
+
+def test_a_module_of_the_user_may_take_train_with_or_without_default_or_not_at_all():
+  x, key = jnp.ones((2, 4, 4, 1)), jax.random.key(0)
+  flat = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])
+  for net, added in ((Bare(), 0), (Told(), 1), (flat, 0)):
+    params, state = models.init(net, key, (4, 4, 1))
+    apply = models.apply_of(net)
+    told = [apply(params, state, x, train=train, key=None)[0] for train in (False, True)]
+    np.testing.assert_allclose(told[1] - told[0], added, atol=1e-6)
