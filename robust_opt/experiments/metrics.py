@@ -188,7 +188,7 @@ def set_configs(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Balls of other norms than the set of the training have its box.
   """
-  _, _, *others = summary["results"]
+  others = summary["results"][2:]
   own = summary["config"]["set"]
   return [own, *({**row["set"], "box": own.get("box")} for row in others)]
 

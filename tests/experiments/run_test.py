@@ -336,7 +336,7 @@ def test_a_run_that_stays_at_chance_says_so(tmp_path, monkeypatch, capfd, caplog
   assert "after epoch 2 " in warning
   assert "--config.attack.warmup=0.3" in warning
   assert "--config.optimizer.learning_rate" in warning
-  closing = capfd.readouterr().out.splitlines()[-2]
+  *_, closing, _, _, _ = capfd.readouterr().out.splitlines()
   assert closing.startswith("The network is not learning: after epoch 4 ")
   found = strict((tmp_path / "say" / "summary.json").read_text())["not_learning"]
   assert (found["kind"], found["epoch"], found["num_examples"]) == ("chance", 4, 20)
@@ -351,7 +351,7 @@ def test_a_run_that_stays_at_chance_says_so(tmp_path, monkeypatch, capfd, caplog
 def test_standard_training_is_not_told_to_grow_a_radius(tmp_path, monkeypatch, capfd):
   stays = [*SMALL, "--config.optimizer.learning_rate=1e-9", "--config.attack.name=none"]
   assert run_main(monkeypatch, *stays, f"--workdir={tmp_path / 'run'}") == 0
-  closing = capfd.readouterr().out.splitlines()[-2]
+  *_, closing, _, _, _ = capfd.readouterr().out.splitlines()
   assert "The network is not learning" in closing
   assert "warmup" not in closing
 
