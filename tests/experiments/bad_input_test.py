@@ -70,7 +70,7 @@ TABLE = [
   (["--config.set.radius=8"], ["--config.set.radius=8 allows every image", "< 1", "8/255"]),
   (["--config.evaluation.radii.l2=8"], ["radii.l2=8 allows every", "8 x 8 x 1"]),
   (["--config.objective.name=trades"], ["--config.objective.name=trades", "random_start"]),
-  (["--config.model.name=ResNet"], ["--config.model.name", "MnistCNN", "'ResNet'"]),
+  (["--config.model.name=AlexNet"], ["--config.model.name", "MnistCNN", "'AlexNet'"]),
   (["--config.data.mean=(0.1, 0.2)"], ["--config.data.mean", "1 channels", "(0.1, 0.2)"]),
   (["--config.optimizer.name=sgdd"], ["--config.optimizer.name", "optax", "'sgdd'"]),
   (["--config.optimizer.name=lbfgs"], ["--config.optimizer.name=lbfgs needs the loss", "adam"]),
