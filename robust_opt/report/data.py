@@ -23,6 +23,9 @@ from robust_opt.tables import Rate
 Parsed = TypeVar("Parsed")
 
 
+_NETWORK = ("model", "weights", "workdir")  # flags of robust_opt.evaluate that name it
+
+
 class Result(NamedTuple):
   """Test accuracy of a run, clean or under one attack."""
 
@@ -189,7 +192,7 @@ def _evaluation(path: Path) -> Evaluation:
   source = stored.claim.source
   found = Evaluation(
     path=path,
-    network=source.get("model") or f"the network of {source.get('workdir')}",
+    network=next((str(source[key]) for key in _NETWORK if source.get(key)), "a network"),
     stored=stored,
     clean=Rate(attacks[0]["standing"], total),
     robust=Rate(attacks[-1]["standing"], total),

@@ -217,7 +217,7 @@ def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   values: dict[str, Any] = {key: value for key, value in claim.source.items() if value}
   if run.results:
     values = {"workdir": run.workdir} | {k: v for k, v in values.items() if k != "workdir"}
-  elif values.get("model"):
+  else:
     values["output"] = run.workdir
   values |= {**claim.flags, "version": claim.version, "seed": claim.seed}
   values |= {"batch_size": claim.batch_size}
