@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_said_of_both_sides(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "torch", stand_in())
   refused("is no PyTorch file of arrays alone", None, file=file)
   monkeypatch.setitem(sys.modules, "torch", None)
-  with pytest.raises(MissingExtraError, match=r'pip install "robust_opt\[torch\]"'):
+  with pytest.raises(MissingExtraError, match=r'pip install ".\[torch\]"'):
     ro.load_torch(file, "ResNet18")
 
 

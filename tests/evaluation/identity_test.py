@@ -395,7 +395,7 @@ def test_a_study_is_described_by_all_that_its_results_depend_on(module, monkeypa
 
 NET = target.TrainedNet(
   *(closure(W), closure(W), SPLITS.train, SPLITS.test, "a", "net", "MLP()", None),
-  *({}, {}, None, (), config.digits()),
+  *({}, {}, None, (), config.digits(), None),
 )
 
 

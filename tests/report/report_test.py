@@ -490,7 +490,7 @@ def test_one_sentence_for_each_run_that_cannot_be_read(copy, tmp_path):
   [
     ("summary.json", b"{", "cannot be read as the summary of a run"),
     ("summary.json", b"[]", "cannot be read as the summary of a run"),
-    ("summary.json", b'{"title": "x"}', "it lacks 'results'"),
+    ("summary.json", b'{"title": "x", "config": {"set": {}}}', "it lacks 'results'"),
     ("summary.json", b'{"results": [{"correct": 1}, {}], "title": "x"}', "lacks 'config'"),
     ("metrics.jsonl", b"\xff\x00", "holds no readable record of the training"),
     ("evaluations/linf_0.1_quick_60/summary.json", b"{}", "the summary of an evaluation"),

@@ -254,7 +254,7 @@ def test_separable_classes():
     (lambda w, b, x, y, t: solve.least_squares(x, t, np.array([0, 2, 0, 0]), 1.0), "without a gap"),
     (lambda w, b, x, y, t: solve.least_squares(x, t, "columns", np.ones(3)), "each of the 4"),
     (lambda w, b, x, y, t: solve.margin(x, t, ro.L2(1.0)), "both -1 and 1"),
-    (lambda w, b, x, y, t: solve.margin(x, y, ro.sets.L0(1, 1.0)), "margin takes ro.LInf.*a L0"),
+    (lambda w, b, x, y, t: solve.margin(x, y, ro.sets.L0(1, 1.0)), "margin takes ro.LInf.*an L0"),
     (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(0.0)), "must be > 0"),
     (lambda w, b, x, y, t: solve.margin(x, y, ro.L2(np.ones(12))), "takes one radius"),
     (lambda w, b, x, y, t: solve.lasso(x, t[1:], 1.0), "shapes"),
