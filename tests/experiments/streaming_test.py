@@ -44,6 +44,7 @@ def test_a_stream_has_the_examples_of_the_data_on_the_device(folder, kind):
       chex.assert_trees_all_equal(take(part, np.arange(8)), take(whole, row))
 
 
+@pytest.mark.slow
 def test_worker_processes_decode_the_same(folder, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["main"])
   flags.FLAGS(["main"])  # Grain's workers read them

@@ -118,6 +118,7 @@ def test_a_run_starts_from_the_weights_of_another(trained, tmp_path, from_file):
   assert "init_from" not in json.loads((trained / "inputs.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_stopped_run_reads_the_weights_again_only_without_a_checkpoint(
   trained, tmp_path, monkeypatch
 ):
