@@ -2,7 +2,7 @@
 
   python benchmarks/reference_logits.py tests/models/reference_logits.json
 
-It needs torch, torchvision, timm and robustbench (pip install --no-deps), whose classes are loaded
+It needs torch, torchvision, timm and robustbench (`--no-deps`), whose classes are loaded
 from their files without the other packages that it imports; not JAX and not robust_opt. For every
 small network the file has the names and shapes of its state dict, and its logits in float64 at the
 weights of `weights` and the images of `images`. For every network of full size it has the number of
