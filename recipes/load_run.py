@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -43,7 +44,7 @@ def continued(run: TrainedNet, epochs: int = 12) -> ro.TrainState:
   for _ in range(epochs):
     order = rng.permutation(len(labels)).astype(np.int32)
     for ids in order[: len(labels) // 64 * 64].reshape(-1, 64):
-      batch = ro.Batch(images[ids], labels[ids], ids)
+      batch = ro.Batch(*map(jnp.asarray, (images[ids], labels[ids], ids)))
       state, _ = step(state, batch, jax.random.fold_in(key, state.step))
   return state
 

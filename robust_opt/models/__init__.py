@@ -169,7 +169,7 @@ def from_linen(module: nn.Module) -> ApplyFn:
   return apply
 
 
-def _train(module: nn.Module, train: bool) -> dict[str, bool]:
+def _train(module: nn.Module, train: bool) -> dict[str, Any]:
   """The argument that tells a module whether it is trained, if it takes one."""
   return {"train": train} if has_parameter(type(module).__call__, "train") else {}
 
