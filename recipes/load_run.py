@@ -55,16 +55,10 @@ def main() -> None:
     standard_run(Path(folder) / "run")
     run = ro.load_run(Path(folder) / "run")
 
-  def logits_fn(weights: tuple[ro.types.Params, ro.types.ModelState], x: jax.Array) -> jax.Array:
-    return run.apply(*weights, x, train=False, key=None)[0]
-
   state, (x, y) = continued(run), run.examples("test", 80)
-  u = ro.LInf(RADIUS, box=(0.0, 1.0))
-  for name, weights in (
-    ("standard", (run.params, run.model_state)),
-    ("robust", (state.params, state.model_state)),
-  ):
-    verdict = ro.autoattack(jax.tree_util.Partial(logits_fn, weights), x, y, u, version="quick")
+  nets = {"standard": run, "robust": run.with_weights(state.params, state.model_state)}
+  for name, net in nets.items():
+    verdict = ro.autoattack(net.logits_fn, x, y, ro.LInf(RADIUS, (0.0, 1.0)), version="quick")
     print(f"{name}: {verdict.clean_accuracy:.0%} clean, {verdict.robust_accuracy:.0%} under attack")
 
 

@@ -13,13 +13,14 @@ other one by the names of its parameters, as .safetensors only.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import numpy as np
 
 from robust_opt import extras, models
 from robust_opt.arrays import digest
+from robust_opt.checks import described
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
@@ -65,6 +66,24 @@ class LoadedNet(NamedTuple):
   def predict(self, images: np.ndarray, batch_size: int = CPU_BATCH) -> np.ndarray:
     """The predicted classes [N] int32 of images [N, *S], pixels in [0, 1] or uint8 in [0, 255]."""
     return predictions(self.logits_fn, pixels(images), batch_size)
+
+  def with_weights(self, params: Params, model_state: ModelState) -> "LoadedNet":
+    """The same with other weights, as after further training; `title` and `card` stay."""
+    return with_weights(self, params, model_state)
+
+
+Loaded = TypeVar("Loaded", bound=Any)
+
+
+def with_weights(net: Loaded, params: Params, model_state: ModelState) -> Loaded:
+  """A value of `load_run` or `load_torch` with other weights, and the functions of these."""
+  return net._replace(
+    logits_fn=logits_of(net.apply, params, model_state),
+    features_fn=logits_of(models.representation(net.net), params, model_state),
+    sha256=digest((params, model_state)),
+    params=params,
+    model_state=model_state,
+  )
 
 
 class HasWeights(Protocol):
@@ -164,7 +183,8 @@ def loaded(net: Any, file: WeightsFile, path: Path, image_shape: Sequence[int]) 
   try:
     params, model_state = state_dicts.from_state_dict(net, file.state_dict, image_shape)
   except InputError as error:
-    raise InputError(f"{path}: {error}") from error
+    shape = tuple(image_shape)
+    raise InputError(f"{path}, for images of image_shape={shape}: {error}") from error
   apply = models.apply_of(net)
   return LoadedNet(
     logits_of(apply, params, model_state),
@@ -188,9 +208,15 @@ def save_weights(run: HasWeights, path: str | Path) -> None:
       PyTorch; an existing one is replaced.
 
   Raises:
-    InputError: another kind of file, or a network without a PyTorch counterpart as .pth or .pt.
+    InputError: another kind of file, or a network without a PyTorch counterpart as .pth or .pt;
+      `run` is something else.
     MissingExtraError: the package that writes it is not installed.
   """
+  if not hasattr(run, "net"):
+    raise InputError(
+      f"save_weights takes the value of ro.load_run or ro.load_torch, or its with_weights(params, "
+      f"model_state) after more training, but was given {described(run)}."
+    )
   path = Path(path)
   _check_suffix(path, (*SAFETENSORS, *TORCH[:2]))
   state_dict = state_dicts.to_state_dict(run.net, run.params, run.model_state)

@@ -257,7 +257,7 @@ def test_a_net_of_a_file_is_evaluated_on_data_by_name_or_file(tmp_path):
     ({"architecture": "{"}, "--architecture must be a name, or JSON"),
     (
       {"architecture": "ResNet18"},
-      r"safetensors: The weights are not those of this ResNet; only",
+      r"safetensors, for images of .*: The weights are not those of this ResNet; only",
     ),
     ({"model": "a:b"}, "Give either --workdir .* but given was --model, --architecture"),
     ({"data": ""}, "given was --architecture, --weights;"),

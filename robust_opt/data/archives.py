@@ -58,8 +58,15 @@ def read_arrays(name: str, split: str = "") -> tuple[np.ndarray, np.ndarray]:
         return archive[keys[0]], archive[keys[1]]
   except InputError:
     raise
+  except FileNotFoundError as error:
+    raise InputError(f"{path} does not exist") from error
   except _DAMAGED as error:
-    raise InputError(f"{path} cannot be read as an .npz file ({error})") from error
+    raise InputError(f"{path} cannot be read as an .npz file ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+  """Without NumPy's advice to unpickle a file that is no archive, which would run its code."""
+  return "it is damaged or none" if "allow_pickle" in str(error) else str(error)
 
 
 def splits_of(name: str) -> tuple[str, ...]:

@@ -59,16 +59,22 @@ def of_attack(clean: Rate, robust: Rate, attack: str, trained_on: bool) -> Headl
 
 
 def of_ensemble(
-  clean: Rate, robust: Rate, attack: str, checks: Sequence[Check], first: bool = False
+  clean: Rate,
+  robust: Rate,
+  attack: str,
+  checks: Sequence[Check],
+  first: bool = False,
+  data: str = "",
 ) -> Headline:
   """Of an evaluation of as many images as `clean`, or of the first of them.
 
-  `first`: whether the clean images are but the first of a data set.
+  `first`: whether the clean images are but the first of a data set. `data`: where the images are
+  from, if not from the test set of a run.
   """
   trusted, warning = _trust(checks)
   same = robust.total == clean.total
   sentence = (
-    f"{_clean(clean, first)}{', and' if same else f'; of the first {robust.total:,},'} "
+    f"{_clean(clean, first, data)}{', and' if same else f'; of the first {robust.total:,},'} "
     f"{robust.percent} ({robust.range}) remain correctly classified under {attack}.{trusted}"
   )
   return Headline(clean, robust, attack, sentence, warning)
@@ -79,10 +85,11 @@ def by_importance(checks: Sequence[Check]) -> list[Check]:
   return sorted(checks, key=lambda check: (not check.failed, check.passed is not None))
 
 
-def _clean(clean: Rate, first: bool = False) -> str:
+def _clean(clean: Rate, first: bool = False, data: str = "") -> str:
+  which = f"clean images of {data}" if data else "clean test images"
   return (
-    f"{clean.percent} of {'the first ' if first else ''}{clean.total:,} clean test images are "
-    f"classified correctly (95 % interval {clean.range})"
+    f"{clean.percent} of {'the first ' if first else ''}{clean.total:,} {which} are classified "
+    f"correctly (95 % interval {clean.range})"
   )
 
 

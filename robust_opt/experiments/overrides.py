@@ -73,7 +73,9 @@ def load(path: str) -> ConfigDict:
   """What get_config of a file returns; "path:argument" calls get_config("argument")."""
   name, _, argument = path.partition(":")
   if not Path(name).is_file():
-    raise InputError(f"--config must be a file that defines get_config(), but was {path!r}.")
+    raise InputError(
+      f"--config must be a file that defines get_config(), but there is no file {name!r}."
+    )
   try:
     config = module_of(name).get_config(*([argument] if argument else []))
   except Exception as error:  # whatever the user's file raises

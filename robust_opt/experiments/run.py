@@ -172,10 +172,9 @@ class RunLog:
     self._records.append(values)
     if measured:
       self._display.epoch(epoch, values)
-      detected = overfitting.newly_detected(self.history)
-      if detected is not None:
+      detected, stuck = overfitting.newly_detected(self.history), self.not_learning
+      if detected is not None and not stuck[-1]:
         self._display.say(overfitting.in_words(detected))
-      stuck = self.not_learning
       if stuck[-1] and not any(stuck[-2:-1]):
         warmup = "warmup" in self._config.attack
         self._display.say(progress.in_words(stuck[-1], warmup=warmup))

@@ -7,6 +7,7 @@ SECTIONS has what each may name, or "package.module:name", an object of your own
 arguments. Keys that what is named does not take do not exist.
 """
 
+import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -73,8 +74,19 @@ def find(section: str, name: str) -> Callable[..., Any]:
     known = f"an optimizer of optax or ours, {known}" if section == "optimizer" else known
     raise InputError(
       f"--config.{section}.name must be {known}, or package.module:name, but was {name!r}."
+      f"{_suggestion(name, choices)}"
     )
   return choices[name]
+
+
+def _suggestion(name: str, choices: Iterable[str]) -> str:
+  """' Did you mean one_cycle?' of onecycle, and of my_nets.Net the way to name one's own."""
+  module, _, member = name.rpartition(".")
+  if module:
+    return f" Did you mean {module}:{member}?"
+  plain = {choice.replace("_", "").lower(): choice for choice in choices}
+  near = difflib.get_close_matches(name.replace("_", "").lower(), plain, 1, cutoff=0.75)
+  return f" Did you mean {plain[near[0]]}?" if near else ""
 
 
 def set_name(name: str) -> str:

@@ -37,6 +37,7 @@ from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.sets.build import import_object
 from robust_opt.training import evaluated_params
 from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
+from robust_opt.weights import with_weights
 
 
 class EvalTarget(NamedTuple):
@@ -93,14 +94,30 @@ class TrainedNet(NamedTuple):
 
     Returns:
       x [N, *S] float32, pixels in [0, 1], and y [N] int32.
+
+    Raises:
+      InputError: another split.
     """
-    data = {"test": self.test, "train": self.train}[split]
+    splits = {"test": self.test, "train": self.train}
+    if split not in splits:
+      raise InputError(f'The examples of a run are "test" or "train", not {split!r}.')
+    data = splits[split]
     count = count or len(data.labels)
     return pixels(data.images[:count]), data.labels[:count].astype(np.int32)
 
   def predict(self, images: np.ndarray, batch_size: int = CPU_BATCH) -> np.ndarray:
     """The predicted classes [N] int32 of images [N, *S], pixels in [0, 1] or uint8 in [0, 255]."""
+    shape = self.test.images.shape[1:]
+    if np.shape(images)[1:] != shape:
+      raise InputError(
+        f"Images must have the shape [N, {', '.join(map(str, shape))}], as those of "
+        f"the run, but have {list(np.shape(images))}."
+      )
     return predictions(self.logits_fn, pixels(images), batch_size)
+
+  def with_weights(self, params: Params, model_state: ModelState) -> "TrainedNet":
+    """The same with other weights, as after further training; `title` stays."""
+    return with_weights(self, params, model_state)
 
 
 def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
@@ -286,6 +303,9 @@ def _for_run(net: TrainedNet, data: str, image_size: int) -> tuple[np.ndarray, n
   elif shape not in (images.shape[1:], (*images.shape[1:], 1)):
     given, own = (" x ".join(map(str, sizes)) for sizes in (images.shape[1:], shape))
     raise InputError(f"--data={data} has images of {given}, but those of {net.title} are {own}.")
+  if square and not image_size:
+    words = "%s: images of another size than the run's are resized to %d x %d."
+    logging.info(words, data, height, width)
   if classes:
     labels = _numbers_in_run(net, data, classes)[labels]
   try:
@@ -293,7 +313,26 @@ def _for_run(net: TrainedNet, data: str, image_size: int) -> tuple[np.ndarray, n
     found = from_arrays(images, labels, len(net.classes), channel_axis=axis)
   except InputError as error:
     raise InputError(f"--data={data} does not fit {net.title}: {error}.") from error
-  return pixels(found.images), found.labels
+  x = pixels(found.images)
+  if seen := _number_seen(net, x):
+    logging.warning(
+      "%s: %d of the %d images are training images of the run, on which accuracies are higher.",
+      *(data, seen, len(x)),
+    )
+  return x, found.labels
+
+
+def _number_seen(net: TrainedNet, x: np.ndarray) -> int:
+  """How many of the images [N, H, W, C] the run was trained on, in 8 bits; 0 if it streams them."""
+  if not isinstance(net.train.images, np.ndarray):
+    return 0
+  trained = {digest(image) for image in _in_8_bits(net.train.images)}
+  return sum(digest(image) in trained for image in _in_8_bits(x))
+
+
+def _in_8_bits(images: np.ndarray) -> np.ndarray:
+  levels = images if images.dtype == np.uint8 else np.rint(255 * images)
+  return levels.astype(np.uint8)
 
 
 def _numbers_in_run(net: TrainedNet, data: str, classes: tuple[str, ...]) -> np.ndarray:

@@ -96,6 +96,7 @@ def headline(run: Run) -> Headline:
     attack_title(evaluation),
     evaluation.checks,
     first=bool(source.get("examples")) and not own,
+    data=Path(source.get("data") or "").name,
   )
 
 

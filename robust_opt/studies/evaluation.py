@@ -161,7 +161,8 @@ def _headline(
 ) -> headlines.Headline:
   clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
   attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
-  return headlines.of_ensemble(clean, robust, attack, checks, bool(first))
+  data = claim.source.get("data", "")
+  return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data)
 
 
 def _following(folder: Path, options: Options) -> list[str]:

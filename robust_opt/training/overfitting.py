@@ -71,8 +71,8 @@ def in_words(overfitting: Overfitting) -> str:
       f"smaller radius."
     )
   return (
-    f"Robust overfitting: {drop}, while the training loss kept falling; use the best checkpoint "
-    f"(--config.evaluation.checkpoint=best) or fewer epochs."
+    f"Robust overfitting: {drop}, while the training loss kept falling; evaluate the "
+    f"best checkpoint (robust_opt.evaluate --checkpoint=best) or train fewer epochs."
   )
 
 

@@ -585,6 +585,15 @@ def test_unknown_and_missing_keys_of_a_file():
     config.validate(config_)
 
 
+@pytest.mark.parametrize(
+  ("section", "name", "meant"),
+  [("schedule", "onecycle", "one_cycle"), ("optimizer", "Adam", "adam"), ("model", "n.A", "n:A")],
+)
+def test_a_name_that_is_nearly_right_is_answered_with_it(section, name, meant):
+  with pytest.raises(InputError, match=rf"was '{name}'\. Did you mean {meant}\?$"):
+    sections.find(section, name)
+
+
 def test_lists_in_a_model_s_config_are_tuples_of_the_module():
   config_ = config.digits()
   config_.data.mean, config_.data.std = (0.3,), (0.4,)

@@ -14,7 +14,7 @@ import robust_opt as ro
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
-from robust_opt.experiments import assembly
+from robust_opt.experiments import assembly, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as run_lib
 
@@ -64,6 +64,30 @@ def test_a_run_is_attacked_and_trained_further(trained):
     state, metrics = step(state, ro.Batch(x, y, np.arange(64)), jax.random.key(0))
     losses.append(float(metrics.loss))
   assert losses[-1] < losses[0]
+  further = run.with_weights(state.params, state.model_state)
+  own_loss = ro.losses.cross_entropy(further.logits_fn(x), y).mean()
+  assert own_loss < ro.losses.cross_entropy(run.logits_fn(x), y).mean()
+  assert further.sha256 == digest((state.params, state.model_state)) != run.sha256
+
+
+def test_likely_slips_with_a_run_are_one_sentence(trained, tmp_path):
+  run = ro.load_run(trained)
+  x, _ = run.examples("test", 2)
+  with pytest.raises(InputError, match='are "test" or "train", not \'valid\''):
+    run.examples("valid")
+  with pytest.raises(InputError, match=r"shape \[N, 8, 8, 1\], .* but have \[8, 8, 1\]"):
+    run.predict(x[0])
+  with pytest.raises(InputError, match=r"takes the value of ro.load_run .* was given a dict"):
+    ro.save_weights(run.params, tmp_path / "w.safetensors")
+
+
+def test_images_of_the_training_are_counted(trained, tmp_path, caplog):
+  run = ro.load_run(trained)
+  (seen, y), (new, z) = run.examples("train", 5), run.examples("test", 3)
+  data = tmp_path / "both.npz"
+  np.savez(data, x=np.concatenate([seen, new]), y=np.concatenate([y, z]))
+  target.load({"workdir": str(trained), "data": str(data)})
+  assert "5 of the 8 images are training images of the run" in caplog.text
 
 
 def test_the_names_of_the_classes_are_kept_with_a_run(trained):

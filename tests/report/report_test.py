@@ -148,7 +148,7 @@ def test_the_headline_is_that_of_the_strongest_evaluation(run):
   assert words.headline(run._replace(evaluations=(later, evaluation))) == found
   found = words.headline(run._replace(evaluations=(later,)))
   assert (found.clean, found.robust) == (evaluation.clean, later.robust)
-  assert found.sentence.startswith(f"{evaluation.clean.percent} of 60 clean test images")
+  assert found.sentence.startswith(f"{evaluation.clean.percent} of 60 clean images of later.npz")
   found = words.headline(run._replace(evaluations=()))
   assert found.robust == run.results[1].rate
   assert found.attack == "1 step over \u2113\u221e 0.1, pixels may leave [0, 1]"

@@ -44,7 +44,7 @@ def test_the_warning_names_the_numbers_and_a_remedy():
     "after epoch 4, while accuracy under one step is 95.0 %; train with a random start and more "
     "steps, or a smaller radius."
   )
-  assert "--config.evaluation.checkpoint=best" in in_words(detect(DECLINED))
+  assert "robust_opt.evaluate --checkpoint=best" in in_words(detect(DECLINED))
 
 
 def test_each_kind_is_new_once():
