@@ -23,12 +23,15 @@ from robust_opt.tables import Rate
 
 
 def run(path: Path, source: dict[str, Any]) -> None:
-  """Verifies a verdict.npz; empty values of the source, for target.load, are those of the file.
+  """Verifies a verdict.npz, or the one in the folder of an evaluation.
+
+  Empty values of the source, for target.load, are those of the file.
 
   Raises:
     InputError: the file, the net or the data cannot be read.
     RunError: a claim in it is false.
   """
+  path = path / "verdict.npz" if path.is_dir() else path
   stored = verdict.load(path)
   claim = stored.claim
   recorded = dict(claim.source)

@@ -311,7 +311,7 @@ def test_a_run_on_other_data(layout, trained, tmp_path, caplog):
   stored = verdict.load(folder / "verdict.npz")
   assert stored.claim.data_sha256 == verdict.data_sha256(x, y)
   assert f"SHA-256 {stored.claim.data_sha256}" in (folder / "summary.md").read_text()
-  verify.run(folder / "verdict.npz", {})
+  verify.run(folder, {})
   shutil.copytree(trained, tmp_path / "moved")
   verify.run(folder / "verdict.npz", {"workdir": str(tmp_path / "moved")})
   np.savez(tmp_path / "later.npz", images=x[::-1], labels=y)
