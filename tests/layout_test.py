@@ -141,10 +141,8 @@ def any_rank(shape, norm):
   return net, images(shape=shape), y, ro.sets.BALLS[norm](RADII[norm], box=(0.0, 1.0))
 
 
-@pytest.mark.parametrize(
-  ("shape", "norm"),
-  [(VOLUME, "l2"), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "norm"), [(VOLUME, "l2"), *SLOW_CASES])
 def test_examples_of_any_rank_go_through_the_ensemble(shape, norm):
   net, x, y, u = any_rank(shape, norm)
   verdict = ro.autoattack(net, x, y, u, version=FEW)

@@ -168,7 +168,9 @@ def test_mart_of_a_confident_net_is_finite(classes):
   assert value > 100  # both terms see that the second is wrong
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+  "norm", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))]
+)
 def test_a_gradient_penalty_is_robust_optimization_to_first_order(norm):
   """Exactly so for a loss that is linear in x; otherwise loss plus radius times the dual norm."""
   w, x, _, y = problem()

@@ -176,6 +176,7 @@ def test_a_random_start_is_in_half_the_ball(ball):
   assert np.max(share) > 0.3
 
 
+@pytest.mark.slow
 def test_the_final_search_shortens_what_one_step_overshoots():
   x, y, weights, bias = linear_problem(3)
   exact = class_distances(ro.L2, 3).min(-1)

@@ -161,7 +161,9 @@ def test_an_examples_result_is_its_own(norm):
   assert len(traces) == len(set(traces)) == 2  # a batch size each; radii do not count
 
 
-@EVERY_NORM
+@pytest.mark.parametrize(
+  "norm", ["l2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l1"))]
+)
 def test_logits_that_say_nothing(norm):
   keys, x, _, radius = problem(norm, images())
   y = np.arange(BATCH) % 2  # of equal logits the first class wins
@@ -172,7 +174,9 @@ def test_logits_that_say_nothing(norm):
   np.testing.assert_array_equal(queries, np.where(y == 1, 0, NUM_QUERIES))
 
 
-@EVERY_NORM
+@pytest.mark.parametrize(
+  "norm", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))]
+)
 def test_it_keeps_a_change_where_the_margin_grew_and_only_there(norm):
   # The label cannot lose, so that every query is made.
   weights, _, waves = WAVY

@@ -231,12 +231,13 @@ CODES = {signal.SIGTERM: ("SIGTERM", 143), signal.SIGINT: ("Ctrl-C", 130)}
 
 
 # The second epoch's first scan, and the last of all.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("last", "sent"),
   [
     (7, signal.SIGINT),
-    pytest.param(7, signal.SIGTERM, marks=pytest.mark.slow),
-    pytest.param(10, signal.SIGTERM, marks=pytest.mark.slow),
+    (7, signal.SIGTERM),
+    (10, signal.SIGTERM),
   ],
 )
 def test_a_signal_saves_where_it_comes(last, sent, small, tmp_path, monkeypatch, capfd):

@@ -127,7 +127,7 @@ def started_from(workdir):
   return config
 
 
-@pytest.mark.parametrize("from_file", [False, True])
+@pytest.mark.parametrize("from_file", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_starts_from_the_weights_of_another(trained, tmp_path, from_file):
   before, workdir = ro.load_run(trained), tmp_path / "further"
   source = trained

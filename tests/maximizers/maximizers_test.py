@@ -186,7 +186,9 @@ def test_an_empty_batch_is_no_error():
 # robustify.
 
 
-@EVERY_SET
+@pytest.mark.parametrize(
+  "name", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))]
+)
 def test_danskin(name):
   """The value is the loss's at the maximizer, the gradient the loss's at the frozen maximizer."""
   params, x, y = mlp_problem()

@@ -56,7 +56,14 @@ def count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", NETS)
+BLOCKY = ("DMPreActResNet", "DMWideResNet", "ResNet", "PreActResNet")  # as WideResNet, slower
+
+
+def but_for_the_slow(names):
+  return [pytest.param(n, marks=pytest.mark.slow) if n in BLOCKY else n for n in names]
+
+
+@pytest.mark.parametrize("name", but_for_the_slow(NETS))
 def test_logits_and_state(name):
   net, params, model_state, x = build(name)
   logits, state = run(net, params, model_state, x)
@@ -70,7 +77,7 @@ def test_logits_and_state(name):
 
 
 # MnistCNN pads with black pixels first: the test below.
-@pytest.mark.parametrize("name", [name for name in NETS if name != "MnistCNN"])
+@pytest.mark.parametrize("name", but_for_the_slow(name for name in NETS if name != "MnistCNN"))
 def test_standardization_comes_first(name):
   """mean and std are in pixels: the net of (x - mean) / std, whatever else it does to x."""
   net, params, model_state, x = build(name)

@@ -359,7 +359,9 @@ def test_a_masked_ball_is_the_ball_of_the_entries_that_may_change(norm, box):
   np.testing.assert_array_equal(run(u, "gauge", g, x), np.inf)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+  "norm", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))]
+)
 def test_masks_of_every_example_hold_from_the_random_start_on(norm):
   """Images [B, 4, 4, 3], a window of its own in each, all channels of it."""
   rng = np.random.default_rng(0)

@@ -97,7 +97,9 @@ def input_gradient(params, x, y):
   return np.asarray(jax.jit(jax.grad(loss))(x))
 
 
-@pytest.mark.parametrize("norm", SETS)
+@pytest.mark.parametrize(
+  "norm", ["l1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("linf", "l2"))]
+)
 def test_a_recalled_update_is_a_standard_one_at_what_was_recalled(norm):
   box = (0.0, 1.0)
   step, state = recall_setup(norm, box)

@@ -78,7 +78,9 @@ def stage_gradients(name):
 # The lifted net
 
 
-@EVERY_NET
+@pytest.mark.parametrize(
+  "name", ["mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("digits_cnn", "mnist_cnn"))]
+)
 def test_at_the_lifted_example_it_is_the_net(name):
   net, image_shape, params, batch = problem(name)
   assert layerwise.shapes(net, list(image_shape)) == SHAPES[name]

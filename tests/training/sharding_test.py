@@ -131,7 +131,11 @@ def under_shard_map_checked(name):
 
 
 @pytest.mark.parametrize(
-  "placement", [over_a_mesh, under_pmap, under_shard_map, under_shard_map_checked]
+  "placement",
+  [over_a_mesh, under_pmap]
+  + [
+    pytest.param(how, marks=pytest.mark.slow) for how in (under_shard_map, under_shard_map_checked)
+  ],
 )
 def test_step_is_the_same_wherever_it_runs(placement):
   expected, expected_metrics = on_one_device("batch_norm")
