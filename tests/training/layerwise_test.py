@@ -34,9 +34,6 @@ SHAPES = {
   "digits_cnn": [(8, 8, 1), (4, 4, 32), (256,), (128,)],
   "mnist_cnn": [(28, 28, 1), (9, 9, 32), (256,), (200,)],
 }
-EVERY_NET = pytest.mark.parametrize(
-  "name", [*list(NETS)[:-1], pytest.param("mnist_cnn", marks=pytest.mark.slow)]
-)
 
 
 @functools.cache
