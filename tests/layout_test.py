@@ -110,6 +110,7 @@ def test_square_finds_the_same_in_every_layout(norm):
     assert np.any(np.asarray(other.delta) != moved(expected.delta))
 
 
+@pytest.mark.slow
 def test_autoattack_hands_the_axis_on_and_says_what_it_guessed(caplog):
   """Of two channels first nothing can be guessed: the axis has to be stated."""
   last, first, y = nets((6, 5, 2))

@@ -104,6 +104,7 @@ def test_one_line_makes_an_existing_loop_robust():
   check(*shares)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_a_closure_is_made_robust_by_one_line():
   """What existing_loop.py says of such a loop, letter by letter."""
   recipe = load("existing_loop")

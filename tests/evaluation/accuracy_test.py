@@ -79,7 +79,10 @@ def evaluate(trained, make_attack=one_step, batch_size=10, data=None, radius=0.6
   return run(*trained[1:], data, jnp.asarray(radius, float), jax.random.key(4))
 
 
-@pytest.mark.parametrize(("make_attack", "radius"), [(one_step, 0.6), (random_start, 0.15)])
+@pytest.mark.parametrize(
+  ("make_attack", "radius"),
+  [pytest.param(one_step, 0.6, marks=pytest.mark.slow), (random_start, 0.15)],
+)
 def test_answers_do_not_depend_on_the_batch_size(trained, make_attack, radius):
   """Sizes that leave a remainder, that do not, and one larger than the data."""
   whole = evaluate(trained, make_attack, COUNT, radius=radius)

@@ -74,6 +74,7 @@ class Normalized:
     return z - z.mean(0), {"mean": 0.9 * model_state["mean"] + 0.1 * z.mean(0)}
 
 
+@pytest.mark.slow
 def test_a_pair_of_functions_has_statistics_and_arguments_as_modules_do(tmp_path):
   sys.modules["of_this_test"] = sys.modules[__name__]
   try:

@@ -48,7 +48,11 @@ def random_layer(kind, padding="SAME", strides=(1, 1)):
   return affine.Conv(kernel, 0.0, strides, padding), SHAPE
 
 
-@pytest.mark.parametrize("given", [("dense",), ("conv", "SAME", (2, 2))], ids=str)
+@pytest.mark.parametrize(
+  "given",
+  [pytest.param(("dense",), marks=pytest.mark.slow), ("conv", "SAME", (2, 2))],
+  ids=str,
+)
 def test_the_largest_singular_value_and_its_gradient(given):
   """Its gradient is the outer product u v^T of the singular vectors."""
   layer, shape = random_layer(*given)
