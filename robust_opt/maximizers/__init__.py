@@ -15,7 +15,6 @@ from robust_opt.maximizers.base import (
   ascend,
   only_if,
   restarts,
-  robustify,
 )
 from robust_opt.maximizers.first_order import (
   frank_wolfe,
@@ -28,6 +27,7 @@ from robust_opt.maximizers.first_order import (
 )
 from robust_opt.maximizers.grid import grid_search
 from robust_opt.maximizers.lbfgs import lbfgs
+from robust_opt.maximizers.robustify import robustify
 
 __all__ = [
   "AscentInfo",
