@@ -14,6 +14,10 @@ Any set with a projection, by PGD with restarts (by default the set of the run's
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
 
+Several threats at once, the worst of them for every image:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --threats=linf:0.1,l2:1.5,l1:8
+
 On several hosts start it once per host; each attacks its share of the examples:
 
   python -m robust_opt.evaluate --workdir=/shared/runs/mnist_linf --norm=linf --radius=0.055 \
@@ -36,9 +40,11 @@ from absl import app, flags
 from robust_opt import commands, layout
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
+from robust_opt.evaluation.verdict import ball_config
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
+from robust_opt.sets.radii import number
 from robust_opt.studies import evaluation
 
 
@@ -52,7 +58,7 @@ def main(argv: list[str]) -> None:
   passed = evaluation.run(
     evaluation.Options(
       source=commands.source(),
-      set=set_config(values.set) if values.set else None,
+      set=set_of(values.set, values.threats),
       norm=values.norm or "",
       radius=values.radius,
       version=values.version,
@@ -68,6 +74,25 @@ def main(argv: list[str]) -> None:
   )
   if not passed:
     raise RunError("A check of the trust report failed: see the table above.")
+
+
+def set_of(text: str, threats: list[str]) -> dict[str, Any] | None:
+  """The config of --set, or that of the union of --threats; None without either."""
+  if text and threats:
+    raise InputError("Give either --set or --threats, not both.")
+  if threats:
+    return {"name": "Union", "sets": [_ball(threat) for threat in threats]}
+  return set_config(text) if text else None
+
+
+def _ball(threat: str) -> dict[str, Any]:
+  """The ball in [0, 1] of a threat such as linf:8/255."""
+  norm, _, radius = threat.partition(":")
+  try:
+    return ball_config(norm, number(radius))
+  except InputError as error:
+    words = "must be norms and radii such as linf:8/255,l2:0.5"
+    raise InputError(f"--threats {words}, but has {threat!r} ({error})") from None
 
 
 def set_config(text: str) -> dict[str, Any]:
@@ -99,6 +124,8 @@ def define_flags() -> None:
   commands.define_number("radius", words)
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."
   flags.DEFINE_string("set", "", words)
+  words = "In place of these: several balls in [0, 1], attacked in turn, as in linf:8/255,l2:0.5."
+  flags.DEFINE_list("threats", [], words)
   words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)

@@ -30,7 +30,7 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation import batches, network
 from robust_opt.evaluation.batches import Lanes
 from robust_opt.evaluation.inputs import check_examples, check_set
-from robust_opt.evaluation.phases import Phase, phases_of
+from robust_opt.evaluation.phases import Phase, Step, plan
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
@@ -157,7 +157,8 @@ def autoattack(
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     u: the uncertainty set, with one radius for all examples. "standard" needs LInf, L2 or L1 with a
-      box; "quick" and "rand" take them without a box, too.
+      box; "quick" and "rand" take them without a box, too. Over a `sets.Union` the attacks run in
+      each of its sets, on what no attack in any of them has broken.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
       with restarts on two losses, for every set with a projection; or a tuple of phases.
@@ -178,14 +179,15 @@ def autoattack(
     report: called after every batch.
 
   Raises:
-    InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.phases_of`; ids are not
+    InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.plan`; ids are not
       one integer >= 0 for each image; channel_axis is not an axis of an example; an unknown
       precision.
   """
   precision = stated(precision)
   search_precision = stated(search_precision or precision)
-  argument = check_set(u)
-  phases = phases_of(version, logits_fn, u)
+  check_set(u)
+  steps = plan(version, logits_fn, u)
+  phases = [step.phase for step in steps]
   gradients = any(phase.gradients for phase in phases)
   size = 1 if batch_size is None else batch_size
   x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
@@ -203,26 +205,23 @@ def autoattack(
     batches.predictions, net, batch_size=batch_size, put=put, precision=precision
   )
   prediction = predict(x)
-  names = (CLEAN, *(phase.name for phase in phases))
+  names = (CLEAN, *(step.name for step in steps))
   broken_by = np.where(prediction == y, ROBUST, 0).astype(np.int32)
   verdict = Verdict(names, prediction, broken_by, x.copy())
-  attacked = _Attacked(
-    *(net, argument, x, y, ids, axis, jax.random.key(seed), _shrinkage(u, x[0].size)),
-    *(predict, search_precision, put),
-  )
+  data = _Data(net, x, y, ids, axis, jax.random.key(seed), predict, search_precision, put)
   packing = batches.packing(batch_size, jax.default_backend(), jax.local_device_count())
   targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
-  for index, phase in enumerate(phases):
+  for index, step in enumerate(steps):
     first = sum(targets[:index])  # the stream of random numbers of its first target
     pending = _lanes(np.flatnonzero(broken_by == ROBUST), targets[index], first)
     total, used, number = len(pending.ids), frozenset[int](), 0
     while len(pending.ids):
       lanes, size = batches.next_batch(pending, packing, used)
-      name = f"{index:02d}_{phase.name}_{number:05d}"
+      name = f"{index:02d}_{step.name.replace(' ', '_')}_{number:05d}"
       covered = {"ids": ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
       ran = _stored(cache, name, covered)
       if ran is None:
-        ran = _attack(attacked, phase, lanes, size)
+        ran = _attack(data, step, lanes, size)
         cache.save(name, {**covered, **ran})
       # Of several targets of an example the first one counts.
       broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
@@ -230,30 +229,28 @@ def autoattack(
       used, number = used | {size}, number + 1
       pending = _without(pending, len(lanes.ids), broken)
       done = (first + targets[index] * (1 - len(pending.ids) / total)) / sum(targets)
-      rank = int(lanes.ranks[0]) if phase.num_targets else None
+      rank = int(lanes.ranks[0]) if step.phase.num_targets else None
       remaining = int(np.sum(broken_by == ROBUST))
-      report(Progress(phase.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
+      report(Progress(step.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
   network.check_unchanged(logits_fn, x, reference)
   return verdict
 
 
-class _Attacked(NamedTuple):
-  """What all batches of an evaluation share: network, set, examples, and how they are attacked."""
+class _Data(NamedTuple):
+  """What all batches of an evaluation share: network, examples, and how they are attacked."""
 
   net: LogitsFn
-  u: UncertaintySet
   x: np.ndarray
   y: np.ndarray
   ids: np.ndarray
   axis: ChannelAxis
   key: Array
-  shrinkage: np.float32
   predict: Callable[[np.ndarray], np.ndarray]
   search_precision: str
   put: Callable[[Any], Any]
 
 
-def _attack(data: _Attacked, phase: Phase, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
+def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
   """Which lanes fool the network, in order, the images of those, and the cost."""
   began, compiling = time.monotonic(), batches.seconds_compiling()
   padded = batches.pad(lanes, size)
@@ -261,10 +258,11 @@ def _attack(data: _Attacked, phase: Phase, lanes: Lanes, size: int) -> dict[str,
   numbered = Lanes(*map(data.put, padded._replace(ids=data.ids[padded.ids])))
   with products(data.search_precision):
     arrays = (data.put(images), data.put(labels))
-    of_net = (phase.make, data.axis, data.net, data.u, data.key)
+    of_net = (step.phase.make, data.axis, data.net, check_set(step.u), data.key)
     result = batches.run_lanes(*of_net, numbered, *arrays)
   # Added once, on the host.
-  images = (images + data.shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
+  shrinkage = _shrinkage(step.u, images[0].size)
+  images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
   fooled = data.predict(images) != labels[: len(lanes.ids)]
   cost = Cost(
     time.monotonic() - began,

@@ -2,8 +2,10 @@
 
 phases = phases_of("standard", logits_fn, u)
 phases = (pgd_phase("pgd-50", losses.cross_entropy, num_steps=50, relative_step=0.1),)
+for name, phase, part in plan("standard", logits_fn, u): ...      # of a union, in every set
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
 from robust_opt.maximizers import Attack, apgd, ascend, pgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
-from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet
+from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet, Union
 from robust_opt.types import Array, LogitsFn, LossFn
 
 
@@ -188,3 +190,43 @@ def phases_of(
       words = f'{str(error)[:-1]}; version="pgd" attacks every set with a projection.'
       raise InputError(words) from error
   return phases
+
+
+class Step(NamedTuple):
+  """One phase of an evaluation: its name in the verdict, the attacks, and the set they search."""
+
+  name: str
+  phase: Phase
+  u: UncertaintySet
+
+
+def plan(
+  version: str | tuple[Phase, ...], logits_fn: LogitsFn, u: UncertaintySet
+) -> tuple[Step, ...]:
+  """The phases of a version; over a union those of each of its sets, in turn.
+
+  Cheap attacks come first in every set, so that the dear ones meet few examples. A set that is not
+  a ball is attacked by the version "pgd". Names are those of the phases, and over a union of the
+  sets as well: "apgd-ce l2".
+
+  Raises:
+    InputError: as `phases_of`.
+  """
+  if not isinstance(u, Union):
+    return tuple(Step(phase.name, phase, u) for phase in phases_of(version, logits_fn, u))
+  steps = []
+  for part, label in zip(u.sets, labels(u), strict=True):
+    of_part = version if isinstance(part, Ball) else "pgd"
+    phases = phases_of(of_part, logits_fn, part)
+    steps.append([Step(f"{phase.name} {label}", phase, part) for phase in phases])
+  in_turn = itertools.chain.from_iterable(itertools.zip_longest(*steps))
+  return tuple(step for step in in_turn if step is not None)
+
+
+def labels(u: Union) -> list[str]:
+  """A name for each of the sets: its norm or class, numbered if there are several such."""
+  names = [part.name if isinstance(part, Ball) else type(part).__name__ for part in u.sets]
+  return [
+    name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}"
+    for index, name in enumerate(names)
+  ]

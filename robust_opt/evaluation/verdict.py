@@ -23,7 +23,7 @@ from robust_opt.arrays import expand_like
 from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.files import read_sealed, write_sealed
-from robust_opt.sets import L2, Ball, UncertaintySet, ball_of, lengths
+from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.types import LogitsFn
 
@@ -106,6 +106,9 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   deltas = images.astype(np.float64) - x
   if isinstance(u, Ball):
     return lengths(u, deltas)
+  if isinstance(u, Union):  # each measured by itself, balls exactly
+    of_each = [sizes(part, images, x) / _largest(part) for part in u.sets]
+    return np.min(np.stack(of_each), axis=0)
   rounding = 2.0**-24 * math.sqrt(math.prod(x.shape[1:]))
   gauges = [np.zeros(0)]
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
@@ -116,6 +119,11 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
     delta = np.where(expand_like(rounded, delta), nearest, delta)
     gauges.append(np.asarray(u.gauge(jnp.asarray(delta), clean), np.float64))
   return np.concatenate(gauges)
+
+
+def _largest(u: UncertaintySet) -> float:
+  """The size of the largest perturbations of a set: the radius of a ball, gauge 1."""
+  return float(u.radius) if isinstance(u, Ball) else 1.0
 
 
 def data_sha256(x: np.ndarray, y: np.ndarray) -> str:

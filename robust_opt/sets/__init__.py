@@ -10,6 +10,7 @@
 |  TangentAt(0.5, basis_of)           |  along basis_of(x) at every x  |  exact                   |
 |  LInfL2(8 / 255, 0.5, box)          |  within both                   |  exact                   |
 |  Intersection(first, second)        |  within two convex sets        |  feasible, approximate   |
+|  Union((a, b)), not convex          |  within either of them         |  as of the best of them  |
 |  Product((a, b), ((4, 4), (9,)))    |  blocks of [B, 16 + 9]         |  as of the blocks        |
 |  Masked(u, mask)                    |  where mask is True            |  as of u                 |
 |  Transforms(30.0, 3.0), not convex  |  rotations, translations       |  none: `ro.grid_search`  |
@@ -26,6 +27,7 @@ from robust_opt.sets.masks import Masked
 from robust_opt.sets.products import Product
 from robust_opt.sets.shapes import L0, BasisOf, Ellipsoid, Tangent, TangentAt
 from robust_opt.sets.spatial import Transforms
+from robust_opt.sets.unions import Union
 
 __all__ = [
   "BALLS",
@@ -49,6 +51,7 @@ __all__ = [
   "TangentAt",
   "Transforms",
   "UncertaintySet",
+  "Union",
   "ball_of",
   "channels",
   "check_ball",

@@ -23,7 +23,9 @@ def norm_of(config: Mapping[str, Any]) -> str:
 
 
 def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
-  """'l_inf 0.1', or with the sign of the norm; 'GroupL21 0.5', 'Product'."""
+  """'l_inf 0.1', or with the sign of the norm; 'GroupL21 0.5', 'Product', 'l_inf 0.1 or l_2 1'."""
+  if norm_of(config) == "Union":
+    return " or ".join(in_words(part, unicode=unicode) for part in config["sets"])
   name, radius = norm_name(norm_of(config)), config.get("radius")
   words = name.sign if unicode else name.text
   return f"{words} {radius:.4g}" if isinstance(radius, int | float) else words

@@ -31,7 +31,7 @@ from robust_opt.evaluation import headline as headlines
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
-from robust_opt.evaluation.phases import phases_of
+from robust_opt.evaluation.phases import plan
 from robust_opt.experiments import metrics, processes, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
@@ -88,7 +88,7 @@ def run(options: Options) -> bool:
   batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
-  phases_of(options.version, net.logits_fn, u)
+  plan(options.version, net.logits_fn, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
   shares.ids_of(jax.process_index(), jax.process_count(), len(x))
   axis = layout.resolve(options.channel_axis, x.shape[1:])
@@ -177,7 +177,7 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   of_ball = bool(options.norm) or options.radius is not None
   if options.set is not None:
     if of_ball:
-      raise InputError("Give either --set, or --norm and --radius, not both.")
+      raise InputError("Give either --set or --threats, or --norm and --radius, not both.")
     return with_numbers(options.set)
   trained = net.set or {}
   trained_norm = {ball.__name__: norm for norm, ball in BALLS.items()}.get(trained.get("name", ""))

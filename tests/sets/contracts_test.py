@@ -44,6 +44,8 @@ SETS = {
   "linf_l2": lambda radius: sets.LInfL2(0.6 * radius, radius),
   "linf_l2_with_box": lambda radius: sets.LInfL2(0.6 * radius, radius, BOX),
   "intersection": lambda radius: sets.Intersection(ro.L1(1.5 * radius), ro.L2(radius, BOX)),
+  "union": lambda radius: sets.Union((ro.L2(radius), ro.LInf(0.6 * radius))),
+  "union_with_box": lambda radius: sets.Union((ro.L1(radius, BOX), ro.LInf(0.4 * radius, BOX))),
   "product": lambda radius: sets.Product(
     (ro.L2(radius), ro.L1(0.5 * radius), ro.LInf(2 * radius)), ((1, 3), (2,), (1,))
   ),
@@ -57,7 +59,7 @@ SETS = {
 # Sets whose steepest ascent is exact, and those with a box.
 EXACT = [name for name in SETS if name != "intersection"]
 WITH_BOX = [name for name in SETS if "box" in name or name == "intersection"]
-CONVEX = [name for name in SETS if not name.startswith("l0")]
+CONVEX = [name for name in SETS if not name.startswith(("l0", "union"))]
 EVERY_SET = pytest.mark.parametrize("name", list(SETS))
 
 
