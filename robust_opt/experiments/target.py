@@ -202,7 +202,7 @@ def load_run(
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
-  splits = build.splits(config)
+  splits = build.splits(config, with_extra=False)
   _refuse_other_data(workdir, splits.train)
   initial = initial_run(config, splits.train)
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)

@@ -1,0 +1,216 @@
+"""The errors of a network on common corruptions, and the mean corruption error (mCE).
+
+  result = run(Options({"workdir": "runs/cifar"}, "generate"))
+  result = run(Options({"workdir": "runs/cifar"}, "CIFAR-10-C", baseline=Path("other.json")))
+
+Prints a table, and writes the result as a JSON file, which may be the baseline of another network.
+
+  CE_c = sum_s E_{s,c} / sum_s E^baseline_{s,c}          mCE = mean of CE_c over c
+
+Source: Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions
+and perturbations" (arXiv 1903.12261), section 4.2; their baseline is AlexNet.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from robust_opt import layout
+from robust_opt.arrays import digest
+from robust_opt.data import corruptions
+from robust_opt.data.corruptions import BENCHMARK, SEVERITIES, Corrupted
+from robust_opt.errors import InputError
+from robust_opt.evaluation.batches import default_batch_size, predictions
+from robust_opt.evaluation.collection import pixels
+from robust_opt.experiments import metrics, target
+from robust_opt.files import write_json
+from robust_opt.layout import ChannelAxis
+from robust_opt.precision import stated
+from robust_opt.types import LogitsFn
+
+GENERATE = "generate"
+
+Errors = Mapping[str, Sequence[float]]  # corruption -> the error at each severity, in [0, 1]
+
+
+class Options(NamedTuple):
+  """What to evaluate, and on what."""
+
+  source: dict[str, Any]  # as target.load takes it
+  images: str  # GENERATE, from the test images; or a folder in the layout of CIFAR-10-C
+  baseline: Path | None = None  # an earlier result, whose errors are those of 100 %
+  examples: int = 0  # the first so many; 0: all
+  seed: int = 0  # of the noise
+  batch_size: int | None = None  # None: `batches.default_batch_size`
+  channel_axis: ChannelAxis = layout.AUTO  # of one example
+  output: Path | None = None  # a folder; None: `corruptions` within the run's work directory
+  precision: str | None = None  # of float32 products; None: float32
+
+
+def run(options: Options) -> dict[str, Any]:
+  """Evaluates, writes, prints; returns what it wrote.
+
+  Raises:
+    InputError: the images do not fit the network, or the baseline is not of the same images.
+  """
+  if not (options.output or options.source.get("workdir")):
+    raise InputError("--model and --data need --output, a folder for the results.")
+  net = target.load(options.source, options.examples)
+  axis = layout.resolve(options.channel_axis, net.x.shape[1:])
+  corrupted, images = _corrupted(options, net, axis)
+  baseline = _baseline(options.baseline, images, corrupted.names) if options.baseline else None
+  size = options.batch_size or default_batch_size(net.logits_fn, net.x, jax.local_device_count())
+  clean = predictions(net.logits_fn, net.x, size, precision=options.precision)
+  errors = measure(net.logits_fn, corrupted, size, axis, options.precision)
+  result = {
+    "net": net.name,
+    "net_sha256": net.net_sha256,
+    "precision": stated(options.precision),
+    "images": images,
+    "clean_error": float(np.mean(clean != net.y)),
+    "errors": errors,
+    "mean_errors": {name: float(np.mean(of_name)) for name, of_name in errors.items()},
+    "mean_over": averaged(errors),
+    "mean_error": mean_error(errors),
+  }
+  if baseline is not None:
+    ces = corruption_errors(errors, baseline)
+    mce = float(np.mean([ces[name] for name in averaged(errors)]))
+    result |= {"baseline": str(options.baseline), "corruption_errors": ces, "mce": mce}
+  path = _path(options)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_json(path, result)
+  metrics.print_table(_table(result))
+  metrics.print_sentences(_in_words(result))
+  print(f"The errors are in {path}")
+  return result
+
+
+def measure(
+  logits_fn: LogitsFn,
+  corrupted: Corrupted,
+  batch_size: int,
+  channel_axis: int | None = -1,
+  precision: str | None = None,
+) -> dict[str, list[float]]:
+  """The error of a network at each severity of each corruption.
+
+  Args:
+    logits_fn: x [B, *S] in [0, 1] -> logits [B, C].
+    corrupted: the images, with channels last.
+    batch_size: images at a time.
+    channel_axis: where the network has the channels of one image; None: nowhere, of gray ones.
+    precision: of float32 products; None: float32.
+  """
+
+  def error(name: str, severity: int) -> float:
+    x = layout.from_last(pixels(corrupted.images(name, severity)), channel_axis)
+    predicted = predictions(logits_fn, np.ascontiguousarray(x), batch_size, precision=precision)
+    return float(np.mean(predicted != corrupted.labels))
+
+  return {name: [error(name, severity) for severity in SEVERITIES] for name in corrupted.names}
+
+
+def averaged(errors: Errors) -> list[str]:
+  """The corruptions of the mean: those of the benchmark of 15 that were measured, or else all."""
+  return [name for name in BENCHMARK if name in errors] or list(errors)
+
+
+def mean_error(errors: Errors) -> float:
+  """The mean of the errors over severities and `averaged` corruptions; not normalized."""
+  return float(np.mean([errors[name] for name in averaged(errors)]))
+
+
+def corruption_errors(errors: Errors, baseline: Errors) -> dict[str, float]:
+  """CE of each corruption: 1 is the error of the baseline.
+
+  Raises:
+    InputError: the baseline makes no error under a corruption.
+  """
+  perfect = [name for name in errors if not sum(baseline[name])]
+  if perfect:
+    raise InputError(f"The baseline makes no error under {perfect[0]}: it cannot normalize others.")
+  return {name: sum(of_name) / sum(baseline[name]) for name, of_name in errors.items()}
+
+
+def _corrupted(
+  options: Options, net: target.EvalTarget, axis: int | None
+) -> tuple[Corrupted, dict[str, Any]]:
+  """The images, and what they are, by which results are compared."""
+  if options.images == GENERATE:
+    identity = {"from": GENERATE, "seed": options.seed, "data_sha256": digest((net.x, net.y))}
+    x = layout.to_last(net.x, axis)
+    corrupted = corruptions.generated(x, net.y, jax.random.key(options.seed))
+  else:
+    corrupted = corruptions.stored(Path(options.images).expanduser(), options.examples)
+    identity = {"from": "files", "labels_sha256": digest(corrupted.labels)}
+    first = corrupted.images(corrupted.names[0], 1)[:1]
+    shape = layout.from_last(first, axis).shape[1:]
+    if shape != net.x.shape[1:]:
+      raise InputError(
+        f"--corruptions={options.images} has images {list(first.shape[1:])}, but {net.name} takes "
+        f"{list(net.x.shape[1:])}."
+      )
+  return corrupted, identity | {"examples": len(corrupted.labels)}
+
+
+def _baseline(path: Path, images: dict[str, Any], names: Sequence[str]) -> Errors:
+  """The errors of an earlier result on the same images."""
+  try:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    errors = {name: [float(e) for e in stored["errors"][name]] for name in names}
+  except KeyError as error:
+    raise InputError(f"--corruption_baseline={path} has no errors of {error}.") from error
+  except (OSError, ValueError, TypeError) as error:
+    message = f"--corruption_baseline={path} must be a JSON file of --corruptions ({error})."
+    raise InputError(message) from error
+  of_baseline = stored.get("images", images)  # errors of a paper do not say
+  different = sorted(key for key in images if of_baseline.get(key) != images[key])
+  if different or any(len(of_name) != len(SEVERITIES) for of_name in errors.values()):
+    raise InputError(
+      f"--corruption_baseline={path} is of other images than this evaluation"
+      f"{': they differ in ' if different else ''}{', '.join(different)}."
+    )
+  return errors
+
+
+def _path(options: Options) -> Path:
+  """GENERATE.json or FOLDER.json, with the number of examples if it was given."""
+  folder = options.output or Path(options.source["workdir"]) / "corruptions"
+  data = str(options.source.get("data", ""))
+  parts = [Path(options.images).expanduser().resolve().name]
+  parts += [Path(data.partition(":")[0].partition(",")[0]).stem] if data else []
+  parts += [str(options.examples)] if options.examples else []
+  return folder / f"{'_'.join(parts)}.json"
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+  title = f"{result['net']}: errors in %, {result['images']['examples']:,} images a severity"
+  caption = f"clean images: {100 * result['clean_error']:.2f} %"
+  left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
+  table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **left)
+  table.add_column("corruption", no_wrap=True)
+  ces = result.get("corruption_errors", {})
+  for name in (*map(str, SEVERITIES), "mean", *(["CE"] if ces else [])):
+    table.add_column(name, justify="right", no_wrap=True)
+  for name, errors in result["errors"].items():
+    values = [*errors, result["mean_errors"][name], *([ces[name]] if ces else [])]
+    table.add_row(name, *(f"{100 * value:.1f}" for value in values))
+  return table
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+  """The mean, and what it is of."""
+  count = len(result["mean_over"])
+  of = f"{count} of the benchmark's {len(BENCHMARK)} corruptions"
+  mean = f"Mean error over 5 severities of {of}: {100 * result['mean_error']:.2f} %"
+  if "mce" in result:
+    mce = 100 * result["mce"]
+    return f"{mean}; mean corruption error relative to {result['baseline']}: {mce:.1f} %."
+  return f"{mean}, not normalized by a baseline (--corruption_baseline)."
