@@ -126,8 +126,8 @@ def assemble(
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   build.check_extents(config, u, shape)
   step = build.update(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
-  plan = extra.mixed(config, run.plan, splits.extra)
-  learned = extra.appended(splits.train, splits.extra)
+  plan = extra.mixed(config, run.plan, splits.extra_train)
+  learned = extra.appended(splits.train, splits.extra_train)
   limit = streaming.device_limit(config.data.max_device_bytes)
   train = streaming.source_of(config, learned, plan, run.keys.training, limit, place.put)
   scan = training.make_scan(

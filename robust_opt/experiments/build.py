@@ -42,7 +42,7 @@ class Splits(NamedTuple):
   train: datasets.Dataset  # to learn from
   heldout: datasets.Dataset  # to choose a checkpoint by
   test: datasets.Dataset  # to report on
-  extra: datasets.Dataset | None = None  # to learn from too, as a fraction of every batch
+  extra_train: datasets.Dataset | None = None  # to learn from too, a fraction of every batch
 
 
 def splits(config: ConfigDict, *, with_extra: bool = True) -> Splits:

@@ -110,7 +110,8 @@ def measure(
   """
 
   def error(name: str, severity: int) -> float:
-    x = layout.from_last(pixels(corrupted.images(name, severity)), channel_axis)
+    images = pixels(corrupted.images(name, severity))
+    x = layout.from_last(images, layout.resolve(channel_axis, images.shape[1:]))
     predicted = predictions(logits_fn, np.ascontiguousarray(x), batch_size, precision=precision)
     return float(np.mean(predicted != corrupted.labels))
 
@@ -181,13 +182,14 @@ def _baseline(path: Path, images: dict[str, Any], names: Sequence[str]) -> Error
 
 
 def _path(options: Options) -> Path:
-  """GENERATE.json or FOLDER.json, with the number of examples if it was given."""
-  folder = options.output or Path(options.source["workdir"]) / "corruptions"
-  data = str(options.source.get("data", ""))
+  """GENERATE.json or FOLDER.json; within a run with the number of examples and other data."""
   parts = [Path(options.images).expanduser().resolve().name]
+  if options.output:
+    return options.output / f"{parts[0]}.json"
+  data = str(options.source.get("data", ""))
   parts += [Path(data.partition(":")[0].partition(",")[0]).stem] if data else []
   parts += [str(options.examples)] if options.examples else []
-  return folder / f"{'_'.join(parts)}.json"
+  return Path(options.source["workdir"]) / "corruptions" / f"{'_'.join(parts)}.json"
 
 
 def _table(result: Mapping[str, Any]) -> Table:

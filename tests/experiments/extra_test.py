@@ -62,14 +62,14 @@ def file(tmp_path_factory):
 def test_a_stream_has_the_same_batches(file):
   c = digits_config(file)
   splits = build.splits(c)
-  data = extra.appended(splits.train, splits.extra)
-  plan = extra.mixed(c, ro.EpochPlan(len(splits.train.labels), 32), splits.extra)
+  data = extra.appended(splits.train, splits.extra_train)
+  plan = extra.mixed(c, ro.EpochPlan(len(splits.train.labels), 32), splits.extra_train)
   assert plan == (270, 32, True, 1137, 22)
   stream = streaming.Stream(data, plan, KEY, 1e6, 0, sharding.data_mesh())
   for step in (0, 50):  # the second beyond the first pass of the file
     got, ids = stream.take(step, 2), np.asarray(ids_of_steps(plan, KEY, step, 2))
     np.testing.assert_array_equal(got.images, data.images[ids])
-    np.testing.assert_array_equal(got.labels[:, 10:], splits.extra.labels[ids[:, 10:] - 270])
+    np.testing.assert_array_equal(got.labels[:, 10:], splits.extra_train.labels[ids[:, 10:] - 270])
 
 
 def test_the_training_set_itself_stays_and_is_read_without_the_file(file):
@@ -77,7 +77,7 @@ def test_the_training_set_itself_stays_and_is_read_without_the_file(file):
   splits = build.splits(c)
   c.data.extra = "/nowhere.npz"
   alone = build.splits(c, with_extra=False)
-  assert alone.extra is None
+  assert alone.extra_train is None
   assert datasets.fingerprint(splits.train) == datasets.fingerprint(alone.train)
   assert len(splits.train.labels) == 270
 
@@ -105,7 +105,7 @@ def test_files_that_do_not_fit(arrays, fraction, message, tmp_path):
 def test_fractions_of_no_whole_batch(fraction, file):
   c = digits_config(file, fraction)
   with pytest.raises(InputError, match=rf"extra_fraction={fraction} is \d+ of 32 images"):
-    extra.mixed(c, ro.EpochPlan(270, 32), build.splits(c).extra)
+    extra.mixed(c, ro.EpochPlan(270, 32), build.splits(c).extra_train)
 
 
 def test_a_folder_of_images_takes_none(file, tmp_path):
@@ -123,7 +123,7 @@ def test_configs_that_would_do_nothing_and_those_of_old(file):
       config.validate(c)
   assert not {"extra", "extra_fraction"} & config.as_dict(config.digits())["data"].keys()
   c = digits_config(file)
-  assert config.from_dict(config.as_dict(c)) == c
+  assert config.as_dict(config.from_dict(config.as_dict(c))) == config.as_dict(c)
   config.choose(c, "attack", "recall")
   with pytest.raises(InputError, match=r"recall needs --config\.data\.extra="):
     build.check_together(c)
@@ -134,9 +134,9 @@ def test_the_file_may_move_and_its_content_is_compared(file, tmp_path):
   workdirs.claim(tmp_path / "run", digits_config(file), splits)
   (tmp_path / "run" / "checkpoints" / "00000001").mkdir(parents=True)
   workdirs.check(tmp_path / "run", digits_config("/elsewhere.npz"))
-  other = splits.extra._replace(labels=splits.extra.labels[::-1])
-  with pytest.raises(InputError, match=r"data\.extra: \w+ -> \w+\.$"):
-    workdirs.claim(tmp_path / "run", digits_config(file), splits._replace(extra=other))
+  other = splits.extra_train._replace(labels=splits.extra_train.labels[::-1])
+  with pytest.raises(InputError, match=r"data\.extra_train: \w+ -> \w+\.$"):
+    workdirs.claim(tmp_path / "run", digits_config(file), splits._replace(extra_train=other))
 
 
 @pytest.mark.slow
