@@ -47,15 +47,14 @@ def test_severities_grow(name):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_an_image_does_not_depend_on_those_after_it_nor_on_its_type(name):
-  few = corrupt(name, photos()[:4], 3, KEY)
-  assert few.dtype == np.uint8
-  np.testing.assert_array_equal(few, np.rint(255 * corrupted(name)[2][:4]))
-  as_floats = corrupt(name, photos()[:4] / np.float32(255), 3, KEY)
-  assert np.abs(few.astype(int) - as_floats).max() <= 1
+  others = np.concatenate([photos()[:4], 255 - photos()[4:]])
+  first = corrupt(name, others / np.float32(255), 3, KEY)[:4]
+  assert first.dtype == np.uint8
+  assert np.abs(first - 255 * corrupted(name)[2][:4]).max() < 1.5  # 255 * (x / 255) may round
 
 
 def test_noise_has_its_moments():
-  gray = np.full((40, 32, 32, 1), 128, np.uint8)
+  gray = np.full_like(photos(), 128)
   level, count = 128 / 255, gray.size
   bound = 5 / np.sqrt(count)
   for s, scale in zip((1, 5), (0.04, 0.10)):
@@ -128,11 +127,8 @@ def test_gray_images_have_all_but_saturation():
   digits = np.rint(load_digits().images[:5, ..., None] * (255 / 16)).astype(np.uint8)
   every = corruptions.generated(digits, np.arange(5), KEY)
   assert set(every.names) == CORRUPTIONS.keys() - {"saturate"}
-  for name in every.names:
-    assert every.images(name, 5).shape == digits.shape
-  np.testing.assert_array_equal(
-    every.images("shot_noise", 2), corrupt("shot_noise", digits, 2, KEY)
-  )
+  for name in ("contrast", "brightness", "pixelate", "jpeg_compression"):
+    np.testing.assert_array_equal(every.images(name, 5), corrupt(name, digits, 5, KEY))
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,15 @@ def test_load_refuses(name, split, message, tmp_path):
     datasets.load(name, split, data_dir=str(tmp_path / "nowhere"))
 
 
+def test_examples_to_evaluate_on_by_name_are_the_test_set_as_pixels(source, places):
+  x, y, _ = datasets.read_examples("digits")
+  test = datasets.load("digits", "test")
+  np.testing.assert_array_equal(x, test.images / np.float32(255))
+  np.testing.assert_array_equal(y, test.labels)
+  assert len(datasets.read_examples("mnist", **places).y) == 20
+  assert [call[:2] for call in source] == [("mnist", "test")]
+
+
 # the cache
 
 
