@@ -27,7 +27,7 @@ from absl import logging
 
 from robust_opt.data.downloads import File, fetch, unpack
 from robust_opt.data.tfds import Arrays, no_such_split
-from robust_opt.errors import InputError
+from robust_opt.errors import InputError, MissingExtraError
 
 Unpack = Callable[[Sequence[Path], str], tuple[np.ndarray, np.ndarray]]  # (files, split) -> x, y
 
@@ -252,6 +252,8 @@ def _downloads(cache: Path, name: str) -> Path:
 def _fetch(name: str, file: File, folder: Path, data_dir: Path) -> Path:
   try:
     return fetch(file, folder, (data_dir / name.partition(":")[0],))
+  except MissingExtraError:
+    raise
   except InputError as error:
     raise InputError(
       f"data.name={name!r} is not prepared under data.data_dir and cannot be downloaded: {error}"
