@@ -149,7 +149,13 @@ def _corrupted(
     x = layout.to_last(net.x, axis)
     corrupted = corruptions.generated(x, net.y, jax.random.key(options.seed))
   else:
-    corrupted = corruptions.stored(Path(options.images).expanduser(), options.examples)
+    folder = Path(options.images).expanduser()
+    if not folder.is_dir():
+      raise InputError(
+        f"--corruptions must be {GENERATE}, or a folder in the layout of CIFAR-10-C, but was "
+        f"{options.images!r}."
+      )
+    corrupted = corruptions.stored(folder, options.examples)
     identity = {"from": "files", "labels_sha256": digest(corrupted.labels)}
     first = corrupted.images(corrupted.names[0], 1)[:1]
     shape = layout.from_last(first, axis).shape[1:]
