@@ -182,7 +182,7 @@ def corrupt(name: str, images: np.ndarray, severity: int, key: Array) -> np.ndar
   parts = []
   for start in range(0, len(images), _BATCH):
     part = images[start : start + _BATCH]
-    keys = keys_of(key, np.arange(start, start + len(part)))
+    keys = keys_of(key, jnp.arange(start, start + len(part)))
     x = part / np.float32(255 if images.dtype == np.uint8 else 1)
     changed = _clipped(function, keys, jnp.float32(x), jnp.asarray(strength, jnp.float32))
     parts.append(_in_8_bits(np.asarray(changed)))

@@ -57,7 +57,8 @@ def fetch(file: File, folder: Path, others: Sequence[Path] = ()) -> Path:
     downloader = pooch.HTTPDownloader(timeout=_TIMEOUT_S)
     return Path(pooch.retrieve(file.url, file.sha256, file.name, folder, downloader=downloader))
   except requests.HTTPError as error:
-    why = f"{urlsplit(file.url).netloc} answers with HTTP code {error.response.status_code}"
+    code = error.response.status_code if error.response is not None else "of an error"
+    why = f"{urlsplit(file.url).netloc} answers with HTTP code {code}"
   except requests.ConnectionError as error:
     why = f"{urlsplit(file.url).netloc} cannot be reached ({type(error).__name__})"
   except ValueError:  # pooch's, for another sum

@@ -124,7 +124,7 @@ def test_images_that_the_network_does_not_take(own):
   np.savez("data.npz", x=levels(np.linspace(0, 1, 20))[:, :5], y=LABELS)
   with pytest.raises(InputError, match=r"has images \[6, 6, 1\], but .* takes \[5, 6, 1\]"):
     corruptions.run(own)
-  with pytest.raises(InputError, match="must be generate, or a folder .* but was 'all'"):
+  with pytest.raises(InputError, match=r"must be generate, or a folder .* but was 'all'"):
     corruptions.run(own._replace(images="all"))
   with pytest.raises(InputError, match="need --output"):
     corruptions.run(own._replace(output=None))
