@@ -15,7 +15,7 @@ Any set with a projection, by PGD with restarts (by default the set of the run's
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
 
 Common corruptions (noise, blur, ...) in place of attacks, generated or read from a folder such as
-CIFAR-10-C:
+CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
 
   python -m robust_opt.evaluate --workdir=runs/cifar --corruptions=generate
 
@@ -39,12 +39,13 @@ from typing import Any
 from absl import app, flags
 
 from robust_opt import commands, layout
+from robust_opt.data.perturbations import is_stored
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
-from robust_opt.studies import corruptions, evaluation
+from robust_opt.studies import corruptions, evaluation, perturbations
 
 
 def main(argv: list[str]) -> None:
@@ -92,7 +93,8 @@ def _corruptions(values: flags.FlagValues) -> None:
   for name in _OF_ATTACKS:
     if values[name].present:
       raise InputError(f"--{name} has no effect with --corruptions: nothing is attacked.")
-  corruptions.run(
+  sequences = is_stored(Path(values.corruptions).expanduser())
+  (perturbations if sequences else corruptions).run(
     corruptions.Options(
       source=commands.source(),
       images=values.corruptions,
@@ -139,7 +141,7 @@ def define_flags() -> None:
   words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)
-  words = "Common corruptions instead of attacks: generate, or a folder such as CIFAR-10-C."
+  words = "Instead of attacks, common corruptions: generate, or a folder as CIFAR-10-C or -P."
   flags.DEFINE_string("corruptions", "", words)
   words = "A JSON file that --corruptions has written, of a network whose errors are 100 %."
   flags.DEFINE_string("corruption_baseline", "", words)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt import extras
+from robust_opt.data.archives import read_npy
 from robust_opt.errors import InputError
 from robust_opt.keys import keys_of
 from robust_opt.types import Array
@@ -213,11 +214,11 @@ def stored(folder: Path, examples: int = 0) -> Corrupted:
   Raises:
     InputError: no such files, or files of another layout.
   """
-  labels = _read(folder / "labels.npy")
+  labels = read_npy(folder / "labels.npy")
   names = tuple(sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels"))
   if not names:
     raise InputError(f"{folder} must hold corruptions such as gaussian_noise.npy, but has none.")
-  files = {name: _read(folder / f"{name}.npy") for name in names}
+  files = {name: read_npy(folder / f"{name}.npy") for name in names}
   count, rest = divmod(len(labels), len(SEVERITIES))
   by_severity = labels.reshape(-1, count) if not rest else labels[None]
   if rest or not count or (by_severity != by_severity[0]).any():
@@ -235,13 +236,6 @@ def stored(folder: Path, examples: int = 0) -> Corrupted:
     return np.asarray(files[name][start : start + taken])
 
   return Corrupted(names, by_severity[0, :taken].astype(np.int32), images)
-
-
-def _read(path: Path) -> np.ndarray:
-  try:
-    return np.lib.format.open_memmap(path, mode="r")
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} cannot be read as an .npy file ({error}).") from error
 
 
 @functools.partial(jax.jit, static_argnums=0)

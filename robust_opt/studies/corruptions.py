@@ -59,12 +59,14 @@ def run(options: Options) -> dict[str, Any]:
   Raises:
     InputError: the images do not fit the network, or the baseline is not of the same images.
   """
-  if not (options.output or options.source.get("workdir")):
-    raise InputError("--model and --data need --output, a folder for the results.")
+  path = output_path(options)
   net = target.load(options.source, options.examples)
   axis = layout.resolve(options.channel_axis, net.x.shape[1:])
   corrupted, images = _corrupted(options, net, axis)
-  baseline = _baseline(options.baseline, images, corrupted.names) if options.baseline else None
+  baseline = None
+  if options.baseline:
+    shape = (len(SEVERITIES),)
+    baseline = read_baseline(options.baseline, "errors", shape, images, corrupted.names)
   size = options.batch_size or default_batch_size(net.logits_fn, net.x, jax.local_device_count())
   clean = predictions(net.logits_fn, net.x, size, precision=options.precision)
   errors = measure(net.logits_fn, corrupted, size, axis, options.precision)
@@ -83,13 +85,17 @@ def run(options: Options) -> dict[str, Any]:
     ces = corruption_errors(errors, baseline)
     mce = float(np.mean([ces[name] for name in averaged(errors)]))
     result |= {"baseline": str(options.baseline), "corruption_errors": ces, "mce": mce}
-  path = _path(options)
+  publish(path, result, _table(result), _in_words(result))
+  return result
+
+
+def publish(path: Path, result: dict[str, Any], table: Table, words: str) -> None:
+  """Writes a result, and prints it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(path, result)
-  metrics.print_table(_table(result))
-  metrics.print_sentences(_in_words(result))
-  print(f"The errors are in {path}")
-  return result
+  metrics.print_table(table)
+  metrics.print_sentences(words)
+  print(f"The result is in {path}")
 
 
 def measure(
@@ -118,9 +124,9 @@ def measure(
   return {name: [error(name, severity) for severity in SEVERITIES] for name in corrupted.names}
 
 
-def averaged(errors: Errors) -> list[str]:
-  """The corruptions of the mean: those of the benchmark of 15 that were measured, or else all."""
-  return [name for name in BENCHMARK if name in errors] or list(errors)
+def averaged(measured: Mapping[str, Any], benchmark: Sequence[str] = BENCHMARK) -> list[str]:
+  """The corruptions of the mean: those of the benchmark that were measured, or else all."""
+  return [name for name in benchmark if name in measured] or list(measured)
 
 
 def mean_error(errors: Errors) -> float:
@@ -158,37 +164,49 @@ def _corrupted(
     corrupted = corruptions.stored(folder, options.examples)
     identity = {"from": "files", "labels_sha256": digest(corrupted.labels)}
     first = corrupted.images(corrupted.names[0], 1)[:1]
-    shape = layout.from_last(first, axis).shape[1:]
-    if shape != net.x.shape[1:]:
-      raise InputError(
-        f"--corruptions={options.images} has images {list(first.shape[1:])}, but {net.name} takes "
-        f"{list(net.x.shape[1:])}."
-      )
+    check_shape(options.images, first, net, axis)
   return corrupted, identity | {"examples": len(corrupted.labels)}
 
 
-def _baseline(path: Path, images: dict[str, Any], names: Sequence[str]) -> Errors:
-  """The errors of an earlier result on the same images."""
+def check_shape(given: str, images: np.ndarray, net: target.EvalTarget, axis: int | None) -> None:
+  """InputError unless images [B, H, W, C] of files are such as the network takes."""
+  if layout.from_last(images, axis).shape[1:] != net.x.shape[1:]:
+    raise InputError(
+      f"--corruptions={given} has images {list(images.shape[1:])}, but {net.name} takes "
+      f"{list(net.x.shape[1:])}."
+    )
+
+
+def read_baseline(
+  path: Path, key: str, shape: tuple[int, ...], images: dict[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+  """By corruption what an earlier result on the same images has under `key`, of that shape.
+
+  Raises:
+    InputError: it cannot be read, lacks a corruption, or is of other images.
+  """
   try:
     stored = json.loads(path.read_text(encoding="utf-8"))
-    errors = {name: [float(e) for e in stored["errors"][name]] for name in names}
+    numbers = {name: np.asarray(stored[key][name], float).reshape(shape) for name in names}
   except KeyError as error:
-    raise InputError(f"--corruption_baseline={path} has no errors of {error}.") from error
+    raise InputError(f"--corruption_baseline={path} has no {key} of {error}.") from error
   except (OSError, ValueError, TypeError) as error:
     message = f"--corruption_baseline={path} must be a JSON file of --corruptions ({error})."
     raise InputError(message) from error
   of_baseline = stored.get("images", images)  # errors of a paper do not say
   different = sorted(key for key in images if of_baseline.get(key) != images[key])
-  if different or any(len(of_name) != len(SEVERITIES) for of_name in errors.values()):
+  if different:
     raise InputError(
-      f"--corruption_baseline={path} is of other images than this evaluation"
-      f"{': they differ in ' if different else ''}{', '.join(different)}."
+      f"--corruption_baseline={path} is of other images than this evaluation: they differ in "
+      f"{', '.join(different)}."
     )
-  return errors
+  return {name: array.tolist() for name, array in numbers.items()}
 
 
-def _path(options: Options) -> Path:
+def output_path(options: Options) -> Path:
   """GENERATE.json or FOLDER.json; within a run with the number of examples and other data."""
+  if not (options.output or options.source.get("workdir")):
+    raise InputError("--model and --data need --output, a folder for the results.")
   parts = [Path(options.images).expanduser().resolve().name]
   if options.output:
     return options.output / f"{parts[0]}.json"
@@ -198,11 +216,16 @@ def _path(options: Options) -> Path:
   return Path(options.source["workdir"]) / "corruptions" / f"{'_'.join(parts)}.json"
 
 
+def new_table(title: str, caption: str | None = None) -> Table:
+  """An empty table for the terminal."""
+  left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
+  return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **left)
+
+
 def _table(result: Mapping[str, Any]) -> Table:
   title = f"{result['net']}: errors in %, {result['images']['examples']:,} images a severity"
   caption = f"clean images: {100 * result['clean_error']:.2f} %"
-  left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
-  table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **left)
+  table = new_table(title, caption)
   table.add_column("corruption", no_wrap=True)
   ces = result.get("corruption_errors", {})
   for name in (*map(str, SEVERITIES), "mean", *(["CE"] if ces else [])):

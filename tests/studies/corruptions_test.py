@@ -113,9 +113,10 @@ def test_a_baseline_of_other_images_or_corruptions(own, tmp_path):
     corruptions.run(other._replace(examples=10))
   with pytest.raises(InputError, match="has no errors of 'gaussian_noise'"):
     corruptions.run(other._replace(images="generate"))
-  path.write_text("[]")
-  with pytest.raises(InputError, match=r"must be a JSON file of --corruptions"):
-    corruptions.run(other)
+  for text in ("[]", '{"errors": {"fog": [0.1, 0.2]}}'):
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"must be a JSON file of --corruptions"):
+      corruptions.run(other)
   path.write_text(json.dumps({"errors": {"fog": [0.5] * 5}}))  # as a paper states them
   assert corruptions.run(other)["mce"] > 0
 
@@ -145,7 +146,7 @@ def test_the_command_on_a_run(tmp_path):
   done = evaluate()
   assert done.returncode == 0, done.stderr
   path = tmp_path / "run" / "corruptions" / "generate.json"
-  assert f"The errors are in {path}" in done.stdout
+  assert f"The result is in {path}" in done.stdout
   found = json.loads(path.read_text())
   own = json.loads((tmp_path / "run" / "summary.json").read_text())["results"][0]
   assert found["clean_error"] == pytest.approx(1 - own["correct"] / own["total"])
