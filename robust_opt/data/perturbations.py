@@ -27,7 +27,7 @@ class Sequences(NamedTuple):
   """N sequences of each perturbation."""
 
   names: tuple[str, ...]
-  count: int  # N
+  size: int  # N
   frames: Callable[[str, int, int], np.ndarray]  # (name, start, stop) -> uint8 [n, T, H, W, C]
 
 

@@ -45,7 +45,7 @@ def run(options: Options) -> dict[str, Any]:
   first = sequences.frames(sequences.names[0], 0, 1)
   axis = layout.resolve(options.channel_axis, net.x.shape[1:])
   corruptions.check_shape(options.images, first[0], net, axis)
-  identity = {"from": "sequences", "first_sha256": digest(first), "examples": sequences.count}
+  identity = {"from": "sequences", "first_sha256": digest(first), "examples": sequences.size}
   baseline = None
   if options.baseline:
     of_baseline = options.baseline, "flip_rates", (), identity, sequences.names
@@ -98,7 +98,7 @@ def measure(
     return predicted.reshape(frames.shape[:2])
 
   def rate(name: str) -> float:
-    parts = [classes(name, start) for start in range(0, sequences.count, _READ)]
+    parts = [classes(name, start) for start in range(0, sequences.size, _READ)]
     return flip_rate(np.concatenate(parts), noise="noise" in name)
 
   return {name: rate(name) for name in sequences.names}

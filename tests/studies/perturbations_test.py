@@ -48,7 +48,7 @@ def folder(tmp_path):
 def test_a_net_is_asked_of_every_frame(at_once, folder, monkeypatch):
   monkeypatch.setattr(perturbations, "_READ", at_once)
   every = sequences.stored(folder)
-  assert every.count == 3
+  assert every.size == 3
   rates = perturbations.measure(bright, every, batch_size=5)
   assert rates == {"shot_noise": 4 / 9, "tilt": 5 / 9}
   assert perturbations.measure(bright, sequences.stored(folder, 1), 5)["tilt"] == 2 / 3
