@@ -44,8 +44,8 @@ def define_source_flags() -> None:
   flags.DEFINE_string("model", "", "module:function, x [B, ...] in [0, 1] -> logits [B, C].")
   words = (
     "An .npz file with x [N, ...] in [0, 1] (or integers to 255) and y [N], "
-    "FILE.npz:images,labels, IMAGES.npy,LABELS.npy, or a folder of class folders of images. With "
-    "--workdir: instead of the run's test set. With --weights: also a data set's name."
+    "FILE.npz:images,labels, IMAGES.npy,LABELS.npy, a folder of class folders of images, or a data "
+    "set's name, such as cifar100, for its test set. With --workdir: instead of the run's test set."
   )
   flags.DEFINE_string("data", "", words)
   words = "Of a folder: height and width to resize to. 0: the images have one size."

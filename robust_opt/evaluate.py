@@ -18,6 +18,11 @@ Several threats at once, the worst of them for every image:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --threats=linf:0.1,l2:1.5,l1:8
 
+Common corruptions (noise, blur, ...) in place of attacks, generated or read from a folder such as
+CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
+
+  python -m robust_opt.evaluate --workdir=runs/cifar --corruptions=generate
+
 On several hosts start it once per host; each attacks its share of the examples:
 
   python -m robust_opt.evaluate --workdir=/shared/runs/mnist_linf --norm=linf --radius=0.055 \
@@ -38,6 +43,7 @@ from typing import Any
 from absl import app, flags
 
 from robust_opt import commands, layout
+from robust_opt.data.perturbations import is_stored
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
 from robust_opt.evaluation.verdict import ball_config
@@ -45,13 +51,18 @@ from robust_opt.layout import ChannelAxis
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
 from robust_opt.sets.radii import number
-from robust_opt.studies import evaluation
+from robust_opt.studies import corruptions, evaluation, perturbations
 
 
 def main(argv: list[str]) -> None:
   """Runs with the options of the flags."""
   values = flags.FLAGS
   commands.refuse_positional(argv)
+  if values.corruptions:
+    _corruptions(values)
+    return
+  if values.corruption_baseline:
+    raise InputError("--corruption_baseline has no effect without --corruptions.")
   commands.connect(shared=bool(values.workdir or values.output), flag="--workdir or --output")
   # jax.distributed takes SIGTERM for notices of preemption. Every batch is saved: it may end us.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -95,6 +106,34 @@ def _ball(threat: str) -> dict[str, Any]:
     raise InputError(f"--threats {words}, but has {threat!r} ({error})") from None
 
 
+# The flags of attacks.
+_OF_ATTACKS = (
+  *("norm", "radius", "set", "threats", "version", "search_precision", "trust"),
+  *("coordinator", "num_processes", "process_id"),
+)
+
+
+def _corruptions(values: flags.FlagValues) -> None:
+  """Evaluates on common corruptions."""
+  for name in _OF_ATTACKS:
+    if values[name].present:
+      raise InputError(f"--{name} has no effect with --corruptions: nothing is attacked.")
+  sequences = is_stored(Path(values.corruptions).expanduser())
+  (perturbations if sequences else corruptions).run(
+    corruptions.Options(
+      source=commands.source(),
+      images=values.corruptions,
+      baseline=Path(values.corruption_baseline) if values.corruption_baseline else None,
+      examples=values.examples,
+      seed=values.seed,
+      batch_size=values.batch_size,
+      channel_axis=channel_axis(values.channel_axis),
+      output=Path(values.output) if values.output else None,
+      precision=values.precision,
+    )
+  )
+
+
 def set_config(text: str) -> dict[str, Any]:
   """The value of --set: JSON with the name of a set and its arguments."""
   try:
@@ -129,7 +168,11 @@ def define_flags() -> None:
   words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)
-  flags.DEFINE_integer("seed", 0, "Of the attacks.", lower_bound=0)
+  words = "Instead of attacks, common corruptions: generate, or a folder as CIFAR-10-C or -P."
+  flags.DEFINE_string("corruptions", "", words)
+  words = "A JSON file that --corruptions has written, of a network whose errors are 100 %."
+  flags.DEFINE_string("corruption_baseline", "", words)
+  flags.DEFINE_integer("seed", 0, "Of the attacks, or of noise.", lower_bound=0)
   words = "By default 100 on a CPU, and on accelerators what fits into their memory, up to 4096."
   flags.DEFINE_integer("batch_size", None, words, lower_bound=1)
   words = "Of one example: auto guesses it, none, or a number, 0 for [C, H, W]."

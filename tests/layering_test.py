@@ -29,6 +29,7 @@ ALLOWED = {
   "tensorflow_datasets": {"data.tfds"},
   "tensorflow": set(),
   "datasets": {"data.huggingface"},
+  "pooch": {"data.downloads"},
   "sklearn": {"data.datasets"},
   "cvxpy": {"theory.linear.solve"},
   "jinja2": {"report.page"},

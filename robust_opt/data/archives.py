@@ -44,7 +44,7 @@ def read_arrays(name: str, split: str = "") -> tuple[np.ndarray, np.ndarray]:
     paths = [Path(part).expanduser() for part in name.split(",")]
     if len(paths) != 2:
       raise InputError(f"{name!r} must be two files, IMAGES.npy,LABELS.npy, or one .npz file")
-    images, labels = (_load(path) for path in paths)
+    images, labels = map(read_npy, paths)
     return images, labels
   file, _, named = name.partition(":")
   path = Path(file).expanduser()
@@ -111,7 +111,8 @@ def _candidates(stored: list[str], words: tuple[str, ...], split: str) -> list[s
   return found
 
 
-def _load(path: Path) -> np.ndarray:
+def read_npy(path: Path) -> np.ndarray:
+  """The array of an .npy file, read as it is used; an InputError if there is none."""
   try:
     return np.lib.format.open_memmap(path, mode="r")
   except _DAMAGED as error:

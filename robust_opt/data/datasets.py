@@ -3,9 +3,10 @@
   train = load("mnist", "train")           # images uint8 [60000, 28, 28, 1], labels int32 [60000]
   train, valid = holdout(train, 0.1, seed=0)
 
-Three sources: 'digits', which scikit-learn bundles; image-classification data sets of TensorFlow
-Datasets (TFDS), read without TensorFlow; and the user's own, by `from_arrays`. What was read from
-files is cached as one array, which is checked against a hash on every read.
+Four sources: 'digits', which scikit-learn bundles; files that the authors of a data set publish
+(`published`); image-classification data sets of TensorFlow Datasets (TFDS), read without
+TensorFlow; and the user's own, by `from_arrays`. What was read from files is cached as one array,
+which is checked against a hash on every read.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ import numpy as np
 from absl import logging
 
 from robust_opt import extras, layout
-from robust_opt.data import archives, folders, huggingface, tfds
+from robust_opt.data import archives, folders, huggingface, published, tfds
 from robust_opt.data.folders import ImageFiles, read_folder
+from robust_opt.data.published import PublishedArrays, PublishedImages
 from robust_opt.data.sampling import random_order, stratified
 from robust_opt.errors import InputError, WriteError
 from robust_opt.files import read_sealed, write_sealed
@@ -70,20 +72,21 @@ def load(
   """Loads one split of a data set by name, in TFDS's order.
 
   The first of: bundled ('digits'); an .npz file; the cache; prepared under `data_dir` as
-  array_record; the archives of mnist, fashion_mnist and cifar10, downloaded and checked against
-  TFDS's checksums; a folder of images; TFDS's own preparation, if TensorFlow is installed.
+  array_record; what its authors publish (`published.PUBLISHED`), downloaded and checked against
+  SHA-256 sums; a folder of images; TFDS's own preparation, if TensorFlow is installed.
 
   Args:
-    name: 'digits'; the name in TFDS: 'mnist', 'emnist/letters', 'cifar10:3.0.2'; an .npz file
-      (`archives.read_arrays`); a folder of class folders of images (`folders.read_folder`), or one
-      that Hugging Face `datasets` saved (`huggingface.read_saved`).
+    name: 'digits'; a name in `published`; the name in TFDS: 'mnist', 'emnist/letters',
+      'cifar10:3.0.2'; an .npz file (`archives.read_arrays`); a folder of class folders of images
+      (`folders.read_folder`), or one that Hugging Face `datasets` saved (`huggingface.read_saved`).
     split: 'train', 'test', or another split of the data set.
-    data_dir: folder of prepared TFDS data sets (data_dir/name/version/...); None is TFDS's
-      default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: folder of prepared TFDS data sets (data_dir/name/version/...), or of published files
+      (data_dir/name/file); None is TFDS's default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     cache_dir: folder for the cache and the downloads; None is $XDG_CACHE_HOME/robust_opt or
       ~/.cache/robust_opt. If it is not writable, there is a warning and no cache.
     download: whether a data set that is not on this machine may be downloaded.
-    image_size: of a folder of images: the height and width to resize them to; 0: as they are.
+    image_size: of a folder of images, or published images: the height and width to resize them to;
+      0: as they are.
     decode: whether to read the images of a folder now, or when they are indexed.
 
   Raises:
@@ -91,8 +94,8 @@ def load(
       damaged, needs TensorFlow, or is not one of images of one shape and labels.
     MissingExtraError: the extra `data` (or `run`, for the digits) is not installed.
   """
-  own = Path(name).expanduser()
-  if image_size and not own.is_dir():
+  own, source = Path(name).expanduser(), published.find(name)
+  if image_size and not (own.is_dir() or isinstance(source, PublishedImages)):
     raise InputError(
       f"data.image_size={image_size} has no effect on data.name={name!r}: only the images of a "
       "folder are resized"
@@ -102,31 +105,31 @@ def load(
   if archives.is_archive(name):
     return _of_archive(name, split)
   if not _NAME.fullmatch(name) and not own.is_dir():
-    hint = tfds.did_you_mean(name, ("digits", *tfds.ARCHIVES))
+    hint = tfds.did_you_mean(name, ("digits", *published.PUBLISHED))
     raise InputError(
       f"data.name={name!r} is not the name of a data set: allowed are 'digits', a folder of class "
       "folders of images, and TensorFlow Datasets' name, name/config or name:1.2.3"
       f"{hint and f'; {hint}'}"
     )
   root, kept = _data_root(data_dir), cache_root(cache_dir)
-  source = (_NAME.fullmatch(name) and tfds.prepared_folder(root, name)) or tfds.find_archive(name)
-  if source is None and huggingface.is_saved(own):
-    pictures, labels, classes = huggingface.read_saved(own, split, image_size)
-    return Dataset(pictures, labels, len(classes), name, split, classes)
-  if source is None and own.is_dir():
-    files, labels, classes = read_folder(own, split, image_size)
-    images = np.asarray(files) if decode else cast(np.ndarray, files)
-    return Dataset(images, labels, len(classes), name, split, classes)
-  if source is None and download:
-    source = tfds.with_tensorflow(name, root)
-  path = _cache_path(kept, name, split, source)
+  if isinstance(source, PublishedImages):
+    own = published.image_folder(name, kept, root, download)
+    return _of_folder(own, name, split, image_size, decode)
+  prepared = (
+    tfds.prepared_folder(root, published.name_in_tfds(name)) if _NAME.fullmatch(name) else None
+  )
+  if prepared is None and source is None and own.is_dir():
+    return _of_folder(own, name, split, image_size, decode)
+  if prepared is None and source is None and download:
+    prepared = tfds.with_tensorflow(name, root, published.PUBLISHED)
+  path = _cache_path(kept, name, split, prepared or source)
   cached = _read_cache(path, name, split)
   if cached is not None:
     return cached
-  if isinstance(source, Path):
-    arrays = tfds.read_prepared(source, name, split)
+  if prepared is not None:
+    arrays = tfds.read_prepared(prepared, name, split)
   elif download:
-    arrays = tfds.from_archives(name, split, kept / "downloads")
+    arrays = published.read_arrays(name, split, kept, root)
   else:
     raise InputError(
       f"data.name={name!r} is not prepared under data.data_dir={str(root)!r}, and download "
@@ -135,6 +138,16 @@ def load(
   dataset = from_arrays(*arrays, name=name, split=split, channel_axis=-1)
   _write_cache(path, dataset)
   return dataset
+
+
+def _of_folder(root: Path, name: str, split: str, image_size: int, decode: bool) -> Dataset:
+  """A split of a folder of images, or of one that Hugging Face `datasets` saved."""
+  if huggingface.is_saved(root):
+    pictures, labels, classes = huggingface.read_saved(root, split, image_size)
+    return Dataset(pictures, labels, len(classes), name, split, classes)
+  files, labels, classes = read_folder(root, split, image_size)
+  images = np.asarray(files) if decode else cast(np.ndarray, files)
+  return Dataset(images, labels, len(classes), name, split, classes)
 
 
 def _of_archive(name: str, split: str) -> Dataset:
@@ -183,15 +196,18 @@ def from_arrays(
   return Dataset(_checked_pixels(x), *_checked_labels(y, num_classes), name, split)
 
 
-def read_examples(name: str, image_size: int = 0) -> Examples:
+def read_examples(
+  name: str, image_size: int = 0, data_dir: str | None = None, cache_dir: str | None = None
+) -> Examples:
   """Images and labels to evaluate on: those to test by, of data that has such, or all of them.
 
-  Integer images are taken as pixels in [0, 255], which is logged. Floating-point images are left
-  as they are, in whatever units and layout.
+  Integer images of files are taken as pixels in [0, 255], which is logged. Floating-point images
+  are left as they are, in whatever units and layout.
 
   Args:
-    name: files as for `archives.read_arrays`, or a folder of class folders of images.
-    image_size: of a folder, as for `load`.
+    name: files as for `archives.read_arrays`, a folder of class folders of images, or a name as for
+      `load`.
+    image_size, data_dir, cache_dir: as for `load`.
 
   Raises:
     InputError: it cannot be read, integer images leave [0, 255], or labels have no integers.
@@ -201,6 +217,10 @@ def read_examples(name: str, image_size: int = 0) -> Examples:
     read = huggingface.read_saved if huggingface.is_saved(root) else read_folder
     files, labels, classes = read(root, "", image_size)
     return Examples(np.asarray(files) / np.float32(255), labels, classes)
+  if not archives.is_archive(name):
+    test = load(name, "test", data_dir=data_dir, cache_dir=cache_dir, image_size=image_size)
+    scale = np.float32(255 if test.images.dtype == np.uint8 else 1)
+    return Examples(test.images / scale, test.labels, test.classes)
   if image_size:
     raise InputError(f"data.image_size={image_size} has no effect: only a folder is resized")
   images, labels = archives.read_arrays(name)
@@ -375,8 +395,8 @@ def cache_root(cache_dir: str | None = None) -> Path:
   return Path(cache_dir or default).expanduser()
 
 
-def _cache_path(root: Path, name: str, split: str, source: Path | tfds.Archive | None) -> Path:
-  """The cache file of a split, from an Archive or from a prepared folder in its current state."""
+def _cache_path(root: Path, name: str, split: str, source: Path | PublishedArrays | None) -> Path:
+  """The cache file of a split, as published or from a prepared folder in its current state."""
   version: Any = None
   if isinstance(source, Path):
     files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.iterdir())

@@ -5,7 +5,9 @@
   np.asarray(images)          # uint8 [N, 32, 32, 3], all of them
 
 Either the folder has one folder for each class, and a fifth of every class is the test set, or it
-has `train` and `test` (or `val`) with the same classes in each. Classes are sorted by name.
+has `train` and `test` (or `val`) with the same classes in each. Classes are sorted by name. As in
+Tiny ImageNet, `val` may instead hold `val_annotations.txt`, of lines FILE, CLASS, ..., and the
+files in `images`; it is then the test set.
 """
 
 import hashlib
@@ -23,6 +25,7 @@ from robust_opt.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 TEST_FRACTION = 0.2  # of every class, where there is no test set
 _TEST_NAMES = ("test", "val", "valid", "validation")
+ANNOTATIONS = "val_annotations.txt"
 _GREY = ("1", "L", "LA")
 SEED = 0
 
@@ -90,7 +93,10 @@ def read_folder(root: Path, split: str, image_size: int = 0) -> Folder:
   extras.require("data", "PIL")
   if split not in ("train", "test", ""):
     raise InputError(f"data.name={str(root)!r} has no split {split!r}: it has train, test")
-  test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
+  test_roots = [root / name for name in _TEST_NAMES if (root / name).is_dir()]
+  # Tiny ImageNet has a test folder too, without labels.
+  annotated = [folder for folder in test_roots if (folder / ANNOTATIONS).is_file()]
+  test_root = next(iter([*annotated, *test_roots]), None)
   if (root / "train").is_dir() and test_root is not None:
     parts = {"train": _list(root / "train"), "test": _list(test_root)}
     if parts["train"].keys() != parts["test"].keys():
@@ -134,6 +140,8 @@ def decode(path: Path | BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
 
 def _list(root: Path) -> dict[str, list[Path]]:
   """The image files of each class, sorted."""
+  if (root / ANNOTATIONS).is_file():
+    return _list_annotated(root)
   files = {
     folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     for folder in sorted(root.iterdir())
@@ -147,6 +155,17 @@ def _list(root: Path) -> dict[str, list[Path]]:
       f"least two classes, but has {found}"
     )
   return files
+
+
+def _list_annotated(root: Path) -> dict[str, list[Path]]:
+  """The same of a folder whose classes are in ANNOTATIONS."""
+  files: dict[str, list[Path]] = {}
+  for line in (root / ANNOTATIONS).read_text(encoding="utf-8").splitlines():
+    file, tab, rest = line.partition("\t")
+    if not tab:
+      raise InputError(f"{root / ANNOTATIONS} must have lines FILE, tab, CLASS, but has {line!r}")
+    files.setdefault(rest.partition("\t")[0], []).append(root / "images" / file)
+  return {name: sorted(files[name]) for name in sorted(files)}
 
 
 def _flat(files: dict[str, list[Path]]) -> tuple[list[Path], np.ndarray]:

@@ -1,28 +1,19 @@
 """Data sets of TensorFlow Datasets (TFDS) as arrays, without TensorFlow; see `datasets.load`.
 
-TFDS reads a prepared data set without TensorFlow but needs it to prepare one. `from_archives` never
-needs it: URLs and checksums are TFDS's, the standard library unpacks, and the arrays equal those
-that TFDS prepares, element by element.
+TFDS reads a prepared data set without TensorFlow but needs it to prepare one; `published` has those
+that need neither.
 """
 
-import gzip
-import hashlib
 import importlib.util
-import os
 import re
-import tarfile
-import tempfile
 import warnings
-import zlib
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-from absl import logging
 
 from robust_opt import extras
 from robust_opt.errors import InputError
@@ -31,7 +22,6 @@ _CHUNK = 5_000  # records that TFDS decodes in one call
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _TIMEOUT_S = 5.0  # to check whether a host responds; TFDS itself retries for 200 s
 _UNAVAILABLE = (500, 502, 503, 504)  # codes on which TFDS retries for as long
-_DAMAGED = (OSError, EOFError, KeyError, ValueError, zlib.error, tarfile.TarError)
 
 
 class Arrays(NamedTuple):
@@ -112,105 +102,16 @@ def _stack(source: Any, image_key: str, label_key: str, where: str) -> list[np.n
   return [np.stack(column) for column in zip(*records)]
 
 
-def _unpack_idx(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
-  """MNIST's format: a gzip file of images and one of labels, each with a big-endian header."""
-  images, labels = (_read_idx(path, rank) for path, rank in zip(paths, (3, 1), strict=True))
-  return images[..., None], labels
-
-
-def _read_idx(path: Path, rank: int) -> np.ndarray:
-  content = gzip.decompress(path.read_bytes())
-  start = 4 + 4 * rank
-  if content[:4] != bytes([0, 0, 8, rank]):  # 8 stands for unsigned bytes
-    raise ValueError(f"the header {content[:4]!r} is not IDX of rank {rank}")
-  shape = np.frombuffer(content[4:start], ">u4").astype(int)
-  return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _unpack_cifar10(paths: list[Path], split: str) -> tuple[np.ndarray, np.ndarray]:
-  """CIFAR-10's binary format: records of one byte for the label, then 3 planes of 32 x 32."""
-  numbers = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
-  records = []
-  with tarfile.open(paths[0], "r:gz") as archive:
-    for number in numbers:
-      member = archive.extractfile(f"cifar-10-batches-bin/{number}.bin")
-      if member is None:
-        raise ValueError(f"{number}.bin is not a file")
-      records.append(np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * 32 * 32))
-  table = np.concatenate(records)
-  return table[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, 0]
-
-
-class Archive(NamedTuple):
-  """The files that the authors of a data set publish."""
-
-  version: str  # of the TFDS data set that the arrays equal
-  num_classes: int
-  files: dict[str, list[str]]  # split -> names of its files, the last part of their URLs
-  unpack: Callable[[list[Path], str], tuple[np.ndarray, np.ndarray]]  # (files, split) -> x, y
-
-
-_MNIST_FILES = {
-  "train": ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"],
-  "test": ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"],
-}
-_CIFAR10_FILES = {split: ["cifar-10-binary.tar.gz"] for split in ("train", "test")}
-ARCHIVES = {
-  "mnist": Archive("3.0.1", 10, _MNIST_FILES, _unpack_idx),
-  "fashion_mnist": Archive("3.0.1", 10, _MNIST_FILES, _unpack_idx),
-  "cifar10": Archive("3.0.2", 10, _CIFAR10_FILES, _unpack_cifar10),
-}
-
-
-def find_archive(name: str) -> Archive | None:
-  """The archive of 'name' or 'name:version', if there is one of that version."""
-  base, _, version = name.partition(":")
-  archive = ARCHIVES.get(base)
-  return archive if archive and version in ("", archive.version) else None
-
-
-def from_archives(name: str, split: str, downloads: Path) -> Arrays:
-  """Downloads one of ARCHIVES, unless its files are intact in `downloads`, and unpacks a split.
-
-  Raises:
-    InputError: no such split, no network, no such file, a wrong checksum, a damaged archive.
-  """
-  archive = find_archive(name)
-  assert archive is not None
-  if split not in archive.files:
-    raise no_such_split(name, split, archive.files)
-  with _writable(downloads) as folder:
-    paths = [_fetch(name, filename, Path(folder)) for filename in archive.files[split]]
-    try:
-      images, labels = archive.unpack(paths, split)
-    except _DAMAGED as error:
-      raise _undownloadable(name, f"{paths[0].name} cannot be unpacked ({error})") from error
-  if len(images) != len(labels):
-    raise _undownloadable(name, f"{len(images)} images came with {len(labels)} labels")
-  order = tfds_order(split, len(labels))
-  return Arrays(images[order], labels[order], archive.num_classes)
-
-
-def tfds_order(split: str, num_examples: int) -> list[int]:
-  """TFDS's order: example i is number `order[i]` of the archive.
-
-  TFDS sorts the examples by the MD5 of the split's name followed by their number in the archive.
-  """
-
-  def rank(number: int) -> bytes:
-    return hashlib.md5(f"{split}{number}".encode(), usedforsecurity=False).digest()
-
-  return sorted(range(num_examples), key=rank)
-
-
-def with_tensorflow(name: str, root: Path) -> Path:
+def with_tensorflow(name: str, root: Path, others: Iterable[str] = ()) -> Path:
   """Prepares a data set by TFDS under `root` as array_record, which needs TensorFlow.
+
+  `others` are names besides TFDS's that an unknown name may be a slip of.
 
   Raises:
     InputError: an unknown name, TensorFlow is missing, no network, or the builder fails.
   """
   tfds = import_tfds()
-  _check_known(name, tfds.list_builders(with_community_datasets=False))
+  _check_known(name, [*others, *tfds.list_builders(with_community_datasets=False)])
   where = f"under data.data_dir={str(root)!r}"
   if importlib.util.find_spec("tensorflow") is None:
     raise InputError(
@@ -285,36 +186,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
   return f"did you mean {' or '.join(near[:3])}?" if near else ""
 
 
-def _fetch(name: str, filename: str, folder: Path) -> Path:
-  """The intact file `filename` of a data set in `folder`; downloaded if it is missing."""
-  registered = {url.rpartition("/")[2]: (url, info) for url, info in url_infos(name).items()}
-  if filename not in registered:
-    raise _undownloadable(name, f"the installed TFDS registers no file {filename!r}")
-  url, info = registered[filename]
-  path = folder / f"{info.checksum[:16]}-{filename}"
-  if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != info.checksum:
-    _check_reachable(name, url)
-    _download(name, url, info, path)
-  return path
-
-
-def _download(name: str, url: str, info: Any, path: Path) -> None:
-  """Downloads `url` to `path`, which appears once the file is complete and verified."""
-  download = import_tfds().download
-  try:
-    # An interrupted download stays in a folder that nothing reads.
-    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as incoming:
-      manager = download.DownloadManager(
-        download_dir=incoming, url_infos={url: info}, force_checksums_validation=True
-      )
-      os.replace(manager.download(url), path)
-  except download.download_manager.NonMatchingChecksumError as error:
-    why = f"the content of {url} differs from the checksum registered by TFDS"
-    raise _undownloadable(name, why) from error
-  except (download.DownloadError, OSError) as error:  # OSError: requests' errors, a full disk
-    raise _undownloadable(name, first_line(error).rstrip(":. ")) from error
-
-
 def _check_reachable(name: str, url: str) -> None:
   """Raises InputError unless the host of `url` responds within seconds (proxies are used)."""
   extras.require("data", "requests")
@@ -334,14 +205,3 @@ def _undownloadable(name: str, why: str) -> InputError:
     f"data.name={name!r} is not prepared under data.data_dir and cannot be downloaded: {why}"
     "; without a download there are 'digits' and the array_record data sets in data.data_dir"
   )
-
-
-def _writable(folder: Path) -> AbstractContextManager[str]:
-  """`folder`, created if needed, or a temporary one if it is not writable."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder).close()
-    return nullcontext(str(folder))
-  except OSError as error:
-    logging.warning("Downloads are not kept: %s cannot be written (%s).", folder, error)
-    return tempfile.TemporaryDirectory()

@@ -52,7 +52,9 @@ def examples(data: str, data_dir: str, cache_dir: str, image_size: int) -> Datas
   if archives.is_archive(data) or Path(data).expanduser().is_dir():
     images, labels, classes = datasets.read_examples(data, image_size)
     return datasets.from_arrays(images, labels, len(classes) or None)
-  return datasets.load(data, "test", data_dir=data_dir or None, cache_dir=cache_dir or None)
+  return datasets.load(
+    data, "test", data_dir=data_dir or None, cache_dir=cache_dir or None, image_size=image_size
+  )
 
 
 def _named(text: str) -> tuple[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from robust_opt import models, training
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
-from robust_opt.experiments import build, seeds, streaming
+from robust_opt.experiments import build, extra, seeds, streaming
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.attacks import ONE_PASS, AttackOn, TrainingAttack, not_trained_on
 from robust_opt.objectives import robust
@@ -126,16 +126,20 @@ def assemble(
   u, shape = build.own_set(config, splits.train.images), splits.train.images.shape[1:]
   build.check_extents(config, u, shape)
   step = build.update(config, run.net, run.optimizer, u, shape, run.plan.num_steps)
+  plan = extra.mixed(config, run.plan, splits.extra_train)
+  learned = extra.appended(splits.train, splits.extra_train)
   limit = streaming.device_limit(config.data.max_device_bytes)
-  train = streaming.source_of(config, splits.train, run.plan, run.keys.training, limit, place.put)
+  train = streaming.source_of(config, learned, plan, run.keys.training, limit, place.put)
   scan = training.make_scan(
     step,
-    run.plan,
+    plan,
     augment=build.augment(config),
     place_batch=place.place_batch,
     streamed=isinstance(train, streaming.Stream),
   )
-  heldout, test = (streaming.placed(split, limit, place.put) for split in splits[1:])
+  heldout, test = (
+    streaming.placed(split, limit, place.put) for split in (splits.heldout, splits.test)
+  )
   count = config.training.watch_examples if config_lib.trains_robustly(config) else 0
   first = splits.heldout._replace(images=splits.heldout.images[:count])
   watched = streaming.placed(first, math.inf, place.put) if count else None
@@ -152,7 +156,7 @@ def assemble(
     heldout=heldout,
     test=test,
     apply=apply,
-    plan=run.plan,
+    plan=plan,
     state=state,
     compile=compile_scan,
     max_steps=min(config.training.steps_per_scan, train.max_steps),

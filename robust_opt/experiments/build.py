@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from robust_opt import maximizers, models, precision, training
 from robust_opt.data import archives, augmentation, constructed, datasets
 from robust_opt.errors import InputError
-from robust_opt.experiments import attacks, sections
+from robust_opt.experiments import attacks, extra, sections
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
@@ -42,10 +42,14 @@ class Splits(NamedTuple):
   train: datasets.Dataset  # to learn from
   heldout: datasets.Dataset  # to choose a checkpoint by
   test: datasets.Dataset  # to report on
+  extra_train: datasets.Dataset | None = None  # to learn from too, a fraction of every batch
 
 
-def splits(config: ConfigDict) -> Splits:
-  """Loads the data; the held-out part comes from the training set, never from the test set."""
+def splits(config: ConfigDict, *, with_extra: bool = True) -> Splits:
+  """Loads the data; the held-out part comes from the training set, never from the test set.
+
+  Without `with_extra` the file of config.data.extra, which may be large, is not read.
+  """
   start = config.data.train_start
   train = _load(config, "train", start, config.data.train_examples)
   test = _load(config, "test", 0, config.data.test_examples)
@@ -72,7 +76,8 @@ def splits(config: ConfigDict) -> Splits:
       f"--config.training.batch_size must be at most the {len(rest.labels)} training examples "
       f"that remain, but was {config.training.batch_size}."
     )
-  return Splits(rest, heldout, test)
+  more = extra.read(config, rest) if config.data.extra and with_extra else None
+  return Splits(rest, heldout, test, more)
 
 
 def _constructed(config: ConfigDict, original: datasets.Dataset) -> datasets.Dataset:
@@ -357,7 +362,8 @@ def check_together(config: ConfigDict) -> None:
   if kind in attacks.ONE_PASS:
     needed |= {"weights.perturbation": 0.0}
   if kind == "recall":
-    needed |= {"training.augment": ()}  # a flipped image would recall another's directions
+    # A flipped image would recall another's directions; extra images have none.
+    needed |= {"training.augment": (), "data.extra": ""}
   for key, value in needed.items():
     section, _, own = key.partition(".")
     if config[section][own] != value:

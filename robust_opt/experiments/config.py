@@ -58,6 +58,9 @@ def base() -> ConfigDict:
   config.data.train_start = 0  # leave out this many training examples at the beginning
   config.data.train_examples = 0  # use only the first so many of the others; 0: all
   config.data.train_files = ""  # train on these instead: a folder of robust_opt.construct
+  # Further training images, such as synthetic ones: an .npz file with labels; empty: none.
+  config.data.extra = ""
+  config.data.extra_fraction = 0.0  # of every batch that is theirs
   config.data.labels = 0  # labeled training examples, equally many a class; 0: all
   config.data.test_examples = 0  # likewise; every result states the number it counts
 
@@ -194,6 +197,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("a fraction, 0 < holdout < 1", lambda v: 0 < v < 1, "data.holdout"),
   ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.train_start data.train_examples"),
   ("an integer >= 0 (0: all)", lambda v: v >= 0, "data.labels data.test_examples"),
+  ("a fraction, 0 <= extra_fraction < 1", lambda v: 0 <= v < 1, "data.extra_fraction"),
   ("a share of the training, 0 <= warmup <= 1", lambda v: 0 <= v <= 1, "attack.warmup"),
   ("one of float32, bfloat16, float16", lambda v: v in _DTYPES, "attack.dtype"),
   ("one of default, float32, tf32, bfloat16", lambda v: v in _PRECISIONS, "training.precision"),
@@ -248,6 +252,11 @@ def validate(config: ConfigDict) -> None:
       f"--config.data.mean and --config.data.std must both be given, or both be () to be measured "
       f"on the training set, but were {config.data.mean} and {config.data.std}."
     )
+  if bool(config.data.extra) != bool(config.data.extra_fraction):
+    raise InputError(
+      f"--config.data.extra and --config.data.extra_fraction need each other, but were "
+      f"{config.data.extra!r} and {config.data.extra_fraction}."
+    )
   u = sections.make_set(config, lambda name, rank: lambda x: x)
   sections.make(config, "attack")
   sections.make(config, "objective", u=u)
@@ -273,6 +282,8 @@ def adversary(config: ConfigDict) -> str:
 # Values that change nothing: a run without the key is the same run. They are not written.
 _UNWRITTEN = {
   "init_from": "",
+  "data.extra": "",
+  "data.extra_fraction": 0.0,
   "data.image_size": 0,
   "data.max_device_bytes": 0,
   "data.workers": 0,
@@ -318,7 +329,7 @@ def _parent(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 # Where things lie is no part of what is computed: these may differ between a run and its resume.
 # (The data that is found there is compared by workdirs.)
-_PLACES = ("data.data_dir", "data.cache_dir", "data.train_files", "data.workers")
+_PLACES = ("data.data_dir", "data.cache_dir", "data.extra", "data.train_files", "data.workers")
 
 Same = Callable[[str, Any, Any], bool]  # (key, old, new) -> whether the two values agree
 

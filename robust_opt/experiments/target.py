@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from robust_opt import models
 from robust_opt.arrays import digest
+from robust_opt.data import published
 from robust_opt.data.datasets import (
   Dataset,
   Examples,
@@ -24,6 +25,7 @@ from robust_opt.data.datasets import (
   from_arrays,
   read_examples,
 )
+from robust_opt.data.published import PublishedImages
 from robust_opt.errors import InputError, MissingExtraError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
@@ -141,8 +143,7 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   given = {key: value for key, value in source.items() if value}
   by_file = given.keys() & {"architecture", "weights", "mean", "std"}
   if given.keys() >= {"model", "data"} and "workdir" not in given and not by_file:
-    numbers = given.get("image_size", 0), given.get("draws", 0)
-    target = _of_user(given["model"], given["data"], *numbers)
+    target = _of_user(given)
   elif "workdir" in given and not by_file and not given.keys() & {"model", "draws"}:
     data, image_size = given.pop("data", ""), given.pop("image_size", 0)
     if image_size and not data:
@@ -201,7 +202,7 @@ def load_run(
     raise InputError(f"--checkpoint must be last or best, but was {which!r}.")
   if not (workdir / "checkpoints").is_dir():
     raise InputError(f"--workdir={workdir} holds no checkpoints: no run has saved one there yet.")
-  splits = build.splits(config)
+  splits = build.splits(config, with_extra=False)
   _refuse_other_data(workdir, splits.train)
   initial = initial_run(config, splits.train)
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, read_only=True)
@@ -272,17 +273,17 @@ def _of_weights(given: dict[str, Any]) -> EvalTarget:
   return EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition)
 
 
-def _read(data: str, image_size: int) -> Examples:
+def _read(data: str, image_size: int, data_dir: str = "", cache_dir: str = "") -> Examples:
   """--data, or an InputError in the words of the flags."""
   try:
-    return read_examples(data, image_size)
+    return read_examples(data, image_size, data_dir or None, cache_dir or None)
   except MissingExtraError:
     raise
   except InputError as error:
     words = str(error).replace("data.name=", "--data=").replace("data.image_size", "--image_size")
+    words = words.replace("data.data_dir", "--data_dir")
     raise InputError(
-      f"--data={data} must be an .npz file with x and y, or other files or a folder as --help says "
-      f"({words})."
+      f"--data={data} must be an .npz file with x and y, or other data as --help says ({words})."
     ) from error
 
 
@@ -294,9 +295,10 @@ def _for_run(net: TrainedNet, data: str, image_size: int) -> tuple[np.ndarray, n
   """
   shape = net.test.images.shape[1:]
   height, width, _ = shape
-  is_folder = Path(data).expanduser().is_dir()
-  square = height if is_folder and height == width else 0
-  images, labels, classes = _read(data, image_size or square)
+  of_files = Path(data).expanduser().is_dir() or isinstance(published.find(data), PublishedImages)
+  square = height if of_files and height == width else 0
+  places = net.config.data.data_dir, net.config.data.cache_dir
+  images, labels, classes = _read(data, image_size or square, *places)
   channels_first = images.shape[1:] == (shape[2], *shape[:2]) != shape
   if channels_first:
     logging.warning("%s: axis 0 of its images, %s, is the channels.", data, images.shape[1:])
@@ -349,7 +351,8 @@ def _numbers_in_run(net: TrainedNet, data: str, classes: tuple[str, ...]) -> np.
   return np.arange(len(classes), dtype=np.int32)
 
 
-def _of_user(model: str, data: str, image_size: int, draws: int) -> EvalTarget:
+def _of_user(given: dict[str, Any]) -> EvalTarget:
+  model, draws = given["model"], given.get("draws", 0)
   if not all(model.partition(":")):
     raise InputError(f"--model must be module:function, but was {model!r}.")
   try:
@@ -358,7 +361,8 @@ def _of_user(model: str, data: str, image_size: int, draws: int) -> EvalTarget:
     raise InputError(f"--model={error}") from error
   if not callable(logits_fn):
     raise InputError(f"--model={model} must be a function of images, but is {logits_fn!r}.")
-  x, y, _ = _read(data, image_size)
+  options = {key: given[key] for key in ("image_size", *_PLACES) if key in given}
+  x, y, _ = _read(given["data"], **{"image_size": 0, **options})
   arrays = jax.tree.leaves(logits_fn) if isinstance(logits_fn, jax.tree_util.Partial) else []
   if draws:
     logits_fn = network.Randomized(logits_fn, jax.random.key(0), draws)

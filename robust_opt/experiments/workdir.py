@@ -51,7 +51,8 @@ def claim(
   A directory whose run has stopped before its first checkpoint is claimed anew. init_sha256 is of
   the weights that config.init_from names; None: they were not read, and are not compared.
   """
-  digests = {name: datasets.fingerprint(split) for name, split in splits._asdict().items()}
+  present = {name: split for name, split in splits._asdict().items() if split is not None}
+  digests = {name: datasets.fingerprint(split) for name, split in present.items()}
   inputs: dict[str, Any] = {"revision": REVISION, "data": digests}
   if init_sha256 is not None:
     inputs["init_from"] = init_sha256

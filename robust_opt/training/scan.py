@@ -53,11 +53,16 @@ class EpochPlan(NamedTuple):
     batch_size: B. The last N mod B examples of an epoch's order are dropped; without shuffling
       they are never used.
     shuffle: whether every epoch has its own random order.
+    num_extra: M, further examples such as synthetic images, of the ids N to N + M - 1.
+    extra_per_batch: E, how many of those are at the end of every batch. The N and the M examples
+      then have passes of their own, by B - E and by E; an epoch is still N // B updates.
   """
 
   num_examples: int
   batch_size: int
   shuffle: bool = True
+  num_extra: int = 0
+  extra_per_batch: int = 0
 
   @property
   def num_steps(self) -> int:
@@ -70,6 +75,12 @@ class EpochPlan(NamedTuple):
     count, size = self.num_examples, self.batch_size
     if not 1 <= size <= count:
       raise InputError(f"batch_size must be 1 to {count}, the number of examples, but was {size}.")
+    extra, most = self.extra_per_batch, min(self.num_extra, size - 1)
+    if not 0 <= extra <= most:
+      raise InputError(
+        f"extra_per_batch must be 0 to {most}, for {self.num_extra} extra examples and batches of "
+        f"{size}, but was {extra}."
+      )
 
 
 def ids_of_steps(plan: EpochPlan, key: Array, step: Array, num_steps: int) -> Array:
@@ -78,6 +89,17 @@ def ids_of_steps(plan: EpochPlan, key: Array, step: Array, num_steps: int) -> Ar
   The order of an epoch derives from (key, epoch), across ends of epochs.
   """
   order_key = jax.random.fold_in(key, 0)
+  if not plan.extra_per_batch:
+    return _ids_in_passes(plan, order_key, step, num_steps)
+  own = EpochPlan(plan.num_examples, plan.batch_size - plan.extra_per_batch, plan.shuffle)
+  extra = EpochPlan(plan.num_extra, plan.extra_per_batch, plan.shuffle)
+  extra_ids = _ids_in_passes(extra, jax.random.fold_in(key, 2), step, num_steps)
+  own_ids = _ids_in_passes(own, order_key, step, num_steps)
+  return jnp.concatenate([own_ids, plan.num_examples + extra_ids], axis=1)
+
+
+def _ids_in_passes(plan: EpochPlan, order_key: Array, step: Array, num_steps: int) -> Array:
+  """The same where every epoch is a pass, whose order derives from (order_key, epoch)."""
   steps_per_epoch = plan.num_steps
   epoch, position = jnp.divmod(step, steps_per_epoch)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from robust_opt.data import datasets, tfds
+from robust_opt.data import datasets, published, tfds
 from robust_opt.errors import InputError
 
 NAN = float("nan")
@@ -35,12 +35,12 @@ def source(monkeypatch):
   """Replaces the download of 'mnist' by arrays; the list counts how often they were asked for."""
   calls = []
 
-  def from_archives(name, split, downloads):
-    calls.append((name, split, downloads))
+  def read_arrays(name, split, cache, data_dir):
+    calls.append((name, split, cache))
     dataset = example_set(seed=len(split))
     return tfds.Arrays(dataset.images, dataset.labels, 10)
 
-  monkeypatch.setattr(tfds, "from_archives", from_archives)
+  monkeypatch.setattr(published, "read_arrays", read_arrays)
   return calls
 
 
@@ -227,6 +227,15 @@ def test_load_refuses(name, split, message, tmp_path):
     datasets.load(name, split, data_dir=str(tmp_path / "nowhere"))
 
 
+def test_examples_to_evaluate_on_by_name_are_the_test_set_as_pixels(source, places):
+  x, y, _ = datasets.read_examples("digits")
+  test = datasets.load("digits", "test")
+  np.testing.assert_array_equal(x, test.images / np.float32(255))
+  np.testing.assert_array_equal(y, test.labels)
+  assert len(datasets.read_examples("mnist", **places).y) == 20
+  assert [call[:2] for call in source] == [("mnist", "test")]
+
+
 # the cache
 
 
@@ -275,7 +284,7 @@ def test_default_folders_follow_the_environment(source, tmp_path, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
   datasets.load("mnist", "train")
   (call,) = source
-  assert call[2] == tmp_path / "xdg" / "robust_opt" / "downloads"
+  assert call[2] == tmp_path / "xdg" / "robust_opt"
   assert cache_file({"cache_dir": tmp_path / "xdg" / "robust_opt"})
   monkeypatch.delenv("XDG_CACHE_HOME")
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
