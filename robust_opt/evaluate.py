@@ -14,6 +14,12 @@ Any set with a projection, by PGD with restarts (by default the set of the run's
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
 
+A network of RobustBench's model zoo, with the files of a submission beside the verdict (with
+another network, --robustbench=cifar10/Linf/NAME names these files):
+
+  python -m robust_opt.evaluate --robustbench=Wong2020Fast --weights=Wong2020Fast.pt \
+      --data=cifar10 --norm=linf --radius=8/255 --output=runs/wong
+
 On several hosts start it once per host; each attacks its share of the examples:
 
   python -m robust_opt.evaluate --workdir=/shared/runs/mnist_linf --norm=linf --radius=0.055 \
@@ -36,6 +42,7 @@ from absl import app, flags
 from robust_opt import commands, layout
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
+from robust_opt.experiments import robustbench
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
@@ -49,9 +56,10 @@ def main(argv: list[str]) -> None:
   commands.connect(shared=bool(values.workdir or values.output), flag="--workdir or --output")
   # jax.distributed takes SIGTERM for notices of preemption. Every batch is saved: it may end us.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  source, submission = submitted(commands.source(), values.norm or "")
   passed = evaluation.run(
     evaluation.Options(
-      source=commands.source(),
+      source=source,
       set=set_config(values.set) if values.set else None,
       norm=values.norm or "",
       radius=values.radius,
@@ -64,10 +72,23 @@ def main(argv: list[str]) -> None:
       trust=values.trust,
       precision=values.precision,
       search_precision=values.search_precision,
+      submission=submission,
     )
   )
   if not passed:
     raise RunError("A check of the trust report failed: see the table above.")
+
+
+def submitted(source: dict[str, Any], norm: str) -> tuple[dict[str, Any], str]:
+  """The source with the whole path of --robustbench, and that path, or "".
+
+  Beside another network than one of the zoo the flag only names what is submitted.
+  """
+  if not source["robustbench"]:
+    return source, ""
+  path = robustbench.find(source["robustbench"], source["data"], norm).path
+  of_zoo = not any(source[key] for key in ("workdir", "model", "architecture"))
+  return source | {"robustbench": path if of_zoo else ""}, path
 
 
 def set_config(text: str) -> dict[str, Any]:

@@ -21,9 +21,7 @@ import numpy as np
 from robust_opt import models
 from robust_opt.errors import InputError
 from robust_opt.evaluation import verdict
-from robust_opt.evaluation.headline import ensemble_over
 from robust_opt.files import atomic_write, write_json
-from robust_opt.tables import Rate
 
 CONFIG, CARD = "config.json", "README.md"
 _NOT_OF_A_NETWORK = {"parent", "name", "dtype", "axis_name"}  # fields of modules
@@ -137,6 +135,8 @@ def _results(config: Config) -> Iterator[str]:
   """The evaluations as a table, with 95 % intervals."""
   if not config["evaluations"]:
     return
+  from robust_opt.tables import Rate  # SciPy's statistics, which `import robust_opt` must not need
+
   rows = [
     (each["attack"], Rate(each["clean"], each["examples"]), Rate(each["robust"], each["examples"]))
     for each in config["evaluations"]
@@ -157,6 +157,8 @@ def _results(config: Config) -> Iterator[str]:
 
 
 def _measured(path: Path, sha256: str) -> dict[str, Any]:
+  from robust_opt.evaluation.headline import ensemble_over  # likewise
+
   stored = verdict.load(path / "verdict.npz" if path.is_dir() else path)
   claim, broken_by = stored.claim, stored.verdict.broken_by
   if claim.net_sha256 != sha256:

@@ -68,6 +68,7 @@ def test_a_file_computes_what_the_network_computes(name, shape, attributes, tmp_
   assert np.ptp(expected, axis=0).max() > 0
 
 
+@pytest.mark.slow
 def test_what_functions_may_use(tmp_path):
   weights = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
 
