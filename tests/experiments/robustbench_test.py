@@ -54,8 +54,8 @@ def test_names_and_shapes_are_those_of_robustbench(small):
   kinds = [kind for kind, is_small in zip(ZOO["kinds"], IS_SMALL) if is_small is small]
   assert kinds
   for kind in kinds:
-    nets = {robustbench.find(name)[::3] for name in kind["networks"]}
-    for dataset, net in nets:
+    entries = map(robustbench.find, kind["networks"])
+    for net, dataset in {(entry.net, entry.dataset) for entry in entries}:
       ours = architecture(net, dataset)
       shapes = state_dict.counterpart_shapes(ours, state_dict.shapes_of(ours, robustbench.SHAPE))
       assert structure_sha256(shapes) == kind["structure_sha256"], kind["networks"]
