@@ -4,7 +4,7 @@
 
 The network is the ONNX file of ro.export_onnx (or any other, images [B, *S] in [0, 1] -> logits);
 data.npz has the images x [N, *S], in [0, 1] or uint8, and the labels y [N] of the whole test set.
-It is written from docs/evaluation.md ("Verify without JAX"), not from the code that it checks.
+It shares no code with what it checks; docs/evaluation.md ("Verify without JAX") says what that is.
 Exit code 0: all claims are true; 1: the false claims are printed; 2: the files cannot be read.
 
 Another runtime sums in another order. Where the two largest logits differ by less than MARGIN of

@@ -295,6 +295,11 @@ def _of_robustbench(given: dict[str, Any]) -> EvalTarget:
   places = (given.get("data_dir", ""), given.get("cache_dir", ""))
   data = given.get("data", entry.dataset)
   found = architecture.examples(data, *places, given.get("image_size", 0))
+  if found.images.shape[1:] != robustbench.SHAPE:
+    shapes = " x ".join(map(str, found.images.shape[1:])), " x ".join(map(str, robustbench.SHAPE))
+    raise InputError(
+      f"--data={data} has images of {shapes[0]}, but {entry.name} takes {shapes[1]}."
+    )
   x, y = pixels(found.images), found.labels.astype(np.int32)
   own = {"name": BALLS[entry.norm].__name__, "radius": number(entry.radius), "box": [0.0, 1.0]}
   return EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, own)

@@ -142,6 +142,8 @@ def test_an_evaluation_leaves_what_a_submission_asks_for(tiny, tmp_path, capsys)
   right = np.argmax(net.logits_fn(images), axis=1) == stored.labels
   assert right.mean() == stored.robust_accuracy < 0.9
   verify.run(output, dict.fromkeys(flags, ""))
+  with pytest.raises(InputError, match="images of 8 x 8 x 1, but Tiny2026Net takes 32 x 32 x 3"):
+    target.load({**source, "data": "digits"})
 
 
 def test_beside_another_network_the_flag_names_the_files_only(tiny):
