@@ -214,6 +214,7 @@ def find(text: str, dataset: str = "", norm: str = "") -> Entry:
     if board not in _ZOO or not name:
       raise InputError(f"--robustbench={text}: the leaderboards are {', '.join(_ZOO)}.")
     return ENTRIES.get(text, _entry(board, name))
+  dataset = dataset.partition(":")[0]  # without a version
   dataset = dataset if dataset in CLASSES else "cifar10"
   boards = [f"{dataset}/{threat}" for threat, own in NORMS.items() if norm in ("", own)]
   found = [ENTRIES[f"{board}/{text}"] for board in boards if f"{board}/{text}" in ENTRIES]

@@ -66,7 +66,7 @@ def test_an_id_is_found_by_data_set_and_norm():
   assert robustbench.find("Augustin2020Adversarial", "own.npz").threat_model == "L2"
   nets = {
     robustbench.find("Rice2020Overfitting", *given).net
-    for given in (("cifar10", "linf"), ("cifar10", "l2"), ("cifar100", ""))
+    for given in (("cifar10", "linf"), ("cifar10", "l2"), ("cifar100:3.0.2", ""))
   }
   assert len(nets) == 3
   own = robustbench.find("cifar100/Linf/Me2026Net")
