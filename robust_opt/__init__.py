@@ -11,6 +11,7 @@ from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.evaluation.autoattack import Verdict, autoattack
 from robust_opt.evaluation.network import Randomized
+from robust_opt.export import export_onnx
 from robust_opt.maximizers import (
   AscentInfo,
   AscentState,
@@ -83,6 +84,7 @@ __all__ = [
   "apgd",
   "ascend",
   "autoattack",
+  "export_onnx",
   "frank_wolfe",
   "gradient_penalty",
   "grid_search",

@@ -29,7 +29,7 @@ from robust_opt.training import sharding
 SOURCE = (
   *("workdir", "model", "data", "image_size", "draws"),
   *("data_dir", "cache_dir", "train_files", "checkpoint"),
-  *("architecture", "weights", "mean", "std"),
+  *("architecture", "robustbench", "weights", "mean", "std"),
 )
 
 
@@ -54,9 +54,9 @@ def define_source_flags() -> None:
   flags.DEFINE_integer("draws", 0, words, lower_bound=0)
   words = "Of --weights, with --data: such as PreActResNet18, or JSON with name and attributes."
   flags.DEFINE_string("architecture", "", words)
-  words = (
-    "A file of --architecture's weights: .safetensors, or PyTorch's .pth, .pt, .model or .bin."
-  )
+  words = "Of --weights: the ID of a network of RobustBench, or DATASET/THREAT_MODEL/ID."
+  flags.DEFINE_string("robustbench", "", words)
+  words = "A file of the network's weights: .safetensors, or PyTorch's .pth, .pt, .model or .bin."
   flags.DEFINE_string("weights", "", words)
   words = "Of pixels in [0, 1], with --weights: the mean of every channel, as 0.5,0.5,0.5."
   flags.DEFINE_string("mean", "", words)

@@ -23,6 +23,12 @@ CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
 
   python -m robust_opt.evaluate --workdir=runs/cifar --corruptions=generate
 
+A network of RobustBench's model zoo, with the files of a submission beside the verdict (with
+another network, --robustbench=cifar10/Linf/NAME names these files):
+
+  python -m robust_opt.evaluate --robustbench=Wong2020Fast --weights=Wong2020Fast.pt \
+      --data=cifar10 --norm=linf --radius=8/255 --output=runs/wong
+
 On several hosts start it once per host; each attacks its share of the examples:
 
   python -m robust_opt.evaluate --workdir=/shared/runs/mnist_linf --norm=linf --radius=0.055 \
@@ -47,6 +53,7 @@ from robust_opt.data.perturbations import is_stored
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
 from robust_opt.evaluation.verdict import ball_config
+from robust_opt.experiments import robustbench
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
@@ -66,9 +73,10 @@ def main(argv: list[str]) -> None:
   commands.connect(shared=bool(values.workdir or values.output), flag="--workdir or --output")
   # jax.distributed takes SIGTERM for notices of preemption. Every batch is saved: it may end us.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  source, submission = submitted(commands.source(), values.norm or "")
   passed = evaluation.run(
     evaluation.Options(
-      source=commands.source(),
+      source=source,
       set=set_of(values.set, values.threats),
       norm=values.norm or "",
       radius=values.radius,
@@ -81,6 +89,7 @@ def main(argv: list[str]) -> None:
       trust=values.trust,
       precision=values.precision,
       search_precision=values.search_precision,
+      submission=submission,
     )
   )
   if not passed:
@@ -121,7 +130,7 @@ def _corruptions(values: flags.FlagValues) -> None:
   sequences = is_stored(Path(values.corruptions).expanduser())
   (perturbations if sequences else corruptions).run(
     corruptions.Options(
-      source=commands.source(),
+      source=submitted(commands.source(), "")[0],
       images=values.corruptions,
       baseline=Path(values.corruption_baseline) if values.corruption_baseline else None,
       examples=values.examples,
@@ -132,6 +141,18 @@ def _corruptions(values: flags.FlagValues) -> None:
       precision=values.precision,
     )
   )
+
+
+def submitted(source: dict[str, Any], norm: str) -> tuple[dict[str, Any], str]:
+  """The source with the whole path of --robustbench, and that path, or "".
+
+  Beside another network than one of the zoo the flag only names what is submitted.
+  """
+  if not source["robustbench"]:
+    return source, ""
+  path = robustbench.find(source["robustbench"], source["data"], norm).path
+  of_zoo = not any(source[key] for key in ("workdir", "model", "architecture"))
+  return source | {"robustbench": path if of_zoo else ""}, path
 
 
 def set_config(text: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def run(path: Path, source: dict[str, Any]) -> None:
   if changed.keys() & {"workdir", "model"}:
     # A run that has moved was evaluated on the same data.
     kept = recorded.get("data", "") if "workdir" in changed and recorded.get("workdir") else ""
-    nets = ("workdir", "model", "architecture", "weights", "mean", "std")
+    nets = ("workdir", "model", "architecture", "robustbench", "weights", "mean", "std")
     recorded |= dict.fromkeys(nets, "") | {"data": kept}
   net = target.load(recorded | changed, examples)
   x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size)

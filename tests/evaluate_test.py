@@ -227,7 +227,7 @@ def test_any_function_on_any_data(tmp_path, monkeypatch):
   found = options("")._replace(source=source, output=tmp_path / "found", radius=0.05)
   assert evaluation.run(found)
   verify.run(tmp_path / "found" / "verdict.npz", {})
-  with pytest.raises(InputError, match="need --output"):
+  with pytest.raises(InputError, match="Without --workdir give --output"):
     evaluation.run(found._replace(output=None))
 
 

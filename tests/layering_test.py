@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[1] / "robust_opt"
 ORDER = [
   *("types", "errors", "checks", "extras", "files", "keys", "precision", "layout", "arrays"),
   *("statistics", "tables", "plots", "losses", "sets", "objectives", "maximizers", "models"),
-  *("training", "attacks", "evaluation", "weights", "certify", "theory", "data", "experiments"),
-  *("studies", "commands", "report", "main", "evaluate", "verify", "construct", "__main__"),
+  *("training", "attacks", "evaluation", "weight_files", "hub", "weights", "export", "certify"),
+  *("theory", "data", "experiments", "studies", "commands", "report"),
+  *("main", "evaluate", "verify", "construct", "__main__"),
 ]
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
 PAPERS = "papers"
@@ -25,7 +26,9 @@ ALLOWED = {
   "ml_collections": {"experiments", "studies.options"},
   "matplotlib": {"plots"},
   "orbax": {"experiments.checkpoint", "experiments.processes"},
-  "tensorboardX": {"experiments.metrics"},
+  "tensorboardX": {"experiments.loggers"},
+  "wandb": {"experiments.loggers"},
+  "mlflow": {"experiments.loggers"},
   "tensorflow_datasets": {"data.tfds"},
   "tensorflow": set(),
   "datasets": {"data.huggingface"},
@@ -33,8 +36,10 @@ ALLOWED = {
   "sklearn": {"data.datasets"},
   "cvxpy": {"theory.linear.solve"},
   "jinja2": {"report.page"},
-  "safetensors": {"weights"},
-  "torch": {"weights"},
+  "safetensors": {"weight_files"},
+  "torch": {"weight_files"},
+  "onnx": {"export"},
+  "onnxruntime": set(),
 }
 
 

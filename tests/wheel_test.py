@@ -116,7 +116,7 @@ def core(wheel, tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   names = zipfile.ZipFile(wheel).namelist()
-  files = ("py.typed", "report/templates/report.html", "nets/digits_linf.safetensors")
+  files = ("py.typed", "report/templates/report.html", "nets/digits_linf/model.safetensors")
   assert {f"robust_opt/{name}" for name in files} <= set(names)
   assert all(name.split("/")[0].startswith("robust_opt") for name in names)
 

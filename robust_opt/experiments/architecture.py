@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robust_opt import weights
+from robust_opt import weight_files, weights
 from robust_opt.data import archives, datasets
 from robust_opt.data.datasets import Dataset
 from robust_opt.errors import InputError
@@ -36,7 +36,7 @@ def load(source: Mapping[str, str], data: Dataset) -> weights.LoadedNet:
   for key in {"mean", "std"} & source.keys():
     attributes[key] = _numbers(key, source[key], data.images.shape[-1])
   path = Path(source["weights"])
-  file = weights.read(path)
+  file = weight_files.read(path)
   moments = {} if attributes.keys() & {"mean", "std"} else file.moments
   return weights.loaded(
     weights.build(name, **moments, **attributes), file, path, data.images.shape[1:]

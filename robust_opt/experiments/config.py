@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from robust_opt.errors import InputError
 from robust_opt.experiments import sections
 from robust_opt.experiments.attacks import CONTROLS
+from robust_opt.experiments.loggers import LOGGERS
 from robust_opt.experiments.sections import choose
 from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
@@ -43,6 +44,7 @@ def base() -> ConfigDict:
   config = ConfigDict({"seed": 0})
   # A run's work directory or a file whose weights to start from; empty: at random.
   config.init_from = ""
+  config.logging = "tensorboard"  # or wandb, mlflow: who gets the numbers of metrics.jsonl
   config.data = ConfigDict()
   # Or an image classification set of TensorFlow Datasets, files or a folder: data/datasets.py.
   config.data.name = "digits"
@@ -215,6 +217,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     "training.on_overfitting training.on_no_progress",
   ),
   ("a tuple of 'flip', 'crop'", lambda v: set(v) <= {"flip", "crop"}, "training.augment"),
+  (f"one of {', '.join(LOGGERS)}", lambda v: v in LOGGERS, "logging"),
   ("last or best", lambda v: v in ("last", "best"), "evaluation.checkpoint"),
   ("an integer >= 0", lambda v: v >= 0, "data.image_size data.max_device_bytes data.workers"),
   (
@@ -284,6 +287,7 @@ _UNWRITTEN = {
   "init_from": "",
   "data.extra": "",
   "data.extra_fraction": 0.0,
+  "logging": "tensorboard",
   "data.image_size": 0,
   "data.max_device_bytes": 0,
   "data.workers": 0,
@@ -327,9 +331,16 @@ def _parent(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
   return (tree[section] if section else tree), name
 
 
-# Where things lie is no part of what is computed: these may differ between a run and its resume.
-# (The data that is found there is compared by workdirs.)
-_PLACES = ("data.data_dir", "data.cache_dir", "data.extra", "data.train_files", "data.workers")
+# Where things lie or go is no part of what is computed: these may differ between a run and its
+# resume. (The data that is found there is compared by workdirs.)
+_PLACES = (
+  "data.data_dir",
+  "data.cache_dir",
+  "data.extra",
+  "data.train_files",
+  "data.workers",
+  "logging",
+)
 
 Same = Callable[[str, Any, Any], bool]  # (key, old, new) -> whether the two values agree
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from robust_opt import tables
 from robust_opt.errors import DivergedError
+from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import meter
 from robust_opt.experiments.assembly import Experiment
 from robust_opt.experiments.checkpoint import Checkpoints
@@ -67,7 +68,7 @@ def train(
   Args:
     experiment: from `assemble`.
     state: to go on from.
-    workdir: gets metrics.jsonl and tensorboard/.
+    workdir: gets metrics.jsonl, and the folder of the logger of the config.
     checkpoints, plan, log: of the run.
     timed: a context around every scan with what follows it.
     seeds: of a stacked state, to be named in messages.
@@ -80,7 +81,7 @@ def train(
   step, leader = int(state.step), jax.process_index() == 0
   with (
     signal_flag() as stop_requested,
-    MetricWriter(workdir, step) if leader else nullcontext() as writer,
+    _writer(experiment, workdir, step) if leader else nullcontext() as writer,
   ):
     enough, scans, saving = False, [], 0.0
     while step < plan.total and not enough:
@@ -116,6 +117,12 @@ def train(
         raise preempted(stop, f"{words}; the same command goes on from there")
   meter.record(scans, saving / plan.save_every)
   return state
+
+
+def _writer(experiment: Experiment, workdir: Path, step: int) -> MetricWriter:
+  config = experiment.config
+  described = config_lib.flattened(config_lib.as_dict(config))
+  return MetricWriter(workdir, step, config.logging, described)
 
 
 def _stop_if_diverged(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from robust_opt import training, weights
+from robust_opt import training, weight_files, weights
 from robust_opt.errors import InputError
 from robust_opt.experiments import build, target
 from robust_opt.experiments.assembly import Experiment
@@ -30,7 +30,8 @@ def start(experiment: Experiment) -> Start:
   """The state of random weights, or of those of config.init_from.
 
   That is the work directory of a run, whose weights are those that it reports on: of its last or
-  best checkpoint, averaged if it averages weights. Or it is a file of weights (robust_opt.weights).
+  best checkpoint, averaged if it averages weights. Or it is a file or folder of weights
+  (robust_opt.weight_files).
   The optimizer, the order of the data and all keys start anew, and images are standardized as this
   config says.
 
@@ -41,12 +42,13 @@ def start(experiment: Experiment) -> Start:
   if not config.init_from:
     return Start(blank, None)
   name = f"--config.init_from={config.init_from}"
-  if Path(config.init_from).suffix in (*weights.SAFETENSORS, *weights.TORCH):
-    return _from_file(experiment, Path(config.init_from))
-  if not (Path(config.init_from) / "config.json").is_file():
+  path, endings = Path(config.init_from), (*weight_files.SAFETENSORS, *weight_files.TORCH)
+  if path.suffix in endings or (path / weight_files.HUB_FILE).is_file():
+    return _from_file(experiment, path)
+  if not (path / "config.json").is_file():
     raise InputError(
-      f"{name} must be the work directory of a run of robust_opt.main, or a file of weights "
-      f"({', '.join((*weights.SAFETENSORS, *weights.TORCH))})."
+      f"{name} must be the work directory of a run of robust_opt.main, a folder of "
+      f"ro.save_weights, or a file of weights ({', '.join(endings)})."
     )
   try:
     run = target.load_run(config.init_from)
@@ -65,7 +67,7 @@ def _from_file(experiment: Experiment, path: Path) -> Start:
   config, train = experiment.config, experiment.splits.train
   net, shape = build.model(config, train), train.images.shape[1:]
   try:
-    loaded = weights.loaded(net, weights.read(path), path, shape)
+    loaded = weights.loaded(net, weight_files.read(path), path, shape)
   except InputError as error:
     if isinstance(error, ImportError):
       raise

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: JSON lines, TensorBoard events (no TensorFlow), and the terminal.
+"""Where a run's numbers go: JSON lines, the logger of its config, and the terminal.
 
 with MetricWriter(workdir, resume_step=0) as writer:
   writer.write(step, {"train/loss": 0.3})     # a line {"step": ..., "train/loss": ...}
@@ -8,10 +8,9 @@ import contextlib
 import json
 import math
 import shlex
-import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from absl import logging
@@ -19,12 +18,10 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 
 from robust_opt import tables
 from robust_opt.evaluation.headline import Headline, attack_over, of_attack
+from robust_opt.experiments.loggers import open_logger
 from robust_opt.files import atomic_write, name_in_errors
 from robust_opt.sets import BALLS, words
 from robust_opt.tables import Rate
@@ -34,23 +31,32 @@ PICTURES = ("curves.png", "accuracy.png", "examples.png")  # of a finished run
 
 
 class MetricWriter:
-  """Appends to metrics.jsonl and to the TensorBoard events of a work directory.
+  """Appends to metrics.jsonl, and to the logger that a config names (`loggers`).
 
   Lines of the steps that a resumed run repeats are dropped first: every step occurs once.
 
   Raises:
+    InputError: from the constructor, if the logger cannot be opened.
     WriteError: from the constructor and from `write`, if the disk is full, say.
   """
 
-  def __init__(self, workdir: Path, resume_step: int) -> None:
-    self._path = workdir / "metrics.jsonl"
+  def __init__(
+    self,
+    workdir: Path,
+    resume_step: int,
+    logger: str = "tensorboard",
+    config: Mapping[str, Any] = MappingProxyType({}),
+  ) -> None:
+    self._path, written = workdir / "metrics.jsonl", resume_step
     if self._path.exists():
-      kept = [json.dumps(r) + "\n" for r in read_metrics(self._path) if r["step"] <= resume_step]
+      records = read_metrics(self._path)
+      written = max([written, *(r["step"] for r in records)])
+      kept = [json.dumps(r) + "\n" for r in records if r["step"] <= resume_step]
       with atomic_write(self._path) as file:
         file.write("".join(kept).encode())
     with name_in_errors(self._path):
       self._lines = self._path.open("a", encoding="utf-8")
-      self._events = _EventFile(workdir / "tensorboard", resume_step + 1)
+      self._logger = open_logger(logger, workdir, resume_step, written, config)
 
   def write(self, step: int, values: Mapping[str, float | int]) -> None:
     """Writes scalars of one step; a value that is not finite becomes null in the JSON."""
@@ -58,41 +64,16 @@ class MetricWriter:
     with name_in_errors(self._path):
       self._lines.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
       self._lines.flush()
-      self._events.write(step, values)
+      self._logger.write(step, values)
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    for file in (self._lines, self._events):
-      with contextlib.suppress(OSError):  # `write` has raised if the disk is full
-        file.close()
-
-
-class _EventFile:
-  """TensorBoard's format, written by the caller's own thread, so that a full disk raises there."""
-
-  def __init__(self, directory: Path, purge_step: int) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    now = time.time()
-    # TensorBoard reads the files in the order of their names.
-    name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}"
-    self._records = RecordWriter(str(directory / name))
-    self._add(Event(wall_time=now, file_version="brain.Event:2"))
-    # What earlier files hold from this step on is void.
-    start = SessionLog(status=SessionLog.START)
-    self._add(Event(wall_time=now, step=purge_step, session_log=start))
-
-  def write(self, step: int, values: Mapping[str, float | int]) -> None:
-    scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-    self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
-
-  def close(self) -> None:
-    self._records.close()
-
-  def _add(self, event: Event) -> None:
-    self._records.write(event.SerializeToString())
-    self._records.flush()
+    with contextlib.suppress(OSError):  # `write` has raised if the disk is full
+      self._lines.close()
+    with contextlib.suppress(OSError):
+      self._logger.close(failed=exception[0] is not None)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

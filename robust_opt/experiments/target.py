@@ -31,12 +31,14 @@ from robust_opt.evaluation import network
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.evaluation.collection import pixels
-from robust_opt.experiments import architecture, build
+from robust_opt.experiments import architecture, build, robustbench
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.assembly import initial_run
 from robust_opt.experiments.checkpoint import Checkpoints
+from robust_opt.sets import BALLS
 from robust_opt.sets.build import import_object
+from robust_opt.sets.radii import number
 from robust_opt.training import evaluated_params
 from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
 from robust_opt.weights import with_weights
@@ -91,6 +93,16 @@ class TrainedNet(NamedTuple):
   config: ConfigDict
   net: models.Net
 
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """[H, W, C] of its images."""
+    return tuple(self.test.images.shape[1:])
+
+  @property
+  def dataset(self) -> str:
+    """The name of its data set."""
+    return str(self.config.data.name)
+
   def examples(self, split: str = "test", count: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` examples (0: all) of "test" or "train".
 
@@ -132,7 +144,8 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
       images, and data, files or a folder (`datasets.read_examples`, with image_size); with draws
       > 0 the function is one of images and a key, averaged over so many draws
       (`network.Randomized`); or architecture, weights and data, with mean, std, data_dir, cache_dir
-      and image_size (`experiments.architecture`).
+      and image_size (`experiments.architecture`); or robustbench, DATASET/THREAT_MODEL/ID, and
+      weights, with data if that is not the test set of DATASET, data_dir, cache_dir and image_size.
     examples: use only the first so many; 0: all.
 
   Raises:
@@ -141,7 +154,7 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
   if examples < 0:
     raise InputError(f"--examples must be an integer >= 0 (0: all), but was {examples}.")
   given = {key: value for key, value in source.items() if value}
-  by_file = given.keys() & {"architecture", "weights", "mean", "std"}
+  by_file = given.keys() & {"architecture", "weights", "mean", "std", "robustbench"}
   if given.keys() >= {"model", "data"} and "workdir" not in given and not by_file:
     target = _of_user(given)
   elif "workdir" in given and not by_file and not given.keys() & {"model", "draws"}:
@@ -154,13 +167,15 @@ def load(source: dict[str, Any], examples: int = 0) -> EvalTarget:
     target = EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, net.set, loss)
   elif given.keys() >= {"architecture", "weights", "data"} and given.keys() <= _WITH_WEIGHTS:
     target = _of_weights(given)
+  elif given.keys() >= {"robustbench", "weights"} and given.keys() <= _OF_ROBUSTBENCH:
+    target = _of_robustbench(given)
   else:
-    flags = ("workdir", "model", "architecture", "weights", "mean", "std", "data", "image_size")
-    named = ", ".join(f"--{key}" for key in (*flags, "draws") if key in given)
+    flags = ("workdir", "model", "architecture", "robustbench", "weights", "mean", "std", "data")
+    named = ", ".join(f"--{key}" for key in (*flags, "image_size", "draws") if key in given)
     raise InputError(
       f"Give either --workdir of a run, or both --model and --data (and --draws), or "
-      f"--architecture, --weights and --data (and --mean and --std), but given was "
-      f"{named or 'none of them'}; --workdir may have --data of its own."
+      f"--architecture, --weights and --data (and --mean and --std), or --robustbench and "
+      f"--weights, but given was {named or 'none of them'}; --workdir may have --data of its own."
     )
   count = examples or len(target.y)
   return target._replace(x=target.x[:count], y=target.y[:count])
@@ -262,6 +277,7 @@ def _config(path: Path) -> ConfigDict:
 
 _PLACES = {"data_dir", "cache_dir"}
 _WITH_WEIGHTS = {"architecture", "weights", "mean", "std", "data", "image_size", *_PLACES}
+_OF_ROBUSTBENCH = {"robustbench", "weights", "data", "image_size", *_PLACES}
 
 
 def _of_weights(given: dict[str, Any]) -> EvalTarget:
@@ -271,6 +287,23 @@ def _of_weights(given: dict[str, Any]) -> EvalTarget:
   net = architecture.load(given, data)
   x, y = pixels(data.images), data.labels.astype(np.int32)
   return EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition)
+
+
+def _of_robustbench(given: dict[str, Any]) -> EvalTarget:
+  """A network of RobustBench's model zoo, by default on the test images of its data set."""
+  entry = robustbench.find(given["robustbench"])
+  net = robustbench.load(entry, Path(given["weights"]))
+  places = (given.get("data_dir", ""), given.get("cache_dir", ""))
+  data = given.get("data", entry.dataset)
+  found = architecture.examples(data, *places, given.get("image_size", 0))
+  if found.images.shape[1:] != robustbench.SHAPE:
+    shapes = " x ".join(map(str, found.images.shape[1:])), " x ".join(map(str, robustbench.SHAPE))
+    raise InputError(
+      f"--data={data} has images of {shapes[0]}, but {entry.name} takes {shapes[1]}."
+    )
+  x, y = pixels(found.images), found.labels.astype(np.int32)
+  own = {"name": BALLS[entry.norm].__name__, "radius": number(entry.radius), "box": [0.0, 1.0]}
+  return EvalTarget(net.logits_fn, x, y, net.sha256, net.title, net.definition, own)
 
 
 def _read(data: str, image_size: int, data_dir: str = "", cache_dir: str = "") -> Examples:

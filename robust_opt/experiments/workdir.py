@@ -13,6 +13,7 @@ from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.experiments import build
 from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.loggers import LOGGERS
 from robust_opt.files import leftovers, write_json
 
 # Raise it with every change after which the same inputs give other numbers: directories of an older
@@ -23,7 +24,7 @@ REVISION = 2
 INPUTS = "inputs.json"
 _NAMES = ("num_classes", "classes")  # of INPUTS, no part of what is computed
 # What a run leaves that has no checkpoint, all of which the same command makes again.
-_WITHOUT_CHECKPOINT = {"config.json", INPUTS, "metrics.jsonl", "tensorboard", "checkpoints"}
+_WITHOUT_CHECKPOINT = {"config.json", INPUTS, "metrics.jsonl", "checkpoints", *LOGGERS}
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -68,7 +69,8 @@ def claim(
       path.unlink(missing_ok=True)
     if anew:
       (workdir / "metrics.jsonl").unlink(missing_ok=True)
-      shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+      for name in LOGGERS:
+        shutil.rmtree(workdir / name, ignore_errors=True)
     if anew or not (workdir / "config.json").exists():
       names = splits.train.class_names
       write_json(workdir / INPUTS, inputs | {"num_classes": len(names), "classes": names})

@@ -88,8 +88,8 @@ def from_state_dict(
 ) -> tuple[Params, ModelState]:
   """Parameters, and batch statistics or {}, of a state dict, as NumPy arrays.
 
-  Prefixes of wrappers ("module.", "model.") are taken off. Counters of batches, a standardization
-  (see `moments`) and modules that the counterpart itself does not use are left out.
+  Prefixes of wrappers ("module.", "model.") are taken off. Counters of batches and of averages, a
+  standardization (see `moments`) and modules that the counterpart does not use are left out.
 
   Args:
     net: a network; without a method torch_name the names are those of `to_state_dict`.
@@ -143,7 +143,7 @@ def _own_entries(net: Any, state_dict: StateDict) -> dict[str, np.ndarray]:
   """The entries that a network must have, by their names without prefixes."""
   stripped = {_WRAPPERS.sub("", key): value for key, value in state_dict.items()}
   unused = getattr(net, "torch_unused", "") or r"(?!)"
-  ignored = re.compile(rf"{unused}|.*num_batches_tracked$")
+  ignored = re.compile(rf"{unused}|.*num_batches_tracked$|n_averaged$")
   standardization = {*_MEAN, *_STD}
   return {
     key: value

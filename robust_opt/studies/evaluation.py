@@ -32,14 +32,14 @@ from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import plan
-from robust_opt.experiments import metrics, processes, target
+from robust_opt.experiments import metrics, processes, robustbench, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.sets.radii import check_extent, with_numbers
-from robust_opt.studies import shares
+from robust_opt.studies import shares, submission
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.tables import Rate
 from robust_opt.training import sharding
@@ -71,6 +71,7 @@ class Options(NamedTuple):
   trust: bool = True  # whether to check the measurement
   precision: str | None = None  # of float32 products, as for `autoattack`; None: float32
   search_precision: str | None = None  # of those in the attacks; None: the same
+  submission: str = ""  # DATASET/THREAT_MODEL/NAME: write what RobustBench asks for; empty: do not
 
 
 def run(options: Options) -> bool:
@@ -78,6 +79,7 @@ def run(options: Options) -> bool:
 
   In all but the first of several processes it returns True when the first is done.
   """
+  entry = robustbench.find(options.submission) if options.submission else None
   net = target.load(options.source, options.examples)
   set_config = _set_config(options, net)
   u = build_set(set_config)
@@ -126,6 +128,8 @@ def run(options: Options) -> bool:
     summary = _summary(net, stored, checks, time.monotonic() - began)
     guess = layout.describe_guess(options.channel_axis, x.shape[1:])
     _publish(folder, summary, claim, checks, guess, _following(folder, options))
+    if entry:
+      _print_submission(submission.write(folder / "robustbench", entry, stored, x, axis))
 
   processes.on_first("summary", summarize)
   return not any(check.failed for check in checks)
@@ -154,6 +158,13 @@ def _publish(
   metrics.print_sentences(headline.sentence, headline.warning, _remarks(summary, claim, guess))
   print(f"Everything about this evaluation is in {folder}")
   print("\n".join(["Next, check every claim, and see the images:", *following]))
+
+
+def _print_submission(paths: list[Path]) -> None:
+  info, images = map(str, paths)
+  name = images.removesuffix(".npy")
+  print(f"For RobustBench: {info}, where what is null is yours to fill in, and {images}.")
+  print(f'  torch.save(torch.from_numpy(numpy.load("{name}.npy")), "{name}.pt")')
 
 
 def _headline(
@@ -201,9 +212,9 @@ def _given(options: Options) -> str:
 
 
 def _folder(options: Options, claim: verdict.Claim) -> Path:
-  """Within the run; for a function of the user's own, --output names the folder."""
+  """Within the run; for any other network, --output names the folder."""
   if not options.source.get("workdir"):
-    raise InputError("--model and --data need --output, a folder for the results.")
+    raise InputError("Without --workdir give --output, a folder for the results.")
   count = f"_{options.examples}" if options.examples else ""
   radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder

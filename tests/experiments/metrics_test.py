@@ -93,7 +93,7 @@ def test_events_are_in_tensorboards_format_and_void_what_is_repeated(tmp_path):
       assert values == {"train/loss": pytest.approx(1 / event.step), "resumed": resume}
 
 
-@pytest.mark.parametrize("which", ["_lines", "_events"])
+@pytest.mark.parametrize("which", ["_lines", "_logger"])
 def test_a_full_disk_is_one_sentence_from_the_callers_thread(tmp_path, which):
   with metrics.MetricWriter(tmp_path, 0) as writer:
     full = open("/dev/full", "w" if which == "_lines" else "wb")  # noqa: SIM115
@@ -101,8 +101,8 @@ def test_a_full_disk_is_one_sentence_from_the_callers_thread(tmp_path, which):
       writer._lines.close()
       writer._lines = full
     else:
-      writer._events._records.close()
-      writer._events._records._writer = full
+      writer._logger._records.close()
+      writer._logger._records._writer = full
     with pytest.raises(RunError, match=r"metrics\.jsonl could not be written \(No space left"):
       writer.write(1, {"train/loss": 0.5})
 
