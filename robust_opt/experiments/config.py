@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from robust_opt.data.pipeline import AUGMENTATIONS, MIXTURES
 from robust_opt.errors import InputError
 from robust_opt.experiments import sections
 from robust_opt.experiments.attacks import CONTROLS
@@ -85,7 +86,9 @@ def base() -> ConfigDict:
   # statistics, losses and evaluations are float32. default: float32, by products of the device.
   config.training.precision = "default"
   config.training.shuffle = True
-  config.training.augment = ()  # of "flip", "crop"
+  # In turn: "flip", "crop", "cutout", "trivial_augment"; after them "mixup" or "cutmix".
+  config.training.augment = ()
+  config.training.label_smoothing = 0.0  # share of the label that all classes share equally
   config.training.watch_examples = 500  # held out, to detect overfitting; 0: do not
   config.training.on_overfitting = "say"  # or "stop", and report on the best checkpoint
   config.training.on_no_progress = "say"  # or "stop" a training that stays at chance, with code 1
@@ -186,6 +189,7 @@ def _finite(value: float) -> bool:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _PRECISIONS = ("default", *PRODUCTS)
+_AUGMENTATIONS, _MIXTURES = (", ".join(map(repr, names)) for names in (AUGMENTATIONS, MIXTURES))
 # An allowed value in words, what holds for one, and the keys that it is said of.
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("an integer, 0 <= seed < 2^32", lambda v: 0 <= v < 2**32, "seed"),
@@ -210,7 +214,12 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     lambda v: v in ("say", "stop"),
     "training.on_overfitting training.on_no_progress",
   ),
-  ("a tuple of 'flip', 'crop'", lambda v: set(v) <= {"flip", "crop"}, "training.augment"),
+  (
+    f"a tuple of {_AUGMENTATIONS}, and at most one of {_MIXTURES}",
+    lambda v: {*v} <= {*AUGMENTATIONS, *MIXTURES} and sum(name in MIXTURES for name in v) <= 1,
+    "training.augment",
+  ),
+  ("a share, 0 <= label_smoothing < 1", lambda v: 0 <= v < 1, "training.label_smoothing"),
   ("last or best", lambda v: v in ("last", "best"), "evaluation.checkpoint"),
   ("an integer >= 0", lambda v: v >= 0, "data.image_size data.max_device_bytes data.workers"),
   (
@@ -277,6 +286,7 @@ _UNWRITTEN = {
   "data.max_device_bytes": 0,
   "data.workers": 0,
   "training.precision": "default",
+  "training.label_smoothing": 0.0,
   "training.on_no_progress": "say",
 }
 

@@ -390,7 +390,7 @@ def test_a_net_begins_on_any_number_of_devices_but_trains_on_a_divisor(monkeypat
 def test_config_is_valid_and_says_how_to_run_it(path):
   config_ = overrides.load(str(path))
   config.validate(config_)
-  build.check_together(config_)
+  combinations.check(config_)
   words = overrides.module_of(str(path)).__doc__
   assert re.search(rf"python -m robust_opt.main --config=configs/{path.name}(:\w+)? ", words)
   build.optimizer(config_, steps_per_epoch=10)

@@ -233,16 +233,16 @@ def test_an_average_of_weights_is_kept_and_found():
   apply, state = setup(models.SoftmaxRegression(), optimizer)
   step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
   average = state.params
-  chex.assert_trees_all_equal(training.evaluated_params(state), state.params)
+  chex.assert_trees_all_equal(training.evaluated(state)[0], state.params)
   for t in range(1, 13):
     state, _ = step(state, digits_batch(), jax.random.key(t))
     keep = min(0.5, t / (t + 9))
     average = jax.tree.map(lambda a, w, k=keep: k * a + (1 - k) * w, average, state.params)
-  assert_close(training.evaluated_params(state), average, terms=4, steps=12)
+  assert_close(training.evaluated(state)[0], average, terms=4, steps=12)
   _, fresh = setup(models.SoftmaxRegression(), optimizer)
   jax.jit(lambda state: state, donate_argnums=0)(fresh)  # no buffer of it is there twice
   _, plain = setup(models.SoftmaxRegression(), optax.sgd(LR))
-  assert training.evaluated_params(plain) is plain.params
+  assert training.evaluated(plain)[0] is plain.params
 
 
 @pytest.mark.parametrize("batch_size", [0, 9])
@@ -258,7 +258,7 @@ def test_a_parameter_may_be_called_average():
     (optax.chain(optax.adam(LR), optimizers.weight_average(0.5)), params),
   ):
     state = ro.init_state(params, {}, optimizer)  # Adam's moments are {"average": zeros}
-    chex.assert_trees_all_equal(training.evaluated_params(state), kept)
+    chex.assert_trees_all_equal(training.evaluated(state)[0], kept)
 
 
 # What the ascent may not compute
