@@ -171,6 +171,24 @@ def cifar() -> ConfigDict:
   return config
 
 
+def cifar_recipes() -> ConfigDict:
+  """CIFAR-10 over the l_inf ball of radius 8/255 in the pixel box, where recipes are compared.
+
+  PreActResNet-18, PGD training and the schedule of Rice, Wong and Kolter 2020 (arXiv 2002.11569);
+  of the training images 1,000 are held out.
+  """
+  config = cifar()
+  config.data.holdout = 0.02
+  choose(config, "model", "PreActResNet18")
+  config.evaluation.radii.update(linf=8 / 255, l2=128 / 255, l1=12.0)
+  choose(config, "set", "LInf", radius=8 / 255, box=PIXEL_BOX)
+  choose(config, "attack", "pgd", num_steps=10, train_mode=True)
+  choose(config, "schedule", "piecewise")
+  config.training.update(epochs=200, augment=("crop", "flip"))
+  config.evaluation.update(sweep=(0.0, 0.5, 1.0, 1.5), batch_size=500)
+  return config
+
+
 def train_over(config: ConfigDict, norm: str) -> ConfigDict:
   """Makes config.set the ball of that norm whose radius config.evaluation.radii has; same box."""
   box, radius = config.set.get("box"), config.evaluation.radii[norm]

@@ -13,7 +13,15 @@ import pytest
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.errors import InputError
-from robust_opt.experiments import assembly, attacks, build, config, overrides, sections
+from robust_opt.experiments import (
+  assembly,
+  attacks,
+  build,
+  combinations,
+  config,
+  overrides,
+  sections,
+)
 from robust_opt.experiments.config import choose
 
 FOLDER = Path(__file__).parents[2] / "configs"
