@@ -40,15 +40,17 @@ def crop(
 
 
 def cutout(
-  keys: Array, images: Array, size: int = 16, channel_axis: ChannelAxis = layout.AUTO
+  keys: Array, images: Array, size: int | None = None, channel_axis: ChannelAxis = layout.AUTO
 ) -> Array:
   """Makes a square of size x size pixels black; its part outside of the image is lost.
 
-  Source: DeVries and Taylor 2017 (arXiv 1708.04552), who take 16 for CIFAR-10.
+  Source: DeVries and Taylor 2017 (arXiv 1708.04552). `size` None is half of the image's lesser
+  side, as theirs for CIFAR-10.
   """
   axis = layout.resolve(channel_axis, images.shape[1:])
   last = layout.to_last(images, axis)
-  mask = jax.vmap(lambda key: square(key, last.shape[1:-1], size))(keys)
+  side = min(last.shape[1:-1]) // 2 if size is None else size
+  mask = jax.vmap(lambda key: square(key, last.shape[1:-1], side))(keys)
   return layout.from_last(jnp.where(mask[..., None], 0.0, last), axis)
 
 

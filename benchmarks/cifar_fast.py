@@ -1,0 +1,164 @@
+"""How robust a network on CIFAR-10 becomes in five minutes: configs/cifar_fast.py, and AutoAttack.
+
+  python -m benchmarks.cifar_fast --output=OUT [--train_s=300] [--budget_s=540]
+      [--config=FILE] [--config.data.data_dir=DIR] [--config.KEY=VALUE ...]
+
+Trains as many epochs as fit into --train_s seconds of updates, without compilation, up to those of
+the config; nothing is measured on the way. Then attacks the test images, a thousand at a time, in
+their order. OUT gets the weights, in files of at most 14 MB, and result.json, which is written
+after the training and after every thousand images. The same command goes on where --budget_s ended
+it, so that a second machine may attack what the first has trained. Nothing is downloaded.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from ml_collections import ConfigDict
+
+import robust_opt as ro
+from benchmarks import clock
+from benchmarks.accelerator import machine
+from robust_opt import models
+from robust_opt.errors import InputError
+from robust_opt.evaluation.accuracy import logits_of
+from robust_opt.evaluation.autoattack import ROBUST
+from robust_opt.evaluation.collection import pixels
+from robust_opt.experiments import build, overrides
+from robust_opt.experiments import config as config_lib
+from robust_opt.experiments.assembly import Experiment, assemble, initial_run
+from robust_opt.files import write_json
+from robust_opt.statistics import accuracy_interval
+from robust_opt.studies.sizing import epochs_that_fit
+from robust_opt.training import evaluated
+from robust_opt.types import PyTree
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "cifar_fast.py")
+RESULT, WEIGHTS = "result.json", "weights-{}.npy"
+PART, FLOATS = 1000, 3_500_000  # images of a call of AutoAttack, numbers in a file
+
+
+def trained(config: ConfigDict, train_s: float) -> tuple[PyTree, dict[str, Any]]:
+  """(parameters, batch statistics) and what their training took; `config` gets its epochs."""
+  most = config.training.epochs
+  with clock.compiling() as compiling:
+    experiment = assemble(config)
+    state, seconds = _epoch(experiment, experiment.state)
+    fitting = epochs_that_fit(train_s, seconds, seconds, most)
+    if not fitting:
+      raise InputError(f"--train_s={train_s:g} is too little: an epoch takes {seconds:.1f} s.")
+    if fitting < most:  # the schedule is of so many epochs: from the beginning
+      config.training.epochs = fitting
+      experiment = assemble(config, experiment.splits)
+      state, seconds = _epoch(experiment, experiment.state)
+    spent = [seconds]
+    for _ in range(1, fitting):
+      state, seconds = _epoch(experiment, state)
+      spent.append(seconds)
+  row = {"epochs": fitting, "seconds": sum(spent), "compile_s": compiling[0]}
+  return evaluated(state), row
+
+
+def _epoch(experiment: Experiment, state: Any) -> tuple[Any, float]:
+  scan = experiment.compile(experiment.plan.num_steps)
+  began = time.perf_counter()
+  state, metrics = scan(state)
+  loss = np.asarray(metrics.loss)
+  if not np.isfinite(loss).all():
+    raise InputError("The loss is no longer finite; lower --config.optimizer.learning_rate.")
+  return state, time.perf_counter() - began
+
+
+def save(folder: Path, weights: PyTree) -> None:
+  """The arrays as one vector, in files of FLOATS numbers."""
+  vector = np.asarray(ravel_pytree(weights)[0], np.float32)
+  for i, start in enumerate(range(0, len(vector), FLOATS)):
+    np.save(folder / WEIGHTS.format(i), vector[start : start + FLOATS])
+
+
+def load(folder: Path, like: PyTree) -> PyTree:
+  """What `save` has written, in the shapes of `like`."""
+  vector, unravel = ravel_pytree(like)
+  count = -(-len(vector) // FLOATS)
+  return unravel(np.concatenate([np.load(folder / WEIGHTS.format(i)) for i in range(count)]))
+
+
+def run(folder: Path, config: ConfigDict, train_s: float, budget_s: float) -> dict[str, Any]:
+  """Trains and attacks, or goes on; returns what result.json holds.
+
+  Raises:
+    InputError: the folder holds the result of another config, or --train_s is less than an epoch.
+  """
+  began, path, asked = time.monotonic(), folder / RESULT, config_lib.as_dict(config)
+  folder.mkdir(parents=True, exist_ok=True)
+  config_lib.validate(config)
+  splits = build.splits(config)
+  start = initial_run(config, splits.train)
+  if path.exists():
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if changed := config_lib.differences(result["config"], asked):
+      raise InputError(f"--output={folder} is of another config: {'; '.join(changed)}.")
+    weights = load(folder, evaluated(start.state))
+  else:
+    weights, training = trained(config, train_s)
+    result = {"machine": machine.describe(), "config": asked, "training": training}
+    result |= {"date": time.strftime("%Y-%m-%d"), "attacked": 0, "clean": 0, "robust": 0}
+    result |= {"attack_s": 0.0, "total_s": 0.0}
+    save(folder, weights)
+    write_json(path, result)
+  before = result["total_s"]
+  logits_fn = logits_of(models.apply_of(start.net), *weights)
+  u, longest = build.own_set(config, splits.train.images), 0.0
+  while (first := result["attacked"]) < len(splits.test.labels):
+    if time.monotonic() - began + longest > budget_s:
+      break
+    attacking = time.monotonic()
+    part = slice(first, first + PART)
+    labels = splits.test.labels[part].astype(np.int32)
+    ids = np.arange(first, first + len(labels), dtype=np.int32)
+    images = pixels(splits.test.images[part])
+    verdict = ro.autoattack(
+      logits_fn, images, labels, u, ids=ids, channel_axis=-1, search_precision="tf32"
+    )
+    longest = time.monotonic() - attacking
+    result["attacked"] += len(labels)
+    result["clean"] += int((verdict.broken_by != 0).sum())
+    result["robust"] += int((verdict.broken_by == ROBUST).sum())
+    result["attack_s"] += longest
+    result["total_s"] = before + time.monotonic() - began
+    write_json(path, result)
+    print(words(result), flush=True)
+  return result
+
+
+def words(result: dict[str, Any]) -> str:
+  """The result in a line."""
+  count, training = result["attacked"], result["training"]
+  interval = accuracy_interval([result["robust"] / count], count)
+  return (
+    f"{training['epochs']} epochs in {training['seconds']:.1f} s (compilation "
+    f"{training['compile_s']:.1f} s); of {count:,} test images {result['clean']:,} correct, "
+    f"{result['robust']:,} under AutoAttack, {100 * interval.mean:.2f} % (95 %: "
+    f"{100 * interval.low:.2f} to {100 * interval.high:.2f}); {result['total_s']:.0f} s in all on "
+    f"{result['machine']['device']}"
+  )
+
+
+def main() -> None:
+  """Parses the command line, and runs."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+  parser.add_argument("--output", type=Path, required=True, help="a folder, new or to go on in")
+  parser.add_argument("--config", default=CONFIG, help="as of robust_opt.main")
+  parser.add_argument("--train_s", type=float, default=300.0, help="seconds of updates")
+  parser.add_argument("--budget_s", type=float, default=540.0, help="no attack begins after it")
+  args, changes = parser.parse_known_args()
+  config = overrides.config_of(args.config, changes)
+  run(args.output, config, args.train_s, args.budget_s)
+
+
+if __name__ == "__main__":
+  main()
