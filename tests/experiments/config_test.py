@@ -347,6 +347,15 @@ class Bare(nn.Module):
       ],
       "needs the labels of all examples, but --config.data.labels=100",
     ),
+    (
+      ["training.label_smoothing=0.1", "attack.name=pgd", "objective.name=mart"],
+      "label_smoothing=0.1 makes soft labels, .*another than mart and virtual, but was mart",
+    ),
+    (
+      ["training.augment=('flip', 'cutmix')", "objective.loss=one_vs_all"],
+      "augment=.*cutmix.* makes soft labels, .*must be cross_entropy, but was one_vs_all",
+    ),
+    (["attack.name=liet", "objective.name=trades"], "flat at the clean example"),
     (["attack.dtype=bfloat16"], "attribute dtype, which Bare does not have"),
   ],
 )
@@ -530,6 +539,8 @@ BAD = [
   ("training.on_no_progress", ("warn", ""), "say or stop"),
   ("training.steps_per_scan", (0,), "an integer >= 1"),
   ("training.augment", (("flip", "rotate"),), "a tuple of 'flip', 'crop'"),
+  ("training.augment", (("mixup", "cutmix"),), "at most one of 'mixup', 'cutmix'"),
+  ("training.label_smoothing", (-0.1, 1.0, NAN), "0 <= label_smoothing < 1"),
   ("evaluation.batch_size", (0,), "an integer >= 1"),
   ("evaluation.checkpoint", ("first",), "last or best"),
   ("evaluation.sweep", ((), (0.0, -1.0), (NAN,), (INF,), ("a",)), "finite multiples >= 0"),
