@@ -66,17 +66,18 @@ def dampened_sgd(
 
 
 class AverageState(NamedTuple):
-  """What `weight_average` keeps.
-
-  Attributes:
-    step: [], int32, the number of updates so far.
-    average: of the weights after them.
-    model_state: likewise of the batch statistics; () if the model has none.
-  """
+  """The number of updates so far, and the average of the weights after them."""
 
   step: Array
   average: PyTree
-  model_state: PyTree = ()
+
+
+class AveragesState(NamedTuple):
+  """The same, and the average of the batch statistics, of a model that has some."""
+
+  step: Array
+  average: PyTree
+  model_state: PyTree
 
 
 def weight_average(decay: float) -> optax.GradientTransformationExtraArgs:
@@ -98,12 +99,12 @@ def weight_average(decay: float) -> optax.GradientTransformationExtraArgs:
 
   def update(
     updates: PyTree,
-    state: AverageState,
+    state: AverageState | AveragesState,
     params: PyTree | None = None,
     *,
     model_state: PyTree = (),
     **_: Any,
-  ) -> tuple[PyTree, AverageState]:
+  ) -> tuple[PyTree, AverageState | AveragesState]:
     assert params is not None, "an average of weights needs the weights"
     step = state.step + 1
     keep = jnp.minimum(decay, step / (step + 9))
@@ -113,8 +114,10 @@ def weight_average(decay: float) -> optax.GradientTransformationExtraArgs:
       return (keep * a + (1 - keep) * new).astype(a.dtype) if floating else new
 
     average = jax.tree.map(averaged, state.average, optax.apply_updates(params, updates))
-    statistics = jax.tree.map(averaged, state.model_state, model_state) if state.model_state else ()
-    return updates, AverageState(step, average, statistics)
+    if isinstance(state, AverageState):
+      return updates, AverageState(step, average)
+    statistics = jax.tree.map(averaged, state.model_state, model_state)
+    return updates, AveragesState(step, average, statistics)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

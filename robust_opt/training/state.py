@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robust_opt.training.optimizers import AverageState
+from robust_opt.training.optimizers import AverageState, AveragesState
 from robust_opt.types import Array, Batch, ModelState, Params, PyTree
 
 
@@ -63,14 +63,14 @@ def init_state(
 
 def _is_average(node: Any) -> bool:
   # By type, since a parameter may also be named "average".
-  return isinstance(node, AverageState)
+  return isinstance(node, AverageState | AveragesState)
 
 
 def _with_statistics(node: Any, model_state: ModelState) -> Any:
   """An average that begins with these batch statistics; other states of optimizers as they are."""
   if not _is_average(node):
     return node
-  return node._replace(model_state=jax.tree.map(jnp.copy, model_state))
+  return AveragesState(node.step, node.average, jax.tree.map(jnp.copy, model_state))
 
 
 def updated(
@@ -109,4 +109,4 @@ def evaluated(state: TrainState) -> tuple[Params, ModelState]:
   averages = [node for node in kept if _is_average(node)]
   if not averages:
     return state.params, state.model_state
-  return averages[-1].average, averages[-1].model_state or state.model_state
+  return averages[-1].average, getattr(averages[-1], "model_state", state.model_state)
