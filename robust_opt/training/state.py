@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from robust_opt.training.optimizers import AverageState, AveragesState
+from robust_opt.training.optimizers import AveragesState, AverageState
 from robust_opt.types import Array, Batch, ModelState, Params, PyTree
 
 
