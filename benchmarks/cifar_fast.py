@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
@@ -84,7 +85,8 @@ def load(folder: Path, like: PyTree) -> PyTree:
   """What `save` has written, in the shapes of `like`."""
   vector, unravel = ravel_pytree(like)
   count = -(-len(vector) // FLOATS)
-  return unravel(np.concatenate([np.load(folder / WEIGHTS.format(i)) for i in range(count)]))
+  parts = [np.load(folder / WEIGHTS.format(i)) for i in range(count)]
+  return unravel(jnp.asarray(np.concatenate(parts)))
 
 
 def run(folder: Path, config: ConfigDict, train_s: float, budget_s: float) -> dict[str, Any]:
