@@ -25,6 +25,7 @@ import robust_opt as ro
 from benchmarks import clock
 from benchmarks.accelerator import machine
 from robust_opt import models
+from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import logits_of
 from robust_opt.evaluation.autoattack import ROBUST
@@ -33,10 +34,11 @@ from robust_opt.experiments import build, overrides
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment, assemble, initial_run
 from robust_opt.files import write_json
+from robust_opt.sets import UncertaintySet
 from robust_opt.statistics import accuracy_interval
 from robust_opt.studies.sizing import epochs_that_fit
 from robust_opt.training import evaluated
-from robust_opt.types import PyTree
+from robust_opt.types import LogitsFn, PyTree
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "cifar_fast.py")
 RESULT, WEIGHTS = "result.json", "weights-{}.npy"
@@ -95,46 +97,60 @@ def run(folder: Path, config: ConfigDict, train_s: float, budget_s: float) -> di
   Raises:
     InputError: the folder holds the result of another config, or --train_s is less than an epoch.
   """
-  began, path, asked = time.monotonic(), folder / RESULT, config_lib.as_dict(config)
-  folder.mkdir(parents=True, exist_ok=True)
+  began = time.monotonic()
   config_lib.validate(config)
   splits = build.splits(config)
   start = initial_run(config, splits.train)
-  if path.exists():
-    result = json.loads(path.read_text(encoding="utf-8"))
-    if changed := config_lib.differences(result["config"], asked):
-      raise InputError(f"--output={folder} is of another config: {'; '.join(changed)}.")
+  result = _stored(folder, config)
+  if result:
     weights = load(folder, evaluated(start.state))
   else:
-    weights, training = trained(config, train_s)
-    result = {"machine": machine.describe(), "config": asked, "training": training}
-    result |= {"date": time.strftime("%Y-%m-%d"), "attacked": 0, "clean": 0, "robust": 0}
-    result |= {"attack_s": 0.0, "total_s": 0.0}
+    result = {"machine": machine.describe(), "config": config_lib.as_dict(config)}
+    weights, result["training"] = trained(config, train_s)
+    counts = dict.fromkeys(("attacked", "clean", "robust", "attack_s", "total_s"), 0)
+    result |= {"date": time.strftime("%Y-%m-%d"), **counts}
+    folder.mkdir(parents=True, exist_ok=True)
     save(folder, weights)
-    write_json(path, result)
-  before = result["total_s"]
+
+  before, longest = result["total_s"], 0.0
   logits_fn = logits_of(models.apply_of(start.net), *weights)
-  u, longest = build.own_set(config, splits.train.images), 0.0
-  while (first := result["attacked"]) < len(splits.test.labels):
-    if time.monotonic() - began + longest > budget_s:
-      break
-    attacking = time.monotonic()
-    part = slice(first, first + PART)
-    labels = splits.test.labels[part].astype(np.int32)
-    ids = np.arange(first, first + len(labels), dtype=np.int32)
-    images = pixels(splits.test.images[part])
-    verdict = ro.autoattack(
-      logits_fn, images, labels, u, ids=ids, channel_axis=-1, search_precision="tf32"
-    )
-    longest = time.monotonic() - attacking
-    result["attacked"] += len(labels)
-    result["clean"] += int((verdict.broken_by != 0).sum())
-    result["robust"] += int((verdict.broken_by == ROBUST).sum())
-    result["attack_s"] += longest
+  u, count = build.own_set(config, splits.train.images), len(splits.test.labels)
+  while True:
     result["total_s"] = before + time.monotonic() - began
-    write_json(path, result)
+    write_json(folder / RESULT, result)
+    if result["attacked"] == count or time.monotonic() - began + longest > budget_s:
+      return result
+    attacking = time.monotonic()
+    for key, number in _attack(logits_fn, splits.test, u, result["attacked"]).items():
+      result[key] += number
+    longest = time.monotonic() - attacking
+    result["attack_s"] += longest
     print(words(result), flush=True)
+
+
+def _stored(folder: Path, config: ConfigDict) -> dict[str, Any]:
+  """The result so far, of the same config; {} if there is none."""
+  if not (folder / RESULT).exists():
+    return {}
+  result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+  if changed := config_lib.differences(result["config"], config_lib.as_dict(config)):
+    raise InputError(f"--output={folder} is of another config: {'; '.join(changed)}.")
   return result
+
+
+def _attack(
+  logits_fn: LogitsFn, test: datasets.Dataset, u: UncertaintySet, first: int
+) -> dict[str, int]:
+  """What becomes of PART test images from `first` on."""
+  part = slice(first, first + PART)
+  labels = test.labels[part].astype(np.int32)
+  ids = np.arange(first, first + len(labels), dtype=np.int32)
+  images = pixels(test.images[part])
+  verdict = ro.autoattack(
+    logits_fn, images, labels, u, ids=ids, channel_axis=-1, search_precision="tf32"
+  )
+  clean, robust = int(np.sum(verdict.broken_by != 0)), int(np.sum(verdict.broken_by == ROBUST))
+  return {"attacked": len(labels), "clean": clean, "robust": robust}
 
 
 def words(result: dict[str, Any]) -> str:
