@@ -5,6 +5,7 @@
 Logits are unnormalized (not the outputs of a softmax), C >= 2. Every loss increases as the label's
 logit decreases, so an adversary maximizes it. `one_vs_all` and `independent` are for nets that
 predict the presence of every class separately, and allow C = 1; `probabilities` is for all of them.
+`cross_entropy` also takes soft labels, the probabilities of the classes [B, C].
 
 Every loss returns the type of the logits; bfloat16 and float16 are computed in float32 and rounded
 at the end. Integer logits raise an InputError.
@@ -55,9 +56,16 @@ def log_softmax(logits: Array) -> Array:
 
 @computed_wide
 def cross_entropy(logits: Array, labels: Array) -> Array:
-  """-log softmax(logits)[label]."""
+  """-log softmax(logits)[label]; of soft labels, floats q [B, C], -sum over k of q_k log p_k.
+
+  A class of probability 0 contributes 0.
+  """
   check_classes(logits)
-  return -_entry(log_softmax(logits), labels)
+  log_p = log_softmax(logits)
+  if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
+    return -_entry(log_p, labels)
+  chex.assert_equal_shape((logits, labels))
+  return -jnp.sum(labels * jnp.where(labels == 0, 0.0, log_p), axis=-1)
 
 
 @computed_wide
@@ -175,6 +183,25 @@ def kl_divergence(logits: Array, reference: Array) -> Array:
   log_p = log_softmax(reference)
   p = jnp.exp(log_p)
   return jnp.sum(p * jnp.where(p == 0, 0.0, log_p - log_softmax(logits)), axis=-1)
+
+
+@computed_wide
+def jensen_shannon(logits: Array, others: Array) -> Array:
+  """The Jensen-Shannon divergence of two predictions, [B]: (KL(p || m) + KL(q || m)) / 2.
+
+  p and q are the softmax of logits and of others, both [B, C], C >= 2, and m = (p + q) / 2. It is
+  symmetric and at most log 2.
+  """
+  chex.assert_equal_shape((logits, others))
+  check_classes(logits)
+  log_p, log_q = log_softmax(logits), log_softmax(others)
+  log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
+
+  def divergence(log_r: Array) -> Array:
+    r = jnp.exp(log_r)
+    return jnp.sum(r * jnp.where(r == 0, 0.0, log_r - log_m), axis=-1)
+
+  return (divergence(log_p) + divergence(log_q)) / 2
 
 
 def correct(logits: Array, labels: Array) -> Array:

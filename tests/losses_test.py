@@ -35,6 +35,37 @@ def test_cross_entropy_in_float64():
   np.testing.assert_allclose(huge, [0, 1e30])
 
 
+def test_cross_entropy_of_soft_labels():
+  logits, labels = logits_and_labels(scale=3.0)
+  soft = np.random.default_rng(1).dirichlet(np.ones(7), len(labels)).astype(np.float32)
+  classes = [ro.losses.cross_entropy(logits, np.full(len(labels), k)) for k in range(7)]
+  loss = lambda z: ro.losses.cross_entropy(z, soft)  # noqa: E731
+  np.testing.assert_allclose(loss(logits), np.sum(soft.T * np.array(classes), 0), rtol=1e-5)
+  gradient = jax.jit(jax.grad(lambda z: loss(z).sum()))(logits)
+  np.testing.assert_allclose(gradient, jax.nn.softmax(logits) - soft, atol=1e-6)
+  hard = ro.losses.cross_entropy(logits, np.eye(7, dtype=np.float32)[labels])
+  np.testing.assert_array_equal(hard, ro.losses.cross_entropy(logits, labels))
+  impossible = ro.losses.cross_entropy(
+    jnp.array([[-jnp.inf, 0.0, 0.0]]), jnp.array([[0, 0.5, 0.5]])
+  )
+  np.testing.assert_allclose(impossible, np.log(2), rtol=1e-6)
+
+
+def test_jensen_shannon_in_float64():
+  a, b = logits_and_labels(scale=3.0)[0], logits_and_labels(scale=2.0)[0][::-1]
+  p, q = (np.exp(z - z.max(-1, keepdims=True)) for z in (a.astype(np.float64), b))
+  p, q = (r / r.sum(-1, keepdims=True) for r in (p, q))
+  m = (p + q) / 2
+  expected = np.sum(p * np.log(p / m) + q * np.log(q / m), axis=-1) / 2
+  divergence = ro.losses.jensen_shannon(a, b)
+  np.testing.assert_allclose(divergence, expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(divergence, ro.losses.jensen_shannon(b, a), rtol=1e-5)
+  apart = jnp.array([[200.0, 0.0]])
+  np.testing.assert_allclose(ro.losses.jensen_shannon(apart, apart[:, ::-1]), np.log(2), rtol=1e-6)
+  same = jax.jit(jax.value_and_grad(lambda z: ro.losses.jensen_shannon(z, apart).sum()))(apart)
+  chex.assert_trees_all_close(same, (0.0, jnp.zeros((1, 2))), atol=1e-6)
+
+
 def test_correct():
   logits, labels = logits_and_labels()
   np.testing.assert_array_equal(ro.losses.correct(logits, labels), logits.argmax(-1) == labels)

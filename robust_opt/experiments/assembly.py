@@ -19,7 +19,7 @@ import optax
 from ml_collections import ConfigDict
 
 from robust_opt import models, training
-from robust_opt.data import datasets
+from robust_opt.data import datasets, pipeline
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import Evaluation, make_evaluate
 from robust_opt.experiments import build, extra, seeds, streaming
@@ -85,13 +85,8 @@ def initial_run(
     keys, init = jax.vmap(training.streams)(seed_keys), seeds.initialize
   initialize = functools.partial(init, net, keys.net, train.images.shape[1:])
   params, model_state = _init(config, initialize, train.images.shape[1:])
-  if config.weights.average and model_state:
-    raise InputError(
-      f"--config.weights.average={config.weights.average} averages weights alone, but "
-      f"{config.model.name} keeps batch statistics, which would be those of other weights."
-    )
   if seed_keys is None:
-    state = training.init_state(params, model_state, optimizer, build.memory(config, train.images))
+    state = training.init_state(params, model_state, optimizer, build.memory(config, train))
   elif config.attack.name in ONE_PASS:
     raise InputError(
       f"--config.attack.name={config.attack.name} trains one seed at a time, not several together."
@@ -130,10 +125,12 @@ def assemble(
   learned = extra.appended(splits.train, splits.extra_train)
   limit = streaming.device_limit(config.data.max_device_bytes)
   train = streaming.source_of(config, learned, plan, run.keys.training, limit, place.put)
+  classes, smoothing = splits.train.num_classes, config.training.label_smoothing
   scan = training.make_scan(
     step,
     plan,
-    augment=build.augment(config),
+    augment=pipeline.augment(config.training.augment),
+    mix=pipeline.mix(config.training.augment, classes, smoothing),
     place_batch=place.place_batch,
     streamed=isinstance(train, streaming.Stream),
   )
@@ -209,7 +206,7 @@ def _evaluator(
   ) -> Evaluation:
     size = min(config.evaluation.batch_size, len(data.labels))
     size = -(-size // place.devices) * place.devices
-    weights, u = (training.evaluated_params(state), state.model_state), jax.tree.map(traced, u)
+    weights, u = training.evaluated(state), jax.tree.map(traced, u)
     outs = [
       program(attack, size)(*weights, part, place.put(u), key)
       for part in streaming.parts(data, size, limit, place.put)

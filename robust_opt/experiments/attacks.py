@@ -11,6 +11,7 @@ PGD of as many steps.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,6 +105,16 @@ def recall() -> TrainingAttack:
   return TrainingAttack(lambda u: maximizers.steepest(_not_l1("recall", u)))
 
 
+def liet(weight: float = 100.0, refresh: int = 20) -> TrainingAttack:
+  """One step from label information, with a consistent prediction (training/liet.py).
+
+  `weight` is that of the divergence in the last epoch; it grows linearly from epoch to epoch.
+  """
+  _check("weight", weight, 0 <= weight < math.inf, "a finite number >= 0")
+  _check("refresh", refresh, refresh >= 1, "an integer >= 1")
+  return TrainingAttack(maximizers.steepest)
+
+
 SOMETIMES: dict[str, Any] = {
   "every": 1,  # attack every k-th update; the others train on the clean batch
   "warmup": 0.0,  # share of the training in which the set grows from radius 0
@@ -116,12 +127,12 @@ ASCENT = SOMETIMES | {
 ATTACKS: dict[str, tuple[Callable[..., TrainingAttack], dict[str, Any]]] = {
   **{f.__name__: (f, ASCENT) for f in (steepest, pgd, frank_wolfe, lbfgs, power_iteration, n_fgsm)},
   **{f.__name__: (f, SOMETIMES) for f in (layerwise, uniform_noise, random_signs)},
-  **{f.__name__: (f, {}) for f in (none, free, recall)},
+  **{f.__name__: (f, {}) for f in (none, free, recall, liet)},
 }
 # Those that do not depend on the loss.
 CONTROLS = ("none", "uniform_noise", "random_signs")
 # Those whose update finds delta by its own backward pass.
-ONE_PASS = ("free", "recall")
+ONE_PASS = ("free", "recall", "liet")
 
 
 def not_trained_on(attack: TrainingAttack, u: UncertaintySet) -> Attack:

@@ -3,14 +3,14 @@
 splits = build.splits(config)
 u, net = build.own_set(config, splits.train.images), build.model(config, splits.train)
 optimizer = build.optimizer(config, steps_per_epoch)
-state = init_state(params, model_state, optimizer, build.memory(config, splits.train.images))
+state = init_state(params, model_state, optimizer, build.memory(config, splits.train))
 step = build.update(config, net, optimizer, u, image_shape, steps_per_epoch)
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,9 +20,9 @@ import optax
 from ml_collections import ConfigDict
 
 from robust_opt import maximizers, models, precision, training
-from robust_opt.data import archives, augmentation, constructed, datasets
+from robust_opt.data import archives, constructed, datasets, mixing
 from robust_opt.errors import InputError
-from robust_opt.experiments import attacks, extra, sections
+from robust_opt.experiments import attacks, combinations, extra, sections
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
 from robust_opt.objectives import RobustObjective
@@ -30,8 +30,8 @@ from robust_opt.sets import BALLS, Ball, UncertaintySet, tangents
 from robust_opt.sets.build import import_object
 from robust_opt.sets.radii import check_extent
 from robust_opt.sets.scaling import ramp
-from robust_opt.training import free, layerwise, optimizers, penalties
-from robust_opt.types import ApplyFn, Array, Batch, PyTree
+from robust_opt.training import free, layerwise, liet, optimizers, penalties
+from robust_opt.types import ApplyFn, Array, Batch, LossFn, PyTree
 
 _SAMPLE = 10_000  # images of a large data set that determine its mean and standard deviation
 
@@ -199,21 +199,6 @@ def optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransfo
   return optax.chain(*parts)
 
 
-def augment(config: ConfigDict) -> Callable[[Array, Array], Array] | None:
-  """The config's augmentations one after the other, or None."""
-  functions: list[Any] = [getattr(augmentation, name) for name in config.training.augment]
-  if not functions:
-    return None
-
-  def apply(keys: Array, images: Array) -> Array:
-    for stream, function in enumerate(functions):
-      streams = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
-      images = function(streams, images, channel_axis=-1)
-    return images
-
-  return apply
-
-
 def update(
   config: ConfigDict,
   net: models.Net,
@@ -227,7 +212,7 @@ def update(
   Raises:
     InputError: parts of the config do not fit together.
   """
-  check_together(config)
+  combinations.check(config)
   name = config.training.precision
   if name == "bfloat16":
     net = _in_dtype(net, name, "training.precision")
@@ -262,6 +247,8 @@ def _update(
     case "recall":
       attack(config).train(u)  # which refuses sets that signs do not serve
       return free.make_recall_train_step(apply, optimizer, u, loss)
+    case "liet":
+      return _liet(config, apply, optimizer, u, loss, steps_per_epoch)
   if hidden := config.attack.get("hidden_radius"):
     apply = layerwise.lifted_apply(net, image_shape)
     u = layerwise.layerwise(net, image_shape, u, hidden)
@@ -278,11 +265,36 @@ def _update(
   return layerwise.lifted_step(step, layerwise.shapes(net, image_shape)) if hidden else step
 
 
-def memory(config: ConfigDict, images: np.ndarray) -> PyTree:
-  """What the first update on images [N, *S] finds in TrainState.memory; () for most attacks."""
+def _liet(
+  config: ConfigDict,
+  apply: ApplyFn,
+  optimizer: optax.GradientTransformation,
+  u: UncertaintySet,
+  loss: LossFn,
+  steps_per_epoch: int,
+) -> training.TrainStep:
+  """With labels of the classes as soft as those of the examples, and a weight that grows."""
+  smoothing, last = config.training.label_smoothing, config.attack.weight
+
+  def weight(step: Array) -> Array:
+    return last * (step // steps_per_epoch + 1) / config.training.epochs
+
+  def targets(num_classes: int) -> Array:
+    classes = jnp.arange(num_classes)
+    return mixing.smoothed(classes, num_classes, smoothing) if smoothing else classes
+
+  refresh = config.attack.refresh
+  return liet.make_liet_train_step(apply, optimizer, u, weight, refresh, targets, loss)
+
+
+def memory(config: ConfigDict, train: datasets.Dataset) -> PyTree:
+  """What the first update finds in TrainState.memory; () for most attacks."""
+  images = train.images
   match config.attack.name:
     case "free":
       return np.zeros((config.training.batch_size, *images.shape[1:]), np.float32)
+    case "liet":
+      return np.zeros((train.num_classes, *images.shape[1:]), np.float32)
     case "recall":
       key = training.streams(jax.random.key(config.seed)).memory
       return free.unknown_directions(key, len(images), images.shape[1:])
@@ -334,45 +346,3 @@ def _in_dtype(net: models.Net, dtype: str, key: str) -> nn.Module:
       f"{type(net).__name__} does not have."
     )
   return net.clone(dtype=jnp.dtype(dtype))
-
-
-def check_together(config: ConfigDict) -> None:
-  """Raises an InputError for combinations of sections that would not do what their names say."""
-  kind, name = config.attack.name, config.objective.name
-  flat = name in ("trades", "virtual")
-  if flat and not attack(config).random:
-    raise InputError(
-      f"--config.objective.name={name} ascends a divergence that is flat at the clean example: "
-      f"--config.attack.name must be power_iteration, n_fgsm, or pgd with "
-      f"--config.attack.random_start=True, but was {kind}."
-    )
-  if kind == "power_iteration" and not flat:
-    raise InputError(
-      f"--config.attack.name=power_iteration ascends what is flat at the clean example: "
-      f"--config.objective.name must be trades or virtual, but was {name}."
-    )
-  if name == "gradient_penalty" and kind != "none":
-    raise InputError(
-      f"--config.objective.name=gradient_penalty has no attack: --config.attack.name must be none, "
-      f"but was {kind}."
-    )
-  needed: dict[str, object] = {}
-  if kind in (*attacks.ONE_PASS, "layerwise"):
-    needed |= {"objective.name": "robust", "penalty.name": "none"}
-  if kind in attacks.ONE_PASS:
-    needed |= {"weights.perturbation": 0.0}
-  if kind == "recall":
-    # A flipped image would recall another's directions; extra images have none.
-    needed |= {"training.augment": (), "data.extra": ""}
-  for key, value in needed.items():
-    section, _, own = key.partition(".")
-    if config[section][own] != value:
-      raise InputError(
-        f"--config.attack.name={kind} needs --config.{key}={value}, but it was "
-        f"{config[section][own]}."
-      )
-  if config.penalty.name == "gradient_alignment" and config.data.labels and name == "virtual":
-    raise InputError(
-      f"--config.penalty.name=gradient_alignment needs the labels of all examples, but "
-      f"--config.data.labels={config.data.labels} keeps that many."
-    )

@@ -17,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from robust_opt.data.pipeline import AUGMENTATIONS, MIXTURES
 from robust_opt.errors import InputError
 from robust_opt.experiments import sections
 from robust_opt.experiments.attacks import CONTROLS
@@ -90,7 +91,9 @@ def base() -> ConfigDict:
   # statistics, losses and evaluations are float32. default: float32, by products of the device.
   config.training.precision = "default"
   config.training.shuffle = True
-  config.training.augment = ()  # of "flip", "crop"
+  # In turn: "flip", "crop", "cutout", "trivial_augment"; after them "mixup" or "cutmix".
+  config.training.augment = ()
+  config.training.label_smoothing = 0.0  # share of the label that all classes share equally
   config.training.watch_examples = 500  # held out, to detect overfitting; 0: do not
   config.training.on_overfitting = "say"  # or "stop", and report on the best checkpoint
   config.training.on_no_progress = "say"  # or "stop" a training that stays at chance, with code 1
@@ -173,6 +176,24 @@ def cifar() -> ConfigDict:
   return config
 
 
+def cifar_recipes() -> ConfigDict:
+  """CIFAR-10 over the l_inf ball of radius 8/255 in the pixel box, where recipes are compared.
+
+  PreActResNet-18, PGD training and the schedule of Rice, Wong and Kolter 2020 (arXiv 2002.11569);
+  of the training images 1,000 are held out.
+  """
+  config = cifar()
+  config.data.holdout = 0.02
+  choose(config, "model", "PreActResNet18")
+  config.evaluation.radii.update(linf=8 / 255, l2=128 / 255, l1=12.0)
+  choose(config, "set", "LInf", radius=8 / 255, box=PIXEL_BOX)
+  choose(config, "attack", "pgd", num_steps=10, train_mode=True)
+  choose(config, "schedule", "piecewise")
+  config.training.update(epochs=200, augment=("crop", "flip"))
+  config.evaluation.update(sweep=(0.0, 0.5, 1.0, 1.5), batch_size=500)
+  return config
+
+
 def train_over(config: ConfigDict, norm: str) -> ConfigDict:
   """Makes config.set the ball of that norm whose radius config.evaluation.radii has; same box."""
   box, radius = config.set.get("box"), config.evaluation.radii[norm]
@@ -191,6 +212,7 @@ def _finite(value: float) -> bool:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _PRECISIONS = ("default", *PRODUCTS)
+_AUGMENTATIONS, _MIXTURES = (", ".join(map(repr, names)) for names in (AUGMENTATIONS, MIXTURES))
 # An allowed value in words, what holds for one, and the keys that it is said of.
 _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
   ("an integer, 0 <= seed < 2^32", lambda v: 0 <= v < 2**32, "seed"),
@@ -216,7 +238,12 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     lambda v: v in ("say", "stop"),
     "training.on_overfitting training.on_no_progress",
   ),
-  ("a tuple of 'flip', 'crop'", lambda v: set(v) <= {"flip", "crop"}, "training.augment"),
+  (
+    f"a tuple of {_AUGMENTATIONS}, and at most one of {_MIXTURES}",
+    lambda v: {*v} <= {*AUGMENTATIONS, *MIXTURES} and sum(name in MIXTURES for name in v) <= 1,
+    "training.augment",
+  ),
+  ("a share, 0 <= label_smoothing < 1", lambda v: 0 <= v < 1, "training.label_smoothing"),
   (f"one of {', '.join(LOGGERS)}", lambda v: v in LOGGERS, "logging"),
   ("last or best", lambda v: v in ("last", "best"), "evaluation.checkpoint"),
   ("an integer >= 0", lambda v: v >= 0, "data.image_size data.max_device_bytes data.workers"),
@@ -292,6 +319,7 @@ _UNWRITTEN = {
   "data.max_device_bytes": 0,
   "data.workers": 0,
   "training.precision": "default",
+  "training.label_smoothing": 0.0,
   "training.on_no_progress": "say",
 }
 

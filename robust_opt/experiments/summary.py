@@ -25,7 +25,7 @@ from robust_opt.plots import runs, studies
 from robust_opt.precision import products
 from robust_opt.sets import Ball, UncertaintySet, words
 from robust_opt.sets.scaling import scaled
-from robust_opt.training import TrainState, evaluated_params, sharding, streams, take
+from robust_opt.training import TrainState, evaluated, sharding, streams, take
 
 _MOST_EXAMPLES = 10  # classes in examples.png
 
@@ -61,7 +61,7 @@ def evaluate_and_describe(
     "results": results,
     "sweeps": sweeps,
     "step": int(state.step),
-    "params_sha256": digest(evaluated_params(state)),
+    "params_sha256": digest(evaluated(state)[0]),
     "train_examples": len(splits.train.labels),
     "heldout_examples": len(splits.heldout.labels),
     "data_sha256": {s.split: datasets.fingerprint(s) for s in (splits.train, splits.test)},
@@ -156,8 +156,7 @@ def _draw_examples(
   """Draws `examples_to_show` under the run's own attack; fooled: [N] bool, of the test set."""
   labels, config = experiment.splits.test.labels, experiment.config
   shown = examples_to_show(labels, fooled)
-  local = (experiment.test, evaluated_params(state), state.model_state)
-  test, params, model_state = jax.tree.map(np.asarray, local)
+  test, (params, model_state) = jax.tree.map(np.asarray, (experiment.test, evaluated(state)))
   batch = take(jax.tree.map(jnp.asarray, test), jnp.asarray(shown, jnp.int32))
   attack = experiment.attack.evaluate(experiment.set)
   objective, key = robust(), streams(jax.random.key(config.seed)).evaluation  # as in evaluations

@@ -39,7 +39,7 @@ from robust_opt.experiments.checkpoint import Checkpoints
 from robust_opt.sets import BALLS
 from robust_opt.sets.build import import_object
 from robust_opt.sets.radii import number
-from robust_opt.training import evaluated_params
+from robust_opt.training import evaluated
 from robust_opt.types import ApplyFn, LogitsFn, ModelState, Params
 from robust_opt.weights import with_weights
 
@@ -70,8 +70,8 @@ class TrainedNet(NamedTuple):
     title: of the run, in words.
     definition: the text of the network, its preprocessing included.
     set: the config of the set that it was trained over, if any.
-    params, model_state: the weights (their average, if the run averages them) and the batch
-      statistics, or {}, as NumPy arrays.
+    params, model_state: the weights and the batch statistics, or {}, as NumPy arrays; their
+      averages, if the run averages them.
     apply: the network as `ro.make_train_step` takes it.
     classes: the names of the C classes; their numbers if the data set names none.
     config: of the run.
@@ -226,7 +226,7 @@ def load_run(
   if state is None:
     raise InputError(f"--workdir={workdir} holds no checkpoint that is whole.")
   # On one device: an evaluation on several places the weights as it places the batches.
-  params, model_state = jax.tree.map(np.asarray, (evaluated_params(state), state.model_state))
+  params, model_state = jax.tree.map(np.asarray, evaluated(state))
   against, apply = config_lib.adversary(config), models.apply_of(initial.net)
   return TrainedNet(
     logits_of(apply, params, model_state),

@@ -12,7 +12,7 @@ from robust_opt.training.state import (
   TrainMetrics,
   TrainState,
   TrainStep,
-  evaluated_params,
+  evaluated,
   init_state,
   streams,
 )
@@ -25,7 +25,7 @@ __all__ = [
   "TrainMetrics",
   "TrainState",
   "TrainStep",
-  "evaluated_params",
+  "evaluated",
   "init_state",
   "make_scan",
   "make_train_step",

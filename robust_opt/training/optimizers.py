@@ -8,7 +8,7 @@ step = ro.make_train_step(..., perturb_weights=adversarial_weights(0.005))  # AW
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,15 +72,25 @@ class AverageState(NamedTuple):
   average: PyTree
 
 
-def weight_average(decay: float) -> optax.GradientTransformation:
+class AveragesState(NamedTuple):
+  """The same, and the average of the batch statistics, of a model that has some."""
+
+  step: Array
+  average: PyTree
+  model_state: PyTree
+
+
+def weight_average(decay: float) -> optax.GradientTransformationExtraArgs:
   """Keeps an exponential moving average of the weights; must be the last of a chain.
 
     average_t = d_t average_{t-1} + (1 - d_t) theta_t,   d_t = min(decay, t / (t + 9)),  t >= 1
 
   Updates are unchanged. Early weights are forgotten faster, so that the average of a short run does
-  not include its start. `training.evaluated_params` returns the average. Source: Polyak and
-  Juditsky (1992); against robust overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be
-  mitigated by properly learned smoothening").
+  not include its start. Batch statistics are averaged in the same way, as far as `update` is told
+  them as model_state (the training steps do); what is no float, as a counter, is the newest.
+  `training.evaluated` returns the averages. Source: Polyak and Juditsky (1992); against robust
+  overfitting Chen et al. 2021 (ICLR, "Robust overfitting may be mitigated by properly learned
+  smoothening").
   """
 
   def init(params: PyTree) -> AverageState:
@@ -88,18 +98,28 @@ def weight_average(decay: float) -> optax.GradientTransformation:
     return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
   def update(
-    updates: PyTree, state: AverageState, params: PyTree | None = None
-  ) -> tuple[PyTree, AverageState]:
+    updates: PyTree,
+    state: AverageState | AveragesState,
+    params: PyTree | None = None,
+    *,
+    model_state: PyTree = (),
+    **_: Any,
+  ) -> tuple[PyTree, AverageState | AveragesState]:
     assert params is not None, "an average of weights needs the weights"
     step = state.step + 1
     keep = jnp.minimum(decay, step / (step + 9))
-    moved = optax.apply_updates(params, updates)
-    average = jax.tree.map(
-      lambda a, w: (keep * a + (1 - keep) * w).astype(a.dtype), state.average, moved
-    )
-    return updates, AverageState(step, average)
 
-  return optax.GradientTransformation(init, update)
+    def averaged(a: Array, new: Array) -> Array:
+      floating = jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact)
+      return (keep * a + (1 - keep) * new).astype(a.dtype) if floating else new
+
+    average = jax.tree.map(averaged, state.average, optax.apply_updates(params, updates))
+    if isinstance(state, AverageState):
+      return updates, AverageState(step, average)
+    statistics = jax.tree.map(averaged, state.model_state, model_state)
+    return updates, AveragesState(step, average, statistics)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def max_column_norm(limit: float) -> optax.GradientTransformation:

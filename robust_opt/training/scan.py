@@ -120,6 +120,7 @@ def make_scan(
   plan: EpochPlan,
   *,
   augment: Callable[[Array, Array], Array] | None = None,
+  mix: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None,
   place_batch: Callable[[Batch], Batch] = lambda batch: batch,
   streamed: bool = False,
 ) -> Callable[..., tuple[TrainState, TrainMetrics]]:
@@ -131,6 +132,8 @@ def make_scan(
   Args:
     step, plan: the step, and the batches of an epoch; an InputError if there is no whole batch.
     augment: (keys [B], images [B, *S]) -> images, applied to the clean batch.
+    mix: (keys [B], images [B, *S], labels [B]) -> (images, labels), applied after it: what changes
+      the labels too.
     place_batch: applies a sharding constraint to a batch (sharding.py).
     streamed: whether the data of a call are not the whole data set, but the examples of its steps,
       images [num_steps, B, *S], with their ids (`experiments.streaming`).
@@ -156,8 +159,12 @@ def make_scan(
     def body(state: TrainState, of_step: Any) -> tuple[TrainState, TrainMetrics]:
       batch = place_batch(take(of_step, whole) if streamed else take(data, of_step))
       augment_key, step_key = jax.random.split(jax.random.fold_in(noise_key, state.step))
+      keys = keys_of(augment_key, batch.ids)
       if augment is not None:
-        batch = batch._replace(x=augment(keys_of(augment_key, batch.ids), batch.x))
+        batch = batch._replace(x=augment(keys, batch.x))
+      if mix is not None:
+        images, labels = mix(keys, batch.x, batch.y)
+        batch = batch._replace(x=images, y=labels)
       return step(state, batch, step_key)
 
     ids = ids_of_steps(plan, key, state.step, num_steps)

@@ -1,14 +1,14 @@
 """The state and the metrics of training, and the keys of a run."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from robust_opt.training.optimizers import AverageState
+from robust_opt.training.optimizers import AveragesState, AverageState
 from robust_opt.types import Array, Batch, ModelState, Params, PyTree
 
 
@@ -53,8 +53,24 @@ def init_state(
   memory: PyTree = (),
 ) -> TrainState:
   """The state before the first update."""
-  step = jnp.zeros((), jnp.int32)
-  return TrainState(step, params, model_state, optimizer.init(params), memory)
+  step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+  if jax.tree.leaves(model_state):
+    opt_state = jax.tree.map(
+      lambda node: _with_statistics(node, model_state), opt_state, is_leaf=_is_average
+    )
+  return TrainState(step, params, model_state, opt_state, memory)
+
+
+def _is_average(node: Any) -> bool:
+  # By type, since a parameter may also be named "average".
+  return isinstance(node, AverageState | AveragesState)
+
+
+def _with_statistics(node: Any, model_state: ModelState) -> Any:
+  """An average that begins with these batch statistics; other states of optimizers as they are."""
+  if not _is_average(node):
+    return node
+  return AveragesState(node.step, node.average, jax.tree.map(jnp.copy, model_state))
 
 
 def updated(
@@ -65,7 +81,10 @@ def updated(
   memory: PyTree,
 ) -> TrainState:
   """The state after one update of the parameters."""
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  optimizer = optax.with_extra_args_support(optimizer)
+  updates, opt_state = optimizer.update(
+    gradient, state.opt_state, state.params, model_state=model_state
+  )
   params = optax.apply_updates(state.params, updates)
   return TrainState(state.step + 1, params, model_state, opt_state, memory)
 
@@ -84,9 +103,10 @@ def streams(key: Array) -> Streams:
   return Streams(*jax.random.split(key, 4))
 
 
-def evaluated_params(state: TrainState) -> Params:
-  """The parameters to evaluate: the average of the weights if the optimizer keeps one."""
-  # By type, since a parameter may also be named "average".
-  kept = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, AverageState))
-  averages = [node.average for node in kept if isinstance(node, AverageState)]
-  return averages[-1] if averages else state.params
+def evaluated(state: TrainState) -> tuple[Params, ModelState]:
+  """The parameters and the model's state to evaluate; their averages if the optimizer keeps any."""
+  kept = jax.tree.leaves(state.opt_state, is_leaf=_is_average)
+  averages = [node for node in kept if _is_average(node)]
+  if not averages:
+    return state.params, state.model_state
+  return averages[-1].average, getattr(averages[-1], "model_state", state.model_state)

@@ -13,7 +13,15 @@ import pytest
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.errors import InputError
-from robust_opt.experiments import assembly, attacks, build, config, overrides, sections
+from robust_opt.experiments import (
+  assembly,
+  attacks,
+  build,
+  combinations,
+  config,
+  overrides,
+  sections,
+)
 from robust_opt.experiments.config import choose
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -339,6 +347,15 @@ class Bare(nn.Module):
       ],
       "needs the labels of all examples, but --config.data.labels=100",
     ),
+    (
+      ["training.label_smoothing=0.1", "attack.name=pgd", "objective.name=mart"],
+      "label_smoothing=0.1 makes soft labels, .*another than mart and virtual, but was mart",
+    ),
+    (
+      ["training.augment=('flip', 'cutmix')", "objective.loss=one_vs_all"],
+      "augment=.*cutmix.* makes soft labels, .*must be cross_entropy, but was one_vs_all",
+    ),
+    (["attack.name=liet", "objective.name=trades"], "flat at the clean example"),
     (["attack.dtype=bfloat16"], "attribute dtype, which Bare does not have"),
   ],
 )
@@ -390,7 +407,7 @@ def test_a_net_begins_on_any_number_of_devices_but_trains_on_a_divisor(monkeypat
 def test_config_is_valid_and_says_how_to_run_it(path):
   config_ = overrides.load(str(path))
   config.validate(config_)
-  build.check_together(config_)
+  combinations.check(config_)
   words = overrides.module_of(str(path)).__doc__
   assert re.search(rf"python -m robust_opt.main --config=configs/{path.name}(:\w+)? ", words)
   build.optimizer(config_, steps_per_epoch=10)
@@ -522,6 +539,8 @@ BAD = [
   ("training.on_no_progress", ("warn", ""), "say or stop"),
   ("training.steps_per_scan", (0,), "an integer >= 1"),
   ("training.augment", (("flip", "rotate"),), "a tuple of 'flip', 'crop'"),
+  ("training.augment", (("mixup", "cutmix"),), "at most one of 'mixup', 'cutmix'"),
+  ("training.label_smoothing", (-0.1, 1.0, NAN), "0 <= label_smoothing < 1"),
   ("evaluation.batch_size", (0,), "an integer >= 1"),
   ("evaluation.checkpoint", ("first",), "last or best"),
   ("evaluation.sweep", ((), (0.0, -1.0), (NAN,), (INF,), ("a",)), "finite multiples >= 0"),

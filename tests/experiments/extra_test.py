@@ -11,7 +11,7 @@ from main_test import SMALL, run_main
 import robust_opt as ro
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
-from robust_opt.experiments import build, config, extra, streaming
+from robust_opt.experiments import build, combinations, config, extra, streaming
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.training import sharding
 from robust_opt.training.scan import ids_of_steps
@@ -126,7 +126,7 @@ def test_configs_that_would_do_nothing_and_those_of_old(file):
   assert config.as_dict(config.from_dict(config.as_dict(c))) == config.as_dict(c)
   config.choose(c, "attack", "recall")
   with pytest.raises(InputError, match=r"recall needs --config\.data\.extra="):
-    build.check_together(c)
+    combinations.check(c)
 
 
 def test_the_file_may_move_and_its_content_is_compared(file, tmp_path):

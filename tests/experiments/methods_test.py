@@ -15,7 +15,7 @@ from rounding import rounding
 import robust_opt as ro
 from robust_opt import models
 from robust_opt.errors import InputError
-from robust_opt.experiments import build, config, methods, overrides
+from robust_opt.experiments import build, combinations, config, methods, overrides
 from robust_opt.sets import tangents
 from robust_opt.training import init_state, take
 
@@ -39,7 +39,7 @@ def parts(name):
   params, model_state = models.init(net, jax.random.key(0), (8, 8, 1))
   optimizer = build.optimizer(c, 5)
   images = data.images[:200]
-  u, memory = build.own_set(c, images), build.memory(c, images)
+  u, memory = build.own_set(c, images), build.memory(c, data._replace(images=images))
   step = build.update(c, net, optimizer, u, images.shape[1:], 5)
   return step, init_state(params, model_state, optimizer, memory), batch
 
@@ -119,7 +119,7 @@ def test_the_family_of_configs_has_every_method():
   for name, passes in names:
     made = family.get_config(name)
     config.validate(made)
-    build.check_together(made)
+    combinations.check(made)
     if name in methods.ALL:
       assert float(passes) == methods.ALL[name].passes
   with pytest.raises(InputError, match=r"must have one of standard, .* but had 'tradez'"):

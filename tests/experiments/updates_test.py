@@ -42,7 +42,9 @@ def loss_after(*changes):
   images, batch = digits()
   params, model_state = models.init(NET, jax.random.key(0), (8, 8, 1))
   step = jax.jit(step_of(c, NET, images))
-  state = init_state(params, model_state, build.optimizer(c, 5), build.memory(c, images))
+  state = init_state(
+    params, model_state, build.optimizer(c, 5), build.memory(c, load("digits", "train"))
+  )
   return float(step(state, batch, jax.random.key(0))[1].loss)
 
 

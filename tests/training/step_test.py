@@ -16,7 +16,7 @@ from rounding import assert_close, rounding, widest
 
 import robust_opt as ro
 from robust_opt import models, training
-from robust_opt.data import augmentation
+from robust_opt.data import augmentation, mixing, pipeline
 from robust_opt.data.datasets import load
 from robust_opt.experiments import build, config
 from robust_opt.training import optimizers
@@ -233,16 +233,50 @@ def test_an_average_of_weights_is_kept_and_found():
   apply, state = setup(models.SoftmaxRegression(), optimizer)
   step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
   average = state.params
-  chex.assert_trees_all_equal(training.evaluated_params(state), state.params)
+  chex.assert_trees_all_equal(training.evaluated(state)[0], state.params)
   for t in range(1, 13):
     state, _ = step(state, digits_batch(), jax.random.key(t))
     keep = min(0.5, t / (t + 9))
     average = jax.tree.map(lambda a, w, k=keep: k * a + (1 - k) * w, average, state.params)
-  assert_close(training.evaluated_params(state), average, terms=4, steps=12)
+  assert_close(training.evaluated(state)[0], average, terms=4, steps=12)
   _, fresh = setup(models.SoftmaxRegression(), optimizer)
   jax.jit(lambda state: state, donate_argnums=0)(fresh)  # no buffer of it is there twice
   _, plain = setup(models.SoftmaxRegression(), optax.sgd(LR))
-  assert training.evaluated_params(plain) is plain.params
+  assert training.evaluated(plain)[0] is plain.params
+
+
+def test_batch_statistics_are_averaged_as_the_weights_are():
+  optimizer = optax.chain(optax.sgd(LR), optimizers.weight_average(0.5))
+  apply, state = setup(BatchNormNet(), optimizer)
+  step = jax.jit(ro.make_train_step(apply, optimizer, ro.robust(), no_attack()))
+  averages = training.evaluated(state)
+  chex.assert_trees_all_equal(averages, (state.params, state.model_state))
+  for t in range(1, 4):
+    state, _ = step(state, digits_batch(), jax.random.key(t))
+    keep, newest = min(0.5, t / (t + 9)), (state.params, state.model_state)
+    averages = jax.tree.map(lambda a, w, k=keep: k * a + (1 - k) * w, averages, newest)
+  assert_close(training.evaluated(state), averages, terms=4, steps=3)
+  plain = state.replace(opt_state=())
+  assert training.evaluated(plain) == (state.params, state.model_state)
+
+
+def test_soft_labels_of_the_scan_are_those_of_the_loss():
+  def smoothed_loss(logits, y):
+    return ro.losses.cross_entropy(logits, mixing.smoothed(y, 10, 0.1))
+
+  data, key = ro.ArrayData(*digits_batch(8)[:2]), jax.random.key(0)
+  plan, optimizer = ro.EpochPlan(8, 4), optax.sgd(LR)
+  apply, state = setup(models.SoftmaxRegression(), optimizer)
+
+  def after(objective, **kwargs):
+    step = ro.make_train_step(apply, optimizer, objective, ro.steepest(ro.LInf(0.1)))
+    return ro.make_scan(step, plan, **kwargs)(state, data, key, 4)
+
+  by_scan = after(ro.robust(), mix=pipeline.mix((), 10, 0.1))
+  chex.assert_trees_all_equal(by_scan, after(ro.robust(smoothed_loss)))
+  chex.assert_trees_all_equal(
+    after(ro.robust(), mix=pipeline.mix(("flip",), 10)), after(ro.robust())
+  )
 
 
 @pytest.mark.parametrize("batch_size", [0, 9])
@@ -258,7 +292,7 @@ def test_a_parameter_may_be_called_average():
     (optax.chain(optax.adam(LR), optimizers.weight_average(0.5)), params),
   ):
     state = ro.init_state(params, {}, optimizer)  # Adam's moments are {"average": zeros}
-    chex.assert_trees_all_equal(training.evaluated_params(state), kept)
+    chex.assert_trees_all_equal(training.evaluated(state)[0], kept)
 
 
 # What the ascent may not compute
