@@ -1,7 +1,7 @@
 """Ellipsoids, sparse perturbations and tangent planes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -101,24 +101,33 @@ class L0(ExampleSet):
   gauge is inf for more than k non-zero entries. An entry is one number, a channel of a pixel.
   """
 
-  k: int = static()  # the number of entries that may change, >= 0
+  k: Radius  # [] or [B], integers >= 0, the number of entries that may change
   magnitude: Radius = 1.0  # [] or [B], >= 0, in the units of x (pixels)
   box: Box | None = static(default=None)  # that x and x + delta lie in
 
-  _radii = ("magnitude",)
+  # As of a ball, for the attacks that count entries.
+  name: ClassVar[str] = "l0"
+  order: ClassVar[float] = 0
+  _radii = ("k", "magnitude")
 
   def __post_init__(self) -> None:
-    super().__post_init__()
-    if not isinstance(self.k, int | np.integer) or self.k < 0:
+    if not isinstance(self.k, jax.core.Tracer) and not _are_counts(self.k):
       raise InputError(f"k must be an integer >= 0, but was {self.k!r}.")
+    super().__post_init__()
+
+  @staticmethod
+  def norm(delta: Array) -> Array:
+    """The number of entries that are not 0, [*S] -> [], in delta's type."""
+    return jnp.sum(delta != 0).astype(delta.dtype)
 
   def _limits(self, x: Array) -> projections.Bounds:
     return cube_bounds(self.magnitude, self.box, x)
 
   def _largest(self, first: Array, second: Array) -> Array:
     """[*S] bool: the k largest of `first`, by `second` where they are equal."""
-    order = jnp.lexsort((-second.reshape(-1), -first.reshape(-1)))[: self.k]
-    return jnp.zeros(first.size, bool).at[order].set(True).reshape(first.shape)
+    order = jnp.lexsort((-second.reshape(-1), -first.reshape(-1)))
+    kept = jnp.arange(first.size) < self.k
+    return jnp.zeros(first.size, bool).at[order].set(kept).reshape(first.shape)
 
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     reach = projections.room(grad, self._limits(x))
@@ -147,6 +156,13 @@ class L0(ExampleSet):
     within = ratio(jnp.abs(delta), projections.room(delta, self._limits(x)))
     outside = (jnp.sum(delta != 0) > self.k) & ~jnp.isnan(within)
     return jnp.where(outside, jnp.inf, within)
+
+
+def _are_counts(k: Any) -> bool:
+  """Whether k holds integers >= 0, in whatever type, as after a cast of all numbers of a set."""
+  values = np.asarray(k)
+  is_number = jnp.issubdtype(values.dtype, np.number)
+  return is_number and bool(np.all((values >= 0) & (values == np.floor(values))))
 
 
 class _Plane(UncertaintySet):

@@ -154,6 +154,8 @@ def test_l0_counts():
     step = run(sets.L0(k, 0.25), "steepest_ascent", g, x)
     np.testing.assert_array_equal(np.count_nonzero(step, axis=-1), min(k, NUM_ENTRIES))
     np.testing.assert_array_equal(step[step != 0], 0.25 * np.sign(g)[step != 0])
+  per_example = run(sets.L0(np.arange(5), 0.25), "project", g, x)
+  np.testing.assert_array_equal(np.count_nonzero(per_example, axis=-1), np.arange(5))
   np.testing.assert_array_equal(run(sets.L0(2, 0.25), "gauge", np.sign(g), x), np.inf)
   ties = np.float32([[0.0, 2.0, -2.0, 2.0]])
   step = run(sets.L0(2, 0.5), "steepest_ascent", ties, 0 * ties)
@@ -411,6 +413,7 @@ def test_a_mask_keeps_the_type_of_x():
     (lambda: sets.LInfL2(-0.1, 1.0), "radius_inf must be >= 0"),
     (lambda: sets.Ellipsoid(1.0, 0 * SCALE), "Every entry of scale must be > 0"),
     (lambda: sets.L0(-1, 0.1), "k must be an integer >= 0"),
+    (lambda: sets.L0(1.5, 0.1), "k must be an integer >= 0, but was 1.5"),
     (lambda: sets.L0(1, 0.1, (1.0, 0.0)), "box must be"),
     (lambda: sets.patches(0), "side must be at least 1"),
     (lambda: sets.Tangent(1.0, SCALE), "basis must be floating point"),
