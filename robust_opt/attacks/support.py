@@ -6,7 +6,7 @@
 |  fab, fab_minimal, deepfool, pdpgd              |  LInf, L2, L1 with a finite box   |
 |  fast_minimum_norm                              |  those and L0 with a finite box   |
 |  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
-|  sigma_zero                                     |  L0 with a finite box             |
+|  sigma_zero, sparse_rs                          |  L0 with a finite box             |
 
 check_support("fab", ro.L2(0.5))  # InputError: fab needs a set with a finite box, ...
 """
@@ -46,6 +46,7 @@ SUPPORT = {
   "carlini_wagner": Support(L2, box=True),
   "szegedy": Support(L2, box=True),
   "sigma_zero": Support(L0, box=True),
+  "sparse_rs": Support(L0, box=True),
 }
 
 

@@ -70,7 +70,7 @@ def linear(weights, bias, x):
 
 def test_the_exact_distance_of_a_linear_net_over_l2():
   weights, bias, x, y = linear_problem()
-  found = check("l2", 300, {"ddn": 1.0})
+  found = check("l2", 300, {"ddn": 0.6, "refine": 0.4})
   ratio = found.distance[1:] / exact.linear_distance(weights, bias, x, y, ro.L2)[1:]
   assert np.all(ratio >= 1 - ROUNDING)
   assert np.all(ratio < 1.02)

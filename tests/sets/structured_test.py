@@ -165,6 +165,25 @@ def test_l0_counts():
   np.testing.assert_array_equal(step, np.float32([[0, 0.5, 0.5, 0]]))
 
 
+def test_l0_of_pixels_by_trying_all_of_them():
+  rng = np.random.default_rng(4)
+  x, v = (rng.random((20, 4, 3)).astype(np.float32) for _ in range(2))
+  v = np.float32(2 * v - 1)
+  u = sets.L0(2, 0.8, (0.0, 1.0), channel_axis=-1)
+  clipped = np.clip(v, np.maximum(-x, -0.8), np.minimum(1 - x, 0.8))
+  bounds = np.where(v > 0, np.minimum(1 - x, 0.8), np.maximum(-x, -0.8))
+  supports = [np.isin(np.arange(4), pair)[:, None] for pair in itertools.combinations(range(4), 2)]
+  gains = [np.sum(v * bounds * support, (1, 2)) for support in supports]
+  distances = [np.sum((v - clipped * support) ** 2, (1, 2)) for support in supports]
+  step, nearest = run(u, "steepest_ascent", v, x), run(u, "project", v, x)
+  np.testing.assert_allclose(np.sum(v * step, (1, 2)), np.max(gains, axis=0), rtol=1e-5)
+  np.testing.assert_allclose(np.sum((v - nearest) ** 2, (1, 2)), np.min(distances, 0), rtol=1e-5)
+  for points in (step, nearest, run(u, "sample", jax.random.split(jax.random.key(0), 20), x)):
+    assert np.all(np.sum(np.any(points != 0, -1), -1) <= 2)
+    assert np.all(run(u, "gauge", points, x) <= 1 + 1e-6)
+  np.testing.assert_array_equal(run(u, "gauge", clipped, x), np.inf)
+
+
 # Tangents.
 
 
