@@ -5,6 +5,7 @@
 |  apgd, square                                   |  LInf, L2, L1                     |
 |  fab, fab_minimal, deepfool, pdpgd              |  LInf, L2, L1 with a finite box   |
 |  fast_minimum_norm                              |  those and L0 with a finite box   |
+|  hop_skip_jump                                  |  LInf, L2 with a finite box       |
 |  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
 |  sigma_zero, sparse_rs                          |  L0 with a finite box             |
 
@@ -42,6 +43,7 @@ SUPPORT = {
   "deepfool": Support(Ball, box=True),
   "fast_minimum_norm": Support(Ball, box=True, l0=True),
   "pdpgd": Support(Ball, box=True),
+  "hop_skip_jump": Support(Ball, box=True),
   "ddn": Support(L2, box=True),
   "carlini_wagner": Support(L2, box=True),
   "szegedy": Support(L2, box=True),

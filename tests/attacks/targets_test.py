@@ -28,7 +28,7 @@ ATTACKS = {
   "ddn": lambda: minimal.ddn(ro.L2(math.inf, BOX), 40),
   "sigma_zero": lambda: sigma_zero.sigma_zero(ro.sets.L0(NUM_ENTRIES, box=BOX), 40),
 }
-SLOW = ("apgd", "fab", "square", "ddn", "sigma_zero")
+SLOW = ("apgd", "pgd", "fab", "square", "ddn", "sigma_zero")
 
 
 @functools.cache
