@@ -119,8 +119,8 @@ def carlini_wagner(
       return (constant, failed, succeeded, smallest), None
 
     ones = jnp.ones(x.shape[:1], x.dtype)
-    smallest = first_smallest(u, logits_fn, x, y, start)
-    carry = (first_constant * ones, 0.0 * ones, jnp.inf * ones, smallest)
+    first = first_smallest(u, logits_fn, x, y, start)
+    carry = (first_constant * ones, 0.0 * ones, jnp.inf * ones, first)
     (*_, smallest), _ = jax.lax.scan(try_constant, carry, length=num_constants)
     return rounded(within(u, smallest))
 

@@ -140,7 +140,7 @@ def minimal(
     InputError: an unknown norm, an attack that does not take it, shares that are not positive or
       exceed 1, a budget too small for one step of each; see also `inputs.check_examples`.
   """
-  u = _everywhere(norm)
+  u: Any = _everywhere(norm)
   plan_shares = dict(SUITES[norm] if shares is None else shares)
   x, y = check_examples(logits_fn, x, y, u, 1 if batch_size is None else batch_size)
   if batch_size is None:
