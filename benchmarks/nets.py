@@ -27,11 +27,14 @@ from robust_opt.experiments.sections import choose
 from robust_opt.types import Array, LogitsFn
 
 DATASETS = ("mnist", "cifar10")
+SMALL = "digits"  # embedded, for quick comparisons
 KINDS = ("standard", "fgsm", "pgd", "masked")
 MASK = 100.0
 # In pixels, chosen so that some but not all images are broken.
-TRAINING_RADIUS = {"mnist": 0.15, "cifar10": 4 / 255}
+TRAINING_RADIUS = {"digits": 0.1, "mnist": 0.15, "cifar10": 4 / 255}
 RADII: dict[tuple[str, bool], dict[str, float]] = {  # (data set, robustly trained)
+  ("digits", False): {"linf": 0.1, "l2": 0.6, "l1": 1.5},
+  ("digits", True): {"linf": 0.1, "l2": 0.6, "l1": 1.5},
   ("mnist", False): {"linf": 0.1, "l2": 1.2, "l1": 8.0},
   ("mnist", True): {"linf": 0.15, "l2": 1.5, "l1": 8.0},
   ("cifar10", False): {"linf": 1 / 255, "l2": 0.1, "l1": 1.5},
@@ -66,9 +69,13 @@ def load(dataset: str, kind: str, workdir: Path, data_dir: str) -> Net:
   trained_net = target.load({"workdir": str(run), "data_dir": data_dir})
   assert isinstance(trained_net.logits_fn, jax.tree_util.Partial)
   params, model_state = jax.tree.map(np.asarray, trained_net.logits_fn.args)
-  mnist = dataset == "mnist"
-  module = torch_nets.mnist_cnn(params) if mnist else torch_nets.vgg_of(params, model_state)
-  standardize = torch_nets.Standardize(config.data.mean, config.data.std, padding=2 * mnist)
+  module = {
+    "digits": lambda: torch_nets.digits_cnn(params),
+    "mnist": lambda: torch_nets.mnist_cnn(params),
+    "cifar10": lambda: torch_nets.vgg_of(params, model_state),
+  }[dataset]()
+  padding = 2 * (dataset == "mnist")
+  standardize = torch_nets.Standardize(config.data.mean, config.data.std, padding)
   module = nn.Sequential(standardize, module)
   logits_fn: LogitsFn = trained_net.logits_fn
   if kind == "masked":
@@ -98,13 +105,17 @@ def _scaled(logits_fn: LogitsFn, x: Array) -> Array:
 
 def _config(dataset: str, kind: str, data_dir: str) -> ConfigDict:
   """A few minutes of training on two cores; high accuracy is not needed here."""
-  config = config_lib.mnist() if dataset == "mnist" else config_lib.cifar()
+  config = {"digits": config_lib.digits, "mnist": config_lib.mnist, "cifar10": config_lib.cifar}[
+    dataset
+  ]()
   config.data.data_dir = data_dir
   choose(config, "set", "LInf", radius=TRAINING_RADIUS[dataset], box=config_lib.PIXEL_BOX)
   choose(config, "attack", {"standard": "none", "fgsm": "steepest", "pgd": "pgd"}[kind])
   choose(config, "schedule", "cosine")
   config.evaluation.sweep = (0.0, 1.0)
-  if dataset == "mnist":
+  if dataset == "digits":
+    config.training.epochs = 8
+  elif dataset == "mnist":
     config.optimizer.learning_rate = 0.02
     config.training.epochs = 4
   else:

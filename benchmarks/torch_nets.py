@@ -53,10 +53,22 @@ def mnist_cnn(params: Any) -> nn.Module:
   )  # fmt: skip
   _copy_conv(module[0], params["conv1"])
   _copy_conv(module[3], params["conv2"])
-  # Flattening puts rows and columns before the channels in JAX, after them in PyTorch.
-  dense1 = params["dense1"]["kernel"].reshape(2, 2, 64, 200).transpose(2, 0, 1, 3).reshape(256, 200)
-  _copy_dense(module[7], {"kernel": dense1, "bias": params["dense1"]["bias"]})
+  _copy_dense(module[7], {**params["dense1"], "kernel": _channels_first(params["dense1"], 64)})
   _copy_dense(module[9], params["dense2"])
+  return module
+
+
+def digits_cnn(params: Any) -> nn.Module:
+  """`robust_opt.models.DigitsCNN` with these weights, for standardized images [B, 1, 8, 8]."""
+  module = nn.Sequential(
+    nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+    nn.Flatten(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10),
+  )  # fmt: skip
+  _copy_conv(module[0], params["ConvPool_0"])
+  _copy_conv(module[3], params["ConvPool_1"])
+  _copy_dense(module[7], {**params["Dense_0"], "kernel": _channels_first(params["Dense_0"], 64)})
+  _copy_dense(module[9], params["Dense_1"])
   return module
 
 
@@ -118,6 +130,15 @@ def _copy_conv(layer: Any, weights: Any) -> None:
 def _copy_dense(layer: Any, weights: Any) -> None:
   _set(layer.weight, weights["kernel"].T)
   _set(layer.bias, weights["bias"])
+
+
+def _channels_first(weights: Any, channels: int) -> np.ndarray:
+  """The kernel of a dense layer after 2 x 2 pixels, whose order is another one in PyTorch.
+
+  Flattening puts rows and columns before the channels in JAX, after them in PyTorch.
+  """
+  kernel = np.asarray(weights["kernel"])
+  return kernel.reshape(2, 2, channels, -1).transpose(2, 0, 1, 3).reshape(kernel.shape)
 
 
 def _set(tensor: Any, values: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from robust_opt import losses, sets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.evaluation.autoattack import Verdict, autoattack
+from robust_opt.evaluation.minimal import Distances, minimal
 from robust_opt.evaluation.network import Randomized
 from robust_opt.export import export_onnx
 from robust_opt.maximizers import (
@@ -69,6 +70,7 @@ __all__ = [
   "AscentState",
   "Attack",
   "Batch",
+  "Distances",
   "EpochPlan",
   "InnerMaximizer",
   "InputError",
@@ -98,6 +100,7 @@ __all__ = [
   "make_scan",
   "make_train_step",
   "mart",
+  "minimal",
   "mixture",
   "noise",
   "noisy_step",

@@ -9,7 +9,8 @@
   delta, fooled = deepfool(everywhere)(keys, logits_fn, x, y)  # the smallest delta that fools
 
 white_box (any inner maximizer), fab, square and transfer search within the set. The minimal-norm
-attacks (minimal, szegedy, fab_minimal) look for the smallest perturbation in the set: a radius of
-math.inf allows any size, and x + delta stays in the box. support.py lists the sets that each attack
-takes. `robust_opt.evaluation.autoattack` combines them.
+attacks (minimal, penalized, sigma_zero, szegedy, fab_minimal) look for the smallest perturbation in
+the set: a radius of math.inf allows any size, and x + delta stays in the box. support.py lists the
+sets that each attack takes. targets.py aims any of them at a class. `ro.autoattack` and
+`ro.minimal` combine them.
 """

@@ -1,11 +1,12 @@
-"""Steps onto decision hyperplanes of linearized classifiers, shared by the minimal-norm attacks.
+"""What the minimal-norm attacks share: the best so far, gradients, steps onto hyperplanes.
 
 w, gap = closest_hyperplane(u, logits_fn, points, y, rivals)
 step = to_hyperplanes(u, w, gap, bounds)           # the shortest in u's norm, within the box
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from robust_opt import losses
 from robust_opt.arrays import expand_like, where_examples
 from robust_opt.attacks.types import AttackResult
 from robust_opt.errors import InputError
-from robust_opt.sets import L1, Ball, LInf, projections
-from robust_opt.sets.base import box_bounds
-from robust_opt.types import Array, LogitsFn
+from robust_opt.sets import L0, L1, Ball, LInf, Radius, projections
+from robust_opt.sets.base import box_bounds, cube_bounds
+from robust_opt.types import Array, LogitsFn, LossFn
+
+T = TypeVar("T", bound=Ball | L0)
 
 
 class Smallest(NamedTuple):
@@ -40,16 +43,65 @@ def smaller(smallest: Smallest, delta: Array, norm: Array, fooled: Array) -> Sma
   )
 
 
-def within(u: Ball, smallest: Smallest) -> AttackResult:
+def first_smallest(
+  u: Ball | L0, logits_fn: LogitsFn, x: Array, y: Array, start: Array | None
+) -> Smallest:
+  """The clean example where it is misclassified, else the perturbation to start from, if it fools.
+
+  Args:
+    u: for its norm and its bounds.
+    logits_fn, x, y: as for an attack.
+    start: [B, *S], within the bounds of u, or None for none.
+  """
+  smallest = none_yet(x, misclassified(logits_fn, x, y))
+  if start is None:
+    return smallest
+  delta = jax.lax.stop_gradient(jnp.clip(start.astype(x.dtype), *bounds_of(u, x)))
+  return smaller(smallest, delta, jax.vmap(u.norm)(delta), misclassified(logits_fn, x + delta, y))
+
+
+def within(u: Ball | L0, smallest: Smallest) -> AttackResult:
   """The result of a minimal-norm attack: perturbations no longer than the radius of u."""
-  fooled = (smallest.norm < jnp.inf) & (smallest.norm <= u.radius)
+  largest = u.k if isinstance(u, L0) else u.radius
+  fooled = (smallest.norm < jnp.inf) & (smallest.norm <= largest)
   return AttackResult(jnp.where(expand_like(fooled, smallest.delta), smallest.delta, 0.0), fooled)
 
 
-def bounds_of(u: Ball, x: Array) -> projections.Bounds:
-  """The bounds of delta [B, *S] that keep x + delta in the box, which is required (support.py)."""
+def of_size(u: T, size: Radius) -> T:
+  """The ball of another radius, or the l_0 set of another number of entries, [] or [B]."""
+  return dataclasses.replace(u, **{"k" if isinstance(u, L0) else "radius": size})
+
+
+def bounds_of(u: Ball | L0, x: Array) -> projections.Bounds:
+  """The bounds of delta [B, *S] that keep x + delta in the box, which is required (support.py).
+
+  Over l_0 no entry exceeds the magnitude either.
+  """
   assert u.box is not None
+  if isinstance(u, L0):
+    magnitude = jnp.broadcast_to(jnp.asarray(u.magnitude, x.dtype), x.shape[:1])
+    return cube_bounds(expand_like(magnitude, x), u.box, x)
   return box_bounds(u.box, x)
+
+
+def gradient(
+  loss: LossFn, logits_fn: LogitsFn, points: Array, y: Array
+) -> tuple[Array, Array, Array]:
+  """The gradient of a loss at points [B, *S], its value [B], and whether they are misclassified."""
+
+  def total(points: Array) -> tuple[Array, tuple[Array, Array]]:
+    logits = logits_fn(points)
+    value = loss(logits, y)
+    return jnp.sum(value), (value, ~losses.correct(logits, y))
+
+  g, (value, fooled) = jax.grad(total, has_aux=True)(points)
+  return jax.lax.stop_gradient((g, value, fooled))
+
+
+def cosine(ends: tuple[float, float], progress: Array) -> Array:
+  """From the first end to the last along half a cosine, progress in [0, 1]."""
+  first, last = ends
+  return last + (first - last) * (1 + jnp.cos(jnp.pi * progress)) / 2
 
 
 def closest_hyperplane(

@@ -4,10 +4,12 @@
   delta, fooled = deepfool(everywhere)(keys, logits_fn, x, y)  # keys [B], x [B, *S], y [B]
   norms = jax.vmap(everywhere.norm)(delta[fooled])         # compare these, not accuracies
 
-DeepFool and fast minimum-norm. szegedy.py has the box-constrained L-BFGS of Szegedy et al., fab.py
-the stronger fast adaptive boundary attack. Products are in full float32 on every backend, unless
-jax.default_matmul_precision is set, as distances depend on them. Examples do not interact. Nothing
-here is random: keys are ignored and only part of the common signature.
+DeepFool, DDN and fast minimum-norm; penalized.py has Carlini-Wagner and PDPGD, sigma_zero.py the
+attack of that name, szegedy.py the box-constrained L-BFGS of Szegedy et al., fab.py the fast
+adaptive boundary attack. `ro.minimal` runs several of them within one budget. Products are in full
+float32 on every backend, unless jax.default_matmul_precision is set, as distances depend on them.
+Examples do not interact. Nothing here is random: keys are ignored and only part of the common
+signature. All but DeepFool take a perturbation to start from (`start=`, [B, *S]).
 
 |  input                                  |  result                                        |
 |  misclassified clean example            |  delta 0, fooled                               |
@@ -16,7 +18,7 @@ here is random: keys are ignored and only part of the common signature.
 |  smallest delta longer than the radius  |  delta 0, not fooled                           |
 """
 
-import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,11 @@ from robust_opt.attacks.hyperplanes import (
   bounds_of,
   check_counts,
   closest_hyperplane,
+  cosine,
+  first_smallest,
+  gradient,
   misclassified,
-  none_yet,
+  of_size,
   rivals_by_rank,
   smaller,
   to_hyperplanes,
@@ -37,10 +42,10 @@ from robust_opt.attacks.hyperplanes import (
 )
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import AttackResult, LogitsAttack
+from robust_opt.attacks.types import AttackResult, LogitsAttack, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.precision import measured
-from robust_opt.sets import L2, Ball
+from robust_opt.sets import L0, L2, Ball
 from robust_opt.types import Array, LogitsFn
 
 
@@ -103,12 +108,74 @@ def deepfool(
   return attack
 
 
+def ddn(
+  u: L2,
+  num_steps: int = 100,
+  first_radius: float = 1.0,
+  radius_change: float = 0.05,
+  step_size: tuple[float, float] = (1.0, 0.01),
+) -> MinimalAttack:
+  """Decoupled direction and norm: ascent of the cross-entropy on a sphere whose radius follows.
+
+    eps_k   = eps_{k-1} (1 - gamma) after a success, eps_{k-1} (1 + gamma) after a failure
+    delta_k = the point of length eps_k along delta_{k-1} + alpha_k g / |g|_2
+
+  alpha_k decreases along half a cosine. Source: Rony et al. 2019 (arXiv 1811.09600), algorithm 1.
+  Differences: delta_k is the furthest point of ball and box, not one that the box shortens; pixels
+  are not rounded to 256 levels.
+
+  Args:
+    u: L2 with a finite box, in which x must lie; its radius may be math.inf.
+    num_steps: >= 1, one gradient each.
+    first_radius: eps_0, where there is nothing to start from.
+    radius_change: gamma, in (0, 1).
+    step_size: (first, last) alpha, in the units of x.
+
+  Raises:
+    InputError: another set, or a number out of range.
+  """
+  check_support("ddn", u)
+  check_counts(num_steps=num_steps)
+  if not 0 < radius_change < 1:
+    raise InputError(f"radius_change must be in (0, 1), but was {radius_change}.")
+  norms = jax.vmap(u.norm)
+
+  @measured
+  def attack(
+    keys: Array, logits_fn: LogitsFn, x: Array, y: Array, start: Array | None = None
+  ) -> AttackResult:
+    del keys
+    logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
+    bounds = bounds_of(u, x)
+
+    def step(
+      carry: tuple[Array, Array, Smallest], k: Array
+    ) -> tuple[tuple[Array, Array, Smallest], None]:
+      delta, radius, smallest = carry
+      g, _, fooled = gradient(losses.cross_entropy, logits_fn, x + delta, y)
+      smallest = smaller(smallest, delta, norms(delta), fooled)
+      radius = radius * jnp.where(fooled, 1 - radius_change, 1 + radius_change)
+      moved = delta + L2(cosine(step_size, k / num_steps)).steepest_ascent(g, x)
+      delta = jnp.clip(of_size(u, radius).steepest_ascent(moved, x), *bounds)
+      return (delta, radius, smallest), None
+
+    smallest = first_smallest(u, logits_fn, x, y, start)
+    length = norms(smallest.delta)
+    carry = (smallest.delta, jnp.where(length > 0, length, first_radius), smallest)
+    carry, _ = jax.lax.scan(step, carry, jnp.arange(num_steps, dtype=x.dtype))
+    delta, _, smallest = carry
+    fooled = misclassified(logits_fn, x + delta, y)
+    return rounded(within(u, smaller(smallest, delta, norms(delta), fooled)))
+
+  return attack
+
+
 def fast_minimum_norm(
-  u: Ball,
+  u: Ball | L0,
   num_steps: int = 100,
   step_size: tuple[float, float] = (1.0, 1e-5),
   radius_change: tuple[float, float] = (0.05, 1e-4),
-) -> LogitsAttack:
+) -> MinimalAttack:
   """The fast minimum-norm attack: ascent in a ball that shrinks on success and grows on failure.
 
     eps_k   = (|delta|_p + -margin / |grad margin|_q) (1 + gamma_k)   until the prediction changes
@@ -116,13 +183,14 @@ def fast_minimum_norm(
             = min(eps_{k-1} (1 - gamma_k), smallest norm so far)      after a success
     delta_k = project onto the ball of radius eps_k of delta_{k-1} + alpha_k g / |g|_2
 
-  alpha_k and gamma_k decrease along half a cosine. Source: Pintor et al. 2021 (arXiv 2102.12827),
-  algorithm 1. Differences: the projection is onto the intersection of ball and box, not onto one
-  after the other; the first line has the factor 1 + gamma_k, without which a boundary that curves
-  away is approached but never crossed.
+  alpha_k and gamma_k decrease along half a cosine. Over l_0, eps_0 is 1, there is no first case,
+  and eps changes by at least one entry. Source: Pintor et al. 2021 (arXiv 2102.12827), algorithm 1.
+  Differences: the projection is onto the intersection of ball and box, not onto one after the
+  other; the first line has the factor 1 + gamma_k, without which a boundary that curves away is
+  approached but never crossed.
 
   Args:
-    u: LInf, L2 or L1 with a finite box, in which x must lie; its radius may be math.inf.
+    u: LInf, L2, L1 or L0 with a finite box, in which x must lie; its radius may be math.inf.
     num_steps: >= 1, one gradient each.
     step_size: (first, last) alpha, a Euclidean length in the units of x, for every norm.
     radius_change: (first, last) gamma, fractions of the radius.
@@ -132,51 +200,69 @@ def fast_minimum_norm(
   """
   check_support("fast_minimum_norm", u)
   check_counts(num_steps=num_steps)
-  norms, duals = jax.vmap(u.norm), jax.vmap(u.dual_norm)
+  norms = jax.vmap(u.norm)
+  next_radius = _next_count if isinstance(u, L0) else functools.partial(_next_radius, u)
 
   @measured
-  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+  def attack(
+    keys: Array, logits_fn: LogitsFn, x: Array, y: Array, start: Array | None = None
+  ) -> AttackResult:
     del keys
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    lower, upper = bounds_of(u, x)
-
-    def total_margin(x: Array) -> tuple[Array, tuple[Array, Array]]:
-      logits = logits_fn(x)
-      margin = losses.margin(logits, y)
-      return jnp.sum(margin), (margin, ~losses.correct(logits, y))
+    bounds = bounds_of(u, x)
 
     def step(
       carry: tuple[Array, Array, Smallest], k: Array
     ) -> tuple[tuple[Array, Array, Smallest], None]:
       delta, radius, smallest = carry
-      g, (margin, fooled) = jax.lax.stop_gradient(jax.grad(total_margin, has_aux=True)(x + delta))
+      g, margin, fooled = gradient(losses.margin, logits_fn, x + delta, y)
       smallest = smaller(smallest, delta, norms(delta), fooled)
+      gamma, alpha = (cosine(ends, k / num_steps) for ends in (radius_change, step_size))
+      radius = next_radius(radius, gamma, delta, g, margin, fooled, smallest.norm)
+      moved = of_size(u, radius).project(delta + L2(alpha).steepest_ascent(g, x), x)
+      return (jnp.clip(moved, *bounds), radius, smallest), None
 
-      gamma, alpha = (_cosine(ends, k / num_steps) for ends in (radius_change, step_size))
-      steepness = duals(g)
-      away = jnp.where(steepness > 0, -margin / jnp.where(steepness > 0, steepness, 1.0), 0.0)
-      estimate = (norms(delta) + jnp.maximum(away, 0.0)) * (1 + gamma)
-      larger = jnp.where(smallest.norm < jnp.inf, radius * (1 + gamma), estimate)
-      shrunk = jnp.minimum(radius * (1 - gamma), smallest.norm)
-      radius = jnp.where(fooled, shrunk, larger)
-
-      moved = delta + L2(alpha).steepest_ascent(g, x)
-      moved = dataclasses.replace(u, radius=radius).project(moved, x)
-      return (jnp.clip(moved, lower, upper), radius, smallest), None
-
-    start = (
-      jnp.zeros_like(x),
-      jnp.zeros(x.shape[:1], x.dtype),
-      none_yet(x, misclassified(logits_fn, x, y)),
-    )
-    (delta, _, smallest), _ = jax.lax.scan(step, start, 1.0 + jnp.arange(num_steps, dtype=x.dtype))
+    smallest = first_smallest(u, logits_fn, x, y, start)
+    length = norms(smallest.delta)
+    radius = jnp.maximum(length, 1.0) if isinstance(u, L0) else length
+    steps = 1.0 + jnp.arange(num_steps, dtype=x.dtype)
+    (delta, _, smallest), _ = jax.lax.scan(step, (smallest.delta, radius, smallest), steps)
     fooled = misclassified(logits_fn, x + delta, y)
     return rounded(within(u, smaller(smallest, delta, norms(delta), fooled)))
 
   return attack
 
 
-def _cosine(ends: tuple[float, float], progress: Array) -> Array:
-  """From the first end to the last along half a cosine, progress in [0, 1]."""
-  first, last = ends
-  return last + (first - last) * (1 + jnp.cos(jnp.pi * progress)) / 2
+def _next_radius(
+  u: Ball,
+  radius: Array,
+  gamma: Array,
+  delta: Array,
+  g: Array,
+  margin: Array,
+  fooled: Array,
+  smallest: Array,
+) -> Array:
+  """eps_k of `fast_minimum_norm`, [B]; g is the gradient of the margin, smallest the best norm."""
+  steepness = jax.vmap(u.dual_norm)(g)
+  away = jnp.where(steepness > 0, -margin / jnp.where(steepness > 0, steepness, 1.0), 0.0)
+  estimate = (jax.vmap(u.norm)(delta) + jnp.maximum(away, 0.0)) * (1 + gamma)
+  larger = jnp.where(smallest < jnp.inf, radius * (1 + gamma), estimate)
+  return jnp.where(fooled, jnp.minimum(radius * (1 - gamma), smallest), larger)
+
+
+def _next_count(
+  count: Array,
+  gamma: Array,
+  delta: Array,
+  g: Array,
+  margin: Array,
+  fooled: Array,
+  smallest: Array,
+) -> Array:
+  """eps_k over l_0, whole numbers [B]."""
+  del g, margin
+  larger = jnp.maximum(count + 1, jnp.floor(count * (1 + gamma)))
+  fewer = jnp.minimum(count - 1, jnp.floor(count * (1 - gamma)))
+  most = delta[0].size
+  return jnp.clip(jnp.where(fooled, jnp.minimum(fewer, smallest), larger), 0, most)

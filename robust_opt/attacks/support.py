@@ -3,16 +3,21 @@
 |  attack                                         |  sets                             |
 |  pgd                                            |  every set with a projection      |
 |  apgd, square                                   |  LInf, L2, L1                     |
-|  fab, fab_minimal, deepfool, fast_minimum_norm  |  LInf, L2, L1 with a finite box   |
-|  szegedy                                        |  L2 with a finite box             |
+|  fab, fab_minimal, deepfool, pdpgd              |  LInf, L2, L1 with a finite box   |
+|  fast_minimum_norm                              |  those and L0 with a finite box   |
+|  hop_skip_jump                                  |  LInf, L2 with a finite box       |
+|  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
+|  sigma_zero, sparse_rs                          |  L0 with a finite box             |
 
 check_support("fab", ro.L2(0.5))  # InputError: fab needs a set with a finite box, ...
 """
 
+import math
 from typing import NamedTuple
 
+from robust_opt.checks import described
 from robust_opt.errors import InputError
-from robust_opt.sets import L2, Ball, UncertaintySet, check_ball
+from robust_opt.sets import L0, L2, Ball, UncertaintySet, check_ball
 
 
 class Support(NamedTuple):
@@ -21,10 +26,12 @@ class Support(NamedTuple):
   Attributes:
     kind: their common class; `UncertaintySet` means every set with a projection.
     box: whether they need a finite box.
+    l0: whether it takes `L0` besides.
   """
 
   kind: type[UncertaintySet]
   box: bool = False
+  l0: bool = False
 
 
 SUPPORT = {
@@ -34,8 +41,14 @@ SUPPORT = {
   "fab": Support(Ball, box=True),
   "fab_minimal": Support(Ball, box=True),
   "deepfool": Support(Ball, box=True),
-  "fast_minimum_norm": Support(Ball, box=True),
+  "fast_minimum_norm": Support(Ball, box=True, l0=True),
+  "pdpgd": Support(Ball, box=True),
+  "hop_skip_jump": Support(Ball, box=True),
+  "ddn": Support(L2, box=True),
+  "carlini_wagner": Support(L2, box=True),
   "szegedy": Support(L2, box=True),
+  "sigma_zero": Support(L0, box=True),
+  "sparse_rs": Support(L0, box=True),
 }
 
 
@@ -43,7 +56,14 @@ def check_support(attack: str, u: object) -> None:
   """InputError, naming the sets that the attack takes, if u is not one of them."""
   if attack not in SUPPORT:
     raise InputError(f"attack must be one of {', '.join(SUPPORT)}, but was {attack!r}.")
-  kind, box = SUPPORT[attack]
+  kind, box, l0 = SUPPORT[attack]
+  if kind is L0 or (l0 and isinstance(u, L0)):
+    if not isinstance(u, L0) or u.box is None or not all(map(math.isfinite, u.box)):
+      raise InputError(
+        f"{attack} takes ro.sets.L0 with a finite box, as in ro.sets.L0(10, box=(0.0, 1.0)), not "
+        f"{described(u)}."
+      )
+    return
   if kind is not UncertaintySet:
     check_ball(u, attack, box=box)
   elif not isinstance(u, UncertaintySet) or type(u).project is UncertaintySet.project:

@@ -1,7 +1,7 @@
 """The interface of attacks on logits."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 
@@ -23,6 +23,20 @@ class AttackResult(NamedTuple):
 
 # (keys [B], logits_fn, x [B, *S], y [B]) -> AttackResult
 LogitsAttack = Callable[[Array, LogitsFn, Array, Array], AttackResult]
+
+
+class MinimalAttack(Protocol):
+  """A LogitsAttack that looks for the smallest perturbation, from one to start from if there is.
+
+  `start` is [B, *S]: perturbations within the box, 0 where there is none. One that fools the net is
+  returned if nothing smaller is found.
+  """
+
+  def __call__(
+    self, keys: Array, logits_fn: LogitsFn, x: Array, y: Array, start: Array | None = None
+  ) -> AttackResult:
+    """keys [B], x [B, *S], y [B]."""
+    ...
 
 
 class Passes(NamedTuple):

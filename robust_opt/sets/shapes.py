@@ -1,7 +1,7 @@
 """Ellipsoids, sparse perturbations and tangent planes."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -88,7 +88,7 @@ class Ellipsoid(ExampleSet):
 
 @set_dataclass
 class L0(ExampleSet):
-  """{at most k entries differ from 0, each by at most magnitude}; it is not convex.
+  """{at most k entries, or pixels, differ from 0, each by at most magnitude}; it is not convex.
 
   Steepest ascent: the k entries of largest |grad_j| times the distance of entry j to its bound move
   to their bounds. Projection: of p = clip(delta) the k largest p_j (2 delta_j - p_j) are kept,
@@ -98,27 +98,50 @@ class L0(ExampleSet):
 
   As the set is not convex, `frank_wolfe` of more than one step leaves it; use `pgd`. Samples: a
   uniform choice of k entries, each uniform in [-magnitude, magnitude], clipped to the box. The
-  gauge is inf for more than k non-zero entries. An entry is one number, a channel of a pixel.
+  gauge is inf for more than k non-zero entries. An entry is one number, a channel of a pixel; with
+  a channel_axis k counts pixels, whose gains and reductions are the sums over their channels.
   """
 
-  k: int = static()  # the number of entries that may change, >= 0
+  k: Radius  # [] or [B], integers >= 0, the number of entries, or pixels, that may change
   magnitude: Radius = 1.0  # [] or [B], >= 0, in the units of x (pixels)
   box: Box | None = static(default=None)  # that x and x + delta lie in
+  channel_axis: int | None = static(default=None)  # of one example, 0 for [C, H, W]; None: entries
 
-  _radii = ("magnitude",)
+  # As of a ball, for the attacks that count entries.
+  name: ClassVar[str] = "l0"
+  order: ClassVar[float] = 0
+  _radii = ("k", "magnitude")
 
   def __post_init__(self) -> None:
-    super().__post_init__()
-    if not isinstance(self.k, int | np.integer) or self.k < 0:
+    if not isinstance(self.k, jax.core.Tracer) and not _are_counts(self.k):
       raise InputError(f"k must be an integer >= 0, but was {self.k!r}.")
+    super().__post_init__()
+
+  def norm(self, delta: Array) -> Array:
+    """The number of entries, or pixels, that are not 0, [*S] -> [], in delta's type."""
+    return jnp.sum(self._by_pixel(delta != 0) > 0).astype(delta.dtype)
+
+  def _by_pixel(self, values: Array) -> Array:
+    """The sums over the channels, of length 1 then; the values themselves if entries count."""
+    if self.channel_axis is None:
+      return values
+    if not -values.ndim <= self.channel_axis < values.ndim:
+      raise InputError(
+        f"channel_axis must be an axis of an example of shape {values.shape}, or None, but was "
+        f"{self.channel_axis}."
+      )
+    return jnp.sum(values, axis=self.channel_axis, keepdims=True)
 
   def _limits(self, x: Array) -> projections.Bounds:
     return cube_bounds(self.magnitude, self.box, x)
 
   def _largest(self, first: Array, second: Array) -> Array:
-    """[*S] bool: the k largest of `first`, by `second` where they are equal."""
-    order = jnp.lexsort((-second.reshape(-1), -first.reshape(-1)))[: self.k]
-    return jnp.zeros(first.size, bool).at[order].set(True).reshape(first.shape)
+    """[*S] bool: the k largest of `first`, by `second` where they are equal; of a pixel, all."""
+    shape, first, second = first.shape, self._by_pixel(first), self._by_pixel(second)
+    order = jnp.lexsort((-second.reshape(-1), -first.reshape(-1)))
+    kept = jnp.arange(first.size) < self.k
+    largest = jnp.zeros(first.size, bool).at[order].set(kept).reshape(first.shape)
+    return jnp.broadcast_to(largest, shape)
 
   def _steepest_ascent(self, grad: Array, x: Array) -> Array:
     reach = projections.room(grad, self._limits(x))
@@ -145,8 +168,15 @@ class L0(ExampleSet):
 
   def _gauge(self, delta: Array, x: Array) -> Array:
     within = ratio(jnp.abs(delta), projections.room(delta, self._limits(x)))
-    outside = (jnp.sum(delta != 0) > self.k) & ~jnp.isnan(within)
+    outside = (self.norm(delta) > self.k) & ~jnp.isnan(within)
     return jnp.where(outside, jnp.inf, within)
+
+
+def _are_counts(k: Any) -> bool:
+  """Whether k holds integers >= 0, in whatever type, as after a cast of all numbers of a set."""
+  values = np.asarray(k)
+  is_number = jnp.issubdtype(values.dtype, np.number)
+  return is_number and bool(np.all((values >= 0) & (values == np.floor(values))))
 
 
 class _Plane(UncertaintySet):

@@ -12,13 +12,14 @@ from rounding import rounding
 from scipy import optimize
 
 import robust_opt as ro
-from robust_opt.attacks import fab, hyperplanes, minimal, szegedy
+from robust_opt.attacks import fab, hyperplanes, minimal, penalized, sigma_zero, szegedy
 from robust_opt.certify import exact
 
 pytestmark = pytest.mark.slow  # they compile for minutes
 
 
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+BALLS = ro.sets.BALLS | {"l0": ro.sets.L0}
 WIDE, UNIT = (-50.0, 50.0), (0.0, 1.0)  # WIDE binds nowhere
 BATCH, NUM_ENTRIES = 12, 6
 # A gradient through the entries, and a hyperplane's margin and norm over them.
@@ -32,21 +33,29 @@ MAKERS = {
   "deepfool": lambda u: minimal.deepfool(u, num_steps=10),
   "fast_minimum_norm": lambda u: minimal.fast_minimum_norm(u, num_steps=20),
   "szegedy": lambda u: szegedy.szegedy(u, num_steps=8, num_constants=5),
+  "ddn": lambda u: minimal.ddn(u, num_steps=30),
+  "carlini_wagner": lambda u: penalized.carlini_wagner(u, 20, 5, 1.0, learning_rate=0.1),
+  "pdpgd": lambda u: penalized.pdpgd(u, num_steps=40),
+  "sigma_zero": lambda u: sigma_zero.sigma_zero(u, num_steps=40),
 }
 TABLE = [(a, n) for a in ("fab", "deepfool", "fast_minimum_norm") for n in ("l2", "l1")]
 TABLE += [("fab_t", "linf"), ("fab_restarts", "l1"), ("szegedy", "l2")]
+TABLE += [("ddn", "l2"), ("carlini_wagner", "l2"), ("pdpgd", "linf"), ("sigma_zero", "l0")]
+TABLE += [("fast_minimum_norm", "l0")]
+# The loss of these has a scale.
+SCALED = ("szegedy", "ddn", "carlini_wagner", "pdpgd", "sigma_zero")
 CONTRACT = pytest.mark.parametrize(("attack", "norm"), TABLE)
 IN_L2 = pytest.mark.parametrize("attack", ["fab", "deepfool", "fast_minimum_norm", "szegedy"])
 EVERY_NORM = pytest.mark.parametrize("norm", ORDERS)
 
 
 def size(delta, norm):
-  return ro.sets.lengths(ro.sets.BALLS[norm], np.asarray(delta))
+  return ro.sets.lengths(BALLS[norm], np.asarray(delta))
 
 
 def everywhere(norm, box=UNIT):
   """The ball in which a perturbation has any size."""
-  return ro.sets.BALLS[norm](np.inf, box)
+  return ro.sets.L0(2**20, 100.0, box) if norm == "l0" else BALLS[norm](np.inf, box)
 
 
 def keys_of(batch=BATCH):
@@ -88,7 +97,8 @@ def image_problem(box=(0.0, 1.0)):
 @functools.cache
 def runner(attack, norm, box=UNIT, radius=np.inf):
   """(keys, x, y, gain) -> AttackResult; one compilation for every test of a row."""
-  run = MAKERS[attack](dataclasses.replace(everywhere(norm, box), radius=radius))
+  u = everywhere(norm, box)
+  run = MAKERS[attack](u if norm == "l0" else dataclasses.replace(u, radius=radius))
   return jax.jit(lambda keys, x, y, gain=1.0: run(keys, functools.partial(net, gain=gain), x, y))
 
 
@@ -161,9 +171,9 @@ def test_no_gradient_flows(attack):
   chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, gradients))
 
 
-@pytest.mark.parametrize(("attack", "norm"), [row for row in TABLE if row[0] != "szegedy"])
+@pytest.mark.parametrize(("attack", "norm"), [row for row in TABLE if row[0] not in SCALED])
 def test_the_scale_of_the_logits_does_not_matter(attack, norm):
-  """A power of two changes no digit. The loss of szegedy has a scale."""
+  """A power of two changes no digit."""
   x, y = image_problem()
   unscaled = runner(attack, norm)(keys_of(), x, y, 1.0)
   for exponent in (-60, 40):
@@ -171,21 +181,34 @@ def test_the_scale_of_the_logits_does_not_matter(attack, norm):
     chex.assert_trees_all_close(scaled, unscaled, rtol=1e-5, atol=1e-6)
 
 
+LINEAR_TWO = [("szegedy", "l2", 2), ("ddn", "l2", 2), ("carlini_wagner", "l2", 2)]
+LINEAR_TWO += [("pdpgd", norm, 2) for norm in ORDERS]
 LINEAR_CASES = [(a, n, 10) for a in ("deepfool", "fast_minimum_norm", "fab") for n in ORDERS]
 
 
-@pytest.mark.parametrize(("attack", "norm", "num_classes"), [*LINEAR_CASES, ("szegedy", "l2", 2)])
+@pytest.mark.parametrize(("attack", "norm", "num_classes"), [*LINEAR_CASES, *LINEAR_TWO])
 def test_a_linear_model_is_fooled_at_its_exact_distance(attack, norm, num_classes):
   x, weights, bias = linear_problem(num_classes)
   logits_fn = linear(weights, bias)
   y = np.argmax(logits_fn(x), -1)
   u = everywhere(norm, WIDE)
+  narrow = everywhere(norm)  # Carlini and Wagner measure steps in units of the box
+  in_l2 = (
+    {}
+    if norm != "l2"
+    else {
+      "szegedy": (szegedy.szegedy(u), 1.05, 1.05),
+      "ddn": (minimal.ddn(u, num_steps=200), 1.01, 1.02),
+      "carlini_wagner": (penalized.carlini_wagner(narrow, 60, 9, 0.1, 0.05), 1.05, 1.2),
+    }
+  )
   run, median, largest = {
     "deepfool": (minimal.deepfool(u, overshoot=5e-4), 1 + 1e-3, 1 + 1e-3),
     # It ascends the margin, whose largest rival need not be the closest.
     "fast_minimum_norm": (minimal.fast_minimum_norm(u), 1 + 1e-3, 1.2),
     "fab": (fab.fab_minimal(u, num_steps=3), 1 + 1e-3, 1 + 1e-3),
-    **({"szegedy": (szegedy.szegedy(u), 1.05, 1.05)} if norm == "l2" else {}),
+    "pdpgd": (penalized.pdpgd(u, num_steps=300), 1.06, 1.1),
+    **(in_l2 if norm == "l2" else {}),
   }[attack]
   delta, fooled = jax.jit(lambda x, y: run(keys_of(), logits_fn, x, y))(x, y)
   assert np.all(fooled)
@@ -322,6 +345,15 @@ def test_near_the_brute_force_minimum_in_the_plane(norm):
     (lambda: minimal.fast_minimum_norm(everywhere("l2"), num_steps=0), "num_steps must be at"),
     (lambda: szegedy.szegedy(everywhere("l2", (0.0, np.inf))), "needs a set with a finite box"),
     (lambda: szegedy.szegedy(everywhere("l1")), "szegedy takes ro.L2, not a L1"),
+    (lambda: minimal.ddn(everywhere("l1")), "ddn takes ro.L2, not a L1"),
+    (lambda: minimal.ddn(everywhere("l2"), radius_change=1.0), "radius_change must be in"),
+    (lambda: penalized.carlini_wagner(everywhere("l2"), first_constant=0), "first_constant must"),
+    (lambda: penalized.pdpgd(everywhere("l0")), "pdpgd takes ro.LInf"),
+    (lambda: penalized.pdpgd(everywhere("l1"), first_weight=0), "first_weight must be"),
+    (lambda: sigma_zero.sigma_zero(everywhere("l2")), "sigma_zero takes ro.sets.L0 with a finite"),
+    (lambda: sigma_zero.sigma_zero(ro.sets.L0(3)), "sigma_zero takes ro.sets.L0 with a finite box"),
+    (lambda: sigma_zero.sigma_zero(everywhere("l0"), sigma=0), "sigma must be > 0"),
+    (lambda: minimal.fast_minimum_norm(ro.sets.L0(3)), "fast_minimum_norm takes ro.sets.L0 with"),
     (lambda: szegedy.szegedy(everywhere("l2"), first_constant=0.0), "first_constant must be pos"),
   ],
 )

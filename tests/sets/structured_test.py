@@ -154,6 +154,8 @@ def test_l0_counts():
     step = run(sets.L0(k, 0.25), "steepest_ascent", g, x)
     np.testing.assert_array_equal(np.count_nonzero(step, axis=-1), min(k, NUM_ENTRIES))
     np.testing.assert_array_equal(step[step != 0], 0.25 * np.sign(g)[step != 0])
+  per_example = run(sets.L0(np.arange(5), 0.25), "project", g, x)
+  np.testing.assert_array_equal(np.count_nonzero(per_example, axis=-1), np.arange(5))
   np.testing.assert_array_equal(run(sets.L0(2, 0.25), "gauge", np.sign(g), x), np.inf)
   ties = np.float32([[0.0, 2.0, -2.0, 2.0]])
   step = run(sets.L0(2, 0.5), "steepest_ascent", ties, 0 * ties)
@@ -161,6 +163,25 @@ def test_l0_counts():
   tiny = np.float32([[0.0, 1e-30, 1e30, 0.0]])
   step = run(sets.L0(2, 0.5), "steepest_ascent", tiny, 0 * tiny)
   np.testing.assert_array_equal(step, np.float32([[0, 0.5, 0.5, 0]]))
+
+
+def test_l0_of_pixels_by_trying_all_of_them():
+  rng = np.random.default_rng(4)
+  x, v = (rng.random((20, 4, 3)).astype(np.float32) for _ in range(2))
+  v = np.float32(2 * v - 1)
+  u = sets.L0(2, 0.8, (0.0, 1.0), channel_axis=-1)
+  clipped = np.clip(v, np.maximum(-x, -0.8), np.minimum(1 - x, 0.8))
+  bounds = np.where(v > 0, np.minimum(1 - x, 0.8), np.maximum(-x, -0.8))
+  supports = [np.isin(np.arange(4), pair)[:, None] for pair in itertools.combinations(range(4), 2)]
+  gains = [np.sum(v * bounds * support, (1, 2)) for support in supports]
+  distances = [np.sum((v - clipped * support) ** 2, (1, 2)) for support in supports]
+  step, nearest = run(u, "steepest_ascent", v, x), run(u, "project", v, x)
+  np.testing.assert_allclose(np.sum(v * step, (1, 2)), np.max(gains, axis=0), rtol=1e-5)
+  np.testing.assert_allclose(np.sum((v - nearest) ** 2, (1, 2)), np.min(distances, 0), rtol=1e-5)
+  for points in (step, nearest, run(u, "sample", jax.random.split(jax.random.key(0), 20), x)):
+    assert np.all(np.sum(np.any(points != 0, -1), -1) <= 2)
+    assert np.all(run(u, "gauge", points, x) <= 1 + 1e-6)
+  np.testing.assert_array_equal(run(u, "gauge", clipped, x), np.inf)
 
 
 # Tangents.
@@ -411,6 +432,7 @@ def test_a_mask_keeps_the_type_of_x():
     (lambda: sets.LInfL2(-0.1, 1.0), "radius_inf must be >= 0"),
     (lambda: sets.Ellipsoid(1.0, 0 * SCALE), "Every entry of scale must be > 0"),
     (lambda: sets.L0(-1, 0.1), "k must be an integer >= 0"),
+    (lambda: sets.L0(1.5, 0.1), "k must be an integer >= 0, but was 1.5"),
     (lambda: sets.L0(1, 0.1, (1.0, 0.0)), "box must be"),
     (lambda: sets.patches(0), "side must be at least 1"),
     (lambda: sets.Tangent(1.0, SCALE), "basis must be floating point"),
