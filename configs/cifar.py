@@ -28,8 +28,9 @@ and where one was recalled and not checked, the table says so.
 
 `liet` leads the single-step methods of the FastAT benchmark (arXiv 2604.22853): ResNet-18 in 43
 minutes on its GPU, where N-FGSM with the same averages and label smoothing has 77.98 / 48.12.
-`wang2023` (DMWideResNet-28-10) also wants 20 million generated images; without them it is TRADES
-with averaged weights and label smoothing. A quarter of an hour on a CPU, to see that it runs:
+`wang2023` (DMWideResNet-28-10) also wants 20 million generated images, 70 % of every batch:
+--config.data.extra=FILE.npz --config.data.extra_fraction=0.7; without them it is TRADES with
+averaged weights and label smoothing. A quarter of an hour on a CPU, to see that it runs:
 
   ... --config.training.epochs=1 --config.model.width=0.125 --config.schedule.name=constant
       --config.data.train_examples=2000 --config.data.test_examples=200
