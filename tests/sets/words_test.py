@@ -24,6 +24,10 @@ GROUPS = {"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side
     ({"name": "my.sets:Cube", "radius": 0.2}, "Cube 0.2, pixels may leave [0, 1]"),
     ({"name": "Masked", "u": LINF, "mask": "mask.npy"}, "Masked within [0, 1]"),
     ({"name": "Intersection", "first": GROUPS, "second": LINF}, "Intersection within [0, 1]"),
+    (
+      {"name": "Union", "sets": [LINF, LINF | {"name": "L2"}]},
+      "l_inf 0.1 or l_2 0.1 within [0, 1]",
+    ),
     ({"name": "Product", "sets": [GROUPS, LINF], "shapes": [[4], [9]]}, "Product within [0, 1]"),
     (
       {"name": "Transforms", "max_rotation": 30.0, "max_translation": 3.0},
