@@ -20,7 +20,7 @@ from robust_opt.attacks.minimal import deepfool, fast_minimum_norm
 from robust_opt.attacks.square import square
 from robust_opt.attacks.szegedy import szegedy
 from robust_opt.attacks.transfer import transfer
-from robust_opt.certify import bounds, smoothing
+from robust_opt.certificates import bounds, smoothing
 from robust_opt.errors import InputError
 from robust_opt.evaluation import phases, trust, trust_checks
 from robust_opt.maximizers.apgd import apgd_steps

@@ -13,7 +13,7 @@ from absl import flags
 import robust_opt as ro
 from robust_opt import commands, evaluate
 from robust_opt.attacks import fab, minimal, square, szegedy, white_box
-from robust_opt.certify import bounds, exact, smoothing
+from robust_opt.certificates import bounds, exact, smoothing
 from robust_opt.evaluation import accuracy, batches, collection, inputs, trust
 from robust_opt.experiments import build, config, metrics
 from robust_opt.models import affine

@@ -13,7 +13,7 @@ from programs import equations
 import robust_opt as ro
 from robust_opt import models, precision
 from robust_opt.attacks import fab, minimal, szegedy
-from robust_opt.certify import bounds, exact, from_params
+from robust_opt.certificates import bounds, exact, from_params
 from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.models.affine import layers_of
 from robust_opt.theory.linear import counterparts, decay

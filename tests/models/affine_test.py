@@ -7,7 +7,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import models
-from robust_opt.certify import from_params
+from robust_opt.certificates import from_params
 from robust_opt.models import affine
 from robust_opt.models.affine import Affine, Conv, Dense, Flatten, MaxPool, Pad, ReLU
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
-from robust_opt.certify import bounds, exact
+from robust_opt.certificates import bounds, exact
 from robust_opt.models.affine import Dense, ReLU, gamma, inner_up
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}

@@ -24,7 +24,7 @@ import numpy as np
 from scipy import special
 
 from robust_opt import losses
-from robust_opt.certify.exact import check_precision
+from robust_opt.certificates.exact import check_precision
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.keys import per_example

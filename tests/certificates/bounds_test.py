@@ -12,7 +12,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import losses
-from robust_opt.certify import bounds, exact
+from robust_opt.certificates import bounds, exact
 from robust_opt.models.affine import Affine, Conv, Dense, Flatten, MaxPool, Pad, ReLU, apply
 
 pytestmark = pytest.mark.slow  # they compile for minutes
