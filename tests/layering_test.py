@@ -10,17 +10,9 @@ ROOT = Path(__file__).parents[1] / "robust_opt"
 ORDER = [
   *("types", "errors", "checks", "extras", "files", "keys", "precision", "layout", "arrays"),
   *("statistics", "tables", "plots", "losses", "sets", "objectives", "maximizers", "models"),
-  *(
-    "training",
-    "attacks",
-    "evaluation",
-    "weights",
-    "certificates",
-    "theory",
-    "data",
-    "experiments",
-  ),
-  *("studies", "commands", "report", "main", "evaluate", "verify", "construct", "__main__"),
+  *("training", "attacks", "evaluation", "weights", "certificates", "theory", "data"),
+  *("experiments", "studies", "commands", "report", "main", "evaluate", "verify", "construct"),
+  "__main__",
 ]
 # Programs of their own, one a paper: they may import all of ORDER, and nothing of it imports them.
 PAPERS = "papers"

@@ -40,13 +40,13 @@ class Affine(NamedTuple):
   mixes: bool = False
 
   def roundings(self, uses: int) -> int:
-    """Of a value, of the interval's center, and of what is pulled back to an input of many uses.
+    """Of a value, and of what is pulled back from it to an input of so many uses; 0 if none.
 
     Eight more allow for constants, as those of batch normalization, that another program rounds
     differently, and for products of errors.
     """
-    sums = 2 * self.terms + (self.fan if self.fan > 1 else 0) + (uses if uses > 1 else 0)
-    return sums + 8 if sums else 0
+    count = sum(n for n in (self.fan, uses) if n > 1) + self.terms
+    return count + 8 if count else 0
 
 
 class Nonlinear(Protocol):

@@ -139,18 +139,20 @@ def _affine_bounds(graph: Graph, bounds: AllBounds, index: int) -> Bounds:
   full = lambda part: [jnp.broadcast_to(getattr(b, part), b.lower.shape) for b in inputs]  # noqa: E731
   error = operation.magnitude(*full("error"))
   offset = operation.linear(*full("offset")) + bias
+  limits = jnp.finfo(graph.dtype)
+  underflow = 2 * float(limits.tiny) / float(limits.eps)  # times u the smallest normal number
+  size = operation.magnitude(*(largest(b.lower, b.upper) for b in inputs))
+  size = size + jnp.abs(bias) + underflow
   roundings = operation.roundings(max(graph.uses[i] for i in node.inputs))
-  if roundings:
-    limits = jnp.finfo(graph.dtype)
-    underflow = 2 * float(limits.tiny) / float(limits.eps)  # times u the smallest normal number
-    size = operation.magnitude(*(largest(b.lower, b.upper) for b in inputs))
-    rounding = gamma(roundings, graph.dtype) * (size + jnp.abs(bias) + underflow)
-    error = error + rounding
+  error = error + gamma(roundings, graph.dtype) * size
+  of_offset = operation.magnitude(*map(jnp.abs, full("offset"))) + jnp.abs(bias)
+  error = error + gamma(2 * operation.terms, graph.dtype) * of_offset
   if operation.terms == 0:  # values move: exact
     ends = (operation.linear(*full(end)) + bias for end in ("lower", "upper"))
     return Bounds(*ends, error, offset)
   center = operation.linear(*((b.lower + b.upper) / 2 for b in inputs)) + bias
-  spread = operation.magnitude(*((b.upper - b.lower) / 2 for b in inputs)) + rounding
+  spread = operation.magnitude(*((b.upper - b.lower) / 2 for b in inputs))
+  spread = spread + gamma(2 * operation.terms + 8, graph.dtype) * size
   return Bounds(center - spread, center + spread, error, offset)
 
 
