@@ -41,6 +41,7 @@ from robust_opt.certificates.propagation import Slopes
 from robust_opt.certificates.rounding import Estimate
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
+from robust_opt.precision import check_floating
 from robust_opt.sets import Ball, check_ball
 from robust_opt.types import Array, LogitsFn
 
@@ -186,6 +187,8 @@ def _of_each(
   check_ball(u, "certify")
   _check_method(method)
   check_precision(x)
+  logits = check_floating(jax.eval_shape(logits_fn, x), "The net's logits")
+  x = jnp.asarray(x, jnp.promote_types(x.dtype, logits))
   with jax.default_matmul_precision("highest"):
     graph = graphs.trace(logits_fn, x.shape[1:], x.dtype)
     widest = max(math.prod(node.shape) for node in graph.nodes.values())
@@ -195,7 +198,7 @@ def _of_each(
       return of_one(graph, x[None], type(u)(radius, u.box), block, *args)
 
     radii = jnp.broadcast_to(jnp.asarray(u.radius, x.dtype), x.shape[:1])
-    return jax.vmap(of_image)(jnp.asarray(x), radii, *args)
+    return jax.vmap(of_image)(x, radii, *args)
 
 
 def _upper(

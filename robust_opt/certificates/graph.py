@@ -104,10 +104,10 @@ def trace(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any) -> Graph:
   Args:
     logits_fn: x [1, *S] -> logits [1, C]; the images of a batch must not depend on one another.
     shape: S.
-    dtype: of the image, at least float32.
+    dtype: of the image and of all that is computed, at least float32.
 
   Raises:
-    InputError: an operation of the network cannot be bounded, or it computes in fewer bits.
+    InputError: an operation of the network cannot be bounded, or it computes in another type.
   """
   with jax.default_matmul_precision("highest"):
     image = jax.ShapeDtypeStruct((1, *shape), dtype)
@@ -121,7 +121,7 @@ def trace(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any) -> Graph:
   (logits,) = builder.run(closed.jaxpr, closed.consts, [_X(0)])
   if not isinstance(logits, _X):
     raise InputError("The network's logits do not depend on the image.")
-  return builder.graph(logits.node, dtype)
+  return builder.graph(logits.node)
 
 
 class _X(NamedTuple):
@@ -142,9 +142,10 @@ class _Builder:
 
   def __init__(self, image: jax.ShapeDtypeStruct) -> None:
     self.nodes = {0: Node(None, (), image.shape)}
+    self.dtype = image.dtype
     self.factors: dict[int, tuple[int, Any]] = {}  # node -> (other, c): its value is c * other's
 
-  def graph(self, output: int, dtype: Any) -> Graph:
+  def graph(self, output: int) -> Graph:
     """What the output depends on."""
     live = {0, output}
     for index in sorted(self.nodes, reverse=True):
@@ -152,7 +153,7 @@ class _Builder:
         live.update(self.nodes[index].inputs)
     nodes = {index: node for index, node in self.nodes.items() if index in live}
     uses = collections.Counter(i for node in nodes.values() for i in node.inputs)
-    return Graph(nodes, output, dict(uses), dtype)
+    return Graph(nodes, output, dict(uses), self.dtype)
 
   def run(self, jaxpr: Any, constants: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """The outputs of a jaxpr, each an array, an _X, or an _IsPositive."""
@@ -176,10 +177,10 @@ class _Builder:
     if name in _SAME:
       return values
     for var in equation.outvars:
-      if jnp.issubdtype(var.aval.dtype, jnp.floating) and jnp.finfo(var.aval.dtype).bits < 32:
+      if jnp.issubdtype(var.aval.dtype, jnp.floating) and var.aval.dtype != self.dtype:
         raise InputError(
-          f"A certificate needs a network that computes in float32, but it computes in "
-          f"{var.aval.dtype}, whose rounding no bound covers."
+          f"A certificate needs a network that computes in {self.dtype}, but it computes in "
+          f"{var.aval.dtype}."
         )
     is_x = [isinstance(value, _X) for value in values]
     found = self.nonlinear(name, equation, values, is_x)
@@ -307,7 +308,7 @@ class _Builder:
       return jnp.stack(parts, axis=-1)
 
     linear = lambda z: stack(z, 0.0)  # noqa: E731
-    bias = stack(jnp.zeros(shape, jnp.float32), primitives.LOWEST)
+    bias = stack(jnp.zeros(shape, self.dtype), primitives.LOWEST)
     operation = Affine(linear, linear, bias, fan=math.prod(size))
     return self.add(operation, (x.node,), bias.shape)
 

@@ -256,7 +256,7 @@ def test_what_cannot_be_bounded_is_named_in_a_sentence():
     certify("l")
   with pytest.raises(ro.InputError, match=r"certify takes ro.LInf.*, not an L0"):
     certify(ro.sets.L0(2, 0.1))
-  with pytest.raises(ro.InputError, match="method must be one of 'ibp', .*, but was 'milp'"):
+  with pytest.raises(ro.InputError, match=r"method must be one of 'ibp', .*, but was 'milp'"):
     certify(ro.L2(0.1), method="milp")
   with pytest.raises(ro.InputError, match="as many labels as images"):
     ro.certify(lambda x: x, x, y[:1], ro.L2(0.1))
