@@ -7,8 +7,8 @@
                  (arXiv 1810.12715).
   'crown'        linear bounds of every unit back to the image; one backward pass per unit before a
                  nonlinearity. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
-  'alpha-crown'  the same, and the slopes of the relaxations optimized for each bound of the logits.
-                 Xu et al. 2021 (arXiv 2011.13824).
+  'alpha-crown'  the same, and the slopes of the relaxations optimized for each bound of the logits
+                 and of layers of at most 256 units. Xu et al. 2021 (arXiv 2011.13824).
 
 CROWN's bounds are intersected with the intervals, so they are never looser. All are exact up to
 rounding for a network without nonlinear operations.
@@ -25,19 +25,17 @@ right to four units in the last place.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from robust_opt import losses
-from robust_opt.certificates import graph as graphs
-from robust_opt.certificates import propagation
+from robust_opt.certificates import propagation, tracing
+from robust_opt.certificates.alpha import optimized, smaller
 from robust_opt.certificates.exact import check_precision
 from robust_opt.certificates.graph import Graph
-from robust_opt.certificates.propagation import Slopes
 from robust_opt.certificates.rounding import Estimate
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
@@ -46,7 +44,6 @@ from robust_opt.sets import Ball, check_ball
 from robust_opt.types import Array, LogitsFn
 
 _MEMORY = 2**27  # numbers in the largest array of the backward passes
-STEP = 0.25  # of Adam at first, in slopes between 0 and 1; a tenth of it in the end
 
 
 class Margins(NamedTuple):
@@ -190,7 +187,7 @@ def _of_each(
   logits = check_floating(jax.eval_shape(logits_fn, x), "The net's logits")
   x = jnp.asarray(x, jnp.promote_types(x.dtype, logits))
   with jax.default_matmul_precision("highest"):
-    graph = graphs.trace(logits_fn, x.shape[1:], x.dtype)
+    graph = tracing.trace(logits_fn, x.shape[1:], x.dtype)
     widest = max(math.prod(node.shape) for node in graph.nodes.values())
     block = int(np.clip(_MEMORY // (len(x) * widest), 1, 512))
 
@@ -205,41 +202,13 @@ def _upper(
   graph: Graph, x: Array, u: Ball, method: str, directions: Array, block: int, num_steps: int
 ) -> Estimate:
   """Upper bounds over U(x) of <a, logits>, [K], for the directions a [K, 1, C]."""
-  bounds = propagation.forward(graph, x, u, method, block)
+  tighten = functools.partial(optimized, num_steps=num_steps) if method == "alpha-crown" else None
+  bounds = propagation.forward(graph, x, u, method, block, tighten)
   of = functools.partial(propagation.upper, graph, bounds, x, u)
   found = jax.vmap(functools.partial(of, to_intervals=True))(directions)
   if method == "ibp":
     return found
-  found = _smaller(found, jax.vmap(of)(directions))
+  found = smaller(found, jax.vmap(of)(directions))
   if method == "crown":
     return found
-  slopes = propagation.adaptive_slopes(graph, bounds)
-  optimize = lambda a: _optimized(lambda slopes: of(a, slopes=slopes), slopes, num_steps)  # noqa: E731
-  return _smaller(found, jax.vmap(optimize)(directions))
-
-
-def _optimized(of: Callable[[Slopes], Estimate], slopes: Slopes, num_steps: int) -> Estimate:
-  """The smallest bound along `num_steps` steps of Adam, each projected onto [0, 1]."""
-  schedule = optax.exponential_decay(STEP, num_steps, 0.1)
-  optimizer = optax.adam(schedule)
-
-  def loss(slopes: Slopes) -> tuple[Array, Estimate]:
-    found = of(slopes)
-    return found.value + found.slack, found
-
-  def step(carry: Any, _: None) -> tuple[Any, None]:
-    slopes, state, best = carry
-    gradient, found = jax.grad(loss, has_aux=True)(slopes)
-    updates, state = optimizer.update(gradient, state, slopes)
-    slopes = jax.tree.map(lambda s: jnp.clip(s, 0.0, 1.0), optax.apply_updates(slopes, updates))
-    return (slopes, state, _smaller(best, found)), None
-
-  start = slopes, optimizer.init(slopes), of(slopes)
-  (slopes, _, best), _ = jax.lax.scan(step, start, None, num_steps)
-  return _smaller(best, of(slopes))
-
-
-def _smaller(first: Estimate, second: Estimate) -> Estimate:
-  """The smaller of two upper bounds; NaN counts as none."""
-  is_first = ~(first.value + first.slack > second.value + second.slack)
-  return jax.tree.map(lambda a, b: jnp.where(is_first, a, b), first, second)
+  return smaller(found, jax.vmap(optimized(of, graph, bounds, num_steps))(directions))

@@ -5,7 +5,7 @@ Every operation takes arrays of ONE example and is bounded by two rules:
   interval(lower, upper) -> (lower, upper)      the values, from those of its input
   pull_back(a, lower, upper) -> (a', Estimate)  <a, f(z)> <= <a', z> + value + slack on the interval
 
-Both include the rounding of f itself. `graph` translates the primitives of a jaxpr into them.
+Both include the rounding of f itself. `tracing` translates the primitives of a jaxpr into them.
 """
 
 from collections.abc import Callable

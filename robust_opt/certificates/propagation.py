@@ -1,6 +1,6 @@
 """Bounds of every node of a graph over U(x), for one image: intervals, and CROWN backwards.
 
-  graph = graphs.trace(logits_fn, x.shape[1:], x.dtype)
+  graph = tracing.trace(logits_fn, x.shape[1:], x.dtype)
   bounds = propagation.forward(graph, x, u, "crown")          # of every node; x [1, *S]
   estimate = propagation.upper(graph, bounds, x, u, a)        # of <a, logits>, a [1, C]
 
@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.certificates.graph import Graph
-from robust_opt.certificates.operations import Affine, Interval, Piecewise
+from robust_opt.certificates.operations import Affine, Interval
 from robust_opt.certificates.rounding import Estimate, depth, gamma, inner, largest, total
 from robust_opt.sets import Ball, LInf
 from robust_opt.types import Array
 
 METHODS = ("ibp", "crown", "alpha-crown")
+FEW_UNITS = 256  # of a node whose bounds are worth an optimization each
 Slopes = dict[int, Array]  # node -> [*shape], as for `Piecewise.pull_back`
 
 
@@ -45,10 +46,23 @@ class Bounds(NamedTuple):
 
 
 AllBounds = dict[int, Bounds]
+Bound = Callable[..., Estimate]  # (a, slopes=None) -> an upper bound of <a, value of a node>
+Tighten = Callable[[Bound, Graph, AllBounds], Bound]
 
 
-def forward(graph: Graph, x: Array, u: Ball, method: str, block: int = 256) -> AllBounds:
-  """The bounds of every node; x is [1, *S], the radius of u is a number, `block` units at once."""
+def forward(
+  graph: Graph, x: Array, u: Ball, method: str, block: int = 256, tighten: Tighten | None = None
+) -> AllBounds:
+  """The bounds of every node.
+
+  Args:
+    graph: the network.
+    x: [1, *S], an image.
+    u: of one radius, a number.
+    method: 'ibp' for intervals, any other for CROWN.
+    block: how many units are bounded at once, for memory.
+    tighten: what else lowers the bound of a direction, at nodes of few units.
+  """
   interval = enclosing_interval(x, u)
   bounds: AllBounds = {}
   bounded = set(graph.bounded)
@@ -61,7 +75,7 @@ def forward(graph: Graph, x: Array, u: Ball, method: str, block: int = 256) -> A
         interval = node.operation.interval(before.lower, before.upper)
       bounds[index] = Bounds(*interval, jnp.zeros_like(x, shape=()), jnp.zeros_like(x, shape=()))
     if index in bounded and _tighten(graph, index, u, method):
-      lower, upper = _bounds_of_units(graph, bounds, x, u, index, block)
+      lower, upper = _bounds_of_units(graph, bounds, x, u, index, block, tighten)
       old = bounds[index]
       both = jnp.maximum(old.lower, lower), jnp.minimum(old.upper, upper)
       bounds[index] = old._replace(lower=both[0], upper=both[1])
@@ -165,39 +179,32 @@ def _tighten(graph: Graph, index: int, u: Ball, method: str) -> bool:
 
 
 def _bounds_of_units(
-  graph: Graph, bounds: AllBounds, x: Array, u: Ball, index: int, block: int
+  graph: Graph,
+  bounds: AllBounds,
+  x: Array,
+  u: Ball,
+  index: int,
+  block: int,
+  tighten: Tighten | None,
 ) -> Interval:
   """Linear bounds of every unit of a node."""
   shape = graph.nodes[index].shape
   units = math.prod(shape)
-  of = functools.partial(upper, graph, bounds, x, u, target=index)
+  of: Bound = functools.partial(upper, graph, bounds, x, u, target=index)
+  if tighten and units <= FEW_UNITS:
+    of = tighten(of, graph, bounds)
 
   def bounds_of(unit: Array) -> Interval:
     a = jax.nn.one_hot(unit, units, dtype=x.dtype).reshape(shape)
-    return both_ways(of, a)
+    found = jax.vmap(of)(jnp.stack([a, -a]))
+    of_a, of_minus_a = found.value + found.slack
+    return -of_minus_a, of_a
 
   if units <= block:
     lower, highest = jax.vmap(bounds_of)(jnp.arange(units))
   else:
     lower, highest = jax.lax.map(bounds_of, jnp.arange(units), batch_size=block)
   return lower.reshape(shape), highest.reshape(shape)
-
-
-def both_ways(of: Callable[[Array], Estimate], a: Array) -> Interval:
-  """(lower, upper) of <a, ...> from a function that bounds it from above."""
-  found = jax.vmap(of)(jnp.stack([a, -a]))
-  of_a, of_minus_a = found.value + found.slack
-  return -of_minus_a, of_a
-
-
-def adaptive_slopes(graph: Graph, bounds: AllBounds) -> Slopes:
-  """The slopes of CROWN, of every node whose relaxation has some."""
-  nodes = graph.nodes.items()
-  return {
-    index: Piecewise.adaptive(*bounds[node.inputs[0]][:2])
-    for index, node in nodes
-    if isinstance(node.operation, Piecewise)
-  }
 
 
 def enclosing_interval(x: Array, u: Ball) -> Interval:

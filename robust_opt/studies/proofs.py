@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robust_opt.certificates import bounds, graph
+from robust_opt.certificates import bounds, tracing
 from robust_opt.evaluation.autoattack import ROBUST
 from robust_opt.evaluation.trust import Check
 from robust_opt.evaluation.verdict import StoredVerdict
@@ -44,7 +44,7 @@ class Proofs(NamedTuple):
 def check_supported(method: str, logits_fn: LogitsFn, x: np.ndarray, u: UncertaintySet) -> None:
   """InputError unless the network can be certified over the set."""
   check_ball(u, f"--certify={method}")
-  graph.trace(logits_fn, x.shape[1:], x.dtype)
+  tracing.trace(logits_fn, x.shape[1:], x.dtype)
 
 
 def prove(method: str, net: target.EvalTarget, stored: StoredVerdict, study: Study) -> Proofs:
