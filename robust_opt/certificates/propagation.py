@@ -116,8 +116,7 @@ def upper(
       for i, part in zip(node.inputs, pulled, strict=True):
         add(i, part)
     elif to_intervals:
-      lower, highest = bounds[index][:2]
-      parts.append(inner(a, jnp.where(a > 0, highest, lower)))
+      parts.append(_over_interval(a, bounds[index]))
     else:
       (i,) = node.inputs
       slope = None if slopes is None else slopes.get(index)
@@ -218,11 +217,17 @@ def enclosing_interval(x: Array, u: Ball) -> Interval:
   return lower - lost, highest + lost
 
 
+def _over_interval(a: Array, bounds: Bounds) -> Estimate:
+  """The largest <a, z> over an interval."""
+  return inner(a, jnp.where(a > 0, bounds.upper, bounds.lower))
+
+
 def _over_set(a: Array, bounds: Bounds, x: Array, u: Ball) -> Estimate:
   """The largest <a, x + delta> over U(x), both delta and x + delta rounded."""
-  lost = gamma(10, x.dtype) * largest(bounds.lower, bounds.upper)
-  clean = inner(a, x, lost)
+  if isinstance(u, LInf):
+    return _over_interval(a, bounds)
+  clean = inner(a, x, gamma(10, x.dtype) * largest(bounds.lower, bounds.upper))
   delta = jax.lax.stop_gradient(u.steepest_ascent(a, x))  # Danskin: it need not be differentiated
   # No term is negative. The lengths of steps over l_2 and l_1 are sums over all entries.
-  gain, roundings = total(a * delta), 0 if isinstance(u, LInf) else 4 * x.size
-  return clean + Estimate(gain, gamma(roundings + depth(x.size) + 20, x.dtype) * gain)
+  gain, roundings = total(a * delta), 4 * x.size + depth(x.size) + 20
+  return clean + Estimate(gain, gamma(roundings, x.dtype) * gain)
