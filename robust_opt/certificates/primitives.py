@@ -85,7 +85,7 @@ LOWEST = -1e30  # in place of -inf, with which images are padded for a maximum
 
 
 def _one_factor(name: str, is_x: Sequence[bool]) -> bool:
-  return sum(is_x) == 1 and (is_x[0] or name != "div")
+  return sum(is_x) == 1 and (is_x[0] or name not in ("div", "conv_general_dilated"))
 
 
 def _counts(

@@ -137,7 +137,9 @@ class _Builder:
     return found
 
   def affine(self, equation: Any, values: list[Any], is_x: list[bool]) -> list[Any] | None:
-    """New nodes of an affine primitive, one for each output."""
+    """New nodes of an affine primitive, one for each output; None for another, such as a cast."""
+    if not all(jnp.issubdtype(var.aval.dtype, jnp.floating) for var in equation.outvars):
+      return None
     inputs = tuple(value.node for value in values if isinstance(value, _X))
     arrays = [
       jnp.zeros(self.nodes[value.node].shape, var.aval.dtype) if isinstance(value, _X) else value

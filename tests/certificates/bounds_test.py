@@ -243,6 +243,8 @@ def test_what_cannot_be_bounded_is_named_in_a_sentence():
     r"operation (erf|erfc), which": lambda x: jax.nn.gelu(x, approximate=False),
     r"operation mul of several values that depend on the image": lambda x: x * x[:, ::-1],
     r"operation exp, which": jax.nn.softmax,
+    r"operation convert_element_type, which": lambda x: x.astype(int).astype(x.dtype),
+    r"operation div, which": lambda x: 1 / (2 + x),
     r"operation scan": lambda x: jax.lax.scan(lambda c, _: (c + 1, None), x, length=2)[0],
     r"computes in bfloat16": lambda x: x.astype(jnp.bfloat16).astype(jnp.float32),
     r"do not depend on the image": lambda x: jnp.ones((len(x), 2)),
