@@ -43,7 +43,8 @@ from robust_opt.precision import check_floating
 from robust_opt.sets import Ball, check_ball
 from robust_opt.types import Array, LogitsFn
 
-_MEMORY = 2**27  # numbers in the largest array of the backward passes
+# Numbers in the largest array of the backward passes: what a CPU's caches, or a GPU's memory, hold.
+_CPU_MEMORY, _MEMORY = 2**20, 2**27
 
 
 class Margins(NamedTuple):
@@ -189,7 +190,8 @@ def _of_each(
   with jax.default_matmul_precision("highest"):
     graph = tracing.trace(logits_fn, x.shape[1:], x.dtype)
     widest = max(math.prod(node.shape) for node in graph.nodes.values())
-    block = int(np.clip(_MEMORY // (len(x) * widest), 1, 512))
+    memory = _CPU_MEMORY if jax.default_backend() == "cpu" else _MEMORY
+    block = int(np.clip(memory // (len(x) * widest), 1, 512))
 
     def of_image(x: Array, radius: Array, *args: Array) -> Estimate:
       return of_one(graph, x[None], type(u)(radius, u.box), block, *args)

@@ -199,11 +199,13 @@ def _bounds_of_units(
     of_a, of_minus_a = found.value + found.slack
     return -of_minus_a, of_a
 
-  if units <= block:
-    lower, highest = jax.vmap(bounds_of)(jnp.arange(units))
-  else:
-    lower, highest = jax.lax.map(bounds_of, jnp.arange(units), batch_size=block)
-  return lower.reshape(shape), highest.reshape(shape)
+  # Equal blocks, the last filled up with the first units: a remainder would be compiled apart.
+  blocks = math.ceil(units / block)
+  block = math.ceil(units / blocks)
+  ids = (jnp.arange(blocks * block) % units).reshape(blocks, block)
+  ends = jax.lax.map(jax.vmap(bounds_of), ids)
+  lower, highest = (end.reshape(-1)[:units].reshape(shape) for end in ends)
+  return lower, highest
 
 
 def enclosing_interval(x: Array, u: Ball) -> Interval:
