@@ -22,7 +22,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 def modernize() -> None:
   """Puts back the names that auto_LiRPA 0.3 imports."""
   module = types.ModuleType("numpy.lib.arraysetops")
-  module.isin = np.isin
+  vars(module)["isin"] = np.isin
   sys.modules["numpy.lib.arraysetops"] = module
   exporter = "torch.onnx._internal.torchscript_exporter"
   for name in ("utils", "symbolic_helper"):
@@ -71,7 +71,8 @@ def main(data: str, weights: str, output: str, *rest: str) -> None:
   """Writes the margins and prints their time."""
   radius, method, size = (*rest, *("2", "CROWN", "20")[len(rest) :])
   modernize()
-  from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+  lirpa = importlib.import_module("auto_LiRPA")
+  BoundedModule, BoundedTensor = lirpa.BoundedModule, lirpa.BoundedTensor
 
   members = BoundedModule._named_members
   BoundedModule._named_members = lambda *args, remove_duplicate=True, **rest: members(*args, **rest)
@@ -86,7 +87,7 @@ def main(data: str, weights: str, output: str, *rest: str) -> None:
   for part, labels in zip(x.split(batch), y.split(batch), strict=True):
     others = ~torch.eye(10, dtype=bool)[labels]
     directions = (torch.eye(10)[labels][:, None] - torch.eye(10))[others].view(len(part), 9, 10)
-    ball = PerturbationLpNorm(
+    ball = lirpa.PerturbationLpNorm(
       norm=np.inf, eps=eps, x_L=standardized(part - eps), x_U=standardized(part + eps)
     )
     image = BoundedTensor(standardized(part), ball)

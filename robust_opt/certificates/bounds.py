@@ -104,7 +104,7 @@ def certify(
   check_ball(u, "certify")
   _check_method(method)
   x, y = np.asarray(x), np.asarray(y)
-  check_precision(x)
+  check_precision(jnp.asarray(x[:0]))
   if y.shape != x.shape[:1] or len(x) == 0:
     raise InputError(
       f"There must be as many labels as images, and one at least, but the shapes are {x.shape} and "

@@ -175,7 +175,8 @@ class SShaped(NamedTuple):
     start = jnp.maximum(lower, 0.0), jnp.maximum(upper, 0.0)
     d = jax.lax.fori_loop(0, 24, halve, start)[1]
     d = jnp.where(lower >= 0, (lower + upper) / 2, d)
-    tangent = (upper > 0) & ((lower >= 0) | covers(d))
+    # Not covers(d): at the least d it is a tie, and rounding would choose a chord that is too low.
+    tangent = (upper > 0) & ((lower >= 0) | covers(start[1]))
     width = jnp.maximum(upper - lower, jnp.finfo(lower.dtype).tiny)
     chord = jnp.where(upper > lower, (f_upper - f_lower) / width, self.derivative(upper))
     slope = jnp.where(tangent, self.derivative(d), chord)

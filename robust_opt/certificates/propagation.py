@@ -161,8 +161,8 @@ def _affine_bounds(graph: Graph, bounds: AllBounds, index: int) -> Bounds:
   of_offset = operation.magnitude(*map(jnp.abs, full("offset"))) + jnp.abs(bias)
   error = error + gamma(2 * operation.terms, graph.dtype) * of_offset
   if operation.terms == 0:  # values move: exact
-    ends = (operation.linear(*full(end)) + bias for end in ("lower", "upper"))
-    return Bounds(*ends, error, offset)
+    lower, highest = (operation.linear(*full(end)) + bias for end in ("lower", "upper"))
+    return Bounds(lower, highest, error, offset)
   center = operation.linear(*((b.lower + b.upper) / 2 for b in inputs)) + bias
   spread = operation.magnitude(*((b.upper - b.lower) / 2 for b in inputs))
   spread = spread + gamma(2 * operation.terms + 8, graph.dtype) * size

@@ -36,12 +36,14 @@ from robust_opt.errors import InputError
 from robust_opt.precision import check_floating
 from robust_opt.types import Array, LogitsFn
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "custom_jvp_call")
-_CALLS += ("custom_vjp_call", "custom_vjp_call_jaxpr")
+_CALLS = (
+  *("jit", "pjit", "closed_call", "core_call", "checkpoint"),
+  *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+)
 _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # the function of such an equation
 _SAME = ("copy", "copy_p", "stop_gradient")
 _COMPARISONS = {"ge": True, "gt": True, "le": False, "lt": False}
-_ENTRYWISE = {"logistic": SIGMOID, "tanh": TANH, "abs": ABS}
+_ENTRYWISE: dict[str, Operation] = {"logistic": SIGMOID, "tanh": TANH, "abs": ABS}
 
 
 def trace(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any) -> Graph:
@@ -187,10 +189,11 @@ class _Builder:
 
   def select(self, where: _IsPositive, cases: list[Any]) -> list[Any] | None:
     """where(z >= 0, c z, d z), such as a leaky ReLU."""
-    slopes = [self.slope(case, where.node) for case in cases]
-    if len(slopes) != 2 or any(slope is None for slope in slopes):
+    left, right = (self.slope(case, where.node) for case in cases)
+    if left is None or right is None:
       return None
-    left, right = slopes if where.positive else reversed(slopes)
+    if not where.positive:
+      left, right = right, left
     return [self.same_shape(Piecewise(left, right), _X(where.node))]
 
   def slope(self, case: Any, node: int) -> Any | None:
