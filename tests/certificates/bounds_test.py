@@ -145,7 +145,7 @@ NETS += [
     ("mixed", "crown", "linf", UNIT),
     ("mixed", "ibp", "l2", None),
     ("relu", "crown", "l1", UNIT),
-    ("mixed", "alpha-crown", "l2", UNIT),
+    ("relu", "alpha-crown", "linf", UNIT),
   )
 ]
 
