@@ -28,7 +28,13 @@ def values(operation, z):
   return np.asarray(operation.function(z) if hasattr(operation, "function") else operation(z))
 
 
-@pytest.mark.parametrize("name", list(OPERATIONS))
+FAST = ("leaky_relu", "sigmoid", "maximum")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in OPERATIONS],
+)
 def test_an_operation_lies_between_its_lines(name):
   operation, rng = OPERATIONS[name], np.random.default_rng(0)
   # Intervals of every sign, some of width 0, each entry or window an example of its own.
