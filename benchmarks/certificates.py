@@ -1,7 +1,7 @@
 """Certified accuracy of ResNet-2B on CIFAR-10, beside what its authors and auto_LiRPA report.
 
   python -m benchmarks.certificates --data_dir=DIR --weights=resnet2b.pth [--examples=500]
-      [--radius=2/255] [--method=crown] [--save=ours.npz] [--against=theirs.npz]
+      [--radius=2/255] [--method=alpha-crown] [--max_units=1024] [--save=ours.npz] [--against=theirs.npz]
 
 Weights: alpha-beta-CROWN's repository (BSD 3-Clause), trained at l_inf 2/255. `--save` writes the
 margins; `--against` compares them with those of another tool, margins [N] in the same order, such
@@ -31,6 +31,7 @@ def main() -> None:
   parser.add_argument("--radius", type=Fraction, default=Fraction(2, 255))
   parser.add_argument("--method", default="crown")
   parser.add_argument("--batch_size", type=int, default=20)
+  parser.add_argument("--max_units", type=int, default=256)
   parser.add_argument("--save", type=Path)
   parser.add_argument("--against", type=Path)
   options = parser.parse_args()
@@ -40,8 +41,11 @@ def main() -> None:
   u = ro.LInf(float(options.radius), box=(0.0, 1.0))
 
   def certify(count: int) -> ro.Certificate:
-    size = options.batch_size
-    return ro.certify(net.logits_fn, x[:count], y[:count], u, options.method, batch_size=size)
+    return ro.certify(
+      *(net.logits_fn, x[:count], y[:count], u, options.method),
+      batch_size=options.batch_size,
+      max_units=options.max_units,
+    )
 
   began = time.perf_counter()
   certify(min(options.batch_size, len(x)))

@@ -8,7 +8,7 @@
   'crown'        linear bounds of every unit back to the image; one backward pass per unit before a
                  nonlinearity. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
   'alpha-crown'  the same, and the slopes of the relaxations optimized for each bound of the logits
-                 and of layers of at most 256 units. Xu et al. 2021 (arXiv 2011.13824).
+                 and of layers of at most max_units units. Xu et al. 2021 (arXiv 2011.13824).
 
 CROWN's bounds are intersected with the intervals, so they are never looser. All are exact up to
 rounding for a network without nonlinear operations.
@@ -81,6 +81,7 @@ def certify(
   *,
   batch_size: int = 20,
   num_steps: int = 20,
+  max_units: int = 256,
 ) -> Certificate:
   """Which images the network is proved to classify as y at every x + delta, delta in U(x).
 
@@ -96,6 +97,8 @@ def certify(
     method: 'ibp', 'crown' or 'alpha-crown'.
     batch_size: images at a time; affects memory and speed.
     num_steps: of the optimizer of 'alpha-crown'.
+    max_units: of the layers whose bounds 'alpha-crown' optimizes too; each unit costs as much as a
+      logit.
 
   Raises:
     InputError: u is another set, an unknown method, images or networks in fewer bits than float32,
@@ -117,18 +120,18 @@ def certify(
   for first in range(0, len(x), size):
     ids = np.minimum(np.arange(first, first + size), len(x) - 1)
     ball = type(u)(radii[ids], u.box)
-    result = _certify(net, x[ids], y[ids], ball, method, num_steps)
+    result = _certify(net, x[ids], y[ids], ball, method, num_steps, max_units)
     found.append(jax.tree.map(lambda a: np.asarray(a)[: len(x) - first], result))  # noqa: B023
   right, margins, slack = (np.concatenate(parts) for parts in zip(*found, strict=True))
   return Certificate(right & (margins > 0), margins, slack, method, u)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "num_steps"))
+@functools.partial(jax.jit, static_argnames=("method", "num_steps", "max_units"))
 def _certify(
-  net: LogitsFn, x: Array, y: Array, u: Ball, method: str, num_steps: int
+  net: LogitsFn, x: Array, y: Array, u: Ball, method: str, num_steps: int, max_units: int
 ) -> tuple[Array, Array, Array]:
   """Whether the clean image is classified correctly, its margin and slack, [B] each."""
-  found = margins(net, x, y, u, method, num_steps)
+  found = margins(net, x, y, u, method, num_steps, max_units)
   with jax.default_matmul_precision("highest"):
     right = losses.correct(net(x), y)
   others = jnp.where(jnp.arange(found.bounds.shape[-1]) == y[:, None], jnp.inf, found.bounds)
@@ -138,7 +141,13 @@ def _certify(
 
 
 def margins(
-  logits_fn: LogitsFn, x: Array, y: Array, u: Ball, method: str = "crown", num_steps: int = 20
+  logits_fn: LogitsFn,
+  x: Array,
+  y: Array,
+  u: Ball,
+  method: str = "crown",
+  num_steps: int = 20,
+  max_units: int = 256,
 ) -> Margins:
   """The bounds behind `certify`, of a batch: a pure function, for jit, with the same arguments."""
 
@@ -148,14 +157,19 @@ def margins(
     num_classes = logits.shape[-1]
     label = jax.nn.one_hot(y, num_classes, dtype=x.dtype)
     directions = jnp.eye(num_classes, dtype=x.dtype) - label
-    return _upper(graph, x, u, method, directions[:, None], block, num_steps)
+    return _upper(graph, x, u, method, directions[:, None], block, num_steps, max_units)
 
   found = _of_each(of_one, logits_fn, x, u, method, y)
   return Margins(-(found.value + found.slack), found.slack)
 
 
 def logit_bounds(
-  logits_fn: LogitsFn, x: Array, u: Ball, method: str = "crown", num_steps: int = 20
+  logits_fn: LogitsFn,
+  x: Array,
+  u: Ball,
+  method: str = "crown",
+  num_steps: int = 20,
+  max_units: int = 256,
 ) -> tuple[Array, Array]:
   """Bounds (lower [B, C], upper [B, C]) of every logit over U(x); arguments as for `certify`.
 
@@ -165,7 +179,7 @@ def logit_bounds(
   def of_one(graph: Graph, x: Array, u: Ball, block: int) -> Estimate:
     units = jnp.eye(graph.nodes[graph.output].shape[-1], dtype=x.dtype)[:, None]
     directions = jnp.concatenate([units, -units])
-    return _upper(graph, x, u, method, directions, block, num_steps)
+    return _upper(graph, x, u, method, directions, block, num_steps, max_units)
 
   found = _of_each(of_one, logits_fn, x, u, method)
   above, minus_below = jnp.split(found.value + found.slack, 2, axis=-1)
@@ -201,11 +215,18 @@ def _of_each(
 
 
 def _upper(
-  graph: Graph, x: Array, u: Ball, method: str, directions: Array, block: int, num_steps: int
+  graph: Graph,
+  x: Array,
+  u: Ball,
+  method: str,
+  directions: Array,
+  block: int,
+  num_steps: int,
+  max_units: int,
 ) -> Estimate:
   """Upper bounds over U(x) of <a, logits>, [K], for the directions a [K, 1, C]."""
   tighten = functools.partial(optimized, num_steps=num_steps) if method == "alpha-crown" else None
-  bounds = propagation.forward(graph, x, u, method, block, tighten)
+  bounds = propagation.forward(graph, x, u, method, block, tighten, max_units)
   of = functools.partial(propagation.upper, graph, bounds, x, u)
   found = jax.vmap(functools.partial(of, to_intervals=True))(directions)
   if method == "ibp":

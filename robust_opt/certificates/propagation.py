@@ -25,7 +25,6 @@ from robust_opt.sets import Ball, LInf
 from robust_opt.types import Array
 
 METHODS = ("ibp", "crown", "alpha-crown")
-FEW_UNITS = 256  # of a node whose bounds are worth an optimization each
 Slopes = dict[int, Array]  # node -> [*shape], as for `Piecewise.pull_back`
 
 
@@ -51,7 +50,13 @@ Tighten = Callable[[Bound, Graph, AllBounds], Bound]
 
 
 def forward(
-  graph: Graph, x: Array, u: Ball, method: str, block: int = 256, tighten: Tighten | None = None
+  graph: Graph,
+  x: Array,
+  u: Ball,
+  method: str,
+  block: int = 256,
+  tighten: Tighten | None = None,
+  max_units: int = 256,
 ) -> AllBounds:
   """The bounds of every node.
 
@@ -61,7 +66,7 @@ def forward(
     u: of one radius, a number.
     method: 'ibp' for intervals, any other for CROWN.
     block: how many units are bounded at once, for memory.
-    tighten: what else lowers the bound of a direction, at nodes of few units.
+    tighten: what else lowers the bound of a direction, at nodes of at most `max_units`.
   """
   interval = enclosing_interval(x, u)
   bounds: AllBounds = {}
@@ -75,7 +80,9 @@ def forward(
         interval = node.operation.interval(before.lower, before.upper)
       bounds[index] = Bounds(*interval, jnp.zeros_like(x, shape=()), jnp.zeros_like(x, shape=()))
     if index in bounded and _tighten(graph, index, u, method):
-      lower, upper = _bounds_of_units(graph, bounds, x, u, index, block, tighten)
+      narrow = math.prod(node.shape) <= max_units
+      chosen = tighten if narrow else None
+      lower, upper = _bounds_of_units(graph, bounds, x, u, index, block, chosen)
       old = bounds[index]
       both = jnp.maximum(old.lower, lower), jnp.minimum(old.upper, upper)
       bounds[index] = old._replace(lower=both[0], upper=both[1])
@@ -190,7 +197,7 @@ def _bounds_of_units(
   shape = graph.nodes[index].shape
   units = math.prod(shape)
   of: Bound = functools.partial(upper, graph, bounds, x, u, target=index)
-  if tighten and units <= FEW_UNITS:
+  if tighten:
     of = tighten(of, graph, bounds)
 
   def bounds_of(unit: Array) -> Interval:
