@@ -1,7 +1,8 @@
 """Certified accuracy of ResNet-2B on CIFAR-10, beside what its authors and auto_LiRPA report.
 
   python -m benchmarks.certificates --data_dir=DIR --weights=resnet2b.pth [--examples=500]
-      [--radius=2/255] [--method=alpha-crown] [--max_units=1024] [--save=ours.npz] [--against=theirs.npz]
+      [--radius=2/255] [--method=alpha-crown] [--max_units=1024] [--save=ours.npz]
+      [--against=theirs.npz]
 
 Weights: alpha-beta-CROWN's repository (BSD 3-Clause), trained at l_inf 2/255. `--save` writes the
 margins; `--against` compares them with those of another tool, margins [N] in the same order, such
