@@ -7,6 +7,7 @@ robust_loss = ro.robustify(loss, ro.steepest(ro.L2(0.5)))
 from typing import TYPE_CHECKING, Any
 
 from robust_opt import losses, sets
+from robust_opt.certificates.bounds import Certificate, certify
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.evaluation.autoattack import Verdict, autoattack
@@ -70,6 +71,7 @@ __all__ = [
   "AscentState",
   "Attack",
   "Batch",
+  "Certificate",
   "Distances",
   "EpochPlan",
   "InnerMaximizer",
@@ -86,6 +88,7 @@ __all__ = [
   "apgd",
   "ascend",
   "autoattack",
+  "certify",
   "export_onnx",
   "frank_wolfe",
   "gradient_penalty",

@@ -49,6 +49,7 @@ from typing import Any
 from absl import app, flags
 
 from robust_opt import commands, layout
+from robust_opt.certificates.propagation import METHODS
 from robust_opt.data.perturbations import is_stored
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation.phases import VERSIONS
@@ -87,6 +88,7 @@ def main(argv: list[str]) -> None:
       channel_axis=channel_axis(values.channel_axis),
       output=Path(values.output) if values.output else None,
       trust=values.trust,
+      certify=values.certify or "",
       precision=values.precision,
       search_precision=values.search_precision,
       submission=submission,
@@ -117,7 +119,7 @@ def _ball(threat: str) -> dict[str, Any]:
 
 # The flags of attacks.
 _OF_ATTACKS = (
-  *("norm", "radius", "set", "threats", "version", "search_precision", "trust"),
+  *("norm", "radius", "set", "threats", "version", "search_precision", "trust", "certify"),
   *("coordinator", "num_processes", "process_id"),
 )
 
@@ -203,6 +205,8 @@ def define_flags() -> None:
   words = "Of those in the attacks; images count only if they fool the net in --precision."
   flags.DEFINE_enum("search_precision", None, list(PRODUCTS), words)
   flags.DEFINE_string("output", "", "Folder for the results; by default within --workdir.")
+  words = "Proofs beside the attacks, a lower bound: which bounds `ro.certify` takes."
+  flags.DEFINE_enum("certify", None, list(METHODS), words)
   flags.DEFINE_boolean("trust", True, "Whether to check the measurement itself.")
   commands.define_process_flags()
 

@@ -18,6 +18,7 @@ from scipy import stats
 
 import robust_opt as ro
 from robust_opt import evaluate, losses, verify
+from robust_opt.certificates import bounds
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
 from robust_opt.experiments import config, run, target
@@ -430,6 +431,29 @@ def test_the_layout_is_said_and_belongs_to_the_evaluation(tmp_path, monkeypatch)
     assert evaluate.channel_axis(words) == axis
   with pytest.raises(InputError, match="--channel_axis must be auto, none or an integer"):
     evaluate.channel_axis("first")
+
+
+@pytest.mark.usefixtures("one_attack")
+def test_proofs_stand_beside_the_attacks(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  given = options("")._replace(
+    source=own(tmp_path), output=tmp_path / "found", radius=0.05, trust=False, certify="crown"
+  )
+  assert evaluation.run(given)
+  summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+  certified, robust = summary["certified"]["images"], summary["attacks"][-1]["standing"]
+  assert 0 < certified == robust < summary["total"]  # of a linear net both are exact
+  assert "are proved to be robust, by crown." in words_of(capsys.readouterr().out)
+  # A proof of an image that an attack has broken is a failed check.
+  certify = bounds.certify
+  everything = lambda *args: certify(*args)._replace(certified=np.ones(len(args[1]), bool))  # noqa: E731
+  monkeypatch.setattr(bounds, "certify", everything)
+  assert not evaluation.run(given._replace(certify="ibp"))
+  assert "of the certified were broken" in words_of(capsys.readouterr().out)
+  other = {"name": "L0", "k": 2, "magnitude": 0.1}
+  given = given._replace(set=other, norm="", radius=None, version="pgd")
+  with pytest.raises(InputError, match=r"--certify=crown takes ro.LInf, ro.L2 or"):
+    evaluation.run(given)
 
 
 @pytest.mark.usefixtures("one_attack")

@@ -10,7 +10,16 @@ ROOT = Path(__file__).parents[1] / "robust_opt"
 ORDER = [
   *("types", "errors", "checks", "extras", "files", "keys", "precision", "layout", "arrays"),
   *("statistics", "tables", "plots", "losses", "sets", "objectives", "maximizers", "models"),
-  *("training", "attacks", "evaluation", "weight_files", "hub", "weights", "export", "certify"),
+  *(
+    "training",
+    "attacks",
+    "evaluation",
+    "weight_files",
+    "hub",
+    "weights",
+    "export",
+    "certificates",
+  ),
   *("theory", "data", "experiments", "studies", "commands", "report"),
   *("main", "evaluate", "verify", "construct", "__main__"),
 ]

@@ -13,10 +13,9 @@ from absl import flags
 import robust_opt as ro
 from robust_opt import commands, evaluate
 from robust_opt.attacks import fab, minimal, square, szegedy, white_box
-from robust_opt.certify import bounds, exact, smoothing
+from robust_opt.certificates import bounds, exact, smoothing
 from robust_opt.evaluation import accuracy, batches, collection, inputs, trust
 from robust_opt.experiments import build, config, metrics
-from robust_opt.models import affine
 from robust_opt.theory import explanations
 
 PACKAGE = Path(ro.__file__).parent
@@ -153,7 +152,7 @@ TAKES_LOGITS = {
   "plane": lambda z, y: explanations.plane(ONE, z, z, z, 1.0, 3),
   "smallest_angle": lambda z, y: explanations.smallest_angle(ONE, z, y, z, np.float32([0.0, 1.0])),
   "transfer_matrix": lambda z, y: explanations.transfer_matrix([ONE], [z], y),
-  "certified": lambda z, y: bounds.certified([affine.Dense(np.ones((1, 1)))], z, y, ro.L2(0.1)),
+  "margins": lambda z, y: bounds.margins(ONE, z, y, ro.L2(0.1)),
   "linear_margin": lambda z, y: exact.linear_margin(
     jnp.ones((1, 1)), jnp.zeros(1), z, y, ro.L2(0.1)
   ),

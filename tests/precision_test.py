@@ -13,7 +13,7 @@ from programs import equations
 import robust_opt as ro
 from robust_opt import models, precision
 from robust_opt.attacks import fab, minimal, szegedy
-from robust_opt.certify import bounds, exact, from_params
+from robust_opt.certificates import bounds, exact
 from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.models.affine import layers_of
 from robust_opt.theory.linear import counterparts, decay
@@ -28,17 +28,10 @@ FULL = (jax.lax.Precision.HIGHEST,) * 2
 
 
 def certify_net(function, method):
-  labels = (jnp.zeros(N, int),) if function is bounds.certified else ()
-  return function(LAYERS, IMAGES, *labels, ro.L2(0.1), method=method)
-
-
-def layers_of_nothing():
-  net = models.DigitsCNN()
-  shapes = jax.eval_shape(net.init, *INIT)["params"]
-  return from_params(net, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes))
-
-
-LAYERS = layers_of_nothing()
+  net, labels = models.DigitsCNN(), (jnp.zeros(N, int),) if function is bounds.margins else ()
+  shapes = jax.eval_shape(net.init, *INIT)
+  variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+  return function(lambda x: net.apply(variables, x), IMAGES, *labels, ro.L2(0.1), method=method)
 
 
 def linear(function, *extra):
@@ -75,8 +68,8 @@ COMPUTATIONS = {
   "fast_minimum_norm": lambda: attacked(minimal.fast_minimum_norm),
   "szegedy": lambda: attacked(szegedy.szegedy, num_constants=1),
   "fab_minimal": lambda: attacked(fab.fab_minimal),
-  "crown": lambda: certify_net(bounds.certified, "crown"),
-  "ibp": lambda: certify_net(bounds.certified, "ibp"),
+  "crown": lambda: certify_net(bounds.margins, "crown"),
+  "ibp": lambda: certify_net(bounds.margins, "ibp"),
   "logit_bounds": lambda: certify_net(bounds.logit_bounds, "crown"),
   "linear_margin": lambda: exact.linear_margin(*WEIGHTS, ro.LInf(0.1)),
   "linear_distance": lambda: exact.linear_distance(*WEIGHTS, ro.L2),
@@ -111,26 +104,21 @@ def test_products_are_found_wherever_they_are():
 def test_a_net_that_computes_in_fewer_bits_is_given_no_bounds():
   net = models.DigitsCNN(dtype=jnp.bfloat16)
   params = jax.tree.map(lambda s: jnp.zeros(s.shape), jax.eval_shape(net.init, *INIT)["params"])
-  with pytest.raises(ro.InputError, match="but DigitsCNN computes in bfloat16"):
-    from_params(net, params)
-  with pytest.raises(ro.InputError, match="VGG has no list of layers"):
-    from_params(models.VGG(dtype=jnp.bfloat16), {})
+  with pytest.raises(ro.InputError, match="computes in float32, but it computes in bfloat16"):
+    ro.certify(lambda x: net.apply({"params": params}, x), IMAGES, jnp.zeros(N, int), ro.L2(0.1))
   # Its weights may be asked about, and its layers perturbed.
-  assert len(layers_of(net, params)) == len(LAYERS)
+  assert layers_of(net, params)
   assert len(layerwise.shapes(net, (8, 8, 1))) == 4
 
 
-@pytest.mark.parametrize("name", ["crown", "logit_bounds", "linear_margin", "linear_distance"])
+@pytest.mark.parametrize("name", ["crown", "linear_margin", "linear_distance"])
 def test_nothing_is_proved_in_fewer_bits(name):
   low = jnp.bfloat16
   weights, bias, x, y = WEIGHTS
   arguments = {
     "linear_margin": lambda: exact.linear_margin(weights, bias, x.astype(low), y, ro.LInf(0.1)),
     "linear_distance": lambda: exact.linear_distance(weights.astype(low), bias, x, y, ro.L2),
-    "crown": lambda: bounds.certified(LAYERS, IMAGES.astype(low), y, ro.L2(0.1)),
-    "logit_bounds": lambda: bounds.logit_bounds(
-      jax.tree.map(lambda a: jnp.asarray(a, low), LAYERS), IMAGES, ro.L2(0.1)
-    ),
+    "crown": lambda: ro.certify(lambda x: x[:, 0, :, 0], IMAGES.astype(low), y, ro.L2(0.1)),
   }
   with pytest.raises(ro.InputError, match="needs images and weights in float32, but was given bfl"):
     arguments[name]()

@@ -48,6 +48,20 @@ def test_nets_of_others_have_their_published_accuracy(
   assert (net.predict(test.images[:count]) == test.labels[:count]).sum() == correct
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "nets").is_dir(), reason="the nets of others are not here")
+def test_a_net_of_others_has_the_bounds_of_auto_lirpa(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "torch", stand_in())
+  test = datasets.load("cifar10", "test", data_dir=str(DATA), cache_dir=str(tmp_path))
+  file, name, attributes = REAL[0][:3]
+  net = ro.load_torch(DATA / "nets" / file, name, image_shape=(32, 32, 3), **attributes)
+  x, y = pixels(test.images[:2]), test.labels[:2]
+  found = ro.certify(net.logits_fn, x, y, ro.LInf(2 / 255, box=(0.0, 1.0)))
+  theirs = [-3.02879, -2.49431]  # CROWN of auto_LiRPA 0.3, without an allowance for rounding
+  assert np.all(found.margins < theirs)
+  np.testing.assert_allclose(found.margins, theirs, atol=0.05)
+
+
 class Tensor:
   """The little of torch.Tensor that is used."""
 

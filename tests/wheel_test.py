@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CORE = """
 import numpy as np
 import robust_opt as ro
-from robust_opt.certify import bounds, smoothing
+from robust_opt.certificates import bounds, smoothing
 from robust_opt.evaluation import trust
 
 rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@
 
 Every network takes images in pixels of [0, 1] and standardizes them in its first layer by the
 fields mean and std, a number or one per channel, so radii are always in pixels. Some also have a
-list of layers (models.affine), for certified bounds and layer-wise penalties.
+list of layers (models.affine), for layer-wise penalties.
 
 A network of another library (NNX, Equinox, Haiku, plain functions) is a PureNet, a pair of pure
 functions: recipes/ has an adapter of a few lines for each.

@@ -47,7 +47,7 @@ class ConvNet(nn.Module):
     return last(x).astype(jnp.float32)
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
-    """The same net as a list of layers, for bounds and penalties."""
+    """The same net as a list of layers, for penalties."""
     layers: list[affine.Layer] = [affine.standardization(self.mean, self.std)]
     for i in range(len(self.features)):
       conv = affine.Conv(

@@ -29,7 +29,7 @@ class DigitsCNN(nn.Module):
     return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
-    """The same net as a list of layers, for bounds and penalties."""
+    """The same net as a list of layers, for penalties."""
     return [
       affine.standardization(self.mean, self.std),
       *affine.conv_pool_relu(params["ConvPool_0"], 2, "SAME"),

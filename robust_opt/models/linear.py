@@ -26,6 +26,6 @@ class SoftmaxRegression(nn.Module):
     return full(nn.Dense(self.num_classes, dtype=self.dtype)(x))
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
-    """The same net as a list of layers, for bounds and penalties."""
+    """The same net as a list of layers, for penalties."""
     standardization = affine.standardization(self.mean, self.std)
     return [standardization, *affine.perceptron(params["Dense_0"])]

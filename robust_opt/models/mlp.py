@@ -30,6 +30,6 @@ class MLP(nn.Module):
     return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
-    """The same net as a list of layers, for bounds and penalties."""
+    """The same net as a list of layers, for penalties."""
     dense = [params[f"Dense_{i}"] for i in range(len(self.widths) + 1)]
     return [affine.standardization(self.mean, self.std), *affine.perceptron(*dense)]

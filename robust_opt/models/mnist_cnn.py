@@ -42,7 +42,7 @@ class MnistCNN(nn.Module):
     return nn.Dense(self.num_classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
 
   def layer_list(self, params: Params) -> list[affine.Layer]:
-    """The same net as a list of layers, for bounds and penalties; without input_batch_norm only."""
+    """The same net as a list of layers, for penalties; without input_batch_norm only."""
     if self.input_batch_norm:
       raise InputError("MnistCNN has a list of layers only without input_batch_norm.")
     return [

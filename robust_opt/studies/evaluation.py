@@ -3,8 +3,8 @@
 passed = run(Options({"workdir": "runs/mnist_linf"}, set=ball_config("linf", 0.055)))
 
 The folder holds verdict.npz, which `python -m robust_opt.verify` checks, summary.json and
-summary.md, trust.json, costs.json with the seconds and images of each attack, and below parts/ the
-finished batches, from which a killed run resumes.
+summary.md, trust.json, certificates.json of the proofs (`--certify`), costs.json with the seconds
+and images of each attack, and below parts/ the finished batches, from which a killed run resumes.
 
 In several processes (`--coordinator`) each attacks its share of the examples on its own devices and
 leaves it in parts/process_I/; the first joins them, and alone writes the rest and prints.
@@ -39,7 +39,7 @@ from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.sets.radii import check_extent, with_numbers
-from robust_opt.studies import shares, submission
+from robust_opt.studies import proofs, shares, submission
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.tables import Rate
 from robust_opt.training import sharding
@@ -69,6 +69,7 @@ class Options(NamedTuple):
   channel_axis: ChannelAxis = layout.AUTO  # of one example, or None if there is none
   output: Path | None = None  # a folder; None: one within the run's work directory
   trust: bool = True  # whether to check the measurement
+  certify: str = ""  # the method of proofs beside the attacks, as for `ro.certify`; empty: none
   precision: str | None = None  # of float32 products, as for `autoattack`; None: float32
   search_precision: str | None = None  # of those in the attacks; None: the same
   submission: str = ""  # DATASET/THREAT_MODEL/NAME: write what RobustBench asks for; empty: do not
@@ -91,6 +92,8 @@ def run(options: Options) -> bool:
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
   plan(options.version, net.logits_fn, u)
+  if options.certify:
+    proofs.check_supported(options.certify, net.logits_fn, x, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
   shares.ids_of(jax.process_index(), jax.process_count(), len(x))
   axis = layout.resolve(options.channel_axis, x.shape[1:])
@@ -123,9 +126,13 @@ def run(options: Options) -> bool:
       _attack(net, claim, axis, study)
     checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust)) or []
 
+    proved = _prove(options.certify, net, study)
+    if proved and (checks or proved.check.failed):
+      checks = [*checks, proved.check]
+
   def summarize() -> None:
     stored = verdict.load(folder / VERDICT)
-    summary = _summary(net, stored, checks, time.monotonic() - began)
+    summary = _summary(net, stored, checks, proved, time.monotonic() - began)
     guess = layout.describe_guess(options.channel_axis, x.shape[1:])
     _publish(folder, summary, claim, checks, guess, _following(folder, options))
     if entry:
@@ -367,6 +374,14 @@ def _trust(
   return [trust.Check(**values) for values in checks]
 
 
+def _prove(method: str, net: target.EvalTarget, study: Study) -> proofs.Proofs | None:
+  """The proofs by that method, if there is one; by the first of several processes."""
+  if not method:
+    return None
+  stored = verdict.load(study.workdir / VERDICT)
+  return processes.on_first("proofs", lambda: proofs.prove(method, net, stored, study))
+
+
 def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdict) -> float:
   """The accuracy if the adversarial images were stored in 8 bits: an overestimate."""
   images, labels = rounded(stored.verdict.images), stored.labels[stored.broken_ids]
@@ -376,7 +391,11 @@ def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdi
 
 
 def _summary(
-  net: target.EvalTarget, stored: verdict.StoredVerdict, checks: list[trust.Check], seconds: float
+  net: target.EvalTarget,
+  stored: verdict.StoredVerdict,
+  checks: list[trust.Check],
+  proved: proofs.Proofs | None,
+  seconds: float,
 ) -> dict[str, Any]:
   """The content of summary.json."""
   outcome = stored.verdict
@@ -389,6 +408,7 @@ def _summary(
     "robust_accuracy": stored.robust_accuracy,
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
     "attacks": verdict.accuracies(outcome),
+    "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
@@ -426,6 +446,10 @@ def _remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
   """What else to know of the number; `guess`: that of the channel axis, or empty."""
   rounded_accuracy = 100 * summary["accuracy_after_rounding"]
   parts = [f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %."]
+  if summary["certified"]:
+    proved = Rate(summary["certified"]["images"], summary["total"])
+    method = summary["certified"]["method"]
+    parts.append(f"{proved.percent} ({proved.range}) are proved to be robust, by {method}.")
   if summary["draws"]:
     parts.append(f"Every prediction is the mean of {summary['draws']} draws.")
   if guess:

@@ -9,7 +9,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt.attacks.hop_skip_jump import hop_skip_jump
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 
 BATCH, NUM_ENTRIES, BOX = 6, 5, (0.0, 1.0)
 

@@ -10,7 +10,7 @@ from scipy import optimize
 
 import robust_opt as ro
 from robust_opt.attacks import hyperplanes
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 
 pytestmark = pytest.mark.slow
 

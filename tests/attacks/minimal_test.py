@@ -13,7 +13,7 @@ from scipy import optimize
 
 import robust_opt as ro
 from robust_opt.attacks import fab, hyperplanes, minimal, penalized, sigma_zero, szegedy
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 
 pytestmark = pytest.mark.slow  # they compile for minutes
 

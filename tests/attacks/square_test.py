@@ -13,7 +13,7 @@ import robust_opt as ro
 from robust_opt import losses
 from robust_opt.attacks import square_moves
 from robust_opt.attacks.square import counting_square, square
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 
 BALLS = ro.sets.BALLS
 EVERY_NORM = pytest.mark.parametrize("norm", list(BALLS))

@@ -12,7 +12,7 @@ from rounding import rounding
 
 import robust_opt as ro
 from robust_opt.attacks import white_box
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, batches, network, phases
 from robust_opt.training import sharding

@@ -10,7 +10,7 @@ import pytest
 import robust_opt as ro
 from robust_opt import losses
 from robust_opt.attacks import fab, minimal, square, szegedy, transfer, white_box
-from robust_opt.certify import certify_smoothed
+from robust_opt.certificates import certify_smoothed
 from robust_opt.data import constructed
 from robust_opt.evaluation import trust
 from robust_opt.experiments import seeds

@@ -13,7 +13,7 @@ from rounding import rounding
 
 import robust_opt as ro
 from robust_opt.attacks import penalized
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 from robust_opt.evaluation import minimal
 from robust_opt.sets import BALLS, L0, lengths
 

@@ -6,7 +6,7 @@ from evaluation import autoattack_test as known
 
 import robust_opt as ro
 from robust_opt import evaluate, sets
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 from robust_opt.errors import InputError
 from robust_opt.evaluation import autoattack, phases
 from robust_opt.evaluation import verdict as files

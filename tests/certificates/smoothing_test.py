@@ -11,7 +11,7 @@ from rounding import rounding
 from scipy import stats
 
 import robust_opt as ro
-from robust_opt.certify.smoothing import certify_smoothed, class_counts, lower_confidence_bound
+from robust_opt.certificates.smoothing import certify_smoothed, class_counts, lower_confidence_bound
 
 pytestmark = pytest.mark.slow  # they compile for minutes
 

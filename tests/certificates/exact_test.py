@@ -10,7 +10,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import losses
-from robust_opt.certify import exact
+from robust_opt.certificates import exact
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 DUAL_ORDERS = {"linf": 1, "l2": 2, "l1": np.inf}

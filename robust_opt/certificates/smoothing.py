@@ -21,10 +21,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy  # which imports scipy.special when it is first used
 
 from robust_opt import losses
-from robust_opt.certify.exact import check_precision
+from robust_opt.certificates.exact import check_precision
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.keys import per_example
@@ -97,7 +97,7 @@ def certify_smoothed(
   counts = np.asarray(_class_counts(bound_keys, net, x, sigma, n, at_once))
   p = lower_confidence_bound(np.take_along_axis(counts, guess[:, None], -1)[:, 0], n, alpha)
   abstains = p <= 0.5
-  radius = np.where(abstains, 0.0, sigma * special.ndtri(np.where(abstains, 0.5, p)))
+  radius = np.where(abstains, 0.0, sigma * scipy.special.ndtri(np.where(abstains, 0.5, p)))
   prediction = np.where(abstains, ABSTAIN, guess)
   return SmoothedCertificate(jnp.asarray(prediction, jnp.int32), jnp.asarray(radius, jnp.float32))
 
@@ -144,4 +144,4 @@ def lower_confidence_bound(successes: np.ndarray, trials: int, alpha: float) -> 
   """
   successes = np.asarray(successes)
   some = np.maximum(successes, 1)
-  return np.where(successes > 0, special.betaincinv(some, trials - some + 1, alpha), 0.0)
+  return np.where(successes > 0, scipy.special.betaincinv(some, trials - some + 1, alpha), 0.0)
