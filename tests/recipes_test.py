@@ -3,7 +3,6 @@
 import ast
 import functools
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from processes import environment
 from rounding import assert_close, rounding
 
 import robust_opt as ro
@@ -72,7 +72,7 @@ def test_runs_as_a_process(name):
   done = subprocess.run(
     [sys.executable, "-W", "error", f"recipes/{name}.py"],
     cwd=FOLDER.parent,
-    env={**os.environ, "PYTHONPATH": str(FOLDER.parent)},
+    env=environment() | {"PYTHONPATH": str(FOLDER.parent)},
     capture_output=True,
     text=True,
     check=False,
