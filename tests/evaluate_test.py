@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from images import write_class_folders
+from processes import environment
 from scipy import stats
 
 import robust_opt as ro
@@ -23,6 +24,8 @@ from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
 from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
 from robust_opt.studies import evaluation
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ROOT = Path(__file__).parents[1]
 SMALL = (phases.apgd_ce(10), phases.apgd_t(10, 3), phases.square_phase(20))
@@ -467,11 +470,10 @@ def test_verify_says_what_is_untrue(trained, tmp_path):
 
 def command(name, *arguments, folder=ROOT, **options):
   path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-  environment = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""}
   return subprocess.Popen(
     [sys.executable, "-m", f"robust_opt.{name}", *map(str, arguments)],
     cwd=folder,
-    env=environment,
+    env=environment() | {"PYTHONPATH": path},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import jax
+import processes
 import pytest
 from images import write_class_folders
 from main_test import SMALL, run_main
@@ -26,6 +27,8 @@ from robust_opt.experiments import metrics, overrides
 from robust_opt.experiments import run as experiment
 from robust_opt.experiments import workdir as workdirs
 from robust_opt.experiments.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 PROCESS = [sys.executable, "-m", "robust_opt.main"]
 ROOT = Path(__file__).parents[2]
@@ -50,9 +53,7 @@ def ctrl_c_is_not_ignored():
 @pytest.fixture(scope="module")
 def environment():
   """One device of the same backend."""
-  env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  env["COLUMNS"], env["TERM"] = "100", "xterm-256color"
-  return env
+  return processes.environment() | {"COLUMNS": "100", "TERM": "xterm-256color"}
 
 
 def run_on_a_terminal(arguments, env):
@@ -184,7 +185,7 @@ def test_terminal_shows_a_steady_bar_and_the_table(unbroken):
 
 @pytest.mark.slow
 def test_many_kills(tmp_path, environment):
-  """With the convolutional network and Adam, ten signals; also during start and end."""
+  """With the convolutional network and Adam, six signals; also during start and end."""
   arguments = [a for a in TINY if "model" not in a and "sweep" not in a]
   arguments += [
     "--config.optimizer.name=adam",
@@ -198,7 +199,7 @@ def test_many_kills(tmp_path, environment):
   code, err = run_and_stop([*arguments, f"--workdir={reference}"], environment, [], random.Random())
   assert code == 0, err
   rng = random.Random(1)
-  for _ in range(4):  # any moment from the start of the process on
+  for _ in range(3):  # any moment from the start of the process on
     command, quiet = [*PROCESS, *arguments, f"--workdir={broken}"], subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=ROOT, env=environment)
     time.sleep(rng.uniform(0.5, 9))
@@ -208,7 +209,7 @@ def test_many_kills(tmp_path, environment):
   assert last == 0, err
   assert comparable(broken) == comparable(reference)
   shutil.rmtree(broken)
-  signals = [rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]) for _ in range(5)]
+  signals = [rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]) for _ in range(3)]
   campaign(arguments, environment, broken, signals, 1)
   assert comparable(broken) == comparable(reference)
 
