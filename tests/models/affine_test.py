@@ -1,5 +1,7 @@
 """Lists of layers: those of the nets compute the same, and every layer bounds itself."""
 
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -92,11 +94,15 @@ def test_every_layer_bounds_itself(name):
   rng = np.random.default_rng(5)
   shape, make = LAYERS[name]
   layer = make(rng)
+  run, interval, pull_back = (
+    functools.partial(jax.jit(getattr(type(layer), name)), layer)
+    for name in ("__call__", "interval", "pull_back")
+  )
   lower, upper = intervals(rng, (64, *shape))
-  low, high = layer.interval(lower, upper)
+  low, high = interval(lower, upper)
   a = rng.normal(size=low.shape).astype(np.float32)
   a[rng.random(a.shape) < 0.1] = 0
-  pulled, constant = layer.pull_back(a, lower, upper)
+  pulled, constant = pull_back(a, lower, upper)
   chex.assert_shape(pulled, lower.shape)
   chex.assert_shape(constant, (64,))
   axes = tuple(range(1, 1 + len(shape)))
@@ -104,7 +110,7 @@ def test_every_layer_bounds_itself(name):
   for share in [np.zeros(shape), np.ones(shape), *rng.random((100, *shape))]:
     corner = rng.random(shape) < 0.5
     z = (lower + (upper - lower) * np.where(corner, np.round(share), share)).astype(np.float32)
-    out = np.asarray(layer(z))
+    out = np.asarray(run(z))
     assert np.all(low - 1e-5 <= out)
     assert np.all(out <= high + 1e-5)
     attained = np.sum(a * out, outputs)
@@ -113,7 +119,7 @@ def test_every_layer_bounds_itself(name):
     if name not in ("relu", "max_pool", "max_pool_of_3"):
       np.testing.assert_allclose(attained, bound, rtol=ROUNDING, atol=ROUNDING)
   if name in ("relu", "max_pool", "max_pool_of_3"):  # from above never looser than the interval
-    up, constant = layer.pull_back(np.abs(a), lower, upper)
+    up, constant = pull_back(np.abs(a), lower, upper)
     largest = np.sum(np.maximum(up, 0) * upper + np.minimum(up, 0) * lower, axes) + constant
     np.testing.assert_allclose(largest, np.sum(np.abs(a) * high, outputs), rtol=1e-4, atol=1e-5)
 
@@ -131,10 +137,10 @@ def test_relu_lines():
 
 def test_max_pool_that_one_entry_always_wins_is_exact():
   lower = np.float32([[[[0], [-2]], [[3], [1]]]])
-  upper = lower + np.float32(1.5)
+  upper, pull_back = lower + np.float32(1.5), jax.jit(MaxPool.pull_back)
   for sign in (1, -1):
     a = np.full((1, 1, 1, 1), sign, np.float32)
-    pulled, constant = MaxPool(2).pull_back(a, lower, upper)
+    pulled, constant = pull_back(MaxPool(2), a, lower, upper)
     np.testing.assert_array_equal(pulled.reshape(-1), [0, 0, sign, 0])
     np.testing.assert_array_equal(constant, 0)
 
