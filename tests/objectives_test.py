@@ -179,7 +179,8 @@ def test_a_gradient_penalty_is_robust_optimization_to_first_order(norm):
   def linear(logits, y):
     return logits[:, 0] - 2 * logits[:, 1]
 
-  delta, _ = ro.steepest(uncertainty)(lambda x: linear(x @ w, y), None, x)
+  attack = ro.steepest(uncertainty)
+  delta = jax.jit(lambda x: attack(lambda x: linear(x @ w, y), None, x)[0])(x)
   penalized, state = ro.gradient_penalty(uncertainty, linear).outer(forward_of(w), x, x, y)
   assert state == {"count": 8}
   robust = ro.robust(linear).outer(forward_of(w), x, x + delta, y)[0]
