@@ -483,7 +483,7 @@ def command(name, *arguments, folder=ROOT, **options):
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bytes(trained, tmp_path):
-  """SIGKILL at several moments of a real run."""
+  """SIGKILL early and late in a real run."""
 
   def arguments(output):
     flags = [f"--workdir={trained}", "--norm=linf", "--radius=0.1", "--notrust", "--batch_size=16"]
@@ -491,7 +491,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(trained, tmp_path)
 
   whole = command(*arguments(tmp_path / "whole"))
   assert whole.wait() == 0, whole.stderr.read()
-  for dies_after in (1, 9, 20):
+  for dies_after in (1, 15):
     process = command(*arguments(tmp_path / "killed"))
     parts = tmp_path / "killed" / "parts"
     while process.poll() is None and (

@@ -224,11 +224,11 @@ def test_every_net_states_its_shapes(dtype):
       apply = lambda p, s, x, train=train, net=net: models.from_linen(net)(  # noqa: E731
         p, s, x, train=train, key=jax.random.key(0)
       )
-      logits, new = jax.eval_shape(apply, params, state, x)
+      jaxpr, (logits, new) = jax.make_jaxpr(apply, return_shape=True)(params, state, x)
       assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
       chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
       chex.assert_trees_all_equal_dtypes(*jax.tree.leaves(params), logits)
-      computes_low = "bf16" in str(jax.make_jaxpr(apply)(params, state, x))
+      computes_low = "bf16" in str(jaxpr)
       assert computes_low == (dtype == jnp.bfloat16), name
 
 
