@@ -343,7 +343,7 @@ def robust_gradient(name):
 @pytest.mark.parametrize(
   ("name", "how"),
   [(name, "shard_map_checked") for name in attacks()]  # the strictest of all
-  + [("pgd_random", how) for how in ("pmap", "jit_over_mesh")],
+  + [("pgd_random", "jit_over_mesh")],
 )
 def test_devices_agree_with_one(name, how):
   """The mean over eight devices is the single device's: every example keeps its own adversary."""
@@ -355,15 +355,11 @@ def test_devices_agree_with_one(name, how):
   by_batch, everywhere = PartitionSpec("data"), PartitionSpec()
 
   def local(params, *batch):
-    if how == "shard_map_checked":  # else it would sum the gradients of replicated parameters
-      params = jax.lax.pcast(params, "data", to="varying")
+    # Else it would sum the gradients of replicated parameters.
+    params = jax.lax.pcast(params, "data", to="varying")
     return jax.lax.pmean(gradient(params, *batch), "data")
 
-  if how == "pmap":
-    split = jax.tree.map(lambda a: a.reshape(8, -1, *a.shape[1:]), batch)
-    replicated = jax.pmap(local, "data", in_axes=(None, 0, 0, 0))(params, *split)
-    ours = jax.tree.map(lambda a: a[0], replicated)
-  elif how == "jit_over_mesh":
+  if how == "jit_over_mesh":
     sharded = jax.device_put(batch, jax.NamedSharding(mesh, by_batch))
     ours = jax.jit(gradient)(params, *sharded)
   else:
@@ -372,7 +368,6 @@ def test_devices_agree_with_one(name, how):
       mesh=mesh,
       in_specs=(everywhere, by_batch, by_batch, by_batch),
       out_specs=everywhere,
-      check_vma=how == "shard_map_checked",
     )
     ours = jax.jit(mapped)(params, *batch)
   close(jax.device_get(ours), expected)
