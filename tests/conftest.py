@@ -106,6 +106,16 @@ def float64():
 
 
 @pytest.fixture(scope="module")
+def no_pictures():
+  """Runs draw none: the three of a small run take longer than all the rest of it."""
+  from robust_opt.experiments import run
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, "draw", lambda *_: None)
+    yield
+
+
+@pytest.fixture(scope="module")
 def browser():
   """Chromium without a window and without a network."""
   chromium = shutil.which("chromium") or shutil.which("google-chrome")

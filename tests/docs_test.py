@@ -178,6 +178,7 @@ OWN = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("page", OWN)
 def test_a_net_and_images_of_your_own_are_trained(page, tmp_path, monkeypatch):
   """As the page says, but briefly."""

@@ -29,8 +29,8 @@ BATCH, ENTRIES, CLASSES = 6, 8, 4
 BOX = (0.0, 1.0)
 # (type, whether x64 is on)
 TYPES = [
-  *(("bfloat16", False), ("float16", False), ("float32", False)),
-  *(("bfloat16", True), ("float16", True), ("float32", True), ("float64", True)),
+  *(("bfloat16", False), ("float32", False)),
+  *(("float16", True), ("float32", True), ("float64", True)),
 ]
 LOW = ["bfloat16", "float16"]
 RADII = {"float": 0.3, "float64": np.float64(0.3), "array": np.full(BATCH, 0.3), "traced": None}
@@ -89,8 +89,8 @@ def types_of(tree):
 @pytest.mark.parametrize(
   ("dtype", "x64", "radius"),
   [
-    *(("bfloat16", False, "array"), ("float16", False, "traced"), ("float32", False, "float64")),
-    *(("bfloat16", True, "float64"), ("float32", True, "traced"), ("float64", True, "float")),
+    *(("bfloat16", False, "array"), ("float32", False, "float64")),
+    *(("float16", True, "float64"), ("float32", True, "traced"), ("float64", True, "float")),
   ],
 )
 def test_sets(dtype, x64, radius):
@@ -167,9 +167,7 @@ MAXIMIZERS = {
 
 
 @pytest.mark.parametrize("name", MAXIMIZERS)
-@pytest.mark.parametrize(
-  ("dtype", "x64"), [("bfloat16", False), ("float32", True), ("float64", True)]
-)
+@pytest.mark.parametrize(("dtype", "x64"), [("bfloat16", False), ("float32", True)])
 def test_maximizers(dtype, x64, name):
   with jax.enable_x64(x64):
     x, key = jnp.asarray(X, dtype), jax.random.key(0)
@@ -284,7 +282,7 @@ def test_integer_logits_are_one_sentence():
   integers = lambda x: jnp.round(net("float32")(x)).astype(jnp.int32)  # noqa: E731
   for attack in attacks(ro.L2).values():
     with pytest.raises(InputError, match="logits must be floating point, not int32"):
-      attack(keys, integers, x, jnp.asarray(Y))
+      jax.eval_shape(lambda x, attack=attack: attack(keys, integers, x, jnp.asarray(Y)), x)
   for whole in (ro.autoattack, trust.report):
     with pytest.raises(InputError, match="logits must be floating point, not int32"):
       whole(integers, X, Y, u=ro.L2(0.1, (0.0, 1.0)))

@@ -26,11 +26,15 @@ def test_the_package_exposes_its_public_names_and_nothing_else():
 
 
 def test_importing_the_package_imports_no_heavy_library():
+  """Those of the experiments are imported with the first run."""
   code = """
 import sys, jax, flax.linen, optax
 before = set(sys.modules)
 import robust_opt
 print(*(set(sys.modules) - before))
+assert "robust_opt.experiments" not in sys.modules
+robust_opt.load_run
+assert "robust_opt.experiments" in sys.modules
 """
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
   assert not HEAVY & set(done.stdout.split())

@@ -76,10 +76,8 @@ def trained(make_step, kind, memory=(), num_steps=40):
   [
     "one_logit",
     "one_logit_of_integers",
-    "regression",
     "regression_of_several",
     "soft_labels",
-    "several_labels",
   ],
 )
 def test_a_step_takes_any_loss_and_labels(kind):

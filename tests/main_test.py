@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl import app, flags
 from PIL import Image
+from processes import environment
 
 from robust_opt import main as main_lib
 from robust_opt.experiments import config as config_lib
@@ -63,6 +64,8 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("main") / "a run"
     patch.setenv("COLUMNS", "80")
     patch.setattr(summary.runs, "example_grid", lambda **kwargs: DRAWN.update(kwargs))
+    patch.setattr(summary.runs, "training_curves", lambda *_: None)
+    patch.setattr(summary.studies, "accuracy_against_radius", lambda *_: None)
     assert run_main(patch, *SMALL, f"--workdir={workdir}") == 0
   return workdir
 
@@ -85,7 +88,7 @@ def test_the_commands_of_the_last_lines_work(finished, monkeypatch, capsys):
   assert [line.split()[2] for line in commands] == ["robust_opt.evaluate", "robust_opt.report"]
   for line in commands:
     words = [sys.executable, *shlex.split(line)[1:]]
-    subprocess.run(words, check=True, capture_output=True, timeout=400)
+    subprocess.run(words, check=True, capture_output=True, timeout=400, env=environment())
   assert list(finished.glob("evaluations/*/verdict.npz"))
   assert (finished / "report.html").exists()
 

@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from processes import environment
 
 from colab import execute
 
@@ -246,9 +247,7 @@ def test_parameters_are_set_in_the_parameter_cell():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_with_outputs_that_support_the_text(name, monkeypatch):
-  # Instead of the eight devices and the optimization level of the other tests.
-  devices = f"--xla_force_host_platform_device_count={DEVICES[name]}"
-  monkeypatch.setenv("XLA_FLAGS", devices)
+  monkeypatch.setenv("XLA_FLAGS", environment(DEVICES[name])["XLA_FLAGS"])
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   notebook = execute.with_parameters(execute.read(name), {"SIZE": "small", "SEED": 1})
   execute.run(notebook)

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from main_test import SMALL, run_main
 
 import robust_opt as ro
@@ -28,6 +29,7 @@ class Probe(ro.LInf):
     return super().steepest_ascent(grad, x)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_documented_path_is_walked(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "probe_module", sys.modules[__name__])
   flags = ["--config.set.name=probe_module:Probe", "--config.set.radius=0.1"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from processes import environment
 
 import robust_opt as ro
 from robust_opt.evaluation import phases
@@ -85,9 +86,8 @@ def test_the_run_command_runs(tmp_path):
   install, run = map(str.strip, block.split("&&"))
   assert install == 'python -m pip install ".[run]"'
   command = run.replace("python", sys.executable, 1).replace("runs/digits", str(tmp_path / "run"))
-  done = subprocess.run(
-    shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-  )
+  given = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True, "timeout": 900}
+  done = subprocess.run(shlex.split(command), check=False, **given)
   assert done.returncode == 0, done.stderr
   assert "Everything about this run is in" in done.stdout
   (shown,) = re.findall(r"<!-- expected output -->\n```text\n(.*?)```", README, re.DOTALL)

@@ -190,7 +190,11 @@ def test_a_slip_is_one_sentence_that_says_what_to_write(slip):
 
 
 def test_what_is_right_passes():
-  robust(x=jnp.asarray(X))
-  robust(with_aux, has_aux=True)
-  robust(attack=ro.ascend(ro.pgd(U, lambda t: ro.L2(0.1), random_start=False), np.int64(1)))
-  update(attack=ro.ScheduledAttack(lambda step: STEEPEST))
+  pgd = ro.ascend(ro.pgd(U, lambda t: ro.L2(0.1), random_start=False), np.int64(1))
+  for right in (
+    lambda: robust(x=jnp.asarray(X)),
+    lambda: robust(with_aux, has_aux=True),
+    lambda: robust(attack=pgd),
+    lambda: update(attack=ro.ScheduledAttack(lambda step: STEEPEST)),
+  ):
+    jax.eval_shape(right)

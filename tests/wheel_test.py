@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import venv
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from processes import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,13 +96,11 @@ class Environment:
 
   def run(self, *arguments, code=0):
     """What the process prints."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     # One device: the mesh of eight would have to divide the batches.
-    flags = environment.get("XLA_FLAGS", "")
-    environment["XLA_FLAGS"] = flags.replace("device_count=8", "device_count=1")
+    env = {name: value for name, value in environment().items() if name != "PYTHONPATH"}
     done = subprocess.run(
       [str(self.python), *map(str, arguments)],
-      cwd=self.folder, capture_output=True, text=True, check=False, env=environment,
+      cwd=self.folder, capture_output=True, text=True, check=False, env=env,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

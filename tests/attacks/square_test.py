@@ -303,9 +303,12 @@ def test_a_net_that_answers_nan_is_fooled():
 
 
 def test_bad_input_is_named():
-  x, y, keys = images(), np.zeros(BATCH, np.int32), keys_for(BATCH)
-  logits_fn = functools.partial(linear, weights=weights_of(3))
-  u = ro.L2(0.1, UNIT_BOX)
+  y, logits_fn = np.zeros(BATCH, np.int32), functools.partial(linear, weights=weights_of(3))
+  u, keys = ro.L2(0.1, UNIT_BOX), keys_for(BATCH)
+
+  def run(attack, keys=keys, x=images()):  # noqa: B008
+    return jax.eval_shape(lambda x: attack(keys, logits_fn, x, y), x)
+
   with pytest.raises(ro.InputError, match=r"square takes ro.LInf, ro.L2 or ro.L1, .* not an L0"):
     square(ro.sets.L0(3))
   with pytest.raises(ro.InputError, match="num_queries must be at least 1, but was 0"):
@@ -315,11 +318,11 @@ def test_bad_input_is_named():
       square(u, p_init=p_init)
   for axis in (3, -4, "last", 0.0):
     with pytest.raises(ro.InputError, match=r"channel_axis must be .* shape \(6, 5, 2\), from -3"):
-      square(u, channel_axis=axis)(keys, logits_fn, jnp.asarray(x), y)
+      run(square(u, channel_axis=axis))
   with pytest.raises(ro.InputError, match="floating point"):
-    square(u)(keys, logits_fn, jnp.zeros((BATCH, *SHAPE), jnp.int32), y)
+    run(square(u), x=jnp.zeros((BATCH, *SHAPE), jnp.int32))
   with pytest.raises(ro.InputError, match="one for each of the 24 examples"):
-    square(ro.L2(np.ones(3)))(keys, logits_fn, jnp.asarray(x), y)
+    run(square(ro.L2(np.ones(3))))
   for wrong in (keys[:3], jax.random.key_data(keys[:3])):
     with pytest.raises(ro.InputError, match="one key or one for each of the 24 examples"):
-      square(u)(wrong, logits_fn, jnp.asarray(x), y)
+      run(square(u), wrong)

@@ -17,6 +17,8 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import build, config
 from robust_opt.experiments import run as experiment
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def linear_net(seed=0):
   """(weights, logits_fn) of three classes on six pixels."""

@@ -72,10 +72,10 @@ def test_the_net_is_wrong_on_all_and_was_right_on_the_sources(examples, trained,
   apply, params, model_state, test = trained
   assert set(examples.norms) == set(RADII)
   assert len(examples.labels) > 50
-  logits, _ = apply(params, model_state, examples.images, train=False, key=None)
+  logits_at = jax.jit(lambda x: apply(params, model_state, x, train=False, key=None)[0])
+  logits = logits_at(examples.images)
   assert not (np.argmax(logits, axis=1) == examples.labels).any()
-  sources = test.images[examples.source_ids] / np.float32(255)
-  logits, _ = apply(params, model_state, sources, train=False, key=None)
+  logits = logits_at(test.images[examples.source_ids] / np.float32(255))
   np.testing.assert_array_equal(np.argmax(logits, axis=1), examples.labels)
   np.testing.assert_array_equal(test.labels[examples.source_ids], examples.labels)
   collection.verify(examples, logits_of, test.images, test.labels, examples.net)
@@ -114,7 +114,8 @@ def test_nothing_that_fools_the_net_is_left_out(examples, trained, logits_of):
     return ro.losses.cross_entropy(apply(params, model_state, x, train=False, key=None)[0], batch.y)
 
   for norm, radius in RADII.items():
-    delta, _ = ro.steepest(ro.sets.BALLS[norm](radius))(value_fn, None, batch.x)
+    attack = ro.steepest(ro.sets.BALLS[norm](radius))
+    delta = jax.jit(lambda x, attack=attack: attack(value_fn, None, x)[0])(batch.x)
     fooled = right & ~collection.correct(logits_of, np.asarray(batch.x + delta), batch.y)
     missing = set(np.flatnonzero(fooled)) - set(examples.source_ids[examples.norms == norm])
     logits = logits_of(np.asarray(batch.x + delta))

@@ -27,6 +27,8 @@ from robust_opt.studies import evaluation as evaluation_study
 from robust_opt.studies import options as study_options
 from robust_opt.studies import study as study_lib
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RNG = np.random.default_rng(0)
 X = RNG.random((12, 6)).astype(np.float32)
 W = RNG.normal(size=(6, 3)).astype(np.float32)

@@ -239,7 +239,7 @@ def noisy(x, key):
 
 
 def test_the_mean_of_draws_is_that_of_probabilities():
-  net = ro.Randomized(noisy, jax.random.key(1), num_draws=7)
+  net = jax.jit(ro.Randomized(noisy, jax.random.key(1), num_draws=7).__call__)
   noise = [noisy(0 * X[:1], key) for key in jax.random.split(jax.random.key(1), 7)]
   draws = [jax.nn.softmax(X @ W + each) for each in noise]
   close(jnp.exp(net(X)), np.mean(draws, axis=0))

@@ -49,7 +49,7 @@ def saved(tmp_path_factory):
   return directory
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def its_noise_stays_here():
   yield
   gc.collect()

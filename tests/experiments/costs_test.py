@@ -18,6 +18,7 @@ def configs(*names):
   made = {name: config_lib.digits() for name in names}
   for name, config in made.items():
     methods.ALL[name].apply(config)
+    config_lib.choose(config, "model", "MLP")
   return made
 
 

@@ -16,6 +16,8 @@ from robust_opt.evaluation import identity
 from robust_opt.experiments import build, run
 from robust_opt.experiments import config as config_lib
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 

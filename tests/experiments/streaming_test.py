@@ -18,6 +18,8 @@ from robust_opt.experiments.workdir import read_inputs
 from robust_opt.training import ArrayData, EpochPlan, sharding, take
 from robust_opt.training.scan import ids_of_steps
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PLAN, KEY = EpochPlan(40, 8), jax.random.key(0)
 
 

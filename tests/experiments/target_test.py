@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,6 +15,8 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import assembly, target
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments import run as run_lib
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def small_config():
@@ -107,17 +107,6 @@ def test_what_is_no_run(tmp_path):
     ro.load_run(tmp_path)
   with pytest.raises(AttributeError, match="no attribute 'load_runs'"):
     ro.load_runs  # noqa: B018
-
-
-def test_experiments_are_imported_with_the_first_run():
-  code = """
-import sys
-import robust_opt as ro
-assert "robust_opt.experiments" not in sys.modules
-ro.load_run
-assert "robust_opt.experiments" in sys.modules
-"""
-  subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def started_from(workdir):

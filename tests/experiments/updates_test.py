@@ -19,6 +19,8 @@ from robust_opt.experiments import build, config, overrides, run
 from robust_opt.sets import tangents
 from robust_opt.training import init_state, penalties, take
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 NET = models.MLP(widths=(16,))
 
 

@@ -369,12 +369,13 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="radius must be >= 0"):
       apgd(SETS[name](-0.1), 10)
     with pytest.raises(InputError, match="random start needs a key"):
-      apgd_steps(SETS[name](0.1), 10).init(None, x)
+      jax.eval_shape(functools.partial(apgd_steps(SETS[name](0.1), 10).init, None), x)
+    other = apgd_steps(SETS[name](np.ones(3)), 10, random_start=False)
     with pytest.raises(InputError, match="one for each of the 2 examples"):
-      apgd_steps(SETS[name](np.ones(3)), 10, random_start=False).init(None, x)
+      jax.eval_shape(functools.partial(other.init, None), x)
     maximizer = apgd_steps(SETS[name](0.1), 10, random_start=False)
     with pytest.raises(InputError, match="one value for each of the 2 examples"):
-      ro.ascend(maximizer, 10)(jnp.sum, None, x)
+      jax.eval_shape(functools.partial(ro.ascend(maximizer, 10), jnp.sum, None), x)
 
 
 @BOTH_ALGORITHMS

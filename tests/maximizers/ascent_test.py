@@ -41,8 +41,10 @@ def overshooting():
 
 def test_the_best_is_the_highest_point_that_the_ascent_passed():
   keys, x, value_fn = problem()
-  last, info = ro.ascend(overshooting(), 12)(value_fn, keys, x)
-  best, same = ro.ascend(overshooting(), 12, keep_best=True)(value_fn, keys, x)
+  run = functools.partial(ro.ascend, overshooting(), 12)
+  (last, info), (best, same) = (
+    jax.jit(functools.partial(run(keep_best=kept), value_fn))(keys, x) for kept in (False, True)
+  )
   close(info, same)
   values = np.stack([value_fn(x), *info.value, value_fn(x + last)])
   close(value_fn(x + best), values.max(axis=0))
@@ -96,9 +98,8 @@ def test_restarts_keep_the_best_of_every_example():
   assert len(np.unique(winners)) > 1  # no restart is the best of the whole batch
   with pytest.raises(InputError, match="A restart needs a key"):
     ro.restarts(one, 4)(value_fn, None, x)
-  alone, _ = ro.restarts(one, 4)(
-    lambda x: value_fn(jnp.tile(x, (BATCH, 1)))[5:6], keys[5:6], x[5:6]
-  )
+  sixth = lambda x: value_fn(jnp.tile(x, (BATCH, 1)))[5:6]  # noqa: E731
+  alone, _ = jax.jit(functools.partial(ro.restarts(one, 4), sixth))(keys[5:6], x[5:6])
   close(alone[0], best[5])
 
 
@@ -125,14 +126,14 @@ def test_a_schedule_gives_every_step_its_set():
 def test_momentum_by_hand():
   """g_{t+1} = mu g_t + grad / |grad|_1: Dong et al. 2018, equations 6 and 7."""
   _, x, value_fn = problem()
-  gradient = jax.grad(lambda x: value_fn(x).sum())
+  gradient = jax.jit(jax.grad(lambda x: value_fn(x).sum()))
   delta, velocity = np.zeros_like(x), np.zeros_like(x)
   for _ in range(4):
     grad = np.asarray(gradient(x + delta))
     velocity = 0.9 * velocity + grad / np.abs(grad).sum(-1, keepdims=True)
     delta = np.clip(delta + 0.1 * np.sign(velocity), -0.25, 0.25)
   attack = ro.ascend(ro.pgd(ro.LInf(0.25), ro.LInf(0.1), random_start=False, momentum=0.9), 4)
-  close(attack(value_fn, None, x)[0], delta)
+  close(jax.jit(lambda x: attack(value_fn, None, x)[0])(x), delta)
 
 
 def test_an_optimizer_of_optax_ascends_each_example_alone():

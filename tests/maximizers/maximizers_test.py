@@ -97,11 +97,12 @@ def test_the_ascent_step_is_exact_on_linear_models(name):
 def test_frank_wolfe_steps_by_hand():
   params, x, y = mlp_problem()
   value_fn = lambda x: mlp_loss(params, x, y)  # noqa: E731
+  gradient = jax.jit(jax.grad(lambda x: value_fn(x).sum()))
   u, delta = ro.L2(1.0), 0 * x
+  ascent = jax.jit(u.steepest_ascent)
   for t in range(3):
-    towards = u.steepest_ascent(jax.grad(lambda x: value_fn(x).sum())(x + delta), x)
-    delta = delta + 2 / (t + 2) * (towards - delta)
-  ours, _ = ro.ascend(ro.frank_wolfe(u), 3)(value_fn, None, x)
+    delta = delta + 2 / (t + 2) * (ascent(gradient(x + delta), x) - delta)
+  ours, _ = jax.jit(lambda x: ro.ascend(ro.frank_wolfe(u), 3)(value_fn, None, x))(x)
   close(ours, delta)
 
 
@@ -129,8 +130,10 @@ def test_an_example_stays_where_its_gradient_is_zero(maximizer):
   # One climbs for ever, the other reaches a plateau in its first step.
   heights = jnp.array([100.0, 0.25])
   climb = lambda x: jnp.minimum(x.sum(-1), heights)  # noqa: E731
-  points = [ro.ascend(maximizer, n)(climb, None, jnp.zeros((2, 2))) for n in (1, 5)]
-  (first, _), (last, info) = points
+  (first, _), (last, info) = (
+    jax.jit(lambda x, n=n: ro.ascend(maximizer, n)(climb, None, x))(jnp.zeros((2, 2)))
+    for n in (1, 5)
+  )
   np.testing.assert_array_equal(info.zero_gradient[:, 1], [False, True, True, True, True])
   assert not info.zero_gradient[:, 0].any()
   assert (first[1] != 0).all()
@@ -340,7 +343,7 @@ def robust_gradient(name):
 @pytest.mark.parametrize(
   ("name", "how"),
   [(name, "shard_map_checked") for name in attacks()]  # the strictest of all
-  + [("pgd_random", how) for how in ("pmap", "jit_over_mesh")],
+  + [("pgd_random", "jit_over_mesh")],
 )
 def test_devices_agree_with_one(name, how):
   """The mean over eight devices is the single device's: every example keeps its own adversary."""
@@ -352,15 +355,11 @@ def test_devices_agree_with_one(name, how):
   by_batch, everywhere = PartitionSpec("data"), PartitionSpec()
 
   def local(params, *batch):
-    if how == "shard_map_checked":  # else it would sum the gradients of replicated parameters
-      params = jax.lax.pcast(params, "data", to="varying")
+    # Else it would sum the gradients of replicated parameters.
+    params = jax.lax.pcast(params, "data", to="varying")
     return jax.lax.pmean(gradient(params, *batch), "data")
 
-  if how == "pmap":
-    split = jax.tree.map(lambda a: a.reshape(8, -1, *a.shape[1:]), batch)
-    replicated = jax.pmap(local, "data", in_axes=(None, 0, 0, 0))(params, *split)
-    ours = jax.tree.map(lambda a: a[0], replicated)
-  elif how == "jit_over_mesh":
+  if how == "jit_over_mesh":
     sharded = jax.device_put(batch, jax.NamedSharding(mesh, by_batch))
     ours = jax.jit(gradient)(params, *sharded)
   else:
@@ -369,7 +368,6 @@ def test_devices_agree_with_one(name, how):
       mesh=mesh,
       in_specs=(everywhere, by_batch, by_batch, by_batch),
       out_specs=everywhere,
-      check_vma=how == "shard_map_checked",
     )
     ours = jax.jit(mapped)(params, *batch)
   close(jax.device_get(ours), expected)

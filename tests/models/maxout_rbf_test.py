@@ -26,8 +26,13 @@ def normal(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@functools.cache
+def compiled(net):
+  return jax.jit(models.from_linen(net), static_argnames="train")
+
+
 def logits_of(net, params, x):
-  return models.from_linen(net)(params, {}, x, train=False, key=None)[0]
+  return compiled(net)(params, {}, x, train=False, key=None)[0]
 
 
 # Maxout.
@@ -105,7 +110,7 @@ def test_dropout_rates_are_rates_of_dropping_in_training_only():
   params = {"Dense_0": eye, "Dense_1": eye}
 
   def kept(**rates):
-    apply = models.from_linen(net.clone(**rates))
+    apply = compiled(net.clone(**rates))
     out = apply(params, {}, ones, train=True, key=jax.random.key(0))[0]
     return np.mean(out > 0), out.max()
 
@@ -115,7 +120,7 @@ def test_dropout_rates_are_rates_of_dropping_in_training_only():
   share, scale = kept(input_dropout=0.0)
   assert abs(share - 0.5) < 0.125
   close(scale, 2)
-  evaluated = models.from_linen(net)(params, {}, ones, train=False, key=jax.random.key(3))[0]
+  evaluated = compiled(net)(params, {}, ones, train=False, key=jax.random.key(3))[0]
   np.testing.assert_array_equal(evaluated, 1)
 
 
@@ -175,9 +180,7 @@ def test_fresh_rbf_nets_are_neither_sure_nor_blind(name, mean, std):
   x = (rng.uniform(0, 1, (8, 28, 28, 1)) * (rng.random((8, 28, 28, 1)) < 0.2)).astype(np.float32)
   net = getattr(models, name)(mean=mean, std=std)
   params, _ = models.init(net, jax.random.key(0), x.shape[1:])
-  log_p = jax.jit(models.from_linen(net), static_argnames="train")(
-    params, {}, x, train=False, key=None
-  )[0]
+  log_p = logits_of(net, params, x)
   assert log_p.max() < -0.05
   assert log_p.min() > -20
   loss = lambda p: ro.losses.independent(logits_of(net, p, x), jnp.arange(8)).mean()  # noqa: E731

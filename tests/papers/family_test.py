@@ -11,6 +11,8 @@ from robust_opt.experiments import methods
 from robust_opt.papers import family
 from robust_opt.studies import accuracy
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PRESET = family.Preset(seeds=1, passes=4, examples=24, version="quick")
 
 

@@ -18,6 +18,8 @@ from robust_opt.papers.goodfellow2015 import measure, report, study
 from robust_opt.papers.goodfellow2015 import nets as nets_lib
 from robust_opt.studies.options import values
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PRESET = study.Preset(seeds=2, epochs=1, large_epochs=0, members=2, tested=40, minimal=4)
 
 

@@ -13,6 +13,8 @@ from robust_opt.experiments import build
 from robust_opt.papers import ilyas2019
 from robust_opt.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PRESET = ilyas2019.Preset(
   seeds=1,
   epochs=2,

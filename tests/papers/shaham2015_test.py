@@ -25,6 +25,8 @@ from robust_opt.sets import LInf
 from robust_opt.statistics import accuracy_interval
 from robust_opt.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 PRESET = Preset(seeds=2, epochs=4, pgd_examples=20, points=2, epochs_per_call=2)
 SMALL = ("model.name=MLP", "data.train_examples=640", "evaluation.sweep=(0.0, 1.0, 2.0)")
 mnist_variant = overrides.module_of(str(Path(__file__).parents[2] / "configs" / "mnist_variant.py"))

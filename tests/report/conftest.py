@@ -8,7 +8,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt.evaluation import phases, trust
-from robust_opt.experiments import config, run
+from robust_opt.experiments import config, run, summary
 from robust_opt.studies import evaluation
 from robust_opt.training.overfitting import Overfitting
 
@@ -34,10 +34,13 @@ def trained(tmp_path_factory):
   c.data.train_examples, c.data.test_examples = 300, 100
   c.training.epochs = 2
   c.evaluation.sweep = (0.0, 1.0)
-  run.run(c, workdir)
   source = {"workdir": str(workdir)}
   options = evaluation.Options(source, version="quick", examples=60, batch_size=64)
   with pytest.MonkeyPatch.context() as patch:
+    # Of the pictures the report has the examples alone.
+    patch.setattr(summary.runs, "training_curves", lambda *_: None)
+    patch.setattr(summary.studies, "accuracy_against_radius", lambda *_: None)
+    run.run(c, workdir)
     patch.setitem(phases.VERSIONS, "quick", SMALL)
     patch.setattr(trust, "report", lambda *_, **__: checks(True, False, True, None))
     assert not evaluation.run(options)
@@ -67,9 +70,9 @@ def second(trained, tmp_path_factory):
   """The same run as if of another seed, overfitted, never evaluated."""
   workdir = tmp_path_factory.mktemp("runs") / NASTY_NAME
   shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("evaluations"))
-  summary = json.loads((workdir / "summary.json").read_text())
-  summary["config"]["seed"], summary["title"] = 7, NASTY_TITLE
-  summary["results"][0]["correct"] -= 4
-  summary["overfitting"] = Overfitting("robust", 3, 0.58, 4, 0.5, 0.6)._asdict()
-  (workdir / "summary.json").write_text(json.dumps(summary))
+  said = json.loads((workdir / "summary.json").read_text())
+  said["config"]["seed"], said["title"] = 7, NASTY_TITLE
+  said["results"][0]["correct"] -= 4
+  said["overfitting"] = Overfitting("robust", 3, 0.58, 4, 0.5, 0.6)._asdict()
+  (workdir / "summary.json").write_text(json.dumps(said))
   return workdir

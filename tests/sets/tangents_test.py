@@ -16,6 +16,7 @@ from robust_opt.sets import tangents
 
 KEY = jax.random.key(0)
 ROWS = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 3)))[0].T  # orthonormal, [3, 8]
+autoencoder_loss, contraction = jax.jit(tangents.autoencoder_loss), jax.jit(tangents.contraction)
 # Products over 8 pixels and 12 units, in a few rounds of orthonormalization.
 TERMS = 4 * (8 + 12)
 ROUNDING = rounding(terms=TERMS)
@@ -45,7 +46,7 @@ def random_encoder(hidden=12, num_entries=8, seed=3):
 def jacobians(params, x):
   """[B, H, n], by automatic differentiation."""
   one = jax.jacobian(lambda x: tangents.encode(params, x[None])[0])
-  return np.asarray(jax.vmap(one)(x)).reshape(len(x), -1, x[0].size)
+  return np.asarray(jax.jit(jax.vmap(one))(x)).reshape(len(x), -1, x[0].size)
 
 
 def flat(basis):
@@ -125,7 +126,7 @@ def test_loss_in_closed_form():
   y = 1 / (1 + np.exp(-(h @ w + c)))
   expected = -np.sum(pixels * np.log(y) + (1 - pixels) * np.log(1 - y), 1)
   expected += 0.7 * np.sum(jacobians(params, x) ** 2, (1, 2))
-  close(tangents.autoencoder_loss(params, x, 0.7), expected)
+  close(autoencoder_loss(params, x, 0.7), expected)
 
 
 @pytest.mark.parametrize(("rank", "iterations"), [(2, 40), (6, 0), (8, 0)])
@@ -196,9 +197,9 @@ def test_training_lowers_the_loss_and_the_penalty_the_contraction():
   train = functools.partial(
     tangents.contractive_autoencoder, images, KEY, hidden=6, batch_size=30, learning_rate=0.01
   )
-  losses = [tangents.autoencoder_loss(train(epochs=n, penalty=0.1), x, 0.1).mean() for n in (1, 60)]
+  losses = [autoencoder_loss(train(epochs=n, penalty=0.1), x, 0.1).mean() for n in (1, 60)]
   assert losses[1] < losses[0]
-  sizes = [tangents.contraction(train(epochs=60, penalty=p), x).mean() for p in (0.0, 0.1, 10.0)]
+  sizes = [contraction(train(epochs=60, penalty=p), x).mean() for p in (0.0, 0.1, 10.0)]
   assert sizes[0] > sizes[1] > 10 * sizes[2]
 
 

@@ -16,6 +16,8 @@ from robust_opt.studies.options import Options, description, option
 from robust_opt.studies.sizing import another_epoch, epochs_that_fit
 from robust_opt.studies.study import Study
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:

@@ -33,6 +33,12 @@ X, DIRECTION = draw(BATCH, *SHAPE), draw(BATCH, *SHAPE, seed=1)
 WEIGHTS = draw(NUM_CLASSES, *SHAPE, seed=2)
 LINEAR = linear_net(WEIGHTS)
 
+linearity = jax.jit(explanations.linearity)
+rotate = jax.jit(explanations.rotate_toward)
+smallest_angle = jax.jit(explanations.smallest_angle, static_argnums=0)
+agreement_on_mistakes = jax.jit(explanations.agreement_on_mistakes)
+confidence_on_mistakes = jax.jit(explanations.confidence_on_mistakes)
+
 
 def first_coordinate(x):
   """Logits (x_0, 0): class 1 where the first input is below 0; NaN where it is."""
@@ -82,7 +88,7 @@ def test_the_sweep_takes_the_net_along_the_line():
   chex.assert_shape(logits, (9, BATCH, NUM_CLASSES))
   straight = LINEAR(X) + EPSILONS[:, None, None] * LINEAR(DIRECTION)
   close(logits, jnp.tanh(straight))
-  fit = jax.jit(explanations.linearity)(EPSILONS, straight)
+  fit = linearity(EPSILONS, straight)
   chex.assert_shape(fit, (BATCH, NUM_CLASSES))
   close(fit.line, 1)
   close(fit.knee, 1)
@@ -90,18 +96,18 @@ def test_the_sweep_takes_the_net_along_the_line():
 
 def test_a_knee_at_zero_is_seen_and_broken_curves_are_nan():
   both_ways = np.abs(EPSILONS)[:, None, None]
-  fit = explanations.linearity(EPSILONS, both_ways)
+  fit = linearity(EPSILONS, both_ways)
   close(fit.line, 0, scale=1.0)  # it rises as much as it falls
   close(fit.knee, 1)
   logits = np.stack([np.full(9, 3.3), np.full(9, np.nan), EPSILONS], axis=1)[:, None]
   logits[4, 0, 1] = np.inf
-  for r_squared in explanations.linearity(EPSILONS, jnp.asarray(logits, jnp.float32)):
+  for r_squared in linearity(EPSILONS, jnp.asarray(logits, jnp.float32)):
     np.testing.assert_array_equal(np.isnan(r_squared[0]), [True, True, False])
 
 
 def test_r_squared_is_that_of_least_squares():
   logits = np.asarray(draw(9, 2, NUM_CLASSES))
-  fit = explanations.linearity(EPSILONS, logits)
+  fit = linearity(EPSILONS, logits)
   one = np.ones(9)
   designs = {
     "line": [one, EPSILONS],
@@ -119,21 +125,21 @@ def test_r_squared_is_that_of_least_squares():
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_r_squared_knows_no_units(scale):
   logits = draw(9, 1, 2)
-  expected = explanations.linearity(EPSILONS, logits)
-  found = explanations.linearity(EPSILONS * np.float32(1 / scale), 5.0 * scale + scale * logits)
+  expected = linearity(EPSILONS, logits)
+  found = linearity(EPSILONS * np.float32(1 / scale), 5.0 * scale + scale * logits)
   chex.assert_trees_all_close(found, expected, atol=1e-4)
 
 
 def test_linearity_on_one_side_of_x_only():
   eps = np.arange(6, dtype=np.float32)
-  fit = explanations.linearity(eps, eps[:, None, None] ** 2)
+  fit = linearity(eps, eps[:, None, None] ** 2)
   close(fit.knee, fit.line)
   assert fit.line[0, 0] < 0.99
 
 
 def test_lines_reject_what_says_nothing():
   with pytest.raises(InputError, match="at least 4"):
-    explanations.linearity(EPSILONS[:3], jnp.zeros((3, 1, 2)))
+    linearity(EPSILONS[:3], jnp.zeros((3, 1, 2)))
   with pytest.raises(InputError, match="direction must have the shape"):
     explanations.epsilon_sweep(LINEAR, X, DIRECTION[0], EPSILONS)
   with pytest.raises(InputError, match="has none"):
@@ -194,8 +200,6 @@ def test_components():
 
 # Rotations
 
-rotate = jax.jit(explanations.rotate_toward)
-
 
 def length(x):
   return np.linalg.norm(np.asarray(x, np.float64).reshape(len(x), -1), axis=1)
@@ -219,19 +223,19 @@ def test_rotation_turns_by_the_angle_and_keeps_the_norm(angle, scale):
 
 
 def test_rotation_by_nothing_and_without_a_plane_leaves_x():
-  np.testing.assert_array_equal(explanations.rotate_toward(X, DIRECTION, 0.0), X)
+  np.testing.assert_array_equal(rotate(X, DIRECTION, 0.0), X)
   for g in (0 * X, X, -X, 3e-7 * X, 1e20 * X):
-    np.testing.assert_array_equal(explanations.rotate_toward(X, g, 0.7), X)
-  np.testing.assert_array_equal(explanations.rotate_toward(0 * X, DIRECTION, 0.7), 0 * X)
+    np.testing.assert_array_equal(rotate(X, g, 0.7), X)
+  np.testing.assert_array_equal(rotate(0 * X, DIRECTION, 0.7), 0 * X)
 
 
 def test_rotation_keeps_examples_apart():
-  rotated = explanations.rotate_toward(X, DIRECTION.at[1].set(jnp.nan), 0.2)
+  rotated = rotate(X, DIRECTION.at[1].set(jnp.nan), 0.2)
   assert np.all(np.isnan(rotated[1]))
-  alone = explanations.rotate_toward(X[:1], DIRECTION[:1], 0.2)
+  alone = rotate(X[:1], DIRECTION[:1], 0.2)
   close(rotated[:1], alone)
   with pytest.raises(InputError, match="g must have the shape"):
-    explanations.rotate_toward(X, DIRECTION[:1], 0.2)
+    rotate(X, DIRECTION[:1], 0.2)
 
 
 def test_the_smallest_angle_is_that_at_which_the_class_turns():
@@ -241,16 +245,16 @@ def test_the_smallest_angle_is_that_at_which_the_class_turns():
   g = jnp.tile(jnp.array([-1.0, 0.0]), (3, 1))
   angles = jnp.arange(8) / 10
   y = jnp.zeros(3, int)
-  found = jax.jit(lambda a: explanations.smallest_angle(first_coordinate, x, y, g, a))(angles)
+  found = smallest_angle(first_coordinate, x, y, g, angles)
   close(found, [0.3, 0.6, np.inf])
-  mistaken = explanations.smallest_angle(first_coordinate, x, y + 1, g, angles)
+  mistaken = smallest_angle(first_coordinate, x, y + 1, g, angles)
   np.testing.assert_array_equal(mistaken, 0)
-  still = explanations.smallest_angle(first_coordinate, x, y, 0 * g, angles)
+  still = smallest_angle(first_coordinate, x, y, 0 * g, angles)
   np.testing.assert_array_equal(still, np.inf)
-  broken = explanations.smallest_angle(first_coordinate, x * jnp.nan, y, g, angles)
+  broken = smallest_angle(first_coordinate, x * jnp.nan, y, g, angles)
   np.testing.assert_array_equal(broken, 0)
   with pytest.raises(InputError, match="at least one angle"):
-    explanations.smallest_angle(first_coordinate, x, y, g, angles[:0])
+    smallest_angle(first_coordinate, x, y, g, angles[:0])
 
 
 # Nets side by side
@@ -260,14 +264,14 @@ def test_agreement_on_mistakes():
   y = jnp.array([0, 0, 0, 0, 1, 2])
   a = jnp.array([0, 1, 1, 2, 0, 1])  # wrong from the second on
   b = jnp.array([1, 1, 0, 1, 0, 2])  # as a: the second and the fifth; both wrong: the fourth too
-  found = jax.jit(explanations.agreement_on_mistakes)(a, b, y)
+  found = agreement_on_mistakes(a, b, y)
   close((found.mistakes, found.both), (2 / 5, 2 / 3))
   assert (found.num_mistakes, found.num_both) == (5, 3)
-  same = explanations.agreement_on_mistakes(a, a, y)
+  same = agreement_on_mistakes(a, a, y)
   assert (same.mistakes, same.both) == (1, 1)
   y = jnp.array([0, 1])
   for a, b, mistakes in ((y, 1 - y, np.nan), (1 - y, y, 0)):  # one of them never errs
-    found = explanations.agreement_on_mistakes(a, b, y)
+    found = agreement_on_mistakes(a, b, y)
     np.testing.assert_array_equal([found.mistakes, found.both], [mistakes, np.nan])
 
 
@@ -316,7 +320,7 @@ def test_confidence_on_mistakes():
     (probabilities[::3], [1, 1], (0.95, np.nan, 1)),
     (broken[::3], [0, 0], (np.nan, 1.0, 0.5)),
   ):
-    found = explanations.confidence_on_mistakes(p, jnp.array(y))
+    found = confidence_on_mistakes(p, jnp.array(y))
     np.testing.assert_allclose(found, expected, rtol=ROUNDING)
 
 

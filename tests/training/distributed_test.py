@@ -1,7 +1,6 @@
 """Two processes that share a run, joined over the loopback interface, against one that is alone."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from processes import environment
 from rounding import assert_close
 
 from robust_opt import models
@@ -32,17 +32,13 @@ STEPS = 2 * (360 // 32)
 
 
 def start(workdir, devices, *flags):
-  environment = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("JAX_")},
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-  }
   command = [sys.executable, "-m", "robust_opt.main", f"--workdir={workdir}", *flags]
   command += [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
   # A random start would tell whether the draws of the two processes agree.
   command += ["--config.attack.random_start=True"]
   pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-  return subprocess.Popen(command, env=environment, **pipe)
+  env = environment(devices) | {"JAX_PLATFORMS": "cpu"}
+  return subprocess.Popen(command, env=env, **pipe)
 
 
 def finish(processes, seconds=600):

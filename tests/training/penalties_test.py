@@ -66,9 +66,12 @@ def test_the_largest_singular_value_and_its_gradient(given):
     moved = dataclasses.replace(layer, kernel=kernel).linear(v)
     return jnp.sum(moved.reshape(-1) * u[:, 0])
 
-  expected = jax.grad(paired)(layer.kernel)
+  expected = jax.jit(jax.grad(paired))(layer.kernel)
   np.testing.assert_allclose(gradient.kernel, expected, rtol=2e-2, atol=2e-3)
-  few = [float(penalties.largest_singular_value(layer, shape, k)) for k in (1, 2, 4, 8, 16)]
+  after = lambda layer: [  # noqa: E731
+    penalties.largest_singular_value(layer, shape, k) for k in (1, 2, 4, 8, 16)
+  ]
+  few = jax.jit(after)(layer)
   # From below, and never worse for an iteration more.
   assert np.all(np.diff(few) >= -ROUNDING * singular[0])
   assert few[-1] <= singular[0] * (1 + ROUNDING)
@@ -76,9 +79,8 @@ def test_the_largest_singular_value_and_its_gradient(given):
 
 def test_weights_of_zero_have_no_norm_and_no_gradient():
   layer = affine.Dense(jnp.zeros((5, 3)))
-  value, gradient = jax.value_and_grad(lambda layer: penalties.largest_singular_value(layer, (5,)))(
-    layer
-  )
+  norm = lambda layer: penalties.largest_singular_value(layer, (5,))  # noqa: E731
+  value, gradient = jax.jit(jax.value_and_grad(norm))(layer)
   assert value == 0
   np.testing.assert_array_equal(gradient.kernel, 0)
 
@@ -165,18 +167,17 @@ def test_gradient_alignment_in_closed_form():
   uncertainty = ro.LInf(0.5)
   keys = keys_for(batch)
   penalty = penalties.gradient_alignment(curved, uncertainty)
-  moved = batch.x + uncertainty.sample(keys, batch.x)
+  moved = batch.x + jax.jit(uncertainty.sample)(keys, batch.x)
   lengths = jnp.linalg.norm(batch.x, axis=-1) * jnp.linalg.norm(moved, axis=-1)
   expected = 1 - jnp.sum(batch.x * moved, -1) / lengths
-  close(penalty(1.0, {}, batch, keys), expected)
+  close(jax.jit(penalty)(1.0, {}, batch, keys), expected)
 
 
 def test_no_gradient_is_no_direction():
   batch = batch_of((5,), classes=2)
   penalty = penalties.gradient_alignment(curved, ro.LInf(0.3))
-  value, gradient = jax.value_and_grad(lambda a: jnp.mean(penalty(a, {}, batch, keys_for(batch))))(
-    0.0
-  )
+  mean = lambda a: jnp.mean(penalty(a, {}, batch, keys_for(batch)))  # noqa: E731
+  value, gradient = jax.jit(jax.value_and_grad(mean))(0.0)
   assert (value, gradient) == (1, 0)
 
 

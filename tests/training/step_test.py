@@ -4,6 +4,8 @@ Programs that ought to compute the same are compared in float64: signs of gradie
 top of steps, amplify rounding.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -212,16 +214,17 @@ def test_adversarial_weights_are_as_long_as_told_and_taken_away_again():
     logits, _ = apply(params, {}, batch.x, train=True, key=None)
     return jnp.mean(ro.losses.cross_entropy(logits, batch.y))
 
-  gradient = jax.grad(mean_loss)(state.params)
+  gradient_at = jax.jit(jax.grad(mean_loss))
+  gradient = gradient_at(state.params)
   perturb = optimizers.adversarial_weights(gamma)
-  v = perturb(state.params, gradient)
+  v = jax.jit(perturb)(state.params, gradient)
   for w, g, added in zip(*map(jax.tree.leaves, (state.params, gradient, v))):
     if w.ndim < 2:
       np.testing.assert_array_equal(added, 0)
     else:
       length = gamma * np.linalg.norm(w)
       assert_close(added, length * g / np.linalg.norm(g), terms=TERMS + w.size)
-  shifted = jax.grad(mean_loss)(jax.tree.map(jnp.add, state.params, v))
+  shifted = gradient_at(jax.tree.map(jnp.add, state.params, v))
   expected = jax.tree.map(lambda w, g: w - LR * g, state.params, shifted)
   step = ro.make_train_step(apply, optimizer, ro.robust(), no_attack(), perturb_weights=perturb)
   after, _ = jax.jit(step)(state, batch, jax.random.key(0))
@@ -324,8 +327,7 @@ def recording(apply, calls):
   """The model, noting (train, key) of every call."""
 
   def recorded(params, model_state, x, *, train, key):
-    with jax.ensure_compile_time_eval():
-      calls.append((train, np.asarray(jax.random.key_data(key)).tolist()))
+    calls.append((train, key))
     return apply(params, model_state, x, train=train, key=key)
 
   return recorded
@@ -344,16 +346,20 @@ def test_running_statistics_are_touched_by_the_descent_alone(train_mode):
     ro.steepest(ro.LInf(0.2)),
     ascent_in_train_mode=train_mode,
   )
-  new, _ = step(state, batch, jax.random.key(3))
 
-  (ascent_train, ascent_key), (descent_train, descent_key) = calls[0], calls[-1]
-  assert (ascent_train, descent_train) == (train_mode, True)
+  @jax.jit
+  def run(state, batch, key):
+    new, _ = step(state, batch, key)
+    return new, calls[0][1], calls[-1][1]
+
+  new, ascent_key, descent_key = run(state, batch, jax.random.key(3))
+  assert (calls[0][0], calls[-1][0]) == (train_mode, True)
   assert ascent_key != descent_key  # other masks
   variables = {"params": state.params, **state.model_state}
 
+  @functools.partial(jax.jit, static_argnums=1)
   def by_hand(x, train, key):
-    rngs = {"dropout": jax.random.wrap_key_data(jnp.asarray(key, jnp.uint32))}
-    return net.apply(variables, x, train=train, rngs=rngs, mutable=["batch_stats"])
+    return net.apply(variables, x, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
 
   def total(x):
     logits, _ = by_hand(x, train_mode, ascent_key)
