@@ -9,9 +9,9 @@ The other two need their extra, and find server, project and account in their ow
 variables (WANDB_PROJECT, WANDB_MODE=offline, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...).
 """
 
-import secrets
 import socket
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,7 +136,7 @@ def _wandb(workdir: Path, resume_step: int, written: int, config: Mapping[str, A
   import wandb
 
   folder = workdir / "wandb"
-  named = {"id": _kept(folder, lambda: secrets.token_hex(8)), "name": workdir.name}
+  named = {"id": _kept(folder, lambda: uuid.uuid4().hex), "name": workdir.name}
   run = _opened(
     "wandb", lambda: wandb.init(dir=str(workdir), config=dict(config), resume="allow", **named)
   )

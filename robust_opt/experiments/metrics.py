@@ -55,8 +55,8 @@ class MetricWriter:
       with atomic_write(self._path) as file:
         file.write("".join(kept).encode())
     with name_in_errors(self._path):
-      self._lines = self._path.open("a", encoding="utf-8")
       self._logger = open_logger(logger, workdir, resume_step, written, config)
+      self._lines = self._path.open("a", encoding="utf-8")
 
   def write(self, step: int, values: Mapping[str, float | int]) -> None:
     """Writes scalars of one step; a value that is not finite becomes null in the JSON."""

@@ -261,9 +261,10 @@ def test_arrays_are_data_and_what_decides_shapes_is_static():
   leaves = {name: len(jax.tree.leaves(SETS[name](0.5))) for name in SETS}
   assert {name for name, count in leaves.items() if count == 2} == {
     *("ellipsoid", "tangent", "linf_l2", "linf_l2_with_box", "intersection", "product_with_box"),
-    *("masked_l2", "masked_l1_with_box", "masked_group_l21"),
+    *("masked_l2", "masked_l1_with_box", "masked_group_l21", "l0", "l0_with_box"),
+    *("union", "union_with_box"),
   }
-  assert leaves["group_l21"] == leaves["tangent_at"] == leaves["l0_with_box"] == 1
+  assert leaves["group_l21"] == leaves["tangent_at"] == leaves["linf"] == 1
   assert sets.GroupL21(0.5, LABELS) != sets.GroupL21(0.5, LABELS[::-1])
   assert sets.Masked(ro.L2(0.5), MASK) != sets.Masked(ro.L2(0.5), ~MASK)
   assert sets.Ellipsoid(0.5, SCALE) != sets.Ellipsoid(0.5, 2 * SCALE)

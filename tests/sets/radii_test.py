@@ -26,7 +26,7 @@ def of_flag(text, name="radius", define=evaluate.define_flags):
   """The value of a flag of a command, which is not really defined: others have its name."""
   parsers = {}
   with pytest.MonkeyPatch.context() as patch:
-    for kind in ("string", "integer", "boolean", "enum"):
+    for kind in ("string", "integer", "boolean", "enum", "list"):
       patch.setattr(flags, f"DEFINE_{kind}", lambda *_, **__: None)
     patch.setattr(flags, "DEFINE", lambda parser, name, *_, **__: parsers.update({name: parser}))
     define()
