@@ -21,13 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from rich import box
-from rich.table import Table
 
-from robust_opt import layout, tables
+from robust_opt import layout
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, identity, network, trust, verdict
-from robust_opt.evaluation import headline as headlines
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
@@ -39,9 +36,8 @@ from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
 from robust_opt.sets.radii import check_extent, with_numbers
-from robust_opt.studies import proofs, shares, submission
+from robust_opt.studies import proofs, shares, submission, summaries
 from robust_opt.studies.study import Study, sha256_of
-from robust_opt.tables import Rate
 from robust_opt.training import sharding
 
 TRUST_EXAMPLES = 200  # of the trust report, at most, drawn by the seed
@@ -150,19 +146,21 @@ def _publish(
   guess: str,
   following: list[str],
 ) -> None:
-  """Writes and prints the summary; `guess`: as of `_remarks`; `following`: the next commands."""
+  """Writes and prints the summary; `guess`: of the layout; `following`: the next commands."""
   costs = read_costs(folder)
   if costs:
     summary["costs"] = {name: cost._asdict() for name, cost in costs.items()}
   write_json(folder / "summary.json", summary)
-  text = _markdown(summary, claim, checks, guess, costs)
+  text = summaries.markdown(summary, claim, checks, guess, costs)
   with atomic_write(folder / "summary.md") as file:
     file.write(text.encode())
   if checks:
-    metrics.print_table(_trust_table(checks))
-  metrics.print_table(_accuracy_table(summary, claim))
-  headline = _headline(summary, claim, checks)
-  metrics.print_sentences(headline.sentence, headline.warning, _remarks(summary, claim, guess))
+    metrics.print_table(summaries.trust_table(checks))
+  metrics.print_table(summaries.accuracy_table(summary, claim))
+  headline = summaries.headline(summary, claim, checks)
+  metrics.print_sentences(
+    headline.sentence, headline.warning, summaries.remarks(summary, claim, guess)
+  )
   print(f"Everything about this evaluation is in {folder}")
   print("\n".join(["Next, check every claim, and see the images:", *following]))
 
@@ -172,15 +170,6 @@ def _print_submission(paths: list[Path]) -> None:
   name = images.removesuffix(".npy")
   print(f"For RobustBench: {info}, where what is null is yours to fill in, and {images}.")
   print(f'  torch.save(torch.from_numpy(numpy.load("{name}.npy")), "{name}.pt")')
-
-
-def _headline(
-  summary: dict[str, Any], claim: verdict.Claim, checks: list[trust.Check]
-) -> headlines.Headline:
-  clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
-  attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
-  data = claim.source.get("data", "")
-  return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data)
 
 
 def _following(folder: Path, options: Options) -> list[str]:
@@ -414,81 +403,6 @@ def _summary(
   }
 
 
-def _accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
-  """Clean, then after each attack: the accuracies with their intervals, for the terminal."""
-  left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "pad_edge": False}
-  title = f"{summary['net']}: {headlines.ensemble_over(claim.version, claim.set)}"
-  caption = "each attack on the images that remain; radii in pixels of [0, 1]"
-  table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **left)
-  table.add_column("test examples", no_wrap=True)
-  for name in ("accuracy", "95 % interval", "correct", "broken by it"):
-    table.add_column(name, justify="right", no_wrap=True)
-  for row in summary["attacks"]:
-    rate = Rate(row["standing"], summary["total"])
-    name = "clean" if row["after"] == autoattack.CLEAN else f"after {row['after']}"
-    correct = f"{rate.correct:,} of {rate.total:,}"
-    table.add_row(name, rate.percent, rate.range, correct, f"{row['broke']:,}")
-  return table
-
-
-def _trust_table(checks: list[trust.Check]) -> Table:
-  """The trust report for the terminal, failed checks first."""
-  table = Table(title="Trust report", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-  for name in ("check", "passed", "measured, and what a failure means"):
-    table.add_column(name)
-  for check in headlines.by_importance(checks):
-    meaning = f"{'This' if check.failed else 'A failure'} means: {check.meaning}"
-    table.add_row(check.name, trust.OUTCOMES[check.passed], f"{check.measured}\n{meaning}")
-  return table
-
-
-def _remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
-  """What else to know of the number; `guess`: that of the channel axis, or empty."""
-  rounded_accuracy = 100 * summary["accuracy_after_rounding"]
-  parts = [f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %."]
-  if summary["certified"]:
-    proved = Rate(summary["certified"]["images"], summary["total"])
-    method = summary["certified"]["method"]
-    parts.append(f"{proved.percent} ({proved.range}) are proved to be robust, by {method}.")
-  if summary["draws"]:
-    parts.append(f"Every prediction is the mean of {summary['draws']} draws.")
-  if guess:
-    parts.append(f"Layout: {guess}; `--channel_axis` states it.")
-  if not isinstance(claim.u, Ball):
-    parts.append("The trust report takes balls of a norm only, and was not made.")
-  return " ".join(parts)
-
-
-def _markdown(
-  summary: dict[str, Any],
-  claim: verdict.Claim,
-  checks: list[trust.Check],
-  guess: str,
-  costs: dict[str, autoattack.Cost],
-) -> str:
-  """The content of summary.md; `guess`: as of `_remarks`."""
-  headline, total = _headline(summary, claim, checks), summary["total"]
-  rates = [Rate(row["standing"], total) for row in summary["attacks"]]
-  rows = [
-    f"| {row['after']} | {row['broke']} | {row['standing']} | {rate.percent} | {rate.range} |"
-    for row, rate in zip(summary["attacks"], rates, strict=True)
-  ]
-  head = "| after | broken by it | remaining | accuracy | 95 % interval |"
-  parts = [
-    f"# {summary['net']}: {headline.attack}, {tables.counted(total, 'example')}",
-    f"{headline.sentence} {headline.warning}".strip(),
-    "\n".join([head, "|---|---|---|---|---|", *rows]),
-    _remarks(summary, claim, guess),
-  ]
-  if checks:
-    parts.append(trust.to_markdown(headlines.by_importance(checks)).strip())
-  if costs:
-    parts.append("\n".join(_cost_table(costs)))
-  if claim.source.get("data"):
-    parts.append(f"Data: {claim.source['data']}, SHA-256 {claim.data_sha256}.")
-  return "\n\n".join(parts) + "\n"
-
-
 def read_costs(folder: Path) -> dict[str, autoattack.Cost]:
   """By attack what it cost; {} of an evaluation before costs were kept."""
   try:
@@ -496,18 +410,6 @@ def read_costs(folder: Path) -> dict[str, autoattack.Cost]:
     return {name: autoattack.Cost(**cost) for name, cost in stored.items()}
   except (OSError, ValueError, TypeError):
     return {}
-
-
-def _cost_table(costs: dict[str, autoattack.Cost]) -> list[str]:
-  """A lane is an example, or one of its targets; images include those that only fill a batch."""
-  rows = [
-    f"| {name} | {cost.seconds:.1f} | {cost.compiling:.1f} | {cost.batches} | {cost.lanes} "
-    f"| {100 * cost.padding / max(1, cost.lanes + cost.padding):.1f} % | {cost.forward} "
-    f"| {cost.gradient} |"
-    for name, cost in costs.items()
-  ]
-  head = "attack | seconds | of which compiling | batches | lanes | padding | images, forward"
-  return [f"| {head} | images, gradient |", "|---" * 8 + "|", *rows]
 
 
 def check_batch_size(batch_size: int, devices: int) -> None:
