@@ -90,6 +90,10 @@ def test_what_has_no_file_is_one_sentence(tmp_path, monkeypatch):
   for words, function in (
     (r"cannot be traced .*write x\.shape\[0\]", lambda x: x.reshape(len(x), -1)),
     ("no counterpart of JAX's sort", lambda x: jnp.sort(x.reshape(x.shape[0], -1))),
+    (
+      "no counterpart of JAX's scan",
+      lambda x: jax.lax.scan(lambda c, _: (2 * c, None), x, length=3)[0],
+    ),
     ("indices that are the same for all images", lambda x: x[jnp.arange(3)].reshape(3, -1)),
   ):
     with pytest.raises(InputError, match=words):

@@ -8,7 +8,18 @@ ROOT = Path(__file__).parents[1] / "robust_opt"
 
 # From the ground up: a package may import those before it, never those after it.
 ORDER = [
-  *("types", "errors", "checks", "extras", "files", "keys", "precision", "layout", "arrays"),
+  *(
+    "types",
+    "errors",
+    "checks",
+    "extras",
+    "files",
+    "keys",
+    "precision",
+    "layout",
+    "arrays",
+    "jaxprs",
+  ),
   *("statistics", "tables", "plots", "losses", "sets", "objectives", "maximizers", "models"),
   *(
     "training",

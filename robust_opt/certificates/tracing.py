@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from robust_opt.certificates import primitives
 from robust_opt.certificates.graph import Graph, Node
@@ -33,14 +32,10 @@ from robust_opt.certificates.operations import (
   Piecewise,
 )
 from robust_opt.errors import InputError
+from robust_opt.jaxprs import interpret
 from robust_opt.precision import check_floating
 from robust_opt.types import Array, LogitsFn
 
-_CALLS = (
-  *("jit", "pjit", "closed_call", "core_call", "checkpoint"),
-  *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-)
-_CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # the function of such an equation
 _SAME = ("copy", "copy_p", "stop_gradient")
 _COMPARISONS = {"ge": True, "gt": True, "le": False, "lt": False}
 _ENTRYWISE: dict[str, Operation] = {"logistic": SIGMOID, "tanh": TANH, "abs": ABS}
@@ -66,7 +61,7 @@ def trace(logits_fn: LogitsFn, shape: Sequence[int], dtype: Any) -> Graph:
     raise InputError(f"The network must return logits [1, C] for one image, but returned {shapes}.")
   check_floating(out[0], "The net's logits")
   builder = _Builder(image)
-  (logits,) = builder.run(closed.jaxpr, closed.consts, [_X(0)])
+  (logits,) = interpret(closed.jaxpr, closed.consts, [_X(0)], builder.equation)
   if not isinstance(logits, _X):
     raise InputError("The network's logits do not depend on the image.")
   return builder.graph(logits.node)
@@ -103,23 +98,9 @@ class _Builder:
     uses = collections.Counter(i for node in nodes.values() for i in node.inputs)
     return Graph(nodes, output, dict(uses), self.dtype)
 
-  def run(self, jaxpr: Any, constants: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr, each an array, an _X, or an _IsPositive."""
-    known = dict(zip(jaxpr.constvars, constants, strict=True))
-    known |= dict(zip(jaxpr.invars, values, strict=True))
-    read = lambda atom: atom.val if isinstance(atom, core.Literal) else known[atom]  # noqa: E731
-    for equation in jaxpr.eqns:
-      outputs = self.equation(equation, [read(atom) for atom in equation.invars])
-      known |= dict(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
   def equation(self, equation: Any, values: list[Any]) -> list[Any]:
-    """The outputs of one equation."""
+    """The outputs of one equation, each an array, an _X, or an _IsPositive."""
     name = equation.primitive.name
-    if name in _CALLS:
-      inner = next(equation.params[key] for key in _CALLED if key in equation.params)
-      inner = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
-      return self.run(inner.jaxpr, inner.consts, values)
     if not any(isinstance(value, _X | _IsPositive) for value in values):
       return _constants(equation, values)
     if name in _SAME:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from robust_opt.errors import InputError
+from robust_opt.jaxprs import interpret
 
 IMAGES = "images"  # the input
 _WHOLE = np.iinfo(np.int64).max  # the end of a slice that ends where its axis does
@@ -74,22 +75,11 @@ class Graph:
 
   def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
     """Adds a jaxpr; returns its outputs."""
-    env: dict[Any, Value] = dict(zip(jaxpr.constvars, map(np.asarray, consts)))
-    env |= dict(zip(jaxpr.invars, inputs))
-
-    def read(atom: Any) -> Value:
-      return np.asarray(atom.val) if hasattr(atom, "val") else env[atom]
-
-    for equation in jaxpr.eqns:
-      outputs = self._equation(equation, [read(atom) for atom in equation.invars])
-      env |= dict(zip(equation.outvars, outputs))
-    return [read(atom) for atom in jaxpr.outvars]
+    return interpret(jaxpr, list(map(np.asarray, consts)), inputs, self._equation)
 
   def _equation(self, equation: Any, values: list[Value]) -> list[Value]:
     name, parameters = equation.primitive.name, equation.params
-    inner = next((parameters[key] for key in ("jaxpr", "call_jaxpr") if key in parameters), None)
-    if inner is not None:
-      return self.run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), values)
+    values = [value if isinstance(value, str) else np.asarray(value) for value in values]
     fixed = all(isinstance(s, int) for var in equation.outvars for s in var.aval.shape)
     if fixed and name != "dim_as_value" and not any(isinstance(value, str) for value in values):
       outputs = equation.primitive.bind(*values, **parameters)
