@@ -17,6 +17,7 @@ from robust_opt import models, weights
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, MissingExtraError
+from robust_opt.evaluation import verdict
 from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import target
 from robust_opt.models import state_dict as state_dicts
@@ -296,17 +297,33 @@ def test_the_network_of_the_package_is_as_its_card_says():
   assert measured["examples"] == len(y)
   assert (net.predict(test.images) == y).sum() == measured["clean"]
   u = build_set(measured["set"])
-  verdict = ro.autoattack(net.logits_fn, pixels(test.images), y, u, version="quick")
+  found = ro.autoattack(net.logits_fn, pixels(test.images), y, u, version="quick")
   # Of the standard version APGD alone finds what there is; its starts are random.
-  assert abs(round(verdict.robust_accuracy * len(y)) - measured["robust"]) <= 2
+  assert abs(round(found.robust_accuracy * len(y)) - measured["robust"]) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="MNIST is not here")
+def test_the_verdict_on_the_network_for_mnist_is_true():
+  net, test = ro.load("mnist_linf"), datasets.load("mnist", "test", data_dir=str(DATA))
+  (measured,), stored = (
+    net.card["evaluations"],
+    verdict.load(weights.NETS / "mnist_linf/verdict.npz"),
+  )
+  x, y = pixels(test.images[: measured["examples"]]), test.labels[: measured["examples"]]
+  assert verdict.verify(stored, net.logits_fn, x, y.astype(np.int32), net.sha256) == []
+  assert stored.claim.set == measured["set"]
+  broken_by = stored.verdict.broken_by
+  assert [np.sum(broken_by != 0), np.sum(broken_by < 0)] == [measured["clean"], measured["robust"]]
 
 
 def test_networks_that_are_not_in_the_package_or_are_damaged(tmp_path):
   net = ro.load("digits_linf")
   assert (net.sha256, net.title) == (net.card["sha256"], "digits_linf of robust_opt")
+  for folder in weights.NETS.iterdir():
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
   files = list((weights.NETS / "digits_linf").iterdir())
-  assert sum(file.stat().st_size for file in files) < 1e6
-  with pytest.raises(InputError, match="networks of the package are digits_linf, not 'mnist'"):
+  with pytest.raises(InputError, match="package are digits_linf, mnist_linf, not 'mnist'"):
     ro.load("mnist")
   (tmp_path / "other").mkdir()
   for file in files:
