@@ -1,4 +1,4 @@
-"""Certified accuracy of ResNet-2B on CIFAR-10, beside what its authors and auto_LiRPA report.
+"""Certified accuracy of ResNet-2B on CIFAR-10, next to what its authors and auto_LiRPA report.
 
   python -m benchmarks.certificates --data_dir=DIR --weights=resnet2b.pth [--examples=500]
       [--radius=2/255] [--method=alpha-crown] [--max_units=1024] [--save=ours.npz]

@@ -3,7 +3,7 @@
   python benchmarks/certificates_torch.py x_y.npz resnet2b.pth theirs.npz [2] [CROWN] [20]
 
 x_y.npz has x [N, 32, 32, 3] in [0, 1] and y [N]; then the radius in 1/255, the method of
-auto_LiRPA, and the images at a time. auto_LiRPA 0.3, the version on PyPI, is from before PyTorch
+auto_LiRPA, and the batch size. auto_LiRPA 0.3, the version on PyPI, is from before PyTorch
 1.13: `modernize` lets it run under PyTorch 2.14 and NumPy 2.
 """
 

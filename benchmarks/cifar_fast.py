@@ -3,11 +3,12 @@
   python -m benchmarks.cifar_fast --output=OUT [--train_s=300] [--budget_s=540]
       [--config=FILE] [--config.data.data_dir=DIR] [--config.KEY=VALUE ...]
 
-Trains as many epochs as fit into --train_s seconds of updates, without compilation, up to those of
-the config; nothing is measured on the way. Then attacks the test images, a thousand at a time, in
-their order. OUT gets the weights, in files of at most 14 MB, and result.json, which is written
-after the training and after every thousand images. The same command goes on where --budget_s ended
-it, so that a second machine may attack what the first has trained. Nothing is downloaded.
+Trains as many epochs as fit into --train_s seconds of updates, without compilation, at most as many
+as the config says; nothing is measured on the way. Then attacks the test images in order, a
+thousand at a time. OUT gets the weights, in files of at most 14 MB, and result.json, which is
+written after the training and after every thousand images. The same command continues where
+--budget_s stopped it, so that a second machine may attack what the first has trained. Nothing is
+downloaded.
 """
 
 import argparse

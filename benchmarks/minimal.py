@@ -1,4 +1,4 @@
-"""The minimal-norm suite beside the attacks of adv_lib: distances, optimality, calls and time.
+"""The minimal-norm suite and the attacks of adv_lib: distances, optimality, calls and time.
 
   python -m benchmarks.minimal --workdir=runs/minimal [--dataset=mnist]
       [--data_dir=DIR] [--kinds standard pgd] [--norms l2 linf l1 l0] [--examples 100]

@@ -3,7 +3,7 @@
   python -m benchmarks.robustbench_zoo tests/experiments/robustbench_zoo.json
 
 It needs torch, torchvision, timm and robustbench (`--no-deps`); other packages that its files
-import are replaced by empty ones. Networks with the same names and shapes in their state dicts and
+import are replaced by stubs. Networks with the same names and shapes in their state dicts and
 the same standardization make one entry: a hash of names and shapes, and what the first convolution
 sees of a black and of a white image. `unsupported` lists the rest: ensembles, other architectures.
 """

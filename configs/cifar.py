@@ -1,16 +1,16 @@
-"""CIFAR-10, the field's recipes: --config=configs/cifar.py:NAME, or NAME,l2.
+"""CIFAR-10, recipes from the literature: --config=configs/cifar.py:NAME, or NAME,l2.
 
   python -m robust_opt.main --config=configs/cifar.py:trades --workdir=RUN
   python -m robust_opt.evaluate --workdir=RUN --checkpoint=best
 
 Over the l_inf ball of radius 8/255 in the pixel box, or with `,l2` over the l_2 ball of radius
-128/255, PGD then by steps of 15/255. PreActResNet-18 but for the last two, batches of 128, SGD with
-momentum 0.9, random crops and flips. What makes a method that method is its function in
+128/255, where PGD takes steps of 15/255. PreActResNet-18 except for the last two, batches of 128,
+SGD with momentum 0.9, random crops and flips. What makes a method that method is its function in
 robust_opt/experiments/methods.py.
 
-None was run for its whole length yet: that wants an accelerator. Published are accuracies in %,
-l_inf, clean and under AutoAttack, from the authors' code or logs; where they are not known to us,
-and where one was recalled and not checked, the table says so.
+None has been run at full length yet: that needs an accelerator. Published are accuracies in %,
+l_inf, clean and under AutoAttack, from the authors' code, tables or logs; where they are not known
+to us, and where one was recalled and not checked, the table says so.
 
 |  NAME        |  source                                  |  published: clean / AutoAttack       |
 |  pgd_at      |  Rice et al. 2020 (arXiv 2002.11569)     |  - / 48.67; PGD, last epoch: 45.59   |

@@ -7,7 +7,7 @@ authors' GPU (log of the FastAT benchmark, arXiv 2604.22853, seed 0).
   python -m benchmarks.cifar_fast --output=runs/cifar_fast
 
 trains for at most five minutes, attacks all test images and writes the result, within nine minutes
-in all. Not run yet: it wants an accelerator. Without the attack:
+in all. Not run yet: it needs an accelerator. Without the attack:
 
   python -m robust_opt.main --config=configs/cifar_fast.py --workdir=RUN
 """

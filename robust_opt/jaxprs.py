@@ -1,4 +1,4 @@
-"""Interprets a traced function equation by equation, with the functions within it inlined.
+"""Interprets a traced function equation by equation, with nested functions inlined.
 
 closed = jax.make_jaxpr(logits_fn)(x)
 outputs = interpret(closed.jaxpr, closed.consts, inputs, of_equation)

@@ -7,8 +7,8 @@ data.npz has the images x [N, *S], in [0, 1] or uint8, and the labels y [N] of t
 It shares no code with what it checks; docs/evaluation.md ("Verify without JAX") says what that is.
 Exit code 0: all claims are true; 1: the false claims are printed; 2: the files cannot be read.
 
-Another runtime sums in another order. Where the two largest logits differ by less than MARGIN of
-the largest of the batch, either answer of the network is accepted.
+Another runtime sums in a different order. Where the two largest logits differ by less than MARGIN
+of the largest of the batch, either answer of the network is accepted.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
   everywhere = ro.L2(math.inf, box=(0.0, 1.0))
   delta, fooled = hop_skip_jump(everywhere)(keys, logits_fn, x, y)  # keys [B], x [B, *S], y [B]
 
-Of the logits it uses whether they are misclassified: a net that gives labels alone is
+Of the logits it uses only whether they are misclassified: a net that returns only labels is
 `lambda x: jax.nn.one_hot(labels(x), num_classes)`. Source: Chen, Jordan and Wainwright 2020 (arXiv
 1904.02144), algorithm 2.
 

@@ -1,4 +1,4 @@
-"""Minimal-norm attacks that minimize a norm and a penalty for being classified correctly.
+"""Minimal-norm attacks that minimize a norm plus a penalty for being classified correctly.
 
   everywhere = ro.L2(math.inf, box=(0.0, 1.0))            # any size, within the box
   delta, fooled = carlini_wagner(everywhere)(keys, logits_fn, x, y)  # keys [B], x [B, *S], y [B]

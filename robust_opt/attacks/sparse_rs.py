@@ -3,8 +3,8 @@
   u = ro.sets.L0(10, box=(0.0, 1.0), channel_axis=-1)      # ten pixels of [H, W, C]
   delta, fooled = sparse_rs(u, num_queries=5000)(keys, logits_fn, x, y)  # keys [B], x [B, *S]
 
-Every query replaces some of the k changed pixels by others, whose channels go to a random end of
-their range each, and is kept if the margin grows. Source: Croce, Andriushchenko, Singh, Flammarion
+Every query replaces some of the k changed pixels by others, whose channels each go to a random end
+of their range, and is kept if the margin grows. Source: Croce, Andriushchenko, Singh, Flammarion
 and Hein 2022 (arXiv 2006.12834), algorithm 1 for l_0-bounded perturbations.
 
 |  input                            |  result                                    |

@@ -1,12 +1,12 @@
-"""Targeted attacks: any attack on logits, aimed at a class of choice for each example.
+"""Targeted attacks: any attack on logits, aimed at a chosen class for each example.
 
   targets = target_classes("least_likely", logits_fn(x), y)     # or "random", or a class; [B]
   delta, hit = targeted(square(u))(keys, logits_fn, x, targets)  # hit: the target is predicted
   delta, hit = targeted(deepfool(everywhere))(keys, logits_fn, x, targets)
 
 The attack sees a net of two logits: the largest of the other classes, which counts as the label,
-and that of the target. So whatever fools that net makes the target the prediction, every attack is
-targeted in the same way, and no attack knows of targets. Its losses become
+and that of the target. So whatever fools that net makes the target the prediction. Every attack is
+targeted in the same way, and no attack needs to know about targets. Its losses become
 
   cross-entropy   softplus(largest other logit - target logit)
   margin, dlr     target logit - largest other logit

@@ -3,8 +3,8 @@
   tighter = alpha.optimized(bound, graph, bounds, num_steps=20)
   tighter(a)     # an upper bound of <a, logits>, never looser than bound(a)
 
-Every bound has slopes of its own: those of the logits, and those of nodes of few units, each for
-its own sake (Xu et al. optimize all of them for the logits). Wider nodes keep the slopes of CROWN.
+Every bound has slopes of its own: those of the logits, and those of nodes with few units, each for
+its own bound (Xu et al. optimize all of them for the logits). Wider nodes keep the slopes of CROWN.
 """
 
 from typing import Any

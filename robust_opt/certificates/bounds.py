@@ -1,12 +1,12 @@
-"""Certified robustness of any network: interval bound propagation, CROWN and alpha-CROWN.
+"""Certified robustness of networks: interval bound propagation, CROWN and alpha-CROWN.
 
   certificate = ro.certify(logits_fn, x, y, ro.LInf(2 / 255, box=(0.0, 1.0)))
   certificate.certified.mean()     # [N], proofs that no point of U(x) is misclassified
 
   'ibp'          intervals, operation by operation: one pass, loose. Gowal et al. 2018
                  (arXiv 1810.12715).
-  'crown'        linear bounds of every unit back to the image; one backward pass per unit before a
-                 nonlinearity. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
+  'crown'        linear bounds of every unit back to the image; two backward passes per unit before
+                 a nonlinearity. Zhang et al. 2018 (arXiv 1811.00866), theorem 3.2.
   'alpha-crown'  the same, and the slopes of the relaxations optimized for each bound of the logits
                  and of layers of at most max_units units. Xu et al. 2021 (arXiv 2011.13824).
 

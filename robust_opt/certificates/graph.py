@@ -1,4 +1,4 @@
-"""A network as a graph of the operations that bounds are computed of; `tracing` makes it.
+"""A network as a graph of the operations that bounds go through; `tracing` makes it.
 
 for index, node in graph.nodes.items():   # in the order of computation
   node.operation, node.inputs             # an `operations.Operation` of the values of those nodes

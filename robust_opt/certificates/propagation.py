@@ -6,8 +6,8 @@
 
 `forward` goes through the nodes in order and gives each an interval. With 'crown' the inputs of
 nonlinear operations, which decide how tight these are relaxed, also get linear bounds from each
-unit back to the image (`upper`), and the tighter of both; with 'ibp' only what no relaxation comes
-before. The number of backward passes is twice that of units, in blocks that fit into memory.
+unit back to the image (`upper`), and the tighter of both; with 'ibp' only those that no relaxation
+precedes. There are two backward passes per unit, in blocks that fit into memory.
 """
 
 import functools

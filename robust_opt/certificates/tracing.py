@@ -2,8 +2,8 @@
 
   graph = tracing.trace(logits_fn, (28, 28, 1), jnp.float32)
 
-Any function of JAX will do: what does not depend on the image is computed at once (so that batch
-normalization by running statistics is affine), functions within are inlined, and every other
+Any JAX function will do: what does not depend on the image is computed at once (so that batch
+normalization by running statistics is affine), nested functions are inlined, and every other
 primitive is affine (`primitives`) or one of the few nonlinear ones below. An InputError names the
 first that is neither.
 """

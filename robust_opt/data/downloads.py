@@ -1,4 +1,4 @@
-"""Published files, downloaded once by pooch and checked against their SHA-256.
+"""Published files, downloaded once by pooch and checked against their SHA-256 sums.
 
 file = File("https://host/train_32x32.mat", "435e94d6...")
 path = fetch(file, Path("~/.cache/robust_opt/downloads/svhn").expanduser())

@@ -1,4 +1,4 @@
-"""Perturbation sequences: images that are changed a little more, or by new noise, at every frame.
+"""Perturbation sequences: images that change a little more, or get new noise, in every frame.
 
   every = stored(Path("CIFAR-10-P"))
   frames = every.frames("tilt", 0, 100)              # uint8 [100, T, H, W, C]

@@ -4,8 +4,8 @@
 
 Mueller and Hutter 2021 (arXiv 2103.10158), with the wide ranges of its table 1. The operations and
 strengths are those of torchvision's TrivialAugmentWide; here shears, translations and rotations
-interpolate linearly. All operations are computed for every example, and one is kept: next to an
-update of a network this is little.
+interpolate linearly. All operations are computed for every example, and one is kept: compared to
+an update of a network this costs little.
 """
 
 import jax

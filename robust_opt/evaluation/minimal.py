@@ -17,7 +17,7 @@ start there. Images, norms and predictions are checked at the end, on the stored
 |  l0    |  sigma_zero, and again from its result   |
 
 fab goes toward each of the three most likely wrong classes. refine is fast_minimum_norm in small
-steps from the best perturbation so far. deepfool and carlini_wagner can be chosen besides
+steps from the best perturbation so far. deepfool and carlini_wagner can be chosen too
 (`shares`): within the same budget they improved no result that was measured (docs/evaluation.md).
 """
 

@@ -1,4 +1,4 @@
-"""Which sections of a config go together: `check` refuses what would not do what its names say."""
+"""Which sections of a config go together: `check` refuses those that would not do what they say."""
 
 from ml_collections import ConfigDict
 

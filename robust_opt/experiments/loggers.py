@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside metrics.jsonl: TensorBoard, Weights & Biases or MLflow.
+"""Where the numbers of a run go besides metrics.jsonl: TensorBoard, Weights & Biases or MLflow.
 
   logger = open_logger("mlflow", workdir, resume_step=0, written=0, config={"seed": 0})
   logger.write(step, {"train/loss": 0.3})

@@ -3,10 +3,10 @@
   entry = find("cifar10/Linf/Wong2020Fast")                 # or find("Wong2020Fast", norm="linf")
   net = load(entry, Path("Wong2020Fast.pt"))                # a weights.LoadedNet
 
-An ID names another network in every leaderboard, which is a data set and a threat model: the same
-names as below model_info/ of RobustBench. Architectures and standardizations are those of version
-1.1.1 (Croce et al. 2021, https://arxiv.org/abs/2010.09670). The weights are the user's: nothing is
-downloaded.
+An ID can name a different network in each leaderboard, which is a data set and a threat model. The
+IDs are the names below model_info/ of RobustBench. Architectures and standardizations are those of
+version 1.1.1 (Croce et al. 2021, https://arxiv.org/abs/2010.09670). The weights are the user's:
+nothing is downloaded.
 """
 
 import re

@@ -2,7 +2,7 @@
 
   result = run(Options({"workdir": "runs/cifar"}, "CIFAR-10-P", baseline=Path("other.json")))
 
-  FR = mean over sequences and frames j of [f(x_j) != f(x_{j-1})]; of noise [f(x_j) != f(x_1)]
+  FR = mean over sequences and frames j of [f(x_j) != f(x_{j-1})]; for noise [f(x_j) != f(x_1)]
   mFR = mean over perturbations of FR / FR^baseline
 
 Source: Hendrycks and Dietterich 2019 (arXiv 1903.12261), section 4.3. Options, the table and the

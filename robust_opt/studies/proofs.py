@@ -1,4 +1,4 @@
-"""Proofs beside the attacks of an evaluation: its lower bound of the robust accuracy.
+"""Proofs alongside the attacks of an evaluation: its lower bound on the robust accuracy.
 
 check_supported("crown", net.logits_fn, x, u)          # before any work
 proofs = prove("crown", net, stored, study)            # once, kept in certificates.json

@@ -1,4 +1,4 @@
-"""The files that a submission to RobustBench asks for, from a verdict.
+"""The files that a submission to RobustBench requires, from a verdict.
 
 write(folder, find("cifar10/Linf/Me2026Net"), stored, x, axis=2)
 

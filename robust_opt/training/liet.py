@@ -3,8 +3,8 @@
   step = make_liet_train_step(apply, optimizer, u, weight=lambda step: 100.0)
   state = init_state(params, model_state, optimizer, np.zeros((num_classes, 32, 32, 3), np.float32))
 
-Catastrophic overfitting comes with a network that reads the label from a single step of the attack.
-The perturbation of an image without content, a gray one, shows what it reads: one for each class.
+Catastrophic overfitting: the network learns to read the label from a single step of the attack.
+The perturbation of an image without content, a gray one, shows what it reads, one for each class.
 Training starts there, in the direction of the step or against it, and is made to predict the same
 before the step and after it.
 """
