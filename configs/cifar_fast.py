@@ -1,4 +1,4 @@
-"""CIFAR-10, l_inf 8/255: 50 % under AutoAttack (10,000 images) in five minutes of one H100 or H200.
+"""CIFAR-10, l_inf 8/255: aims at 50 % under AutoAttack after five minutes on one H100 or H200.
 
 Single-step training from label information, Pan et al. 2025 (ICCV), as configs/cifar.py:liet, but
 in bfloat16. Published: 50.11 % after 43.4 minutes of training, ResNet-18, 100 epochs, on the

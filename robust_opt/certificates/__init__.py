@@ -1,7 +1,7 @@
 """Proofs of robustness.
 
   linear_margin(weights, bias, x, y, ro.L2(0.5))         # the exact worst case of a linear model
-  certify(logits_fn, x, y, ro.LInf(0.1, box=(0.0, 1.0))) # any network: a proof, or False
+  certify(logits_fn, x, y, ro.LInf(0.1, box=(0.0, 1.0))) # a network: a proof, or False
   certify_smoothed(keys, logits_fn, x, sigma=0.25)       # another classifier, with its own radius
 
 For every example: certified radius <= exact radius <= radius of any successful attack.
