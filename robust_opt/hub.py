@@ -89,7 +89,7 @@ def card(name: str, config: Config) -> str:
   parts = [
     "---\n" + "\n".join(_header(name, config)) + "\n---",
     f"# {name}",
-    f"A {config['architecture']} for images of {shape}, pixels in [0, 1], channels last.",
+    f"{config['architecture']} for images of {shape}, pixels in [0, 1], channels last.",
     *_results(config),
     "## Use",
     "```python\nimport robust_opt as ro\n\n"

@@ -175,7 +175,7 @@ def _check_known(name: str, known: list[str]) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
   """A question with the closest names, up to three; empty if there is none.
 
-  Case and punctuation do not count, and a name may be shortened: svhn for svhn_cropped.
+  Case and punctuation do not count, and a name may be shortened: stanford for stanford_dogs.
   """
   plain = {each: re.sub(r"[\W_]", "", each).lower() for each in (name, *known)}
   own = plain.pop(name)
