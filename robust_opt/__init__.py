@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from robust_opt import losses, sets
 from robust_opt.certificates.bounds import Certificate, certify
+from robust_opt.certificates.training import ibp
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import make_evaluate
 from robust_opt.evaluation.autoattack import Verdict, autoattack
@@ -37,6 +38,7 @@ from robust_opt.maximizers import (
 )
 from robust_opt.objectives import (
   RobustObjective,
+  ScheduledObjective,
   gradient_penalty,
   mart,
   mixture,
@@ -80,6 +82,7 @@ __all__ = [
   "Randomized",
   "RobustObjective",
   "ScheduledAttack",
+  "ScheduledObjective",
   "Scored",
   "TrainMetrics",
   "TrainState",
@@ -93,6 +96,7 @@ __all__ = [
   "frank_wolfe",
   "gradient_penalty",
   "grid_search",
+  "ibp",
   "init_state",
   "lbfgs",
   "load",

@@ -11,9 +11,10 @@
 |  mart              |  J(x')                    |  boosted J(x') + beta (1 - p_y(x)) KL         |
 |  gradient_penalty  |  nothing                  |  J(x) + max over delta of <grad J, delta>     |
 
-Here x' = x + delta and J is the cross-entropy. A forward pass is a function of the images alone,
-x [B, *S] -> (logits [B, C], model_state), with parameters, mode and dropout fixed by the caller.
-`inner` gets a forward pass with frozen parameters, `outer` one with trainable parameters.
+Here x' = x + delta and J is the cross-entropy. `ro.ibp` (certificates/training.py) is the objective
+of certified training. A forward pass is a function of the images alone, x [B, *S] ->
+(logits [B, C], model_state), with parameters, mode and dropout fixed by the caller. `inner` gets
+one with frozen parameters, `outer` one with trainable parameters, which takes train=False too.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,18 @@ class RobustObjective(NamedTuple):
   outer: Outer
 
 
+class ScheduledObjective(NamedTuple):
+  """An objective that depends on the training step, such as one over a set that grows.
+
+    ScheduledObjective(lambda step: ro.ibp(ro.ramp(ro.LInf(0.1), step, 1000)))
+
+  Attributes:
+    at: (step [], int32, traced) -> the objective of that update.
+  """
+
+  at: Callable[[Array], RobustObjective]
+
+
 def robust(loss: LossFn = losses.cross_entropy) -> RobustObjective:
   """min over theta of max over delta in U of J(theta, x + delta, y).
 
@@ -78,9 +91,7 @@ def mixture(alpha: float = 0.5, loss: LossFn = losses.cross_entropy) -> RobustOb
   With an L-BFGS attack it is the adversarial training of Szegedy et al. 2014. alpha in [0, 1] is
   the weight of the clean examples; 0 is `robust`.
   """
-  _check_weight("alpha", alpha)
-  if alpha > 1:
-    raise InputError(f"alpha is a weight and must be in [0, 1], but was {alpha}.")
+  check_share("alpha", alpha)
   check_callable("loss", loss, _LOSS, None, None)
 
   def combined(clean: Array, adversarial: Array, y: Array) -> Array:
@@ -210,6 +221,15 @@ def _of_both(combined: Callable[[Array, Array, Array], Array]) -> Outer:
 def _mean(a: Array, b: Array) -> Array:
   """The mean of running statistics; for a counter or a key, b, from the second pass."""
   return (a + b) / 2 if jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact) else b
+
+
+def check_share(name: str, weight: float) -> None:
+  """InputError unless the weight is a number in [0, 1]; a traced one is not looked at."""
+  if isinstance(weight, jax.core.Tracer):
+    return
+  _check_weight(name, weight)
+  if weight > 1:
+    raise InputError(f"{name} is a weight and must be in [0, 1], but was {weight}.")
 
 
 def _check_weight(name: str, weight: float) -> None:

@@ -17,7 +17,8 @@ ModelState = PyTree  # updated by a forward pass: batch statistics, or {}
 
 LogitsFn = Callable[[Array], Array]  # x [B, *S] -> logits [B, C], each example independently
 LossFn = Callable[[Array, Array], Array]  # (logits [B, C], y [B, ...]) -> loss [B]
-Forward = Callable[[Array], tuple[Array, ModelState]]  # x [B, *S] -> (logits [B, C], model_state)
+# x [B, *S] -> (logits [B, C], model_state); that of a learner takes train=False too.
+Forward = Callable[..., tuple[Array, ModelState]]
 
 
 class Scored(NamedTuple):

@@ -127,7 +127,8 @@ ASCENT = SOMETIMES | {
 ATTACKS: dict[str, tuple[Callable[..., TrainingAttack], dict[str, Any]]] = {
   **{f.__name__: (f, ASCENT) for f in (steepest, pgd, frank_wolfe, lbfgs, power_iteration, n_fgsm)},
   **{f.__name__: (f, SOMETIMES) for f in (layerwise, uniform_noise, random_signs)},
-  **{f.__name__: (f, {}) for f in (none, free, recall, liet)},
+  "none": (none, {"warmup": 0.0}),  # for the objective ibp
+  **{f.__name__: (f, {}) for f in (free, recall, liet)},
 }
 # Those that do not depend on the loss.
 CONTROLS = ("none", "uniform_noise", "random_signs")

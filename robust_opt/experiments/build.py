@@ -25,7 +25,7 @@ from robust_opt.errors import InputError
 from robust_opt.experiments import attacks, combinations, extra, sections
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.models import affine
-from robust_opt.objectives import RobustObjective
+from robust_opt.objectives import RobustObjective, ScheduledObjective
 from robust_opt.sets import BALLS, Ball, UncertaintySet, tangents
 from robust_opt.sets.build import import_object
 from robust_opt.sets.radii import check_extent
@@ -255,7 +255,7 @@ def _update(
   step = training.make_train_step(
     apply,
     optimizer,
-    objective(config, u),
+    objective(config, u, steps_per_epoch),
     training_attack(config, u, steps_per_epoch),
     ascent_apply=_ascent_apply(config, net),
     ascent_in_train_mode=config.attack.get("train_mode", False),
@@ -307,20 +307,34 @@ def training_attack(
 ) -> Attack | ScheduledAttack:
   """config.attack over a set, which may grow at first; at every k-th update alone."""
   chosen = attack(config)
-  every, warmup = config.attack.get("every", 1), config.attack.get("warmup", 0.0)
-  warmup_steps = warmup * config.training.epochs * steps_per_epoch
+  every, warmup_steps = config.attack.get("every", 1), _warmup_steps(config, steps_per_epoch)
 
   def at(step: Array) -> Attack:
     grown = ramp(u, step, warmup_steps) if warmup_steps else u
     now = chosen.train(grown)
     return now if every == 1 else maximizers.only_if(step % every == 0, now)
 
-  return ScheduledAttack(at) if warmup or every > 1 else chosen.train(u)
+  return ScheduledAttack(at) if warmup_steps or every > 1 else chosen.train(u)
 
 
-def objective(config: ConfigDict, u: UncertaintySet) -> RobustObjective:
-  """config.objective."""
-  return sections.make(config, "objective", u=u)
+def objective(
+  config: ConfigDict, u: UncertaintySet, steps_per_epoch: int
+) -> RobustObjective | ScheduledObjective:
+  """config.objective; the set of bounds grows as that of the attack, and alpha with it from 0."""
+  warmup_steps = _warmup_steps(config, steps_per_epoch)
+  if config.objective.name != "ibp" or not warmup_steps:
+    return sections.make(config, "objective", u=u)
+
+  def at(step: Array) -> RobustObjective:
+    alpha = config.objective.alpha * jnp.minimum(step / warmup_steps, 1.0)
+    return sections.make(config, "objective", u=ramp(u, step, warmup_steps), alpha=alpha)
+
+  return ScheduledObjective(at)
+
+
+def _warmup_steps(config: ConfigDict, steps_per_epoch: int) -> float:
+  """The updates in which the set grows from radius 0."""
+  return config.attack.get("warmup", 0.0) * config.training.epochs * steps_per_epoch
 
 
 def _penalty(config: ConfigDict, net: models.Net, u: UncertaintySet) -> penalties.Penalty | None:

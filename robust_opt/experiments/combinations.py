@@ -28,6 +28,11 @@ def check(config: ConfigDict) -> None:
       f"--config.objective.name=gradient_penalty has no attack: --config.attack.name must be none, "
       f"but was {kind}."
     )
+  if kind == "none" and config.attack.get("warmup", 0.0) and name != "ibp":
+    raise InputError(
+      f"--config.attack.warmup={config.attack.warmup} lets the set of an adversary grow: without "
+      f"one, --config.attack.name=none, --config.objective.name must be ibp, but was {name}."
+    )
   needed: dict[str, object] = {}
   if kind in (*attacks.ONE_PASS, "layerwise"):
     needed |= {"objective.name": "robust", "penalty.name": "none"}
@@ -59,9 +64,9 @@ def _check_labels(config: ConfigDict) -> None:
     return
   key = "augment" if mixed else "label_smoothing"
   words = f"--config.training.{key}={training[key]} makes soft labels, for which --config.objective"
-  if config.objective.name in ("mart", "virtual"):
+  if config.objective.name in ("mart", "virtual", "ibp"):
     raise InputError(
-      f"{words}.name must be another than mart and virtual, but was {config.objective.name}."
+      f"{words}.name must be another than mart, virtual and ibp, but was {config.objective.name}."
     )
   if loss in losses.KINDS and loss != "cross_entropy":
     raise InputError(f"{words}.loss must be cross_entropy, but was {loss}.")

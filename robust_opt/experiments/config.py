@@ -296,8 +296,9 @@ def validate(config: ConfigDict) -> None:
 
 
 def trains_robustly(config: ConfigDict) -> bool:
-  """Whether there is an adversary, one that attacks or that of a gradient penalty."""
-  return config.attack.name not in CONTROLS or config.objective.name == "gradient_penalty"
+  """Whether there is an adversary, one that attacks or that of a penalty or of bounds."""
+  alone = config.objective.name in ("gradient_penalty", "ibp")
+  return config.attack.name not in CONTROLS or alone
 
 
 def adversary(config: ConfigDict) -> str:
@@ -331,6 +332,8 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
   """
   value = json.loads(json.dumps(config.to_dict()))
   value["evaluation"]["radii"].pop(config.set.name.lower(), None)
+  if value["attack"] == {"name": "none", "warmup": 0.0}:
+    del value["attack"]["warmup"]
   for key, default in _UNWRITTEN.items():
     node, name = _parent(value, key)
     if node.get(name) == default:

@@ -168,6 +168,24 @@ def curriculum(config: ConfigDict) -> None:
   choose(config, "attack", "pgd", num_steps=PGD_STEPS, warmup=1 / 3)
 
 
+def ibp(config: ConfigDict) -> None:
+  """Half of the loss is at the worst logits that intervals allow, over a ball that grows."""
+  choose(config, "attack", "none", warmup=0.5)
+  choose(config, "objective", "ibp", alpha=0.5)
+
+
+def mtl_ibp(config: ConfigDict) -> None:
+  """The same, and the other half at adversarial examples."""
+  choose(config, "attack", "pgd", num_steps=PGD_STEPS, warmup=0.5)
+  choose(config, "objective", "ibp", alpha=0.5)
+
+
+def sabr(config: ConfigDict) -> None:
+  """Bounds over a small box around the adversarial example alone."""
+  choose(config, "attack", "pgd", num_steps=PGD_STEPS, warmup=0.5)
+  choose(config, "objective", "ibp", alpha=1.0, share=0.4)
+
+
 ALL: dict[str, Method] = {
   "standard": Method("", 1, standard),
   "robust": Method("Shaham et al. 2015", 2, robust),
@@ -193,4 +211,7 @@ ALL: dict[str, Method] = {
   "awp": Method("Wu et al. 2020", PGD_STEPS + 2, awp),
   "average": Method("Chen et al. 2021", PGD_STEPS + 1, average),
   "curriculum": Method("after Cai et al. 2018", PGD_STEPS + 1, curriculum),
+  "ibp": Method("Gowal et al. 2018", 3, ibp),
+  "mtl_ibp": Method("De Palma et al. 2023", PGD_STEPS + 3, mtl_ibp),
+  "sabr": Method("Mueller et al. 2022", PGD_STEPS + 3, sabr),
 }

@@ -19,6 +19,7 @@ import optax
 from ml_collections import ConfigDict
 
 from robust_opt import losses, models, objectives, sets
+from robust_opt.certificates.training import ibp
 from robust_opt.errors import InputError
 from robust_opt.experiments.attacks import ASCENT, ATTACKS
 from robust_opt.sets import BALLS, UncertaintySet
@@ -54,7 +55,7 @@ _OPTIMIZERS = filter(_takes_learning_rate, dir(optax))
 SECTIONS = {
   "set": Section(SETS),
   "attack": Section({name: function for name, (function, _) in ATTACKS.items()}),
-  "objective": Section(_of(objectives), ("u",)),
+  "objective": Section({**_of(objectives), "ibp": ibp}, ("u",)),
   "penalty": Section({"none": lambda: None, **_of(penalties)}, ("layers_of", "model", "u")),
   "model": Section(models.ARCHITECTURES, ("num_classes", "mean", "std", "dtype", "parent", "name")),
   "optimizer": Section(_of(optax, _OPTIMIZERS) | _of(optimizers)),

@@ -18,7 +18,7 @@ from robust_opt.errors import InputError
 from robust_opt.keys import keys_of
 from robust_opt.maximizers import Attack, ScheduledAttack
 from robust_opt.maximizers.base import check_attack, check_examples
-from robust_opt.objectives import RobustObjective
+from robust_opt.objectives import RobustObjective, ScheduledObjective
 from robust_opt.training.penalties import Penalty
 from robust_opt.training.state import TrainMetrics, TrainState, TrainStep, updated
 from robust_opt.types import ApplyFn, Array, Batch, Forward, ModelState, Params, PyTree
@@ -29,7 +29,7 @@ _APPLY = "(params, model_state, x, *, train, key) -> (logits, model_state)"
 def make_train_step(
   apply: ApplyFn,
   optimizer: optax.GradientTransformation,
-  objective: RobustObjective,
+  objective: RobustObjective | ScheduledObjective,
   attack: Attack | ScheduledAttack,
   *,
   ascent_apply: ApplyFn | None = None,
@@ -74,18 +74,19 @@ def make_train_step(
       ascent_key, descent_key = (jax.random.fold_in(k, device) for k in (ascent_key, descent_key))
 
     def forward(model: ApplyFn, params: Params, train: bool, key: Array) -> Forward:
-      return lambda x: _pair(model(params, state.model_state, x, train=train, key=key))
+      return lambda x, train=train: _pair(model(params, state.model_state, x, train=train, key=key))
 
     params = jax.lax.stop_gradient(state.params)
     frozen = forward(ascent_apply or apply, params, ascent_in_train_mode, ascent_key)
-    value_fn = objective.inner(frozen, batch.x, batch.y)
+    played = objective.at(state.step) if isinstance(objective, ScheduledObjective) else objective
+    value_fn = played.inner(frozen, batch.x, batch.y)
     perturb = attack.at(state.step) if isinstance(attack, ScheduledAttack) else attack
     check_attack(perturb)
     delta, info = perturb(value_fn, keys_of(start_key, batch.ids), batch.x)
 
     def mean_loss(params: Params) -> tuple[Array, ModelState]:
       trained = forward(apply, params, True, descent_key)
-      loss, model_state = objective.outer(trained, batch.x, batch.x + delta, batch.y)
+      loss, model_state = played.outer(trained, batch.x, batch.x + delta, batch.y)
       check_losses(loss, batch)
       if penalty is not None:
         loss += penalty(params, state.model_state, batch, keys_of(penalty_key, batch.ids))
@@ -129,7 +130,7 @@ def _varying(params: Params, axis_name: str | None) -> Params:
 def _check_parts(apply: object, optimizer: object, objective: object) -> None:
   check_callable("apply", apply, _APPLY, None, None, None, train=None, key=None)
   check_optimizer(optimizer)
-  if not isinstance(objective, RobustObjective):
+  if not isinstance(objective, RobustObjective | ScheduledObjective):
     raise InputError(
       f"objective must be a RobustObjective, as from ro.robust() or ro.robust(loss), but was "
       f"{described(objective)}."

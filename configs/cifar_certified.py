@@ -1,0 +1,34 @@
+"""CIFAR-10, certified training: --config=configs/cifar_certified.py:NAME.
+
+  python -m robust_opt.main --config=configs/cifar_certified.py:mtl_ibp --workdir=RUN
+  python -m robust_opt.evaluate --workdir=RUN --norm=linf --radius=2/255 --certify=crown
+
+CNN-A of the verification literature (models.ConvNet), over the l_inf ball of radius 2/255 in the
+pixel box, which grows from 0 in the first half.
+"""
+
+from ml_collections import ConfigDict
+
+from robust_opt.errors import InputError
+from robust_opt.experiments import methods
+from robust_opt.experiments.config import cifar_recipes
+from robust_opt.experiments.sections import choose
+
+NAMES = ("ibp", "mtl_ibp", "sabr")
+
+
+def get_config(name: str = "mtl_ibp") -> ConfigDict:
+  if name not in NAMES:
+    known = ", ".join(NAMES)
+    raise InputError(f"configs/cifar_certified.py:NAME must have one of {known}, but had {name!r}")
+  config = cifar_recipes()
+  choose(config, "model", "ConvNet")
+  choose(config, "optimizer", "adam", learning_rate=1e-3)
+  choose(config, "schedule", "cosine")
+  config.set.radius = config.evaluation.radii.linf = 2 / 255
+  config.weights.decay = 0.0
+  config.training.epochs = 20
+  methods.ALL[name].apply(config)
+  if name == "mtl_ibp":
+    config.objective.alpha = 0.1
+  return config
