@@ -25,10 +25,12 @@ def get_config(name: str = "mtl_ibp") -> ConfigDict:
   choose(config, "model", "ConvNet")
   choose(config, "optimizer", "adam", learning_rate=1e-3)
   choose(config, "schedule", "cosine")
-  config.set.radius = config.evaluation.radii.linf = 2 / 255
+  config.set.radius = config.evaluation.radii.linf = 2.2 / 255
   config.weights.decay = 0.0
-  config.training.epochs = 20
+  config.training.update(epochs=8, augment=("flip",))
   methods.ALL[name].apply(config)
+  if name != "ibp":
+    config.attack.update(num_steps=1, relative_step=1.25)
   if name == "mtl_ibp":
-    config.objective.alpha = 0.1
+    config.objective.alpha = 0.2
   return config

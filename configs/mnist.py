@@ -33,6 +33,9 @@ robust_opt/experiments/methods.py. Their results at equal cost are those of
 |  awp               |  Wu et al. 2020 (arXiv 2004.05884)            |  9       |
 |  average           |  Chen et al. 2021 (ICLR)                      |  8       |
 |  curriculum        |  after Cai et al. 2018 (arXiv 1805.04807)     |  8       |
+|  ibp               |  Gowal et al. 2018 (arXiv 1810.12715)         |  3       |
+|  mtl_ibp           |  De Palma et al. 2023 (arXiv 2305.13991)      |  10      |
+|  sabr              |  Mueller et al. 2022 (arXiv 2210.04871)       |  10      |
 |  few_labels        |  virtual with 100 labels, 6 epochs            |  4       |
 
 few_labels is virtual adversarial training as the semi-supervised method that it is: the other

@@ -26,6 +26,6 @@ def get_config(name: str = "ibp") -> ConfigDict:
   choose(config, "model", "ConvNet")
   choose(config, "optimizer", "adam", learning_rate=1e-3)
   config.set.radius = 0.15
-  config.training.epochs = 25
+  config.training.epochs = 10
   methods.ALL[name].apply(config)
   return config

@@ -25,7 +25,7 @@ def problem():
 def forward_of(w, seen=None):
   """A linear model whose state counts its images; `seen` records what it was shown."""
 
-  def forward(x):
+  def forward(x, train=True):
     if seen is not None:
       seen.append(x)
     return x @ w, {"count": x.shape[0]}
@@ -39,6 +39,7 @@ ALL = {
   "trades": ro.trades(3.0),
   "mart": ro.mart(4.0),
   "gradient_penalty": ro.gradient_penalty(ro.L2(0.2)),
+  "ibp": ro.ibp(ro.LInf(0.2), alpha=0.3, share=0.5),
 }
 
 

@@ -117,7 +117,7 @@ def test_objects_of_the_user_s_own():
   assert len(splits.train.labels) == 180
   assert build.model(config_, splits.train).scale == 2.0
   assert build.schedule(config_, 1)(30) == pytest.approx(0.25)
-  objective = build.objective(config_, ro.LInf(0.1))
+  objective = build.objective(config_, ro.LInf(0.1), 1)
   value, _ = objective.outer(lambda x: (x, {}), jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.zeros(2))
   np.testing.assert_array_equal(value, 3.0)
   with pytest.raises(InputError, match=r"no_such:Net cannot be imported"):

@@ -195,7 +195,7 @@ def test_the_loss_of_an_objective_goes_by_its_name():
   logits, y = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([1])
   for loss in losses.KINDS:
     config.choose(c, "objective", "robust", loss=loss)
-    out, _ = build.objective(c, ro.LInf(0.1)).outer(lambda x: (x, {}), logits, logits, y)
+    out, _ = build.objective(c, ro.LInf(0.1), 1).outer(lambda x: (x, {}), logits, logits, y)
     chex.assert_trees_all_close(out, getattr(losses, loss)(logits, y))
 
 
