@@ -41,6 +41,7 @@ def ibp(u: UncertaintySet, alpha: float = 0.5, share: float = 1.0) -> RobustObje
   all of it in U(x) but for the pixel box. With share 1 it is U(x). The worst logits are 0 for y and
   upper bounds of z_j - z_y over the box for the others, by interval bound propagation through the
   network in evaluation mode. The last linear layer is applied to z_j - z_y, not to each logit.
+  Products in the bounds are of full float32. Under shard_map this needs check_vma=False.
 
   Args:
     u: an LInf, of one radius or [B], which may be traced.
@@ -49,7 +50,8 @@ def ibp(u: UncertaintySet, alpha: float = 0.5, share: float = 1.0) -> RobustObje
 
   Raises:
     InputError: u is another set, or alpha or share is out of range; from the objective: y are no
-      classes, or the network has an operation whose bounds are not known, which is named.
+      classes, or the network computes in fewer bits than float32 or has an operation whose bounds
+      are not known, which is named.
   """
   if type(u) is not LInf:
     raise InputError(f"ibp takes ro.LInf, as in ro.LInf(0.1, box=(0.0, 1.0)), not {described(u)}.")

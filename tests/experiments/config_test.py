@@ -69,7 +69,7 @@ def test_every_name_of_a_section_has_its_own_keys_and_no_others(section):
       ["attack.num_steps=9", "attack.name=pgd"],
       {"name": "pgd", "num_steps": 9, "relative_step": 0.25, "random_start": True} | attacks.ASCENT,
     ),
-    (["attack.name=none"], {"name": "none"}),
+    (["attack.name=none"], {"name": "none", "warmup": 0.0}),
     (["attack.every=2"], {"name": "steepest"} | attacks.ASCENT | {"every": 2}),
     (["attack.name=free", "attack.num_replays=3"], {"name": "free", "num_replays": 3}),
   ],
@@ -349,7 +349,7 @@ class Bare(nn.Module):
     ),
     (
       ["training.label_smoothing=0.1", "attack.name=pgd", "objective.name=mart"],
-      "label_smoothing=0.1 makes soft labels, .*another than mart and virtual, but was mart",
+      "label_smoothing=0.1 makes soft labels, .*another than mart, virtual and ibp, but was mart",
     ),
     (
       ["training.augment=('flip', 'cutmix')", "objective.loss=one_vs_all"],
