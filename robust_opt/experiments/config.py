@@ -328,11 +328,12 @@ _UNWRITTEN = {
 def as_dict(config: ConfigDict) -> dict[str, Any]:
   """The resolved config as plain JSON values, tuples as lists; see `from_dict`.
 
-  The radius of the set's own norm, which is unused, and `_UNWRITTEN` values are left out.
+  The radius of the set's own norm, which is unused, `_UNWRITTEN` values and, where there is neither
+  attack nor warm-up, its key are left out.
   """
   value = json.loads(json.dumps(config.to_dict()))
   value["evaluation"]["radii"].pop(config.set.name.lower(), None)
-  if value["attack"] == {"name": "none", "warmup": 0.0}:
+  if value["attack"] == {"name": "none", "warmup": 0.0}:  # the same run as without the key
     del value["attack"]["warmup"]
   for key, default in _UNWRITTEN.items():
     node, name = _parent(value, key)
