@@ -55,7 +55,7 @@ def smaller(first: Estimate, second: Estimate) -> Estimate:
 def _adaptive(graph: Graph, bounds: AllBounds) -> Slopes:
   """The slopes of CROWN, of every relaxation that has some and lies before what is bounded."""
   return {
-    index: Piecewise.adaptive(*bounds[node.inputs[0]][:2])
+    index: Piecewise.adaptive(*bounds[node.inputs[0]].linear)
     for index, node in graph.nodes.items()
     if isinstance(node.operation, Piecewise) and index in bounds
   }

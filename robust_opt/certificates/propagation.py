@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.certificates.graph import Graph
-from robust_opt.certificates.operations import Affine, Interval
+from robust_opt.certificates.operations import Affine, Interval, Piecewise
 from robust_opt.certificates.rounding import Estimate, depth, gamma, inner, largest, total
 from robust_opt.sets import Ball, LInf
 from robust_opt.types import Array
@@ -36,12 +36,15 @@ class Bounds(NamedTuple):
     error: the value, as an affine function of those after the last nonlinear operations, is rounded
       by at most this much, pulling it back included.
     offset: the bias of that function.
+    linear: the interval by linear bounds alone, which may be wider. CROWN chooses its slopes by it:
+      those of other tools, which do not know the smaller interval, and seldom worse ones.
   """
 
   lower: Array
   upper: Array
   error: Array
   offset: Array
+  linear: Interval
 
 
 AllBounds = dict[int, Bounds]
@@ -78,14 +81,15 @@ def forward(
       if node.operation is not None:
         before = bounds[node.inputs[0]]
         interval = node.operation.interval(before.lower, before.upper)
-      bounds[index] = Bounds(*interval, jnp.zeros_like(x, shape=()), jnp.zeros_like(x, shape=()))
+      zero = jnp.zeros_like(x, shape=())
+      bounds[index] = Bounds(*interval, zero, zero, interval)
     if index in bounded and _tighten(graph, index, u, method):
       narrow = math.prod(node.shape) <= max_units
       chosen = tighten if narrow else None
-      lower, upper = _bounds_of_units(graph, bounds, x, u, index, block, chosen)
+      linear = _bounds_of_units(graph, bounds, x, u, index, block, chosen)
       old = bounds[index]
-      both = jnp.maximum(old.lower, lower), jnp.minimum(old.upper, upper)
-      bounds[index] = old._replace(lower=both[0], upper=both[1])
+      lower, upper = jnp.maximum(old.lower, linear[0]), jnp.minimum(old.upper, linear[1])
+      bounds[index] = old._replace(lower=lower, upper=upper, linear=linear)
   return bounds
 
 
@@ -126,7 +130,7 @@ def upper(
       parts.append(_over_interval(a, bounds[index]))
     else:
       (i,) = node.inputs
-      slope = None if slopes is None else slopes.get(index)
+      slope = Piecewise.adaptive(*bounds[i].linear) if slopes is None else slopes.get(index)
       part, estimate = node.operation.pull_back(a, *bounds[i][:2], slope)
       add(i, part)
       parts += [estimate, _charge(graph, bounds, i, part)]
@@ -169,11 +173,12 @@ def _affine_bounds(graph: Graph, bounds: AllBounds, index: int) -> Bounds:
   error = error + gamma(2 * operation.terms, graph.dtype) * of_offset
   if operation.terms == 0:  # values move: exact
     lower, highest = (operation.linear(*full(end)) + bias for end in ("lower", "upper"))
-    return Bounds(lower, highest, error, offset)
+    return Bounds(lower, highest, error, offset, (lower, highest))
   center = operation.linear(*((b.lower + b.upper) / 2 for b in inputs)) + bias
   spread = operation.magnitude(*((b.upper - b.lower) / 2 for b in inputs))
   spread = spread + gamma(2 * operation.terms + 8, graph.dtype) * size
-  return Bounds(center - spread, center + spread, error, offset)
+  interval = center - spread, center + spread
+  return Bounds(*interval, error, offset, interval)
 
 
 def _tighten(graph: Graph, index: int, u: Ball, method: str) -> bool:
