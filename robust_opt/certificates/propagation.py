@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.certificates.graph import Graph
-from robust_opt.certificates.operations import Affine, Interval
+from robust_opt.certificates.operations import Affine, Interval, Piecewise
 from robust_opt.certificates.rounding import Estimate, depth, gamma, inner, largest, total
 from robust_opt.sets import Ball, LInf
 from robust_opt.types import Array
@@ -36,12 +36,15 @@ class Bounds(NamedTuple):
     error: the value, as an affine function of those after the last nonlinear operations, is rounded
       by at most this much, pulling it back included.
     offset: the bias of that function.
+    linear: the interval by linear bounds alone, which may be wider. CROWN chooses its slopes by it:
+      those of other tools, which do not know the smaller interval, and seldom worse ones.
   """
 
   lower: Array
   upper: Array
   error: Array
   offset: Array
+  linear: Interval
 
 
 AllBounds = dict[int, Bounds]
@@ -66,7 +69,8 @@ def forward(
     u: of one radius, a number.
     method: 'ibp' for intervals, any other for CROWN.
     block: how many units are bounded at once, for memory.
-    tighten: what else lowers the bound of a direction, at nodes of at most `max_units`.
+    tighten: what else lowers the bounds of units, of up to `max_units` of each node: of those
+      whose signs are the most open.
   """
   interval = enclosing_interval(x, u)
   bounds: AllBounds = {}
@@ -78,14 +82,16 @@ def forward(
       if node.operation is not None:
         before = bounds[node.inputs[0]]
         interval = node.operation.interval(before.lower, before.upper)
-      bounds[index] = Bounds(*interval, jnp.zeros_like(x, shape=()), jnp.zeros_like(x, shape=()))
+      zero = jnp.zeros_like(x, shape=())
+      bounds[index] = Bounds(*interval, zero, zero, interval)
     if index in bounded and _tighten(graph, index, u, method):
-      narrow = math.prod(node.shape) <= max_units
-      chosen = tighten if narrow else None
-      lower, upper = _bounds_of_units(graph, bounds, x, u, index, block, chosen)
-      old = bounds[index]
-      both = jnp.maximum(old.lower, lower), jnp.minimum(old.upper, upper)
-      bounds[index] = old._replace(lower=both[0], upper=both[1])
+      of: Bound = functools.partial(upper, graph, bounds, x, u, target=index)
+      linear = _every_unit(of, bounds[index], block)
+      bounds[index] = _intersection(bounds[index], linear)
+      if tighten and max_units and graph.mixing(index) == math.inf:
+        of = tighten(of, graph, bounds)
+        linear = _most_open_units(of, bounds[index], max_units, max(1, block // 4))
+        bounds[index] = _intersection(bounds[index], linear)
   return bounds
 
 
@@ -126,7 +132,7 @@ def upper(
       parts.append(_over_interval(a, bounds[index]))
     else:
       (i,) = node.inputs
-      slope = None if slopes is None else slopes.get(index)
+      slope = Piecewise.adaptive(*bounds[i].linear) if slopes is None else slopes.get(index)
       part, estimate = node.operation.pull_back(a, *bounds[i][:2], slope)
       add(i, part)
       parts += [estimate, _charge(graph, bounds, i, part)]
@@ -169,11 +175,12 @@ def _affine_bounds(graph: Graph, bounds: AllBounds, index: int) -> Bounds:
   error = error + gamma(2 * operation.terms, graph.dtype) * of_offset
   if operation.terms == 0:  # values move: exact
     lower, highest = (operation.linear(*full(end)) + bias for end in ("lower", "upper"))
-    return Bounds(lower, highest, error, offset)
+    return Bounds(lower, highest, error, offset, (lower, highest))
   center = operation.linear(*((b.lower + b.upper) / 2 for b in inputs)) + bias
   spread = operation.magnitude(*((b.upper - b.lower) / 2 for b in inputs))
   spread = spread + gamma(2 * operation.terms + 8, graph.dtype) * size
-  return Bounds(center - spread, center + spread, error, offset)
+  interval = center - spread, center + spread
+  return Bounds(*interval, error, offset, interval)
 
 
 def _tighten(graph: Graph, index: int, u: Ball, method: str) -> bool:
@@ -184,35 +191,42 @@ def _tighten(graph: Graph, index: int, u: Ball, method: str) -> bool:
   return mixing > isinstance(u, LInf)
 
 
-def _bounds_of_units(
-  graph: Graph,
-  bounds: AllBounds,
-  x: Array,
-  u: Ball,
-  index: int,
-  block: int,
-  tighten: Tighten | None,
-) -> Interval:
-  """Linear bounds of every unit of a node."""
-  shape = graph.nodes[index].shape
-  units = math.prod(shape)
-  of: Bound = functools.partial(upper, graph, bounds, x, u, target=index)
-  if tighten:
-    of = tighten(of, graph, bounds)
+def _intersection(old: Bounds, linear: Interval) -> Bounds:
+  lower, highest = jnp.maximum(old.lower, linear[0]), jnp.minimum(old.upper, linear[1])
+  return old._replace(lower=lower, upper=highest, linear=linear)
+
+
+def _every_unit(of: Bound, old: Bounds, block: int) -> Interval:
+  """Linear bounds of all units of a node."""
+  lower, highest = _bounds_of_units(of, old, jnp.arange(old.lower.size), block)
+  return lower.reshape(old.lower.shape), highest.reshape(old.lower.shape)
+
+
+def _most_open_units(of: Bound, old: Bounds, count: int, block: int) -> Interval:
+  """The linear bounds of a node, tighter for the units whose signs are the most open."""
+  shape, openness = old.lower.shape, jnp.minimum(-old.lower, old.upper).reshape(-1)
+  ids = jax.lax.top_k(openness, min(count, openness.size))[1]
+  lower, highest = (end.reshape(-1) for end in old.linear)
+  found = _bounds_of_units(of, old, ids, block)
+  lower, highest = lower.at[ids].max(found[0]), highest.at[ids].min(found[1])
+  return lower.reshape(shape), highest.reshape(shape)
+
+
+def _bounds_of_units(of: Bound, like: Bounds, ids: Array, block: int) -> Interval:
+  """Linear bounds [K] of the units [K] of a node."""
+  shape, units = like.lower.shape, like.lower.size
 
   def bounds_of(unit: Array) -> Interval:
-    a = jax.nn.one_hot(unit, units, dtype=x.dtype).reshape(shape)
+    a = jax.nn.one_hot(unit, units, dtype=like.lower.dtype).reshape(shape)
     found = jax.vmap(of)(jnp.stack([a, -a]))
     of_a, of_minus_a = found.value + found.slack
     return -of_minus_a, of_a
 
   # Equal blocks, the last filled up with the first units: a remainder would be compiled apart.
-  blocks = math.ceil(units / block)
-  block = math.ceil(units / blocks)
-  ids = (jnp.arange(blocks * block) % units).reshape(blocks, block)
-  ends = jax.lax.map(jax.vmap(bounds_of), ids)
-  lower, highest = (end.reshape(-1)[:units].reshape(shape) for end in ends)
-  return lower, highest
+  blocks = math.ceil(ids.size / block)
+  equal = jnp.resize(ids, (blocks, math.ceil(ids.size / blocks)))
+  lower, highest = jax.lax.map(jax.vmap(bounds_of), equal)
+  return lower.reshape(-1)[: ids.size], highest.reshape(-1)[: ids.size]
 
 
 def enclosing_interval(x: Array, u: Ball) -> Interval:

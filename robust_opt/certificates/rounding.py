@@ -25,9 +25,14 @@ class Estimate(NamedTuple):
     return Estimate(self.value + other.value, self.slack + other.slack)
 
 
+def unit_roundoff(dtype: Any) -> float:
+  """u; 0 in its place gives bounds of a network in exact arithmetic."""
+  return float(jnp.finfo(dtype).eps) / 2
+
+
 def gamma(roundings: int, dtype: Any) -> float:
   """gamma_k / (1 - gamma_k) = k u / (1 - 2 k u) for k roundings; inf where k u >= 1/2."""
-  relative = roundings * float(jnp.finfo(dtype).eps) / 2
+  relative = roundings * unit_roundoff(dtype)
   return relative / (1 - 2 * relative) if relative < 0.5 else float("inf")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import losses, models
-from robust_opt.certificates import bounds, exact
+from robust_opt.certificates import bounds, exact, propagation, tracing
 
 SETS = {"linf": ro.LInf, "l2": ro.L2, "l1": ro.L1}
 UNIT = (0.0, 1.0)
@@ -127,7 +127,8 @@ def certified_and_attacked(weights, x, keys, u, activation, method):
     x, ball = x[None], type(u)(radius, u.box)
     y = jnp.argmax(net(x), axis=-1)
     others = jnp.where(jnp.arange(3) == y[:, None], jnp.inf, 0.0)
-    proved = jnp.min(bounds.margins(net, x, y, ball, method).bounds + others)
+    found = bounds.margins(net, x, y, ball, method, max_units=4)  # of 6
+    proved = jnp.min(found.bounds + others)
     small = type(u)(0.999 * radius, u.box)
     value = lambda x: losses.margin(net(x), y)  # noqa: E731
     pgd = ro.ascend(ro.pgd(small, ro.L2(radius / 3)), 10)
@@ -164,6 +165,44 @@ def test_no_net_of_thousands_breaks_its_certificate(activation, method, norm, bo
   assert np.all(attacked >= proved)  # bounds hold where nothing is certified, too
   assert 0.2 < np.mean(proved > 0) < 0.9
   assert np.mean(attacked < 0) > 0.02
+
+
+def two_relus(x):
+  """1 - relu(-h - 0.1) against 0.9, where h = relu(z) - z / 2 >= 0; all at z = 4 x."""
+  h = jax.nn.relu(4 * x) - 2 * x
+  return jnp.concatenate([1 - jax.nn.relu(-h - 0.1), 0 * x + 0.9], axis=-1)
+
+
+def test_alpha_crown_of_what_crown_leaves():
+  """Slope 1/2 of the first ReLU gives h >= 0: the second is 0, and the margin 0.1, as it truly is.
+
+  CROWN-Ada has slope 0 or 1, h >= -min(-l, u) / 2, and the chord of the second, which is higher.
+  """
+  x = np.float32([[0.0], [0.05], [-0.1], [0.4], [0.0]])
+  y, u = np.array([0, 0, 0, 0, 1]), ro.LInf(0.25)
+  certify = functools.partial(ro.certify, jax.tree_util.Partial(two_relus), x, y, u)
+  crown, outer, inner = certify("crown"), *(certify("alpha-crown", max_units=k) for k in (0, 1))
+  np.testing.assert_array_equal(crown.certified, [False, False, False, True, False])
+  np.testing.assert_array_equal(inner.certified, [True, True, True, True, False])
+  np.testing.assert_allclose(inner.margins[:4], 0.1, atol=1e-4)
+  assert np.all(crown.margins <= outer.margins)
+  assert np.all(outer.margins[:3] < 0.05)  # the chord is left
+  # What CROWN proves is not proved again, nor what is misclassified.
+  np.testing.assert_array_equal(inner.margins[3:], crown.margins[3:])
+
+
+def test_crown_chooses_slopes_by_linear_bounds_alone():
+  """For relu(z) >= slope z at z = -1: slope 1 if the linear upper bound is above 1, 0 else."""
+  x, u, one = np.zeros((1, 1), np.float32), ro.LInf(1.0), jnp.ones((1, 1))
+
+  @jax.jit
+  def loss_below(linear):
+    graph = tracing.trace(jax.nn.relu, (1,), jnp.float32)
+    start, *rest = propagation.forward(graph, x, u, "ibp").values()
+    start = start._replace(lower=-one, upper=0.9 * one, linear=(-one, linear * one))
+    return propagation.upper(graph, dict(enumerate([start, *rest])), x, u, -one).value
+
+  np.testing.assert_allclose([loss_below(1.2), loss_below(0.9)], [1, 0], atol=1e-5)
 
 
 class Zoo(nn.Module):
