@@ -18,6 +18,10 @@ Several threats at once, the worst of them for every image:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --threats=linf:0.1,l2:1.5,l1:8
 
+Toward a class of choice, "least_likely" or "random": only its prediction counts as a success:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --target=least_likely
+
 Common corruptions (noise, blur, ...) in place of attacks, generated or read from a folder such as
 CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
 
@@ -91,6 +95,7 @@ def main(argv: list[str]) -> None:
       certify=values.certify or "",
       precision=values.precision,
       search_precision=values.search_precision,
+      target=values.target,
       submission=submission,
     )
   )
@@ -120,7 +125,7 @@ def _ball(threat: str) -> dict[str, Any]:
 # The flags of attacks.
 _OF_ATTACKS = (
   *("norm", "radius", "set", "threats", "version", "search_precision", "trust", "certify"),
-  *("coordinator", "num_processes", "process_id"),
+  *("target", "coordinator", "num_processes", "process_id"),
 )
 
 
@@ -190,6 +195,8 @@ def define_flags() -> None:
   flags.DEFINE_list("threats", [], words)
   words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
+  words = "A class, least_likely or random: only its prediction counts as a success."
+  flags.DEFINE_string("target", "", words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)
   words = "Instead of attacks, common corruptions: generate, or a folder as CIFAR-10-C or -P."
   flags.DEFINE_string("corruptions", "", words)

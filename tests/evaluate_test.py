@@ -24,7 +24,10 @@ from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
 from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
+from robust_opt.report.data import read_runs
+from robust_opt.report.words import headline
 from robust_opt.studies import evaluation
+from robust_opt.tables import Rate
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -110,6 +113,32 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   # Its own summary of the training says the same of the clean images.
   own = json.loads((trained / "summary.json").read_text())["results"][0]
   assert summary["clean_accuracy"] == own["correct"] / own["total"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_attack")
+def test_toward_a_class_the_headline_is_the_success_rate(trained, tmp_path, capsys):
+  assert evaluation.run(options(trained, output=tmp_path / "found", target="3", examples=40))
+  printed, summary = (
+    capsys.readouterr().out,
+    json.loads((tmp_path / "found/summary.json").read_text()),
+  )
+  success = Rate(**summary["targeted"])
+  assert 0 < success.correct < success.total < 40
+  assert (
+    f"Of the {success.total} of them whose label is not the target (class 3), {success.percent} ("
+  ) in words_of(printed)
+  verify.run(tmp_path / "found", {})
+  assert f"{success.percent} of {success.total} attacked examples" in capsys.readouterr().out
+  evaluated = headline(read_runs([tmp_path / "found"])[0]).sentence
+  assert "classified as the target under AutoAttack, quick version, over" in evaluated
+  for changed, sentence in (
+    ({"target": "10"}, "target must be a class from 0 to 9"),
+    ({"target": "3", "submission": "cifar10/Linf/A"}, "no place in a submission"),
+  ):
+    with pytest.raises(InputError, match=sentence):
+      evaluation.run(options(trained, output=tmp_path / "none", **changed))
+  assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

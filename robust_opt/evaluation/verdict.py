@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.arrays import expand_like
-from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
+from robust_opt.errors import InputError
+from robust_opt.evaluation.autoattack import CLEAN, LEFT_OUT, ROBUST, Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
+from robust_opt.evaluation.targeting import parsed, targets_of
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256
@@ -46,6 +48,7 @@ class Claim(NamedTuple):
   set_sha256: str = ""  # of `set`, the contents of its files included; empty in older files
   precision: str = "float32"  # of products in the predictions, `robust_opt.precision.PRODUCTS`
   search_precision: str = "float32"  # of those in the attacks
+  target: str = ""  # a class or one of `targets.RULES`; empty: any wrong prediction counted
 
   @property
   def u(self) -> UncertaintySet:
@@ -152,6 +155,8 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
+  if verdict.targets is not None:
+    arrays["targets"] = verdict.targets
   write_sealed(path, arrays)
 
 
@@ -166,7 +171,8 @@ def load(path: Path) -> StoredVerdict:
     if "set" not in claim:  # before version 0.2: the norm and the radius of a ball in [0, 1]
       claim["set"] = ball_config(claim.pop("norm"), claim.pop("radius"))
     names = tuple(map(str, arrays["names"]))
-    outcome = Verdict(names, arrays["prediction"], arrays["broken_by"], arrays["images"])
+    of_all = arrays["prediction"], arrays["broken_by"], arrays["images"], arrays.get("targets")
+    outcome = Verdict(names, *of_all)
     rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
     return StoredVerdict(Claim(**claim), outcome, *rest, float(arrays["robust_accuracy"]))
 
@@ -210,6 +216,10 @@ def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     "norms": (stored.norms, broken, np.floating),
     "images": (verdict.images, verdict.images.shape, np.floating),
   }
+  if (verdict.targets is not None) != bool(stored.claim.target):
+    yield f"It states the target {stored.claim.target!r}, which its arrays contradict."
+  elif verdict.targets is not None:
+    expected["targets"] = (verdict.targets, all_of, np.integer)
   for name, (array, shape, kind) in expected.items():
     if array.shape != shape or not np.issubdtype(array.dtype, kind):
       yield (
@@ -261,23 +271,55 @@ def _prediction_problems(
   changed = np.sum(prediction != verdict.prediction)
   if changed:
     yield f"The net classifies {changed} clean images differently than it states."
-  known = (verdict.broken_by >= ROBUST) & (verdict.broken_by < len(verdict.names))
+  least = ROBUST if verdict.targets is None else LEFT_OUT
+  known = (verdict.broken_by >= least) & (verdict.broken_by < len(verdict.names))
   if not known.all() or verdict.names[0] != CLEAN:
     yield f"{np.sum(~known)} examples are broken by an attack that it does not list."
   disagreements = np.sum((verdict.broken_by == 0) != (prediction != y))
   if disagreements:
     yield f"It misstates whether the net is right on {disagreements} clean images."
-  attacked = predict(verdict.images)
-  labels = y[np.clip(stored.broken_ids, 0, len(y) - 1)]
-  right = np.sum(attacked == labels) if len(attacked) == len(labels) else len(attacked)
-  if right:
-    yield f"The net is right on {right} of its adversarial images."
+  attacked, of_broken = predict(verdict.images), np.clip(stored.broken_ids, 0, len(y) - 1)
+  if verdict.targets is None:
+    right = _count(attacked, y[of_broken], np.equal)
+    if right:
+      yield f"The net is right on {right} of its adversarial images."
+  else:
+    yield from _target_problems(stored, logits_fn, x, y)
+    missed = _count(attacked, verdict.targets[of_broken], np.not_equal)
+    if missed:
+      yield f"The net does not predict the target on {missed} of its adversarial images."
   fraction = verdict.robust_accuracy
   if fraction != stored.robust_accuracy:
     yield (
       f"It states a robust accuracy of {stored.robust_accuracy:.6f}, but its examples give "
       f"{fraction:.6f}."
     )
+
+
+def _count(a: np.ndarray, b: np.ndarray, compare: Callable[..., Any]) -> int:
+  """How often it holds; always, if the lengths differ."""
+  return int(np.sum(compare(a, b))) if len(a) == len(b) else len(a)
+
+
+def _target_problems(
+  stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray
+) -> Iterator[str]:
+  """Whether the targets are those of the rule, and left out is whose label is the target."""
+  claim, outcome = stored.claim, stored.verdict
+  rule, ids = parsed(claim.target), np.arange(len(x))
+  options = {"batch_size": _batch_size(claim), "precision": claim.precision}
+  try:
+    expected = targets_of(rule or 0, logits_fn, x, y, ids, claim.seed, **options)
+  except InputError as error:
+    yield str(error)
+    return
+  others = np.sum(outcome.targets != expected)
+  if others:
+    yield f"{others} of its targets are not those of {claim.target}."
+  left_out = (outcome.prediction == y) & (outcome.targets == y)
+  disagreements = np.sum((outcome.broken_by == LEFT_OUT) != left_out)
+  if disagreements:
+    yield f"It misstates for {disagreements} images whether their label is the target."
 
 
 def _batch_size(claim: Claim) -> int:

@@ -23,12 +23,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_opt import layout
+from robust_opt.attacks.targets import check_target
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, identity, network, trust, verdict
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import plan
+from robust_opt.evaluation.targeting import parsed
 from robust_opt.experiments import metrics, processes, robustbench, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
@@ -68,6 +70,7 @@ class Options(NamedTuple):
   certify: str = ""  # the method of proofs beside the attacks, as for `ro.certify`; empty: none
   precision: str | None = None  # of float32 products, as for `autoattack`; None: float32
   search_precision: str | None = None  # of those in the attacks; None: the same
+  target: str = ""  # a class or one of `targets.RULES`; empty: any wrong prediction counts
   submission: str = ""  # DATASET/THREAT_MODEL/NAME: write what RobustBench asks for; empty: do not
 
 
@@ -88,6 +91,7 @@ def run(options: Options) -> bool:
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
   plan(options.version, net.logits_fn, u)
+  _check_target(options, net)
   if options.certify:
     proofs.check_supported(options.certify, net.logits_fn, x, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
@@ -105,6 +109,7 @@ def run(options: Options) -> bool:
     set_sha256=config_sha256(set_config),
     precision=precision,
     search_precision=stated(options.search_precision or precision),
+    target=options.target,
   )
   folder = options.output or _folder(options, claim)
   with_trust = options.trust and isinstance(u, Ball)
@@ -200,6 +205,17 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   return verdict.ball_config(norm, radius)
 
 
+def _check_target(options: Options, net: target.EvalTarget) -> None:
+  """InputError unless --target is a class of the net or a rule, and nothing contradicts it."""
+  rule = parsed(options.target)
+  if rule is None:
+    return
+  if options.submission:
+    raise InputError("--target has no place in a submission to RobustBench: leave one of them out.")
+  logits = jax.eval_shape(net.logits_fn, jax.ShapeDtypeStruct((1, *net.x.shape[1:]), np.float32))
+  check_target(rule, logits.shape[-1])
+
+
 def _given(options: Options) -> str:
   """What names the set, in messages."""
   if options.set is not None:
@@ -215,7 +231,8 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
   radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
   on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
-  name = f"{claim.norm}{radius}_{options.version}{count}{on}"
+  aim = f"_to_{options.target}" if options.target else ""
+  name = f"{claim.norm}{radius}_{options.version}{aim}{count}{on}"
   return Path(options.source["workdir"]) / "evaluations" / name
 
 
@@ -280,6 +297,7 @@ def _share(
   found = autoattack.autoattack(
     *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids], claim.u),
     version=claim.version,
+    target=parsed(claim.target),
     seed=claim.seed,
     batch_size=claim.batch_size,
     ids=ids,
@@ -353,7 +371,7 @@ def _trust(
         batch_size=min(claim.batch_size, TRUST_BATCH),
         channel_axis=axis,
         examples=TRUST_EXAMPLES,
-        verdict=stored.verdict,
+        verdict=None if claim.target else stored.verdict,
         progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
       )
     return [check._asdict() for check in checks]
@@ -395,12 +413,20 @@ def _summary(
     "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
+    "targeted": _targeted(outcome),
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
     "attacks": verdict.accuracies(outcome),
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
+
+
+def _targeted(outcome: autoattack.Verdict) -> dict[str, int] | None:
+  """How many images were attacked, and how many of them became the target."""
+  if outcome.targets is None:
+    return None
+  return {"correct": int(np.sum(outcome.broken_by > 0)), "total": outcome.num_attacked}
 
 
 def read_costs(folder: Path) -> dict[str, autoattack.Cost]:

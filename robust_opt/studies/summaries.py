@@ -23,6 +23,10 @@ def headline(
   clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
   attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
   data = claim.source.get("data", "")
+  if claim.target:
+    success = Rate(**summary["targeted"])
+    of_what = (attack, claim.target, checks, bool(first), data)
+    return headlines.of_targeted(clean, success, *of_what)
   return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data)
 
 
