@@ -123,9 +123,12 @@ def run(options: Options) -> bool:
 
   # The first process claims the folder; the others find the same study in it, or refuse.
   with processes.on_first("folder", open_study) or open_study() as study:
+    clean: list[trust.Check] = []
     if not (folder / VERDICT).exists():
+      if options.trust:
+        clean = processes.on_first("checks", lambda: _preliminary(net, claim)) or []
       _attack(net, claim, axis, study)
-    checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust)) or []
+    checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust, clean)) or []
 
     proved = _prove(options.certify, net, study)
     if proved and (checks or proved.check.failed):
@@ -352,10 +355,30 @@ def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
   return report
 
 
+def _preliminary(net: target.EvalTarget, claim: verdict.Claim) -> list[trust.Check]:
+  """The checks that need no attack; what fails is said before any time is spent."""
+  with products(claim.precision):
+    checks = trust.preliminary(
+      *(net.logits_fn, net.x, net.y, claim.u),
+      seed=claim.seed,
+      batch_size=min(claim.batch_size, TRUST_BATCH),
+      examples=TRUST_EXAMPLES,
+    )
+  for check in checks:
+    if check.failed:
+      words = f"Before the attacks: the check {check.name!r} fails: {check.measured}."
+      metrics.print_sentences(words, check.meaning)
+  return checks
+
+
 def _trust(
-  net: target.EvalTarget, axis: int | None, study: Study, with_trust: bool
+  net: target.EvalTarget,
+  axis: int | None,
+  study: Study,
+  with_trust: bool,
+  clean: list[trust.Check],
 ) -> list[trust.Check]:
-  """The checks, computed once; without them, those of an earlier run, or none."""
+  """All checks, of which those in `clean` are made; computed once, or those of an earlier run."""
   path = study.workdir / "trust.json"
   if not (with_trust or path.exists()):
     return []
@@ -372,6 +395,7 @@ def _trust(
         channel_axis=axis,
         examples=TRUST_EXAMPLES,
         verdict=None if claim.target else stored.verdict,
+        clean=clean,
         progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
       )
     return [check._asdict() for check in checks]
