@@ -22,6 +22,12 @@ Toward a class of choice, "least_likely" or "random": only its prediction counts
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --target=least_likely
 
+Rotations of up to 30 degrees with shifts of up to 3 pixels, on a grid, alone or with other threats:
+
+  python -m robust_opt.evaluate --workdir=runs/cifar --version=grid \
+      --set='{"name": "Transforms", "max_rotation": 30, "max_translation": 3}'
+  python -m robust_opt.evaluate --workdir=runs/cifar --threats=linf:8/255,spatial:30:3
+
 Common corruptions (noise, blur, ...) in place of attacks, generated or read from a folder such as
 CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
 
@@ -103,22 +109,29 @@ def main(argv: list[str]) -> None:
     raise RunError("A check of the trust report failed: see the table above.")
 
 
+SHIFT = 3.0  # pixels of spatial:DEGREES, a tenth of the side of MNIST and CIFAR-10
+
+
 def set_of(text: str, threats: list[str]) -> dict[str, Any] | None:
   """The config of --set, or that of the union of --threats; None without either."""
   if text and threats:
     raise InputError("Give either --set or --threats, not both.")
   if threats:
-    return {"name": "Union", "sets": [_ball(threat) for threat in threats]}
+    return {"name": "Union", "sets": [_threat(threat) for threat in threats]}
   return set_config(text) if text else None
 
 
-def _ball(threat: str) -> dict[str, Any]:
-  """The ball in [0, 1] of a threat such as linf:8/255."""
-  norm, _, radius = threat.partition(":")
+def _threat(threat: str) -> dict[str, Any]:
+  """The set of a threat: linf:8/255, a ball in [0, 1]; spatial:30:3, in degrees and pixels."""
+  name, _, rest = threat.partition(":")
   try:
-    return ball_config(norm, number(radius))
+    if name == "spatial":
+      degrees, _, shift = rest.partition(":")
+      limits = {"max_rotation": number(degrees), "max_translation": number(shift or SHIFT)}
+      return {"name": "Transforms", **limits}
+    return ball_config(name, number(rest))
   except InputError as error:
-    words = "must be norms and radii such as linf:8/255,l2:0.5"
+    words = "must be norms and radii, or degrees and pixels, such as linf:8/255,spatial:30:3"
     raise InputError(f"--threats {words}, but has {threat!r} ({error})") from None
 
 
@@ -191,9 +204,9 @@ def define_flags() -> None:
   commands.define_number("radius", words)
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."
   flags.DEFINE_string("set", "", words)
-  words = "In place of these: several balls in [0, 1], attacked in turn, as in linf:8/255,l2:0.5."
+  words = "In place of these: several, attacked in turn, as in linf:8/255,l2:0.5,spatial:30:3."
   flags.DEFINE_list("threats", [], words)
-  words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
+  words = "rand: for random nets, by --draws; pgd: sets with a projection; grid: Transforms."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   words = "A class, least_likely or random: only its prediction counts as a success."
   flags.DEFINE_string("target", "", words)

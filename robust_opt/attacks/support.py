@@ -8,6 +8,7 @@
 |  hop_skip_jump                                  |  LInf, L2 with a finite box       |
 |  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
 |  sigma_zero, sparse_rs                          |  L0 with a finite box             |
+|  grid_search                                    |  Transforms                       |
 
 check_support("fab", ro.L2(0.5))  # InputError: fab needs a set with a finite box, ...
 """
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from robust_opt.checks import described
 from robust_opt.errors import InputError
-from robust_opt.sets import L0, L2, Ball, UncertaintySet, check_ball
+from robust_opt.sets import L0, L2, Ball, Transforms, UncertaintySet, check_ball
 
 
 class Support(NamedTuple):
@@ -49,6 +50,7 @@ SUPPORT = {
   "szegedy": Support(L2, box=True),
   "sigma_zero": Support(L0, box=True),
   "sparse_rs": Support(L0, box=True),
+  "grid_search": Support(Transforms),
 }
 
 
@@ -63,6 +65,11 @@ def check_support(attack: str, u: object) -> None:
         f"{attack} takes ro.sets.L0 with a finite box, as in ro.sets.L0(10, box=(0.0, 1.0)), not "
         f"{described(u)}."
       )
+    return
+  if kind is Transforms:
+    if not isinstance(u, Transforms):
+      words = "takes ro.sets.Transforms, as in ro.sets.Transforms(30.0, 3.0), not"
+      raise InputError(f"{attack} {words} {described(u)}.")
     return
   if kind is not UncertaintySet:
     check_ball(u, attack, box=box)

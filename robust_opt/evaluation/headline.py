@@ -19,6 +19,7 @@ _ENSEMBLES = {
   "quick": "AutoAttack, quick version",
   "rand": "AutoAttack for random networks",
   "pgd": "PGD with restarts",
+  "grid": "a grid search",
 }
 
 

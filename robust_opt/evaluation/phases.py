@@ -19,9 +19,10 @@ from robust_opt.attacks.types import CountedAttack, CountedResult, passes
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
-from robust_opt.maximizers import Attack, apgd, ascend, pgd, restarts
+from robust_opt.maximizers import Attack, apgd, ascend, grid_search, pgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
-from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet, Union
+from robust_opt.maximizers.grid import NUM_ROTATIONS, NUM_TRANSLATIONS
+from robust_opt.sets import L1, L2, Ball, LInf, Transforms, UncertaintySet, Union
 from robust_opt.types import Array, LogitsFn, LossFn
 
 
@@ -135,6 +136,24 @@ def pgd_phase(
   return Phase(name, "pgd", make)
 
 
+def grid_phase(
+  num_rotations: int = NUM_ROTATIONS, num_translations: int = NUM_TRANSLATIONS
+) -> Phase:
+  """The worst of a grid of rotations and translations (`ro.grid_search`)."""
+
+  def make(u: Transforms, rank: Array, channel_axis: int | None) -> CountedAttack:
+    del rank, channel_axis
+    search = white_box.ascent(grid_search(u, num_rotations, num_translations), losses.margin)
+    count = num_rotations * num_translations**2 + white_box.OTHER_PASSES
+
+    def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> CountedResult:
+      return CountedResult(*search(keys, logits_fn, x, y), passes(count, 0))
+
+    return attack
+
+  return Phase("grid", "grid_search", make, gradients=False)
+
+
 class _Scaled(UncertaintySet):
   """{factor * delta: delta in U(x)}; steepest ascent only."""
 
@@ -161,6 +180,7 @@ VERSIONS: dict[str, tuple[Phase, ...]] = {
     pgd_phase("pgd-ce", losses.cross_entropy, 100, relative_step=0.1, num_restarts=5),
     pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.02, num_restarts=5),
   ),
+  "grid": (grid_phase(),),
 }
 
 
@@ -185,9 +205,11 @@ def phases_of(
     try:
       check_support(phase.attack, u)
     except InputError as error:
-      if phase.attack == "pgd":
+      if phase.attack in ("pgd", "grid_search") and not isinstance(u, Transforms):
         raise
       words = f'{str(error)[:-1]}; version="pgd" attacks every set with a projection.'
+      if isinstance(u, Transforms):
+        words = f'{str(error)[:-1]}; version="grid" searches rotations and translations.'
       raise InputError(words) from error
   return phases
 
@@ -206,8 +228,8 @@ def plan(
   """The phases of a version; over a union those of each of its sets, in turn.
 
   Cheap attacks come first in every set, so that the dear ones meet few examples. A set that is not
-  a ball is attacked by the version "pgd". Names are those of the phases, and over a union of the
-  sets as well: "apgd-ce l2".
+  a ball is attacked by the version "pgd", or "grid" if it is `Transforms`. Names are those of the
+  phases, and over a union of the sets as well: "apgd-ce l2".
 
   Raises:
     InputError: as `phases_of`.
@@ -216,11 +238,16 @@ def plan(
     return tuple(Step(phase.name, phase, u) for phase in phases_of(version, logits_fn, u))
   steps = []
   for part, label in zip(u.sets, labels(u), strict=True):
-    of_part = version if isinstance(part, Ball) else "pgd"
+    of_part = version if isinstance(part, Ball) else _version_of(part)
     phases = phases_of(of_part, logits_fn, part)
     steps.append([Step(f"{phase.name} {label}", phase, part) for phase in phases])
   in_turn = itertools.chain.from_iterable(itertools.zip_longest(*steps))
   return tuple(step for step in in_turn if step is not None)
+
+
+def _version_of(u: UncertaintySet) -> str:
+  """The version for a set that is not a ball."""
+  return "grid" if isinstance(u, Transforms) else "pgd"
 
 
 def labels(u: Union) -> list[str]:

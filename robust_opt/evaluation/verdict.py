@@ -21,12 +21,14 @@ import numpy as np
 
 from robust_opt.arrays import expand_like
 from robust_opt.errors import InputError
+from robust_opt.evaluation import moves as moves_lib
 from robust_opt.evaluation.autoattack import CLEAN, LEFT_OUT, ROBUST, Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.evaluation.targeting import parsed, targets_of
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.spatial import Transforms
 from robust_opt.types import LogitsFn
 
 TOLERANCE = 1e-6  # of the radius
@@ -82,6 +84,7 @@ class StoredVerdict(NamedTuple):
   broken_ids: np.ndarray  # [K], the indices of those examples
   norms: np.ndarray  # [K], of their perturbations in a ball; their gauges in any other set
   robust_accuracy: float  # the fraction of robust examples
+  moves: np.ndarray | None = None  # [K, 3], of rotations and translations: `moves.found`
 
 
 def accuracies(verdict: Verdict) -> list[dict[str, Any]]:
@@ -100,8 +103,12 @@ def ball_config(norm: str, radius: float) -> dict[str, Any]:
   return {"name": ball_of(norm).__name__, "radius": radius, "box": [0.0, 1.0]}
 
 
-def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
+def sizes(
+  u: UncertaintySet, images: np.ndarray, x: np.ndarray, moves: np.ndarray | None = None
+) -> np.ndarray:
   """The norm of images - x, both [K, *S], in a ball, the gauge in any other set, [K] float64.
+
+  Of `Transforms` it is that of the moves [K, 3] (`moves.sizes`).
 
   The gauge is that of the nearest point of the set if the rounding of x + delta to float32 can
   explain the difference, as for a plane, whose points do not survive rounding.
@@ -110,8 +117,10 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   if isinstance(u, Ball):
     return lengths(u, deltas)
   if isinstance(u, Union):  # each measured by itself, balls exactly
-    of_each = [sizes(part, images, x) / _largest(part) for part in u.sets]
+    of_each = [sizes(part, images, x, moves) / _largest(part) for part in u.sets]
     return np.min(np.stack(of_each), axis=0)
+  if isinstance(u, Transforms):
+    return moves_lib.sizes(u, images, x, moves)
   rounding = 2.0**-24 * math.sqrt(math.prod(x.shape[1:]))
   gauges = [np.zeros(0)]
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
@@ -143,7 +152,10 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
   The verdict has the images of all N examples; x [N, *S] are the clean images and y [N] the labels.
   """
   broken = np.flatnonzero(verdict.broken_by > 0)
-  images = verdict.images[broken]
+  images, moves = verdict.images[broken], None
+  transforms = moves_lib.transforms_of(claim.u)
+  if transforms is not None:
+    moves = moves_lib.found(transforms, images, x[broken])
   arrays = {
     "names": verdict.names,
     "prediction": verdict.prediction,
@@ -151,12 +163,12 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "labels": np.asarray(y, np.int32),
     "broken_ids": broken.astype(np.int32),
     "images": images,
-    "norms": sizes(claim.u, images, x[broken]),
+    "norms": sizes(claim.u, images, x[broken], moves),
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
-  if verdict.targets is not None:
-    arrays["targets"] = verdict.targets
+  rest = {"targets": verdict.targets, "moves": moves}
+  arrays |= {name: array for name, array in rest.items() if array is not None}
   write_sealed(path, arrays)
 
 
@@ -174,7 +186,8 @@ def load(path: Path) -> StoredVerdict:
     of_all = arrays["prediction"], arrays["broken_by"], arrays["images"], arrays.get("targets")
     outcome = Verdict(names, *of_all)
     rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
-    return StoredVerdict(Claim(**claim), outcome, *rest, float(arrays["robust_accuracy"]))
+    rest += float(arrays["robust_accuracy"]), arrays.get("moves")
+    return StoredVerdict(Claim(**claim), outcome, *rest)
 
 
 def verify(
@@ -218,7 +231,9 @@ def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
   }
   if (verdict.targets is not None) != bool(stored.claim.target):
     yield f"It states the target {stored.claim.target!r}, which its arrays contradict."
-  elif verdict.targets is not None:
+  if stored.moves is not None:
+    expected["moves"] = (stored.moves, (*broken, 3), np.floating)
+  if verdict.targets is not None:
     expected["targets"] = (verdict.targets, all_of, np.integer)
   for name, (array, shape, kind) in expected.items():
     if array.shape != shape or not np.issubdtype(array.dtype, kind):
@@ -252,10 +267,13 @@ def _image_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
   else:
     largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
-  actual = sizes(u, images, x[broken])
+  actual = sizes(u, images, x[broken], stored.moves)
   if not np.all(actual <= largest):
     worst = np.max(actual, initial=0.0)
     yield f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed."
+  others = np.sum(np.isinf(actual)) if isinstance(u, Transforms) else 0
+  if others:
+    yield f"{others} of its images are not made by the rotations and translations that it states."
   if not np.allclose(actual, stored.norms, rtol=rtol, atol=1e-12):
     yield f"The {what}s that it states are not those of its images."
 

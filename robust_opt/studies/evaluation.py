@@ -215,8 +215,12 @@ def _check_target(options: Options, net: target.EvalTarget) -> None:
     return
   if options.submission:
     raise InputError("--target has no place in a submission to RobustBench: leave one of them out.")
-  logits = jax.eval_shape(net.logits_fn, jax.ShapeDtypeStruct((1, *net.x.shape[1:]), np.float32))
-  check_target(rule, logits.shape[-1])
+  check_target(rule, _num_classes(net))
+
+
+def _num_classes(net: target.EvalTarget) -> int:
+  example = jax.ShapeDtypeStruct((1, *net.x.shape[1:]), np.float32)
+  return int(jax.eval_shape(net.logits_fn, example).shape[-1])
 
 
 def _given(options: Options) -> str:
@@ -434,6 +438,7 @@ def _summary(
     "net": net.name,
     "claim": stored.claim._asdict(),
     "total": len(outcome.broken_by),
+    "classes": _num_classes(net),
     "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,

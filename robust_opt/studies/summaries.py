@@ -40,6 +40,9 @@ def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
     parts.append(f"{proved.percent} ({proved.range}) are proved to be robust, by {method}.")
   if summary["draws"]:
     parts.append(f"Every prediction is the mean of {summary['draws']} draws.")
+  if summary["classes"] < 10 and claim.version == "standard" and not claim.target:
+    count = summary["classes"] - 1
+    parts.append(f"There are {count} wrong classes, all of them targets; AutoAttack has nine.")
   if guess:
     parts.append(f"Layout: {guess}; `--channel_axis` states it.")
   if not isinstance(claim.u, Ball):
