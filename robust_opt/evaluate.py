@@ -18,6 +18,10 @@ Several threats at once, the worst of them for every image:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --threats=linf:0.1,l2:1.5,l1:8
 
+Only a region may change, in all images or in each its own:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=l2 --radius=2 --mask=region.npy
+
 Toward a class of choice, "least_likely" or "random": only its prediction counts as a success:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --target=least_likely
@@ -89,6 +93,7 @@ def main(argv: list[str]) -> None:
     evaluation.Options(
       source=source,
       set=set_of(values.set, values.threats),
+      mask=values.mask,
       norm=values.norm or "",
       radius=values.radius,
       version=values.version,
@@ -138,7 +143,7 @@ def _threat(threat: str) -> dict[str, Any]:
 # The flags of attacks.
 _OF_ATTACKS = (
   *("norm", "radius", "set", "threats", "version", "search_precision", "trust", "certify"),
-  *("target", "coordinator", "num_processes", "process_id"),
+  *("target", "mask", "coordinator", "num_processes", "process_id"),
 )
 
 
@@ -206,6 +211,8 @@ def define_flags() -> None:
   flags.DEFINE_string("set", "", words)
   words = "In place of these: several, attacked in turn, as in linf:8/255,l2:0.5,spatial:30:3."
   flags.DEFINE_list("threats", [], words)
+  words = "A .npy file of bool, [H, W] or as an image or all images: True where pixels may change."
+  flags.DEFINE_string("mask", "", words)
   words = "rand: for random nets, by --draws; pgd: sets with a projection; grid: Transforms."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   words = "A class, least_likely or random: only its prediction counts as a success."

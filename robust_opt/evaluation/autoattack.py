@@ -35,6 +35,7 @@ from robust_opt.evaluation.targeting import LEFT_OUT, aimed, targets_of
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
+from robust_opt.sets.masks import for_examples
 from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
 
@@ -172,8 +173,9 @@ def autoattack(
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     u: the uncertainty set, with one radius for all examples. "standard" needs LInf, L2 or L1 with a
-      box; "quick" and "rand" take them without a box, too. Over a `sets.Union` the attacks run in
-      each of its sets, on what no attack in any of them has broken.
+      box, or such a ball in `sets.Masked`, of one mask for all examples or of one for each; "quick"
+      and "rand" take them without a box, too. Over a `sets.Union` the attacks run in each of its
+      sets, on what no attack in any of them has broken.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
       with restarts on two losses, for every set with a projection; or a tuple of phases.
@@ -286,7 +288,8 @@ def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.nd
   numbered = Lanes(*map(data.put, padded._replace(ids=data.ids[padded.ids])))
   with products(data.search_precision):
     arrays = (data.put(images), data.put(labels))
-    of_net = (make, data.axis, data.net, check_set(step.u), data.key)
+    u = check_set(for_examples(step.u, padded.ids, data.x.ndim))
+    of_net = (make, data.axis, data.net, u, data.key)
     result = batches.run_lanes(*of_net, numbered, *arrays)
   # Added once, on the host.
   shrinkage = _shrinkage(step.u, images[0].size)

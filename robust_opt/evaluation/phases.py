@@ -5,6 +5,7 @@ phases = (pgd_phase("pgd-50", losses.cross_entropy, num_steps=50, relative_step=
 for name, phase, part in plan("standard", logits_fn, u): ...      # of a union, in every set
 """
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -13,16 +14,17 @@ import jax.numpy as jnp
 from robust_opt import losses
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import counting_fab
+from robust_opt.attacks.masks import masked
 from robust_opt.attacks.square import counting_square
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import CountedAttack, CountedResult, passes
+from robust_opt.attacks.types import CountedAttack, CountedResult, LogitsAttack, passes
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
 from robust_opt.maximizers import Attack, apgd, ascend, grid_search, pgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
 from robust_opt.maximizers.grid import NUM_ROTATIONS, NUM_TRANSLATIONS
-from robust_opt.sets import L1, L2, Ball, LInf, Transforms, UncertaintySet, Union
+from robust_opt.sets import L1, L2, Ball, LInf, Masked, Transforms, UncertaintySet, Union
 from robust_opt.types import Array, LogitsFn, LossFn
 
 
@@ -228,21 +230,44 @@ def plan(
   """The phases of a version; over a union those of each of its sets, in turn.
 
   Cheap attacks come first in every set, so that the dear ones meet few examples. A set that is not
-  a ball is attacked by the version "pgd", or "grid" if it is `Transforms`. Names are those of the
+  a ball is attacked by the version "pgd", or "grid" if it is `Transforms`; a masked ball as the
+  ball. Names are those of the
   phases, and over a union of the sets as well: "apgd-ce l2".
 
   Raises:
     InputError: as `phases_of`.
   """
   if not isinstance(u, Union):
-    return tuple(Step(phase.name, phase, u) for phase in phases_of(version, logits_fn, u))
+    return tuple(Step(phase.name, phase, u) for phase in _phases_over(version, logits_fn, u))
   steps = []
   for part, label in zip(u.sets, labels(u), strict=True):
-    of_part = version if isinstance(part, Ball) else _version_of(part)
-    phases = phases_of(of_part, logits_fn, part)
+    of_part = version if isinstance(_unmasked(part), Ball) else _version_of(part)
+    phases = _phases_over(of_part, logits_fn, part)
     steps.append([Step(f"{phase.name} {label}", phase, part) for phase in phases])
   in_turn = itertools.chain.from_iterable(itertools.zip_longest(*steps))
   return tuple(step for step in in_turn if step is not None)
+
+
+def _phases_over(
+  version: str | tuple[Phase, ...], logits_fn: LogitsFn, u: UncertaintySet
+) -> tuple[Phase, ...]:
+  """The phases of a version; over a masked ball those of the ball, which see only the region."""
+  if not isinstance(_unmasked(u), Ball) or u is _unmasked(u):
+    return phases_of(version, logits_fn, u)
+  phases = phases_of(version, logits_fn, _unmasked(u))
+  return tuple(phase._replace(make=_within_mask(phase.make)) for phase in phases)
+
+
+def _unmasked(u: UncertaintySet) -> UncertaintySet:
+  return u.u if isinstance(u, Masked) else u
+
+
+@functools.cache  # a compile-time constant, compared by identity
+def _within_mask(make: MakeAttack) -> MakeAttack:
+  def made(u: Masked, choice: Array, channel_axis: int | None) -> LogitsAttack:
+    return masked(make(u.u, choice, channel_axis), u)
+
+  return made
 
 
 def _version_of(u: UncertaintySet) -> str:
@@ -252,7 +277,8 @@ def _version_of(u: UncertaintySet) -> str:
 
 def labels(u: Union) -> list[str]:
   """A name for each of the sets: its norm or class, numbered if there are several such."""
-  names = [part.name if isinstance(part, Ball) else type(part).__name__ for part in u.sets]
+  parts = map(_unmasked, u.sets)
+  names = [part.name if isinstance(part, Ball) else type(part).__name__ for part in parts]
   return [
     name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}"
     for index, name in enumerate(names)

@@ -28,6 +28,7 @@ from robust_opt.evaluation.targeting import parsed, targets_of
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.masks import Masked, for_examples
 from robust_opt.sets.spatial import Transforms
 from robust_opt.types import LogitsFn
 
@@ -126,10 +127,11 @@ def sizes(
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
     batch = slice(start, start + _IMAGES_AT_A_TIME)
     delta, clean = deltas[batch].astype(np.float32), jnp.asarray(x[batch])
-    nearest = np.asarray(u.project(jnp.asarray(delta), clean))
+    part = for_examples(u, np.arange(len(x))[batch], x.ndim)
+    nearest = np.asarray(part.project(jnp.asarray(delta), clean))
     rounded = lengths(L2, delta - nearest) <= rounding
     delta = np.where(expand_like(rounded, delta), nearest, delta)
-    gauges.append(np.asarray(u.gauge(jnp.asarray(delta), clean), np.float64))
+    gauges.append(np.asarray(part.gauge(jnp.asarray(delta), clean), np.float64))
   return np.concatenate(gauges)
 
 
@@ -163,7 +165,7 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "labels": np.asarray(y, np.int32),
     "broken_ids": broken.astype(np.int32),
     "images": images,
-    "norms": sizes(claim.u, images, x[broken], moves),
+    "norms": sizes(for_examples(claim.u, broken, x.ndim), images, x[broken], moves),
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
@@ -267,13 +269,16 @@ def _image_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
   else:
     largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
-  actual = sizes(u, images, x[broken], stored.moves)
+  actual = sizes(for_examples(u, broken, x.ndim), images, x[broken], stored.moves)
   if not np.all(actual <= largest):
     worst = np.max(actual, initial=0.0)
     yield f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed."
-  others = np.sum(np.isinf(actual)) if isinstance(u, Transforms) else 0
-  if others:
-    yield f"{others} of its images are not made by the rotations and translations that it states."
+  impossible = np.sum(np.isinf(actual))
+  if impossible and isinstance(u, Transforms):
+    words = "of its images are not made by the rotations and translations that it states."
+    yield f"{impossible} {words}"
+  if impossible and isinstance(u, Masked):
+    yield f"{impossible} of its images are changed outside of the mask."
   if not np.allclose(actual, stored.norms, rtol=rtol, atol=1e-12):
     yield f"The {what}s that it states are not those of its images."
 

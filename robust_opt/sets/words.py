@@ -26,6 +26,8 @@ def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
   """'l_inf 0.1', or with the sign of the norm; 'GroupL21 0.5', 'Product', 'l_inf 0.1 or l_2 1'."""
   if norm_of(config) == "Union":
     return " or ".join(in_words(part, unicode=unicode) for part in config["sets"])
+  if norm_of(config) == "Masked":
+    return f"{in_words(config['u'], unicode=unicode)} inside a mask"
   if norm_of(config) == "Transforms":
     degrees, shift = config["max_rotation"], config["max_translation"]
     return f"rotations of up to {degrees:.4g} degrees and shifts of up to {shift:.4g} pixels"

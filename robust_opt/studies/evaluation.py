@@ -37,6 +37,7 @@ from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.masks import for_examples
 from robust_opt.sets.radii import check_extent, with_numbers
 from robust_opt.studies import proofs, shares, submission, summaries
 from robust_opt.studies.study import Study, sha256_of
@@ -58,6 +59,7 @@ class Options(NamedTuple):
 
   source: dict[str, Any]  # as target.load takes it
   set: dict[str, Any] | None = None  # as `sets.build.build_set` takes it
+  mask: str = ""  # an array in a .npy file, bool, where pixels may change; empty: everywhere
   norm: str = ""  # "linf", "l2" or "l1"; empty: that of the run's training
   radius: float | None = None  # in pixels of [0, 1]; None: that of the run's training
   version: str = "standard"  # of the ensemble
@@ -81,7 +83,7 @@ def run(options: Options) -> bool:
   """
   entry = robustbench.find(options.submission) if options.submission else None
   net = target.load(options.source, options.examples)
-  set_config = _set_config(options, net)
+  set_config = _masked(_set_config(options, net), options.mask)
   u = build_set(set_config)
   check_set(u)
   x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
@@ -208,6 +210,21 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   return verdict.ball_config(norm, radius)
 
 
+def _masked(config: dict[str, Any], mask: str) -> dict[str, Any]:
+  """The config of the set, or of each set of a union, within the mask of that file."""
+  if not mask:
+    return config
+  if not mask.endswith(".npy"):
+    raise InputError(
+      f"--mask must be a .npy file of bool, True where pixels may change, not {mask}."
+    )
+  if config["name"] == "Union":
+    return {**config, "sets": [_masked(part, mask) for part in config["sets"]]}
+  if config["name"] == "Transforms":
+    raise InputError("--mask has no meaning for rotations and translations: leave one of them out.")
+  return {"name": "Masked", "u": config, "mask": mask}
+
+
 def _check_target(options: Options, net: target.EvalTarget) -> None:
   """InputError unless --target is a class of the net or a rule, and nothing contradicts it."""
   rule = parsed(options.target)
@@ -239,7 +256,8 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
   on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
   aim = f"_to_{options.target}" if options.target else ""
-  name = f"{claim.norm}{radius}_{options.version}{aim}{count}{on}"
+  of_mask = f"_{Path(options.mask).stem}" if options.mask else ""
+  name = f"{claim.norm}{of_mask}{radius}_{options.version}{aim}{count}{on}"
   return Path(options.source["workdir"]) / "evaluations" / name
 
 
@@ -302,7 +320,8 @@ def _share(
     in_words(progress)
 
   found = autoattack.autoattack(
-    *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids], claim.u),
+    *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids]),
+    for_examples(claim.u, ids, net.x.ndim),
     version=claim.version,
     target=parsed(claim.target),
     seed=claim.seed,
