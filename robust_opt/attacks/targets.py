@@ -58,7 +58,7 @@ def _two_logits(logits_fn: LogitsFn, targets: Array, x: Array, *key: Array) -> A
 
 
 def target_classes(
-  target: int | str, logits: Array, y: Array, key: Array | None = None
+  target: int | str, logits: Array, y: np.ndarray | Array, key: Array | None = None
 ) -> np.ndarray:
   """The target of each example, [B] int32.
 

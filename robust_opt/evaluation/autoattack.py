@@ -288,7 +288,7 @@ def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.nd
   numbered = Lanes(*map(data.put, padded._replace(ids=data.ids[padded.ids])))
   with products(data.search_precision):
     arrays = (data.put(images), data.put(labels))
-    u = check_set(for_examples(step.u, padded.ids, data.x.ndim))
+    u = check_set(for_examples(step.u, np.asarray(padded.ids), data.x.ndim))
     of_net = (make, data.axis, data.net, u, data.key)
     result = batches.run_lanes(*of_net, numbered, *arrays)
   # Added once, on the host.

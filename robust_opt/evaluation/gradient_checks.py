@@ -42,24 +42,24 @@ class Gradients(NamedTuple):
     used: [*S] bool, the entries at which that of the margin is not 0 for some image.
   """
 
-  flat: np.ndarray
-  finite: np.ndarray
-  still: np.ndarray
-  rises: np.ndarray
-  used: np.ndarray
+  flat: np.ndarray | Array
+  finite: np.ndarray | Array
+  still: np.ndarray | Array
+  rises: np.ndarray | Array
+  used: np.ndarray | Array
 
 
 def measure(
   net: LogitsFn, x: np.ndarray, y: np.ndarray, batch_size: int, box: Box = (0.0, 1.0)
 ) -> Gradients:
   """Of a net from `network.as_argument`, at x [N, *S] within the box, with labels y [N]."""
-  parts = []
+  parts, ends = [], np.array(box, np.float32)
   for start in range(0, len(x), batch_size):
     images, labels = x[start : start + batch_size], y[start : start + batch_size]
-    whole = (pad_to(images, batch_size), pad_to(labels, batch_size))
-    parts.append([np.asarray(v)[: len(images)] for v in _measure(net, *whole, np.float32(box))])
-  *columns, used = (np.concatenate(column) for column in zip(*parts, strict=True))
-  return Gradients(*columns, used.any(axis=0))
+    measured = _measure(net, pad_to(images, batch_size), pad_to(labels, batch_size), ends)
+    parts.append([np.asarray(values)[: len(images)] for values in measured])
+  whole = Gradients(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+  return whole._replace(used=np.any(whole.used, axis=0))
 
 
 @jax.jit
@@ -135,7 +135,7 @@ def pixels(
   noise = np.random.default_rng(seed).uniform(-NOISE, NOISE, x.shape).astype(np.float32)
 
   def change(noise: np.ndarray) -> float:
-    moved = np.clip(x + noise, *np.float32(box))
+    moved = np.clip(x + noise, np.float32(box[0]), np.float32(box[1]))
     return float(np.mean(np.abs(_centered(net, moved, batch_size) - clean)))
 
   clean = _centered(net, x, batch_size)

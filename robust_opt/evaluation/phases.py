@@ -7,7 +7,8 @@ for name, phase, part in plan("standard", logits_fn, u): ...      # of a union, 
 
 import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -17,7 +18,7 @@ from robust_opt.attacks.fab import counting_fab
 from robust_opt.attacks.masks import masked
 from robust_opt.attacks.square import counting_square
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import CountedAttack, CountedResult, LogitsAttack, passes
+from robust_opt.attacks.types import CountedAttack, CountedResult, passes
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
@@ -264,8 +265,9 @@ def _unmasked(u: UncertaintySet) -> UncertaintySet:
 
 @functools.cache  # a compile-time constant, compared by identity
 def _within_mask(make: MakeAttack) -> MakeAttack:
-  def made(u: Masked, choice: Array, channel_axis: int | None) -> LogitsAttack:
-    return masked(make(u.u, choice, channel_axis), u)
+  def made(u: Masked, choice: Array, channel_axis: int | None) -> Callable[..., Any]:
+    attack: Callable[..., Any] = make(u.u, choice, channel_axis)
+    return masked(attack, u)
 
   return made
 

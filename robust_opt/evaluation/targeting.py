@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.attacks.targets import target_classes, targeted
-from robust_opt.attacks.types import LogitsAttack
 from robust_opt.evaluation.batches import MakeAttack, logits_of
 from robust_opt.keys import keys_of
 from robust_opt.types import Array, LogitsFn
@@ -58,8 +57,9 @@ def targets_of(
 def aimed(make: MakeAttack) -> MakeAttack:
   """The attacks of a phase, toward the classes that they get in place of the labels."""
 
-  def made(u: Any, choice: Array, channel_axis: int | None) -> LogitsAttack:
+  def made(u: Any, choice: Array, channel_axis: int | None) -> Callable[..., Any]:
     # The attack sees two logits, among which the target has the rank 0.
-    return targeted(make(u, jnp.zeros_like(choice), channel_axis))
+    attack: Callable[..., Any] = make(u, jnp.zeros_like(choice), channel_axis)
+    return targeted(attack)
 
   return made

@@ -98,7 +98,7 @@ def report(
   if verdict is not None and not (verdict.names[1:-1] and verdict.names[-1] == "square"):
     verdict = None
   ids = _sample(len(x), examples, seed)
-  x, y = x[ids], y[ids]
+  x, y = np.asarray(x[ids]), np.asarray(y[ids])
   probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
   progress(PARTS[0])
   prediction = predictions(probe.net, x, probe.size)
@@ -144,7 +144,7 @@ def preliminary(
   """
   x, y = check_examples(logits_fn, x, y, u, batch_size, allow_probabilities=True)
   ids = _sample(len(x), examples, seed)
-  x, y = x[ids], y[ids]
+  x, y = np.asarray(x[ids]), np.asarray(y[ids])
   return _clean_checks(logits_fn, x, y, min(batch_size, len(x)), seed, box_of(u))
 
 

@@ -188,8 +188,8 @@ def load(path: Path) -> StoredVerdict:
     of_all = arrays["prediction"], arrays["broken_by"], arrays["images"], arrays.get("targets")
     outcome = Verdict(names, *of_all)
     rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
-    rest += float(arrays["robust_accuracy"]), arrays.get("moves")
-    return StoredVerdict(Claim(**claim), outcome, *rest)
+    accuracy, moves = float(arrays["robust_accuracy"]), arrays.get("moves")
+    return StoredVerdict(Claim(**claim), outcome, *rest, accuracy, moves)
 
 
 def verify(
@@ -329,10 +329,10 @@ def _target_problems(
 ) -> Iterator[str]:
   """Whether the targets are those of the rule, and left out is whose label is the target."""
   claim, outcome = stored.claim, stored.verdict
-  rule, ids = parsed(claim.target), np.arange(len(x))
-  options = {"batch_size": _batch_size(claim), "precision": claim.precision}
+  rule, examples = parsed(claim.target) or 0, (x, y, np.arange(len(x)), claim.seed)
+  size, precision = _batch_size(claim), claim.precision
   try:
-    expected = targets_of(rule or 0, logits_fn, x, y, ids, claim.seed, **options)
+    expected = targets_of(rule, logits_fn, *examples, size, precision=precision)
   except InputError as error:
     yield str(error)
     return

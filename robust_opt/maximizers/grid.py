@@ -84,4 +84,4 @@ def candidates(u: Transforms, num_rotations: int, num_translations: int) -> Arra
   angles, shifts = symmetric_grid(1.0, num_rotations), symmetric_grid(1.0, num_translations)
   unit = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
   unit = unit[np.any(unit != 0, axis=1)]
-  return unit * jnp.asarray([u.max_rotation, u.max_translation, u.max_translation])
+  return jnp.asarray(unit) * jnp.asarray([u.max_rotation, u.max_translation, u.max_translation])

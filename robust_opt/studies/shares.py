@@ -7,7 +7,7 @@ whole = joined([load(path, ids, x), ...])
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,9 +83,9 @@ def joined(parts: Sequence[Share]) -> Share:
   """All shares as one: examples in their order; of seconds the largest, since they run at once."""
   ids = np.concatenate([share.ids for share in parts])
   order = np.argsort(ids)
-  columns = zip(*(share.verdict[1:] for share in parts), strict=True)
+  columns: Any = zip(*(share.verdict[1:] for share in parts), strict=True)
+  whole: Any = (None if c[0] is None else np.concatenate(c)[order] for c in columns)
   names = parts[0].verdict.names
-  whole = (None if c[0] is None else np.concatenate(c)[order] for c in columns)
   found = Verdict(names, *whole)
   costs = {name: [share.costs[name] for share in parts if name in share.costs] for name in names}
   return Share(ids[order], found, {name: _total(each) for name, each in costs.items() if each})
