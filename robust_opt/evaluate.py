@@ -32,6 +32,13 @@ Rotations of up to 30 degrees with shifts of up to 3 pixels, on a grid, alone or
       --set='{"name": "Transforms", "max_rotation": 30, "max_translation": 3}'
   python -m robust_opt.evaluate --workdir=runs/cifar --threats=linf:8/255,spatial:30:3
 
+A patch of 5 x 5 pixels anywhere in the image, with any content; ten pixels of any color:
+
+  python -m robust_opt.evaluate --workdir=runs/cifar --version=patch \
+      --set='{"name": "Patch", "side": 5}'
+  python -m robust_opt.evaluate --workdir=runs/cifar --version=sparse \
+      --set='{"name": "L0", "k": 10, "box": [0, 1], "channel_axis": -1}'
+
 Common corruptions (noise, blur, ...) in place of attacks, generated or read from a folder such as
 CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
 
@@ -127,16 +134,18 @@ def set_of(text: str, threats: list[str]) -> dict[str, Any] | None:
 
 
 def _threat(threat: str) -> dict[str, Any]:
-  """The set of a threat: linf:8/255, a ball in [0, 1]; spatial:30:3, in degrees and pixels."""
+  """The set of a threat: linf:8/255, in [0, 1]; spatial:30:3, degrees and pixels; patch:5."""
   name, _, rest = threat.partition(":")
   try:
     if name == "spatial":
       degrees, _, shift = rest.partition(":")
       limits = {"max_rotation": number(degrees), "max_translation": number(shift or SHIFT)}
       return {"name": "Transforms", **limits}
+    if name == "patch":
+      return {"name": "Patch", "side": int(number(rest))}
     return ball_config(name, number(rest))
   except InputError as error:
-    words = "must be norms and radii, or degrees and pixels, such as linf:8/255,spatial:30:3"
+    words = "must be norms and radii, or others, such as linf:8/255,spatial:30:3,patch:5"
     raise InputError(f"--threats {words}, but has {threat!r} ({error})") from None
 
 
@@ -213,7 +222,7 @@ def define_flags() -> None:
   flags.DEFINE_list("threats", [], words)
   words = "A .npy file of bool, [H, W] or as an image or all images: True where pixels may change."
   flags.DEFINE_string("mask", "", words)
-  words = "rand: for random nets, by --draws; pgd: sets with a projection; grid: Transforms."
+  words = "rand: random nets, by --draws; grid: Transforms; sparse: L0; patch: Patch; pgd: others."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   words = "A class, least_likely or random: only its prediction counts as a success."
   flags.DEFINE_string("target", "", words)

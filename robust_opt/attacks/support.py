@@ -9,6 +9,7 @@
 |  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
 |  sigma_zero, sparse_rs                          |  L0 with a finite box             |
 |  grid_search                                    |  Transforms                       |
+|  patch                                          |  Patch                            |
 
 check_support("fab", ro.L2(0.5))  # InputError: fab needs a set with a finite box, ...
 """
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 from robust_opt.checks import described
 from robust_opt.errors import InputError
-from robust_opt.sets import L0, L2, Ball, Transforms, UncertaintySet, check_ball
+from robust_opt.sets import L0, L2, Ball, Patch, Transforms, UncertaintySet, check_ball
 
 
 class Support(NamedTuple):
@@ -51,6 +52,13 @@ SUPPORT = {
   "sigma_zero": Support(L0, box=True),
   "sparse_rs": Support(L0, box=True),
   "grid_search": Support(Transforms),
+  "patch": Support(Patch),
+}
+
+
+_EXAMPLES: dict[type[UncertaintySet], str] = {
+  Transforms: "Transforms(30.0, 3.0)",
+  Patch: "Patch(5)",
 }
 
 
@@ -66,10 +74,10 @@ def check_support(attack: str, u: object) -> None:
         f"{described(u)}."
       )
     return
-  if kind is Transforms:
-    if not isinstance(u, Transforms):
-      words = "takes ro.sets.Transforms, as in ro.sets.Transforms(30.0, 3.0), not"
-      raise InputError(f"{attack} {words} {described(u)}.")
+  if kind in _EXAMPLES:
+    if not isinstance(u, kind):
+      words = f"takes ro.sets.{kind.__name__}, as in ro.sets.{_EXAMPLES[kind]}"
+      raise InputError(f"{attack} {words}, not {described(u)}.")
     return
   if kind is not UncertaintySet:
     check_ball(u, attack, box=box)

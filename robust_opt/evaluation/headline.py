@@ -20,6 +20,8 @@ _ENSEMBLES = {
   "rand": "AutoAttack for random networks",
   "pgd": "PGD with restarts",
   "grid": "a grid search",
+  "sparse": "PGD and Sparse-RS",
+  "patch": "PGD in 20 places",
 }
 
 

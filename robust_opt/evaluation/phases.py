@@ -16,6 +16,8 @@ from robust_opt import losses
 from robust_opt.attacks import white_box
 from robust_opt.attacks.fab import counting_fab
 from robust_opt.attacks.masks import masked
+from robust_opt.attacks.patch import counting_patch
+from robust_opt.attacks.sparse_rs import counting_sparse_rs
 from robust_opt.attacks.square import counting_square
 from robust_opt.attacks.support import check_support
 from robust_opt.attacks.types import CountedAttack, CountedResult, passes
@@ -25,7 +27,7 @@ from robust_opt.evaluation.batches import MakeAttack
 from robust_opt.maximizers import Attack, apgd, ascend, grid_search, pgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
 from robust_opt.maximizers.grid import NUM_ROTATIONS, NUM_TRANSLATIONS
-from robust_opt.sets import L1, L2, Ball, LInf, Masked, Transforms, UncertaintySet, Union
+from robust_opt.sets import L0, L1, L2, Ball, LInf, Masked, Patch, Transforms, UncertaintySet, Union
 from robust_opt.types import Array, LogitsFn, LossFn
 
 
@@ -157,6 +159,26 @@ def grid_phase(
   return Phase("grid", "grid_search", make, gradients=False)
 
 
+def sparse_rs_phase(num_queries: int) -> Phase:
+  """Sparse-RS, without gradients."""
+
+  def make(u: L0, rank: Array, channel_axis: int | None) -> CountedAttack:
+    del rank, channel_axis
+    return counting_sparse_rs(u, num_queries)
+
+  return Phase("sparse-rs", "sparse_rs", make, gradients=False)
+
+
+def patch_phase(num_places: int, num_steps: int) -> Phase:
+  """PGD in squares at several places."""
+
+  def make(u: Patch, rank: Array, channel_axis: int | None) -> CountedAttack:
+    del rank, channel_axis
+    return counting_patch(u, num_places, num_steps)
+
+  return Phase("patch", "patch", make)
+
+
 class _Scaled(UncertaintySet):
   """{factor * delta: delta in U(x)}; steepest ascent only."""
 
@@ -184,7 +206,14 @@ VERSIONS: dict[str, tuple[Phase, ...]] = {
     pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.02, num_restarts=5),
   ),
   "grid": (grid_phase(),),
+  "sparse": (
+    pgd_phase("pgd-ce", losses.cross_entropy, 100, relative_step=0.1, num_restarts=5),
+    sparse_rs_phase(5000),
+  ),
+  "patch": (patch_phase(20, 50),),
 }
+# For sets that are not balls; "pgd" for any other.
+_VERSION_OF: dict[type[UncertaintySet], str] = {Transforms: "grid", L0: "sparse", Patch: "patch"}
 
 
 def phases_of(
@@ -208,11 +237,11 @@ def phases_of(
     try:
       check_support(phase.attack, u)
     except InputError as error:
-      if phase.attack in ("pgd", "grid_search") and not isinstance(u, Transforms):
+      better = _version_of(u)
+      if isinstance(u, Ball) or better == version or not isinstance(u, UncertaintySet):
         raise
-      words = f'{str(error)[:-1]}; version="pgd" attacks every set with a projection.'
-      if isinstance(u, Transforms):
-        words = f'{str(error)[:-1]}; version="grid" searches rotations and translations.'
+      what = "every set with a projection" if better == "pgd" else type(u).__name__
+      words = f'{str(error)[:-1]}; version="{better}" attacks {what}.'
       raise InputError(words) from error
   return phases
 
@@ -231,9 +260,8 @@ def plan(
   """The phases of a version; over a union those of each of its sets, in turn.
 
   Cheap attacks come first in every set, so that the dear ones meet few examples. A set that is not
-  a ball is attacked by the version "pgd", or "grid" if it is `Transforms`; a masked ball as the
-  ball. Names are those of the
-  phases, and over a union of the sets as well: "apgd-ce l2".
+  a ball is attacked by a version of its own, "pgd" if it has none; a masked ball as the ball. Names
+  are those of the phases, and over a union of the sets as well: "apgd-ce l2".
 
   Raises:
     InputError: as `phases_of`.
@@ -274,7 +302,7 @@ def _within_mask(make: MakeAttack) -> MakeAttack:
 
 def _version_of(u: UncertaintySet) -> str:
   """The version for a set that is not a ball."""
-  return "grid" if isinstance(u, Transforms) else "pgd"
+  return _VERSION_OF.get(type(u), "pgd")
 
 
 def labels(u: Union) -> list[str]:

@@ -124,7 +124,7 @@ def test_flags_words_and_errors():
     evaluate.set_of("", ["spatial:a"])
   net, x, y = problem()
   for u, version, sentence in (
-    (U, "standard", 'version="grid" searches rotations and translations'),
+    (U, "standard", 'version="grid" attacks Transforms'),
     (ro.LInf(0.1, (0.0, 1.0)), "grid", r"grid_search takes ro\.sets\.Transforms, as in"),
   ):
     with pytest.raises(InputError, match=sentence):
