@@ -30,6 +30,7 @@ from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import plan
+from robust_opt.evaluation.similarity import mean_ssim
 from robust_opt.evaluation.targeting import parsed
 from robust_opt.experiments import metrics, processes, robustbench, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
@@ -138,7 +139,7 @@ def run(options: Options) -> bool:
 
   def summarize() -> None:
     stored = verdict.load(folder / VERDICT)
-    summary = _summary(net, stored, checks, proved, time.monotonic() - began)
+    summary = _summary(net, axis, stored, checks, proved, time.monotonic() - began)
     guess = layout.describe_guess(options.channel_axis, x.shape[1:])
     _publish(folder, summary, claim, checks, guess, _following(folder, options))
     if entry:
@@ -446,6 +447,7 @@ def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdi
 
 def _summary(
   net: target.EvalTarget,
+  axis: int | None,
   stored: verdict.StoredVerdict,
   checks: list[trust.Check],
   proved: proofs.Proofs | None,
@@ -462,6 +464,7 @@ def _summary(
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
     "targeted": _targeted(outcome),
+    "ssim": mean_ssim(outcome.images, net.x[stored.broken_ids], axis),
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
     "attacks": verdict.accuracies(outcome),
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},

@@ -34,6 +34,10 @@ def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
   """What else to know of the number; `guess`: that of the channel axis, or empty."""
   rounded_accuracy = 100 * summary["accuracy_after_rounding"]
   parts = [f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %."]
+  if summary["ssim"] is not None:
+    parts.append(
+      f"Their mean structural similarity (SSIM) to the clean ones is {summary['ssim']:.3f}."
+    )
   if summary["certified"]:
     proved = Rate(summary["certified"]["images"], summary["total"])
     method = summary["certified"]["method"]
