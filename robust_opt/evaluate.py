@@ -32,6 +32,11 @@ Rotations of up to 30 degrees with shifts of up to 3 pixels, on a grid, alone or
       --set='{"name": "Transforms", "max_rotation": 30, "max_translation": 3}'
   python -m robust_opt.evaluate --workdir=runs/cifar --threats=linf:8/255,spatial:30:3
 
+A network that returns only labels, as one-hot rows, without gradients or logits:
+
+  python -m robust_opt.evaluate --model=my_module:one_hot --data=test.npz --norm=l2 --radius=0.5 \
+      --version=labels --output=runs/mine
+
 A patch of 5 x 5 pixels anywhere in the image, with any content; ten pixels of any color:
 
   python -m robust_opt.evaluate --workdir=runs/cifar --version=patch \
@@ -222,7 +227,7 @@ def define_flags() -> None:
   flags.DEFINE_list("threats", [], words)
   words = "A .npy file of bool, [H, W] or as an image or all images: True where pixels may change."
   flags.DEFINE_string("mask", "", words)
-  words = "rand: random nets, by --draws; grid: Transforms; sparse: L0; patch: Patch; pgd: others."
+  words = "rand: random nets, --draws; labels: nets of labels; grid, sparse, patch, pgd: sets."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   words = "A class, least_likely or random: only its prediction counts as a success."
   flags.DEFINE_string("target", "", words)

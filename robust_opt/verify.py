@@ -43,7 +43,8 @@ def run(path: Path, source: dict[str, Any]) -> None:
     nets = ("workdir", "model", "architecture", "robustbench", "weights", "mean", "std")
     recorded |= dict.fromkeys(nets, "") | {"data": kept}
   net = target.load(recorded | changed, examples)
-  x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size)
+  only_predicts = {"gradients": False, "allow_probabilities": True}
+  x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size, **only_predicts)
   problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")

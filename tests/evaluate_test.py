@@ -1,5 +1,6 @@
 """The commands that evaluate and verify: what a user types, what is left, what is refused."""
 
+import functools
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from scipy import stats
 
 import robust_opt as ro
 from robust_opt import evaluate, losses, verify
+from robust_opt.attacks.hop_skip_jump import hop_skip_jump
 from robust_opt.certificates import bounds
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
@@ -238,6 +240,8 @@ def logits_fn(x):
   return x @ weights
 def noisy(x, key):
   return x @ weights + jax.random.normal(key, (len(x), 3))
+def labels(x):
+  return jax.nn.one_hot(logits_fn(x).argmax(-1), 3)
 number = 3
 """
 
@@ -440,6 +444,22 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
   assert "AutoAttack for random networks over l_inf 0.05 within [0, 1]" in written
   assert "Every prediction is the mean of 3 draws." in written
   verify.run(tmp_path / "found" / "verdict.npz", {})
+
+
+@pytest.mark.slow
+def test_a_net_of_labels_is_evaluated_without_gradients(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  short = functools.partial(hop_skip_jump, num_steps=5, num_evaluations=20, num_starts=20)
+  monkeypatch.setitem(phases.VERSIONS, "labels", (phases.decision_phase("hop_skip_jump", short),))
+  source = own(tmp_path) | {"model": "my_net:labels"}
+  given = options("")._replace(source=source, output=tmp_path / "found", norm="l2", radius=0.1)
+  assert evaluation.run(given._replace(version="labels", trust=True))
+  summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+  assert 0 < summary["robust_accuracy"] < summary["clean_accuracy"]
+  assert summary["trust"] == []
+  verify.run(tmp_path / "found", {})
+  with pytest.raises(InputError, match="its outputs are >= 0 and sum to 1"):
+    evaluation.run(given._replace(output=tmp_path / "none"))
 
 
 @pytest.mark.usefixtures("one_attack")

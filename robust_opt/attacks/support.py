@@ -6,7 +6,7 @@
 |  fab, fab_minimal, deepfool, pdpgd              |  LInf, L2, L1 with a finite box   |
 |  fast_minimum_norm                              |  those and L0 with a finite box   |
 |  hop_skip_jump                                  |  LInf, L2 with a finite box       |
-|  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
+|  ddn, carlini_wagner, szegedy, boundary         |  L2 with a finite box             |
 |  sigma_zero, sparse_rs                          |  L0 with a finite box             |
 |  grid_search                                    |  Transforms                       |
 |  patch                                          |  Patch                            |
@@ -46,6 +46,7 @@ SUPPORT = {
   "fast_minimum_norm": Support(Ball, box=True, l0=True),
   "pdpgd": Support(Ball, box=True),
   "hop_skip_jump": Support(Ball, box=True),
+  "boundary": Support(L2, box=True),
   "ddn": Support(L2, box=True),
   "carlini_wagner": Support(L2, box=True),
   "szegedy": Support(L2, box=True),

@@ -178,7 +178,9 @@ def autoattack(
       sets, on what no attack in any of them has broken.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
-      with restarts on two losses, for every set with a projection; or a tuple of phases.
+      with restarts on two losses, for every set with a projection; "grid", "sparse" and "patch" for
+      `sets.Transforms`, L0 and Patch; "labels", without gradients or logits, for LInf and L2, of
+      nets of which only the largest output counts; or a tuple of phases.
     target: None: any wrong prediction counts. A class, "least_likely" (the wrong class of the
       smallest clean logit) or "random" (a wrong class for each example): only the prediction of the
       target counts. Examples that are misclassified without an attack, or whose label is the
@@ -211,7 +213,8 @@ def autoattack(
   phases = [step.phase for step in steps]
   gradients = any(phase.gradients for phase in phases)
   size = 1 if batch_size is None else batch_size
-  x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
+  kind = {"gradients": gradients, "allow_probabilities": not gradients}
+  x, y = check_examples(logits_fn, x, y, u, size, **kind)
   check_extent(u, x.shape[1:])
   ids = _checked_ids(ids, len(x))
   if batch_size is None:

@@ -22,6 +22,7 @@ _ENSEMBLES = {
   "grid": "a grid search",
   "sparse": "PGD and Sparse-RS",
   "patch": "PGD in 20 places",
+  "labels": "attacks that see labels alone",
 }
 
 

@@ -14,13 +14,21 @@ import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.attacks import white_box
+from robust_opt.attacks.boundary import boundary
 from robust_opt.attacks.fab import counting_fab
+from robust_opt.attacks.hop_skip_jump import hop_skip_jump
 from robust_opt.attacks.masks import masked
 from robust_opt.attacks.patch import counting_patch
 from robust_opt.attacks.sparse_rs import counting_sparse_rs
 from robust_opt.attacks.square import counting_square
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import CountedAttack, CountedResult, passes
+from robust_opt.attacks.types import (
+  CountedAttack,
+  CountedResult,
+  LogitsAttack,
+  MinimalAttack,
+  passes,
+)
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
@@ -179,6 +187,16 @@ def patch_phase(num_places: int, num_steps: int) -> Phase:
   return Phase("patch", "patch", make)
 
 
+def decision_phase(name: str, minimal: Callable[..., MinimalAttack]) -> Phase:
+  """A minimal-norm attack that needs only labels: `hop_skip_jump` or `boundary`, by its name."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
+    return minimal(u)
+
+  return Phase(name.replace("_", "-"), name, make, gradients=False)
+
+
 class _Scaled(UncertaintySet):
   """{factor * delta: delta in U(x)}; steepest ascent only."""
 
@@ -211,6 +229,10 @@ VERSIONS: dict[str, tuple[Phase, ...]] = {
     sparse_rs_phase(5000),
   ),
   "patch": (patch_phase(20, 50),),
+  "labels": (
+    decision_phase("hop_skip_jump", hop_skip_jump),
+    decision_phase("boundary", boundary),
+  ),
 }
 # For sets that are not balls; "pgd" for any other.
 _VERSION_OF: dict[type[UncertaintySet], str] = {Transforms: "grid", L0: "sparse", Patch: "patch"}
@@ -233,6 +255,8 @@ def phases_of(
         f"deterministic networks, but version was {version!r} for a {type(logits_fn).__name__}."
       )
   phases = VERSIONS[version] if isinstance(version, str) else version
+  if version == "labels" and not isinstance(u, L2):
+    phases = phases[:1]  # Boundary Attack is one over l_2
   for phase in phases:
     try:
       check_support(phase.attack, u)

@@ -87,13 +87,14 @@ def run(options: Options) -> bool:
   set_config = _masked(_set_config(options, net), options.mask)
   u = build_set(set_config)
   check_set(u)
-  x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
+  gradients = any(step.phase.gradients for step in plan(options.version, net.logits_fn, u))
+  kind = {"gradients": gradients, "allow_probabilities": not gradients}
+  x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1, **kind)
   check_extent(u, x.shape[1:], _given(options))
   net = net._replace(x=x, y=y)
   batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
-  plan(options.version, net.logits_fn, u)
   _check_target(options, net)
   if options.certify:
     proofs.check_supported(options.certify, net.logits_fn, x, u)
@@ -115,7 +116,7 @@ def run(options: Options) -> bool:
     target=options.target,
   )
   folder = options.output or _folder(options, claim)
-  with_trust = options.trust and isinstance(u, Ball)
+  with_trust = options.trust and gradients and isinstance(u, Ball)
   # The trust report, on few examples, is about a quarter of the work.
   work, flag = 1.25 if with_trust else 1.0, "--output" if options.output else "--workdir"
   began = time.monotonic()
@@ -128,7 +129,7 @@ def run(options: Options) -> bool:
   with processes.on_first("folder", open_study) or open_study() as study:
     clean: list[trust.Check] = []
     if not (folder / VERDICT).exists():
-      if options.trust:
+      if options.trust and gradients:
         clean = processes.on_first("checks", lambda: _preliminary(net, claim)) or []
       _attack(net, claim, axis, study)
     checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust, clean)) or []
