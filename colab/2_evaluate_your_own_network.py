@@ -421,7 +421,7 @@ display(Markdown(trust.to_markdown(checks)))
 print(f"{sum(check.passed is True for check in checks)} of {len(checks)} checks passed.")
 
 # %% [markdown]
-# All eleven checks pass, so the robust accuracy of this network is credible. It is still an upper
+# All fifteen checks pass, so the robust accuracy of this network is credible. It is still an upper
 # bound: passing means that none of these faults was detected, not that there are none.
 
 # %% [markdown]

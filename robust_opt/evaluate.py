@@ -18,6 +18,32 @@ Several threats at once, the worst of them for every image:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --threats=linf:0.1,l2:1.5,l1:8
 
+Only a region may change, in all images or in each its own:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=l2 --radius=2 --mask=region.npy
+
+Toward a class of choice, "least_likely" or "random": only its prediction counts as a success:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --target=least_likely
+
+Rotations of up to 30 degrees with shifts of up to 3 pixels, on a grid, alone or with other threats:
+
+  python -m robust_opt.evaluate --workdir=runs/cifar --version=grid \
+      --set='{"name": "Transforms", "max_rotation": 30, "max_translation": 3}'
+  python -m robust_opt.evaluate --workdir=runs/cifar --threats=linf:8/255,spatial:30:3
+
+A network that returns only labels, as one-hot rows, without gradients or logits:
+
+  python -m robust_opt.evaluate --model=my_module:one_hot --data=test.npz --norm=l2 --radius=0.5 \
+      --version=labels --output=runs/mine
+
+A patch of 5 x 5 pixels anywhere in the image, with any content; ten pixels of any color:
+
+  python -m robust_opt.evaluate --workdir=runs/cifar --version=patch \
+      --set='{"name": "Patch", "side": 5}'
+  python -m robust_opt.evaluate --workdir=runs/cifar --version=sparse \
+      --set='{"name": "L0", "k": 10, "box": [0, 1], "channel_axis": -1}'
+
 Common corruptions (noise, blur, ...) in place of attacks, generated or read from a folder such as
 CIFAR-10-C, or the perturbation sequences of CIFAR-10-P:
 
@@ -79,6 +105,7 @@ def main(argv: list[str]) -> None:
     evaluation.Options(
       source=source,
       set=set_of(values.set, values.threats),
+      mask=values.mask,
       norm=values.norm or "",
       radius=values.radius,
       version=values.version,
@@ -91,6 +118,7 @@ def main(argv: list[str]) -> None:
       certify=values.certify or "",
       precision=values.precision,
       search_precision=values.search_precision,
+      target=values.target,
       submission=submission,
     )
   )
@@ -98,29 +126,38 @@ def main(argv: list[str]) -> None:
     raise RunError("A check of the trust report failed: see the table above.")
 
 
+SHIFT = 3.0  # pixels of spatial:DEGREES, a tenth of the side of MNIST and CIFAR-10
+
+
 def set_of(text: str, threats: list[str]) -> dict[str, Any] | None:
   """The config of --set, or that of the union of --threats; None without either."""
   if text and threats:
     raise InputError("Give either --set or --threats, not both.")
   if threats:
-    return {"name": "Union", "sets": [_ball(threat) for threat in threats]}
+    return {"name": "Union", "sets": [_threat(threat) for threat in threats]}
   return set_config(text) if text else None
 
 
-def _ball(threat: str) -> dict[str, Any]:
-  """The ball in [0, 1] of a threat such as linf:8/255."""
-  norm, _, radius = threat.partition(":")
+def _threat(threat: str) -> dict[str, Any]:
+  """The set of a threat: linf:8/255, in [0, 1]; spatial:30:3, degrees and pixels; patch:5."""
+  name, _, rest = threat.partition(":")
   try:
-    return ball_config(norm, number(radius))
+    if name == "spatial":
+      degrees, _, shift = rest.partition(":")
+      limits = {"max_rotation": number(degrees), "max_translation": number(shift or SHIFT)}
+      return {"name": "Transforms", **limits}
+    if name == "patch":
+      return {"name": "Patch", "side": int(number(rest))}
+    return ball_config(name, number(rest))
   except InputError as error:
-    words = "must be norms and radii such as linf:8/255,l2:0.5"
+    words = "must be norms and radii, or others, such as linf:8/255,spatial:30:3,patch:5"
     raise InputError(f"--threats {words}, but has {threat!r} ({error})") from None
 
 
 # The flags of attacks.
 _OF_ATTACKS = (
   *("norm", "radius", "set", "threats", "version", "search_precision", "trust", "certify"),
-  *("coordinator", "num_processes", "process_id"),
+  *("target", "mask", "coordinator", "num_processes", "process_id"),
 )
 
 
@@ -186,10 +223,14 @@ def define_flags() -> None:
   commands.define_number("radius", words)
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."
   flags.DEFINE_string("set", "", words)
-  words = "In place of these: several balls in [0, 1], attacked in turn, as in linf:8/255,l2:0.5."
+  words = "In place of these: several, attacked in turn, as in linf:8/255,l2:0.5,spatial:30:3."
   flags.DEFINE_list("threats", [], words)
-  words = "rand: for a --model that is random, with --draws; pgd: for any set with a projection."
+  words = "A .npy file of bool, [H, W] or as an image or all images: True where pixels may change."
+  flags.DEFINE_string("mask", "", words)
+  words = "rand: random nets, --draws; labels: nets of labels; grid, sparse, patch, pgd: sets."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
+  words = "A class, least_likely or random: only its prediction counts as a success."
+  flags.DEFINE_string("target", "", words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)
   words = "Instead of attacks, common corruptions: generate, or a folder as CIFAR-10-C or -P."
   flags.DEFINE_string("corruptions", "", words)

@@ -16,7 +16,7 @@ from absl import app
 from robust_opt import commands
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import verdict
-from robust_opt.evaluation.headline import ensemble_over
+from robust_opt.evaluation.headline import ensemble_over, target_in_words
 from robust_opt.evaluation.inputs import check_examples
 from robust_opt.experiments import target
 from robust_opt.tables import Rate
@@ -43,10 +43,20 @@ def run(path: Path, source: dict[str, Any]) -> None:
     nets = ("workdir", "model", "architecture", "robustbench", "weights", "mean", "std")
     recorded |= dict.fromkeys(nets, "") | {"data": kept}
   net = target.load(recorded | changed, examples)
-  x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size)
+  only_predicts = {"gradients": False, "allow_probabilities": True}
+  x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size, **only_predicts)
   problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")
+  if claim.target:
+    outcome, toward = stored.verdict, target_in_words(claim.target)
+    rate = Rate(len(stored.broken_ids), outcome.num_attacked)
+    print(
+      f"{path} is true: {rate.percent} of {rate.total:,} attacked examples (95 % interval "
+      f"{rate.range}) are classified as the target, {toward}, under "
+      f"{ensemble_over(claim.version, claim.set)}, and their adversarial images are feasible."
+    )
+    return
   rate = Rate(round(stored.robust_accuracy * len(y)), len(y))
   print(
     f"{path} is true: {rate.percent} of {rate.total:,} examples (95 % interval {rate.range}) "

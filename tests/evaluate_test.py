@@ -1,5 +1,6 @@
 """The commands that evaluate and verify: what a user types, what is left, what is refused."""
 
+import functools
 import json
 import os
 import shlex
@@ -19,12 +20,16 @@ from scipy import stats
 
 import robust_opt as ro
 from robust_opt import evaluate, losses, verify
+from robust_opt.attacks.hop_skip_jump import hop_skip_jump
 from robust_opt.certificates import bounds
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, batches, phases, trust, verdict
 from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
+from robust_opt.report.data import read_runs
+from robust_opt.report.words import headline
 from robust_opt.studies import evaluation
+from robust_opt.tables import Rate
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -110,6 +115,32 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   # Its own summary of the training says the same of the clean images.
   own = json.loads((trained / "summary.json").read_text())["results"][0]
   assert summary["clean_accuracy"] == own["correct"] / own["total"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_attack")
+def test_toward_a_class_the_headline_is_the_success_rate(trained, tmp_path, capsys):
+  assert evaluation.run(options(trained, output=tmp_path / "found", target="3", examples=40))
+  printed, summary = (
+    capsys.readouterr().out,
+    json.loads((tmp_path / "found/summary.json").read_text()),
+  )
+  success = Rate(**summary["targeted"])
+  assert 0 < success.correct < success.total < 40
+  assert (
+    f"Of the {success.total} of them whose label is not the target (class 3), {success.percent} ("
+  ) in words_of(printed)
+  verify.run(tmp_path / "found", {})
+  assert f"{success.percent} of {success.total} attacked examples" in capsys.readouterr().out
+  evaluated = headline(read_runs([tmp_path / "found"])[0]).sentence
+  assert "classified as the target under AutoAttack, quick version, over" in evaluated
+  for changed, sentence in (
+    ({"target": "10"}, "target must be a class from 0 to 9"),
+    ({"target": "3", "submission": "cifar10/Linf/A"}, "no place in a submission"),
+  ):
+    with pytest.raises(InputError, match=sentence):
+      evaluation.run(options(trained, output=tmp_path / "none", **changed))
+  assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
@@ -209,6 +240,8 @@ def logits_fn(x):
   return x @ weights
 def noisy(x, key):
   return x @ weights + jax.random.normal(key, (len(x), 3))
+def labels(x):
+  return jax.nn.one_hot(logits_fn(x).argmax(-1), 3)
 number = 3
 """
 
@@ -411,6 +444,22 @@ def test_a_function_that_takes_a_key_is_evaluated_by_draws(tmp_path, monkeypatch
   assert "AutoAttack for random networks over l_inf 0.05 within [0, 1]" in written
   assert "Every prediction is the mean of 3 draws." in written
   verify.run(tmp_path / "found" / "verdict.npz", {})
+
+
+@pytest.mark.slow
+def test_a_net_of_labels_is_evaluated_without_gradients(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  short = functools.partial(hop_skip_jump, num_steps=5, num_evaluations=20, num_starts=20)
+  monkeypatch.setitem(phases.VERSIONS, "labels", (phases.decision_phase("hop_skip_jump", short),))
+  source = own(tmp_path) | {"model": "my_net:labels"}
+  given = options("")._replace(source=source, output=tmp_path / "found", norm="l2", radius=0.1)
+  assert evaluation.run(given._replace(version="labels", trust=True))
+  summary = json.loads((tmp_path / "found" / "summary.json").read_text())
+  assert 0 < summary["robust_accuracy"] < summary["clean_accuracy"]
+  assert summary["trust"] == []
+  verify.run(tmp_path / "found", {})
+  with pytest.raises(InputError, match="its outputs are >= 0 and sum to 1"):
+    evaluation.run(given._replace(output=tmp_path / "none"))
 
 
 @pytest.mark.usefixtures("one_attack")

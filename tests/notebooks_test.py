@@ -134,7 +134,7 @@ def check_2(text):
     counts = re.search(rf"\n{name}, broken by: (.*)\n", text)[1].split(", ")
     counts = {name: int(count) for name, count in map(str.split, counts)}
     assert max(counts, key=counts.get) == attack
-  assert "11 of 11 checks passed" in text
+  assert "15 of 15 checks passed" in text
   assert "The loss is flat" in text
 
 

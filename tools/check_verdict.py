@@ -76,7 +76,11 @@ def problems(
   }
   found = [sentence for sentence, holds in checks.items() if not holds]
   found += _count_problems(rest, y)
+  if ("targets" in rest) != bool(claim.get("target", "")):
+    return [*found, f"It states the target {claim.get('target')!r}, which its arrays contradict."]
   found += _image_problems(rest, claim["set"], x)
+  if claim.get("target"):
+    found += _target_problems(rest, str(claim["target"]), clean, y)
   return found + list(_prediction_problems(rest, logits, clean, y))
 
 
@@ -92,6 +96,8 @@ def _shape_problems(file: Arrays, x: np.ndarray) -> Iterator[str]:
     "images": ((broken, *x.shape[1:]), np.floating),
     "robust_accuracy": ((), np.floating),
   }
+  if "targets" in file:
+    expected["targets"] = ((count,), np.integer)
   for name, (shape, kind) in expected.items():
     array = file[name]
     if array.shape != shape or not np.issubdtype(array.dtype, kind):
@@ -103,7 +109,8 @@ def _shape_problems(file: Arrays, x: np.ndarray) -> Iterator[str]:
 def _count_problems(file: Arrays, y: np.ndarray) -> Iterator[str]:
   """Whether ids, attacks and accuracies follow from one another."""
   broken_by = file["broken_by"]
-  unknown = np.sum((broken_by < -1) | (broken_by >= len(file["names"])))
+  least = -2 if "targets" in file else -1  # -2: the label is the target
+  unknown = np.sum((broken_by < least) | (broken_by >= len(file["names"])))
   if unknown:
     yield f"{unknown} examples are broken by an attack that it does not list."
   if not np.array_equal(file["broken_ids"], np.flatnonzero(broken_by > 0)):
@@ -111,7 +118,7 @@ def _count_problems(file: Arrays, y: np.ndarray) -> Iterator[str]:
   disagreements = np.sum((broken_by == 0) != (file["prediction"] != y))
   if disagreements:
     yield f"It misstates whether the net is right on {disagreements} clean images."
-  fraction = np.mean(broken_by == -1)
+  fraction = np.mean(broken_by < 0)
   if fraction != file["robust_accuracy"]:
     yield f"It states a robust accuracy of {file['robust_accuracy']:.6f}, not {fraction:.6f}."
 
@@ -146,12 +153,38 @@ def _prediction_problems(
   if not len(file["images"]):
     return
   attacked = logits(np.asarray(file["images"], np.float32))
+  if "targets" in file:
+    ids = np.clip(file["broken_ids"], 0, len(y) - 1)
+    missed = np.sum(~(_shortfall(attacked, file["targets"][ids]) <= MARGIN))
+    if missed:
+      yield f"The net does not predict the target on {missed} of its adversarial images."
+    return
   labels = y[np.clip(file["broken_ids"], 0, len(y) - 1)]
   others = np.where(np.arange(attacked.shape[1]) == labels[:, None], -np.inf, attacked)
   lead = attacked[np.arange(len(labels)), labels] - others.max(axis=1)
   right = np.sum(~(lead <= MARGIN * np.abs(attacked).max()))  # NaN is no misclassification
   if right:
     yield f"The net is right on {right} of its adversarial images."
+
+
+def _target_problems(file: Arrays, rule: str, clean: np.ndarray, y: np.ndarray) -> Iterator[str]:
+  """Whether the targets follow the rule, and those are left out whose label is the target.
+
+  Random targets come from JAX's generator, and are only checked to be wrong classes.
+  """
+  targets, right = file["targets"], file["prediction"] == y
+  off = targets.astype(str) != rule
+  if rule in ("least_likely", "random"):
+    off = (targets == y) | (targets < 0) | (targets >= clean.shape[1])
+  if rule == "least_likely":
+    least = np.where(np.arange(clean.shape[1]) == y[:, None], np.inf, clean).min(axis=1)
+    own = clean[np.arange(len(y)), np.where(off, 0, targets)]
+    off |= own - least > MARGIN * np.abs(clean).max()
+  if np.any(off):
+    yield f"{np.sum(off)} of its targets are not those of {rule}."
+  disagreements = np.sum((file["broken_by"] == -2) != (right & (targets == y)))
+  if disagreements:
+    yield f"It misstates for {disagreements} images whether their label is the target."
 
 
 def _shortfall(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -13,19 +13,16 @@ Of the logits it uses only whether they are misclassified: a net that returns on
 |  smallest delta longer than the radius    |  delta 0, not fooled                            |
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from robust_opt.arrays import expand_like, where_examples
+from robust_opt.attacks.decisions import Problem, folded, onto_boundary, random_start
 from robust_opt.attacks.hyperplanes import (
   Smallest,
   bounds_of,
   check_counts,
   first_smallest,
-  misclassified,
-  smaller,
   within,
 )
 from robust_opt.attacks.precision import widened
@@ -35,26 +32,7 @@ from robust_opt.errors import InputError
 from robust_opt.keys import per_example
 from robust_opt.precision import measured
 from robust_opt.sets import L1, Ball, LInf
-from robust_opt.sets.projections import Bounds
 from robust_opt.types import Array, LogitsFn
-
-
-class _Problem(NamedTuple):
-  """What all steps share."""
-
-  u: Ball
-  logits_fn: LogitsFn
-  x: Array
-  y: Array
-  bounds: Bounds
-
-  def fooled(self, delta: Array) -> Array:
-    """Whether the perturbations [B, *S] fool the net, [B]."""
-    return misclassified(self.logits_fn, self.x + delta, self.y)
-
-  def norms(self, delta: Array) -> Array:
-    """[B, *S] -> [B]."""
-    return jax.vmap(self.u.norm)(delta)
 
 
 def hop_skip_jump(
@@ -100,18 +78,16 @@ def hop_skip_jump(
   ) -> AttackResult:
     keys = per_example(keys, x.shape[0])
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    problem = _Problem(u, logits_fn, x, y, bounds_of(u, x))
+    problem = Problem(u, logits_fn, x, y, bounds_of(u, x))
     smallest = first_smallest(u, logits_fn, x, y, start)
-    found = jax.lax.fori_loop(
-      0, num_starts, lambda i, best: _try_random(problem, _folded(keys, i), best), smallest
-    )
-    smallest = _onto_boundary(problem, found, found.delta, num_halvings)
+    found = random_start(problem, keys, smallest, num_starts)
+    smallest = onto_boundary(problem, found, found.delta, num_halvings)
 
     def step(carry: Smallest, t: Array) -> tuple[Smallest, None]:
       count = jnp.floor(num_evaluations * jnp.sqrt(t)).astype(jnp.int32)
-      normal = _normal(problem, _folded(keys, num_starts + t.astype(jnp.int32)), carry, t, count)
+      normal = _normal(problem, folded(keys, num_starts + t.astype(jnp.int32)), carry, t, count)
       moved = _jump(problem, carry, normal, t, num_halvings)
-      return _onto_boundary(problem, carry, moved, num_halvings), None
+      return onto_boundary(problem, carry, moved, num_halvings), None
 
     steps = 1.0 + jnp.arange(num_steps, dtype=x.dtype)
     smallest, _ = jax.lax.scan(step, smallest, steps)
@@ -120,43 +96,7 @@ def hop_skip_jump(
   return attack
 
 
-def _folded(keys: Array, number: Array | int) -> Array:
-  return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-
-
-def _try_random(problem: _Problem, keys: Array, best: Smallest) -> Smallest:
-  """Takes a uniform image of the box where it is the first one that fools."""
-  lower, upper = problem.bounds
-  share = jax.vmap(lambda key: jax.random.uniform(key, lower.shape[1:], lower.dtype))(keys)
-  delta = lower + share * (upper - lower)
-  first = problem.fooled(delta) & ~jnp.isfinite(best.norm)
-  return smaller(best, delta, problem.norms(delta), first)
-
-
-def _shrunk(u: Ball, delta: Array, share: Array) -> Array:
-  """The point at that share [B] of the way to delta [B, *S]."""
-  if not isinstance(u, LInf):
-    return expand_like(share, delta) * delta
-  limit = expand_like(share * jax.vmap(u.norm)(delta), delta)
-  return jnp.clip(delta, -limit, limit)
-
-
-def _onto_boundary(problem: _Problem, best: Smallest, delta: Array, num_halvings: int) -> Smallest:
-  """The smallest point that fools on the way to delta, by bisection, if it is the best so far."""
-
-  def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-    inner, outer = ends
-    middle = (inner + outer) / 2
-    fooled = problem.fooled(_shrunk(problem.u, delta, middle))
-    return jnp.where(fooled, inner, middle), jnp.where(fooled, middle, outer)
-
-  ends = jnp.zeros_like(best.norm), jnp.ones_like(best.norm)
-  _, share = jax.lax.fori_loop(0, num_halvings, halve, ends)
-  nearest = _shrunk(problem.u, delta, share)
-  return smaller(best, nearest, problem.norms(nearest), problem.fooled(nearest))
-
-
-def _normal(problem: _Problem, keys: Array, best: Smallest, t: Array, count: Array) -> Array:
+def _normal(problem: Problem, keys: Array, best: Smallest, t: Array, count: Array) -> Array:
   """A direction into the region that fools, [B, *S], of unit length in the norm."""
   lower, upper = problem.bounds
   # The paper's: a tenth of the box at first, then in proportion to the distance.
@@ -172,7 +112,7 @@ def _normal(problem: _Problem, keys: Array, best: Smallest, t: Array, count: Arr
 
   def evaluate(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     of_phi, of_v, of_both = sums
-    moved = jnp.clip(best.delta + radius * jax.vmap(draw)(_folded(keys, i)), lower, upper)
+    moved = jnp.clip(best.delta + radius * jax.vmap(draw)(folded(keys, i)), lower, upper)
     v = (moved - best.delta) / radius  # as the box left it
     phi = jnp.where(problem.fooled(moved), 1.0, -1.0)
     return of_phi + phi, of_v + v, of_both + expand_like(phi, v) * v
@@ -187,7 +127,7 @@ def _normal(problem: _Problem, keys: Array, best: Smallest, t: Array, count: Arr
   return type(problem.u)(1.0).steepest_ascent(estimate, problem.x)
 
 
-def _jump(problem: _Problem, best: Smallest, normal: Array, t: Array, num_halvings: int) -> Array:
+def _jump(problem: Problem, best: Smallest, normal: Array, t: Array, num_halvings: int) -> Array:
   """delta' of `hop_skip_jump`; delta where no step fools."""
 
   def halve(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

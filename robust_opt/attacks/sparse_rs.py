@@ -24,7 +24,14 @@ from robust_opt.arrays import where_examples
 from robust_opt.attacks.hyperplanes import bounds_of, check_counts
 from robust_opt.attacks.precision import widened
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import AttackResult, LogitsAttack
+from robust_opt.attacks.types import (
+  AttackResult,
+  CountedAttack,
+  CountedResult,
+  LogitsAttack,
+  passes,
+  uncounted,
+)
 from robust_opt.errors import InputError
 from robust_opt.keys import per_example
 from robust_opt.sets import L0
@@ -46,7 +53,12 @@ class _State(NamedTuple):
 
 
 def sparse_rs(u: L0, num_queries: int = 5000, alpha: float = 0.8) -> LogitsAttack:
-  """Sparse-RS: (keys [B], logits_fn, x [B, *S], y [B]) -> AttackResult.
+  """`counting_sparse_rs` without the counts."""
+  return uncounted(counting_sparse_rs(u, num_queries, alpha))
+
+
+def counting_sparse_rs(u: L0, num_queries: int = 5000, alpha: float = 0.8) -> CountedAttack:
+  """Sparse-RS: (keys [B], logits_fn, x [B, *S], y [B]) -> CountedResult.
 
   Where no query succeeded delta is 0. Every query runs the whole batch, until all are fooled. The
   random numbers of query t of example i come from fold_in(keys[i], t) alone.
@@ -67,7 +79,7 @@ def sparse_rs(u: L0, num_queries: int = 5000, alpha: float = 0.8) -> LogitsAttac
   after = jnp.asarray(_AFTER * num_queries / 10_000)
   shares = jnp.asarray(alpha / _DIVISORS)
 
-  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> AttackResult:
+  def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> CountedResult:
     keys = per_example(keys, x.shape[0])
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
     lower, upper = (_to_pixels(bound, u.channel_axis) for bound in bounds_of(u, x))
@@ -103,7 +115,8 @@ def sparse_rs(u: L0, num_queries: int = 5000, alpha: float = 0.8) -> LogitsAttac
       lambda state: (state.t < num_queries) & ~jnp.all(state.fooled), query, start
     )
     delta = where_examples(end.fooled, end.delta, nothing)
-    return rounded(AttackResult(_from_pixels(delta, u.channel_axis, x.shape), end.fooled))
+    result = rounded(AttackResult(_from_pixels(delta, u.channel_axis, x.shape), end.fooled))
+    return CountedResult(*result, passes(end.t + 1, 0))
 
   return attack
 

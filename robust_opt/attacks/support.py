@@ -6,8 +6,10 @@
 |  fab, fab_minimal, deepfool, pdpgd              |  LInf, L2, L1 with a finite box   |
 |  fast_minimum_norm                              |  those and L0 with a finite box   |
 |  hop_skip_jump                                  |  LInf, L2 with a finite box       |
-|  ddn, carlini_wagner, szegedy                   |  L2 with a finite box             |
+|  ddn, carlini_wagner, szegedy, boundary         |  L2 with a finite box             |
 |  sigma_zero, sparse_rs                          |  L0 with a finite box             |
+|  grid_search                                    |  Transforms                       |
+|  patch                                          |  Patch                            |
 
 check_support("fab", ro.L2(0.5))  # InputError: fab needs a set with a finite box, ...
 """
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 from robust_opt.checks import described
 from robust_opt.errors import InputError
-from robust_opt.sets import L0, L2, Ball, UncertaintySet, check_ball
+from robust_opt.sets import L0, L2, Ball, Patch, Transforms, UncertaintySet, check_ball
 
 
 class Support(NamedTuple):
@@ -44,11 +46,20 @@ SUPPORT = {
   "fast_minimum_norm": Support(Ball, box=True, l0=True),
   "pdpgd": Support(Ball, box=True),
   "hop_skip_jump": Support(Ball, box=True),
+  "boundary": Support(L2, box=True),
   "ddn": Support(L2, box=True),
   "carlini_wagner": Support(L2, box=True),
   "szegedy": Support(L2, box=True),
   "sigma_zero": Support(L0, box=True),
   "sparse_rs": Support(L0, box=True),
+  "grid_search": Support(Transforms),
+  "patch": Support(Patch),
+}
+
+
+_EXAMPLES: dict[type[UncertaintySet], str] = {
+  Transforms: "Transforms(30.0, 3.0)",
+  Patch: "Patch(5)",
 }
 
 
@@ -63,6 +74,11 @@ def check_support(attack: str, u: object) -> None:
         f"{attack} takes ro.sets.L0 with a finite box, as in ro.sets.L0(10, box=(0.0, 1.0)), not "
         f"{described(u)}."
       )
+    return
+  if kind in _EXAMPLES:
+    if not isinstance(u, kind):
+      words = f"takes ro.sets.{kind.__name__}, as in ro.sets.{_EXAMPLES[kind]}"
+      raise InputError(f"{attack} {words}, not {described(u)}.")
     return
   if kind is not UncertaintySet:
     check_ball(u, attack, box=box)

@@ -23,6 +23,7 @@ import numpy as np
 from robust_opt import losses
 from robust_opt.attacks.types import AttackResult, LogitsAttack
 from robust_opt.errors import InputError
+from robust_opt.keys import per_example
 from robust_opt.types import Array, LogitsFn
 
 RULES = ("least_likely", "random")
@@ -57,7 +58,7 @@ def _two_logits(logits_fn: LogitsFn, targets: Array, x: Array, *key: Array) -> A
 
 
 def target_classes(
-  target: int | str, logits: Array, y: Array, key: Array | None = None
+  target: int | str, logits: Array, y: np.ndarray | Array, key: Array | None = None
 ) -> np.ndarray:
   """The target of each example, [B] int32.
 
@@ -67,25 +68,30 @@ def target_classes(
     logits: [B, C], of the clean examples.
     y: [B], the labels. Where the label is the class of choice, it remains the target; leave those
       examples out.
-    key: for "random".
+    key: for "random", one or one for each example [B].
 
   Raises:
-    InputError: target is neither a class of the logits nor one of the rules, or "random" without a
-      key.
+    InputError: see `check_target`; or "random" without a key.
   """
   losses.check_classes(logits)
   num_classes = logits.shape[-1]
+  check_target(target, num_classes)
   if target == "least_likely":
     is_label = jnp.arange(num_classes) == jnp.asarray(y)[:, None]
     return np.asarray(jnp.argmin(jnp.where(is_label, jnp.inf, logits), axis=-1), np.int32)
   if target == "random":
     if key is None:
       raise InputError("Random targets need a key, as in jax.random.key(0).")
-    shift = jax.random.randint(key, np.shape(y), 1, num_classes)
-    return np.asarray((jnp.asarray(y) + shift) % num_classes, np.int32)
-  if not isinstance(target, int) or not 0 <= target < num_classes:
-    raise InputError(
-      f"target must be a class from 0 to {num_classes - 1}, or one of {', '.join(RULES)}, but was "
-      f"{target!r}."
-    )
+    draw = jax.vmap(lambda key: jax.random.randint(key, (), 1, num_classes))
+    return np.asarray((jnp.asarray(y) + draw(per_example(key, len(y)))) % num_classes, np.int32)
   return np.full(np.shape(y), target, np.int32)
+
+
+def check_target(target: int | str, num_classes: int) -> None:
+  """InputError unless the target is a class from 0 to num_classes - 1, or one of RULES."""
+  if target in RULES or (isinstance(target, int) and 0 <= target < num_classes):
+    return
+  raise InputError(
+    f"target must be a class from 0 to {num_classes - 1}, or one of {', '.join(RULES)}, but was "
+    f"{target!r}."
+  )

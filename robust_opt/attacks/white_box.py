@@ -33,7 +33,7 @@ NOISE = 0x6E6F6973  # folded into the first example's key for the noise of the n
 # A margin above this share of the spread of the clean logits is enough: another program, batch size
 # or precision of the products (TF32 changes logits by 0.3 %) gives the same prediction.
 _ENOUGH = 0.05
-_OTHER_PASSES = 4  # the clean logits twice, those of the last point and of the result
+OTHER_PASSES = 4  # the clean logits twice, those of the last point and of the result
 
 
 def ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> LogitsAttack:
@@ -66,7 +66,7 @@ def counting_ascent(attack: Attack, loss: LossFn, fresh_noise: bool = False) -> 
 
     delta, info = attack(Stochastic(at) if fresh_noise else value_fn, keys, x)
     result = rounded(_result(delta, logits_fn, x, y))
-    return CountedResult(*result, passes(_OTHER_PASSES, steps_taken(info)))
+    return CountedResult(*result, passes(OTHER_PASSES, steps_taken(info)))
 
   return attacked
 

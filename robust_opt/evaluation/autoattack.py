@@ -31,9 +31,11 @@ from robust_opt.evaluation import batches, network
 from robust_opt.evaluation.batches import Lanes
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import Phase, Step, plan
+from robust_opt.evaluation.targeting import LEFT_OUT, aimed, targets_of
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
+from robust_opt.sets.masks import for_examples
 from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
 
@@ -47,14 +49,17 @@ class Verdict(NamedTuple):
   Attributes:
     names: of the possible causes of an error; the first is "clean".
     prediction: [N] int32, the class of the clean example.
-    broken_by: [N] int32, an index into `names`, or -1 (ROBUST) if no attack succeeded.
+    broken_by: [N] int32, an index into `names`, or -1 (ROBUST) if no attack succeeded; toward
+      targets -2 (LEFT_OUT) if the net is right and the label is the target.
     images: [N, *S] float32, the adversarial image; the clean one where there is none.
+    targets: [N] int32, the class that the net was to predict; None: any but the label.
   """
 
   names: tuple[str, ...]
   prediction: np.ndarray
   broken_by: np.ndarray
   images: np.ndarray
+  targets: np.ndarray | None = None
 
   @property
   def clean_accuracy(self) -> float:
@@ -64,7 +69,17 @@ class Verdict(NamedTuple):
   @property
   def robust_accuracy(self) -> float:
     """The fraction that no attack broke: an upper bound of the robust accuracy."""
-    return float(np.mean(self.broken_by == ROBUST))
+    return float(np.mean(self.broken_by < 0))
+
+  @property
+  def num_attacked(self) -> int:
+    """The number of examples that were attacked: classified correctly, and not LEFT_OUT."""
+    return int(np.sum((self.broken_by == ROBUST) | (self.broken_by > 0)))
+
+  @property
+  def success_rate(self) -> float:
+    """The fraction of the attacked examples that an attack broke; 0 if there are none."""
+    return float(np.sum(self.broken_by > 0)) / max(1, self.num_attacked)
 
 
 class ResumeCache(NamedTuple):
@@ -137,6 +152,7 @@ def autoattack(
   u: UncertaintySet,
   *,
   version: str | tuple[Phase, ...] = "standard",
+  target: int | str | None = None,
   seed: int = 0,
   batch_size: int | None = None,
   ids: np.ndarray | None = None,
@@ -157,11 +173,18 @@ def autoattack(
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
     u: the uncertainty set, with one radius for all examples. "standard" needs LInf, L2 or L1 with a
-      box; "quick" and "rand" take them without a box, too. Over a `sets.Union` the attacks run in
-      each of its sets, on what no attack in any of them has broken.
+      box, or such a ball in `sets.Masked`, of one mask for all examples or of one for each; "quick"
+      and "rand" take them without a box, too. Over a `sets.Union` the attacks run in each of its
+      sets, on what no attack in any of them has broken.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
-      with restarts on two losses, for every set with a projection; or a tuple of phases.
+      with restarts on two losses, for every set with a projection; "grid", "sparse" and "patch" for
+      `sets.Transforms`, L0 and Patch; "labels", without gradients or logits, for LInf and L2, of
+      nets of which only the largest output counts; or a tuple of phases.
+    target: None: any wrong prediction counts. A class, "least_likely" (the wrong class of the
+      smallest clean logit) or "random" (a wrong class for each example): only the prediction of the
+      target counts. Examples that are misclassified without an attack, or whose label is the
+      target, are not attacked. See `attacks.targets`.
     seed: of all random numbers; the same seed gives the same result.
     batch_size: affects speed and memory; None: `batches.default_batch_size`, 100 on a CPU.
     ids: [N] int32, the indices in the data set of which x is a part: they seed the random numbers,
@@ -179,9 +202,9 @@ def autoattack(
     report: called after every batch.
 
   Raises:
-    InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.plan`; ids are not
-      one integer >= 0 for each image; channel_axis is not an axis of an example; an unknown
-      precision.
+    InputError: see `inputs.check_set`, `inputs.check_examples`, `phases.plan` and
+      `targets.check_target`; ids are not one integer >= 0 for each image; channel_axis is not an
+      axis of an example; an unknown precision.
   """
   precision = stated(precision)
   search_precision = stated(search_precision or precision)
@@ -190,7 +213,8 @@ def autoattack(
   phases = [step.phase for step in steps]
   gradients = any(phase.gradients for phase in phases)
   size = 1 if batch_size is None else batch_size
-  x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
+  kind = {"gradients": gradients, "allow_probabilities": not gradients}
+  x, y = check_examples(logits_fn, x, y, u, size, **kind)
   check_extent(u, x.shape[1:])
   ids = _checked_ids(ids, len(x))
   if batch_size is None:
@@ -207,10 +231,15 @@ def autoattack(
   prediction = predict(x)
   names = (CLEAN, *(step.name for step in steps))
   broken_by = np.where(prediction == y, ROBUST, 0).astype(np.int32)
-  verdict = Verdict(names, prediction, broken_by, x.copy())
-  data = _Data(net, x, y, ids, axis, jax.random.key(seed), predict, search_precision, put)
+  aims = None
+  if target is not None:
+    aims = targets_of(target, net, x, y, ids, seed, batch_size, put, precision)
+    broken_by[(broken_by == ROBUST) & (aims == y)] = LEFT_OUT
+  verdict = Verdict(names, prediction, broken_by, x.copy(), aims)
+  data = _Data(net, x, y, ids, axis, jax.random.key(seed), predict, search_precision, put, aims)
   packing = batches.packing(batch_size, jax.default_backend(), jax.local_device_count())
-  targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
+  num_classes = _num_classes(net, x) if target is None else 2  # as `targeted` attacks see it
+  targets = [_num_targets(phase, num_classes) for phase in phases]
   for index, step in enumerate(steps):
     first = sum(targets[:index])  # the stream of random numbers of its first target
     pending = _lanes(np.flatnonzero(broken_by == ROBUST), targets[index], first)
@@ -229,7 +258,7 @@ def autoattack(
       used, number = used | {size}, number + 1
       pending = _without(pending, len(lanes.ids), broken)
       done = (first + targets[index] * (1 - len(pending.ids) / total)) / sum(targets)
-      rank = int(lanes.ranks[0]) if step.phase.num_targets else None
+      rank = int(lanes.ranks[0]) if step.phase.num_targets and target is None else None
       remaining = int(np.sum(broken_by == ROBUST))
       report(Progress(step.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
   network.check_unchanged(logits_fn, x, reference)
@@ -248,22 +277,28 @@ class _Data(NamedTuple):
   predict: Callable[[np.ndarray], np.ndarray]
   search_precision: str
   put: Callable[[Any], Any]
+  targets: np.ndarray | None = None
 
 
 def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
   """Which lanes fool the network, in order, the images of those, and the cost."""
   began, compiling = time.monotonic(), batches.seconds_compiling()
   padded = batches.pad(lanes, size)
-  images, labels = data.x[padded.ids], data.y[padded.ids]
+  make, classes = step.phase.make, data.y
+  if data.targets is not None:
+    make, classes = aimed(make), data.targets
+  images, labels = data.x[padded.ids], classes[padded.ids]
   numbered = Lanes(*map(data.put, padded._replace(ids=data.ids[padded.ids])))
   with products(data.search_precision):
     arrays = (data.put(images), data.put(labels))
-    of_net = (step.phase.make, data.axis, data.net, check_set(step.u), data.key)
+    u = check_set(for_examples(step.u, np.asarray(padded.ids), data.x.ndim))
+    of_net = (make, data.axis, data.net, u, data.key)
     result = batches.run_lanes(*of_net, numbered, *arrays)
   # Added once, on the host.
   shrinkage = _shrinkage(step.u, images[0].size)
   images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
-  fooled = data.predict(images) != labels[: len(lanes.ids)]
+  as_labels = data.predict(images) == labels[: len(lanes.ids)]
+  fooled = ~as_labels if data.targets is None else as_labels
   cost = Cost(
     time.monotonic() - began,
     batches.seconds_compiling() - compiling,

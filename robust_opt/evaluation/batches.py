@@ -11,7 +11,7 @@ A lane is one example under one attack: for targeted attacks, one target of it.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -205,11 +205,28 @@ def predictions(
   """
   net = network.as_argument(logits_fn, x)
   with products(precision):
-    classes = [
-      np.asarray(_predict(net, put(pad_to(x[start : start + batch_size], batch_size))))
-      for start in range(0, len(x), batch_size)
-    ]
-  return np.concatenate([np.zeros(0, np.int32), *classes])[: len(x)]
+    classes = [_predict(net, put(batch)) for batch in _batches(x, batch_size)]
+  return np.concatenate([np.zeros(0, np.int32), *map(np.asarray, classes)])[: len(x)]
+
+
+def logits_of(
+  logits_fn: LogitsFn,
+  x: np.ndarray,
+  batch_size: int,
+  put: Callable[[Any], Any] = jnp.asarray,
+  precision: str | None = None,
+) -> np.ndarray:
+  """The logits of every image, [N, C], N >= 1; batches and precision as of `predictions`."""
+  net = network.as_argument(logits_fn, x)
+  with products(precision):
+    logits = [np.asarray(_logits(net, put(batch))) for batch in _batches(x, batch_size)]
+  return np.concatenate(logits)[: len(x)]
+
+
+def _batches(x: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+  """All images in batches of one size, the last one padded."""
+  starts = range(0, len(x), batch_size)
+  return (pad_to(x[start : start + batch_size], batch_size) for start in starts)
 
 
 def seconds_compiling() -> float:
@@ -246,3 +263,8 @@ def plain_logits(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndar
 @jax.jit
 def _predict(net: LogitsFn, x: Array) -> Array:
   return losses.predicted(net(x))
+
+
+@jax.jit
+def _logits(net: LogitsFn, x: Array) -> Array:
+  return net(x)

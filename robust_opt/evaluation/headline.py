@@ -19,6 +19,10 @@ _ENSEMBLES = {
   "quick": "AutoAttack, quick version",
   "rand": "AutoAttack for random networks",
   "pgd": "PGD with restarts",
+  "grid": "a grid search",
+  "sparse": "PGD and Sparse-RS",
+  "patch": "PGD in 20 places",
+  "labels": "attacks that see labels alone",
 }
 
 
@@ -78,6 +82,37 @@ def of_ensemble(
     f"{robust.percent} ({robust.range}) remain correctly classified under {attack}.{trusted}"
   )
   return Headline(clean, robust, attack, sentence, warning)
+
+
+def of_targeted(
+  clean: Rate,
+  success: Rate,
+  attack: str,
+  target: str,
+  checks: Sequence[Check],
+  first: bool = False,
+  data: str = "",
+) -> Headline:
+  """Of an evaluation toward target classes.
+
+  `success`: of the attacked images, those classified as the target. `target`: as in
+  `verdict.Claim`. `first`, `data`: as for `of_ensemble`.
+  """
+  trusted, warning = _trust(checks)
+  resist = Rate(success.total - success.correct, success.total)
+  sentence = (
+    f"{_clean(clean, first, data)}. Of the {success.total:,} of them whose label is not the target "
+    f"({target_in_words(target)}), {success.percent} ({success.range}) are classified as the "
+    f"target under {attack}: the targeted attack success rate. {resist.percent} resist.{trusted}"
+  )
+  robust = Rate(clean.correct - success.correct, clean.total)
+  return Headline(clean, robust, attack, sentence, warning)
+
+
+def target_in_words(target: str) -> str:
+  """'class 3', 'the least likely class', 'a random class for each image'."""
+  words = {"least_likely": "the least likely class", "random": "a random class for each image"}
+  return words.get(target, f"class {target}")
 
 
 def by_importance(checks: Sequence[Check]) -> list[Check]:

@@ -17,6 +17,7 @@ from robust_opt.checks import check_callable
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.sets import UncertaintySet
+from robust_opt.sets.masks import check_masks
 from robust_opt.sets.radii import box_of
 from robust_opt.types import Array, LogitsFn
 
@@ -68,9 +69,9 @@ def check_examples(
 
   Raises:
     InputError: an empty data set; images that are not floating point or leave the box of u, or
-      [0, 1]; labels that are not classes of the net; outputs that are not finite floating-point
-      logits [B, C] of at least 2 classes; a net whose gradient cannot be traced; a batch size
-      below 1.
+      [0, 1]; a mask that does not fit them; labels that are not classes of the net; outputs that
+      are not finite floating-point logits [B, C] of at least 2 classes; a net whose gradient cannot
+      be traced; a batch size below 1.
   """
   if batch_size < 1:
     raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
@@ -96,6 +97,7 @@ def check_examples(
       f"Images must be finite and in [{low:g}, {high:g}], but lie in [{images.min():.4g}, "
       f"{images.max():.4g}]; a net that takes other units must convert them itself."
     )
+  check_masks(u, images.shape)
   _check_outputs(logits_fn, images, labels, allow_probabilities)
   if gradients:
     network.check_differentiable(logits_fn, images[: network.NUM_CHECKED])

@@ -5,23 +5,37 @@ phases = (pgd_phase("pgd-50", losses.cross_entropy, num_steps=50, relative_step=
 for name, phase, part in plan("standard", logits_fn, u): ...      # of a union, in every set
 """
 
+import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from robust_opt import losses
 from robust_opt.attacks import white_box
+from robust_opt.attacks.boundary import boundary
 from robust_opt.attacks.fab import counting_fab
+from robust_opt.attacks.hop_skip_jump import hop_skip_jump
+from robust_opt.attacks.masks import masked
+from robust_opt.attacks.patch import counting_patch
+from robust_opt.attacks.sparse_rs import counting_sparse_rs
 from robust_opt.attacks.square import counting_square
 from robust_opt.attacks.support import check_support
-from robust_opt.attacks.types import CountedAttack, CountedResult, passes
+from robust_opt.attacks.types import (
+  CountedAttack,
+  CountedResult,
+  LogitsAttack,
+  MinimalAttack,
+  passes,
+)
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.evaluation.batches import MakeAttack
-from robust_opt.maximizers import Attack, apgd, ascend, pgd, restarts
+from robust_opt.maximizers import Attack, apgd, ascend, grid_search, pgd, restarts
 from robust_opt.maximizers.apgd import apgd_shrinking_l1
-from robust_opt.sets import L1, L2, Ball, LInf, UncertaintySet, Union
+from robust_opt.maximizers.grid import NUM_ROTATIONS, NUM_TRANSLATIONS
+from robust_opt.sets import L0, L1, L2, Ball, LInf, Masked, Patch, Transforms, UncertaintySet, Union
 from robust_opt.types import Array, LogitsFn, LossFn
 
 
@@ -135,6 +149,54 @@ def pgd_phase(
   return Phase(name, "pgd", make)
 
 
+def grid_phase(
+  num_rotations: int = NUM_ROTATIONS, num_translations: int = NUM_TRANSLATIONS
+) -> Phase:
+  """The worst of a grid of rotations and translations (`ro.grid_search`)."""
+
+  def make(u: Transforms, rank: Array, channel_axis: int | None) -> CountedAttack:
+    del rank, channel_axis
+    search = white_box.ascent(grid_search(u, num_rotations, num_translations), losses.margin)
+    count = num_rotations * num_translations**2 + white_box.OTHER_PASSES
+
+    def attack(keys: Array, logits_fn: LogitsFn, x: Array, y: Array) -> CountedResult:
+      return CountedResult(*search(keys, logits_fn, x, y), passes(count, 0))
+
+    return attack
+
+  return Phase("grid", "grid_search", make, gradients=False)
+
+
+def sparse_rs_phase(num_queries: int) -> Phase:
+  """Sparse-RS, without gradients."""
+
+  def make(u: L0, rank: Array, channel_axis: int | None) -> CountedAttack:
+    del rank, channel_axis
+    return counting_sparse_rs(u, num_queries)
+
+  return Phase("sparse-rs", "sparse_rs", make, gradients=False)
+
+
+def patch_phase(num_places: int, num_steps: int) -> Phase:
+  """PGD in squares at several places."""
+
+  def make(u: Patch, rank: Array, channel_axis: int | None) -> CountedAttack:
+    del rank, channel_axis
+    return counting_patch(u, num_places, num_steps)
+
+  return Phase("patch", "patch", make)
+
+
+def decision_phase(name: str, minimal: Callable[..., MinimalAttack]) -> Phase:
+  """A minimal-norm attack that needs only labels: `hop_skip_jump` or `boundary`, by its name."""
+
+  def make(u: Ball, rank: Array, channel_axis: int | None) -> LogitsAttack:
+    del rank, channel_axis
+    return minimal(u)
+
+  return Phase(name.replace("_", "-"), name, make, gradients=False)
+
+
 class _Scaled(UncertaintySet):
   """{factor * delta: delta in U(x)}; steepest ascent only."""
 
@@ -161,7 +223,19 @@ VERSIONS: dict[str, tuple[Phase, ...]] = {
     pgd_phase("pgd-ce", losses.cross_entropy, 100, relative_step=0.1, num_restarts=5),
     pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.02, num_restarts=5),
   ),
+  "grid": (grid_phase(),),
+  "sparse": (
+    pgd_phase("pgd-ce", losses.cross_entropy, 100, relative_step=0.1, num_restarts=5),
+    sparse_rs_phase(5000),
+  ),
+  "patch": (patch_phase(20, 50),),
+  "labels": (
+    decision_phase("hop_skip_jump", hop_skip_jump),
+    decision_phase("boundary", boundary),
+  ),
 }
+# For sets that are not balls; "pgd" for any other.
+_VERSION_OF: dict[type[UncertaintySet], str] = {Transforms: "grid", L0: "sparse", Patch: "patch"}
 
 
 def phases_of(
@@ -181,13 +255,17 @@ def phases_of(
         f"deterministic networks, but version was {version!r} for a {type(logits_fn).__name__}."
       )
   phases = VERSIONS[version] if isinstance(version, str) else version
+  if version == "labels" and not isinstance(u, L2):
+    phases = phases[:1]  # Boundary Attack is one over l_2
   for phase in phases:
     try:
       check_support(phase.attack, u)
     except InputError as error:
-      if phase.attack == "pgd":
+      better = _version_of(u)
+      if isinstance(u, Ball) or better == version or not isinstance(u, UncertaintySet):
         raise
-      words = f'{str(error)[:-1]}; version="pgd" attacks every set with a projection.'
+      what = "every set with a projection" if better == "pgd" else type(u).__name__
+      words = f'{str(error)[:-1]}; version="{better}" attacks {what}.'
       raise InputError(words) from error
   return phases
 
@@ -206,26 +284,55 @@ def plan(
   """The phases of a version; over a union those of each of its sets, in turn.
 
   Cheap attacks come first in every set, so that the dear ones meet few examples. A set that is not
-  a ball is attacked by the version "pgd". Names are those of the phases, and over a union of the
-  sets as well: "apgd-ce l2".
+  a ball is attacked by a version of its own, "pgd" if it has none; a masked ball as the ball. Names
+  are those of the phases, and over a union of the sets as well: "apgd-ce l2".
 
   Raises:
     InputError: as `phases_of`.
   """
   if not isinstance(u, Union):
-    return tuple(Step(phase.name, phase, u) for phase in phases_of(version, logits_fn, u))
+    return tuple(Step(phase.name, phase, u) for phase in _phases_over(version, logits_fn, u))
   steps = []
   for part, label in zip(u.sets, labels(u), strict=True):
-    of_part = version if isinstance(part, Ball) else "pgd"
-    phases = phases_of(of_part, logits_fn, part)
+    of_part = version if isinstance(_unmasked(part), Ball) else _version_of(part)
+    phases = _phases_over(of_part, logits_fn, part)
     steps.append([Step(f"{phase.name} {label}", phase, part) for phase in phases])
   in_turn = itertools.chain.from_iterable(itertools.zip_longest(*steps))
   return tuple(step for step in in_turn if step is not None)
 
 
+def _phases_over(
+  version: str | tuple[Phase, ...], logits_fn: LogitsFn, u: UncertaintySet
+) -> tuple[Phase, ...]:
+  """The phases of a version; over a masked ball those of the ball, which see only the region."""
+  if not isinstance(_unmasked(u), Ball) or u is _unmasked(u):
+    return phases_of(version, logits_fn, u)
+  phases = phases_of(version, logits_fn, _unmasked(u))
+  return tuple(phase._replace(make=_within_mask(phase.make)) for phase in phases)
+
+
+def _unmasked(u: UncertaintySet) -> UncertaintySet:
+  return u.u if isinstance(u, Masked) else u
+
+
+@functools.cache  # a compile-time constant, compared by identity
+def _within_mask(make: MakeAttack) -> MakeAttack:
+  def made(u: Masked, choice: Array, channel_axis: int | None) -> Callable[..., Any]:
+    attack: Callable[..., Any] = make(u.u, choice, channel_axis)
+    return masked(attack, u)
+
+  return made
+
+
+def _version_of(u: UncertaintySet) -> str:
+  """The version for a set that is not a ball."""
+  return _VERSION_OF.get(type(u), "pgd")
+
+
 def labels(u: Union) -> list[str]:
   """A name for each of the sets: its norm or class, numbered if there are several such."""
-  names = [part.name if isinstance(part, Ball) else type(part).__name__ for part in u.sets]
+  parts = map(_unmasked, u.sets)
+  names = [part.name if isinstance(part, Ball) else type(part).__name__ for part in parts]
   return [
     name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}"
     for index, name in enumerate(names)

@@ -26,7 +26,6 @@ from robust_opt.evaluation.batches import MakeAttack, run_attack
 from robust_opt.evaluation.inputs import check_set
 from robust_opt.maximizers import steepest
 from robust_opt.maximizers.apgd import apgd
-from robust_opt.maximizers.base import value_and_input_gradient
 from robust_opt.sets import Ball
 from robust_opt.sets.radii import diameter
 from robust_opt.types import Array, LogitsFn
@@ -46,10 +45,6 @@ class Probe(NamedTuple):
   seed: int  # of all random numbers
   size: int  # of all batches
   channel_axis: int | None = None  # of one example
-
-  def num_flat(self, ids: np.ndarray) -> int:
-    """The number of ids at which the gradient of the cross-entropy is exactly 0."""
-    return int(np.sum(self._mask(ids, lambda _, x, y: _is_flat(self.net, x, y))))
 
   def sweep(
     self, ids: np.ndarray, make: MakeAttack, factors: Iterable[float]
@@ -132,12 +127,6 @@ def noise_attack(u: Ball, *_: Any) -> LogitsAttack:
 def num_draws(num_entries: int) -> int:
   """The number of noise draws; fewer in low dimensions, where noise soon hits the gradient."""
   return max(1, min(NUM_DRAWS, num_entries // 6))
-
-
-@jax.jit
-def _is_flat(net: LogitsFn, x: Array, y: Array) -> Array:
-  info, _ = value_and_input_gradient(lambda x: losses.cross_entropy(net(x), y), x)
-  return info.zero_gradient
 
 
 def _loss(index: Array) -> Callable[[Array, Array], Array]:

@@ -12,6 +12,7 @@ than noise and than a search without them (Athalye, Carlini and Wagner 2018, arX
 section 3.1; Carlini et al. 2019, arXiv 1902.06705, section 5). A failed check names the most
 likely fault. Passing all of them does not prove robustness, only that none of these faults was
 found. A check that these images cannot decide is "not measurable": it neither passes nor fails.
+`preliminary` makes those that need no attack, for any set.
 """
 
 from collections.abc import Callable
@@ -20,15 +21,16 @@ import numpy as np
 
 from robust_opt import layout
 from robust_opt.errors import InputError
-from robust_opt.evaluation import network, trust_checks
+from robust_opt.evaluation import gradient_checks, network, trust_checks
 from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.batches import plain_logits, predictions
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.probes import Probe, apgd_attack
 from robust_opt.evaluation.trust_checks import Check
 from robust_opt.layout import ChannelAxis
-from robust_opt.sets import Ball, check_ball
-from robust_opt.sets.radii import check_extent
+from robust_opt.sets import Ball, UncertaintySet, check_ball
+from robust_opt.sets.base import Box
+from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the radius, in the check of radii
@@ -50,6 +52,7 @@ def report(
   channel_axis: ChannelAxis = layout.AUTO,
   examples: int | None = None,
   verdict: Verdict | None = None,
+  clean: list[Check] | None = None,
   progress: Callable[[str], None] = lambda part: None,
 ) -> list[Check]:
   """Runs all checks on a sample of the examples; the same seed gives the same report.
@@ -72,6 +75,7 @@ def report(
     examples: the size of the sample, >= 1, drawn by the seed; None: all N.
     verdict: of the evaluation of these N examples, used if its last attack was Square, after
       others: for the check of restarts, and in place of the black-box attack.
+    clean: the checks of `preliminary`, of the same examples; None: they are made here.
     progress: called before each of PARTS.
 
   Raises:
@@ -93,16 +97,15 @@ def report(
     )
   if verdict is not None and not (verdict.names[1:-1] and verdict.names[-1] == "square"):
     verdict = None
-  # Random, since a data set may be sorted by class.
-  ids = np.sort(np.random.default_rng(seed).permutation(len(x))[:examples])
-  x, y = x[ids], y[ids]
+  ids = _sample(len(x), examples, seed)
+  x, y = np.asarray(x[ids]), np.asarray(y[ids])
   probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
   progress(PARTS[0])
   prediction = predictions(probe.net, x, probe.size)
   if verdict is not None:
     trust_checks.check_verdict(verdict, prediction, ids)
   right = np.flatnonzero(prediction == y)
-  checks = _clean_checks(logits_fn, probe, prediction, right)
+  checks = clean or _clean_checks(logits_fn, x, y, probe.size, seed, box_of(u))
   progress(PARTS[1])
   sweep = probe.sweep(right, apgd_attack(num_steps), FACTORS)
   progress(PARTS[2])
@@ -110,7 +113,8 @@ def report(
   for run in range(1, NUM_RESTARTS):
     after_starts.append(probe.white_box(after_starts[-1], apgd_attack(num_steps), run))
   broken_by = None if verdict is None else verdict.broken_by[ids]
-  checks += [
+  checks = [
+    *checks,
     trust_checks.unbounded(sweep, right),
     trust_checks.radii(sweep, right),
     trust_checks.steps(probe, right, after_starts[0], num_steps),
@@ -124,20 +128,51 @@ def report(
   return [*checks, trust_checks.black_box(probe, right, after_starts, num_queries, guess)]
 
 
+def preliminary(
+  logits_fn: LogitsFn,
+  x: np.ndarray | Array,
+  y: np.ndarray | Array,
+  u: UncertaintySet,
+  *,
+  seed: int = 0,
+  batch_size: int = 100,
+  examples: int | None = None,
+) -> list[Check]:
+  """The checks of `report` that need no attack, in seconds, on the same sample.
+
+  Args: as for `report`, but u is any set, of which only the box matters.
+  """
+  x, y = check_examples(logits_fn, x, y, u, batch_size, allow_probabilities=True)
+  ids = _sample(len(x), examples, seed)
+  x, y = np.asarray(x[ids]), np.asarray(y[ids])
+  return _clean_checks(logits_fn, x, y, min(batch_size, len(x)), seed, box_of(u))
+
+
+def _sample(count: int, examples: int | None, seed: int) -> np.ndarray:
+  """The indices of so many examples, in order; random, since a data set may be sorted by class."""
+  return np.sort(np.random.default_rng(seed).permutation(count)[:examples])
+
+
 def _clean_checks(
-  logits_fn: LogitsFn, probe: Probe, prediction: np.ndarray, right: np.ndarray
+  logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray, size: int, seed: int, box: Box
 ) -> list[Check]:
   """The checks that need no attack."""
-  logits = plain_logits(logits_fn, probe.x, probe.size)
-  repeatable = trust_checks.repeatable(logits, plain_logits(logits_fn, probe.x, probe.size))
+  net = network.as_argument(logits_fn, x)
+  logits, prediction = plain_logits(logits_fn, x, size), predictions(net, x, size)
+  repeatable = trust_checks.repeatable(logits, plain_logits(logits_fn, x, size))
   if repeatable.passed:
-    network.check_compiled(probe.net, probe.x, logits[: probe.size])
+    network.check_compiled(net, x, logits[:size])
+  gradients = gradient_checks.measure(net, x, y, size, box)
   return [
-    trust_checks.clean_accuracy(prediction, probe.y, probe.seed),
+    trust_checks.clean_accuracy(prediction, y, seed),
     trust_checks.are_logits(logits),
+    trust_checks.levels(logits),
     repeatable,
-    trust_checks.batches(logits, logits_fn, probe),
-    trust_checks.gradients(probe, right),
+    trust_checks.batches(logits, logits_fn, x, size, seed),
+    gradient_checks.zeros(gradients, np.flatnonzero(prediction == y)),
+    gradient_checks.finite(gradients),
+    gradient_checks.slope(gradients),
+    gradient_checks.pixels(net, x, gradients, size, seed, box),
   ]
 
 

@@ -16,8 +16,8 @@ from robust_opt.types import LogitsFn
 
 FEWER_STEPS = (5, 20)  # besides one and num_steps
 
-# Of the images: a trained net's gradient, in float32, is nonzero up to margins of about 80.
-FLAT = 0.1
+# Distinct values, of all outputs: fewer are levels that the outputs were rounded to.
+LEVELS = 0.1
 # Of the images: at the diameter of the box the true count is 0, but where all units are dead a
 # single ascent is stuck.
 UNBOUNDED = 0.01
@@ -48,12 +48,20 @@ MEANINGS = {
   "all images.",
   "logits": "The outputs are probabilities: the softmax rounds the gradient of a confident "
   "prediction to 0, and the attacks, which expect logits, are weaker than they seem.",
+  "levels": "The outputs are rounded, so that losses are constant between steps: attacks that "
+  "compare losses, as APGD and Square do, see no progress.",
   "repeatable": "The net is random, so that an attack on one output says little about the next: "
   'attack the average over fresh draws, by `ro.Randomized` and the version "rand".',
   "batches": "Logits depend on the other images of the batch, as with batch normalization in "
   "training mode: the measurement is one of the batches, not of the net.",
   "gradients": "The loss is flat, saturated in float32 or behind a step function such as rounding, "
   "so that attacks that ascend it do not move and report robustness.",
+  "finite gradients": "A gradient of inf or NaN ends an ascent where it begins, as behind a square "
+  "root at 0 or a logarithm of 0.",
+  "slope": "The gradients do not point to where the loss increases, as of a step function with "
+  "another derivative of its own, or of a ripple finer than any perturbation.",
+  "pixels": "A part of the image changes the prediction but has no gradient, as behind "
+  "stop_gradient or rounding: attacks that follow gradients leave it as it is.",
   "unbounded radius": "An adversary who may use any image breaks every net, so the gradient is "
   "masked, or the attack is broken.",
   "radii": "A larger set contains the smaller one, so the attack in the larger one has not "
@@ -83,18 +91,18 @@ class Check(NamedTuple):
     return self.passed is not None and not self.passed
 
 
-def _check(name: str, holds: bool, measured: str, unclear: str = "") -> Check:
+def check_of(name: str, holds: bool, measured: str, unclear: str = "") -> Check:
   """A check; a nonempty `unclear` is the reason why these images cannot decide it."""
   if unclear:
     return Check(name, None, f"{unclear}: {measured}", MEANINGS[name])
   return Check(name, bool(holds), measured, MEANINGS[name])
 
 
-def _at_most(
+def at_most(
   allowed: int, name: str, count: int, num_right: int, measured: str, unclear: str = ""
 ) -> Check:
   """The check that a count of correctly classified images does not exceed the allowed one."""
-  return _check(name, count <= allowed, measured, unclear or _too_few(num_right, allowed))
+  return check_of(name, count <= allowed, measured, unclear or _too_few(num_right, allowed))
 
 
 def check_verdict(verdict: Verdict, prediction: np.ndarray, ids: np.ndarray) -> None:
@@ -131,7 +139,7 @@ def clean_accuracy(prediction: np.ndarray, y: np.ndarray, seed: int) -> Check:
   )
   if classes == 1:
     unclear = "all images are of one class"
-  return _check("clean accuracy", beyond, measured, unclear)
+  return check_of("clean accuracy", beyond, measured, unclear)
 
 
 def are_logits(logits: np.ndarray) -> Check:
@@ -141,37 +149,37 @@ def are_logits(logits: np.ndarray) -> Check:
     f"outputs in [{logits.min():.4g}, {logits.max():.4g}], whose sum is at most {furthest:.2g} "
     f"from 1"
   )
-  return _check("logits", not are_probabilities(logits), measured)
+  return check_of("logits", not are_probabilities(logits), measured)
+
+
+def levels(logits: np.ndarray) -> Check:
+  """The outputs [N, C] are not rounded to few levels."""
+  distinct, allowed = len(np.unique(logits)), int(LEVELS * logits.size)
+  measured = (
+    f"{distinct} distinct values among {logits.size} outputs of {logits.dtype}; a tenth are enough"
+  )
+  unclear = "too few images" if logits.size < 100 else ""
+  return check_of("levels", distinct > allowed, measured, unclear)
 
 
 def repeatable(logits: np.ndarray, again: np.ndarray) -> Check:
   """Two calls on the same images give the same logits."""
   same, measured = network.compared(logits, again)
-  return _check("repeatable", same, f"the same images twice: {measured}")
+  return check_of("repeatable", same, f"the same images twice: {measured}")
 
 
-def batches(logits: np.ndarray, logits_fn: LogitsFn, probe: Probe) -> Check:
-  """Another order and batch size give the same logits."""
-  size, order = probe.size, np.random.default_rng(probe.seed).permutation(len(probe.x))
+def batches(logits: np.ndarray, logits_fn: LogitsFn, x: np.ndarray, size: int, seed: int) -> Check:
+  """Another order and batch size give the same logits [N, C] of x, `size` at a time."""
+  order = np.random.default_rng(seed).permutation(len(x))
   # Another size too: if all examples form one batch, another order alone does not change it.
   other = max(1, size // 3) if size > 1 else 2
-  shuffled = plain_logits(logits_fn, probe.x[order], other)
+  shuffled = plain_logits(logits_fn, x[order], other)
   same, difference = network.compared(logits, shuffled[np.argsort(order)])
   measured = f"in order, {size} at a time, and shuffled, {other} at a time: {difference}"
-  return _check("batches", same, measured, "there is only one image" if len(probe.x) == 1 else "")
+  return check_of("batches", same, measured, "there is only one image" if len(x) == 1 else "")
 
 
 # Attacks.
-
-
-def gradients(probe: Probe, right: np.ndarray) -> Check:
-  """The gradient of the loss is seldom exactly 0."""
-  flat, allowed = probe.num_flat(right), max(1, int(FLAT * len(right)))
-  measured = (
-    f"the gradient of the cross-entropy is exactly 0 at {flat} of the {len(right)} images that are "
-    f"classified correctly; allowed are {allowed}"
-  )
-  return _at_most(allowed, "gradients", flat, len(right), measured)
 
 
 def unbounded(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
@@ -182,7 +190,7 @@ def unbounded(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
     f"{len(robust)} of {len(right)} remain correct at the radius {diameter:.4g}, within which lie "
     f"all images; allowed are {allowed}"
   )
-  return _at_most(allowed, "unbounded radius", len(robust), len(right), measured)
+  return at_most(allowed, "unbounded radius", len(robust), len(right), measured)
 
 
 def radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
@@ -194,7 +202,7 @@ def radii(sweep: dict[float, np.ndarray], right: np.ndarray) -> Check:
   measured = (
     f"correct at radius {points}; the counts rise by {rise}, and up to {allowed} can be chance"
   )
-  return _at_most(allowed, "radii", rise, len(right), measured)
+  return at_most(allowed, "radii", rise, len(right), measured)
 
 
 def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> Check:
@@ -211,7 +219,7 @@ def steps(probe: Probe, right: np.ndarray, once: np.ndarray, num_steps: int) -> 
     f"and up to {allowed} can be chance"
   )
   unclear = "the attack has only one step" if num_steps == 1 else ""
-  return _at_most(allowed, "steps", rise, len(right), measured, unclear)
+  return at_most(allowed, "steps", rise, len(right), measured, unclear)
 
 
 def restarts(
@@ -232,7 +240,7 @@ def restarts(
       f"not break, of {len(right)}"
     )
   measured += f"; up to {allowed} can be chance"
-  return _at_most(allowed, "restarts", more, len(right), measured)
+  return at_most(allowed, "restarts", more, len(right), measured)
 
 
 def noise(probe: Probe, right: np.ndarray, once: np.ndarray) -> Check:
@@ -250,7 +258,7 @@ def noise(probe: Probe, right: np.ndarray, once: np.ndarray) -> Check:
   unclear = _too_few(len(right), few)
   if max(by_noise, by_attack) <= few:
     unclear = unclear or f"neither breaks more than {few}, which can be chance"
-  return _check("noise", holds, measured, unclear)
+  return check_of("noise", holds, measured, unclear)
 
 
 def black_box(
@@ -265,7 +273,7 @@ def black_box(
     f"with {len(after_starts)} starts do not break, of {len(right)}{guess and f'; {guess}'}; up to "
     f"{allowed} are not flagged"
   )
-  return _at_most(allowed, "black box", more, len(right), measured)
+  return at_most(allowed, "black box", more, len(right), measured)
 
 
 def black_box_of_verdict(verdict: Verdict) -> Check:
@@ -278,7 +286,7 @@ def black_box_of_verdict(verdict: Verdict) -> Check:
     f"in the evaluation Square breaks {more} of the {remaining} that gradients do not break, of "
     f"{num_right}; up to {allowed} are not flagged"
   )
-  return _at_most(allowed, "black box", more, num_right, measured)
+  return at_most(allowed, "black box", more, num_right, measured)
 
 
 def _allowed_after_ensemble(num_right: int, num_examples: int) -> int:

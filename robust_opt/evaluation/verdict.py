@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.arrays import expand_like
-from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
+from robust_opt.errors import InputError
+from robust_opt.evaluation import moves as moves_lib
+from robust_opt.evaluation.autoattack import CLEAN, LEFT_OUT, ROBUST, Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
+from robust_opt.evaluation.targeting import parsed, targets_of
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.masks import Masked, for_examples
+from robust_opt.sets.spatial import Transforms
 from robust_opt.types import LogitsFn
 
 TOLERANCE = 1e-6  # of the radius
@@ -46,6 +51,7 @@ class Claim(NamedTuple):
   set_sha256: str = ""  # of `set`, the contents of its files included; empty in older files
   precision: str = "float32"  # of products in the predictions, `robust_opt.precision.PRODUCTS`
   search_precision: str = "float32"  # of those in the attacks
+  target: str = ""  # a class or one of `targets.RULES`; empty: any wrong prediction counted
 
   @property
   def u(self) -> UncertaintySet:
@@ -79,6 +85,7 @@ class StoredVerdict(NamedTuple):
   broken_ids: np.ndarray  # [K], the indices of those examples
   norms: np.ndarray  # [K], of their perturbations in a ball; their gauges in any other set
   robust_accuracy: float  # the fraction of robust examples
+  moves: np.ndarray | None = None  # [K, 3], of rotations and translations: `moves.found`
 
 
 def accuracies(verdict: Verdict) -> list[dict[str, Any]]:
@@ -97,8 +104,12 @@ def ball_config(norm: str, radius: float) -> dict[str, Any]:
   return {"name": ball_of(norm).__name__, "radius": radius, "box": [0.0, 1.0]}
 
 
-def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
+def sizes(
+  u: UncertaintySet, images: np.ndarray, x: np.ndarray, moves: np.ndarray | None = None
+) -> np.ndarray:
   """The norm of images - x, both [K, *S], in a ball, the gauge in any other set, [K] float64.
+
+  Of `Transforms` it is that of the moves [K, 3] (`moves.sizes`).
 
   The gauge is that of the nearest point of the set if the rounding of x + delta to float32 can
   explain the difference, as for a plane, whose points do not survive rounding.
@@ -107,17 +118,20 @@ def sizes(u: UncertaintySet, images: np.ndarray, x: np.ndarray) -> np.ndarray:
   if isinstance(u, Ball):
     return lengths(u, deltas)
   if isinstance(u, Union):  # each measured by itself, balls exactly
-    of_each = [sizes(part, images, x) / _largest(part) for part in u.sets]
+    of_each = [sizes(part, images, x, moves) / _largest(part) for part in u.sets]
     return np.min(np.stack(of_each), axis=0)
+  if isinstance(u, Transforms):
+    return moves_lib.sizes(u, images, x, moves)
   rounding = 2.0**-24 * math.sqrt(math.prod(x.shape[1:]))
   gauges = [np.zeros(0)]
   for start in range(0, len(x), _IMAGES_AT_A_TIME):
     batch = slice(start, start + _IMAGES_AT_A_TIME)
     delta, clean = deltas[batch].astype(np.float32), jnp.asarray(x[batch])
-    nearest = np.asarray(u.project(jnp.asarray(delta), clean))
+    part = for_examples(u, np.arange(len(x))[batch], x.ndim)
+    nearest = np.asarray(part.project(jnp.asarray(delta), clean))
     rounded = lengths(L2, delta - nearest) <= rounding
     delta = np.where(expand_like(rounded, delta), nearest, delta)
-    gauges.append(np.asarray(u.gauge(jnp.asarray(delta), clean), np.float64))
+    gauges.append(np.asarray(part.gauge(jnp.asarray(delta), clean), np.float64))
   return np.concatenate(gauges)
 
 
@@ -140,7 +154,10 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
   The verdict has the images of all N examples; x [N, *S] are the clean images and y [N] the labels.
   """
   broken = np.flatnonzero(verdict.broken_by > 0)
-  images = verdict.images[broken]
+  images, moves = verdict.images[broken], None
+  transforms = moves_lib.transforms_of(claim.u)
+  if transforms is not None:
+    moves = moves_lib.found(transforms, images, x[broken])
   arrays = {
     "names": verdict.names,
     "prediction": verdict.prediction,
@@ -148,10 +165,12 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "labels": np.asarray(y, np.int32),
     "broken_ids": broken.astype(np.int32),
     "images": images,
-    "norms": sizes(claim.u, images, x[broken]),
+    "norms": sizes(for_examples(claim.u, broken, x.ndim), images, x[broken], moves),
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
+  rest = {"targets": verdict.targets, "moves": moves}
+  arrays |= {name: array for name, array in rest.items() if array is not None}
   write_sealed(path, arrays)
 
 
@@ -166,9 +185,11 @@ def load(path: Path) -> StoredVerdict:
     if "set" not in claim:  # before version 0.2: the norm and the radius of a ball in [0, 1]
       claim["set"] = ball_config(claim.pop("norm"), claim.pop("radius"))
     names = tuple(map(str, arrays["names"]))
-    outcome = Verdict(names, arrays["prediction"], arrays["broken_by"], arrays["images"])
+    of_all = arrays["prediction"], arrays["broken_by"], arrays["images"], arrays.get("targets")
+    outcome = Verdict(names, *of_all)
     rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
-    return StoredVerdict(Claim(**claim), outcome, *rest, float(arrays["robust_accuracy"]))
+    accuracy, moves = float(arrays["robust_accuracy"]), arrays.get("moves")
+    return StoredVerdict(Claim(**claim), outcome, *rest, accuracy, moves)
 
 
 def verify(
@@ -210,6 +231,12 @@ def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     "norms": (stored.norms, broken, np.floating),
     "images": (verdict.images, verdict.images.shape, np.floating),
   }
+  if (verdict.targets is not None) != bool(stored.claim.target):
+    yield f"It states the target {stored.claim.target!r}, which its arrays contradict."
+  if stored.moves is not None:
+    expected["moves"] = (stored.moves, (*broken, 3), np.floating)
+  if verdict.targets is not None:
+    expected["targets"] = (verdict.targets, all_of, np.integer)
   for name, (array, shape, kind) in expected.items():
     if array.shape != shape or not np.issubdtype(array.dtype, kind):
       yield (
@@ -242,10 +269,16 @@ def _image_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
   else:
     largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
-  actual = sizes(u, images, x[broken])
+  actual = sizes(for_examples(u, broken, x.ndim), images, x[broken], stored.moves)
   if not np.all(actual <= largest):
     worst = np.max(actual, initial=0.0)
     yield f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed."
+  impossible = np.sum(np.isinf(actual))
+  if impossible and isinstance(u, Transforms):
+    words = "of its images are not made by the rotations and translations that it states."
+    yield f"{impossible} {words}"
+  if impossible and isinstance(u, Masked):
+    yield f"{impossible} of its images are changed outside of the mask."
   if not np.allclose(actual, stored.norms, rtol=rtol, atol=1e-12):
     yield f"The {what}s that it states are not those of its images."
 
@@ -261,23 +294,55 @@ def _prediction_problems(
   changed = np.sum(prediction != verdict.prediction)
   if changed:
     yield f"The net classifies {changed} clean images differently than it states."
-  known = (verdict.broken_by >= ROBUST) & (verdict.broken_by < len(verdict.names))
+  least = ROBUST if verdict.targets is None else LEFT_OUT
+  known = (verdict.broken_by >= least) & (verdict.broken_by < len(verdict.names))
   if not known.all() or verdict.names[0] != CLEAN:
     yield f"{np.sum(~known)} examples are broken by an attack that it does not list."
   disagreements = np.sum((verdict.broken_by == 0) != (prediction != y))
   if disagreements:
     yield f"It misstates whether the net is right on {disagreements} clean images."
-  attacked = predict(verdict.images)
-  labels = y[np.clip(stored.broken_ids, 0, len(y) - 1)]
-  right = np.sum(attacked == labels) if len(attacked) == len(labels) else len(attacked)
-  if right:
-    yield f"The net is right on {right} of its adversarial images."
+  attacked, of_broken = predict(verdict.images), np.clip(stored.broken_ids, 0, len(y) - 1)
+  if verdict.targets is None:
+    right = _count(attacked, y[of_broken], np.equal)
+    if right:
+      yield f"The net is right on {right} of its adversarial images."
+  else:
+    yield from _target_problems(stored, logits_fn, x, y)
+    missed = _count(attacked, verdict.targets[of_broken], np.not_equal)
+    if missed:
+      yield f"The net does not predict the target on {missed} of its adversarial images."
   fraction = verdict.robust_accuracy
   if fraction != stored.robust_accuracy:
     yield (
       f"It states a robust accuracy of {stored.robust_accuracy:.6f}, but its examples give "
       f"{fraction:.6f}."
     )
+
+
+def _count(a: np.ndarray, b: np.ndarray, compare: Callable[..., Any]) -> int:
+  """How often it holds; always, if the lengths differ."""
+  return int(np.sum(compare(a, b))) if len(a) == len(b) else len(a)
+
+
+def _target_problems(
+  stored: StoredVerdict, logits_fn: LogitsFn, x: np.ndarray, y: np.ndarray
+) -> Iterator[str]:
+  """Whether the targets are those of the rule, and left out is whose label is the target."""
+  claim, outcome = stored.claim, stored.verdict
+  rule, examples = parsed(claim.target) or 0, (x, y, np.arange(len(x)), claim.seed)
+  size, precision = _batch_size(claim), claim.precision
+  try:
+    expected = targets_of(rule, logits_fn, *examples, size, precision=precision)
+  except InputError as error:
+    yield str(error)
+    return
+  others = np.sum(outcome.targets != expected)
+  if others:
+    yield f"{others} of its targets are not those of {claim.target}."
+  left_out = (outcome.prediction == y) & (outcome.targets == y)
+  disagreements = np.sum((outcome.broken_by == LEFT_OUT) != left_out)
+  if disagreements:
+    yield f"It misstates for {disagreements} images whether their label is the target."
 
 
 def _batch_size(claim: Claim) -> int:

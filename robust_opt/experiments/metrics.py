@@ -190,7 +190,9 @@ def evaluation_flags(summary: Mapping[str, Any]) -> list[str]:
   own = summary["config"]["set"]
   measured = [row["set"] for row in summary["results"][1:]]
   balls = [u for u in measured if u["name"] in BALLS and u["radius"] > 0]
-  fitted = own["name"] in ("TangentAt", "Transforms")  # to the training set; without a projection
+  if own["name"] == "Transforms":
+    return ["--version=grid"]
+  fitted = own["name"] == "TangentAt"  # to the training set
   if measured[0]["name"] not in BALLS and summary["results"][1]["trained_on"] and not fitted:
     return ["--version=pgd"]
   return [f"--norm={u['name']}" for u in balls[:1]] + [f"--radius={u['radius']}" for u in balls[:1]]

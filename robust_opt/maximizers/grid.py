@@ -29,16 +29,19 @@ from robust_opt.maximizers.base import (
 from robust_opt.sets.spatial import Transforms, transform
 from robust_opt.types import Array
 
+NUM_ROTATIONS, NUM_TRANSLATIONS = 31, 5  # per axis
 
-def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Attack:
+
+def grid_search(
+  u: Transforms, num_rotations: int = NUM_ROTATIONS, num_translations: int = NUM_TRANSLATIONS
+) -> Attack:
   """The worst of a grid of rotations and translations, for each example.
 
-  The candidates are the clean example, first, and the num_rotations x num_translations^2 transforms
-  evenly spaced between minus and plus the maximum (a single value is 0). They run sequentially, one
-  forward pass each, so that memory does not grow with the grid. delta [B, *S] is transform(x) - x;
-  its score is never below the clean one, and NaN is the highest score. AscentInfo is stacked over
-  the candidates, value [1 + num_rotations * num_translations^2, B] (one less if the grid contains
-  the identity); zero_gradient is False, since no gradient is taken. The key is not used.
+  The candidates are the clean example, first, and those of `candidates`. They run sequentially, one
+  forward pass each, so that memory does not grow with the grid; the limits of u may be traced.
+  delta [B, *S] is transform(x) - x; its score is never below the clean one, and NaN is the highest
+  score. AscentInfo is stacked over the candidates, value [1 + G, B]; zero_gradient is False, since
+  no gradient is taken. The key is not used.
 
   Raises:
     InputError: u is another set, or a number is < 1; from the attack: x does not hold images, as
@@ -49,10 +52,6 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
   for name, num in (("num_rotations", num_rotations), ("num_translations", num_translations)):
     if num < 1:
       raise InputError(f"{name} must be at least 1, but was {num}.")
-  angles = symmetric_grid(u.max_rotation, num_rotations)
-  shifts = symmetric_grid(u.max_translation, num_translations)
-  grid = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
-  grid = grid[np.any(grid != 0, axis=1)]  # the clean example represents the identity
 
   def attack(value_fn: AnyValueFn, key: Array | None, x: Array) -> tuple[Array, AscentInfo]:
     del key
@@ -68,8 +67,21 @@ def grid_search(u: Transforms, num_rotations: int, num_translations: int) -> Att
 
     clean = evaluate(jnp.zeros_like(x))
     start = (jnp.zeros_like(x), clean.score)
-    (delta, _), info = jax.lax.scan(body, start, jnp.asarray(grid, precision.wide(x.dtype)))
+    grid = candidates(u, num_rotations, num_translations).astype(precision.wide(x.dtype))
+    (delta, _), info = jax.lax.scan(body, start, grid)
     stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), clean, info)
     return jax.lax.stop_gradient(delta), stacked
 
   return attack
+
+
+def candidates(u: Transforms, num_rotations: int, num_translations: int) -> Array:
+  """Degrees, and shifts down and to the right in pixels: [G, 3].
+
+  num_rotations x num_translations^2 of them, evenly spaced between minus and plus the maximum (a
+  single value is 0), less the identity.
+  """
+  angles, shifts = symmetric_grid(1.0, num_rotations), symmetric_grid(1.0, num_translations)
+  unit = np.stack(np.meshgrid(angles, shifts, shifts, indexing="ij"), axis=-1).reshape(-1, 3)
+  unit = unit[np.any(unit != 0, axis=1)]
+  return jnp.asarray(unit) * jnp.asarray([u.max_rotation, u.max_translation, u.max_translation])

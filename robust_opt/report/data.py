@@ -56,6 +56,7 @@ class Evaluation(NamedTuple):
   attacks: tuple[Mapping[str, Any], ...]  # after, broke, standing, accuracy of each, in order
   checks: tuple[Check, ...]  # of the trust report; empty without one
   after_rounding: float | None  # with the adversarial images rounded to 8 bits; None in old files
+  ssim: float | None = None  # the mean of the adversarial images; None of small ones, in old files
 
 
 class Run(NamedTuple):
@@ -208,6 +209,7 @@ def _evaluation(path: Path) -> Evaluation:
       network=value.get("net", found.network),
       checks=tuple(Check(**row) for row in value["trust"]),
       after_rounding=value.get("accuracy_after_rounding"),
+      ssim=value.get("ssim"),
     )
 
   summary = path.parent / "summary.json"

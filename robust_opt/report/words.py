@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from robust_opt.evaluation.headline import (
@@ -20,6 +21,8 @@ from robust_opt.evaluation.headline import (
   ensemble,
   ensemble_over,
   of_ensemble,
+  of_targeted,
+  target_in_words,
 )
 from robust_opt.experiments import metrics, overrides
 from robust_opt.report.data import Evaluation, Rate, Result, Run
@@ -62,7 +65,8 @@ def result_title(result: Result) -> str:
 def attack_title(evaluation: Evaluation) -> str:
   """Ensemble and threat model."""
   claim = evaluation.stored.claim
-  return ensemble_over(claim.version, claim.set, unicode=True)
+  toward = f" toward {target_in_words(claim.target)}" if claim.target else ""
+  return f"{ensemble_over(claim.version, claim.set, unicode=True)}{toward}"
 
 
 def evaluation_title(evaluation: Evaluation) -> str:
@@ -88,16 +92,17 @@ def headline(run: Run) -> Headline:
   evaluation = strongest(run)
   if evaluation is None:
     return metrics.headline(run.summary, unicode=True)
-  source, clean = evaluation.stored.claim.source, evaluation.clean
-  own = bool(run.results) and not source.get("data")  # of the whole test set
-  return of_ensemble(
-    run.results[0].rate if own else clean,
-    evaluation.robust,
-    attack_title(evaluation),
-    evaluation.checks,
-    first=bool(source.get("examples")) and not own,
-    data=Path(source.get("data") or "").name,
-  )
+  claim, clean = evaluation.stored.claim, evaluation.clean
+  own = bool(run.results) and not claim.source.get("data")  # of the whole test set
+  attack, checks = attack_title(evaluation), evaluation.checks
+  data = Path(claim.source.get("data") or "").name
+  first = bool(claim.source.get("examples"))
+  if claim.target:
+    outcome = evaluation.stored.verdict
+    success = Rate(int(np.sum(outcome.broken_by > 0)), outcome.num_attacked)
+    return of_targeted(clean, success, attack, claim.target, checks, first, data)
+  whole = run.results[0].rate if own else clean
+  return of_ensemble(whole, evaluation.robust, attack, checks, first and not own, data)
 
 
 def measured(run: Run) -> dict[str, str]:
@@ -131,11 +136,12 @@ def strongest(run: Run) -> Evaluation | None:
   """The one on its test set, in its own ball, by the standard ensemble, on the most images."""
   norm, radius = run.results[1][1:3] if run.results else (None, 0.0)
 
-  def rank(evaluation: Evaluation) -> tuple[bool, bool, bool, bool, int]:
+  def rank(evaluation: Evaluation) -> tuple[bool, bool, bool, bool, bool, int]:
     claim = evaluation.stored.claim
     same_norm, same_radius = claim.norm == norm, claim.radius == radius
     standard, total = claim.version == "standard", evaluation.robust.total
-    return not claim.source.get("data"), same_norm, same_radius, standard, total
+    own, any_class = not claim.source.get("data"), not claim.target
+    return any_class, own, same_norm, same_radius, standard, total
 
   return max(run.evaluations, key=rank, default=None)
 
@@ -224,6 +230,7 @@ def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   values |= {"batch_size": claim.batch_size}
   precisions = {"precision": claim.precision, "search_precision": claim.search_precision}
   values |= {key: name for key, name in precisions.items() if name != "float32"}
+  values |= {"target": claim.target} if claim.target else {}
   return _command("robust_opt.evaluate", [f"--{key}={value}" for key, value in values.items()])
 
 

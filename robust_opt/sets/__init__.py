@@ -13,6 +13,7 @@
 |  Union((a, b)), not convex          |  within either of them         |  as of the best of them  |
 |  Product((a, b), ((4, 4), (9,)))    |  blocks of [B, 16 + 9]         |  as of the blocks        |
 |  Masked(u, mask)                    |  where mask is True            |  as of u                 |
+|  Patch(5), not convex               |  a square of pixels, anywhere  |  exact, not unique       |
 |  Transforms(30.0, 3.0), not convex  |  rotations, translations       |  none: `ro.grid_search`  |
 
 All give the same guarantees for zero, tiny, huge and NaN gradients (balls.py), and take radii [] or
@@ -24,6 +25,7 @@ from robust_opt.sets.base import Box, Radius, UncertaintySet, set_dataclass, sta
 from robust_opt.sets.groups import GroupL21, GroupLInf2, Groups, channels, patches
 from robust_opt.sets.intersections import Intersection, LInfL2
 from robust_opt.sets.masks import Masked
+from robust_opt.sets.patch import Patch
 from robust_opt.sets.products import Product
 from robust_opt.sets.shapes import L0, BasisOf, Ellipsoid, Tangent, TangentAt
 from robust_opt.sets.spatial import Transforms
@@ -45,6 +47,7 @@ __all__ = [
   "LInf",
   "LInfL2",
   "Masked",
+  "Patch",
   "Product",
   "Radius",
   "Tangent",

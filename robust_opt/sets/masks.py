@@ -1,14 +1,19 @@
 """Sets in which only some entries may change: a region of an image, some features of a table.
 
-u = sets.Masked(ro.LInf(8 / 255, box=(0.0, 1.0)), mask)     # mask [*S] or [B, *S], bool
+u = sets.Masked(ro.LInf(8 / 255, box=(0.0, 1.0)), mask)     # mask [*S], [H, W] or [B, *S], bool
+u_of_batch = for_examples(u, ids, x.ndim)                   # of masks [N, *S] those of the batch
 """
+
+import dataclasses
+from collections.abc import Sequence
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.errors import InputError
-from robust_opt.sets.base import MappedSet, UncertaintySet, check_set, set_dataclass
+from robust_opt.sets.base import Box, MappedSet, UncertaintySet, check_set, set_dataclass
+from robust_opt.sets.unions import Union
 from robust_opt.types import Array
 
 
@@ -29,7 +34,8 @@ class Masked(MappedSet):
   """
 
   u: UncertaintySet
-  # bool, True where an entry may change: [*S] for all examples, or [B, *S]; an axis may be 1.
+  # bool, True where an entry may change: [*S] for all examples, [H, W] for all channels of images,
+  # or [B, *S]; an axis may be 1.
   mask: np.ndarray | Array
 
   def __post_init__(self) -> None:
@@ -38,20 +44,19 @@ class Masked(MappedSet):
     if dtype != np.bool_:
       raise InputError(f"mask must be an array of bool, True where x may change, but was {dtype}.")
 
-  def _outside(self, x: Array) -> Array:
+  @property
+  def box(self) -> Box | None:
+    """That of U."""
+    return getattr(self.u, "box", None)
+
+  def outside(self, x: Array) -> Array:
     """[B, *S] bool, the entries that may not change."""
-    mask = self.mask
-    shape = mask.shape if mask.ndim == x.ndim else (1, *mask.shape)
-    if len(shape) != x.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape)):
-      raise InputError(
-        f"mask must have the shape {x.shape[1:]} of an example or {x.shape} of the batch (an axis "
-        f"may be 1), but has {mask.shape}."
-      )
-    return jnp.broadcast_to(~jnp.asarray(mask).reshape(shape), x.shape)
+    shape = _broadcastable(self.mask.shape, x.shape)
+    return jnp.broadcast_to(~jnp.asarray(self.mask).reshape(shape), x.shape)
 
   def _cut(self, v: Array, x: Array) -> Array:
     chex.assert_equal_shape((v, x))
-    return jnp.where(self._outside(x) & ~jnp.isnan(v), 0.0, v)
+    return jnp.where(self.outside(x) & ~jnp.isnan(v), 0.0, v)
 
   def _apply(self, operation: str, first: Array, x: Array) -> Array:
     if operation == "sample":
@@ -59,5 +64,35 @@ class Masked(MappedSet):
     result = getattr(self.u, operation)(self._cut(first, x), x)
     if operation != "gauge":
       return self._cut(result, x)
-    moved = jnp.any(self._outside(x) & (first != 0), axis=range(1, x.ndim))
+    moved = jnp.any(self.outside(x) & (first != 0), axis=range(1, x.ndim))
     return result + jnp.where(moved, jnp.inf, 0.0)
+
+
+def for_examples(u: UncertaintySet, ids: np.ndarray, ndim: int) -> UncertaintySet:
+  """The set of the examples of these ids: of masks [N, *S], with `ndim` axes, those."""
+  if isinstance(u, Union):
+    return Union(tuple(for_examples(part, ids, ndim) for part in u.sets))
+  if isinstance(u, Masked) and u.mask.ndim == ndim and len(u.mask) > 1:
+    return dataclasses.replace(u, mask=u.mask[ids])
+  return u
+
+
+def check_masks(u: UncertaintySet, shape: Sequence[int]) -> None:
+  """InputError unless the masks of a set fit examples [N, *S] of this shape."""
+  for part in u.sets if isinstance(u, Union) else (u,):
+    if isinstance(part, Masked):
+      _broadcastable(part.mask.shape, shape)
+
+
+def _broadcastable(mask: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+  """The shape of a mask that broadcasts to examples [B, *S]."""
+  _, *example = shape
+  if len(mask) == 2 and len(example) == 3:  # [H, W] of [H, W, C] or [C, H, W]
+    mask = (*mask, 1) if tuple(mask) == tuple(example[:2]) else (1, *mask)
+  whole = tuple(mask) if len(mask) == len(shape) else (1, *mask)
+  if len(whole) != len(shape) or any(m not in (1, n) for m, n in zip(whole, shape)):
+    raise InputError(
+      f"mask must have the shape {tuple(example)} of an example, {tuple(shape)} of all of them (an "
+      f"axis may be 1), or [H, W] of images, but has {tuple(mask)}."
+    )
+  return whole

@@ -8,7 +8,7 @@ from jax.scipy import ndimage
 from robust_opt import keys, layout, precision
 from robust_opt.errors import InputError
 from robust_opt.layout import ChannelAxis
-from robust_opt.sets.base import UncertaintySet, set_dataclass, static
+from robust_opt.sets.base import Box, UncertaintySet, set_dataclass, static
 from robust_opt.types import Array
 
 
@@ -28,6 +28,11 @@ class Transforms(UncertaintySet):
       limit = getattr(self, name)
       if not isinstance(limit, jax.core.Tracer) and not 0 <= limit < np.inf:
         raise InputError(f"{name} must be >= 0 and finite, but was {limit}.")
+
+  @property
+  def box(self) -> Box:
+    """Where x + delta stays if x is there."""
+    return (0.0, 1.0)
 
   def sample(self, key: Array, x: Array) -> Array:  # noqa: D102
     def of_one(key: Array, x: Array) -> Array:

@@ -26,6 +26,13 @@ def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
   """'l_inf 0.1', or with the sign of the norm; 'GroupL21 0.5', 'Product', 'l_inf 0.1 or l_2 1'."""
   if norm_of(config) == "Union":
     return " or ".join(in_words(part, unicode=unicode) for part in config["sets"])
+  if norm_of(config) == "Patch":
+    return f"patches of {config['side']} x {config['side']} pixels"
+  if norm_of(config) == "Masked":
+    return f"{in_words(config['u'], unicode=unicode)} inside a mask"
+  if norm_of(config) == "Transforms":
+    degrees, shift = config["max_rotation"], config["max_translation"]
+    return f"rotations of up to {degrees:.4g} degrees and shifts of up to {shift:.4g} pixels"
   name, radius = norm_name(norm_of(config)), config.get("radius")
   words = name.sign if unicode else name.text
   return f"{words} {radius:.4g}" if isinstance(radius, int | float) else words
@@ -40,6 +47,8 @@ def box_in_words(config: Mapping[str, Any]) -> str:
 def threat_model(config: Mapping[str, Any], *, unicode: bool = False) -> str:
   """The set, and whether perturbed pixels remain pixels: 'L0 (k 10, magnitude 1) within [0, 1]'."""
   where = box_in_words(config)
+  if norm_of(config) in ("Transforms", "Patch"):
+    return f"{in_words(config)} {where}"
   numbers = [f"{key} {value:.4g}" for key, value in config.items() if type(value) in (int, float)]
   more = f" ({', '.join(numbers)})" if numbers and "radius" not in config else ""
   joint = " " if where.startswith("within") else ", "
@@ -49,8 +58,9 @@ def threat_model(config: Mapping[str, Any], *, unicode: bool = False) -> str:
 def _box(value: Any) -> Box | None:
   """The first box of a set or of the sets that it is made of."""
   if isinstance(value, Mapping):
-    if value.get("name") == "Transforms":  # which keep every value in the range of its image
-      return (0.0, 1.0)
+    if value.get("name") in ("Transforms", "Patch"):  # which have it unless told
+      low, high = value.get("box", (0.0, 1.0))
+      return low, high
     if value.get("box") is not None:
       low, high = value["box"]
       return low, high

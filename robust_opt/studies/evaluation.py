@@ -23,18 +23,22 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_opt import layout
+from robust_opt.attacks.targets import check_target
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import autoattack, identity, network, trust, verdict
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
 from robust_opt.evaluation.phases import plan
+from robust_opt.evaluation.similarity import mean_ssim
+from robust_opt.evaluation.targeting import parsed
 from robust_opt.experiments import metrics, processes, robustbench, target
 from robust_opt.files import atomic_write, read_sealed, write_json, write_sealed
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import BALLS, Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
+from robust_opt.sets.masks import for_examples
 from robust_opt.sets.radii import check_extent, with_numbers
 from robust_opt.studies import proofs, shares, submission, summaries
 from robust_opt.studies.study import Study, sha256_of
@@ -56,6 +60,7 @@ class Options(NamedTuple):
 
   source: dict[str, Any]  # as target.load takes it
   set: dict[str, Any] | None = None  # as `sets.build.build_set` takes it
+  mask: str = ""  # an array in a .npy file, bool, where pixels may change; empty: everywhere
   norm: str = ""  # "linf", "l2" or "l1"; empty: that of the run's training
   radius: float | None = None  # in pixels of [0, 1]; None: that of the run's training
   version: str = "standard"  # of the ensemble
@@ -68,6 +73,7 @@ class Options(NamedTuple):
   certify: str = ""  # the method of proofs beside the attacks, as for `ro.certify`; empty: none
   precision: str | None = None  # of float32 products, as for `autoattack`; None: float32
   search_precision: str | None = None  # of those in the attacks; None: the same
+  target: str = ""  # a class or one of `targets.RULES`; empty: any wrong prediction counts
   submission: str = ""  # DATASET/THREAT_MODEL/NAME: write what RobustBench asks for; empty: do not
 
 
@@ -78,16 +84,18 @@ def run(options: Options) -> bool:
   """
   entry = robustbench.find(options.submission) if options.submission else None
   net = target.load(options.source, options.examples)
-  set_config = _set_config(options, net)
+  set_config = _masked(_set_config(options, net), options.mask)
   u = build_set(set_config)
   check_set(u)
-  x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1)
+  gradients = any(step.phase.gradients for step in plan(options.version, net.logits_fn, u))
+  kind = {"gradients": gradients, "allow_probabilities": not gradients}
+  x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1, **kind)
   check_extent(u, x.shape[1:], _given(options))
   net = net._replace(x=x, y=y)
   batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
-  plan(options.version, net.logits_fn, u)
+  _check_target(options, net)
   if options.certify:
     proofs.check_supported(options.certify, net.logits_fn, x, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
@@ -105,9 +113,10 @@ def run(options: Options) -> bool:
     set_sha256=config_sha256(set_config),
     precision=precision,
     search_precision=stated(options.search_precision or precision),
+    target=options.target,
   )
   folder = options.output or _folder(options, claim)
-  with_trust = options.trust and isinstance(u, Ball)
+  with_trust = options.trust and gradients and isinstance(u, Ball)
   # The trust report, on few examples, is about a quarter of the work.
   work, flag = 1.25 if with_trust else 1.0, "--output" if options.output else "--workdir"
   began = time.monotonic()
@@ -118,9 +127,12 @@ def run(options: Options) -> bool:
 
   # The first process claims the folder; the others find the same study in it, or refuse.
   with processes.on_first("folder", open_study) or open_study() as study:
+    clean: list[trust.Check] = []
     if not (folder / VERDICT).exists():
+      if options.trust and gradients:
+        clean = processes.on_first("checks", lambda: _preliminary(net, claim)) or []
       _attack(net, claim, axis, study)
-    checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust)) or []
+    checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust, clean)) or []
 
     proved = _prove(options.certify, net, study)
     if proved and (checks or proved.check.failed):
@@ -128,7 +140,7 @@ def run(options: Options) -> bool:
 
   def summarize() -> None:
     stored = verdict.load(folder / VERDICT)
-    summary = _summary(net, stored, checks, proved, time.monotonic() - began)
+    summary = _summary(net, axis, stored, checks, proved, time.monotonic() - began)
     guess = layout.describe_guess(options.channel_axis, x.shape[1:])
     _publish(folder, summary, claim, checks, guess, _following(folder, options))
     if entry:
@@ -200,6 +212,36 @@ def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
   return verdict.ball_config(norm, radius)
 
 
+def _masked(config: dict[str, Any], mask: str) -> dict[str, Any]:
+  """The config of the set, or of each set of a union, within the mask of that file."""
+  if not mask:
+    return config
+  if not mask.endswith(".npy"):
+    raise InputError(
+      f"--mask must be a .npy file of bool, True where pixels may change, not {mask}."
+    )
+  if config["name"] == "Union":
+    return {**config, "sets": [_masked(part, mask) for part in config["sets"]]}
+  if config["name"] == "Transforms":
+    raise InputError("--mask has no meaning for rotations and translations: leave one of them out.")
+  return {"name": "Masked", "u": config, "mask": mask}
+
+
+def _check_target(options: Options, net: target.EvalTarget) -> None:
+  """InputError unless --target is a class of the net or a rule, and nothing contradicts it."""
+  rule = parsed(options.target)
+  if rule is None:
+    return
+  if options.submission:
+    raise InputError("--target has no place in a submission to RobustBench: leave one of them out.")
+  check_target(rule, _num_classes(net))
+
+
+def _num_classes(net: target.EvalTarget) -> int:
+  example = jax.ShapeDtypeStruct((1, *net.x.shape[1:]), np.float32)
+  return int(jax.eval_shape(net.logits_fn, example).shape[-1])
+
+
 def _given(options: Options) -> str:
   """What names the set, in messages."""
   if options.set is not None:
@@ -215,7 +257,9 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
   radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
   on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
-  name = f"{claim.norm}{radius}_{options.version}{count}{on}"
+  aim = f"_to_{options.target}" if options.target else ""
+  of_mask = f"_{Path(options.mask).stem}" if options.mask else ""
+  name = f"{claim.norm}{of_mask}{radius}_{options.version}{aim}{count}{on}"
   return Path(options.source["workdir"]) / "evaluations" / name
 
 
@@ -278,8 +322,10 @@ def _share(
     in_words(progress)
 
   found = autoattack.autoattack(
-    *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids], claim.u),
+    *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids]),
+    for_examples(claim.u, ids, net.x.ndim),
     version=claim.version,
+    target=parsed(claim.target),
     seed=claim.seed,
     batch_size=claim.batch_size,
     ids=ids,
@@ -334,10 +380,30 @@ def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
   return report
 
 
+def _preliminary(net: target.EvalTarget, claim: verdict.Claim) -> list[trust.Check]:
+  """The checks that need no attack; what fails is said before any time is spent."""
+  with products(claim.precision):
+    checks = trust.preliminary(
+      *(net.logits_fn, net.x, net.y, claim.u),
+      seed=claim.seed,
+      batch_size=min(claim.batch_size, TRUST_BATCH),
+      examples=TRUST_EXAMPLES,
+    )
+  for check in checks:
+    if check.failed:
+      words = f"Before the attacks: the check {check.name!r} fails: {check.measured}."
+      metrics.print_sentences(words, check.meaning)
+  return checks
+
+
 def _trust(
-  net: target.EvalTarget, axis: int | None, study: Study, with_trust: bool
+  net: target.EvalTarget,
+  axis: int | None,
+  study: Study,
+  with_trust: bool,
+  clean: list[trust.Check],
 ) -> list[trust.Check]:
-  """The checks, computed once; without them, those of an earlier run, or none."""
+  """All checks, of which those in `clean` are made; computed once, or those of an earlier run."""
   path = study.workdir / "trust.json"
   if not (with_trust or path.exists()):
     return []
@@ -353,7 +419,8 @@ def _trust(
         batch_size=min(claim.batch_size, TRUST_BATCH),
         channel_axis=axis,
         examples=TRUST_EXAMPLES,
-        verdict=stored.verdict,
+        verdict=None if claim.target else stored.verdict,
+        clean=clean,
         progress=lambda part: study.progress(0.25 / len(trust.PARTS), f"trust report: {part}"),
       )
     return [check._asdict() for check in checks]
@@ -381,6 +448,7 @@ def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdi
 
 def _summary(
   net: target.EvalTarget,
+  axis: int | None,
   stored: verdict.StoredVerdict,
   checks: list[trust.Check],
   proved: proofs.Proofs | None,
@@ -392,15 +460,25 @@ def _summary(
     "net": net.name,
     "claim": stored.claim._asdict(),
     "total": len(outcome.broken_by),
+    "classes": _num_classes(net),
     "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
     "clean_accuracy": outcome.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
+    "targeted": _targeted(outcome),
+    "ssim": mean_ssim(outcome.images, net.x[stored.broken_ids], axis),
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
     "attacks": verdict.accuracies(outcome),
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
+
+
+def _targeted(outcome: autoattack.Verdict) -> dict[str, int] | None:
+  """How many images were attacked, and how many of them became the target."""
+  if outcome.targets is None:
+    return None
+  return {"correct": int(np.sum(outcome.broken_by > 0)), "total": outcome.num_attacked}
 
 
 def read_costs(folder: Path) -> dict[str, autoattack.Cost]:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_opt.certificates import bounds, tracing
-from robust_opt.evaluation.autoattack import ROBUST
 from robust_opt.evaluation.trust import Check
 from robust_opt.evaluation.verdict import StoredVerdict
 from robust_opt.experiments import target
@@ -63,8 +62,8 @@ def prove(method: str, net: target.EvalTarget, stored: StoredVerdict, study: Stu
   path: Path = study.workdir / FILE
   made_from = sha256_of(claim.net_sha256, claim.data_sha256, method)
   ids = np.asarray(study.once("certificates", path, made_from, compute), int)
-  total, robust = len(outcome.broken_by), int(np.sum(outcome.broken_by == ROBUST))
-  broken = int(np.sum(outcome.broken_by[ids] != ROBUST))
+  total, robust = len(outcome.broken_by), int(np.sum(outcome.broken_by < 0))
+  broken = int(np.sum(outcome.broken_by[ids] > 0))
   measured = (
     f"{len(ids)} of {total} images are certified by {method}, {robust} are robust under attack; "
     f"{broken} of the certified were broken"

@@ -7,7 +7,7 @@ whole = joined([load(path, ids, x), ...])
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def ids_of(process: int, processes: int, total: int) -> np.ndarray:
 
 def save(path: Path, share: Share) -> None:
   """Writes a share; of its images those of broken examples."""
-  names, prediction, broken_by, images = share.verdict
+  names, prediction, broken_by, images, targets = share.verdict
   arrays = {
     "ids": share.ids,
     "names": names,
@@ -55,6 +55,8 @@ def save(path: Path, share: Share) -> None:
     "attacks": tuple(share.costs),
     "costs": np.array([tuple(cost) for cost in share.costs.values()], np.float64),
   }
+  if targets is not None:
+    arrays["targets"] = targets
   write_sealed(path, arrays)
 
 
@@ -69,7 +71,8 @@ def load(path: Path, ids: np.ndarray, x: np.ndarray) -> Share | None:
         return None
       images, broken_by = x[ids], arrays["broken_by"]
       images[broken_by > 0] = arrays["images"]
-      found = Verdict(tuple(map(str, arrays["names"])), arrays["prediction"], broken_by, images)
+      names = tuple(map(str, arrays["names"]))
+      found = Verdict(names, arrays["prediction"], broken_by, images, arrays.get("targets"))
       rows = zip(map(str, arrays["attacks"]), arrays["costs"].tolist(), strict=True)
       return Share(ids, found, {name: Cost.of(row) for name, row in rows})
   except InputError:
@@ -80,9 +83,10 @@ def joined(parts: Sequence[Share]) -> Share:
   """All shares as one: examples in their order; of seconds the largest, since they run at once."""
   ids = np.concatenate([share.ids for share in parts])
   order = np.argsort(ids)
-  columns = zip(*(share.verdict[1:] for share in parts), strict=True)
+  columns: Any = zip(*(share.verdict[1:] for share in parts), strict=True)
+  whole: Any = (None if c[0] is None else np.concatenate(c)[order] for c in columns)
   names = parts[0].verdict.names
-  found = Verdict(names, *(np.concatenate(column)[order] for column in columns))
+  found = Verdict(names, *whole)
   costs = {name: [share.costs[name] for share in parts if name in share.costs] for name in names}
   return Share(ids[order], found, {name: _total(each) for name, each in costs.items() if each})
 

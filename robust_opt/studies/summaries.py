@@ -23,6 +23,10 @@ def headline(
   clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
   attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
   data = claim.source.get("data", "")
+  if claim.target:
+    success = Rate(**summary["targeted"])
+    of_what = (attack, claim.target, checks, bool(first), data)
+    return headlines.of_targeted(clean, success, *of_what)
   return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data)
 
 
@@ -30,12 +34,19 @@ def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
   """What else to know of the number; `guess`: that of the channel axis, or empty."""
   rounded_accuracy = 100 * summary["accuracy_after_rounding"]
   parts = [f"The adversarial images, rounded to 8 bits, leave {rounded_accuracy:.2f} %."]
+  if summary["ssim"] is not None:
+    parts.append(
+      f"Their mean structural similarity (SSIM) to the clean ones is {summary['ssim']:.3f}."
+    )
   if summary["certified"]:
     proved = Rate(summary["certified"]["images"], summary["total"])
     method = summary["certified"]["method"]
     parts.append(f"{proved.percent} ({proved.range}) are proved to be robust, by {method}.")
   if summary["draws"]:
     parts.append(f"Every prediction is the mean of {summary['draws']} draws.")
+  if summary["classes"] < 10 and claim.version == "standard" and not claim.target:
+    count = summary["classes"] - 1
+    parts.append(f"There are {count} wrong classes, all of them targets; AutoAttack has nine.")
   if guess:
     parts.append(f"Layout: {guess}; `--channel_axis` states it.")
   if not isinstance(claim.u, Ball):

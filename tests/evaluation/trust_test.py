@@ -23,9 +23,13 @@ SETTINGS = {"batch_size": 40, "num_steps": 20, "num_queries": 200}
 NAMES = (
   "clean accuracy",
   "logits",
+  "levels",
   "repeatable",
   "batches",
   "gradients",
+  "finite gradients",
+  "slope",
+  "pixels",
   "unbounded radius",
   "radii",
   "steps",
@@ -155,7 +159,7 @@ BROKEN = {
   "saturated": ({"fault": Fault(confidence=4.0)}, {"gradients"}),
   "quantized": ({"fault": Fault(levels=4.0)}, {"gradients", "noise", "black box"}),
   "shattered": ({"fault": Fault(ripple=0.02)}, {"black box"}),
-  "backwards": ({"fault": Fault(backwards=1.0)}, {"black box"}),
+  "backwards": ({"fault": Fault(backwards=1.0)}, {"slope", "black box"}),
   "flat beside the data": ({"fault": Fault(near=1.0)}, {"unbounded radius", "steps"}),
   "flat for some starts": ({"fault": Fault(reach=0.12)}, {"restarts"}),
   "flat far away": ({"fault": Fault(reach=0.12), "trained_at": 0.0, "radius": 0.05}, {"radii"}),
@@ -175,8 +179,9 @@ def test_a_broken_net_is_caught_by_the_check_meant_for_it(name):
 
 
 def test_every_check_has_a_net_that_fails_it():
-  """The test above, and the one of nets that answer at random, hold it to that."""
-  assert set.union({"repeatable"}, *(meant for _, meant in BROKEN.values())) == set(NAMES)
+  """The test above, that of random nets, and gradient_checks_test hold it to that."""
+  elsewhere = {"repeatable", "levels", "finite gradients", "pixels"}
+  assert set.union(elsewhere, *(meant for _, meant in BROKEN.values())) == set(NAMES)
 
 
 @pytest.mark.slow
@@ -350,7 +355,11 @@ def test_checks_that_cannot_decide_do_not_fail():
   # Wrong on everything: nothing to attack, and only the accuracy says so.
   checks = report(linear, x, 1 - y, ball(LINEAR_RADIUS, ro.L2))
   assert failures(checks).keys() == {"clean accuracy"}
-  assert unclear(checks).keys() == set(NAMES[4:])
+  assert unclear(checks).keys() == {
+    "levels",
+    "gradients",
+    *NAMES[NAMES.index("unbounded radius") :],
+  }
   # A radius of the diameter and more, at which nothing is left.
   assert failures(report(linear, x, y, ball(3.0, ro.L2))) == {}
 

@@ -78,7 +78,7 @@ def test_threats_on_the_command_line():
   assert build_set(config) == sets.Union((ro.LInf(8 / 255, known.BOX), ro.L2(0.5, known.BOX)))
   for text, threats, words in (
     ("{}", ["l2:1"], "either --set or --threats"),
-    ("", ["l3:1"], "--threats must be norms and radii .*, but has 'l3:1' .*linf, l2, l1"),
+    ("", ["l3:1"], "--threats must be norms and radii, or .*, but has 'l3:1' .*linf, l2, l1"),
     ("", ["l2"], "but has 'l2' "),
   ):
     with pytest.raises(InputError, match=words):

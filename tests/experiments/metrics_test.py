@@ -200,7 +200,7 @@ def test_table_fits_80_columns_and_wraps_nothing(capsys, monkeypatch):
     ("GroupL21", [("GroupL21", 0.5), ("l2", 0.5)], True, ["--version=pgd"]),
     ("GroupL21", [("GroupL21", 0.5), ("l1", 2.0)], False, ["--norm=l1", "--radius=2.0"]),
     ("TangentAt", [("TangentAt", 0.5), ("l2", 0.5)], True, ["--norm=l2", "--radius=0.5"]),
-    ("Transforms", [("Transforms", 1.0)], True, []),
+    ("Transforms", [("Transforms", 1.0)], True, ["--version=grid"]),
   ],
 )
 def test_the_evaluation_of_a_run_is_over_its_set_or_a_ball(own, measured, trained_on, flags):

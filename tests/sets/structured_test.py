@@ -458,7 +458,7 @@ def test_bad_sets(build, message):
     (sets.Tangent(1.0, BASIS), "basis has the shape"),
     (sets.TangentAt(1.0, lambda x: x[:, None, 0]), "basis has the shape"),
     (sets.L0(1, np.ones(5)), "magnitude must be one number"),
-    (sets.Masked(ro.L2(1.0), MASK), r"mask must have the shape \(2, 3\) of an example or"),
+    (sets.Masked(ro.L2(1.0), MASK), r"mask must have the shape \(2, 3\) of an example,"),
     (sets.Masked(ro.L2(1.0), np.ones((3, 2, 3), bool)), "mask must have the shape"),
     (sets.Product((ro.L2(1.0),), ((2, 3),)), r"Blocks of the shapes \[\(2, 3\)\] are flattened"),
   ],

@@ -22,7 +22,7 @@ GROUPS = {"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side
       "L0 (k 3, magnitude 1) within [0, 1]",
     ),
     ({"name": "my.sets:Cube", "radius": 0.2}, "Cube 0.2, pixels may leave [0, 1]"),
-    ({"name": "Masked", "u": LINF, "mask": "mask.npy"}, "Masked within [0, 1]"),
+    ({"name": "Masked", "u": LINF, "mask": "mask.npy"}, "l_inf 0.1 inside a mask within [0, 1]"),
     ({"name": "Intersection", "first": GROUPS, "second": LINF}, "Intersection within [0, 1]"),
     (
       {"name": "Union", "sets": [LINF, LINF | {"name": "L2"}]},
@@ -31,7 +31,7 @@ GROUPS = {"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side
     ({"name": "Product", "sets": [GROUPS, LINF], "shapes": [[4], [9]]}, "Product within [0, 1]"),
     (
       {"name": "Transforms", "max_rotation": 30.0, "max_translation": 3.0},
-      "Transforms (max_rotation 30, max_translation 3) within [0, 1]",
+      "rotations of up to 30 degrees and shifts of up to 3 pixels within [0, 1]",
     ),
   ],
 )

@@ -15,7 +15,7 @@ MOVED = np.where((BROKEN_BY > 0)[:, None, None], 1 - X, X)
 
 
 def share(ids, costs):
-  return Share(ids, Verdict(NAMES, ids + 10, BROKEN_BY[ids], MOVED[ids]), costs)
+  return Share(ids, Verdict(NAMES, ids + 10, BROKEN_BY[ids], MOVED[ids], ids + 20), costs)
 
 
 def test_every_example_is_in_one_share_and_shares_are_of_nearly_equal_size():
@@ -48,7 +48,7 @@ def test_joined_they_are_the_whole_and_cost_what_they_cost_together():
   costs = ({"square": slow}, {"apgd-ce": fast, "square": fast})
   parts = [share(shares.ids_of(i, 2, 7), costs[i]) for i in range(2)]
   whole = shares.joined(parts)
-  expected = (np.arange(7) + 10, BROKEN_BY, MOVED)
+  expected = (np.arange(7) + 10, BROKEN_BY, MOVED, np.arange(7) + 20)
   np.testing.assert_array_equal(whole.ids, np.arange(7))
   assert whole.verdict.names == NAMES
   for ours, theirs in zip(whole.verdict[1:], expected, strict=True):

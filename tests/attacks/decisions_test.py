@@ -1,4 +1,4 @@
-"""HopSkipJump: near the exact distance of a linear net of which it sees labels alone."""
+"""Attacks that see labels alone: near the exact distance of a linear net."""
 
 import functools
 import math
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import robust_opt as ro
+from robust_opt.attacks.boundary import boundary
 from robust_opt.attacks.hop_skip_jump import hop_skip_jump
 from robust_opt.certificates import exact
 
@@ -18,9 +19,17 @@ def labels_alone(weights, bias, x):
   return jax.nn.one_hot((x @ weights + bias).argmax(-1), weights.shape[1])
 
 
+ATTACKS = {
+  "hop_skip_jump": functools.partial(hop_skip_jump, num_steps=8, num_evaluations=40, num_starts=20),
+  "boundary": functools.partial(boundary, num_steps=500, num_starts=20),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ball", [ro.L2, ro.LInf])
-def test_labels_are_enough(ball):
+@pytest.mark.parametrize(
+  ("ball", "name"), [(ro.L2, "hop_skip_jump"), (ro.LInf, "hop_skip_jump"), (ro.L2, "boundary")]
+)
+def test_labels_are_enough(ball, name):
   rng = np.random.default_rng(1)
   weights = rng.normal(size=(NUM_ENTRIES, 3)).astype(np.float32)
   bias = -0.5 * weights.sum(0)
@@ -28,7 +37,7 @@ def test_labels_are_enough(ball):
   y = np.argmax(x @ weights + bias, -1).astype(np.int32)
   y[0] = (y[0] + 1) % 3
   logits_fn = functools.partial(labels_alone, weights, bias)
-  attack = hop_skip_jump(ball(math.inf, BOX), num_steps=8, num_evaluations=40, num_starts=20)
+  attack = ATTACKS[name](ball(math.inf, BOX))
   keys = jax.random.split(jax.random.key(0), BATCH)
   delta, fooled = jax.jit(lambda keys, x, y: attack(keys, logits_fn, x, y))(keys, x, y)
   assert np.all(fooled)
@@ -45,5 +54,9 @@ def test_labels_are_enough(ball):
 def test_bad_input_is_one_sentence():
   with pytest.raises(ro.InputError, match=r"hop_skip_jump takes ro\.LInf or ro.L2, not a L1"):
     hop_skip_jump(ro.L1(1.0, BOX))
+  with pytest.raises(ro.InputError, match=r"boundary takes ro.L2, not a LInf"):
+    boundary(ro.LInf(1.0, BOX))
+  with pytest.raises(ro.InputError, match="num_steps must be at least 1"):
+    boundary(ro.L2(1.0, BOX), num_steps=0)
   with pytest.raises(ro.InputError, match="num_starts must be at least 1"):
     hop_skip_jump(ro.L2(1.0, BOX), num_starts=0)
