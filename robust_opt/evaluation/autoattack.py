@@ -16,8 +16,9 @@ batches, with bit-identical results.
 """
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,18 +28,17 @@ from absl import logging
 
 from robust_opt import layout
 from robust_opt.errors import InputError
-from robust_opt.evaluation import batches, network
-from robust_opt.evaluation.batches import Lanes
+from robust_opt.evaluation import adaptive, batches, network
+from robust_opt.evaluation.adaptive import Ration
+from robust_opt.evaluation.batches import Lanes, Packing
 from robust_opt.evaluation.inputs import check_examples, check_set
+from robust_opt.evaluation.outcome import CLEAN, ROBUST, Cost, Progress, ResumeCache
 from robust_opt.evaluation.phases import Phase, Step, plan
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
 from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
-
-ROBUST = -1  # in Verdict.broken_by
-CLEAN = "clean"  # the first name: misclassified without any attack
 
 
 class Verdict(NamedTuple):
@@ -49,12 +49,14 @@ class Verdict(NamedTuple):
     prediction: [N] int32, the class of the clean example.
     broken_by: [N] int32, an index into `names`, or -1 (ROBUST) if no attack succeeded.
     images: [N, *S] float32, the adversarial image; the clean one where there is none.
+    ration: of the version "adaptive", what it skipped; None: nothing.
   """
 
   names: tuple[str, ...]
   prediction: np.ndarray
   broken_by: np.ndarray
   images: np.ndarray
+  ration: Ration | None = None
 
   @property
   def clean_accuracy(self) -> float:
@@ -67,69 +69,6 @@ class Verdict(NamedTuple):
     return float(np.mean(self.broken_by == ROBUST))
 
 
-class ResumeCache(NamedTuple):
-  """Storage for finished batches, by name; the default stores nothing.
-
-  Attributes:
-    load: name -> the saved arrays, or None.
-    save: (name, arrays) -> None.
-  """
-
-  load: Callable[[str], Mapping[str, np.ndarray] | None] = lambda name: None
-  save: Callable[[str, Mapping[str, np.ndarray]], None] = lambda name, arrays: None
-
-
-class Cost(NamedTuple):
-  """What batches cost.
-
-  Attributes:
-    seconds: of attack and check, with `compiling`.
-    compiling: seconds of them in which programs were made.
-    batches: their number.
-    lanes: examples under attack, each target of one counted.
-    padding: repeated lanes, which fill the batches.
-    forward: images shown to the net for logits alone, padding included.
-    gradient: images shown to the net for a gradient, padding included.
-  """
-
-  seconds: float = 0.0
-  compiling: float = 0.0
-  batches: int = 0
-  lanes: int = 0
-  padding: int = 0
-  forward: int = 0
-  gradient: int = 0
-
-  def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-    return Cost.of(a + b for a, b in zip(self, other, strict=True))
-
-  @classmethod
-  def of(cls, values: Iterable[float]) -> "Cost":
-    """Cost from its numbers, as of an array."""
-    seconds, compiling, *counts = values
-    return cls(seconds, compiling, *map(int, counts))
-
-
-class Progress(NamedTuple):
-  """The state that is reported after every batch.
-
-  Attributes:
-    attack: the name of the phase.
-    target: the lowest rank of a target class in the batch; None if it is untargeted.
-    remaining: the number of examples that are still robust.
-    total: the number of examples.
-    done: the completed fraction of the work.
-    cost: of the batch; if an earlier run finished it, what it cost then.
-  """
-
-  attack: str
-  target: int | None
-  remaining: int
-  total: int
-  done: float
-  cost: Cost = Cost()
-
-
 def autoattack(
   logits_fn: LogitsFn,
   x: np.ndarray | Array,
@@ -137,6 +76,7 @@ def autoattack(
   u: UncertaintySet,
   *,
   version: str | tuple[Phase, ...] = "standard",
+  share: float | None = None,
   seed: int = 0,
   batch_size: int | None = None,
   ids: np.ndarray | None = None,
@@ -161,7 +101,11 @@ def autoattack(
       each of its sets, on what no attack in any of them has broken.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
-      with restarts on two losses, for every set with a projection; or a tuple of phases.
+      with restarts on two losses, for every set with a projection; "adaptive", the standard version
+      with the costly attacks only on a part of the images, and a bound of what that may miss
+      (`evaluation.adaptive`); or a tuple of phases.
+    share: of the images, that what "adaptive" skips may break, with a confidence of 95 %; None:
+      `adaptive.SHARE`. The smaller, the more is attacked; 0: everything.
     seed: of all random numbers; the same seed gives the same result.
     batch_size: affects speed and memory; None: `batches.default_batch_size`, 100 on a CPU.
     ids: [N] int32, the indices in the data set of which x is a part: they seed the random numbers,
@@ -179,12 +123,14 @@ def autoattack(
     report: called after every batch.
 
   Raises:
-    InputError: see `inputs.check_set`, `inputs.check_examples` and `phases.plan`; ids are not
+    InputError: see `inputs.check_set`, `inputs.check_examples`, `phases.plan` and
+      `adaptive.check_share`; ids are not
       one integer >= 0 for each image; channel_axis is not an axis of an example; an unknown
       precision.
   """
   precision = stated(precision)
   search_precision = stated(search_precision or precision)
+  share = adaptive.check_share(share, version)
   check_set(u)
   steps = plan(version, logits_fn, u)
   phases = [step.phase for step in steps]
@@ -211,29 +157,101 @@ def autoattack(
   data = _Data(net, x, y, ids, axis, jax.random.key(seed), predict, search_precision, put)
   packing = batches.packing(batch_size, jax.default_backend(), jax.local_device_count())
   targets = [_num_targets(phase, _num_classes(net, x)) for phase in phases]
-  for index, step in enumerate(steps):
-    first = sum(targets[:index])  # the stream of random numbers of its first target
-    pending = _lanes(np.flatnonzero(broken_by == ROBUST), targets[index], first)
-    total, used, number = len(pending.ids), frozenset[int](), 0
-    while len(pending.ids):
-      lanes, size = batches.next_batch(pending, packing, used)
-      name = f"{index:02d}_{step.name.replace(' ', '_')}_{number:05d}"
-      covered = {"ids": ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
-      ran = _stored(cache, name, covered)
-      if ran is None:
-        ran = _attack(data, step, lanes, size)
-        cache.save(name, {**covered, **ran})
-      # Of several targets of an example the first one counts.
-      broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
-      broken_by[broken], verdict.images[broken] = index + 1, ran["images"][chosen]
-      used, number = used | {size}, number + 1
-      pending = _without(pending, len(lanes.ids), broken)
-      done = (first + targets[index] * (1 - len(pending.ids) / total)) / sum(targets)
-      rank = int(lanes.ranks[0]) if step.phase.num_targets else None
-      remaining = int(np.sum(broken_by == ROBUST))
-      report(Progress(step.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
+  stages = _stages(steps, targets, version)
+  run = functools.partial(_run, data, verdict, packing, cache, report)
+  if version == adaptive.VERSION:
+    scores = np.full(len(x), -np.inf, np.float32)
+
+    def attack(index: int, among: np.ndarray, number: int) -> None:
+      run(stages[index], number, adaptive.span(number), among, scores)
+
+    ration = adaptive.attack(attack, broken_by, scores, share, seed)
+    verdict = verdict._replace(ration=ration)
+  else:
+    for index, stage in enumerate(stages):
+      ends = sum(targets[:index]), sum(targets[: index + 1])
+      run(stage, index, (ends[0] / sum(targets), ends[1] / sum(targets)))
   network.check_unchanged(logits_fn, x, reference)
   return verdict
+
+
+class _Stage(NamedTuple):
+  """One phase of an evaluation.
+
+  Attributes:
+    step: its attacks and the set they search.
+    cause: its index in `Verdict.names`.
+    targets: the number of its attacks on an example.
+    first: the stream of random numbers of the first of them.
+    scored: whether margins are measured.
+  """
+
+  step: Step
+  cause: int
+  targets: int
+  first: int
+  scored: bool
+
+
+def _stages(
+  steps: tuple[Step, ...], targets: list[int], version: str | tuple[Phase, ...]
+) -> list[_Stage]:
+  rationed = version == adaptive.VERSION
+  order = adaptive.STREAMS if rationed else range(len(steps))
+  firsts = itertools.accumulate((targets[index] for index in order), initial=0)
+  first = dict(zip(order, firsts, strict=False))
+  return [
+    _Stage(step, index + 1, targets[index], first[index], rationed and index < adaptive.CORE)
+    for index, step in enumerate(steps)
+  ]
+
+
+def _run(
+  data: "_Data",
+  verdict: Verdict,
+  packing: Packing,
+  cache: ResumeCache,
+  report: Callable[[Progress], None],
+  stage: _Stage,
+  number: int,
+  span: tuple[float, float],
+  among: np.ndarray | None = None,
+  scores: np.ndarray | None = None,
+) -> None:
+  """Attacks the examples that remain, and writes into `verdict` what it breaks.
+
+  Args:
+    number: of this run, by which the cache names its batches.
+    span: the completed fraction of the work before and after it.
+    among: [N] bool, the examples to attack; None: all.
+    scores: [N], raised to the margins that the attacks reach, if they are measured.
+  """
+  step, broken_by = stage.step, verdict.broken_by
+  remain = broken_by == ROBUST
+  attacked = np.flatnonzero(remain if among is None else remain & among)
+  pending = batches.lanes_of(attacked, stage.targets, stage.first)
+  total, used, batch = len(pending.ids), frozenset[int](), 0
+  while len(pending.ids):
+    lanes, size = batches.next_batch(pending, packing, used)
+    name = f"{number:02d}_{step.name.replace(' ', '_')}_{batch:05d}"
+    covered = {"ids": data.ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
+    measured = ("fooled", "images", "cost", *(["margins"] if stage.scored else []))
+    ran = cache.stored(name, covered, measured)
+    if ran is None:
+      ran = _attack(data, step, lanes, size, stage.scored)
+      cache.save(name, {**covered, **ran})
+    # Of several targets of an example the first one counts.
+    broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
+    broken_by[broken], verdict.images[broken] = stage.cause, ran["images"][chosen]
+    if scores is not None and stage.scored:
+      np.fmax.at(scores, lanes.ids, ran["margins"])
+    used, batch = used | {size}, batch + 1
+    pending = batches.without(pending, len(lanes.ids), broken)
+    done = span[0] + (span[1] - span[0]) * (1 - len(pending.ids) / total)
+    rank = int(lanes.ranks[0]) if step.phase.num_targets else None
+    remaining = int(np.sum(broken_by == ROBUST))
+    cost = Cost.of(ran["cost"].tolist())
+    report(Progress(step.name, rank, remaining, len(broken_by), done, cost))
 
 
 class _Data(NamedTuple):
@@ -250,8 +268,10 @@ class _Data(NamedTuple):
   put: Callable[[Any], Any]
 
 
-def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
-  """Which lanes fool the network, in order, the images of those, and the cost."""
+def _attack(
+  data: _Data, step: Step, lanes: Lanes, size: int, scored: bool
+) -> dict[str, np.ndarray]:
+  """Which lanes fool the network, in order, the images of those, the cost, and maybe margins."""
   began, compiling = time.monotonic(), batches.seconds_compiling()
   padded = batches.pad(lanes, size)
   images, labels = data.x[padded.ids], data.y[padded.ids]
@@ -264,6 +284,10 @@ def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.nd
   shrinkage = _shrinkage(step.u, images[0].size)
   images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
   fooled = data.predict(images) != labels[: len(lanes.ids)]
+  reached = {}
+  if scored:
+    net = data.net
+    reached["margins"] = batches.margins(net, images, labels[: len(images)], size, data.put)
   cost = Cost(
     time.monotonic() - began,
     batches.seconds_compiling() - compiling,
@@ -272,36 +296,12 @@ def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.nd
     size - len(lanes.ids),
     *(int(number) * size for number in getattr(result, "passes", (0, 0))),
   )
-  return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
+  return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost), **reached}
 
 
 def _num_targets(phase: Phase, num_classes: int) -> int:
   """The number of attacks of a phase on an example, >= 1."""
   return max(1, min(phase.num_targets, num_classes - 1))
-
-
-def _lanes(ids: np.ndarray, num_targets: int, first_stream: int) -> Lanes:
-  """Every target of every example, the first target of all of them first."""
-  ranks = np.repeat(np.arange(num_targets, dtype=np.int32), len(ids))
-  return Lanes(np.tile(ids.astype(np.int32), num_targets), ranks, first_stream + ranks)
-
-
-def _without(pending: Lanes, count: int, broken: np.ndarray) -> Lanes:
-  """The lanes after the first `count`, without those of examples that are broken."""
-  rest = Lanes(*(column[count:] for column in pending))
-  keep = ~np.isin(rest.ids, broken)
-  return Lanes(*(column[keep] for column in rest))
-
-
-def _stored(
-  cache: ResumeCache, name: str, covered: Mapping[str, np.ndarray]
-) -> Mapping[str, np.ndarray] | None:
-  """A finished batch; None if it is absent or of other lanes, as of another packing."""
-  stored = cache.load(name)
-  if stored is None or not {"ids", "ranks", "fooled", "images", "cost"} <= stored.keys():
-    return None
-  same = all(np.array_equal(stored[key], array) for key, array in covered.items())
-  return stored if same else None
 
 
 def _checked_ids(ids: np.ndarray | None, count: int) -> np.ndarray:

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.arrays import expand_like
-from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
+from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
+from robust_opt.evaluation.outcome import CLEAN, ROBUST
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set, config_sha256

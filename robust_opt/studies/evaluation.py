@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_opt import layout
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import autoattack, identity, network, trust, verdict
+from robust_opt.evaluation import autoattack, identity, network, outcome, trust, verdict
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
@@ -270,11 +270,11 @@ def _share(
   """The ensemble on all devices of this process; every finished batch is kept in `parts`."""
   mesh = sharding.local_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
-  costs: dict[str, autoattack.Cost] = {}
+  costs: dict[str, outcome.Cost] = {}
   in_words = _reporter(study)
 
-  def report(progress: autoattack.Progress) -> None:
-    costs[progress.attack] = costs.get(progress.attack, autoattack.Cost()) + progress.cost
+  def report(progress: outcome.Progress) -> None:
+    costs[progress.attack] = costs.get(progress.attack, outcome.Cost()) + progress.cost
     in_words(progress)
 
   found = autoattack.autoattack(
@@ -300,7 +300,7 @@ def _save(share: shares.Share, net: target.EvalTarget, claim: verdict.Claim, stu
   verdict.save(study.workdir / VERDICT, share.verdict, claim, net.x, net.y)
 
 
-def _resume_cache(folder: Path) -> autoattack.ResumeCache:
+def _resume_cache(folder: Path) -> outcome.ResumeCache:
   """One file per batch, complete or absent; a file that cannot be read is computed again."""
 
   def load(name: str) -> Mapping[str, np.ndarray] | None:
@@ -313,14 +313,14 @@ def _resume_cache(folder: Path) -> autoattack.ResumeCache:
   def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     write_sealed(folder / f"{name}.npz", arrays)
 
-  return autoattack.ResumeCache(load, save)
+  return outcome.ResumeCache(load, save)
 
 
-def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
+def _reporter(study: Study) -> Callable[[outcome.Progress], None]:
   """Reports the robust accuracy so far, at each new attack and every few seconds."""
   done, last, told = 0.0, "", -QUIET_SECONDS
 
-  def report(progress: autoattack.Progress) -> None:
+  def report(progress: outcome.Progress) -> None:
     nonlocal done, last, told
     target = "" if progress.target is None else f", target {progress.target + 1}"
     attack, now = f"{progress.attack}{target}", time.monotonic()
@@ -387,27 +387,27 @@ def _summary(
   seconds: float,
 ) -> dict[str, Any]:
   """The content of summary.json."""
-  outcome = stored.verdict
+  found = stored.verdict
   return {
     "net": net.name,
     "claim": stored.claim._asdict(),
-    "total": len(outcome.broken_by),
+    "total": len(found.broken_by),
     "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
-    "clean_accuracy": outcome.clean_accuracy,
+    "clean_accuracy": found.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
-    "attacks": verdict.accuracies(outcome),
+    "attacks": verdict.accuracies(found),
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
 
 
-def read_costs(folder: Path) -> dict[str, autoattack.Cost]:
+def read_costs(folder: Path) -> dict[str, outcome.Cost]:
   """By attack what it cost; {} of an evaluation before costs were kept."""
   try:
     stored = json.loads((folder / COSTS).read_text(encoding="utf-8"))
-    return {name: autoattack.Cost(**cost) for name, cost in stored.items()}
+    return {name: outcome.Cost(**cost) for name, cost in stored.items()}
   except (OSError, ValueError, TypeError):
     return {}
 

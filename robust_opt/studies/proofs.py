@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_opt.certificates import bounds, tracing
-from robust_opt.evaluation.autoattack import ROBUST
+from robust_opt.evaluation.outcome import ROBUST
 from robust_opt.evaluation.trust import Check
 from robust_opt.evaluation.verdict import StoredVerdict
 from robust_opt.experiments import target

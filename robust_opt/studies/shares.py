@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation.autoattack import Cost, Verdict
+from robust_opt.evaluation.autoattack import Verdict
+from robust_opt.evaluation.outcome import Cost
 from robust_opt.files import read_sealed, write_sealed
 
 

@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 
 from robust_opt import tables
-from robust_opt.evaluation import autoattack, trust, verdict
 from robust_opt.evaluation import headline as headlines
+from robust_opt.evaluation import outcome, trust, verdict
 from robust_opt.sets import Ball
 from robust_opt.tables import Rate
 
@@ -54,7 +54,7 @@ def accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
     table.add_column(name, justify="right", no_wrap=True)
   for row in summary["attacks"]:
     rate = Rate(row["standing"], summary["total"])
-    name = "clean" if row["after"] == autoattack.CLEAN else f"after {row['after']}"
+    name = "clean" if row["after"] == outcome.CLEAN else f"after {row['after']}"
     correct = f"{rate.correct:,} of {rate.total:,}"
     table.add_row(name, rate.percent, rate.range, correct, f"{row['broke']:,}")
   return table
@@ -76,7 +76,7 @@ def markdown(
   claim: verdict.Claim,
   checks: list[trust.Check],
   guess: str,
-  costs: dict[str, autoattack.Cost],
+  costs: dict[str, outcome.Cost],
 ) -> str:
   """The content of summary.md; `guess`: as of `remarks`."""
   words, total = headline(summary, claim, checks), summary["total"]
@@ -101,7 +101,7 @@ def markdown(
   return "\n\n".join(parts) + "\n"
 
 
-def _cost_table(costs: dict[str, autoattack.Cost]) -> list[str]:
+def _cost_table(costs: dict[str, outcome.Cost]) -> list[str]:
   """A lane is an example, or one of its targets; images include those that only fill a batch."""
   rows = [
     f"| {name} | {cost.seconds:.1f} | {cost.compiling:.1f} | {cost.batches} | {cost.lanes} "
