@@ -16,7 +16,7 @@ from absl import app
 from robust_opt import commands
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import verdict
-from robust_opt.evaluation.headline import ensemble_over
+from robust_opt.evaluation.headline import ensemble_over, skipped
 from robust_opt.evaluation.inputs import check_examples
 from robust_opt.experiments import target
 from robust_opt.tables import Rate
@@ -47,11 +47,13 @@ def run(path: Path, source: dict[str, Any]) -> None:
   problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")
+  ration = stored.verdict.ration
   rate = Rate(round(stored.robust_accuracy * len(y)), len(y))
   print(
     f"{path} is true: {rate.percent} of {rate.total:,} examples (95 % interval {rate.range}) "
     f"remain correctly classified under {ensemble_over(claim.version, claim.set)}, and "
     f"{len(stored.broken_ids)} adversarial images are feasible and misclassified."
+    f"{skipped(ration and ration.bound, rate)}"
   )
 
 

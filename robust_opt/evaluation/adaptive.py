@@ -22,7 +22,7 @@ most 5 % for D = share N. It is one test: the ranks are tried in a fixed order, 
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -47,24 +47,20 @@ class Ration(NamedTuple):
     audit: [A] int32, the indices of the random sample that was attacked in full.
     count: the first so many of `order` were attacked in full, too.
     share: of the data set, that the skipped attacks may break.
+    bound: the standard version would break at most so many of `skipped`, with a confidence of 95 %.
   """
 
   order: np.ndarray
   audit: np.ndarray
   count: int
   share: float
+  bound: int
 
   @property
   def skipped(self) -> np.ndarray:
     """The indices of the examples that were not attacked in full, [*] int32."""
     rest = self.order[self.count :]
     return rest[~np.isin(rest, self.audit)]
-
-  @property
-  def bound(self) -> int:
-    """The standard version would break at most so many of `skipped`, with a confidence of 95 %."""
-    population = len(self.order) - num_nearest(len(self.order))
-    return min(len(self.skipped), most_unseen(population, len(self.audit)))
 
 
 def check_share(share: float | None, version: object) -> float:
@@ -146,6 +142,13 @@ def count_in_full(order: np.ndarray, audit: np.ndarray, broken: np.ndarray) -> i
   return max(num_nearest(len(order)), int(errors[-1]) + 1 if len(errors) else 0)
 
 
+def ration(order: np.ndarray, audit: np.ndarray, broken: np.ndarray, share: float) -> Ration:
+  """What the audit asks for, and what it proves: broken is [N] bool."""
+  found = Ration(order, audit, count_in_full(order, audit, broken), share, 0)
+  unseen = most_unseen(len(order) - num_nearest(len(order)), len(audit))
+  return found._replace(bound=min(len(found.skipped), unseen))
+
+
 def attack(
   run: Callable[[int, np.ndarray, int], None],
   broken_by: np.ndarray,
@@ -172,10 +175,10 @@ def attack(
   rest = range(CORE, len(STREAMS))
   for index in rest:
     run(index, _mask(broken_by, order[:nearest], audit), index)
-  count = count_in_full(order, audit, broken_by != ROBUST)
+  found = ration(order, audit, broken_by != ROBUST, share)
   for index in rest:
-    run(index, _mask(broken_by, order[nearest:count]), index + len(rest))
-  return Ration(order, audit, count, share)
+    run(index, _mask(broken_by, order[nearest : found.count]), index + len(rest))
+  return found
 
 
 def span(number: int) -> tuple[float, float]:
@@ -190,18 +193,36 @@ def _mask(examples: np.ndarray, *indices: np.ndarray) -> np.ndarray:
   return mask
 
 
-def problems(ration: Ration, broken_by: np.ndarray, seed: int) -> Iterator[str]:
+def problems(found: Ration, broken_by: np.ndarray, seed: int) -> Iterator[str]:
   """What does not follow from the order of the survivors and their outcome, one sentence each."""
-  order, total = ration.order, len(broken_by)
+  order, total = found.order, len(broken_by)
   left = np.flatnonzero((broken_by == ROBUST) | (broken_by > CORE))
   if not np.array_equal(np.sort(order), left):
     yield "Its order is not one of the examples that the first attacks left."
     return
-  if not np.array_equal(ration.audit, audit_of(order, total, ration.share, seed)):
+  if not 0 <= found.share < 1:
+    yield f"It states a share of {found.share:g}, which is not in [0, 1)."
+    return
+  if not np.array_equal(found.audit, audit_of(order, total, found.share, seed)):
     yield "Its audit is not the random sample of its seed and share."
     return
-  count = count_in_full(order, ration.audit, broken_by != ROBUST)
-  if ration.count != count:
-    yield f"It attacked the {ration.count} nearest examples in full; its audit asks for {count}."
-  if np.any(broken_by[ration.skipped] != ROBUST):
+  expected = ration(order, found.audit, broken_by != ROBUST, found.share)
+  if np.any(broken_by[found.skipped] != ROBUST):
     yield "It states that attacks broke examples that they skipped."
+  elif found.count != expected.count:
+    yield f"It attacked the {found.count} nearest examples in full, not {expected.count}."
+  elif found.bound != expected.bound:
+    yield f"It states that at most {found.bound} could still fall, not {expected.bound}."
+
+
+def to_arrays(found: Ration) -> dict[str, np.ndarray]:
+  """For a file; `of_arrays` reads them."""
+  return {name: np.asarray(value) for name, value in found._asdict().items()}
+
+
+def of_arrays(arrays: Mapping[str, np.ndarray]) -> Ration | None:
+  """The ration of a file; None if it has none."""
+  if "order" not in arrays:
+    return None
+  order, audit = (arrays[name].astype(np.int32).reshape(-1) for name in ("order", "audit"))
+  return Ration(order, audit, *(arrays[name].item() for name in ("count", "share", "bound")))

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_opt.arrays import expand_like
+from robust_opt.evaluation import adaptive
 from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
 from robust_opt.evaluation.outcome import CLEAN, ROBUST
@@ -153,6 +154,8 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }
+  if verdict.ration is not None:
+    arrays |= adaptive.to_arrays(verdict.ration)
   write_sealed(path, arrays)
 
 
@@ -168,6 +171,7 @@ def load(path: Path) -> StoredVerdict:
       claim["set"] = ball_config(claim.pop("norm"), claim.pop("radius"))
     names = tuple(map(str, arrays["names"]))
     outcome = Verdict(names, arrays["prediction"], arrays["broken_by"], arrays["images"])
+    outcome = outcome._replace(ration=adaptive.of_arrays(arrays))
     rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
     return StoredVerdict(Claim(**claim), outcome, *rest, float(arrays["robust_accuracy"]))
 
@@ -192,7 +196,17 @@ def verify(
     "Its labels are not those of the data set.": np.array_equal(stored.labels, y),
   }
   problems = [problem for problem, holds in checks.items() if not holds]
+  problems += _ration_problems(stored)
   return [*problems, *_image_problems(stored, x), *_prediction_problems(stored, logits_fn, x, y)]
+
+
+def _ration_problems(stored: StoredVerdict) -> Iterator[str]:
+  ration, version = stored.verdict.ration, stored.claim.version
+  if (ration is None) == (version == adaptive.VERSION):
+    which = "what it skipped" if ration is None else "that it skipped attacks"
+    yield f"It is of the version {version}, but does {'not ' * (ration is None)}state {which}."
+  elif ration is not None:
+    yield from adaptive.problems(ration, stored.verdict.broken_by, stored.claim.seed)
 
 
 def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:

@@ -89,6 +89,7 @@ def headline(run: Run) -> Headline:
   if evaluation is None:
     return metrics.headline(run.summary, unicode=True)
   source, clean = evaluation.stored.claim.source, evaluation.clean
+  ration = evaluation.stored.verdict.ration
   own = bool(run.results) and not source.get("data")  # of the whole test set
   return of_ensemble(
     run.results[0].rate if own else clean,
@@ -97,6 +98,7 @@ def headline(run: Run) -> Headline:
     evaluation.checks,
     first=bool(source.get("examples")) and not own,
     data=Path(source.get("data") or "").name,
+    bound=ration and ration.bound,
   )
 
 

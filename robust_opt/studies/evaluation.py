@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_opt import layout
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import autoattack, identity, network, outcome, trust, verdict
+from robust_opt.evaluation import adaptive, autoattack, identity, network, outcome, trust, verdict
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
@@ -59,6 +59,7 @@ class Options(NamedTuple):
   norm: str = ""  # "linf", "l2" or "l1"; empty: that of the run's training
   radius: float | None = None  # in pixels of [0, 1]; None: that of the run's training
   version: str = "standard"  # of the ensemble
+  share: float | None = None  # of the version "adaptive", as for `autoattack`; None: its default
   examples: int = 0  # the first so many; 0: all
   seed: int = 0  # of the attacks
   batch_size: int | None = None  # examples at a time; None: `batches.default_batch_size`
@@ -88,6 +89,9 @@ def run(options: Options) -> bool:
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
   plan(options.version, net.logits_fn, u)
+  allowed = adaptive.check_share(options.share, options.version)
+  if options.version == adaptive.VERSION and jax.process_count() > 1:
+    raise InputError("--version=adaptive runs in one process: leave out --coordinator.")
   if options.certify:
     proofs.check_supported(options.certify, net.logits_fn, x, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
@@ -114,12 +118,14 @@ def run(options: Options) -> bool:
 
   def open_study() -> Study:
     quiet, description = not processes.is_first(), _description(claim, net, axis)
+    if claim.version == adaptive.VERSION:
+      description["share"] = allowed
     return Study(folder, description, work, flag, identity.same, quiet)
 
   # The first process claims the folder; the others find the same study in it, or refuse.
   with processes.on_first("folder", open_study) or open_study() as study:
     if not (folder / VERDICT).exists():
-      _attack(net, claim, axis, study)
+      _attack(net, claim, axis, study, options.share)
     checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust)) or []
 
     proved = _prove(options.certify, net, study)
@@ -231,17 +237,23 @@ def _description(claim: verdict.Claim, net: target.EvalTarget, axis: int | None)
   }
 
 
-def _attack(net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study) -> None:
+def _attack(
+  net: target.EvalTarget,
+  claim: verdict.Claim,
+  axis: int | None,
+  study: Study,
+  allowed: float | None,
+) -> None:
   """Attacks the share of this process; the first writes the verdict of all, and the costs."""
   check_batch_size(claim.batch_size, jax.local_device_count())
   count, index, parts = jax.process_count(), jax.process_index(), study.workdir / "parts"
   ids = [shares.ids_of(process, count, len(net.x)) for process in range(count)]
   if count == 1:
-    _save(_share(net, claim, axis, study, ids[0], parts), net, claim, study)
+    _save(_share(net, claim, axis, study, ids[0], parts, allowed), net, claim, study)
     return
   folders = [parts / f"process_{process}" for process in range(count)]
   if shares.load(folders[index] / SHARE, ids[index], net.x) is None:
-    share = _share(net, claim, axis, study, ids[index], folders[index])
+    share = _share(net, claim, axis, study, ids[index], folders[index], allowed)
     shares.save(folders[index] / SHARE, share)
   study.progress(0.0, "waiting for the other processes")
   processes.wait_for_all("shares")
@@ -266,6 +278,7 @@ def _share(
   study: Study,
   ids: np.ndarray,
   parts: Path,
+  allowed: float | None,
 ) -> shares.Share:
   """The ensemble on all devices of this process; every finished batch is kept in `parts`."""
   mesh = sharding.local_mesh()
@@ -280,6 +293,7 @@ def _share(
   found = autoattack.autoattack(
     *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids], claim.u),
     version=claim.version,
+    share=allowed,
     seed=claim.seed,
     batch_size=claim.batch_size,
     ids=ids,
@@ -387,7 +401,7 @@ def _summary(
   seconds: float,
 ) -> dict[str, Any]:
   """The content of summary.json."""
-  found = stored.verdict
+  found, ration = stored.verdict, stored.verdict.ration
   return {
     "net": net.name,
     "claim": stored.claim._asdict(),
@@ -397,6 +411,7 @@ def _summary(
     "robust_accuracy": stored.robust_accuracy,
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
     "attacks": verdict.accuracies(found),
+    "skipped": ration and {"images": len(ration.skipped), "bound": ration.bound},
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),

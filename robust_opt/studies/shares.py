@@ -46,7 +46,7 @@ def ids_of(process: int, processes: int, total: int) -> np.ndarray:
 
 def save(path: Path, share: Share) -> None:
   """Writes a share; of its images those of broken examples."""
-  names, prediction, broken_by, images = share.verdict
+  names, prediction, broken_by, images, _ = share.verdict
   arrays = {
     "ids": share.ids,
     "names": names,
@@ -81,7 +81,7 @@ def joined(parts: Sequence[Share]) -> Share:
   """All shares as one: examples in their order; of seconds the largest, since they run at once."""
   ids = np.concatenate([share.ids for share in parts])
   order = np.argsort(ids)
-  columns = zip(*(share.verdict[1:] for share in parts), strict=True)
+  columns = zip(*(share.verdict[1:4] for share in parts), strict=True)
   names = parts[0].verdict.names
   found = Verdict(names, *(np.concatenate(column)[order] for column in columns))
   costs = {name: [share.costs[name] for share in parts if name in share.costs] for name in names}

@@ -23,7 +23,8 @@ def headline(
   clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
   attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
   data = claim.source.get("data", "")
-  return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data)
+  bound = summary["skipped"] and summary["skipped"]["bound"]
+  return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data, bound)
 
 
 def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
