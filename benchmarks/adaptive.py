@@ -1,7 +1,7 @@
 """AutoAttack's version "adaptive" beside "standard": time, equal verdicts, whether the bound holds.
 
-  python -m benchmarks.adaptive --data_dir=DIR --output=adaptive.json [--only=MNIST]
-      [--examples=1200] [--share=0.02]
+  python -m benchmarks.adaptive --data_dir=DIR --weights=DIR --output=adaptive.json
+      [--only=MNIST] [--examples=1200] [--share=0.02]
 
 For each network of `adaptive_nets.py`: processor seconds of both versions in one process, without
 compiling (programs are made first, on images that are misclassified, which end every attack), the
@@ -23,9 +23,10 @@ import robust_opt as ro
 from benchmarks.adaptive_nets import Case, cases
 from robust_opt import layout
 from robust_opt.evaluation import batches, network
+from robust_opt.evaluation.inputs import check_set
 from robust_opt.evaluation.phases import VERSIONS
 from robust_opt.files import write_json
-from robust_opt.precision import products
+from robust_opt.precision import products, stated
 from robust_opt.types import LogitsFn
 
 
@@ -38,8 +39,15 @@ def make_programs(logits_fn: LogitsFn, x: np.ndarray, u: ro.sets.Ball) -> None:
     ids = np.arange(size, dtype=np.int32)
     lanes = batches.Lanes(jnp.asarray(ids), jnp.zeros_like(ids), jnp.zeros_like(ids))
     for phase in VERSIONS["adaptive"]:
-      arguments = (net, u, jax.random.key(0), lanes, jnp.asarray(x[:size]), jnp.asarray(wrong))
-      with products(None):
+      arguments = (
+        net,
+        check_set(u),
+        jax.random.key(0),
+        lanes,
+        jnp.asarray(x[:size]),
+        jnp.asarray(wrong),
+      )
+      with products(stated(None)):
         jax.block_until_ready(batches.run_lanes(phase.make, axis, *arguments))
 
 
@@ -65,7 +73,7 @@ def compare(case: Case, examples: int, share: float) -> dict[str, Any]:
     "share": share,
     "survivors": len(ration.order),
     "audit": len(ration.audit),
-    "nearest": ration.count,
+    "nearest": ration.in_full,
     "broken": {name: int(np.sum(standard == index)) for index, name in enumerate(names)},
     "seconds": seconds,
     "compiling": sum(compiling),  # of what was not made before
@@ -104,6 +112,7 @@ def main() -> None:
   """Runs what is not in --output yet, and prints the table of everything."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data_dir", required=True, type=Path)
+  parser.add_argument("--weights", type=Path, default=Path(), help="folder of .safetensors files")
   parser.add_argument("--output", required=True, type=Path)
   parser.add_argument("--only", default="", help="networks whose names have this")
   parser.add_argument("--examples", type=int, default=1200)
@@ -111,7 +120,7 @@ def main() -> None:
   options = parser.parse_args()
   rows = json.loads(options.output.read_text()) if options.output.exists() else []
   done = {(row["net"], row["set"]) for row in rows}
-  for case in cases(options.data_dir):
+  for case in cases(options.data_dir, options.weights):
     key = (case.name, f"{case.u.name} {float(case.u.radius):.3g}")
     if options.only in case.name and key not in done:
       rows.append(compare(case, options.examples, options.share))

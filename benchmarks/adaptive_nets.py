@@ -1,6 +1,6 @@
 """Networks of all kinds, over l_inf and l_2, on which `adaptive.py` compares two versions.
 
-  for case in cases(Path("../shared/data")):
+  for case in cases(data_dir, weights):
     logits_fn, x, y = case.load(1000)       # x [1000, *S] in [0, 1]
 
 Those for digits are trained here, in seconds, on 597 digits, and attacked on the other 1,200. Those
@@ -99,22 +99,22 @@ def quantized(logits_fn: LogitsFn, levels: int, share: float) -> LogitsFn:
 
 
 def pretrained(
-  dataset: str, file: str, architecture: str, data_dir: Path, **arguments: Any
+  dataset: str, file: str, architecture: str, data_dir: Path, weights: Path, **arguments: Any
 ) -> Callable[[int], tuple[LogitsFn, np.ndarray, np.ndarray]]:
   """Loads other people's weights, and the first test images."""
 
   def load(count: int) -> tuple[LogitsFn, np.ndarray, np.ndarray]:
     test = datasets.load(dataset, "test", data_dir=str(data_dir))
     x, y = pixels(test.images[:count]), test.labels[:count].astype(np.int32)
-    weights = data_dir / "nets" / file
-    net = ro.load_torch(weights, architecture, image_shape=x.shape[1:], **arguments)
+    path = weights / f"{file}.safetensors"
+    net = ro.load_torch(path, architecture, image_shape=x.shape[1:], **arguments)
     return net.logits_fn, x, y
 
   return load
 
 
-def cases(data_dir: Path) -> list[Case]:
-  """All of them; `data_dir` has prepared data sets, and below nets/ the weights."""
+def cases(data_dir: Path, weights: Path) -> list[Case]:
+  """All of them; `data_dir` has prepared data sets, `weights` the state dicts as .safetensors."""
 
   def case(
     name: str, norm: str, radius: float, kind: str, net: str = "MLP", change: Any = None
@@ -126,8 +126,8 @@ def cases(data_dir: Path) -> list[Case]:
 
     return Case(f"digits, {net} {name}", ro.sets.ball_of(norm)(radius, box=BOX), load)
 
-  mnist = functools.partial(pretrained, "mnist", data_dir=data_dir)
-  cifar = functools.partial(pretrained, "cifar10", data_dir=data_dir)
+  mnist = functools.partial(pretrained, "mnist", data_dir=data_dir, weights=weights)
+  cifar = functools.partial(pretrained, "cifar10", data_dir=data_dir, weights=weights)
   staircase = functools.partial(quantized, levels=1, share=0.8)
   flat = functools.partial(quantized, levels=2, share=1.0)
   return [
@@ -146,19 +146,17 @@ def cases(data_dir: Path) -> list[Case]:
     Case(
       "MNIST, ConvNet adversarial",
       ro.LInf(0.2, box=BOX),
-      mnist("mnist_cnn_a_adv.model", "ConvNet"),
+      mnist("mnist_cnn_a_adv", "ConvNet"),
     ),
-    Case(
-      "MNIST, ConvNet adversarial", ro.L2(1.5, box=BOX), mnist("mnist_cnn_a_adv.model", "ConvNet")
-    ),
+    Case("MNIST, ConvNet adversarial", ro.L2(1.5, box=BOX), mnist("mnist_cnn_a_adv", "ConvNet")),
     Case(
       "CIFAR-10, ConvNet adversarial",
       ro.LInf(2 / 255, box=BOX),
-      cifar("cifar_cnn_a_adv.model", "ConvNet", **CIFAR),
+      cifar("cifar_cnn_a_adv", "ConvNet", **CIFAR),
     ),
     Case(
       "CIFAR-10, ResNet-2B",
       ro.LInf(1 / 255, box=BOX),
-      cifar("resnet2b.pth", "ResNet2B", **RESNET),
+      cifar("resnet2b", "ResNet2B", **RESNET),
     ),
   ]

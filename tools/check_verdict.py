@@ -143,7 +143,7 @@ def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
   count = max([nearest, *errors])
   skipped = [index for index in order[count:] if index not in audit]
   bound = next((d for d in range(len(skipped)) if proves(d, size)), len(skipped))
-  stated = [file["audit"].tolist(), int(file["count"]), int(file["bound"])]
+  stated = [file["audit"].tolist(), int(file["in_full"]), int(file["bound"])]
   if stated != [audit, count, bound] or np.any(broken[skipped] != -1):
     yield f"What it states to have skipped is not true: at most {bound} images could still fall."
 

@@ -45,21 +45,21 @@ class Ration(NamedTuple):
   Attributes:
     order: [S] int32, their indices in the data set, those nearest to an error first.
     audit: [A] int32, the indices of the random sample that was attacked in full.
-    count: the first so many of `order` were attacked in full, too.
+    in_full: the first so many of `order` were attacked in full, too.
     share: of the data set, that the skipped attacks may break.
     bound: the standard version would break at most so many of `skipped`, with a confidence of 95 %.
   """
 
   order: np.ndarray
   audit: np.ndarray
-  count: int
+  in_full: int
   share: float
   bound: int
 
   @property
   def skipped(self) -> np.ndarray:
     """The indices of the examples that were not attacked in full, [*] int32."""
-    rest = self.order[self.count :]
+    rest = self.order[self.in_full :]
     return rest[~np.isin(rest, self.audit)]
 
 
@@ -177,7 +177,7 @@ def attack(
     run(index, _mask(broken_by, order[:nearest], audit), index)
   found = ration(order, audit, broken_by != ROBUST, share)
   for index in rest:
-    run(index, _mask(broken_by, order[nearest : found.count]), index + len(rest))
+    run(index, _mask(broken_by, order[nearest : found.in_full]), index + len(rest))
   return found
 
 
@@ -209,8 +209,8 @@ def problems(found: Ration, broken_by: np.ndarray, seed: int) -> Iterator[str]:
   expected = ration(order, found.audit, broken_by != ROBUST, found.share)
   if np.any(broken_by[found.skipped] != ROBUST):
     yield "It states that attacks broke examples that they skipped."
-  elif found.count != expected.count:
-    yield f"It attacked the {found.count} nearest examples in full, not {expected.count}."
+  elif found.in_full != expected.in_full:
+    yield f"It attacked the {found.in_full} nearest examples in full, not {expected.in_full}."
   elif found.bound != expected.bound:
     yield f"It states that at most {found.bound} could still fall, not {expected.bound}."
 
@@ -225,4 +225,4 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Ration | None:
   if "order" not in arrays:
     return None
   order, audit = (arrays[name].astype(np.int32).reshape(-1) for name in ("order", "audit"))
-  return Ration(order, audit, *(arrays[name].item() for name in ("count", "share", "bound")))
+  return Ration(order, audit, *(arrays[name].item() for name in ("in_full", "share", "bound")))

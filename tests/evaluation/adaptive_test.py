@@ -81,10 +81,10 @@ def test_what_is_near_is_found_and_the_far_rest_is_skipped():
   assert found.bound == 20
   assert len(found.audit) < 120
   last = max((np.flatnonzero(order[200:] == i)[0] for i in found.audit if breakable[i]), default=-1)
-  assert found.count == max(32, last + 1)
-  np.testing.assert_array_equal(broken_by[order[200 : 200 + found.count]] > 0, True)
-  assert len(found.skipped) == 800 - found.count - np.sum(
-    ~np.isin(found.audit, found.order[: found.count])
+  assert found.in_full == max(32, last + 1)
+  np.testing.assert_array_equal(broken_by[order[200 : 200 + found.in_full]] > 0, True)
+  assert len(found.skipped) == 800 - found.in_full - np.sum(
+    ~np.isin(found.audit, found.order[: found.in_full])
   )
   everything, broken_by = rationed(scores, breakable, 0.0, seed=1, core=core)
   assert len(everything.skipped) == everything.bound == 0
@@ -106,7 +106,7 @@ def broke(which):
 
 LIES = {
   "a smaller bound": changed_array("bound", lambda bound: bound - 1),
-  "fewer in full": changed_array("count", lambda count: count - 1),
+  "fewer in full": changed_array("in_full", lambda number: number - 1),
   "a smaller audit": changed_array("audit", lambda audit: audit[1:]),
   "a larger share": changed_array("share", lambda share: 2 * share),
   "another audit": lambda found, broken: (
