@@ -27,11 +27,10 @@ import numpy as np
 from absl import logging
 
 from robust_opt import layout
-from robust_opt.errors import InputError
 from robust_opt.evaluation import adaptive, batches, network
 from robust_opt.evaluation.adaptive import Ration
 from robust_opt.evaluation.batches import Lanes, Packing
-from robust_opt.evaluation.inputs import check_examples, check_set
+from robust_opt.evaluation.inputs import check_examples, check_ids, check_set
 from robust_opt.evaluation.outcome import CLEAN, ROBUST, Cost, Progress, ResumeCache
 from robust_opt.evaluation.phases import Phase, Step, plan
 from robust_opt.layout import ChannelAxis
@@ -138,7 +137,7 @@ def autoattack(
   size = 1 if batch_size is None else batch_size
   x, y = check_examples(logits_fn, x, y, u, size, gradients=gradients)
   check_extent(u, x.shape[1:])
-  ids = _checked_ids(ids, len(x))
+  ids = check_ids(ids, len(x))
   if batch_size is None:
     batch_size = batches.default_batch_size(logits_fn, x)
   axis = layout.resolve(channel_axis, x.shape[1:])
@@ -302,22 +301,6 @@ def _attack(
 def _num_targets(phase: Phase, num_classes: int) -> int:
   """The number of attacks of a phase on an example, >= 1."""
   return max(1, min(phase.num_targets, num_classes - 1))
-
-
-def _checked_ids(ids: np.ndarray | None, count: int) -> np.ndarray:
-  """The ids as int32, [count]."""
-  checked = np.asarray(np.arange(count) if ids is None else ids)
-  if checked.shape != (count,) or not np.issubdtype(checked.dtype, np.integer):
-    raise InputError(
-      f"ids must be {count} integers, one for each image, but have the shape {checked.shape} and "
-      f"the type {checked.dtype}."
-    )
-  if checked.min() < 0 or checked.max() > np.iinfo(np.int32).max:
-    raise InputError(
-      f"ids must be from 0 to {np.iinfo(np.int32).max}, but lie in [{checked.min()}, "
-      f"{checked.max()}]."
-    )
-  return checked.astype(np.int32)
 
 
 def _shrinkage(u: UncertaintySet, num_entries: int) -> np.float32:
