@@ -58,8 +58,8 @@ def main() -> None:
     f"{np.median(found.slack):.1e} in the median, up to {found.slack.max():.1e}"
   )
   if options.save:
-    proofs = found.certified, found.margins, found.slack
-    np.savez(options.save, x=x, y=y, **dict(zip(("certified", "margins", "slack"), proofs)))
+    proofs = {"certified": found.certified, "margins": found.margins, "slack": found.slack}
+    np.savez(options.save, x=x, y=y, **proofs)  # type: ignore[arg-type]
   if options.against:
     theirs = np.load(options.against)["margins"]
     difference = found.margins - theirs

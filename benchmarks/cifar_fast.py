@@ -29,8 +29,8 @@ from robust_opt import models
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
 from robust_opt.evaluation.accuracy import logits_of
-from robust_opt.evaluation.autoattack import ROBUST
 from robust_opt.evaluation.collection import pixels
+from robust_opt.evaluation.outcome import ROBUST
 from robust_opt.experiments import build, overrides
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.assembly import Experiment, assemble, initial_run

@@ -14,6 +14,11 @@ Any set with a projection, by PGD with restarts (by default the set of the run's
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=pgd \
       --set='{"name": "GroupL21", "radius": 0.5, "groups": {"name": "patches", "side": 4}}'
 
+The standard version, but its costly attacks only where they may still break enough images, with a
+bound of what the rest may miss:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --version=adaptive --share=0.01
+
 Several threats at once, the worst of them for every image:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --threats=linf:0.1,l2:1.5,l1:8
@@ -109,6 +114,7 @@ def main(argv: list[str]) -> None:
       norm=values.norm or "",
       radius=values.radius,
       version=values.version,
+      share=values.share,
       examples=values.examples,
       seed=values.seed,
       batch_size=values.batch_size,
@@ -156,8 +162,8 @@ def _threat(threat: str) -> dict[str, Any]:
 
 # The flags of attacks.
 _OF_ATTACKS = (
-  *("norm", "radius", "set", "threats", "version", "search_precision", "trust", "certify"),
-  *("target", "mask", "coordinator", "num_processes", "process_id"),
+  *("norm", "radius", "set", "threats", "mask", "version", "share", "target"),
+  *("search_precision", "trust", "certify", "coordinator", "num_processes", "process_id"),
 )
 
 
@@ -229,6 +235,8 @@ def define_flags() -> None:
   flags.DEFINE_string("mask", "", words)
   words = "rand: random nets, --draws; labels: nets of labels; grid, sparse, patch, pgd: sets."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
+  words = "Of the images, that what --version=adaptive skips may break, at 95 %; by default 0.02."
+  flags.DEFINE_float("share", None, words)
   words = "A class, least_likely or random: only its prediction counts as a success."
   flags.DEFINE_string("target", "", words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)

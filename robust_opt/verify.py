@@ -16,7 +16,7 @@ from absl import app
 from robust_opt import commands
 from robust_opt.errors import InputError, RunError
 from robust_opt.evaluation import verdict
-from robust_opt.evaluation.headline import ensemble_over, target_in_words
+from robust_opt.evaluation.headline import ensemble_over, skipped, target_in_words
 from robust_opt.evaluation.inputs import check_examples
 from robust_opt.experiments import target
 from robust_opt.tables import Rate
@@ -57,11 +57,13 @@ def run(path: Path, source: dict[str, Any]) -> None:
       f"{ensemble_over(claim.version, claim.set)}, and their adversarial images are feasible."
     )
     return
+  ration = stored.verdict.ration
   rate = Rate(round(stored.robust_accuracy * len(y)), len(y))
   print(
     f"{path} is true: {rate.percent} of {rate.total:,} examples (95 % interval {rate.range}) "
     f"remain correctly classified under {ensemble_over(claim.version, claim.set)}, and "
     f"{len(stored.broken_ids)} adversarial images are feasible and misclassified."
+    f"{skipped(ration and ration.bound, rate)}"
   )
 
 

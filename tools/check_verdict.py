@@ -13,6 +13,7 @@ of the largest of the batch, either answer of the network is accepted.
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -78,6 +79,7 @@ def problems(
   found += _count_problems(rest, y)
   if ("targets" in rest) != bool(claim.get("target", "")):
     return [*found, f"It states the target {claim.get('target')!r}, which its arrays contradict."]
+  found += _ration_problems(rest, claim)
   found += _image_problems(rest, claim["set"], x)
   if claim.get("target"):
     found += _target_problems(rest, str(claim["target"]), clean, y)
@@ -121,6 +123,36 @@ def _count_problems(file: Arrays, y: np.ndarray) -> Iterator[str]:
   fraction = np.mean(broken_by < 0)
   if fraction != file["robust_accuracy"]:
     yield f"It states a robust accuracy of {file['robust_accuracy']:.6f}, not {fraction:.6f}."
+
+
+def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
+  """Whether the audit and the bound of the version "adaptive" follow from its order of images."""
+  if ("order" in file) != (claim["version"] == "adaptive"):
+    yield f"It must state what was skipped if, and only if, it is adaptive, not {claim['version']}."
+    return
+  if "order" not in file:
+    return
+  order, broken = file["order"].tolist(), file["broken_by"]
+  if sorted(order) != np.flatnonzero((broken == -1) | (broken > 3)).tolist():
+    yield "Its order is not one of the images that the first three attacks left."
+    return
+  nearest, most = -(-len(order) // 25), math.floor(float(file["share"]) * len(broken) + 1e-9)
+  draw = {index: hashlib.sha256(f"{claim['seed']} {index}".encode()).digest() for index in order}
+  far = sorted(order[nearest:], key=lambda index: draw[index])
+
+  def proves(most: int, sample: int) -> bool:  # that there are no more errors, with 95 %
+    missed = math.comb(max(0, len(far) - most - 1), sample)
+    return 20 * missed <= math.comb(len(far), sample)
+
+  size = next((m for m in range(len(far)) if most and proves(most, m)), len(far))
+  audit = sorted(far[:size])
+  errors = [place + 1 for place, index in enumerate(order) if index in audit and broken[index] > 0]
+  count = max([nearest, *errors])
+  skipped = [index for index in order[count:] if index not in audit]
+  bound = next((d for d in range(len(skipped)) if proves(d, size)), len(skipped))
+  stated = [file["audit"].tolist(), int(file["in_full"]), int(file["bound"])]
+  if stated != [audit, count, bound] or np.any(broken[skipped] != -1):
+    yield f"What it states to have skipped is not true: at most {bound} images could still fall."
 
 
 def _image_problems(file: Arrays, config: Mapping[str, Any], x: np.ndarray) -> Iterator[str]:

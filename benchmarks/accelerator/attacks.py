@@ -23,7 +23,7 @@ from benchmarks.accelerator.training import BOX, IMAGE, MEAN, STD, Size
 from robust_opt import models
 from robust_opt.data import datasets
 from robust_opt.errors import InputError
-from robust_opt.evaluation.autoattack import ROBUST, Progress
+from robust_opt.evaluation.outcome import ROBUST, Progress
 from robust_opt.evaluation.phases import VERSIONS
 from robust_opt.types import Array, LogitsFn, ModelState, Params
 

@@ -17,7 +17,7 @@ batches, with bit-identical results.
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,21 +26,19 @@ import numpy as np
 from absl import logging
 
 from robust_opt import layout
-from robust_opt.errors import InputError
-from robust_opt.evaluation import batches, network
-from robust_opt.evaluation.batches import Lanes
-from robust_opt.evaluation.inputs import check_examples, check_set
+from robust_opt.evaluation import adaptive, batches, network
+from robust_opt.evaluation.adaptive import Ration
+from robust_opt.evaluation.batches import Lanes, Packing
+from robust_opt.evaluation.inputs import check_examples, check_ids, check_set
+from robust_opt.evaluation.outcome import CLEAN, LEFT_OUT, ROBUST, Cost, Progress, ResumeCache
 from robust_opt.evaluation.phases import Phase, Step, plan
-from robust_opt.evaluation.targeting import LEFT_OUT, aimed, targets_of
+from robust_opt.evaluation.targeting import aimed, targets_of
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
 from robust_opt.sets.masks import for_examples
 from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
-
-ROBUST = -1  # in Verdict.broken_by
-CLEAN = "clean"  # the first name: misclassified without any attack
 
 
 class Verdict(NamedTuple):
@@ -53,6 +51,7 @@ class Verdict(NamedTuple):
       targets -2 (LEFT_OUT) if the net is right and the label is the target.
     images: [N, *S] float32, the adversarial image; the clean one where there is none.
     targets: [N] int32, the class that the net was to predict; None: any but the label.
+    ration: of the version "adaptive", what it skipped; None: nothing.
   """
 
   names: tuple[str, ...]
@@ -60,6 +59,7 @@ class Verdict(NamedTuple):
   broken_by: np.ndarray
   images: np.ndarray
   targets: np.ndarray | None = None
+  ration: Ration | None = None
 
   @property
   def clean_accuracy(self) -> float:
@@ -82,69 +82,6 @@ class Verdict(NamedTuple):
     return float(np.sum(self.broken_by > 0)) / max(1, self.num_attacked)
 
 
-class ResumeCache(NamedTuple):
-  """Storage for finished batches, by name; the default stores nothing.
-
-  Attributes:
-    load: name -> the saved arrays, or None.
-    save: (name, arrays) -> None.
-  """
-
-  load: Callable[[str], Mapping[str, np.ndarray] | None] = lambda name: None
-  save: Callable[[str, Mapping[str, np.ndarray]], None] = lambda name, arrays: None
-
-
-class Cost(NamedTuple):
-  """What batches cost.
-
-  Attributes:
-    seconds: of attack and check, with `compiling`.
-    compiling: seconds of them in which programs were made.
-    batches: their number.
-    lanes: examples under attack, each target of one counted.
-    padding: repeated lanes, which fill the batches.
-    forward: images shown to the net for logits alone, padding included.
-    gradient: images shown to the net for a gradient, padding included.
-  """
-
-  seconds: float = 0.0
-  compiling: float = 0.0
-  batches: int = 0
-  lanes: int = 0
-  padding: int = 0
-  forward: int = 0
-  gradient: int = 0
-
-  def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-    return Cost.of(a + b for a, b in zip(self, other, strict=True))
-
-  @classmethod
-  def of(cls, values: Iterable[float]) -> "Cost":
-    """Cost from its numbers, as of an array."""
-    seconds, compiling, *counts = values
-    return cls(seconds, compiling, *map(int, counts))
-
-
-class Progress(NamedTuple):
-  """The state that is reported after every batch.
-
-  Attributes:
-    attack: the name of the phase.
-    target: the lowest rank of a target class in the batch; None if it is untargeted.
-    remaining: the number of examples that are still robust.
-    total: the number of examples.
-    done: the completed fraction of the work.
-    cost: of the batch; if an earlier run finished it, what it cost then.
-  """
-
-  attack: str
-  target: int | None
-  remaining: int
-  total: int
-  done: float
-  cost: Cost = Cost()
-
-
 def autoattack(
   logits_fn: LogitsFn,
   x: np.ndarray | Array,
@@ -152,6 +89,7 @@ def autoattack(
   u: UncertaintySet,
   *,
   version: str | tuple[Phase, ...] = "standard",
+  share: float | None = None,
   target: int | str | None = None,
   seed: int = 0,
   batch_size: int | None = None,
@@ -180,7 +118,11 @@ def autoattack(
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
       with restarts on two losses, for every set with a projection; "grid", "sparse" and "patch" for
       `sets.Transforms`, L0 and Patch; "labels", without gradients or logits, for LInf and L2, of
-      nets of which only the largest output counts; or a tuple of phases.
+      nets of which only the largest output counts; "adaptive", the standard version with the costly
+      attacks only on a part of the images, and a bound of what that may miss
+      (`evaluation.adaptive`); or a tuple of phases.
+    share: of the images, that what "adaptive" skips may break, with a confidence of 95 %; None:
+      `adaptive.SHARE`. The smaller, the more is attacked; 0: everything.
     target: None: any wrong prediction counts. A class, "least_likely" (the wrong class of the
       smallest clean logit) or "random" (a wrong class for each example): only the prediction of the
       target counts. Examples that are misclassified without an attack, or whose label is the
@@ -203,11 +145,12 @@ def autoattack(
 
   Raises:
     InputError: see `inputs.check_set`, `inputs.check_examples`, `phases.plan` and
-      `targets.check_target`; ids are not one integer >= 0 for each image; channel_axis is not an
-      axis of an example; an unknown precision.
+      `targets.check_target` and `adaptive.check`; ids are not one integer >= 0 for each image;
+      channel_axis is not an axis of an example; an unknown precision.
   """
   precision = stated(precision)
   search_precision = stated(search_precision or precision)
+  share = adaptive.check(share, version, target)
   check_set(u)
   steps = plan(version, logits_fn, u)
   phases = [step.phase for step in steps]
@@ -216,7 +159,7 @@ def autoattack(
   kind = {"gradients": gradients, "allow_probabilities": not gradients}
   x, y = check_examples(logits_fn, x, y, u, size, **kind)
   check_extent(u, x.shape[1:])
-  ids = _checked_ids(ids, len(x))
+  ids = check_ids(ids, len(x))
   if batch_size is None:
     batch_size = batches.default_batch_size(logits_fn, x)
   axis = layout.resolve(channel_axis, x.shape[1:])
@@ -240,29 +183,103 @@ def autoattack(
   packing = batches.packing(batch_size, jax.default_backend(), jax.local_device_count())
   num_classes = _num_classes(net, x) if target is None else 2  # as `targeted` attacks see it
   targets = [_num_targets(phase, num_classes) for phase in phases]
-  for index, step in enumerate(steps):
-    first = sum(targets[:index])  # the stream of random numbers of its first target
-    pending = _lanes(np.flatnonzero(broken_by == ROBUST), targets[index], first)
-    total, used, number = len(pending.ids), frozenset[int](), 0
-    while len(pending.ids):
-      lanes, size = batches.next_batch(pending, packing, used)
-      name = f"{index:02d}_{step.name.replace(' ', '_')}_{number:05d}"
-      covered = {"ids": ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
-      ran = _stored(cache, name, covered)
-      if ran is None:
-        ran = _attack(data, step, lanes, size)
-        cache.save(name, {**covered, **ran})
-      # Of several targets of an example the first one counts.
-      broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
-      broken_by[broken], verdict.images[broken] = index + 1, ran["images"][chosen]
-      used, number = used | {size}, number + 1
-      pending = _without(pending, len(lanes.ids), broken)
-      done = (first + targets[index] * (1 - len(pending.ids) / total)) / sum(targets)
-      rank = int(lanes.ranks[0]) if step.phase.num_targets and target is None else None
-      remaining = int(np.sum(broken_by == ROBUST))
-      report(Progress(step.name, rank, remaining, len(x), done, Cost.of(ran["cost"].tolist())))
+  stages = _stages(steps, targets, version)
+  run = functools.partial(_run, data, verdict, packing, cache, report)
+  if version == adaptive.VERSION:
+    scores = np.full(len(x), -np.inf, np.float32)
+
+    def attack(index: int, among: np.ndarray, number: int) -> None:
+      run(stages[index], number, adaptive.span(number), among, scores)
+
+    ration = adaptive.attack(attack, broken_by, scores, share, seed)
+    verdict = verdict._replace(ration=ration)
+  else:
+    for index, stage in enumerate(stages):
+      ends = sum(targets[:index]), sum(targets[: index + 1])
+      run(stage, index, (ends[0] / sum(targets), ends[1] / sum(targets)))
   network.check_unchanged(logits_fn, x, reference)
   return verdict
+
+
+class _Stage(NamedTuple):
+  """One phase of an evaluation.
+
+  Attributes:
+    step: its attacks and the set they search.
+    cause: its index in `Verdict.names`.
+    targets: the number of its attacks on an example.
+    first: the stream of random numbers of the first of them.
+    scored: whether margins are measured.
+  """
+
+  step: Step
+  cause: int
+  targets: int
+  first: int
+  scored: bool
+
+
+def _stages(
+  steps: tuple[Step, ...], targets: list[int], version: str | tuple[Phase, ...]
+) -> list[_Stage]:
+  rationed = version == adaptive.VERSION
+  first, used = {}, dict.fromkeys((id(step.u) for step in steps), 0)
+  # In a union each set is attacked as it is alone: what breaks there breaks here.
+  for index in adaptive.STREAMS if rationed else range(len(steps)):
+    first[index] = used[id(steps[index].u)]
+    used[id(steps[index].u)] += targets[index]
+  return [
+    _Stage(step, index + 1, targets[index], first[index], rationed and index < adaptive.CORE)
+    for index, step in enumerate(steps)
+  ]
+
+
+def _run(
+  data: "_Data",
+  verdict: Verdict,
+  packing: Packing,
+  cache: ResumeCache,
+  report: Callable[[Progress], None],
+  stage: _Stage,
+  number: int,
+  span: tuple[float, float],
+  among: np.ndarray | None = None,
+  scores: np.ndarray | None = None,
+) -> None:
+  """Attacks the examples that remain, and writes into `verdict` what it breaks.
+
+  Args:
+    number: of this run, by which the cache names its batches.
+    span: the completed fraction of the work before and after it.
+    among: [N] bool, the examples to attack; None: all.
+    scores: [N], raised to the margins that the attacks reach, if they are measured.
+  """
+  step, broken_by = stage.step, verdict.broken_by
+  remain = broken_by == ROBUST
+  attacked = np.flatnonzero(remain if among is None else remain & among)
+  pending = batches.lanes_of(attacked, stage.targets, stage.first)
+  total, used, batch = len(pending.ids), frozenset[int](), 0
+  while len(pending.ids):
+    lanes, size = batches.next_batch(pending, packing, used)
+    name = f"{number:02d}_{step.name.replace(' ', '_')}_{batch:05d}"
+    covered = {"ids": data.ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
+    measured = ("fooled", "images", "cost", *(["margins"] if stage.scored else []))
+    ran = cache.stored(name, covered, measured)
+    if ran is None:
+      ran = _attack(data, step, lanes, size, stage.scored)
+      cache.save(name, {**covered, **ran})
+    # Of several targets of an example the first one counts.
+    broken, chosen = np.unique(lanes.ids[ran["fooled"]], return_index=True)
+    broken_by[broken], verdict.images[broken] = stage.cause, ran["images"][chosen]
+    if scores is not None and stage.scored:
+      np.fmax.at(scores, lanes.ids, ran["margins"])
+    used, batch = used | {size}, batch + 1
+    pending = batches.without(pending, len(lanes.ids), broken)
+    done = span[0] + (span[1] - span[0]) * (1 - len(pending.ids) / total)
+    rank = int(lanes.ranks[0]) if step.phase.num_targets and data.targets is None else None
+    remaining = int(np.sum(broken_by == ROBUST))
+    cost = Cost.of(ran["cost"].tolist())
+    report(Progress(step.name, rank, remaining, len(broken_by), done, cost))
 
 
 class _Data(NamedTuple):
@@ -280,8 +297,10 @@ class _Data(NamedTuple):
   targets: np.ndarray | None = None
 
 
-def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.ndarray]:
-  """Which lanes fool the network, in order, the images of those, and the cost."""
+def _attack(
+  data: _Data, step: Step, lanes: Lanes, size: int, scored: bool
+) -> dict[str, np.ndarray]:
+  """Which lanes fool the network, in order, the images of those, the cost, and maybe margins."""
   began, compiling = time.monotonic(), batches.seconds_compiling()
   padded = batches.pad(lanes, size)
   make, classes = step.phase.make, data.y
@@ -299,6 +318,10 @@ def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.nd
   images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
   as_labels = data.predict(images) == labels[: len(lanes.ids)]
   fooled = ~as_labels if data.targets is None else as_labels
+  reached = {}
+  if scored:
+    net = data.net
+    reached["margins"] = batches.margins(net, images, labels[: len(images)], size, data.put)
   cost = Cost(
     time.monotonic() - began,
     batches.seconds_compiling() - compiling,
@@ -307,52 +330,12 @@ def _attack(data: _Data, step: Step, lanes: Lanes, size: int) -> dict[str, np.nd
     size - len(lanes.ids),
     *(int(number) * size for number in getattr(result, "passes", (0, 0))),
   )
-  return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost)}
+  return {"fooled": fooled, "images": images[fooled], "cost": np.array(cost), **reached}
 
 
 def _num_targets(phase: Phase, num_classes: int) -> int:
   """The number of attacks of a phase on an example, >= 1."""
   return max(1, min(phase.num_targets, num_classes - 1))
-
-
-def _lanes(ids: np.ndarray, num_targets: int, first_stream: int) -> Lanes:
-  """Every target of every example, the first target of all of them first."""
-  ranks = np.repeat(np.arange(num_targets, dtype=np.int32), len(ids))
-  return Lanes(np.tile(ids.astype(np.int32), num_targets), ranks, first_stream + ranks)
-
-
-def _without(pending: Lanes, count: int, broken: np.ndarray) -> Lanes:
-  """The lanes after the first `count`, without those of examples that are broken."""
-  rest = Lanes(*(column[count:] for column in pending))
-  keep = ~np.isin(rest.ids, broken)
-  return Lanes(*(column[keep] for column in rest))
-
-
-def _stored(
-  cache: ResumeCache, name: str, covered: Mapping[str, np.ndarray]
-) -> Mapping[str, np.ndarray] | None:
-  """A finished batch; None if it is absent or of other lanes, as of another packing."""
-  stored = cache.load(name)
-  if stored is None or not {"ids", "ranks", "fooled", "images", "cost"} <= stored.keys():
-    return None
-  same = all(np.array_equal(stored[key], array) for key, array in covered.items())
-  return stored if same else None
-
-
-def _checked_ids(ids: np.ndarray | None, count: int) -> np.ndarray:
-  """The ids as int32, [count]."""
-  checked = np.asarray(np.arange(count) if ids is None else ids)
-  if checked.shape != (count,) or not np.issubdtype(checked.dtype, np.integer):
-    raise InputError(
-      f"ids must be {count} integers, one for each image, but have the shape {checked.shape} and "
-      f"the type {checked.dtype}."
-    )
-  if checked.min() < 0 or checked.max() > np.iinfo(np.int32).max:
-    raise InputError(
-      f"ids must be from 0 to {np.iinfo(np.int32).max}, but lie in [{checked.min()}, "
-      f"{checked.max()}]."
-    )
-  return checked.astype(np.int32)
 
 
 def _shrinkage(u: UncertaintySet, num_entries: int) -> np.float32:

@@ -151,6 +151,19 @@ def padded_size(count: int, packing: Packing, used: frozenset[int] = frozenset()
   return min(known) if known else fitting[-1]
 
 
+def lanes_of(ids: np.ndarray, num_targets: int, first_stream: int) -> Lanes:
+  """Every target of every example, the first target of all of them first."""
+  ranks = np.repeat(np.arange(num_targets, dtype=np.int32), len(ids))
+  return Lanes(np.tile(ids.astype(np.int32), num_targets), ranks, first_stream + ranks)
+
+
+def without(pending: Lanes, count: int, broken: np.ndarray) -> Lanes:
+  """The lanes after the first `count`, without those of examples that are broken."""
+  rest = Lanes(*(column[count:] for column in pending))
+  keep = ~np.isin(rest.ids, broken)
+  return Lanes(*(column[keep] for column in rest))
+
+
 def pad(lanes: Lanes, size: int) -> Lanes:
   """Repeats the last lane, which ends no later than itself: padding keeps no batch running."""
   return Lanes(*(pad_to(np.asarray(column, np.int32), size) for column in lanes))
@@ -229,6 +242,24 @@ def _batches(x: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
   return (pad_to(x[start : start + batch_size], batch_size) for start in starts)
 
 
+def margins(
+  logits_fn: LogitsFn,
+  x: np.ndarray,
+  y: np.ndarray,
+  batch_size: int,
+  put: Callable[[Any], Any] = jnp.asarray,
+) -> np.ndarray:
+  """The margin of every image, [N] float32, as `losses.margin`: > 0 where the net is wrong."""
+  net = network.as_argument(logits_fn, x)
+  batches = [
+    np.asarray(
+      _margin(net, *(put(pad_to(a[start : start + batch_size], batch_size)) for a in (x, y)))
+    )
+    for start in range(0, len(x), batch_size)
+  ]
+  return np.concatenate([np.zeros(0, np.float32), *batches])[: len(x)]
+
+
 def seconds_compiling() -> float:
   """The seconds that JAX has spent on making programs so far, in this process."""
   return _compiling["seconds"]
@@ -268,3 +299,8 @@ def _predict(net: LogitsFn, x: Array) -> Array:
 @jax.jit
 def _logits(net: LogitsFn, x: Array) -> Array:
   return net(x)
+
+
+@jax.jit
+def _margin(net: LogitsFn, x: Array, y: Array) -> Array:
+  return losses.margin(net(x), y)

@@ -23,6 +23,7 @@ _ENSEMBLES = {
   "sparse": "PGD and Sparse-RS",
   "patch": "PGD in 20 places",
   "labels": "attacks that see labels alone",
+  "adaptive": "AutoAttack, adaptive version",
 }
 
 
@@ -69,17 +70,19 @@ def of_ensemble(
   checks: Sequence[Check],
   first: bool = False,
   data: str = "",
+  bound: int | None = None,
 ) -> Headline:
   """Of an evaluation of as many images as `clean`, or of the first of them.
 
   `first`: whether the clean images are but the first of a data set. `data`: where the images are
-  from, if not from the test set of a run.
+  from, if not from the test set of a run. `bound`: as for `skipped`; None if nothing was skipped.
   """
   trusted, warning = _trust(checks)
   same = robust.total == clean.total
   sentence = (
     f"{_clean(clean, first, data)}{', and' if same else f'; of the first {robust.total:,},'} "
-    f"{robust.percent} ({robust.range}) remain correctly classified under {attack}.{trusted}"
+    f"{robust.percent} ({robust.range}) remain correctly classified under {attack}."
+    f"{skipped(bound, robust)}{trusted}"
   )
   return Headline(clean, robust, attack, sentence, warning)
 
@@ -113,6 +116,17 @@ def target_in_words(target: str) -> str:
   """'class 3', 'the least likely class', 'a random class for each image'."""
   words = {"least_likely": "the least likely class", "random": "a random class for each image"}
   return words.get(target, f"class {target}")
+
+
+def skipped(bound: int | None, robust: Rate) -> str:
+  """What the attacks that the adaptive version skipped may still break, after a space."""
+  if bound is None:
+    return ""
+  share, low = Rate(bound, robust.total), Rate(max(0, robust.correct - bound), robust.total)
+  return (
+    f" At most {share.percent} of the images could still fall to the skipped part of the attacks "
+    f"(95 %): the standard version would leave at least {low.percent}."
+  )
 
 
 def by_importance(checks: Sequence[Check]) -> list[Check]:

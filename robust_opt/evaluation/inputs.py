@@ -104,6 +104,26 @@ def check_examples(
   return images, labels
 
 
+def check_ids(ids: np.ndarray | None, count: int) -> np.ndarray:
+  """The ids as int32, [count]; None: 0 to count - 1.
+
+  Raises:
+    InputError: they are not one integer >= 0 for each image.
+  """
+  checked = np.asarray(np.arange(count) if ids is None else ids)
+  if checked.shape != (count,) or not np.issubdtype(checked.dtype, np.integer):
+    raise InputError(
+      f"ids must be {count} integers, one for each image, but have the shape {checked.shape} and "
+      f"the type {checked.dtype}."
+    )
+  if checked.min() < 0 or checked.max() > np.iinfo(np.int32).max:
+    raise InputError(
+      f"ids must be from 0 to {np.iinfo(np.int32).max}, but lie in [{checked.min()}, "
+      f"{checked.max()}]."
+    )
+  return checked.astype(np.int32)
+
+
 def are_probabilities(logits: np.ndarray) -> bool:
   """Whether all outputs [N, C] are >= 0 and sum to 1, up to rounding by eps / 2."""
   allowed = max(1e-3, float(jnp.finfo(logits.dtype).eps))

@@ -38,8 +38,9 @@ from robust_opt.attacks.sigma_zero import sigma_zero
 from robust_opt.attacks.types import AttackResult, MinimalAttack
 from robust_opt.errors import InputError
 from robust_opt.evaluation import batches, network
-from robust_opt.evaluation.autoattack import CLEAN, ROBUST, Verdict
+from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.inputs import check_examples
+from robust_opt.evaluation.outcome import CLEAN, ROBUST
 from robust_opt.keys import keys_of
 from robust_opt.sets import BALLS, L0, Ball, lengths
 from robust_opt.types import Array, LogitsFn

@@ -215,8 +215,10 @@ def _step_set(u: UncertaintySet, factor: float) -> UncertaintySet:
 
 # Built once: a phase is a compile-time constant, compared by identity. AutoAttack also restarts its
 # first attack over l_1, but then tries only five targets there, not nine.
+_STANDARD = (apgd_ce(100, l1_restarts=5), apgd_t(100, 9), fab_t(100, 9), square_phase(5000))
+_SHORT = (apgd_t(25, 4)._replace(name="apgd-t-25"), square_phase(250)._replace(name="square-250"))
 VERSIONS: dict[str, tuple[Phase, ...]] = {
-  "standard": (apgd_ce(100, l1_restarts=5), apgd_t(100, 9), fab_t(100, 9), square_phase(5000)),
+  "standard": _STANDARD,
   "rand": (apgd_ce(100, fresh_noise=True), apgd_dlr(100, fresh_noise=True)),
   "quick": (apgd_ce(50), apgd_t(50, 3)),
   "pgd": (
@@ -233,6 +235,7 @@ VERSIONS: dict[str, tuple[Phase, ...]] = {
     decision_phase("hop_skip_jump", hop_skip_jump),
     decision_phase("boundary", boundary),
   ),
+  "adaptive": (_STANDARD[0], *_SHORT, *_STANDARD[1:]),  # the first three are adaptive.CORE
 }
 # For sets that are not balls; "pgd" for any other.
 _VERSION_OF: dict[type[UncertaintySet], str] = {Transforms: "grid", L0: "sparse", Patch: "patch"}
@@ -290,6 +293,10 @@ def plan(
   Raises:
     InputError: as `phases_of`.
   """
+  if isinstance(u, Union) and version == "adaptive":
+    raise InputError(
+      'version="adaptive" takes a single ball, not a union of sets; "standard" takes both.'
+    )
   if not isinstance(u, Union):
     return tuple(Step(phase.name, phase, u) for phase in _phases_over(version, logits_fn, u))
   steps = []

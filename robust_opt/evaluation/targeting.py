@@ -18,7 +18,6 @@ from robust_opt.evaluation.batches import MakeAttack, logits_of
 from robust_opt.keys import keys_of
 from robust_opt.types import Array, LogitsFn
 
-LEFT_OUT = -2  # in Verdict.broken_by: classified correctly, and the label is the target
 _RANDOM = 0x74617267  # folded into the seed for random targets
 
 

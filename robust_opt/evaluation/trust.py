@@ -74,7 +74,7 @@ def report(
     channel_axis: of one example, for the black-box attack; as for `robust_opt.autoattack`.
     examples: the size of the sample, >= 1, drawn by the seed; None: all N.
     verdict: of the evaluation of these N examples, used if its last attack was Square, after
-      others: for the check of restarts, and in place of the black-box attack.
+      others, and skipped nothing: for the check of restarts, and in place of the black-box attack.
     clean: the checks of `preliminary`, of the same examples; None: they are made here.
     progress: called before each of PARTS.
 
@@ -95,7 +95,10 @@ def report(
     raise InputError(
       f"The verdict must be of the same {len(x)} examples, but has {len(verdict.broken_by)}."
     )
-  if verdict is not None and not (verdict.names[1:-1] and verdict.names[-1] == "square"):
+  complete = verdict is not None and verdict.ration is None
+  if verdict is not None and not (
+    complete and verdict.names[1:-1] and verdict.names[-1] == "square"
+  ):
     verdict = None
   ids = _sample(len(x), examples, seed)
   x, y = np.asarray(x[ids]), np.asarray(y[ids])

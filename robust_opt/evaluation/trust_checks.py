@@ -8,9 +8,10 @@ from scipy import stats
 
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network, probes
-from robust_opt.evaluation.autoattack import ROBUST, Verdict
+from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.batches import MakeAttack, plain_logits
 from robust_opt.evaluation.inputs import are_probabilities
+from robust_opt.evaluation.outcome import ROBUST
 from robust_opt.evaluation.probes import Probe
 from robust_opt.types import LogitsFn
 

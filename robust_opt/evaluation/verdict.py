@@ -21,9 +21,11 @@ import numpy as np
 
 from robust_opt.arrays import expand_like
 from robust_opt.errors import InputError
+from robust_opt.evaluation import adaptive
 from robust_opt.evaluation import moves as moves_lib
-from robust_opt.evaluation.autoattack import CLEAN, LEFT_OUT, ROBUST, Verdict
+from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.batches import CPU_BATCH, predictions
+from robust_opt.evaluation.outcome import CLEAN, LEFT_OUT, ROBUST
 from robust_opt.evaluation.targeting import parsed, targets_of
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
@@ -171,6 +173,8 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
   }
   rest = {"targets": verdict.targets, "moves": moves}
   arrays |= {name: array for name, array in rest.items() if array is not None}
+  if verdict.ration is not None:
+    arrays |= adaptive.to_arrays(verdict.ration)
   write_sealed(path, arrays)
 
 
@@ -186,7 +190,7 @@ def load(path: Path) -> StoredVerdict:
       claim["set"] = ball_config(claim.pop("norm"), claim.pop("radius"))
     names = tuple(map(str, arrays["names"]))
     of_all = arrays["prediction"], arrays["broken_by"], arrays["images"], arrays.get("targets")
-    outcome = Verdict(names, *of_all)
+    outcome = Verdict(names, *of_all, adaptive.of_arrays(arrays))
     rest = arrays["labels"], arrays["broken_ids"], arrays["norms"]
     accuracy, moves = float(arrays["robust_accuracy"]), arrays.get("moves")
     return StoredVerdict(Claim(**claim), outcome, *rest, accuracy, moves)
@@ -212,7 +216,17 @@ def verify(
     "Its labels are not those of the data set.": np.array_equal(stored.labels, y),
   }
   problems = [problem for problem, holds in checks.items() if not holds]
+  problems += _ration_problems(stored)
   return [*problems, *_image_problems(stored, x), *_prediction_problems(stored, logits_fn, x, y)]
+
+
+def _ration_problems(stored: StoredVerdict) -> Iterator[str]:
+  ration, version = stored.verdict.ration, stored.claim.version
+  if (ration is None) == (version == adaptive.VERSION):
+    which = "what it skipped" if ration is None else "that it skipped attacks"
+    yield f"It is of the version {version}, but does {'not ' * (ration is None)}state {which}."
+  elif ration is not None:
+    yield from adaptive.problems(ration, stored.verdict.broken_by, stored.claim.seed)
 
 
 def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:

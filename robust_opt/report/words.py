@@ -101,8 +101,10 @@ def headline(run: Run) -> Headline:
     outcome = evaluation.stored.verdict
     success = Rate(int(np.sum(outcome.broken_by > 0)), outcome.num_attacked)
     return of_targeted(clean, success, attack, claim.target, checks, first, data)
+  ration = evaluation.stored.verdict.ration
   whole = run.results[0].rate if own else clean
-  return of_ensemble(whole, evaluation.robust, attack, checks, first and not own, data)
+  bound = ration and ration.bound
+  return of_ensemble(whole, evaluation.robust, attack, checks, first and not own, data, bound)
 
 
 def measured(run: Run) -> dict[str, str]:

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from robust_opt import layout
 from robust_opt.attacks.targets import check_target
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import autoattack, identity, network, trust, verdict
+from robust_opt.evaluation import adaptive, autoattack, identity, network, outcome, trust, verdict
 from robust_opt.evaluation.batches import default_batch_size, predictions
 from robust_opt.evaluation.collection import rounded
 from robust_opt.evaluation.inputs import check_examples, check_set
@@ -64,6 +64,7 @@ class Options(NamedTuple):
   norm: str = ""  # "linf", "l2" or "l1"; empty: that of the run's training
   radius: float | None = None  # in pixels of [0, 1]; None: that of the run's training
   version: str = "standard"  # of the ensemble
+  share: float | None = None  # of the version "adaptive", as for `autoattack`; None: its default
   examples: int = 0  # the first so many; 0: all
   seed: int = 0  # of the attacks
   batch_size: int | None = None  # examples at a time; None: `batches.default_batch_size`
@@ -96,6 +97,9 @@ def run(options: Options) -> bool:
   precision = stated(options.precision)
   # Everything that may be refused, before a folder is made.
   _check_target(options, net)
+  allowed = adaptive.check(options.share, options.version, parsed(options.target))
+  if options.version == adaptive.VERSION and jax.process_count() > 1:
+    raise InputError("--version=adaptive runs in one process: leave out --coordinator.")
   if options.certify:
     proofs.check_supported(options.certify, net.logits_fn, x, u)
   network.checked_logits(net.logits_fn, network.as_argument(net.logits_fn, x), x)
@@ -123,6 +127,8 @@ def run(options: Options) -> bool:
 
   def open_study() -> Study:
     quiet, description = not processes.is_first(), _description(claim, net, axis)
+    if claim.version == adaptive.VERSION:
+      description["share"] = allowed
     return Study(folder, description, work, flag, identity.same, quiet)
 
   # The first process claims the folder; the others find the same study in it, or refuse.
@@ -131,7 +137,7 @@ def run(options: Options) -> bool:
     if not (folder / VERDICT).exists():
       if options.trust and gradients:
         clean = processes.on_first("checks", lambda: _preliminary(net, claim)) or []
-      _attack(net, claim, axis, study)
+      _attack(net, claim, axis, study, options.share)
     checks = processes.on_first("trust", lambda: _trust(net, axis, study, with_trust, clean)) or []
 
     proved = _prove(options.certify, net, study)
@@ -275,17 +281,23 @@ def _description(claim: verdict.Claim, net: target.EvalTarget, axis: int | None)
   }
 
 
-def _attack(net: target.EvalTarget, claim: verdict.Claim, axis: int | None, study: Study) -> None:
+def _attack(
+  net: target.EvalTarget,
+  claim: verdict.Claim,
+  axis: int | None,
+  study: Study,
+  allowed: float | None,
+) -> None:
   """Attacks the share of this process; the first writes the verdict of all, and the costs."""
   check_batch_size(claim.batch_size, jax.local_device_count())
   count, index, parts = jax.process_count(), jax.process_index(), study.workdir / "parts"
   ids = [shares.ids_of(process, count, len(net.x)) for process in range(count)]
   if count == 1:
-    _save(_share(net, claim, axis, study, ids[0], parts), net, claim, study)
+    _save(_share(net, claim, axis, study, ids[0], parts, allowed), net, claim, study)
     return
   folders = [parts / f"process_{process}" for process in range(count)]
   if shares.load(folders[index] / SHARE, ids[index], net.x) is None:
-    share = _share(net, claim, axis, study, ids[index], folders[index])
+    share = _share(net, claim, axis, study, ids[index], folders[index], allowed)
     shares.save(folders[index] / SHARE, share)
   study.progress(0.0, "waiting for the other processes")
   processes.wait_for_all("shares")
@@ -310,15 +322,16 @@ def _share(
   study: Study,
   ids: np.ndarray,
   parts: Path,
+  allowed: float | None,
 ) -> shares.Share:
   """The ensemble on all devices of this process; every finished batch is kept in `parts`."""
   mesh = sharding.local_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
-  costs: dict[str, autoattack.Cost] = {}
+  costs: dict[str, outcome.Cost] = {}
   in_words = _reporter(study)
 
-  def report(progress: autoattack.Progress) -> None:
-    costs[progress.attack] = costs.get(progress.attack, autoattack.Cost()) + progress.cost
+  def report(progress: outcome.Progress) -> None:
+    costs[progress.attack] = costs.get(progress.attack, outcome.Cost()) + progress.cost
     in_words(progress)
 
   found = autoattack.autoattack(
@@ -326,6 +339,7 @@ def _share(
     for_examples(claim.u, ids, net.x.ndim),
     version=claim.version,
     target=parsed(claim.target),
+    share=allowed,
     seed=claim.seed,
     batch_size=claim.batch_size,
     ids=ids,
@@ -346,7 +360,7 @@ def _save(share: shares.Share, net: target.EvalTarget, claim: verdict.Claim, stu
   verdict.save(study.workdir / VERDICT, share.verdict, claim, net.x, net.y)
 
 
-def _resume_cache(folder: Path) -> autoattack.ResumeCache:
+def _resume_cache(folder: Path) -> outcome.ResumeCache:
   """One file per batch, complete or absent; a file that cannot be read is computed again."""
 
   def load(name: str) -> Mapping[str, np.ndarray] | None:
@@ -359,14 +373,14 @@ def _resume_cache(folder: Path) -> autoattack.ResumeCache:
   def save(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     write_sealed(folder / f"{name}.npz", arrays)
 
-  return autoattack.ResumeCache(load, save)
+  return outcome.ResumeCache(load, save)
 
 
-def _reporter(study: Study) -> Callable[[autoattack.Progress], None]:
+def _reporter(study: Study) -> Callable[[outcome.Progress], None]:
   """Reports the robust accuracy so far, at each new attack and every few seconds."""
   done, last, told = 0.0, "", -QUIET_SECONDS
 
-  def report(progress: autoattack.Progress) -> None:
+  def report(progress: outcome.Progress) -> None:
     nonlocal done, last, told
     target = "" if progress.target is None else f", target {progress.target + 1}"
     attack, now = f"{progress.attack}{target}", time.monotonic()
@@ -455,37 +469,38 @@ def _summary(
   seconds: float,
 ) -> dict[str, Any]:
   """The content of summary.json."""
-  outcome = stored.verdict
+  found, ration = stored.verdict, stored.verdict.ration
   return {
     "net": net.name,
     "claim": stored.claim._asdict(),
-    "total": len(outcome.broken_by),
+    "total": len(found.broken_by),
     "classes": _num_classes(net),
     "draws": getattr(net.logits_fn, "num_draws", 0),  # of a ro.Randomized
-    "clean_accuracy": outcome.clean_accuracy,
+    "clean_accuracy": found.clean_accuracy,
     "robust_accuracy": stored.robust_accuracy,
-    "targeted": _targeted(outcome),
-    "ssim": mean_ssim(outcome.images, net.x[stored.broken_ids], axis),
+    "targeted": _targeted(found),
+    "ssim": mean_ssim(found.images, net.x[stored.broken_ids], axis),
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
-    "attacks": verdict.accuracies(outcome),
+    "attacks": verdict.accuracies(found),
+    "skipped": ration and {"images": len(ration.skipped), "bound": ration.bound},
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),
   }
 
 
-def _targeted(outcome: autoattack.Verdict) -> dict[str, int] | None:
+def _targeted(found: autoattack.Verdict) -> dict[str, int] | None:
   """How many images were attacked, and how many of them became the target."""
-  if outcome.targets is None:
+  if found.targets is None:
     return None
-  return {"correct": int(np.sum(outcome.broken_by > 0)), "total": outcome.num_attacked}
+  return {"correct": int(np.sum(found.broken_by > 0)), "total": found.num_attacked}
 
 
-def read_costs(folder: Path) -> dict[str, autoattack.Cost]:
+def read_costs(folder: Path) -> dict[str, outcome.Cost]:
   """By attack what it cost; {} of an evaluation before costs were kept."""
   try:
     stored = json.loads((folder / COSTS).read_text(encoding="utf-8"))
-    return {name: autoattack.Cost(**cost) for name, cost in stored.items()}
+    return {name: outcome.Cost(**cost) for name, cost in stored.items()}
   except (OSError, ValueError, TypeError):
     return {}
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation.autoattack import Cost, Verdict
+from robust_opt.evaluation.autoattack import Verdict
+from robust_opt.evaluation.outcome import Cost
 from robust_opt.files import read_sealed, write_sealed
 
 
@@ -45,7 +46,7 @@ def ids_of(process: int, processes: int, total: int) -> np.ndarray:
 
 def save(path: Path, share: Share) -> None:
   """Writes a share; of its images those of broken examples."""
-  names, prediction, broken_by, images, targets = share.verdict
+  names, prediction, broken_by, images, targets, _ = share.verdict
   arrays = {
     "ids": share.ids,
     "names": names,
@@ -83,7 +84,7 @@ def joined(parts: Sequence[Share]) -> Share:
   """All shares as one: examples in their order; of seconds the largest, since they run at once."""
   ids = np.concatenate([share.ids for share in parts])
   order = np.argsort(ids)
-  columns: Any = zip(*(share.verdict[1:] for share in parts), strict=True)
+  columns: Any = zip(*(share.verdict[1:5] for share in parts), strict=True)
   whole: Any = (None if c[0] is None else np.concatenate(c)[order] for c in columns)
   names = parts[0].verdict.names
   found = Verdict(names, *whole)

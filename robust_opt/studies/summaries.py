@@ -10,8 +10,8 @@ from rich import box
 from rich.table import Table
 
 from robust_opt import tables
-from robust_opt.evaluation import autoattack, trust, verdict
 from robust_opt.evaluation import headline as headlines
+from robust_opt.evaluation import outcome, trust, verdict
 from robust_opt.sets import Ball
 from robust_opt.tables import Rate
 
@@ -23,11 +23,13 @@ def headline(
   clean, *_, robust = (Rate(row["standing"], summary["total"]) for row in summary["attacks"])
   attack, first = headlines.ensemble_over(claim.version, claim.set), claim.source.get("examples")
   data = claim.source.get("data", "")
+  bound = summary["skipped"] and summary["skipped"]["bound"]
   if claim.target:
     success = Rate(**summary["targeted"])
     of_what = (attack, claim.target, checks, bool(first), data)
     return headlines.of_targeted(clean, success, *of_what)
-  return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data)
+  bound = summary["skipped"] and summary["skipped"]["bound"]
+  return headlines.of_ensemble(clean, robust, attack, checks, bool(first), data, bound)
 
 
 def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
@@ -65,7 +67,7 @@ def accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
     table.add_column(name, justify="right", no_wrap=True)
   for row in summary["attacks"]:
     rate = Rate(row["standing"], summary["total"])
-    name = "clean" if row["after"] == autoattack.CLEAN else f"after {row['after']}"
+    name = "clean" if row["after"] == outcome.CLEAN else f"after {row['after']}"
     correct = f"{rate.correct:,} of {rate.total:,}"
     table.add_row(name, rate.percent, rate.range, correct, f"{row['broke']:,}")
   return table
@@ -87,7 +89,7 @@ def markdown(
   claim: verdict.Claim,
   checks: list[trust.Check],
   guess: str,
-  costs: dict[str, autoattack.Cost],
+  costs: dict[str, outcome.Cost],
 ) -> str:
   """The content of summary.md; `guess`: as of `remarks`."""
   words, total = headline(summary, claim, checks), summary["total"]
@@ -112,7 +114,7 @@ def markdown(
   return "\n\n".join(parts) + "\n"
 
 
-def _cost_table(costs: dict[str, autoattack.Cost]) -> list[str]:
+def _cost_table(costs: dict[str, outcome.Cost]) -> list[str]:
   """A lane is an example, or one of its targets; images include those that only fill a batch."""
   rows = [
     f"| {name} | {cost.seconds:.1f} | {cost.compiling:.1f} | {cost.batches} | {cost.lanes} "

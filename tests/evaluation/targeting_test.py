@@ -9,9 +9,9 @@ from evaluation import autoattack_test as known
 from scipy.optimize import linprog
 
 import robust_opt as ro
-from robust_opt.evaluation import autoattack, headline, phases, targeting
+from robust_opt.evaluation import headline, phases, targeting
 from robust_opt.evaluation import verdict as files
-from robust_opt.evaluation.autoattack import LEFT_OUT, ROBUST
+from robust_opt.evaluation.outcome import LEFT_OUT, ROBUST
 from robust_opt.files import write_sealed
 from robust_opt.sets.build import config_sha256
 from robust_opt.tables import Rate
@@ -148,4 +148,3 @@ def test_a_target_that_is_no_class_is_one_sentence():
   weights, x, y = known.problem()
   with pytest.raises(ro.InputError, match="target must be a class from 0 to 4, or one of"):
     known.attack(weights, x, y, known.ball("linf"), target=5)
-  assert autoattack.LEFT_OUT == -2

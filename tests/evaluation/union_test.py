@@ -8,7 +8,7 @@ import robust_opt as ro
 from robust_opt import evaluate, sets
 from robust_opt.certificates import exact
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, phases
+from robust_opt.evaluation import autoattack, phases, probes
 from robust_opt.evaluation import verdict as files
 from robust_opt.sets.build import build_set
 
@@ -37,6 +37,20 @@ def test_an_image_is_robust_if_it_is_in_every_set(attacked):
   for u in balls:
     alone = known.attack(weights, x, y, u, version=SHORT)
     assert found.robust_accuracy <= alone.robust_accuracy
+
+
+def test_each_set_is_attacked_as_it_is_alone(attacked):
+  # Random directions, so that the outcome depends on the random numbers of every attack.
+  weights, x, y, balls, _ = attacked
+  chance = tuple(phases.Phase(name, "apgd", probes.noise_attack) for name in ("noise", "again"))
+  union = known.attack(weights, x, y, sets.Union(balls), version=chance)
+  for position, u in enumerate(balls):
+    alone = known.attack(weights, x, y, u, version=chance)
+    broken = alone.broken_by > 0
+    assert broken.any()
+    assert np.all(union.broken_by[broken] > 0)
+    same = (alone.broken_by == 2) & (union.broken_by == 3 + position)
+    np.testing.assert_array_equal(union.images[same], alone.images[same])
 
 
 def test_what_broke_an_image_lies_in_the_set_that_is_named(attacked):

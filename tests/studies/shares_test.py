@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from robust_opt.errors import InputError
-from robust_opt.evaluation.autoattack import Cost, Verdict
+from robust_opt.evaluation.autoattack import Verdict
+from robust_opt.evaluation.outcome import Cost
 from robust_opt.studies import shares
 from robust_opt.studies.shares import Share
 
