@@ -440,11 +440,8 @@ def _prove(method: str, net: target.EvalTarget, study: Study) -> proofs.Proofs |
 
 def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdict) -> float:
   """The accuracy if the adversarial images were stored in 8 bits: an overestimate."""
-  images, broken, targets = (
-    rounded(stored.verdict.images),
-    stored.broken_ids,
-    stored.verdict.targets,
-  )
+  images, broken = rounded(stored.verdict.images), stored.broken_ids
+  targets = stored.verdict.targets
   size, precision = stored.claim.batch_size, stored.claim.precision
   prediction = predictions(net.logits_fn, images, size, precision=precision)
   labels = stored.labels[broken]
