@@ -328,7 +328,7 @@ def _share(
   mesh = sharding.local_mesh()
   split = NamedSharding(mesh, PartitionSpec(sharding.AXIS))
   costs: dict[str, outcome.Cost] = {}
-  in_words = _reporter(study)
+  in_words = _reporter(study, "resist" if claim.target else "remain correctly classified")
 
   def report(progress: outcome.Progress) -> None:
     costs[progress.attack] = costs.get(progress.attack, outcome.Cost()) + progress.cost
@@ -376,8 +376,8 @@ def _resume_cache(folder: Path) -> outcome.ResumeCache:
   return outcome.ResumeCache(load, save)
 
 
-def _reporter(study: Study) -> Callable[[outcome.Progress], None]:
-  """Reports the robust accuracy so far, at each new attack and every few seconds."""
+def _reporter(study: Study, remains: str) -> Callable[[outcome.Progress], None]:
+  """Reports what remains, in the words of `remains`, at each new attack and every few seconds."""
   done, last, told = 0.0, "", -QUIET_SECONDS
 
   def report(progress: outcome.Progress) -> None:
@@ -387,7 +387,7 @@ def _reporter(study: Study) -> Callable[[outcome.Progress], None]:
     if attack == last and now - told < QUIET_SECONDS:
       return
     share = 100 * progress.remaining / progress.total
-    words = f"{attack}: {share:.2f} % of {progress.total} remain correctly classified"
+    words = f"{attack}: {share:.2f} % of {progress.total} {remains}"
     study.progress(progress.done - done, words)
     done, last, told = progress.done, attack, now
 
@@ -454,9 +454,12 @@ def _prove(method: str, net: target.EvalTarget, study: Study) -> proofs.Proofs |
 
 def _accuracy_after_rounding(net: target.EvalTarget, stored: verdict.StoredVerdict) -> float:
   """The accuracy if the adversarial images were stored in 8 bits: an overestimate."""
-  images, labels = rounded(stored.verdict.images), stored.labels[stored.broken_ids]
+  images, broken = rounded(stored.verdict.images), stored.broken_ids
+  targets = stored.verdict.targets
   size, precision = stored.claim.batch_size, stored.claim.precision
-  undone = predictions(net.logits_fn, images, size, precision=precision) == labels
+  prediction = predictions(net.logits_fn, images, size, precision=precision)
+  labels = stored.labels[broken]
+  undone = prediction == labels if targets is None else prediction != targets[broken]
   return stored.robust_accuracy + float(np.sum(undone)) / len(stored.labels)
 
 

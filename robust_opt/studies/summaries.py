@@ -63,7 +63,7 @@ def accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
   caption = "each attack on the images that remain; radii in pixels of [0, 1]"
   table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, **left)
   table.add_column("test examples", no_wrap=True)
-  for name in ("accuracy", "95 % interval", "correct", "broken by it"):
+  for name in _columns(claim):
     table.add_column(name, justify="right", no_wrap=True)
   for row in summary["attacks"]:
     rate = Rate(row["standing"], summary["total"])
@@ -71,6 +71,13 @@ def accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
     correct = f"{rate.correct:,} of {rate.total:,}"
     table.add_row(name, rate.percent, rate.range, correct, f"{row['broke']:,}")
   return table
+
+
+def _columns(claim: verdict.Claim) -> tuple[str, str, str, str]:
+  """What the table counts: toward a target the images that are right, and from which none led."""
+  if claim.target:
+    return ("right, then not the target", "95 % interval", "images", "broken by it")
+  return ("accuracy", "95 % interval", "correct", "broken by it")
 
 
 def trust_table(checks: list[trust.Check]) -> Table:
@@ -98,7 +105,7 @@ def markdown(
     f"| {row['after']} | {row['broke']} | {row['standing']} | {rate.percent} | {rate.range} |"
     for row, rate in zip(summary["attacks"], rates, strict=True)
   ]
-  head = "| after | broken by it | remaining | accuracy | 95 % interval |"
+  head = f"| after | broken by it | remaining | {_columns(claim)[0]} | 95 % interval |"
   parts = [
     f"# {summary['net']}: {words.attack}, {tables.counted(total, 'example')}",
     f"{words.sentence} {words.warning}".strip(),
