@@ -1,7 +1,7 @@
 """Certified accuracy of ResNet-2B on CIFAR-10, next to what its authors and auto_LiRPA report.
 
   python -m benchmarks.certificates --data_dir=DIR --weights=resnet2b.pth [--start=0]
-      [--examples=500] [--radius=2/255] [--method=alpha-crown] [--max_units=64] [--save=ours.npz]
+      [--examples=500] [--radius=2/255] [--method=alpha-crown] [--max_units=128] [--save=ours.npz]
       [--against=theirs.npz] [--exact]
 
 Weights: alpha-beta-CROWN's repository (BSD 3-Clause), trained at l_inf 2/255. `--save` writes the
@@ -35,7 +35,7 @@ def main() -> None:
   parser.add_argument("--radius", type=Fraction, default=Fraction(2, 255))
   parser.add_argument("--method", default="crown")
   parser.add_argument("--batch_size", type=int, default=20)
-  parser.add_argument("--max_units", type=int, default=64)
+  parser.add_argument("--max_units", type=int, default=128)
   parser.add_argument("--save", type=Path)
   parser.add_argument("--against", type=Path)
   parser.add_argument("--exact", action="store_true")
