@@ -85,7 +85,7 @@ def certify(
   *,
   batch_size: int = 20,
   num_steps: int = 20,
-  max_units: int = 64,
+  max_units: int = 128,
 ) -> Certificate:
   """Which images the network is proved to classify as y at every x + delta, delta in U(x).
 
@@ -172,7 +172,7 @@ def margins(
   u: Ball,
   method: str = "crown",
   num_steps: int = 20,
-  max_units: int = 64,
+  max_units: int = 128,
 ) -> Margins:
   """The bounds behind `certify`, of a batch: a pure function, for jit, with the same arguments."""
 
@@ -194,7 +194,7 @@ def logit_bounds(
   u: Ball,
   method: str = "crown",
   num_steps: int = 20,
-  max_units: int = 64,
+  max_units: int = 128,
 ) -> tuple[Array, Array]:
   """Bounds (lower [B, C], upper [B, C]) of every logit over U(x); arguments as for `certify`.
 

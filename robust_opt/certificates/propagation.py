@@ -59,7 +59,7 @@ def forward(
   method: str,
   block: int = 256,
   tighten: Tighten | None = None,
-  max_units: int = 256,
+  max_units: int = 128,
 ) -> AllBounds:
   """The bounds of every node.
 
