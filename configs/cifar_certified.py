@@ -3,9 +3,9 @@
   python -m robust_opt.main --config=configs/cifar_certified.py:mtl_ibp --workdir=RUN
   python -m robust_opt.evaluate --workdir=RUN --norm=linf --radius=2/255 --certify=crown
 
-CNN-A of the verification literature (models.ConvNet), for proofs over the l_inf ball of radius 2/255
-in the pixel box. The ball of the training is 2.2/255, and grows from 0 in the first half. mtl_ibp
-and sabr attack by one step from a random start.
+CNN-A of the verification literature (models.ConvNet), for proofs over the l_inf ball of radius
+2/255 in the pixel box. The ball of the training is 2.2/255, and grows from 0 in the first
+half. mtl_ibp and sabr attack by one step from a random start.
 
 Gowal et al. 2018 (arXiv 1810.12715) have 70.21 % clean and 44.12 % certified with a large network.
 Eight epochs, of some seven minutes of processor time, are a small budget; expect of ibp 52.8 and
