@@ -3,8 +3,13 @@
   python -m robust_opt.main --config=configs/cifar_certified.py:mtl_ibp --workdir=RUN
   python -m robust_opt.evaluate --workdir=RUN --norm=linf --radius=2/255 --certify=crown
 
-CNN-A of the verification literature (models.ConvNet), over the l_inf ball of radius 2/255 in the
-pixel box, which grows from 0 in the first half.
+CNN-A of the verification literature (models.ConvNet), for proofs over the l_inf ball of radius
+2/255 in the pixel box. The ball of the training is 2.2/255, and grows from 0 in the first
+half. mtl_ibp and sabr attack by one step from a random start.
+
+Gowal et al. 2018 (arXiv 1810.12715) have 70.21 % clean and 44.12 % certified with a large network.
+Eight epochs, of some seven minutes of processor time, are a small budget; expect of ibp 52.8 and
+34.4 %, of mtl_ibp 53.2 and 29.4 %, on 500 test images, by intervals (seed 1, jax 0.10.2).
 """
 
 from ml_collections import ConfigDict
