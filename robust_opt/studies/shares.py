@@ -83,7 +83,8 @@ def joined(parts: Sequence[Share]) -> Share:
   order = np.argsort(ids)
   columns = zip(*(share.verdict[1:4] for share in parts), strict=True)
   names = parts[0].verdict.names
-  found = Verdict(names, *(np.concatenate(column)[order] for column in columns))
+  prediction, broken_by, images = (np.concatenate(column)[order] for column in columns)
+  found = Verdict(names, prediction, broken_by, images)
   costs = {name: [share.costs[name] for share in parts if name in share.costs] for name in names}
   return Share(ids[order], found, {name: _total(each) for name, each in costs.items() if each})
 
