@@ -285,8 +285,9 @@ def _attack(
   fooled = data.predict(images) != labels[: len(lanes.ids)]
   reached = {}
   if scored:
-    net = data.net
-    reached["margins"] = batches.margins(net, images, labels[: len(images)], size, data.put)
+    with products(data.search_precision):
+      of_lanes = (images, labels[: len(images)])
+      reached["margins"] = batches.margins(data.net, *of_lanes, size, data.put)
   cost = Cost(
     time.monotonic() - began,
     batches.seconds_compiling() - compiling,
