@@ -35,7 +35,9 @@ def make_programs(logits_fn: LogitsFn, x: np.ndarray, u: ro.sets.Ball) -> None:
   net, axis = network.as_argument(logits_fn, x), layout.resolve(layout.AUTO, x.shape[1:])
   for size in batches.packing(batches.CPU_BATCH, "cpu").sizes:
     wrong = (batches.predictions(logits_fn, x[:size], size) + 1) % 10
-    batches.margins(net, x[:size], wrong, size)
+    with products(stated(None)):
+      batches.margins(net, x[:size], wrong, size)
+    ro.autoattack(logits_fn, x[:size], wrong, u)  # its checks; nothing is right, to be attacked
     ids = np.arange(size, dtype=np.int32)
     lanes = batches.Lanes(jnp.asarray(ids), jnp.zeros_like(ids), jnp.zeros_like(ids))
     for phase in VERSIONS["adaptive"]:

@@ -28,8 +28,9 @@ BOX = (0.0, 1.0)
 TRAINING_RADII = {"linf": 0.15, "l2": 0.8}
 EPOCHS, BATCH = 40, 32
 SCALE = 100.0  # of the logits of a masked net: its cross-entropy saturates
-CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
-RESNET = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
+Moments = dict[str, Any]
+CIFAR: Moments = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+RESNET: Moments = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
 
 
 class Case(NamedTuple):
@@ -55,7 +56,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def trained(kind: str, norm: str, net: str = "DigitsCNN") -> LogitsFn:
+def trained(kind: str, norm: str, net: str = "DigitsCNN") -> jax.tree_util.Partial:
   """A network for digits, trained on the last 597 of them."""
   x, y = (array[1200:] for array in digits())
   u = ro.sets.ball_of(norm)(TRAINING_RADII[norm], box=BOX)
@@ -80,7 +81,7 @@ def masked(logits_fn: LogitsFn) -> LogitsFn:
   return jax.tree_util.Partial(lambda net, x: SCALE * net(x), logits_fn)
 
 
-def quantized(logits_fn: LogitsFn, levels: int, share: float) -> LogitsFn:
+def quantized(logits_fn: jax.tree_util.Partial, levels: int, share: float) -> LogitsFn:
   """An MLP whose hidden units are rounded.
 
   Of each unit `share` is rounded, the rest is not: the gradient is (1 - share) of the true slope
@@ -99,7 +100,7 @@ def quantized(logits_fn: LogitsFn, levels: int, share: float) -> LogitsFn:
 
 
 def pretrained(
-  dataset: str, file: str, architecture: str, data_dir: Path, weights: Path, **arguments: Any
+  dataset: str, file: str, architecture: str, data_dir: Path, weights: Path, moments: Moments
 ) -> Callable[[int], tuple[LogitsFn, np.ndarray, np.ndarray]]:
   """Loads other people's weights, and the first test images."""
 
@@ -107,7 +108,7 @@ def pretrained(
     test = datasets.load(dataset, "test", data_dir=str(data_dir))
     x, y = pixels(test.images[:count]), test.labels[:count].astype(np.int32)
     path = weights / f"{file}.safetensors"
-    net = ro.load_torch(path, architecture, image_shape=x.shape[1:], **arguments)
+    net = ro.load_torch(path, architecture, image_shape=x.shape[1:], **moments)
     return net.logits_fn, x, y
 
   return load
@@ -126,7 +127,7 @@ def cases(data_dir: Path, weights: Path) -> list[Case]:
 
     return Case(f"digits, {net} {name}", ro.sets.ball_of(norm)(radius, box=BOX), load)
 
-  mnist = functools.partial(pretrained, "mnist", data_dir=data_dir, weights=weights)
+  mnist = functools.partial(pretrained, "mnist", data_dir=data_dir, weights=weights, moments={})
   cifar = functools.partial(pretrained, "cifar10", data_dir=data_dir, weights=weights)
   staircase = functools.partial(quantized, levels=1, share=0.8)
   flat = functools.partial(quantized, levels=2, share=1.0)
@@ -136,13 +137,13 @@ def cases(data_dir: Path, weights: Path) -> list[Case]:
     case("PGD", "linf", 0.12, "pgd"),
     case("TRADES", "linf", 0.12, "trades"),
     case("standard", "l2", 0.4, "standard"),
-    case("PGD", "l2", 0.8, "pgd"),
-    case("TRADES", "l2", 0.8, "trades"),
+    case("PGD", "l2", 0.5, "pgd"),
+    case("TRADES", "l2", 0.5, "trades"),
     case("PGD, logits times 100", "linf", 0.12, "pgd", change=masked),
     case("PGD, units rounded by 80 %", "linf", 0.1, "pgd", change=staircase),
     case("PGD, units rounded", "linf", 0.1, "pgd", change=flat),
     case("PGD", "linf", 0.12, "pgd", "ConvNet"),
-    case("TRADES", "l2", 0.8, "trades", "ConvNet"),
+    case("TRADES", "l2", 0.5, "trades", "ConvNet"),
     Case(
       "MNIST, ConvNet adversarial",
       ro.LInf(0.2, box=BOX),
@@ -152,11 +153,11 @@ def cases(data_dir: Path, weights: Path) -> list[Case]:
     Case(
       "CIFAR-10, ConvNet adversarial",
       ro.LInf(2 / 255, box=BOX),
-      cifar("cifar_cnn_a_adv", "ConvNet", **CIFAR),
+      cifar("cifar_cnn_a_adv", "ConvNet", moments=CIFAR),
     ),
     Case(
       "CIFAR-10, ResNet-2B",
       ro.LInf(1 / 255, box=BOX),
-      cifar("resnet2b", "ResNet2B", **RESNET),
+      cifar("resnet2b", "ResNet2B", moments=RESNET),
     ),
   ]

@@ -117,6 +117,24 @@ def test_a_run_is_evaluated_and_the_verdict_is_true(trained, tmp_path, capsys):
   assert summary["clean_accuracy"] == own["correct"] / own["total"]
 
 
+def test_the_adaptive_version_states_what_it_skipped(trained, tmp_path, monkeypatch, capsys):
+  ce, targeted, square = SMALL
+  version = (ce, square, square, targeted, targeted, square)
+  monkeypatch.setitem(phases.VERSIONS, "adaptive", version)
+  given = {"version": "adaptive", "output": tmp_path, "radius": 0.05}
+  assert evaluation.run(options(trained, share=0.1, **given))
+  skipped = json.loads((tmp_path / "summary.json").read_text())["skipped"]
+  assert 0 < skipped["bound"] <= min(12, skipped["images"])
+  stated = f"At most {100 * skipped['bound'] / 120:.2f} % of the images could still fall to the"
+  assert stated in words_of(capsys.readouterr().out)
+  verify.run(tmp_path / "verdict.npz", {})
+  assert stated in words_of(capsys.readouterr().out)
+  with pytest.raises((InputError, RunError), match="share"):
+    evaluation.run(options(trained, share=0.2, **given))
+  with pytest.raises(InputError, match='share is for version="adaptive"'):
+    evaluation.run(options(trained, share=0.2, output=tmp_path / "other"))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_attack")
 def test_toward_a_class_the_headline_is_the_success_rate(trained, tmp_path, capsys):

@@ -320,8 +320,9 @@ def _attack(
   fooled = ~as_labels if data.targets is None else as_labels
   reached = {}
   if scored:
-    net = data.net
-    reached["margins"] = batches.margins(net, images, labels[: len(images)], size, data.put)
+    with products(data.search_precision):
+      of_lanes = (images, labels[: len(images)])
+      reached["margins"] = batches.margins(data.net, *of_lanes, size, data.put)
   cost = Cost(
     time.monotonic() - began,
     batches.seconds_compiling() - compiling,

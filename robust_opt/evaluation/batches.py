@@ -249,7 +249,10 @@ def margins(
   batch_size: int,
   put: Callable[[Any], Any] = jnp.asarray,
 ) -> np.ndarray:
-  """The margin of every image, [N] float32, as `losses.margin`: > 0 where the net is wrong."""
+  """The margin of every image, [N] float32, as `losses.margin`: > 0 where the net is wrong.
+
+  Products have the precision of the context, `robust_opt.precision.products`.
+  """
   net = network.as_argument(logits_fn, x)
   batches = [
     np.asarray(

@@ -75,13 +75,13 @@ def test_what_is_near_is_found_and_the_far_rest_is_skipped():
   scores = rng.normal(size=1000).astype(np.float32)
   order = np.argsort(-scores)
   breakable, core = np.zeros(1000, bool), np.zeros(1000, bool)
-  core[order[:200]], breakable[order[200:240]] = True, True
+  core[order[:200]], breakable[order[200:280]] = True, True
   found, broken_by = rationed(scores, breakable, 0.02, seed=1, core=core)
   np.testing.assert_array_equal(found.order, order[200:])
   assert found.bound == 20
   assert len(found.audit) < 120
   last = max((np.flatnonzero(order[200:] == i)[0] for i in found.audit if breakable[i]), default=-1)
-  assert found.in_full == max(32, last + 1)
+  assert found.in_full == max(67, last + 1)
   np.testing.assert_array_equal(broken_by[order[200 : 200 + found.in_full]] > 0, True)
   assert len(found.skipped) == 800 - found.in_full - np.sum(
     ~np.isin(found.audit, found.order[: found.in_full])
