@@ -136,7 +136,7 @@ def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
   if sorted(order) != np.flatnonzero((broken == -1) | (broken > 3)).tolist():
     yield "Its order is not one of the images that the first three attacks left."
     return
-  nearest, most = -(-len(order) // 12), math.floor(float(file["share"]) * len(broken) + 1e-9)
+  nearest, most = -(-len(order) // 16), math.floor(float(file["share"]) * len(broken) + 1e-9)
   draw = {index: hashlib.sha256(f"{claim['seed']} {index}".encode()).digest() for index in order}
   far = sorted(order[nearest:], key=lambda index: draw[index])
 

@@ -35,7 +35,7 @@ CORE = 3  # so many phases of the version are run on every example
 # The order in which phases get their random numbers: those of the standard version as there.
 STREAMS = (0, 3, 4, 5, 1, 2)
 SHARE = 0.02  # of the examples
-_NEAREST = 12  # one in so many survivors, the nearest, is always attacked in full
+_NEAREST = 16  # one in so many survivors, the nearest, is always attacked in full
 _FALSE = 20  # one bound in so many may be false
 
 

@@ -81,7 +81,7 @@ def test_what_is_near_is_found_and_the_far_rest_is_skipped():
   assert found.bound == 20
   assert len(found.audit) < 120
   last = max((np.flatnonzero(order[200:] == i)[0] for i in found.audit if breakable[i]), default=-1)
-  assert found.in_full == max(67, last + 1)
+  assert found.in_full == max(50, last + 1)
   np.testing.assert_array_equal(broken_by[order[200 : 200 + found.in_full]] > 0, True)
   assert len(found.skipped) == 800 - found.in_full - np.sum(
     ~np.isin(found.audit, found.order[: found.in_full])
