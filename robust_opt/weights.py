@@ -148,7 +148,8 @@ def load(name: str | Path) -> LoadedNet:
     net.card["evaluations"]                          # what was measured, and how
 
   Args:
-    name: of a folder in robust_opt/nets (digits_linf, mnist_linf), or the path of a folder.
+    name: of a folder in robust_opt/nets (cifar10_linf, digits_linf, mnist_l2, mnist_linf), or the
+      path of a folder.
 
   Raises:
     InputError: no such network, or its files are damaged.

@@ -303,13 +303,12 @@ def test_the_network_of_the_package_is_as_its_card_says():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="MNIST is not here")
-def test_the_verdict_on_the_network_for_mnist_is_true():
-  net, test = ro.load("mnist_linf"), datasets.load("mnist", "test", data_dir=str(DATA))
-  (measured,), stored = (
-    net.card["evaluations"],
-    verdict.load(weights.NETS / "mnist_linf/verdict.npz"),
-  )
+@pytest.mark.skipif(not DATA.is_dir(), reason="the data sets are not here")
+@pytest.mark.parametrize("name", ["mnist_linf", "mnist_l2", "cifar10_linf"])
+def test_the_verdict_on_a_network_of_the_package_is_true(name):
+  net = ro.load(name)
+  test = datasets.load(net.card["dataset"], "test", data_dir=str(DATA))
+  (measured,), stored = net.card["evaluations"], verdict.load(weights.NETS / name / "verdict.npz")
   x, y = pixels(test.images[: measured["examples"]]), test.labels[: measured["examples"]]
   assert verdict.verify(stored, net.logits_fn, x, y.astype(np.int32), net.sha256) == []
   assert stored.claim.set == measured["set"]
@@ -323,7 +322,9 @@ def test_networks_that_are_not_in_the_package_or_are_damaged(tmp_path):
   for folder in weights.NETS.iterdir():
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
   files = list((weights.NETS / "digits_linf").iterdir())
-  with pytest.raises(InputError, match="package are digits_linf, mnist_linf, not 'mnist'"):
+  with pytest.raises(
+    InputError, match="package are cifar10_linf, digits_linf, mnist_l2, mnist_linf, not 'mnist'"
+  ):
     ro.load("mnist")
   (tmp_path / "other").mkdir()
   for file in files:
