@@ -236,7 +236,7 @@ def define_flags() -> None:
   words = "rand: random nets, --draws; labels: nets of labels; grid, sparse, patch, pgd: sets."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
   words = "Of the images, that what --version=adaptive skips may break, at 95 %; by default 0.02."
-  flags.DEFINE_float("share", None, words)
+  commands.define_number("share", words)
   words = "A class, least_likely or random: only its prediction counts as a success."
   flags.DEFINE_string("target", "", words)
   flags.DEFINE_integer("examples", 0, "How many examples, from the start; 0: all.", lower_bound=0)

@@ -7,14 +7,16 @@
 Every example meets a core: APGD on the cross-entropy, and short runs of targeted APGD and of
 Square. What is left of the standard version is run on the survivors that came nearest to an error,
 and on an audit, a random sample of all others. Every survivor that came at least as near as some
-audited one that breaks is attacked in full as well; the rest is skipped. Random numbers are those
-of the standard version, so an example that is attacked in full ends as there, unless one of the
-short runs has broken it.
+audited one that breaks is attacked in full as well, and from there on sixteenth by sixteenth, while
+more than the share of the last one breaks; the rest is skipped. Random numbers are those of the
+standard version, so an example that is attacked in full ends as there, unless one of the short runs
+has broken it.
 
 **The bound.** Let A of M survivors be audited, uniformly at random, and let K(r) be the number of
 survivors beyond rank r that the skipped attacks would break: not random, and smaller for larger r.
 Let R be the largest r with K(r) > D. If more than D are skipped that would break, the skipped part
-begins at or before R, so that none of K(R) >= D + 1 examples was audited, of which the probability
+begins at or before R, so that none of K(R) >= D + 1 examples was audited (wherever it begins: not
+before an audited one that breaks), of which the probability
 is at most C(M - D - 1, A) / C(M, A) (hypergeometric). A is the smallest number that makes this at
 most 5 % for D = share N. It is one test: the ranks are tried in a fixed order, the safest first.
 """
@@ -35,7 +37,9 @@ CORE = 3  # so many phases of the version are run on every example
 # The order in which phases get their random numbers: those of the standard version as there.
 STREAMS = (0, 3, 4, 5, 1, 2)
 SHARE = 0.02  # of the examples
-_NEAREST = 16  # one in so many survivors, the nearest, is always attacked in full
+_NEAREST = (
+  16  # one in so many survivors, the nearest, is always attacked in full; then as many more
+)
 _FALSE = 20  # one bound in so many may be false
 
 
@@ -83,7 +87,7 @@ def check(share: float | None, version: object, target: object) -> float:
 
 
 def num_nearest(survivors: int) -> int:
-  """The number of survivors that are attacked in full, whatever the audit says."""
+  """The number of survivors that are attacked in full, whatever the audit says, and at a time."""
   return -(-survivors // _NEAREST)
 
 
@@ -137,18 +141,23 @@ def _draw(seed: int, index: int) -> bytes:
   return hashlib.sha256(f"{seed} {index}".encode()).digest()
 
 
-def count_in_full(order: np.ndarray, audit: np.ndarray, broken: np.ndarray) -> int:
-  """How many of `order` to attack in full: the nearest, and all up to the last audited error.
+def count_in_full(order: np.ndarray, audit: np.ndarray, broken: np.ndarray, share: float) -> int:
+  """How many of `order` to attack in full, as far as the outcome of those attacked so far tells.
 
-  broken: [N] bool.
+  The nearest and all up to the last audited error; then more, while more than `share` of the last
+  so many break. broken: [N] bool.
   """
-  errors = np.flatnonzero(np.isin(order, audit) & broken[order])
-  return max(num_nearest(len(order)), int(errors[-1]) + 1 if len(errors) else 0)
+  step, breaks = num_nearest(len(order)), broken[order]
+  errors = np.flatnonzero(np.isin(order, audit) & breaks)
+  count = max(step, int(errors[-1]) + 1 if len(errors) else 0)
+  while count < len(order) and np.mean(breaks[count - step : count]) > share:
+    count += step
+  return min(count, len(order))
 
 
 def ration(order: np.ndarray, audit: np.ndarray, broken: np.ndarray, share: float) -> Ration:
   """What the audit asks for, and what it proves: broken is [N] bool."""
-  found = Ration(order, audit, count_in_full(order, audit, broken), share, 0)
+  found = Ration(order, audit, count_in_full(order, audit, broken, share), share, 0)
   unseen = most_unseen(len(order) - num_nearest(len(order)), len(audit))
   return found._replace(bound=min(len(found.skipped), unseen))
 
@@ -175,20 +184,22 @@ def attack(
   left = np.flatnonzero(broken_by == ROBUST).astype(np.int32)
   order = left[np.argsort(-scores[left], kind="stable")]
   audit = audit_of(order, len(broken_by), share, seed)
-  nearest = num_nearest(len(order))
-  rest = range(CORE, len(STREAMS))
-  for index in rest:
-    run(index, _mask(broken_by, order[:nearest], audit), index)
-  found = ration(order, audit, broken_by != ROBUST, share)
-  for index in rest:
-    run(index, _mask(broken_by, order[nearest : found.in_full]), index + len(rest))
-  return found
+  done, number = num_nearest(len(order)), CORE
+  among = _mask(broken_by, order[:done], audit)
+  while True:
+    for index in range(CORE, len(STREAMS)):
+      run(index, among, number)
+      number += 1
+    found = ration(order, audit, broken_by != ROBUST, share)
+    if found.in_full <= done:
+      return found
+    among, done = _mask(broken_by, order[done : found.in_full]), found.in_full
 
 
 def span(number: int) -> tuple[float, float]:
-  """The completed fraction of the work before and after that run, each taken as equally long."""
-  runs = 2 * len(STREAMS) - CORE
-  return number / runs, (number + 1) / runs
+  """The completed fraction of the work before and after that run, of which the total is unknown."""
+  before, after = (1 - 0.85**runs for runs in (number, number + 1))
+  return before, after
 
 
 def _mask(examples: np.ndarray, *indices: np.ndarray) -> np.ndarray:

@@ -81,8 +81,12 @@ def test_what_is_near_is_found_and_the_far_rest_is_skipped():
   assert found.bound == 20
   assert len(found.audit) < 120
   last = max((np.flatnonzero(order[200:] == i)[0] for i in found.audit if breakable[i]), default=-1)
-  assert found.in_full == max(50, last + 1)
-  np.testing.assert_array_equal(broken_by[order[200 : 200 + found.in_full]] > 0, True)
+  # From there on in steps of 50, up to the first one of which at most the share breaks.
+  first = max(50, last + 1)
+  assert found.in_full == next(
+    n for n in range(first, 801, 50) if np.mean(np.arange(n - 50, n) < 80) <= 0.02
+  )
+  np.testing.assert_array_equal(broken_by[order[200:280]] > 0, True)
   assert len(found.skipped) == 800 - found.in_full - np.sum(
     ~np.isin(found.audit, found.order[: found.in_full])
   )
@@ -107,6 +111,7 @@ def broke(which):
 LIES = {
   "a smaller bound": changed_array("bound", lambda bound: bound - 1),
   "fewer in full": changed_array("in_full", lambda number: number - 1),
+  "more in full": changed_array("in_full", lambda number: number + 25),
   "a smaller audit": changed_array("audit", lambda audit: audit[1:]),
   "a larger share": changed_array("share", lambda share: 2 * share),
   "another audit": lambda found, broken: (
