@@ -25,10 +25,9 @@ from robust_opt.types import Array, LogitsFn
 
 _BATCH = 500
 AGAIN = (
+  *(fab_t(100, 9)._replace(name=f"fab-t-{start}") for start in (1, 2)),
   pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.05, num_restarts=20),
-  pgd_phase("pgd-ce", losses.cross_entropy, 100, relative_step=0.05, num_restarts=20),
-  fab_t(100, 9),
-  *(apgd_t(100, 4)._replace(name=f"apgd-t-{start}") for start in range(1, 6)),
+  *(apgd_t(100, 4)._replace(name=f"apgd-t-{start}") for start in range(1, 9)),
 )
 
 

@@ -147,8 +147,8 @@ def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
   size = next((m for m in range(len(far)) if most and proves(most, m)), len(far))
   audit = sorted(far[:size])
   errors = [place + 1 for place, index in enumerate(order) if index in audit and broken[index] > 0]
-  share, count = float(file["share"]), max([nearest, *errors])
-  while count < len(order) and np.mean(broken[order[count - nearest : count]] > 0) > share:
+  count = max([nearest, *errors])
+  while count < len(order) and np.mean(broken[order[count - nearest : count]] > 0) > 1 / 8:
     count = min(count + nearest, len(order))
   skipped = [index for index in order[count:] if index not in audit]
   bound = next((d for d in range(len(skipped)) if proves(d, size)), len(skipped))

@@ -8,7 +8,7 @@ Every example meets a core: APGD on the cross-entropy, and short runs of targete
 Square. What is left of the standard version is run on the survivors that came nearest to an error,
 and on an audit, a random sample of all others. Every survivor that came at least as near as some
 audited one that breaks is attacked in full as well, and from there on sixteenth by sixteenth, while
-more than the share of the last one breaks; the rest is skipped. Random numbers are those of the
+more than an eighth of the last one breaks; the rest is skipped. Random numbers are those of the
 standard version, so an example that is attacked in full ends as there, unless one of the short runs
 has broken it.
 
@@ -37,9 +37,8 @@ CORE = 3  # so many phases of the version are run on every example
 # The order in which phases get their random numbers: those of the standard version as there.
 STREAMS = (0, 3, 4, 5, 1, 2)
 SHARE = 0.02  # of the examples
-_NEAREST = (
-  16  # one in so many survivors, the nearest, is always attacked in full; then as many more
-)
+_NEAREST = 16  # one in so many survivors, the nearest, is always attacked in full
+_RICH = 8  # if more than one in so many of the last ones breaks, as many more are attacked
 _FALSE = 20  # one bound in so many may be false
 
 
@@ -141,23 +140,23 @@ def _draw(seed: int, index: int) -> bytes:
   return hashlib.sha256(f"{seed} {index}".encode()).digest()
 
 
-def count_in_full(order: np.ndarray, audit: np.ndarray, broken: np.ndarray, share: float) -> int:
+def count_in_full(order: np.ndarray, audit: np.ndarray, broken: np.ndarray) -> int:
   """How many of `order` to attack in full, as far as the outcome of those attacked so far tells.
 
-  The nearest and all up to the last audited error; then more, while more than `share` of the last
-  so many break. broken: [N] bool.
+  The nearest and all up to the last audited error; then as many more as the nearest are, while one
+  in _RICH of the last so many breaks. broken: [N] bool.
   """
   step, breaks = num_nearest(len(order)), broken[order]
   errors = np.flatnonzero(np.isin(order, audit) & breaks)
   count = max(step, int(errors[-1]) + 1 if len(errors) else 0)
-  while count < len(order) and np.mean(breaks[count - step : count]) > share:
+  while count < len(order) and np.mean(breaks[count - step : count]) > 1 / _RICH:
     count += step
   return min(count, len(order))
 
 
 def ration(order: np.ndarray, audit: np.ndarray, broken: np.ndarray, share: float) -> Ration:
   """What the audit asks for, and what it proves: broken is [N] bool."""
-  found = Ration(order, audit, count_in_full(order, audit, broken, share), share, 0)
+  found = Ration(order, audit, count_in_full(order, audit, broken), share, 0)
   unseen = most_unseen(len(order) - num_nearest(len(order)), len(audit))
   return found._replace(bound=min(len(found.skipped), unseen))
 
