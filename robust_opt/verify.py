@@ -15,7 +15,7 @@ from absl import app
 
 from robust_opt import commands
 from robust_opt.errors import InputError, RunError
-from robust_opt.evaluation import verdict
+from robust_opt.evaluation import verdict, verification
 from robust_opt.evaluation.headline import ensemble_over, skipped, target_in_words
 from robust_opt.evaluation.inputs import check_examples
 from robust_opt.experiments import target
@@ -45,7 +45,7 @@ def run(path: Path, source: dict[str, Any]) -> None:
   net = target.load(recorded | changed, examples)
   only_predicts = {"gradients": False, "allow_probabilities": True}
   x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size, **only_predicts)
-  problems = verdict.verify(stored, net.logits_fn, x, y, net.net_sha256)
+  problems = verification.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")
   if claim.target:

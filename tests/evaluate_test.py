@@ -28,7 +28,7 @@ from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
 from robust_opt.report.data import read_runs
 from robust_opt.report.words import headline
-from robust_opt.studies import evaluation
+from robust_opt.studies import ensemble, evaluation
 from robust_opt.tables import Rate
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -668,7 +668,7 @@ def test_data_that_cannot_be_used_leaves_nothing(tmp_path, monkeypatch):
 def test_the_usual_batch_fits_any_number_of_devices():
   for devices in (1, 2, 3, 4, 8, 32):
     size = batches.default_batch_size(lambda x: x, np.zeros((3, 4), np.float32), devices)
-    evaluation.check_batch_size(size, devices)
-  evaluation.check_batch_size(33, 1)
+    ensemble.check_batch_size(size, devices)
+  ensemble.check_batch_size(33, 1)
   with pytest.raises(InputError, match="multiple of 8 x 2 devices, but was 24"):
-    evaluation.check_batch_size(24, 2)
+    ensemble.check_batch_size(24, 2)

@@ -17,7 +17,7 @@ from robust_opt import models, weights
 from robust_opt.arrays import digest
 from robust_opt.data import datasets
 from robust_opt.errors import InputError, MissingExtraError
-from robust_opt.evaluation import verdict
+from robust_opt.evaluation import verdict, verification
 from robust_opt.evaluation.collection import pixels
 from robust_opt.experiments import target
 from robust_opt.models import state_dict as state_dicts
@@ -310,7 +310,7 @@ def test_the_verdict_on_a_network_of_the_package_is_true(name):
   test = datasets.load(net.card["dataset"], "test", data_dir=str(DATA))
   (measured,), stored = net.card["evaluations"], verdict.load(weights.NETS / name / "verdict.npz")
   x, y = pixels(test.images[: measured["examples"]]), test.labels[: measured["examples"]]
-  assert verdict.verify(stored, net.logits_fn, x, y.astype(np.int32), net.sha256) == []
+  assert verification.verify(stored, net.logits_fn, x, y.astype(np.int32), net.sha256) == []
   assert stored.claim.set == measured["set"]
   broken_by = stored.verdict.broken_by
   assert [np.sum(broken_by != 0), np.sum(broken_by < 0)] == [measured["clean"], measured["robust"]]

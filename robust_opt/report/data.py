@@ -17,7 +17,7 @@ from robust_opt.evaluation import verdict
 from robust_opt.evaluation.trust_checks import Check
 from robust_opt.experiments import config as config_lib
 from robust_opt.experiments.metrics import read_metrics, set_configs
-from robust_opt.studies.evaluation import VERDICT
+from robust_opt.studies.ensemble import VERDICT
 from robust_opt.tables import Rate
 
 Parsed = TypeVar("Parsed")

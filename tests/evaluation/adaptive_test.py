@@ -12,7 +12,15 @@ from scipy import stats
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.evaluation import adaptive, autoattack, headline, outcome, phases, verdict
+from robust_opt.evaluation import (
+  adaptive,
+  autoattack,
+  headline,
+  outcome,
+  phases,
+  verdict,
+  verification,
+)
 from robust_opt.tables import Rate
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_verdict.py"
@@ -227,7 +235,7 @@ def test_what_is_attacked_in_full_ends_as_in_the_standard_version(few_steps, tmp
     ({}, ration._replace(bound=0), "states that at most 0 could still fall"),
   ):
     verdict.save(path, found._replace(ration=kept), claim._replace(**changed), x, y)
-    problems = verdict.verify(verdict.load(path), net, x, y, "net")
+    problems = verification.verify(verdict.load(path), net, x, y, "net")
     assert (words in " ".join(problems)) if words else not problems
 
 

@@ -6,7 +6,7 @@ from evaluation import autoattack_test as known
 
 import robust_opt as ro
 from robust_opt import sets
-from robust_opt.evaluation import phases
+from robust_opt.evaluation import phases, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.evaluation.autoattack import ROBUST
 from robust_opt.sets.build import config_sha256
@@ -71,7 +71,7 @@ def test_the_verdict_is_verified_mask_by_mask(attacked, tmp_path):
   def problems(found):
     files.save(tmp_path / "verdict.npz", found, claim, x, y)
     stored = files.load(tmp_path / "verdict.npz")
-    return files.verify(stored, known.net_of(weights), x, y, "net")
+    return verification.verify(stored, known.net_of(weights), x, y, "net")
 
   assert problems(found) == []
   for change, words in ((0.001 * ~u.mask, "changed outside of the mask"), (0.2, "has gauge")):

@@ -9,7 +9,7 @@ import pytest
 import robust_opt as ro
 from robust_opt import evaluate, sets
 from robust_opt.errors import InputError
-from robust_opt.evaluation import moves, phases
+from robust_opt.evaluation import moves, phases, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.evaluation.autoattack import ROBUST
 from robust_opt.maximizers.grid import candidates
@@ -54,7 +54,7 @@ def saved(path, found, config=CONFIG):
 
 def problems(stored):
   net, x, y = problem()
-  return files.verify(stored, net, x, y, "net")
+  return verification.verify(stored, net, x, y, "net")
 
 
 @pytest.mark.slow

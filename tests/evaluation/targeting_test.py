@@ -9,7 +9,7 @@ from evaluation import autoattack_test as known
 from scipy.optimize import linprog
 
 import robust_opt as ro
-from robust_opt.evaluation import headline, phases, targeting
+from robust_opt.evaluation import headline, phases, targeting, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.evaluation.outcome import LEFT_OUT, ROBUST
 from robust_opt.files import write_sealed
@@ -127,7 +127,7 @@ def test_both_verifiers_recompute_it(attacked, tmp_path):
     write_sealed(path, {name: value for name, value in file.items() if name != "sha256"})
     with np.load(path) as stored:
       second = checker().problems(dict(stored), logits, logits(x), x, y, "net")
-    return files.verify(files.load(path), known.net_of(weights), x, y, "net"), second
+    return verification.verify(files.load(path), known.net_of(weights), x, y, "net"), second
 
   assert problems(whole) == ([], [])
   for lie, words in LIES.items():

@@ -8,7 +8,7 @@ import robust_opt as ro
 from robust_opt import evaluate, sets
 from robust_opt.certificates import exact
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, phases, probes
+from robust_opt.evaluation import autoattack, phases, probes, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.sets.build import build_set
 
@@ -69,11 +69,11 @@ def test_its_verdict_is_verified(attacked, tmp_path):
   claim = files.Claim(config, "standard", 0, 16, {}, "net", files.data_sha256(x, y), "1 x cpu")
   given = (known.net_of(weights), x, y, "net")
   files.save(tmp_path / "true.npz", found, claim, x, y)
-  assert files.verify(files.load(tmp_path / "true.npz"), *given) == []
+  assert verification.verify(files.load(tmp_path / "true.npz"), *given) == []
   # Twice as far as allowed, in the set that it is nearest to.
   beyond = np.clip(x + 2.5 * (found.images - x), 0, 1)
   files.save(tmp_path / "false.npz", found._replace(images=beyond), claim, x, y)
-  problems = files.verify(files.load(tmp_path / "false.npz"), *given)
+  problems = verification.verify(files.load(tmp_path / "false.npz"), *given)
   assert any("has gauge" in problem for problem in problems)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt.errors import InputError
-from robust_opt.evaluation import autoattack, phases
+from robust_opt.evaluation import autoattack, phases, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.files import write_sealed
 from robust_opt.sets.build import build_set, config_sha256
@@ -64,7 +64,7 @@ def saved(path, found=None, **changed):
 def verified(path, **changed):
   net, x, y = problem()
   given = {"logits_fn": net, "x": x, "y": y, "net_sha256": "net"} | changed
-  return files.verify(files.load(path), **given)
+  return verification.verify(files.load(path), **given)
 
 
 def test_what_is_true_is_found_true(tmp_path):
@@ -262,5 +262,5 @@ def test_an_evaluation_that_broke_nothing(tmp_path):
   nothing = autoattack.Verdict(("clean", "apgd-ce"), y, np.full(40, -1, np.int32), x.copy())
   path = tmp_path / "verdict.npz"
   files.save(path, nothing, claim(data_sha256=files.data_sha256(x, y)), x, y)
-  assert files.verify(files.load(path), net, x, y, "net") == []
+  assert verification.verify(files.load(path), net, x, y, "net") == []
   chex.assert_shape(files.load(path).verdict.images, (0, *SHAPE))

@@ -8,7 +8,7 @@ import pytest
 
 import robust_opt as ro
 from robust_opt import sets
-from robust_opt.evaluation import autoattack, phases
+from robust_opt.evaluation import autoattack, phases, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.sets.build import build_set, config_sha256
 
@@ -111,10 +111,10 @@ def test_the_attack_finds_the_best_square_of_a_linear_net(tmp_path):
   claim = files.Claim(config, "patch", 0, COUNT, {}, "net", *sha256)
   path = tmp_path / "verdict.npz"
   files.save(path, found, claim, x, y)
-  assert files.verify(files.load(path), net, x, y, "net") == []
+  assert verification.verify(files.load(path), net, x, y, "net") == []
   elsewhere = found._replace(images=np.where(robust[:, None, None, None], x, found.images[:, ::-1]))
   files.save(path, elsewhere, claim, x, y)
-  assert any("has gauge inf" in s for s in files.verify(files.load(path), net, x, y, "net"))
+  assert any("has gauge inf" in s for s in verification.verify(files.load(path), net, x, y, "net"))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from processes import environment
 
 from robust_opt.evaluation import verdict
 from robust_opt.experiments import config, run
-from robust_opt.studies.evaluation import SHARE
+from robust_opt.studies.ensemble import SHARE
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
