@@ -69,14 +69,14 @@ def test_corruption_errors():
 @pytest.fixture
 def own(tmp_path, monkeypatch):
   """Options of a function, its data, and corrupted files of them."""
-  (tmp_path / "own_net.py").write_text(
+  (tmp_path / "net_of_corruptions_test.py").write_text(
     "import jax.numpy as jnp\n"
     "def logits_fn(x):\n"
     "  level = x.reshape(len(x), -1).mean(axis=1) - 0.5\n"
     "  return jnp.stack([-level, level, level - 1, level - 1], axis=1)\n"
   )
   monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.delitem(sys.modules, "own_net", raising=False)
+  monkeypatch.delitem(sys.modules, "net_of_corruptions_test", raising=False)
   monkeypatch.chdir(tmp_path)
   x = levels(np.linspace(0.1, 0.9, 20))
   np.savez("data.npz", x=x, y=LABELS % 2)
@@ -85,7 +85,7 @@ def own(tmp_path, monkeypatch):
   images = np.rint(255 * np.concatenate([np.clip(x + 0.02 * s, 0, 1) for s in range(5)]))
   np.save(folder / "labels.npy", np.tile(LABELS % 2, 5))
   np.save(folder / "fog.npy", images.astype(np.uint8))
-  source = {"model": "own_net:logits_fn", "data": "data.npz"}
+  source = {"model": "net_of_corruptions_test:logits_fn", "data": "data.npz"}
   return Options(source, "own-c", batch_size=8, output=tmp_path / "found")
 
 
