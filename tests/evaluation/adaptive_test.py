@@ -8,6 +8,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from evaluation.autoattack_test import KilledError, cache_in
 from scipy import stats
 
 import robust_opt as ro
@@ -168,19 +169,6 @@ def linear_problem(count=150):
   y = np.asarray(net(x)).argmax(axis=1).astype(np.int32)
   y[::10] = (y[::10] + 1) % 5
   return net, x, y
-
-
-class KilledError(Exception):
-  pass
-
-
-def cache_in(store, dies_after=None):
-  def save(name, arrays):
-    if dies_after is not None and len(store) >= dies_after:
-      raise KilledError
-    store[name] = arrays
-
-  return outcome.ResumeCache(store.get, save)
 
 
 def test_what_is_attacked_in_full_ends_as_in_the_standard_version(few_steps, tmp_path):
