@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.arrays import expand_like
-from robust_opt.attacks.decisions import Problem, folded, onto_boundary, random_start, shrunk
+from robust_opt.attacks.decisions import Problem, begin, folded, shrunk
 from robust_opt.attacks.hyperplanes import (
   Smallest,
-  bounds_of,
   check_counts,
-  first_smallest,
   smaller,
   within,
 )
@@ -68,10 +66,7 @@ def boundary(
   ) -> AttackResult:
     keys = per_example(keys, x.shape[0])
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    problem = Problem(u, logits_fn, x, y, bounds_of(u, x))
-    first = first_smallest(u, logits_fn, x, y, start)
-    best = random_start(problem, keys, first, num_starts)
-    best = onto_boundary(problem, best, best.delta, num_halvings)
+    problem, best = begin(u, logits_fn, x, y, keys, start, num_starts, num_halvings)
 
     def step(number: Array, state: _State) -> _State:
       return _step(problem, folded(keys, num_starts + number), state)

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.arrays import expand_like
-from robust_opt.attacks.hyperplanes import Smallest, misclassified, smaller
+from robust_opt.attacks.hyperplanes import (
+  Smallest,
+  bounds_of,
+  first_smallest,
+  misclassified,
+  smaller,
+)
 from robust_opt.sets import Ball, LInf
 from robust_opt.sets.projections import Bounds
 from robust_opt.types import Array, LogitsFn
@@ -38,6 +44,22 @@ class Problem(NamedTuple):
 def folded(keys: Array, number: Array | int) -> Array:
   """Other keys of the examples, [B], by a number."""
   return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def begin(
+  u: Ball,
+  logits_fn: LogitsFn,
+  x: Array,
+  y: Array,
+  keys: Array,
+  start: Array | None,
+  num_starts: int,
+  num_halvings: int,
+) -> tuple[Problem, Smallest]:
+  """The problem, and a point at the boundary from `start`, or else from a random image."""
+  problem = Problem(u, logits_fn, x, y, bounds_of(u, x))
+  best = random_start(problem, keys, first_smallest(u, logits_fn, x, y, start), num_starts)
+  return problem, onto_boundary(problem, best, best.delta, num_halvings)
 
 
 def random_start(problem: Problem, keys: Array, best: Smallest, num_starts: int) -> Smallest:

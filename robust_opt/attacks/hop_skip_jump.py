@@ -17,12 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from robust_opt.arrays import expand_like, where_examples
-from robust_opt.attacks.decisions import Problem, folded, onto_boundary, random_start
+from robust_opt.attacks.decisions import Problem, begin, folded, onto_boundary
 from robust_opt.attacks.hyperplanes import (
   Smallest,
-  bounds_of,
   check_counts,
-  first_smallest,
   within,
 )
 from robust_opt.attacks.precision import widened
@@ -78,10 +76,7 @@ def hop_skip_jump(
   ) -> AttackResult:
     keys = per_example(keys, x.shape[0])
     logits_fn, x, rounded = widened(logits_fn, jax.lax.stop_gradient(x))
-    problem = Problem(u, logits_fn, x, y, bounds_of(u, x))
-    smallest = first_smallest(u, logits_fn, x, y, start)
-    found = random_start(problem, keys, smallest, num_starts)
-    smallest = onto_boundary(problem, found, found.delta, num_halvings)
+    problem, smallest = begin(u, logits_fn, x, y, keys, start, num_starts, num_halvings)
 
     def step(carry: Smallest, t: Array) -> tuple[Smallest, None]:
       count = jnp.floor(num_evaluations * jnp.sqrt(t)).astype(jnp.int32)

@@ -254,13 +254,9 @@ def margins(
   Products have the precision of the context, `robust_opt.precision.products`.
   """
   net = network.as_argument(logits_fn, x)
-  batches = [
-    np.asarray(
-      _margin(net, *(put(pad_to(a[start : start + batch_size], batch_size)) for a in (x, y)))
-    )
-    for start in range(0, len(x), batch_size)
-  ]
-  return np.concatenate([np.zeros(0, np.float32), *batches])[: len(x)]
+  pairs = zip(_batches(x, batch_size), _batches(y, batch_size), strict=True)
+  reached = [np.asarray(_margin(net, put(images), put(labels))) for images, labels in pairs]
+  return np.concatenate([np.zeros(0, np.float32), *reached])[: len(x)]
 
 
 def seconds_compiling() -> float:

@@ -3,7 +3,7 @@
   moves = found(u, images, x)               # [K, 3]: degrees, shifts down and right in pixels
   gauges = sizes(u, images, x, moves)       # [K]: at most 1, inf if they do not make the image
 
-Whoever has the clean images can check them: the transforms are recomputed.
+Anyone with the clean images can check them: the transforms are recomputed.
 """
 
 import jax
