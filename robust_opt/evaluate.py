@@ -27,6 +27,11 @@ Only a region may change, in all images or in each its own:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=l2 --radius=2 --mask=region.npy
 
+A radius of its own for each class, as where some mistakes cost more than others:
+
+  python -m robust_opt.evaluate --workdir=runs/mnist_linf --norm=linf \
+      --class_radii=0.1,0.1,0.2,0.1,0.1,0.1,0.1,0.1,0.2,0.1
+
 Toward a class of choice, "least_likely" or "random": only its prediction counts as a success:
 
   python -m robust_opt.evaluate --workdir=runs/mnist_linf --target=least_likely
@@ -91,6 +96,7 @@ from robust_opt.precision import PRODUCTS
 from robust_opt.sets import BALLS
 from robust_opt.sets.radii import number
 from robust_opt.studies import corruptions, evaluation, perturbations
+from robust_opt.studies.evaluation_options import Options
 
 
 def main(argv: list[str]) -> None:
@@ -107,12 +113,13 @@ def main(argv: list[str]) -> None:
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   source, submission = submitted(commands.source(), values.norm or "")
   passed = evaluation.run(
-    evaluation.Options(
+    Options(
       source=source,
       set=set_of(values.set, values.threats),
       mask=values.mask,
       norm=values.norm or "",
       radius=values.radius,
+      class_radii=class_radii(values.class_radii),
       version=values.version,
       share=values.share,
       examples=values.examples,
@@ -162,7 +169,7 @@ def _threat(threat: str) -> dict[str, Any]:
 
 # The flags of attacks.
 _OF_ATTACKS = (
-  *("norm", "radius", "set", "threats", "mask", "version", "share", "target"),
+  *("norm", "radius", "class_radii", "set", "threats", "mask", "version", "share", "target"),
   *("search_precision", "trust", "certify", "coordinator", "num_processes", "process_id"),
 )
 
@@ -200,6 +207,14 @@ def submitted(source: dict[str, Any], norm: str) -> tuple[dict[str, Any], str]:
   return source | {"robustbench": path if of_zoo else ""}, path
 
 
+def class_radii(texts: list[str]) -> tuple[float, ...]:
+  """The values of --class_radii."""
+  try:
+    return tuple(map(number, texts))
+  except InputError as error:
+    raise InputError(f"Each of --class_radii {error}") from None
+
+
 def set_config(text: str) -> dict[str, Any]:
   """The value of --set: JSON with the name of a set and its arguments."""
   try:
@@ -227,6 +242,8 @@ def define_flags() -> None:
   flags.DEFINE_enum("norm", None, list(BALLS), "Of the ball in [0, 1]; default: the run's own.")
   words = "Of the ball, in pixels of [0, 1], such as 0.1 or 8/255; default: the run's own."
   commands.define_number("radius", words)
+  words = "In place of it, one for each class, as in 0.1,0.2 for two classes."
+  flags.DEFINE_list("class_radii", [], words)
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."
   flags.DEFINE_string("set", "", words)
   words = "In place of these: several, attacked in turn, as in linf:8/255,l2:0.5,spatial:30:3."

@@ -44,7 +44,9 @@ def run(path: Path, source: dict[str, Any]) -> None:
     recorded |= dict.fromkeys(nets, "") | {"data": kept}
   net = target.load(recorded | changed, examples)
   only_predicts = {"gradients": False, "allow_probabilities": True}
-  x, y = check_examples(net.logits_fn, net.x, net.y, claim.u, claim.batch_size, **only_predicts)
+  x, y = check_examples(
+    net.logits_fn, net.x, net.y, claim.u(net.y), claim.batch_size, **only_predicts
+  )
   problems = verification.verify(stored, net.logits_fn, x, y, net.net_sha256)
   if problems:
     raise RunError(f"{path} is not true. {' '.join(problems)}")

@@ -28,7 +28,7 @@ from robust_opt.experiments import config, run, target
 from robust_opt.files import write_sealed
 from robust_opt.report.data import read_runs
 from robust_opt.report.words import headline
-from robust_opt.studies import ensemble, evaluation
+from robust_opt.studies import ensemble, evaluation, evaluation_options
 from robust_opt.tables import Rate
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -417,7 +417,7 @@ def test_the_set_is_that_of_the_training_unless_told():
   standard, structured = ball._replace(set=None), ball._replace(set=groups)
 
   def choice(net, **given):
-    return evaluation._set_config(evaluation.Options({}, **given), net)
+    return evaluation_options.set_config(evaluation.Options({}, **given), net.set)
 
   assert choice(ball) == verdict.ball_config("linf", 0.1)
   assert choice(ball, radius=0.2) == verdict.ball_config("linf", 0.2)

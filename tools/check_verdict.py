@@ -80,7 +80,7 @@ def problems(
   if ("targets" in rest) != bool(claim.get("target", "")):
     return [*found, f"It states the target {claim.get('target')!r}, which its arrays contradict."]
   found += _ration_problems(rest, claim)
-  found += _image_problems(rest, claim["set"], x)
+  found += _image_problems(rest, claim["set"], x, y)
   if claim.get("target"):
     found += _target_problems(rest, str(claim["target"]), clean, y)
   return found + list(_prediction_problems(rest, logits, clean, y))
@@ -157,10 +157,13 @@ def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
     yield f"What it states to have skipped is not true: at most {bound} images could still fall."
 
 
-def _image_problems(file: Arrays, config: Mapping[str, Any], x: np.ndarray) -> Iterator[str]:
+def _image_problems(
+  file: Arrays, config: Mapping[str, Any], x: np.ndarray, y: np.ndarray
+) -> Iterator[str]:
   """Whether the adversarial images are finite, in the box, and in the ball."""
   images = file["images"].astype(np.float64).reshape(len(file["images"]), -1)
-  originals = x.reshape(len(x), -1)[np.clip(file["broken_ids"], 0, len(x) - 1)]
+  ids = np.clip(file["broken_ids"], 0, len(x) - 1)
+  originals = x.reshape(len(x), -1)[ids]
   infinite = np.sum(~np.isfinite(images).all(axis=1))
   if infinite:
     yield f"{infinite} of its images are not finite."
@@ -170,9 +173,10 @@ def _image_problems(file: Arrays, config: Mapping[str, Any], x: np.ndarray) -> I
     if outside:
       yield f"{outside} of its images leave [{low:g}, {high:g}]."
   norms = np.linalg.norm(images - originals, NORMS[str(config["name"])], axis=1)
-  largest = float(config["radius"]) * (1 + RADIUS_TOLERANCE)
-  if not np.all(norms <= largest):
-    yield f"A perturbation has norm {np.max(norms):.7g}, but at most {largest:.7g} is allowed."
+  radii = np.array(config["class_radii"])[y[ids]] if "class_radii" in config else config["radius"]
+  excess = np.max(norms / radii, initial=0.0)
+  if not excess <= 1 + RADIUS_TOLERANCE:
+    yield f"A perturbation has a norm of {excess:.7g} radii of the ball."
   if not np.allclose(norms, file["norms"], rtol=1e-9, atol=1e-12):
     yield "The norms that it states are not those of its images."
 
@@ -255,6 +259,8 @@ def main(paths: list[str]) -> int:
     claim = json.loads(str(file["claim"]))
     if claim["set"]["name"] not in NORMS:
       raise ValueError(f"it takes balls of a norm, not {claim['set']['name']}")
+    if isinstance(claim["set"].get("radius"), str):
+      raise ValueError("it takes one radius, or one for each class")
     logits, net_sha256 = network(paths[1])
   except Exception as error:
     print(f"The files cannot be checked: {error}.", file=sys.stderr)

@@ -26,6 +26,7 @@ import numpy as np
 from absl import logging
 
 from robust_opt import layout
+from robust_opt.arrays import expand_like
 from robust_opt.evaluation import adaptive, batches, network
 from robust_opt.evaluation.adaptive import Ration
 from robust_opt.evaluation.batches import Lanes, Packing
@@ -36,7 +37,7 @@ from robust_opt.evaluation.targeting import aimed, targets_of
 from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
 from robust_opt.sets import Ball, UncertaintySet, lengths
-from robust_opt.sets.masks import for_examples
+from robust_opt.sets.examples import for_examples
 from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
 
@@ -110,10 +111,10 @@ def autoattack(
       a compilation; weights that a function closes over are compiled in, and again if they change.
     x: [N, *S], float pixels in [0, 1].
     y: [N], integer labels in [0, C).
-    u: the uncertainty set, with one radius for all examples. "standard" needs LInf, L2 or L1 with a
-      box, or such a ball in `sets.Masked`, of one mask for all examples or of one for each; "quick"
-      and "rand" take them without a box, too. Over a `sets.Union` the attacks run in each of its
-      sets, on what no attack in any of them has broken.
+    u: the uncertainty set, with one radius for all examples or one for each, [N]. "standard" needs
+      LInf, L2 or L1 with a box, or such a ball in `sets.Masked`, of one mask for all examples or of
+      one for each; "quick" and "rand" take them without a box, too. Over a `sets.Union` the attacks
+      run in each of its sets, on what no attack in any of them has broken.
     version: "standard"; "quick", two attacks with half the steps and a third of the targets;
       "rand", for a `ro.Randomized`: APGD on two losses with fresh draws at every step; "pgd", PGD
       with restarts on two losses, for every set with a projection; "grid", "sparse" and "patch" for
@@ -310,12 +311,13 @@ def _attack(
   numbered = Lanes(*map(data.put, padded._replace(ids=data.ids[padded.ids])))
   with products(data.search_precision):
     arrays = (data.put(images), data.put(labels))
-    u = check_set(for_examples(step.u, np.asarray(padded.ids), data.x.ndim))
-    of_net = (make, data.axis, data.net, u, data.key)
+    u = for_examples(step.u, np.asarray(padded.ids), data.x.ndim)
+    of_net = (make, data.axis, data.net, check_set(u), data.key)
     result = batches.run_lanes(*of_net, numbered, *arrays)
   # Added once, on the host.
-  shrinkage = _shrinkage(step.u, images[0].size)
-  images = (images + shrinkage * np.asarray(result.delta))[: len(lanes.ids)]
+  delta = np.asarray(result.delta)
+  shrinkage = expand_like(_shrinkage(u, images[0].size), delta)
+  images = (images + shrinkage * delta)[: len(lanes.ids)]
   as_labels = data.predict(images) == labels[: len(lanes.ids)]
   fooled = ~as_labels if data.targets is None else as_labels
   reached = {}
@@ -339,14 +341,17 @@ def _num_targets(phase: Phase, num_classes: int) -> int:
   return max(1, min(phase.num_targets, num_classes - 1))
 
 
-def _shrinkage(u: UncertaintySet, num_entries: int) -> np.float32:
-  """The factor of delta that keeps x + delta, rounded to float32, in a ball; 1 for other sets."""
+def _shrinkage(u: UncertaintySet, num_entries: int) -> np.ndarray:
+  """The factor of delta that keeps x + delta, rounded to float32, in a ball; 1 for other sets.
+
+  Of one radius [], of radii [B] theirs.
+  """
   if not isinstance(u, Ball):
-    return np.float32(1.0)
+    return np.ones((), np.float32)
   largest = np.float32(max(map(abs, box_of(u))))
   half_ulp = np.spacing(np.nextafter(largest, np.float32(0))) / 2
   (rounding,) = lengths(u, np.full((1, num_entries), half_ulp))
-  return np.float32(max(0.0, 1.0 - rounding / float(u.radius)))
+  return np.maximum(0.0, 1.0 - rounding / np.asarray(u.radius, np.float64)).astype(np.float32)
 
 
 def _num_classes(net: LogitsFn, x: np.ndarray) -> int:

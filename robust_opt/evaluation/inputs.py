@@ -4,10 +4,6 @@ u = check_set(ro.LInf(8 / 255, box=(0.0, 1.0)))
 x, y = check_examples(logits_fn, x, y, u, batch_size=100)
 """
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +13,7 @@ from robust_opt.checks import check_callable
 from robust_opt.errors import InputError
 from robust_opt.evaluation import network
 from robust_opt.sets import UncertaintySet
-from robust_opt.sets.masks import check_masks
+from robust_opt.sets.examples import check_fits, radii_of, with_parts
 from robust_opt.sets.radii import box_of
 from robust_opt.types import Array, LogitsFn
 
@@ -26,28 +22,19 @@ def check_set(u: UncertaintySet) -> UncertaintySet:
   """u as the argument of compiled attacks, with its numbers as float32 scalars.
 
   Raises:
-    InputError: u is not a set, or a radius is not one finite positive number.
+    InputError: u is not a set, or a radius is not a finite positive number, or one per example.
   """
   if not isinstance(u, UncertaintySet):
     raise InputError(f"u must be a set, as in ro.LInf(8 / 255, box=(0.0, 1.0)), but was {u!r}.")
-  for name, radius in _radii(u):
-    if np.ndim(radius):
-      shape = np.shape(radius)
-      raise InputError(f"{name} must be one number for all examples, but has the shape {shape}.")
-    if not 0 < radius < np.inf:
-      raise InputError(f"{name} must be a finite number > 0, in pixels of [0, 1], not {radius}.")
+  for part in with_parts(u):
+    for name, radius in radii_of(part).items():
+      values = np.atleast_1d(radius)
+      wrong = values[~((values > 0) & np.isfinite(values))]
+      if wrong.size:
+        raise InputError(
+          f"{name} must be a finite number > 0, in pixels of [0, 1], not {wrong[0]}."
+        )
   return jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else np.float32(leaf), u)
-
-
-def _radii(u: UncertaintySet) -> Iterator[tuple[str, Any]]:
-  """The radii, by name, of a set and of the sets that it is made of."""
-  for field in dataclasses.fields(u):  # type: ignore[arg-type]
-    value = getattr(u, field.name)
-    for part in value if isinstance(value, tuple) else (value,):
-      if isinstance(part, UncertaintySet):
-        yield from _radii(part)
-    if field.name in getattr(u, "_radii", ("radius",)):
-      yield field.name, value
 
 
 def check_examples(
@@ -69,9 +56,9 @@ def check_examples(
 
   Raises:
     InputError: an empty data set; images that are not floating point or leave the box of u, or
-      [0, 1]; a mask that does not fit them; labels that are not classes of the net; outputs that
-      are not finite floating-point logits [B, C] of at least 2 classes; a net whose gradient cannot
-      be traced; a batch size below 1.
+      [0, 1]; radii or masks that do not fit them; labels that are not classes of the net; outputs
+      that are not finite floating-point logits [B, C] of at least 2 classes; a net whose gradient
+      cannot be traced; a batch size below 1.
   """
   if batch_size < 1:
     raise InputError(f"batch_size must be an integer >= 1, but was {batch_size}.")
@@ -97,7 +84,7 @@ def check_examples(
       f"Images must be finite and in [{low:g}, {high:g}], but lie in [{images.min():.4g}, "
       f"{images.max():.4g}]; a net that takes other units must convert them itself."
     )
-  check_masks(u, images.shape)
+  check_fits(u, images.shape)
   _check_outputs(logits_fn, images, labels, allow_probabilities)
   if gradients:
     network.check_differentiable(logits_fn, images[: network.NUM_CHECKED])

@@ -27,6 +27,7 @@ from robust_opt.evaluation.inputs import check_set
 from robust_opt.maximizers import steepest
 from robust_opt.maximizers.apgd import apgd
 from robust_opt.sets import Ball
+from robust_opt.sets.examples import for_examples
 from robust_opt.sets.radii import diameter
 from robust_opt.types import Array, LogitsFn
 
@@ -51,13 +52,16 @@ class Probe(NamedTuple):
   ) -> dict[float, np.ndarray]:
     """Radius -> ids that remain correct, for factors of the radius and the diameter of the box.
 
-    A ball of that diameter around any image contains all images.
+    A ball of that diameter around any image contains all images. Of several radii the largest is
+    the key.
     """
-    radius = float(self.u.radius)
-    largest = max(radius, diameter(self.u, self.x.shape[1:]))
-    radii = {largest} | {min(factor * radius, largest) for factor in factors}
-    balls = {radius: dataclasses.replace(self.u, radius=radius) for radius in sorted(radii)}
-    return {radius: self._replace(u=u).white_box(ids, make) for radius, u in balls.items()}
+    radii = np.asarray(self.u.radius, np.float64)
+    whole = max(largest_radius(self.u), diameter(self.u, self.x.shape[1:]))
+    scaled = [np.full_like(radii, whole)]
+    scaled += [np.minimum(factor * radii, whole) for factor in factors]
+    balls = [dataclasses.replace(self.u, radius=radii) for radii in scaled]
+    of_each = {largest_radius(u): u for u in sorted(balls, key=largest_radius)}
+    return {radius: self._replace(u=u).white_box(ids, make) for radius, u in of_each.items()}
 
   def white_box(self, ids: np.ndarray, make: MakeAttack, run: int = 0) -> np.ndarray:
     """The ids that remain correct after an ascent of each loss."""
@@ -68,8 +72,13 @@ class Probe(NamedTuple):
   def robust(self, ids: np.ndarray, make: MakeAttack, run: int = 0, loss: int = 0) -> np.ndarray:
     """The ids that remain correct after an attack; its random numbers depend on run and loss."""
     key = jax.random.fold_in(jax.random.key(self.seed), len(_LOSSES) * run + loss)
-    common = make, self.channel_axis, self.net, check_set(self.u), np.int32(loss), key
-    return ids[~self._mask(ids, lambda *batch: run_attack(*common, *batch).fooled)]
+
+    def fooled(ids: np.ndarray, x: np.ndarray, y: np.ndarray) -> Array:
+      u = check_set(for_examples(self.u, ids, x.ndim))
+      common = make, self.channel_axis, self.net, u, np.int32(loss), key
+      return run_attack(*common, ids, x, y).fooled
+
+    return ids[~self._mask(ids, fooled)]
 
   def _mask(self, ids: np.ndarray, function: Callable[..., Array]) -> np.ndarray:
     """function(ids, x, y) [B] bool of all ids, in batches of one size."""
@@ -79,6 +88,11 @@ class Probe(NamedTuple):
       padded = np.resize(part, self.size).astype(np.int32)
       masks.append(np.asarray(function(padded, self.x[padded], self.y[padded]))[: len(part)])
     return np.concatenate(masks)
+
+
+def largest_radius(u: Ball) -> float:
+  """That of all examples."""
+  return float(np.max(u.radius))
 
 
 @functools.cache

@@ -25,11 +25,12 @@ from robust_opt.evaluation import gradient_checks, network, trust_checks
 from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.evaluation.batches import plain_logits, predictions
 from robust_opt.evaluation.inputs import check_examples, check_set
-from robust_opt.evaluation.probes import Probe, apgd_attack
+from robust_opt.evaluation.probes import Probe, apgd_attack, largest_radius
 from robust_opt.evaluation.trust_checks import Check
 from robust_opt.layout import ChannelAxis
 from robust_opt.sets import Ball, UncertaintySet, check_ball
 from robust_opt.sets.base import Box
+from robust_opt.sets.examples import for_examples
 from robust_opt.sets.radii import box_of, check_extent
 from robust_opt.types import Array, LogitsFn
 
@@ -102,6 +103,7 @@ def report(
     verdict = None
   ids = _sample(len(x), examples, seed)
   x, y = np.asarray(x[ids]), np.asarray(y[ids])
+  u = check_ball(for_examples(u, ids, x.ndim), "The trust report")
   probe = Probe(network.as_argument(logits_fn, x), x, y, u, seed, min(batch_size, len(x)), axis)
   progress(PARTS[0])
   prediction = predictions(probe.net, x, probe.size)
@@ -112,7 +114,7 @@ def report(
   progress(PARTS[1])
   sweep = probe.sweep(right, apgd_attack(num_steps), FACTORS)
   progress(PARTS[2])
-  after_starts = [sweep[float(u.radius)]]
+  after_starts = [sweep[largest_radius(u)]]
   for run in range(1, NUM_RESTARTS):
     after_starts.append(probe.white_box(after_starts[-1], apgd_attack(num_steps), run))
   broken_by = None if verdict is None else verdict.broken_by[ids]

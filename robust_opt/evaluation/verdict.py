@@ -21,10 +21,11 @@ from robust_opt.evaluation import adaptive
 from robust_opt.evaluation import moves as moves_lib
 from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.files import read_sealed, write_sealed
-from robust_opt.sets import L2, Ball, UncertaintySet, Union, ball_of, lengths
+from robust_opt.sets import BALLS, L2, Ball, UncertaintySet, Union, ball_of, lengths
 from robust_opt.sets.build import build_set
-from robust_opt.sets.masks import for_examples
+from robust_opt.sets.examples import for_examples, of_labels
 from robust_opt.sets.spatial import Transforms
+from robust_opt.sets.words import norm_of
 
 TOLERANCE = 1e-6  # of the radius
 GAUGE_TOLERANCE = 1e-4  # for sets other than balls, whose gauges are computed in float32
@@ -34,7 +35,8 @@ _IMAGES_AT_A_TIME = 256
 class Claim(NamedTuple):
   """The subject of a verdict."""
 
-  set: dict[str, Any]  # the config of the uncertainty set, for `sets.build.build_set`
+  # The config of the uncertainty set, for `sets.build.build_set`, or with `class_radii`.
+  set: dict[str, Any]
   version: str  # of the ensemble
   seed: int  # of the ensemble
   batch_size: int  # of the ensemble and of the predictions
@@ -47,25 +49,25 @@ class Claim(NamedTuple):
   search_precision: str = "float32"  # of those in the attacks
   target: str = ""  # a class or one of `targets.RULES`; empty: any wrong prediction counted
 
-  @property
-  def u(self) -> UncertaintySet:
-    """The uncertainty set."""
-    return build_set(self.set)
+  def u(self, labels: np.ndarray) -> UncertaintySet:
+    """The uncertainty set of examples of these labels [N]."""
+    return build_set(of_labels(self.set, labels))
 
   @property
   def norm(self) -> str:
     """The norm of a ball, as in BALLS; the class of any other set."""
-    return self.u.name if isinstance(self.u, Ball) else type(self.u).__name__
+    return norm_of(self.set)
 
   @property
   def radius(self) -> float:
-    """In pixels of [0, 1]; NaN for a set that has no radius."""
-    return float(self.set.get("radius", math.nan))
+    """In pixels of [0, 1]; NaN for a set that has none, or several."""
+    radius = self.set.get("radius")
+    return float(radius) if isinstance(radius, int | float) else math.nan
 
   @property
   def flags(self) -> dict[str, str]:
     """The flags of `robust_opt.evaluate` that name the set."""
-    if isinstance(self.u, Ball) and self.set == ball_config(self.norm, self.radius):
+    if self.norm in BALLS and self.set == ball_config(self.norm, self.radius):
       return {"norm": self.norm, "radius": repr(self.radius)}
     return {"set": json.dumps(self.set)}
 
@@ -129,9 +131,9 @@ def sizes(
   return np.concatenate(gauges)
 
 
-def _largest(u: UncertaintySet) -> float:
-  """The size of the largest perturbations of a set: the radius of a ball, gauge 1."""
-  return float(u.radius) if isinstance(u, Ball) else 1.0
+def _largest(u: UncertaintySet) -> np.ndarray:
+  """The size of the largest perturbations of a set, [] or [N]: the radius of a ball, gauge 1."""
+  return np.asarray(u.radius if isinstance(u, Ball) else 1.0, np.float64)
 
 
 def data_sha256(x: np.ndarray, y: np.ndarray) -> str:
@@ -149,7 +151,8 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
   """
   broken = np.flatnonzero(verdict.broken_by > 0)
   images, moves = verdict.images[broken], None
-  transforms = moves_lib.transforms_of(claim.u)
+  u = claim.u(y)
+  transforms = moves_lib.transforms_of(u)
   if transforms is not None:
     moves = moves_lib.found(transforms, images, x[broken])
   arrays = {
@@ -159,7 +162,7 @@ def save(path: Path, verdict: Verdict, claim: Claim, x: np.ndarray, y: np.ndarra
     "labels": np.asarray(y, np.int32),
     "broken_ids": broken.astype(np.int32),
     "images": images,
-    "norms": sizes(for_examples(claim.u, broken, x.ndim), images, x[broken], moves),
+    "norms": sizes(for_examples(u, broken, x.ndim), images, x[broken], moves),
     "robust_accuracy": verdict.robust_accuracy,
     "claim": json.dumps(claim._asdict(), sort_keys=True),
   }

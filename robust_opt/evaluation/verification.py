@@ -25,7 +25,8 @@ from robust_opt.evaluation.verdict import (
 )
 from robust_opt.sets import Ball
 from robust_opt.sets.build import config_sha256
-from robust_opt.sets.masks import Masked, for_examples
+from robust_opt.sets.examples import for_examples
+from robust_opt.sets.masks import Masked
 from robust_opt.sets.spatial import Transforms
 from robust_opt.types import LogitsFn
 
@@ -51,7 +52,8 @@ def verify(
   }
   problems = [problem for problem, holds in checks.items() if not holds]
   problems += _ration_problems(stored)
-  return [*problems, *_image_problems(stored, x), *_prediction_problems(stored, logits_fn, x, y)]
+  problems += _image_problems(stored, x, y)
+  return [*problems, *_prediction_problems(stored, logits_fn, x, y)]
 
 
 def _ration_problems(stored: StoredVerdict) -> Iterator[str]:
@@ -95,9 +97,10 @@ def _shape_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     yield "It names no attack."
 
 
-def _image_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
-  u, images = stored.claim.u, stored.verdict.images
+def _image_problems(stored: StoredVerdict, x: np.ndarray, y: np.ndarray) -> Iterator[str]:
+  images = stored.verdict.images
   broken = np.flatnonzero(stored.verdict.broken_by > 0)
+  u = for_examples(stored.claim.u(y), broken, x.ndim)
   if not np.array_equal(stored.broken_ids, broken) or len(images) != len(broken):
     yield (
       f"It states that {len(broken)} examples are broken, but holds {len(images)} images of "
@@ -114,13 +117,16 @@ def _image_problems(stored: StoredVerdict, x: np.ndarray) -> Iterator[str]:
     if outside:
       yield f"{outside} of its images leave [{box[0]:g}, {box[1]:g}]."
   if isinstance(u, Ball):
-    largest, rtol, what = float(u.radius) * (1 + TOLERANCE), 1e-9, "norm"
+    limit, rtol, what = np.asarray(u.radius, np.float64) * (1 + TOLERANCE), 1e-9, "norm"
   else:
-    largest, rtol, what = 1 + GAUGE_TOLERANCE, GAUGE_TOLERANCE, "gauge"
-  actual = sizes(for_examples(u, broken, x.ndim), images, x[broken], stored.moves)
+    limit, rtol, what = np.array(1 + GAUGE_TOLERANCE), GAUGE_TOLERANCE, "gauge"
+  actual = sizes(u, images, x[broken], stored.moves)
+  largest = np.broadcast_to(limit, actual.shape)
   if not np.all(actual <= largest):
-    worst = np.max(actual, initial=0.0)
-    yield f"A perturbation has {what} {worst:.7g}, but at most {largest:.7g} is allowed."
+    worst = np.argmax(actual / largest)
+    yield (
+      f"A perturbation has {what} {actual[worst]:.7g}, but at most {largest[worst]:.7g} is allowed."
+    )
   impossible = np.sum(np.isinf(actual))
   if impossible and isinstance(u, Transforms):
     words = "of its images are not made by the rotations and translations that it states."

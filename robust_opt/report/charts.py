@@ -6,6 +6,7 @@ A run has the same color, marker and dashes in every chart. What belongs to run 
 run-i, by which the page hides it; colors are the CSS variables of report.css.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +66,8 @@ def _radius_chart(runs: Sequence[Run], norm: str) -> Chart:
         for rate, radius in ((sweep.rates[k], sweep.radii[k]) for k in (0, -1))
       )
       words.append(f"{run.name}: from {first} to {last}")
-    evaluations = [e for e in run.evaluations if e.stored.claim.norm == norm]
+    in_norm = [e for e in run.evaluations if e.stored.claim.norm == norm]
+    evaluations = [e for e in in_norm if not math.isnan(e.stored.claim.radius)]
     if evaluations:
       radii = [evaluation.stored.claim.radius for evaluation in evaluations]
       rates = [evaluation.robust for evaluation in evaluations]

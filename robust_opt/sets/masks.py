@@ -1,10 +1,8 @@
 """Sets in which only some entries may change: a region of an image, some features of a table.
 
 u = sets.Masked(ro.LInf(8 / 255, box=(0.0, 1.0)), mask)     # mask [*S], [H, W] or [B, *S], bool
-u_of_batch = for_examples(u, ids, x.ndim)                   # of masks [N, *S] those of the batch
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import chex
@@ -13,7 +11,6 @@ import numpy as np
 
 from robust_opt.errors import InputError
 from robust_opt.sets.base import Box, MappedSet, UncertaintySet, check_set, set_dataclass
-from robust_opt.sets.unions import Union
 from robust_opt.types import Array
 
 
@@ -51,7 +48,7 @@ class Masked(MappedSet):
 
   def outside(self, x: Array) -> Array:
     """[B, *S] bool, the entries that may not change."""
-    shape = _broadcastable(self.mask.shape, x.shape)
+    shape = broadcastable(self.mask.shape, x.shape)
     return jnp.broadcast_to(~jnp.asarray(self.mask).reshape(shape), x.shape)
 
   def _cut(self, v: Array, x: Array) -> Array:
@@ -68,24 +65,8 @@ class Masked(MappedSet):
     return result + jnp.where(moved, jnp.inf, 0.0)
 
 
-def for_examples(u: UncertaintySet, ids: np.ndarray, ndim: int) -> UncertaintySet:
-  """The set of the examples of these ids: of masks [N, *S], with `ndim` axes, those."""
-  if isinstance(u, Union):
-    return Union(tuple(for_examples(part, ids, ndim) for part in u.sets))
-  if isinstance(u, Masked) and u.mask.ndim == ndim and len(u.mask) > 1:
-    return dataclasses.replace(u, mask=u.mask[ids])
-  return u
-
-
-def check_masks(u: UncertaintySet, shape: Sequence[int]) -> None:
-  """InputError unless the masks of a set fit examples [N, *S] of this shape."""
-  for part in u.sets if isinstance(u, Union) else (u,):
-    if isinstance(part, Masked):
-      _broadcastable(part.mask.shape, shape)
-
-
-def _broadcastable(mask: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-  """The shape of a mask that broadcasts to examples [B, *S]."""
+def broadcastable(mask: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+  """The shape of a mask that broadcasts to examples [B, *S], or an InputError."""
   _, *example = shape
   if len(mask) == 2 and len(example) == 3:  # [H, W] of [H, W, C] or [C, H, W]
     mask = (*mask, 1) if tuple(mask) == tuple(example[:2]) else (1, *mask)

@@ -67,11 +67,11 @@ def diameter(u: Ball, shape: Sequence[int]) -> float:
 def holds_every_image(u: UncertaintySet, shape: Sequence[int]) -> bool:
   """Whether x + U(x) is the whole box, whatever the image of this shape.
 
-  A ball holds it if its radius is at least the diameter, any other set if it leads from the darkest
-  image to the brightest and back. False for a set without a gauge.
+  A ball holds it if its radius, or one of its radii, is at least the diameter, any other set if it
+  leads from the darkest image to the brightest and back. False for a set without a gauge.
   """
   if isinstance(u, Ball):
-    return float(u.radius) >= diameter(u, shape)
+    return bool(np.any(np.asarray(u.radius) >= diameter(u, shape)))
   low, high = box_of(u)
   darkest, brightest = (jnp.full((1, *shape), end, jnp.float32) for end in (low, high))
   delta = brightest - darkest

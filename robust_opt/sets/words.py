@@ -12,6 +12,7 @@ from typing import Any
 
 from robust_opt.sets.balls import BALLS
 from robust_opt.sets.base import Box
+from robust_opt.sets.examples import CLASS_RADII
 from robust_opt.tables import norm_name
 
 
@@ -35,6 +36,11 @@ def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
     return f"rotations of up to {degrees:.4g} degrees and shifts of up to {shift:.4g} pixels"
   name, radius = norm_name(norm_of(config)), config.get("radius")
   words = name.sign if unicode else name.text
+  if CLASS_RADII in config:
+    radii = config[CLASS_RADII]
+    return f"{words} {min(radii):.4g} to {max(radii):.4g}, by class,"
+  if isinstance(radius, str):
+    return f"{words} with a radius for each image,"
   return f"{words} {radius:.4g}" if isinstance(radius, int | float) else words
 
 

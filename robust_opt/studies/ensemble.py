@@ -20,7 +20,7 @@ from robust_opt.evaluation import autoattack, outcome, verdict
 from robust_opt.evaluation.targeting import parsed
 from robust_opt.experiments import processes, target
 from robust_opt.files import read_sealed, write_json, write_sealed
-from robust_opt.sets.masks import for_examples
+from robust_opt.sets.examples import for_examples
 from robust_opt.studies import shares
 from robust_opt.studies.study import Study
 from robust_opt.training import sharding
@@ -85,7 +85,7 @@ def _share(
 
   found = autoattack.autoattack(
     *(sharding.replicate(net.logits_fn, mesh), net.x[ids], net.y[ids]),
-    for_examples(claim.u, ids, net.x.ndim),
+    for_examples(claim.u(net.y), ids, net.x.ndim),
     version=claim.version,
     target=parsed(claim.target),
     share=allowed,

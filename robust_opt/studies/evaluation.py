@@ -10,12 +10,11 @@ In several processes (`--coordinator`) each attacks its share of the examples on
 leaves it in parts/process_I/; the first joins them, and alone writes the rest and prints.
 """
 
-import json
 import math
 import shlex
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,45 +31,19 @@ from robust_opt.evaluation.similarity import mean_ssim
 from robust_opt.evaluation.targeting import parsed
 from robust_opt.experiments import metrics, processes, robustbench, target
 from robust_opt.files import atomic_write, write_json
-from robust_opt.layout import ChannelAxis
 from robust_opt.precision import products, stated
-from robust_opt.sets import BALLS, Ball, check_ball
+from robust_opt.sets import Ball, check_ball
 from robust_opt.sets.build import build_set, config_sha256
-from robust_opt.sets.radii import check_extent, with_numbers
-from robust_opt.studies import ensemble, proofs, shares, submission, summaries
+from robust_opt.sets.examples import of_labels
+from robust_opt.sets.radii import check_extent
+from robust_opt.studies import ensemble, evaluation_options, proofs, shares, submission, summaries
 from robust_opt.studies.ensemble import VERDICT
+from robust_opt.studies.evaluation_options import Options
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.training import sharding
 
 TRUST_EXAMPLES = 200  # of the trust report, at most, drawn by the seed
 TRUST_BATCH = 256  # of its batches, at most
-
-
-class Options(NamedTuple):
-  """What to evaluate, and how.
-
-  Without a set the ball of norm and radius in [0, 1] is; without these either, the set of the run's
-  training, a ball cut to [0, 1].
-  """
-
-  source: dict[str, Any]  # as target.load takes it
-  set: dict[str, Any] | None = None  # as `sets.build.build_set` takes it
-  mask: str = ""  # an array in a .npy file, bool, where pixels may change; empty: everywhere
-  norm: str = ""  # "linf", "l2" or "l1"; empty: that of the run's training
-  radius: float | None = None  # in pixels of [0, 1]; None: that of the run's training
-  version: str = "standard"  # of the ensemble
-  share: float | None = None  # of the version "adaptive", as for `autoattack`; None: its default
-  examples: int = 0  # the first so many; 0: all
-  seed: int = 0  # of the attacks
-  batch_size: int | None = None  # examples at a time; None: `batches.default_batch_size`
-  channel_axis: ChannelAxis = layout.AUTO  # of one example, or None if there is none
-  output: Path | None = None  # a folder; None: one within the run's work directory
-  trust: bool = True  # whether to check the measurement
-  certify: str = ""  # the method of proofs beside the attacks, as for `ro.certify`; empty: none
-  precision: str | None = None  # of float32 products, as for `autoattack`; None: float32
-  search_precision: str | None = None  # of those in the attacks; None: the same
-  target: str = ""  # a class or one of `targets.RULES`; empty: any wrong prediction counts
-  submission: str = ""  # DATASET/THREAT_MODEL/NAME: write what RobustBench asks for; empty: do not
 
 
 def run(options: Options) -> bool:
@@ -80,13 +53,14 @@ def run(options: Options) -> bool:
   """
   entry = robustbench.find(options.submission) if options.submission else None
   net = target.load(options.source, options.examples)
-  set_config = _masked(_set_config(options, net), options.mask)
-  u = build_set(set_config)
+  _check_class_radii(options, net)
+  set_config = evaluation_options.set_config(options, net.set)
+  u = build_set(of_labels(set_config, net.y))
   check_set(u)
   gradients = any(step.phase.gradients for step in plan(options.version, net.logits_fn, u))
   kind = {"gradients": gradients, "allow_probabilities": not gradients}
   x, y = check_examples(net.logits_fn, net.x, net.y, u, options.batch_size or 1, **kind)
-  check_extent(u, x.shape[1:], _given(options))
+  check_extent(u, x.shape[1:], evaluation_options.set_in_words(options))
   net = net._replace(x=x, y=y)
   batch_size = options.batch_size or default_batch_size(net.logits_fn, x, jax.local_device_count())
   precision = stated(options.precision)
@@ -192,42 +166,6 @@ def _following(folder: Path, options: Options) -> list[str]:
   return [f"  python -m robust_opt.{name} {shlex.quote(str(path))}" for name, path in arguments]
 
 
-def _set_config(options: Options, net: target.EvalTarget) -> dict[str, Any]:
-  """The set of the options, or the one that the run was trained over."""
-  of_ball = bool(options.norm) or options.radius is not None
-  if options.set is not None:
-    if of_ball:
-      raise InputError("Give either --set or --threats, or --norm and --radius, not both.")
-    return with_numbers(options.set)
-  trained = net.set or {}
-  trained_norm = {ball.__name__: norm for norm, ball in BALLS.items()}.get(trained.get("name", ""))
-  if trained and trained_norm is None and not of_ball:
-    return json.loads(json.dumps(trained))  # tuples as lists, as files have them
-  norm, radius = options.norm or trained_norm, options.radius
-  if radius is None and norm == trained_norm:
-    radius = trained.get("radius")
-  if norm is None or radius is None:
-    raise InputError(
-      "Give --norm and --radius, in pixels of [0, 1], or --set: the run has no radius in that norm."
-    )
-  return verdict.ball_config(norm, radius)
-
-
-def _masked(config: dict[str, Any], mask: str) -> dict[str, Any]:
-  """The config of the set, or of each set of a union, within the mask of that file."""
-  if not mask:
-    return config
-  if not mask.endswith(".npy"):
-    raise InputError(
-      f"--mask must be a .npy file of bool, True where pixels may change, not {mask}."
-    )
-  if config["name"] == "Union":
-    return {**config, "sets": [_masked(part, mask) for part in config["sets"]]}
-  if config["name"] == "Transforms":
-    raise InputError("--mask has no meaning for rotations and translations: leave one of them out.")
-  return {"name": "Masked", "u": config, "mask": mask}
-
-
 def _check_target(options: Options, net: target.EvalTarget) -> None:
   """InputError unless --target is a class of the net or a rule, and nothing contradicts it."""
   rule = parsed(options.target)
@@ -238,16 +176,16 @@ def _check_target(options: Options, net: target.EvalTarget) -> None:
   check_target(rule, _num_classes(net))
 
 
+def _check_class_radii(options: Options, net: target.EvalTarget) -> None:
+  """InputError unless there are none, or one for each class of the net."""
+  given, count = len(options.class_radii), _num_classes(net)
+  if given not in (0, count):
+    raise InputError(f"--class_radii must be {count} radii, one for each class, but are {given}.")
+
+
 def _num_classes(net: target.EvalTarget) -> int:
   example = jax.ShapeDtypeStruct((1, *net.x.shape[1:]), np.float32)
   return int(jax.eval_shape(net.logits_fn, example).shape[-1])
-
-
-def _given(options: Options) -> str:
-  """What names the set, in messages."""
-  if options.set is not None:
-    return f"--set={json.dumps(options.set)}"
-  return "The set of the training" if options.radius is None else f"--radius={options.radius:g}"
 
 
 def _folder(options: Options, claim: verdict.Claim) -> Path:
@@ -256,6 +194,7 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
     raise InputError("Without --workdir give --output, a folder for the results.")
   count = f"_{options.examples}" if options.examples else ""
   radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
+  radius += "_by_class" * bool(options.class_radii)
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
   on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
   aim = f"_to_{options.target}" if options.target else ""
@@ -280,7 +219,7 @@ def _preliminary(net: target.EvalTarget, claim: verdict.Claim) -> list[trust.Che
   """The checks that need no attack; what fails is said before any time is spent."""
   with products(claim.precision):
     checks = trust.preliminary(
-      *(net.logits_fn, net.x, net.y, claim.u),
+      *(net.logits_fn, net.x, net.y, claim.u(net.y)),
       seed=claim.seed,
       batch_size=min(claim.batch_size, TRUST_BATCH),
       examples=TRUST_EXAMPLES,
@@ -305,7 +244,7 @@ def _trust(
     return []
   stored = verdict.load(study.workdir / VERDICT)
   claim = stored.claim
-  u = check_ball(claim.u, "The trust report")
+  u = check_ball(claim.u(net.y), "The trust report")
 
   def compute() -> list[dict[str, Any]]:
     with products(claim.precision):

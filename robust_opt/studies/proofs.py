@@ -15,6 +15,7 @@ from robust_opt.evaluation.trust import Check
 from robust_opt.evaluation.verdict import StoredVerdict
 from robust_opt.experiments import target
 from robust_opt.sets import UncertaintySet, check_ball
+from robust_opt.sets.examples import for_examples
 from robust_opt.studies.study import Study, sha256_of
 from robust_opt.tables import Rate
 from robust_opt.types import LogitsFn
@@ -49,14 +50,15 @@ def check_supported(method: str, logits_fn: LogitsFn, x: np.ndarray, u: Uncertai
 def prove(method: str, net: target.EvalTarget, stored: StoredVerdict, study: Study) -> Proofs:
   """The proofs of all images that are classified correctly; computed once."""
   claim, outcome = stored.claim, stored.verdict
-  u = check_ball(claim.u, "--certify")
+  u = claim.u(stored.labels)
 
   def compute() -> list[int]:
     right = np.flatnonzero(outcome.prediction == stored.labels)
     if not right.size:
       return []
     study.progress(0.0, f"certificates: {method}")
-    found = bounds.certify(net.logits_fn, net.x[right], stored.labels[right], u, method)
+    of_right = check_ball(for_examples(u, right, net.x.ndim), "--certify")
+    found = bounds.certify(net.logits_fn, net.x[right], stored.labels[right], of_right, method)
     return list(map(int, right[found.certified]))
 
   path: Path = study.workdir / FILE

@@ -15,6 +15,7 @@ from robust_opt.evaluation.verdict import StoredVerdict
 from robust_opt.experiments.robustbench import Entry
 from robust_opt.files import atomic_write, write_json
 from robust_opt.sets.radii import number
+from robust_opt.sets.words import in_words
 from robust_opt.tables import counted
 
 TEST_IMAGES = 10_000  # of CIFAR-10 and CIFAR-100
@@ -81,7 +82,7 @@ def _remarks(entry: Entry, stored: StoredVerdict) -> list[str]:
   if total != TEST_IMAGES:
     parts.append(f"Only {counted(total, 'image')} of {TEST_IMAGES:,}.")
   if claim.norm != entry.norm or not np.isclose(claim.radius, number(entry.radius), rtol=1e-6):
-    parts.append(f"Not the threat model of the leaderboard: {claim.norm} {claim.radius:.6g}.")
+    parts.append(f"Not the threat model of the leaderboard: {in_words(claim.set)}.")
   return parts
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from robust_opt import tables
 from robust_opt.evaluation import headline as headlines
 from robust_opt.evaluation import outcome, trust, verdict
-from robust_opt.sets import Ball
+from robust_opt.sets import BALLS
 from robust_opt.tables import Rate
 
 
@@ -51,7 +51,7 @@ def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
     parts.append(f"There are {count} wrong classes, all of them targets; AutoAttack has nine.")
   if guess:
     parts.append(f"Layout: {guess}; `--channel_axis` states it.")
-  if not isinstance(claim.u, Ball):
+  if claim.norm not in BALLS:
     parts.append("The trust report takes balls of a norm only, and was not made.")
   return " ".join(parts)
 

@@ -10,8 +10,8 @@ from robust_opt.evaluation import phases, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.evaluation.autoattack import ROBUST
 from robust_opt.sets.build import config_sha256
-from robust_opt.sets.masks import check_masks, for_examples
-from robust_opt.studies import evaluation
+from robust_opt.sets.examples import check_fits, for_examples
+from robust_opt.studies import evaluation_options
 
 RADIUS = 0.35
 
@@ -63,10 +63,10 @@ def test_it_breaks_what_the_closed_form_says(attacked):
 def test_the_verdict_is_verified_mask_by_mask(attacked, tmp_path):
   weights, x, y, u, found = attacked
   np.save(tmp_path / "mask.npy", u.mask)
-  config = evaluation._masked(files.ball_config("l2", RADIUS), str(tmp_path / "mask.npy"))
+  config = evaluation_options._masked(files.ball_config("l2", RADIUS), str(tmp_path / "mask.npy"))
   sha256 = files.data_sha256(x, y), "1 x cpu", config_sha256(config)
   claim = files.Claim(config, "standard", 0, 16, {}, "net", *sha256)
-  assert claim.u == u
+  assert claim.u(y) == u
 
   def problems(found):
     files.save(tmp_path / "verdict.npz", found, claim, x, y)
@@ -87,24 +87,24 @@ def test_masks_of_examples_and_of_images():
   some = np.arange(12).reshape(4, 3) % 2 == 0
   for mask in (some, some[:, :, None], np.broadcast_to(some[:, :, None], shape)):
     masked = sets.Masked(u, mask)
-    check_masks(masked, shape)
+    check_fits(masked, shape)
     expected = np.broadcast_to(~some[:, :, None], shape)
     np.testing.assert_array_equal(masked.outside(x), expected)
-  check_masks(sets.Masked(u, np.ones((3, 2), bool)), shape)  # of [C, H, W]
+  check_fits(sets.Masked(u, np.ones((3, 2), bool)), shape)  # of [C, H, W]
   each = np.arange(5)[:, None, None, None] == np.zeros((1, 4, 3, 2))
   both = for_examples(sets.Union((u, sets.Masked(u, each))), np.array([3, 0]), 4)
   np.testing.assert_array_equal(both.sets[1].mask[:, 0, 0, 0], [False, True])
   assert both.sets[0] == u
   assert for_examples(sets.Masked(u, some), np.array([3, 0]), 4) == sets.Masked(u, some)
   with pytest.raises(ro.InputError, match=r"or \[H, W\] of images, but has \(5, 4, 3, 1\)"):
-    check_masks(sets.Masked(u, np.ones((5, 4, 3, 1), bool)), (6, 4, 3, 2))
+    check_fits(sets.Masked(u, np.ones((5, 4, 3, 1), bool)), (6, 4, 3, 2))
 
 
 def test_what_is_masked_is_said():
   union = {"name": "Union", "sets": [files.ball_config("linf", 0.1), files.ball_config("l2", 1.0)]}
-  masked = evaluation._masked(union, "mask.npy")
+  masked = evaluation_options._masked(union, "mask.npy")
   assert [part["name"] for part in masked["sets"]] == ["Masked", "Masked"]
-  assert evaluation._masked(union, "") == union
+  assert evaluation_options._masked(union, "") == union
   balls = [ro.LInf(0.1, (0.0, 1.0)), ro.L2(1.0, (0.0, 1.0))]
   u = sets.Union(tuple(sets.Masked(ball, np.ones((4, 4, 1), bool)) for ball in balls))
   names = [step.name for step in phases.plan("quick", lambda x: x, u)]
@@ -114,4 +114,4 @@ def test_what_is_masked_is_said():
     ({"name": "Transforms"}, "mask.npy", "--mask has no meaning for rotations"),
   ):
     with pytest.raises(ro.InputError, match=words):
-      evaluation._masked(config, mask)
+      evaluation_options._masked(config, mask)
