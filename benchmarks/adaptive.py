@@ -75,7 +75,7 @@ def compare(case: Case, examples: int, share: float) -> dict[str, Any]:
     "share": share,
     "survivors": len(ration.order),
     "audit": len(ration.audit),
-    "nearest": ration.in_full,
+    "reached": ration.reached.tolist(),
     "broken": {name: int(np.sum(standard == index)) for index, name in enumerate(names)},
     "seconds": seconds,
     "compiling": sum(compiling),  # of what was not made before

@@ -136,7 +136,8 @@ def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
   if sorted(order) != np.flatnonzero((broken == -1) | (broken > 3)).tolist():
     yield "Its order is not one of the images that the first three attacks left."
     return
-  nearest, most = -(-len(order) // 16), math.floor(float(file["share"]) * len(broken) + 1e-9)
+  nearest, step = -(-len(order) // 32), -(-len(order) // 16)
+  most = math.floor(float(file["share"]) * len(broken) + 1e-9)
   draw = {index: hashlib.sha256(f"{claim['seed']} {index}".encode()).digest() for index in order}
   far = sorted(order[nearest:], key=lambda index: draw[index])
 
@@ -147,13 +148,18 @@ def _ration_problems(file: Arrays, claim: Mapping[str, Any]) -> Iterator[str]:
   size = next((m for m in range(len(far)) if most and proves(most, m)), len(far))
   audit = sorted(far[:size])
   errors = [place + 1 for place, index in enumerate(order) if index in audit and broken[index] > 0]
-  count = max([nearest, *errors])
-  while count < len(order) and np.mean(broken[order[count - nearest : count]] > 0) > 1 / 8:
-    count = min(count + nearest, len(order))
-  skipped = [index for index in order[count:] if index not in audit]
-  bound = next((d for d in range(len(skipped)) if proves(d, size)), len(skipped))
-  stated = [file["audit"].tolist(), int(file["in_full"]), int(file["bound"])]
-  if stated != [audit, count, bound] or np.any(broken[skipped] != -1):
+  reached, false = [], 0
+  for cause in (4, 5, 6):
+    count = max([nearest, *errors])
+    by = broken[order] == cause
+    while count < len(order) and np.mean(by[max(0, count - step) : count]) > 1 / 12:
+      count = min(count + step, len(order))
+    reached.append(count)
+    false += sum(by[place] and order[place] not in audit for place in range(count, len(order)))
+  left = [index for index in order[min(reached) :] if index not in audit and broken[index] == -1]
+  bound = next((d for d in range(len(left)) if proves(d, size)), len(left))
+  stated = [file["audit"].tolist(), file["reached"].tolist(), int(file["bound"])]
+  if stated != [audit, reached, bound] or false:
     yield f"What it states to have skipped is not true: at most {bound} images could still fall."
 
 

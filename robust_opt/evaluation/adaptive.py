@@ -7,18 +7,18 @@
 Every example meets a core: APGD on the cross-entropy, and short runs of targeted APGD and of
 Square. What is left of the standard version is run on the survivors that came nearest to an error,
 and on an audit, a random sample of all others. Every survivor that came at least as near as some
-audited one that breaks is attacked in full as well, and from there on sixteenth by sixteenth, while
-more than an eighth of the last one breaks; the rest is skipped. Random numbers are those of the
-standard version, so an example that is attacked in full ends as there, unless one of the short runs
-has broken it.
+audited one that breaks is attacked in full as well. From there on each attack goes on by itself,
+sixteenth by sixteenth, while it breaks more than a twelfth of the last one; the rest is skipped.
+Random numbers are those of the standard version, so an example that is attacked in full ends as
+there, unless one of the short runs has broken it.
 
 **The bound.** Let A of M survivors be audited, uniformly at random, and let K(r) be the number of
-survivors beyond rank r that the skipped attacks would break: not random, and smaller for larger r.
-Let R be the largest r with K(r) > D. If more than D are skipped that would break, the skipped part
-begins at or before R, so that none of K(R) >= D + 1 examples was audited (wherever it begins: not
-before an audited one that breaks), of which the probability
-is at most C(M - D - 1, A) / C(M, A) (hypergeometric). A is the smallest number that makes this at
-most 5 % for D = share N. It is one test: the ranks are tried in a fixed order, the safest first.
+survivors beyond rank r that the attacks after the core would break: not random, and smaller for
+larger r. Let R be the largest r with K(r) > D. If more than D are missed, what is not attacked in
+full begins at or before R, so that none of K(R) >= D + 1 examples was audited (wherever it begins:
+not before an audited one that breaks), of which the probability is at most
+C(M - D - 1, A) / C(M, A) (hypergeometric). A is the smallest number that makes this at most 5 % for
+D = share N. It is one test: the ranks are tried in a fixed order, the safest first.
 """
 
 import functools
@@ -37,32 +37,34 @@ CORE = 3  # so many phases of the version are run on every example
 # The order in which phases get their random numbers: those of the standard version as there.
 STREAMS = (0, 3, 4, 5, 1, 2)
 SHARE = 0.02  # of the examples
-_NEAREST = 16  # one in so many survivors, the nearest, is always attacked in full
-_RICH = 8  # if more than one in so many of the last ones breaks, as many more are attacked
+_NEAREST = 32  # one in so many survivors, the nearest, is always attacked in full
+_STEP = 16  # one in so many survivors is the next part of an attack,
+_RICH = 12  # if it breaks more than one in so many of the last part
 _FALSE = 20  # one bound in so many may be false
 
 
 class Ration(NamedTuple):
-  """Which examples were attacked in full, of the S that the core left.
+  """Which examples the attacks after the core ran on, of the S that it left.
 
   Attributes:
     order: [S] int32, their indices in the data set, those nearest to an error first.
     audit: [A] int32, the indices of the random sample that was attacked in full.
-    in_full: the first so many of `order` were attacked in full, too.
+    reached: [P] int32, the first so many of `order` met each of the P attacks after the core, too.
     share: of the data set, that the skipped attacks may break.
-    bound: the standard version would break at most so many of `skipped`, with a confidence of 95 %.
+    bound: the standard version would break at most so many of `skipped` that nothing broke, with a
+      confidence of 95 %.
   """
 
   order: np.ndarray
   audit: np.ndarray
-  in_full: int
+  reached: np.ndarray
   share: float
   bound: int
 
   @property
   def skipped(self) -> np.ndarray:
-    """The indices of the examples that were not attacked in full, [*] int32."""
-    rest = self.order[self.in_full :]
+    """The indices of the examples that did not meet all attacks, [*] int32."""
+    rest = self.order[np.min(self.reached) :]
     return rest[~np.isin(rest, self.audit)]
 
 
@@ -86,7 +88,7 @@ def check(share: float | None, version: object, target: object) -> float:
 
 
 def num_nearest(survivors: int) -> int:
-  """The number of survivors that are attacked in full, whatever the audit says, and at a time."""
+  """The number of survivors that are attacked in full, whatever the audit says."""
   return -(-survivors // _NEAREST)
 
 
@@ -140,25 +142,34 @@ def _draw(seed: int, index: int) -> bytes:
   return hashlib.sha256(f"{seed} {index}".encode()).digest()
 
 
-def count_in_full(order: np.ndarray, audit: np.ndarray, broken: np.ndarray) -> int:
-  """How many of `order` to attack in full, as far as the outcome of those attacked so far tells.
+def reached(order: np.ndarray, audit: np.ndarray, broken_by: np.ndarray) -> np.ndarray:
+  """How many of `order` each attack after the core is run on, [P], as the outcome so far tells.
 
-  The nearest and all up to the last audited error; then as many more as the nearest are, while one
-  in _RICH of the last so many breaks. broken: [N] bool.
+  The nearest, and all up to the last audited error; then a step further, while the attack breaks
+  more than one in _RICH of the last step. broken_by: [N], as in `Verdict`.
   """
-  step, breaks = num_nearest(len(order)), broken[order]
-  errors = np.flatnonzero(np.isin(order, audit) & breaks)
-  count = max(step, int(errors[-1]) + 1 if len(errors) else 0)
-  while count < len(order) and np.mean(breaks[count - step : count]) > 1 / _RICH:
-    count += step
-  return min(count, len(order))
+  step, causes = -(-len(order) // _STEP), broken_by[order]
+  errors = np.flatnonzero(np.isin(order, audit) & (causes > CORE))
+  in_full = max(num_nearest(len(order)), int(errors[-1]) + 1 if len(errors) else 0)
+  counts = []
+  for cause in range(CORE + 1, len(STREAMS) + 1):
+    count = in_full
+    while count < len(order) and _rate(causes[:count][-step:], cause) > 1 / _RICH:
+      count = min(count + step, len(order))
+    counts.append(count)
+  return np.array(counts, np.int32)
 
 
-def ration(order: np.ndarray, audit: np.ndarray, broken: np.ndarray, share: float) -> Ration:
-  """What the audit asks for, and what it proves: broken is [N] bool."""
-  found = Ration(order, audit, count_in_full(order, audit, broken), share, 0)
+def _rate(causes: np.ndarray, cause: int) -> float:
+  return float(np.mean(causes == cause))
+
+
+def ration(order: np.ndarray, audit: np.ndarray, broken_by: np.ndarray, share: float) -> Ration:
+  """What the audit asks for, and what it proves; arguments as of `reached`."""
+  found = Ration(order, audit, reached(order, audit, broken_by), share, 0)
   unseen = most_unseen(len(order) - num_nearest(len(order)), len(audit))
-  return found._replace(bound=min(len(found.skipped), unseen))
+  left = int(np.sum(broken_by[found.skipped] == ROBUST))
+  return found._replace(bound=min(left, unseen))
 
 
 def attack(
@@ -183,16 +194,16 @@ def attack(
   left = np.flatnonzero(broken_by == ROBUST).astype(np.int32)
   order = left[np.argsort(-scores[left], kind="stable")]
   audit = audit_of(order, len(broken_by), share, seed)
-  done, number = num_nearest(len(order)), CORE
-  among = _mask(broken_by, order[:done], audit)
-  while True:
-    for index in range(CORE, len(STREAMS)):
-      run(index, among, number)
-      number += 1
-    found = ration(order, audit, broken_by != ROBUST, share)
-    if found.in_full <= done:
-      return found
-    among, done = _mask(broken_by, order[done : found.in_full]), found.in_full
+  done = np.full(len(STREAMS) - CORE, num_nearest(len(order)))
+  parts, number = [np.append(order[:count], audit) for count in done], CORE
+  while any(map(len, parts)):
+    for index, part in enumerate(parts, start=CORE):
+      if len(part):
+        run(index, _mask(broken_by, part), number)
+        number += 1
+    further = np.maximum(done, reached(order, audit, broken_by))
+    parts, done = [order[a:b] for a, b in zip(done, further)], further
+  return ration(order, audit, broken_by, share)
 
 
 def span(number: int) -> tuple[float, float]:
@@ -201,9 +212,9 @@ def span(number: int) -> tuple[float, float]:
   return before, after
 
 
-def _mask(examples: np.ndarray, *indices: np.ndarray) -> np.ndarray:
+def _mask(examples: np.ndarray, indices: np.ndarray) -> np.ndarray:
   mask = np.zeros(len(examples), bool)
-  mask[np.concatenate(indices)] = True
+  mask[indices] = True
   return mask
 
 
@@ -220,11 +231,13 @@ def problems(found: Ration, broken_by: np.ndarray, seed: int) -> Iterator[str]:
   if not np.array_equal(found.audit, audit_of(order, total, found.share, seed)):
     yield "Its audit is not the random sample of its seed and share."
     return
-  expected = ration(order, found.audit, broken_by != ROBUST, found.share)
-  if np.any(broken_by[found.skipped] != ROBUST):
+  expected, by_rank = ration(order, found.audit, broken_by, found.share), broken_by[order]
+  ranks = np.where(np.isin(order, found.audit), -1, np.arange(len(order)))
+  met = [ranks[by_rank == cause] < count for cause, count in enumerate(found.reached, CORE + 1)]
+  if not np.array_equal(found.reached, expected.reached):
+    yield f"Its attacks reached the {found.reached} nearest examples, not {expected.reached}."
+  elif not np.all(np.concatenate(met)):
     yield "It states that attacks broke examples that they skipped."
-  elif found.in_full != expected.in_full:
-    yield f"It attacked the {found.in_full} nearest examples in full, not {expected.in_full}."
   elif found.bound != expected.bound:
     yield f"It states that at most {found.bound} could still fall, not {expected.bound}."
 
@@ -238,5 +251,6 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Ration | None:
   """The ration of a file; None if it has none."""
   if "order" not in arrays:
     return None
-  order, audit = (arrays[name].astype(np.int32).reshape(-1) for name in ("order", "audit"))
-  return Ration(order, audit, *(arrays[name].item() for name in ("in_full", "share", "bound")))
+  names = ("order", "audit", "reached")
+  order, audit, counts = (arrays[name].astype(np.int32).reshape(-1) for name in names)
+  return Ration(order, audit, counts, *(arrays[name].item() for name in ("share", "bound")))

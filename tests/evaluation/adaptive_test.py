@@ -44,8 +44,8 @@ def test_the_bound_is_that_of_the_hypergeometric_distribution():
   assert adaptive.sample_size(300, 300) == 0
 
 
-def rationed(scores, breakable, share, seed, core=None):
-  """The outcome of attacks that break just `breakable` [N], after a core that broke `core` [N]."""
+def rationed(scores, breakable, share, seed, core=None, by=adaptive.CORE):
+  """The outcome if attack `by` breaks just `breakable` [N], after a core that broke `core` [N]."""
   broken_by = np.full(len(scores), outcome.ROBUST, np.int32)
   reached = np.full(len(scores), -np.inf, np.float32)
 
@@ -54,7 +54,7 @@ def rationed(scores, breakable, share, seed, core=None):
     if index < adaptive.CORE:
       broken_by[core & (broken_by == outcome.ROBUST)] = 1
       reached[:] = scores
-    else:
+    elif index == by:
       broken_by[among & breakable & (broken_by == outcome.ROBUST)] = index + 1
 
   core = np.zeros(len(scores), bool) if core is None else core
@@ -79,26 +79,25 @@ def test_the_bound_holds_in_19_of_20_evaluations_and_not_much_more_often():
     assert last > 13 or few / 2 <= false  # it is not more careful than it says
 
 
-def test_what_is_near_is_found_and_the_far_rest_is_skipped():
+@pytest.mark.parametrize("by", [0, 1, 2])
+def test_what_is_near_is_found_and_the_far_rest_is_skipped(by):
   rng = np.random.default_rng(0)
   scores = rng.normal(size=1000).astype(np.float32)
   order = np.argsort(-scores)
   breakable, core = np.zeros(1000, bool), np.zeros(1000, bool)
   core[order[:200]], breakable[order[200:280]] = True, True
-  found, broken_by = rationed(scores, breakable, 0.02, seed=1, core=core)
+  found, broken_by = rationed(scores, breakable, 0.02, seed=1, core=core, by=adaptive.CORE + by)
   np.testing.assert_array_equal(found.order, order[200:])
   assert found.bound == 20
   assert len(found.audit) < 120
   last = max((np.flatnonzero(order[200:] == i)[0] for i in found.audit if breakable[i]), default=-1)
-  # From there on in steps of 50, up to the first one of which at most an eighth breaks.
-  first = max(50, last + 1)
-  assert found.in_full == next(
-    n for n in range(first, 801, 50) if np.mean(np.arange(n - 50, n) < 80) <= 1 / 8
-  )
+  first = max(25, last + 1)
+  # The attack that breaks some goes on in steps of 50, while it breaks a twelfth of one.
+  goes_on = [np.mean(np.arange(max(0, n - 50), n) < 80) > 1 / 12 for n in range(first, 801, 50)]
+  expected = first + 50 * goes_on.index(False) * (np.arange(3) == by)
+  np.testing.assert_array_equal(found.reached, expected)
   np.testing.assert_array_equal(broken_by[order[200:280]] > 0, True)
-  assert len(found.skipped) == 800 - found.in_full - np.sum(
-    ~np.isin(found.audit, found.order[: found.in_full])
-  )
+  assert len(found.skipped) == 800 - first - np.sum(~np.isin(found.audit, found.order[:first]))
   everything, broken_by = rationed(scores, breakable, 0.0, seed=1, core=core)
   assert len(everything.skipped) == everything.bound == 0
   np.testing.assert_array_equal(broken_by > 0, core | breakable)
@@ -119,8 +118,8 @@ def broke(which):
 
 LIES = {
   "a smaller bound": changed_array("bound", lambda bound: bound - 1),
-  "fewer in full": changed_array("in_full", lambda number: number - 1),
-  "more in full": changed_array("in_full", lambda number: number + 25),
+  "fewer reached": changed_array("reached", lambda counts: counts - 1),
+  "more reached": changed_array("reached", lambda counts: counts + np.array([0, 0, 25])),
   "a smaller audit": changed_array("audit", lambda audit: audit[1:]),
   "a larger share": changed_array("share", lambda share: 2 * share),
   "another audit": lambda found, broken: (
