@@ -26,7 +26,7 @@ from robust_opt.types import Array, LogitsFn
 _BATCH = 500
 AGAIN = (
   *(fab_t(100, 9)._replace(name=f"fab-t-{start}") for start in (1, 2)),
-  pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.05, num_restarts=20),
+  pgd_phase("pgd-margin", losses.margin, 100, relative_step=0.05, num_restarts=100),
   *(apgd_t(100, 4)._replace(name=f"apgd-t-{start}") for start in range(1, 9)),
 )
 
@@ -53,7 +53,7 @@ def main() -> None:
   parser.add_argument("--data_dir", required=True)
   parser.add_argument("--weights", required=True, type=Path)
   parser.add_argument("--examples", type=int, default=10_000)
-  parser.add_argument("--nearest", type=int, default=500)
+  parser.add_argument("--nearest", type=int, default=300)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
   net = ro.load_torch(options.weights, "ResNet2B", image_shape=(32, 32, 3), **MOMENTS)
