@@ -242,7 +242,7 @@ def define_flags() -> None:
   flags.DEFINE_enum("norm", None, list(BALLS), "Of the ball in [0, 1]; default: the run's own.")
   words = "Of the ball, in pixels of [0, 1], such as 0.1 or 8/255; default: the run's own."
   commands.define_number("radius", words)
-  words = "In place of it, one for each class, as in 0.1,0.2 for two classes."
+  words = "In place of --radius, one for each class, as in 0.1,0.2 for two classes."
   flags.DEFINE_list("class_radii", [], words)
   words = "In place of both: any set of robust_opt.sets as JSON, its name and its arguments."
   flags.DEFINE_string("set", "", words)

@@ -9,8 +9,8 @@ Square. What is left of the standard version is run on the survivors that came n
 and on an audit, a random sample of all others. Every survivor that came at least as near as some
 audited one that breaks is attacked in full as well. From there on each attack goes on by itself,
 sixteenth by sixteenth, while it breaks more than a twelfth of the last one; the rest is skipped.
-Random numbers are those of the standard version, so an example that is attacked in full ends as
-there, unless one of the short runs has broken it.
+Random numbers are those of the standard version, so an example that is attacked in full is broken
+if it is broken there, and otherwise only by one of the short runs.
 
 **The bound.** Let A of M survivors be audited, uniformly at random, and let K(r) be the number of
 survivors beyond rank r that the attacks after the core would break: not random, and smaller for
@@ -44,7 +44,7 @@ _FALSE = 20  # one bound in so many may be false
 
 
 class Ration(NamedTuple):
-  """Which examples the attacks after the core ran on, of the S that it left.
+  """Which examples the attacks after the core ran on, of the S that the core left.
 
   Attributes:
     order: [S] int32, their indices in the data set, those nearest to an error first.
@@ -66,6 +66,10 @@ class Ration(NamedTuple):
     """The indices of the examples that did not meet all attacks, [*] int32."""
     rest = self.order[np.min(self.reached) :]
     return rest[~np.isin(rest, self.audit)]
+
+  def count_left(self, broken_by: np.ndarray) -> int:
+    """The number of those that nothing broke."""
+    return int(np.sum(broken_by[self.skipped] == ROBUST))
 
 
 def check(share: float | None, version: object, target: object) -> float:
@@ -168,8 +172,7 @@ def ration(order: np.ndarray, audit: np.ndarray, broken_by: np.ndarray, share: f
   """What the audit asks for, and what it proves; arguments as of `reached`."""
   found = Ration(order, audit, reached(order, audit, broken_by), share, 0)
   unseen = most_unseen(len(order) - num_nearest(len(order)), len(audit))
-  left = int(np.sum(broken_by[found.skipped] == ROBUST))
-  return found._replace(bound=min(left, unseen))
+  return found._replace(bound=min(found.count_left(broken_by), unseen))
 
 
 def attack(
@@ -251,6 +254,11 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Ration | None:
   """The ration of a file; None if it has none."""
   if "order" not in arrays:
     return None
-  names = ("order", "audit", "reached")
-  order, audit, counts = (arrays[name].astype(np.int32).reshape(-1) for name in names)
-  return Ration(order, audit, counts, *(arrays[name].item() for name in ("share", "bound")))
+  for name, ndim in (("order", 1), ("audit", 1), ("reached", 1), ("bound", 0)):
+    if arrays[name].ndim != ndim or not np.issubdtype(arrays[name].dtype, np.integer):
+      raise InputError(
+        f"{name} of a verdict must be integers of {ndim} axes, not {arrays[name].dtype} "
+        f"{arrays[name].shape}."
+      )
+  order, audit, counts = (arrays[name].astype(np.int32) for name in ("order", "audit", "reached"))
+  return Ration(order, audit, counts, float(arrays["share"]), int(arrays["bound"]))

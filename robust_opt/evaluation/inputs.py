@@ -19,10 +19,10 @@ from robust_opt.types import Array, LogitsFn
 
 
 def check_set(u: UncertaintySet) -> UncertaintySet:
-  """u as the argument of compiled attacks, with its numbers as float32 scalars.
+  """u as the argument of compiled attacks, its numbers as float32 scalars, arrays as they are.
 
   Raises:
-    InputError: u is not a set, or a radius is not a finite positive number, or one per example.
+    InputError: u is not a set, or a radius is not a finite positive number.
   """
   if not isinstance(u, UncertaintySet):
     raise InputError(f"u must be a set, as in ro.LInf(8 / 255, box=(0.0, 1.0)), but was {u!r}.")

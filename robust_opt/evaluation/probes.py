@@ -57,11 +57,11 @@ class Probe(NamedTuple):
     """
     radii = np.asarray(self.u.radius, np.float64)
     whole = max(largest_radius(self.u), diameter(self.u, self.x.shape[1:]))
-    scaled = [np.full_like(radii, whole)]
-    scaled += [np.minimum(factor * radii, whole) for factor in factors]
-    balls = [dataclasses.replace(self.u, radius=radii) for radii in scaled]
-    of_each = {largest_radius(u): u for u in sorted(balls, key=largest_radius)}
-    return {radius: self._replace(u=u).white_box(ids, make) for radius, u in of_each.items()}
+    scaled = [factor * radii for factor in sorted(factors)]
+    # Balls that reach beyond the box give way to the one that holds it.
+    kept = [each for each in scaled if np.max(each) < whole] + [np.full_like(radii, whole)]
+    balls = [dataclasses.replace(self.u, radius=radii) for radii in kept]
+    return {largest_radius(u): self._replace(u=u).white_box(ids, make) for u in balls}
 
   def white_box(self, ids: np.ndarray, make: MakeAttack, run: int = 0) -> np.ndarray:
     """The ids that remain correct after an ascent of each loss."""

@@ -49,7 +49,8 @@ class Chart(NamedTuple):
 def radius_charts(runs: Sequence[Run]) -> list[Chart]:
   """Accuracy against the radius, a chart for each norm; evaluations are large open markers."""
   swept = [sweep.norm for run in runs for sweep in run.sweeps]
-  evaluated = [e.stored.claim.norm for run in runs if not run.sweeps for e in run.evaluations]
+  claims = [e.stored.claim for run in runs if not run.sweeps for e in run.evaluations]
+  evaluated = [claim.norm for claim in claims if not math.isnan(claim.radius)]
   norms = dict.fromkeys([*swept, *(norm for norm in evaluated if norm in BALLS)])
   return [_radius_chart(runs, norm) for norm in norms]
 

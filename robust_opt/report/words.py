@@ -229,6 +229,8 @@ def evaluation_command(run: Run, evaluation: Evaluation) -> str:
   else:
     values["output"] = run.workdir
   values |= {**claim.flags, "version": claim.version, "seed": claim.seed}
+  ration = evaluation.stored.verdict.ration
+  values |= {"share": ration.share} if ration else {}
   values |= {"batch_size": claim.batch_size}
   precisions = {"precision": claim.precision, "search_precision": claim.search_precision}
   values |= {key: name for key, name in precisions.items() if name != "float32"}

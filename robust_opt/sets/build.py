@@ -100,14 +100,14 @@ def _call(config: Mapping[str, Any]) -> Any:
   try:
     signature.bind(**arguments)
   except TypeError as error:
-    allowed = ", ".join(signature.parameters)
-    raise InputError(f"{name} takes {allowed}, but was given {dict(config)} ({error}).") from error
+    allowed, given = ", ".join(signature.parameters), ", ".join(arguments)
+    raise InputError(f"{name} takes {allowed}, but was given {given} ({error}).") from error
   try:
     return function(**arguments)
   except InputError:
     raise
   except (TypeError, ValueError) as error:
-    raise InputError(f"{name} cannot be built from {dict(config)} ({error}).") from error
+    raise InputError(f"{name} cannot be built of {', '.join(arguments)} ({error}).") from error
 
 
 def import_object(name: str) -> Any:

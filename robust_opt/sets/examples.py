@@ -69,25 +69,37 @@ def of_labels(config: Any, labels: np.ndarray) -> Any:
   """The config in which the radii [C] of classes are radii [N] of these labels [N].
 
   Raises:
-    InputError: class_radii are not numbers, or a label has none.
+    InputError: class_radii are not one number > 0 for each class, or stand beside a radius.
   """
   if isinstance(config, list | tuple):
     return [of_labels(part, labels) for part in config]
   if not isinstance(config, Mapping):
     return config
-  config = {key: of_labels(value, labels) for key, value in config.items()}
-  radii = config.pop(CLASS_RADII, None)
-  if radii is None:
-    return config
-  try:
-    of_classes = np.asarray(radii, np.float64)
-  except (TypeError, ValueError):
-    raise InputError(f"{CLASS_RADII} must be numbers, one for each class, not {radii}.") from None
-  labels = np.asarray(labels)
-  known = np.issubdtype(labels.dtype, np.integer) and np.all(labels >= 0)
-  if of_classes.ndim != 1 or not known or labels.max(initial=0) >= len(of_classes):
+  rest = {key: of_labels(value, labels) for key, value in config.items() if key != CLASS_RADII}
+  if CLASS_RADII not in config:
+    return rest
+  if "radius" in rest:
+    raise InputError(f"A set takes either a radius or {CLASS_RADII}, not both.")
+  return {**rest, "radius": _class_radii(config[CLASS_RADII])[_classes(labels, config)]}
+
+
+def _class_radii(radii: Any) -> np.ndarray:
+  """[C] float64."""
+  given = radii if isinstance(radii, list | tuple) else ()
+  numbers = [isinstance(r, int | float) and not isinstance(r, bool) for r in given]
+  largest = float(np.finfo(np.float32).max)
+  if not numbers or not all(numbers) or not all(0 < r <= largest for r in given):
+    raise InputError(f"{CLASS_RADII} must be numbers > 0, one for each class, not {radii}.")
+  return np.array(given, np.float64)
+
+
+def _classes(labels: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+  """The labels, if each has a radius."""
+  labels, count = np.asarray(labels), len(config[CLASS_RADII])
+  integers = np.issubdtype(labels.dtype, np.integer)
+  if not integers or labels.min(initial=0) < 0 or labels.max(initial=0) >= count:
     raise InputError(
-      f"{CLASS_RADII} must be one number for each class, the labels from 0, but are {radii} with "
-      f"labels from {labels.min()} to {labels.max()} ({labels.dtype})."
+      f"{CLASS_RADII} has {count} radii, so labels must be integers from 0 to {count - 1}, but are "
+      f"{labels.dtype} from {labels.min()} to {labels.max()}."
     )
-  return {**config, "radius": of_classes[labels]}
+  return labels

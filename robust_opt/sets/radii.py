@@ -17,6 +17,7 @@ import numpy as np
 from robust_opt.errors import InputError
 from robust_opt.sets.balls import Ball, lengths
 from robust_opt.sets.base import Box, UncertaintySet
+from robust_opt.sets.unions import Union
 
 
 def number(text: str | float) -> float:
@@ -43,7 +44,9 @@ def with_numbers(value: Any) -> Any:
 
 
 def _with_number(key: str, value: Any) -> Any:
-  is_length = "radius" in key or "magnitude" in key
+  is_length = any(name in key for name in ("radius", "radii", "magnitude"))
+  if is_length and isinstance(value, list):
+    return [_with_number(key, entry) for entry in value]
   if not (is_length and isinstance(value, str)) or value.endswith(".npy"):
     return with_numbers(value)
   try:
@@ -67,11 +70,14 @@ def diameter(u: Ball, shape: Sequence[int]) -> float:
 def holds_every_image(u: UncertaintySet, shape: Sequence[int]) -> bool:
   """Whether x + U(x) is the whole box, whatever the image of this shape.
 
-  A ball holds it if its radius, or one of its radii, is at least the diameter, any other set if it
-  leads from the darkest image to the brightest and back. False for a set without a gauge.
+  A ball holds it if its radius, or one of its radii, is at least the diameter, a union if one of
+  its sets does, any other set if it leads from the darkest image to the brightest and back. False
+  for a set without a gauge.
   """
   if isinstance(u, Ball):
     return bool(np.any(np.asarray(u.radius) >= diameter(u, shape)))
+  if isinstance(u, Union):
+    return any(holds_every_image(part, shape) for part in u.sets)
   low, high = box_of(u)
   darkest, brightest = (jnp.full((1, *shape), end, jnp.float32) for end in (low, high))
   delta = brightest - darkest
@@ -91,7 +97,8 @@ def check_extent(u: UncertaintySet, shape: Sequence[int], given: str = "") -> No
   if not holds_every_image(u, shape):
     return
   low, high = box_of(u)
-  words = f"{given or u} allows every image in [{low:g}, {high:g}], to which no network is robust"
+  words = f"{given or type(u).__name__} allows every image in [{low:g}, {high:g}], to which no "
+  words += "network is robust"
   if isinstance(u, Ball):
     sign, size = f"l_{u.name.removeprefix('l')}", " x ".join(map(str, shape))
     words += f": over {sign} the radius must be < {diameter(u, shape):.4g} for images of {size}"

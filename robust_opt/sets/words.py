@@ -20,7 +20,8 @@ def norm_of(config: Mapping[str, Any]) -> str:
   """The norm of a ball that is named by its class or norm; of any other set its class."""
   name = str(config["name"])
   classes = {ball.__name__: norm for norm, ball in BALLS.items()}
-  return classes.get(name, name.rpartition(":")[2])
+  own = name.rpartition(":")[2]
+  return classes.get(own, own)
 
 
 def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
@@ -38,9 +39,9 @@ def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
   words = name.sign if unicode else name.text
   if CLASS_RADII in config:
     radii = config[CLASS_RADII]
-    return f"{words} {min(radii):.4g} to {max(radii):.4g}, by class,"
+    return f"{words} {min(radii):.4g} to {max(radii):.4g} by class"
   if isinstance(radius, str):
-    return f"{words} with a radius for each image,"
+    return f"{words} with a radius for each image"
   return f"{words} {radius:.4g}" if isinstance(radius, int | float) else words
 
 

@@ -10,6 +10,7 @@ In several processes (`--coordinator`) each attacks its share of the examples on
 leaves it in parts/process_I/; the first joins them, and alone writes the rest and prints.
 """
 
+import json
 import math
 import shlex
 import time
@@ -194,7 +195,8 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
     raise InputError("Without --workdir give --output, a folder for the results.")
   count = f"_{options.examples}" if options.examples else ""
   radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
-  radius += "_by_class" * bool(options.class_radii)
+  if options.class_radii:
+    radius = f"_by_class_{sha256_of(json.dumps(options.class_radii))[:6]}"
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
   on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
   aim = f"_to_{options.target}" if options.target else ""
@@ -306,7 +308,7 @@ def _summary(
     "ssim": mean_ssim(found.images, net.x[stored.broken_ids], axis),
     "accuracy_after_rounding": _accuracy_after_rounding(net, stored),
     "attacks": verdict.accuracies(found),
-    "skipped": ration and {"images": len(ration.skipped), "bound": ration.bound},
+    "skipped": ration and {"images": ration.count_left(found.broken_by), "bound": ration.bound},
     "certified": proved and {"method": proved.method, "images": proved.rate.correct},
     "trust": [check._asdict() for check in checks],
     "seconds_since_last_start": round(seconds, 1),

@@ -139,6 +139,19 @@ def honest():
   return rationed(scores, breakable, 0.03, seed=4)
 
 
+def test_both_verifiers_agree_where_few_are_left():
+  for seed in range(60):
+    rng = np.random.default_rng(seed)
+    count, share = int(rng.integers(1, 60)), rng.choice([0.0, 0.02, 0.1, 0.5])
+    scores = rng.normal(size=count).astype(np.float32)
+    core, breakable = rng.random((2, count)) < rng.random((2, 1))
+    by = int(rng.integers(3, 6))
+    found, broken_by = rationed(scores, breakable & ~core, share, seed, core, by)
+    assert not list(adaptive.problems(found, broken_by, seed))
+    file = adaptive.to_arrays(found) | {"broken_by": broken_by}
+    assert not list(check._ration_problems(file, {"version": "adaptive", "seed": seed}))
+
+
 @pytest.mark.parametrize("case", [None, *LIES])
 def test_a_bound_that_does_not_follow_is_refused_by_both_verifiers(case, honest):
   found, broken_by = LIES[case](*honest) if case else honest

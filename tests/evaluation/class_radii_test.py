@@ -5,16 +5,19 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluation import autoattack_test as known
 
 import robust_opt as ro
 from robust_opt import sets
+from robust_opt.attacks.types import AttackResult
 from robust_opt.certificates import exact
-from robust_opt.evaluation import phases, trust, verification
+from robust_opt.evaluation import phases, probes, trust, verification
 from robust_opt.evaluation import verdict as files
 from robust_opt.sets.examples import check_fits, for_examples, of_labels
+from robust_opt.sets.words import threat_model
 from robust_opt.studies import evaluation_options
 from robust_opt.studies.evaluation_options import Options
 
@@ -71,7 +74,10 @@ def test_the_verdict_is_verified_class_by_class(tmp_path):
   smaller = np.where(np.arange(10) == first, 0.05, 0.2 * FACTORS)
   one, other = problems(claim._replace(set=config | {"class_radii": smaller.tolist()}))
   assert "but at most 0.05000005 is allowed" in one[0]
-  assert "radii of the ball" in other[0]
+  assert "in a ball of radius 0.05." in other[0]
+  with np.load(tmp_path / "verdict.npz") as file:
+    negative = {"name": "LInf", "radius": -0.2, "box": [0.0, 1.0]}
+    assert list(check._image_problems(dict(file), negative, x, y))
 
 
 @pytest.mark.slow
@@ -115,13 +121,50 @@ def test_parts_of_a_data_set_have_their_radii():
   )
 
 
+def test_in_a_sweep_the_whole_box_is_in_no_way_of_other_radii():
+  weights, x, y = known.problem(10)
+  u = ro.LInf(np.where(y % 2, 0.01, 0.3), box=(0.0, 1.0))
+  probe = probes.Probe(known.net_of(weights), x, y, u, 0, 32, -1)
+  sweep = probe.sweep(np.arange(len(y)), lambda u, *_: at_the_edge(u), (0.5, 1.0, 2.0, 4.0))
+  assert sorted(sweep) == [0.15, 0.3, 0.6, 1.0]
+  assert len(sweep[1.0]) == 0  # the whole box for all, in place of 1.2 and 0.04
+  np.testing.assert_array_equal(sweep[0.3], np.flatnonzero(y % 2))
+
+
+def at_the_edge(u):
+  """An "attack" that fools where the radius is at least 0.3."""
+
+  def attack(keys, logits_fn, x, y):
+    del keys, logits_fn
+    large = jnp.broadcast_to(jnp.asarray(u.radius), y.shape) >= 0.3 - 1e-6
+    return AttackResult(jnp.zeros_like(x), large)
+
+  return attack
+
+
 @pytest.mark.parametrize(
-  ("labels", "radii"),
-  [([0, 2], [0.1, 0.2]), ([0.0, 1.0], [0.1, 0.2]), ([0, -1], [0.1, 0.2]), ([0], 0.1)],
-)
-def test_class_radii_need_classes(labels, radii):
-  with pytest.raises(ro.InputError, match="class_radii must be one number for each class"):
+  ("labels", "radii", "words"),
+  [
+    ([0, 2], [0.1, 0.2], "has 2 radii, so labels must be integers from 0 to 1, but are int64 from"),
+    ([0.0, 1.0], [0.1, 0.2], "but are float64 from 0.0 to 1.0"),
+    ([0, -1], [0.1, 0.2], "from -1 to 0"),
+    *(([0], wrong, "must be numbers > 0, one for each class, not") for wrong in (
+      0.1, None, [], {}, ["0.1"], [True], [0.0], [-1.0], [float("nan")], [10**400], [[0.1]],
+    )),
+  ],
+)  # fmt: skip
+def test_class_radii_are_numbers_and_labels_their_classes(labels, radii, words):
+  with pytest.raises(ro.InputError, match=words):
     of_labels({"name": "L2", "class_radii": radii}, np.array(labels))
+
+
+def test_class_radii_in_a_set_are_typed_as_any_radius():
+  options = Options({}, set={"name": "L2", "class_radii": ["8/255", 1]})
+  config = evaluation_options.set_config(options, None)
+  assert config == {"name": "L2", "class_radii": [8 / 255, 1]}
+  assert threat_model(config) == "l_2 0.03137 to 1 by class, pixels may leave [0, 1]"
+  with pytest.raises(ro.InputError, match="either a radius or class_radii, not both"):
+    of_labels(config | {"radius": 0.1}, np.array([0]))
 
 
 @pytest.mark.parametrize(
