@@ -97,7 +97,8 @@ def check_extent(u: UncertaintySet, shape: Sequence[int], given: str = "") -> No
   if not holds_every_image(u, shape):
     return
   low, high = box_of(u)
-  words = f"{given or type(u).__name__} allows every image in [{low:g}, {high:g}], to which no "
+  named = type(u).__name__ if np.ndim(getattr(u, "radius", 0.0)) else u  # not N radii
+  words = f"{given or named} allows every image in [{low:g}, {high:g}], to which no "
   words += "network is robust"
   if isinstance(u, Ball):
     sign, size = f"l_{u.name.removeprefix('l')}", " x ".join(map(str, shape))
