@@ -211,6 +211,7 @@ class _Stage(NamedTuple):
     targets: the number of its attacks on an example.
     first: the stream of random numbers of the first of them.
     scored: whether margins are measured.
+    few_break: whether it runs on examples of which few break.
   """
 
   step: Step
@@ -218,6 +219,7 @@ class _Stage(NamedTuple):
   targets: int
   first: int
   scored: bool
+  few_break: bool
 
 
 def _stages(
@@ -229,9 +231,10 @@ def _stages(
   for index in adaptive.STREAMS if rationed else range(len(steps)):
     first[index] = used[id(steps[index].u)]
     used[id(steps[index].u)] += targets[index]
+  core = adaptive.CORE if rationed else 0
   return [
-    _Stage(step, index + 1, targets[index], first[index], rationed and index < adaptive.CORE)
-    for index, step in enumerate(steps)
+    _Stage(step, i + 1, targets[i], first[i], scored=i < core, few_break=rationed and i >= core)
+    for i, step in enumerate(steps)
   ]
 
 
@@ -261,7 +264,7 @@ def _run(
   pending = batches.lanes_of(attacked, stage.targets, stage.first)
   total, used, batch = len(pending.ids), frozenset[int](), 0
   while len(pending.ids):
-    lanes, size = batches.next_batch(pending, packing, used)
+    lanes, size = batches.next_batch(pending, packing, used, stage.few_break)
     name = f"{number:02d}_{step.name.replace(' ', '_')}_{batch:05d}"
     covered = {"ids": data.ids[lanes.ids], "ranks": np.asarray(lanes.ranks)}
     measured = ("fooled", "images", "cost", *(["margins"] if stage.scored else []))

@@ -123,14 +123,18 @@ def packing(batch_size: int, backend: str, devices: int = 1) -> Packing:
 
 
 def next_batch(
-  pending: Lanes, packing: Packing, used: frozenset[int] = frozenset()
+  pending: Lanes,
+  packing: Packing,
+  used: frozenset[int] = frozenset(),
+  few_break: bool = False,
 ) -> tuple[Lanes, int]:
   """The next lanes to run, in their order, and the size of their batch, which may be larger.
 
-  Lanes of the lowest rank decide the size, and higher ranks only fill it; or all lanes, split
-  evenly, if the packing runs ahead. Pending lanes are ordered by rank.
+  Lanes of the lowest rank decide the size, and higher ranks only fill it; or all lanes, where few
+  examples break, so that nearly all will run; split evenly, if the packing runs ahead. Pending
+  lanes are ordered by rank.
   """
-  count = int(np.sum(pending.ranks == pending.ranks[0]))
+  count = len(pending.ids) if few_break else int(np.sum(pending.ranks == pending.ranks[0]))
   if packing.ahead:
     num_batches = -(-len(pending.ids) // packing.sizes[0])
     count = -(-len(pending.ids) // num_batches)

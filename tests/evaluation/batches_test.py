@@ -18,11 +18,11 @@ def lanes_of(count, targets):
   return Lanes(np.tile(np.arange(count), targets), ranks, ranks)
 
 
-def simulate(count, targets, packing, breaks):
+def simulate(count, targets, packing, breaks, few_break=False):
   """The batches (ids, ranks, size) of a phase where `breaks` [count] is the rank that succeeds."""
   pending, found, used = lanes_of(count, targets), [], frozenset()
   while len(pending.ids):
-    lanes, size = batches.next_batch(pending, packing, used)
+    lanes, size = batches.next_batch(pending, packing, used, few_break)
     found.append((lanes.ids, lanes.ranks, size))
     used |= {size}
     broken = lanes.ids[lanes.ranks == breaks[lanes.ids]]
@@ -33,9 +33,10 @@ def simulate(count, targets, packing, breaks):
 
 @pytest.mark.parametrize("packing", [CPU, GPU, Packing((8, 1), True), Packing((1, 1), False)])
 @pytest.mark.parametrize(("count", "targets"), [(1, 9), (7, 9), (80, 9), (151, 9), (223, 1)])
-def test_every_lane_runs_once_unless_its_example_is_broken(packing, count, targets):
+@pytest.mark.parametrize("few_break", [False, True])
+def test_every_lane_runs_once_unless_its_example_is_broken(packing, count, targets, few_break):
   breaks = np.random.default_rng(count).integers(0, 3 * targets, count)
-  found = simulate(count, targets, packing, breaks)
+  found = simulate(count, targets, packing, breaks, few_break)
   ran = [(i, rank) for ids, ranks, _ in found for i, rank in zip(ids, ranks, strict=True)]
   assert len(set(ran)) == len(ran)
   # All up to the first success; later ones only if they shared its batch.
@@ -64,6 +65,12 @@ def test_a_cpu_sees_fewer_images_than_with_one_target_after_the_other(count):
   found = simulate(count, 9, CPU, never)
   assert sum(size for *_, size in found) <= old_images(9 * [count], 100)
   assert sum(size for *_, size in found) - 9 * count < 12
+
+
+def test_where_few_break_whole_batches_hold_all_targets():
+  for few_break, count in ((False, 60), (True, 7 + 2)):  # 700 and 20 of 720 lanes
+    found = simulate(80, 9, CPU, np.full(80, 99), few_break)
+    assert len(found) == count
 
 
 def test_an_accelerator_takes_few_batches_and_few_programs():
