@@ -252,7 +252,7 @@ def define_flags() -> None:
   flags.DEFINE_string("mask", "", words)
   words = "rand: random nets, --draws; labels: nets of labels; grid, sparse, patch, pgd: sets."
   flags.DEFINE_enum("version", "standard", list(VERSIONS), words)
-  words = "Of the images, that what --version=adaptive skips may break, at 95 %; by default 0.02."
+  words = "The largest share of images that attacks skipped by --version=adaptive may break; 0.02."
   commands.define_number("share", words)
   words = "A class, least_likely or random: only its prediction counts as a success."
   flags.DEFINE_string("target", "", words)

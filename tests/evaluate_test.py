@@ -426,7 +426,7 @@ def test_the_set_is_that_of_the_training_unless_told():
   for net, given in ((ball, {"norm": "l2"}), (standard, {}), (structured, {"radius": 0.1})):
     with pytest.raises(InputError, match="Give --norm and --radius"):
       choice(net, **given)
-  with pytest.raises(InputError, match="either --set or --threats, or --norm and --radius"):
+  with pytest.raises(InputError, match="either --set or --threats, or a ball"):
     choice(ball, set=groups, radius=0.1)
 
 

@@ -170,13 +170,13 @@ def _image_problems(
   file: Arrays, config: Mapping[str, Any], x: np.ndarray, y: np.ndarray
 ) -> Iterator[str]:
   """Whether the adversarial images are finite, in the box, and in the ball."""
-  images = file["images"].astype(np.float64).reshape(len(file["images"]), -1)
+  images = file["images"].astype(np.float64).reshape(len(file["images"]), math.prod(x.shape[1:]))
   ids = np.clip(file["broken_ids"], 0, len(x) - 1)
   originals = x.reshape(len(x), -1)[ids]
   infinite = np.sum(~np.isfinite(images).all(axis=1))
   if infinite:
     yield f"{infinite} of its images are not finite."
-  if config["box"] is not None:
+  if config.get("box") is not None:
     low, high = config["box"]
     outside = np.sum(~((images >= low) & (images <= high)).all(axis=1))
     if outside:

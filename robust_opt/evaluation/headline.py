@@ -120,12 +120,12 @@ def target_in_words(target: str) -> str:
 
 def skipped(bound: int | None, robust: Rate) -> str:
   """What the attacks that the adaptive version skipped may still break, after a space."""
-  if bound is None:
-    return ""
+  if not bound:
+    return "" if bound is None else " No attack that could still break an image was skipped."
   share, low = Rate(bound, robust.total), Rate(max(0, robust.correct - bound), robust.total)
   return (
-    f" At most {share.percent} of the images could still fall to the skipped part of the attacks "
-    f"(95 %): the standard version would leave at least {low.percent}."
+    f" At most {share.percent} of the images could still fall to the attacks that were skipped "
+    f"(95 % confidence): the standard version would leave at least {low.percent}."
   )
 
 

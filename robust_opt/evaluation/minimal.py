@@ -84,9 +84,9 @@ class Distances(NamedTuple):
   x_adv: np.ndarray
   num_calls: int
 
-  def curve(self, radii: np.ndarray | list[float]) -> np.ndarray:
-    """The accuracy at every radius [R]: the fraction with no perturbation found up to it, [R]."""
-    return np.mean(self.distance[None] > np.asarray(radii)[:, None], axis=1)
+  def curve(self, radii: np.ndarray | list[float] | float) -> np.ndarray:
+    """The accuracy at every radius [R] or []: the fraction with no perturbation found up to it."""
+    return np.mean(self.distance > np.asarray(radii)[..., None], axis=-1)
 
   def area(self, max_radius: float = np.inf) -> float:
     """The area under the curve up to a radius: the mean of the distances, cut there."""

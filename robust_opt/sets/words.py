@@ -39,7 +39,8 @@ def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:
   words = name.sign if unicode else name.text
   if CLASS_RADII in config:
     radii = config[CLASS_RADII]
-    return f"{words} {min(radii):.4g} to {max(radii):.4g} by class"
+    low, high = min(radii), max(radii)
+    return f"{words} {low:.4g} {f'to {high:.4g} ' * (high > low)}by class"
   if isinstance(radius, str):
     return f"{words} with a radius for each image"
   return f"{words} {radius:.4g}" if isinstance(radius, int | float) else words

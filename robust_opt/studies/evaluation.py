@@ -10,7 +10,6 @@ In several processes (`--coordinator`) each attacks its share of the examples on
 leaves it in parts/process_I/; the first joins them, and alone writes the rest and prints.
 """
 
-import json
 import math
 import shlex
 import time
@@ -92,14 +91,14 @@ def run(options: Options) -> bool:
   folder = options.output or _folder(options, claim)
   with_trust = options.trust and gradients and isinstance(u, Ball)
   # The trust report, on few examples, is about a quarter of the work.
-  work, flag = 1.25 if with_trust else 1.0, "--output" if options.output else "--workdir"
+  work = 1.25 if with_trust else 1.0
   began = time.monotonic()
 
   def open_study() -> Study:
     quiet, description = not processes.is_first(), _description(claim, net, axis)
     if claim.version == adaptive.VERSION:
       description["share"] = allowed
-    return Study(folder, description, work, flag, identity.same, quiet)
+    return Study(folder, description, work, "--output", identity.same, quiet)
 
   # The first process claims the folder; the others find the same study in it, or refuse.
   with processes.on_first("folder", open_study) or open_study() as study:
@@ -194,14 +193,16 @@ def _folder(options: Options, claim: verdict.Claim) -> Path:
   if not options.source.get("workdir"):
     raise InputError("Without --workdir give --output, a folder for the results.")
   count = f"_{options.examples}" if options.examples else ""
-  radius = "" if math.isnan(claim.radius) else f"_{claim.radius:.6g}"
-  if options.class_radii:
-    radius = f"_by_class_{sha256_of(json.dumps(options.class_radii))[:6]}"
+  radius = f"_{claim.radius:.6g}"
+  if math.isnan(claim.radius):  # other sets of that class have other arguments
+    radius = f"_{claim.set_sha256[:6]}"
   data = str(options.source.get("data", ""))  # FILE, FILE.npz:images,labels, or a folder
   on = f"_{Path(data.partition(':')[0].partition(',')[0]).stem}" if data else ""
   aim = f"_to_{options.target}" if options.target else ""
   of_mask = f"_{Path(options.mask).stem}" if options.mask else ""
-  name = f"{claim.norm}{of_mask}{radius}_{options.version}{aim}{count}{on}"
+  drawn = f"_seed_{options.seed}" if options.seed else ""
+  share = "" if options.share is None else f"_{options.share:g}"
+  name = f"{claim.norm}{of_mask}{radius}_{options.version}{share}{aim}{drawn}{count}{on}"
   return Path(options.source["workdir"]) / "evaluations" / name
 
 

@@ -58,7 +58,9 @@ def _unmasked(options: Options, trained: dict[str, Any]) -> dict[str, Any]:
   of_ball = bool(options.norm) or options.radius is not None or bool(options.class_radii)
   if options.set is not None:
     if of_ball:
-      raise InputError("Give either --set or --threats, or --norm and --radius, not both.")
+      raise InputError(
+        "Give either --set or --threats, or a ball by --norm, --radius and --class_radii."
+      )
     return with_numbers(options.set)
   trained_norm = {ball.__name__: norm for norm, ball in BALLS.items()}.get(trained.get("name", ""))
   if trained and trained_norm is None and not of_ball:

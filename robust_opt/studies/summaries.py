@@ -12,7 +12,6 @@ from rich.table import Table
 from robust_opt import tables
 from robust_opt.evaluation import headline as headlines
 from robust_opt.evaluation import outcome, trust, verdict
-from robust_opt.sets import BALLS
 from robust_opt.tables import Rate
 
 
@@ -51,8 +50,6 @@ def remarks(summary: dict[str, Any], claim: verdict.Claim, guess: str) -> str:
     parts.append(f"There are {count} wrong classes, all of them targets; AutoAttack has nine.")
   if guess:
     parts.append(f"Layout: {guess}; `--channel_axis` states it.")
-  if claim.norm not in BALLS:
-    parts.append("The trust report takes balls of a norm only, and was not made.")
   return " ".join(parts)
 
 
@@ -76,7 +73,7 @@ def accuracy_table(summary: dict[str, Any], claim: verdict.Claim) -> Table:
 def _columns(claim: verdict.Claim) -> tuple[str, str, str, str]:
   """What the table counts: toward a target the images that are right, and from which none led."""
   if claim.target:
-    return ("right, then not the target", "95 % interval", "images", "broken by it")
+    return ("resist", "95 % interval", "images", "broken by it")
   return ("accuracy", "95 % interval", "correct", "broken by it")
 
 
@@ -86,8 +83,10 @@ def trust_table(checks: list[trust.Check]) -> Table:
   for name in ("check", "passed", "measured, and what a failure means"):
     table.add_column(name)
   for check in headlines.by_importance(checks):
-    meaning = f"{'This' if check.failed else 'A failure'} means: {check.meaning}"
-    table.add_row(check.name, trust.OUTCOMES[check.passed], f"{check.measured}\n{meaning}")
+    meaning = (
+      "" if check.passed else f"\n{'This' if check.failed else 'A failure'} means: {check.meaning}"
+    )
+    table.add_row(check.name, trust.OUTCOMES[check.passed], f"{check.measured}{meaning}")
   return table
 
 

@@ -259,6 +259,8 @@ def test_the_headline_states_the_bound():
   found = headline.of_ensemble(Rate(990, 1000), Rate(800, 1000), attack, [], bound=4)
   assert (
     "under AutoAttack, adaptive version, over l_inf 0.1 within [0, 1]. At most 0.40 % of the "
-    "images could still fall to the skipped part of the attacks (95 %): the standard version would "
-    "leave at least 79.60 %."
+    "images could still fall to the attacks that were skipped (95 % confidence): the standard "
+    "version would leave at least 79.60 %."
   ) in found.sentence
+  nothing = headline.of_ensemble(Rate(990, 1000), Rate(800, 1000), attack, [], bound=0)
+  assert "No attack that could still break an image was skipped." in nothing.sentence

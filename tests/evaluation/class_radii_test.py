@@ -172,7 +172,7 @@ def test_class_radii_in_a_set_are_typed_as_any_radius():
   [
     ({"norm": "linf", "radius": 0.1}, "either --radius or --class_radii"),
     ({}, "Give --norm with --class_radii"),
-    ({"set": {"name": "LInf", "radius": 0.1}}, "Give either --set or --threats, or --norm"),
+    ({"set": {"name": "LInf", "radius": 0.1}}, "Give either --set or --threats, or a ball"),
   ],
 )
 def test_class_radii_contradict_other_sets(given, words):
