@@ -284,14 +284,15 @@ jax.monitoring.register_event_duration_secs_listener(_count_compiling)
 def plain_logits(logits_fn: LogitsFn, x: np.ndarray, batch_size: int) -> np.ndarray:
   """Logits [N, C] by calls without jit, which would freeze noise that the net draws in Python.
 
-  The logits keep the net's dtype, which determines the allowed rounding. With N = 0 one call
-  determines C.
+  The logits keep the net's dtype, which determines the allowed rounding. With N = 0 one call on an
+  image of zeros determines C; a net that reshapes by -1 cannot take none.
   """
+  images = x if len(x) else np.zeros((1, *x.shape[1:]), x.dtype)
   # On devices other than a CPU, lower precision makes the rounding of products depend on the size.
   with jax.default_matmul_precision("highest"):
-    starts = range(0, max(1, len(x)), batch_size)
-    batches = [logits_fn(jnp.asarray(x[start : start + batch_size])) for start in starts]
-    return np.concatenate([np.asarray(logits) for logits in batches])
+    starts = range(0, len(images), batch_size)
+    batches = [logits_fn(jnp.asarray(images[start : start + batch_size])) for start in starts]
+    return np.concatenate([np.asarray(logits) for logits in batches])[: len(x)]
 
 
 @jax.jit

@@ -65,8 +65,6 @@ def load_examples(
   """
   stored, outcome = evaluation.stored, evaluation.stored.verdict
   total, count = len(stored.broken_ids), len(stored.labels)
-  if not total:
-    return Examples((), 0, None, "")
   subset = balanced_subset(stored, limit)
   examples = [_example(stored, k) for k in subset]
   try:

@@ -202,6 +202,19 @@ def test_differences_and_the_mean_over_seeds(runs):
 # Adversarial examples
 
 
+def test_where_nothing_is_broken_the_network_is_as_on_clean_images(run):
+  (evaluation,) = run.evaluations
+  found = evaluation.stored.verdict
+  none = found._replace(
+    broken_by=np.where(found.broken_by > 0, -1, found.broken_by), images=found.images[:0]
+  )
+  ids = evaluation.stored.broken_ids[:0]
+  stored = evaluation.stored._replace(verdict=none, broken_ids=ids, norms=ids.astype(float))
+  loaded = examples.load_examples(run, evaluation._replace(stored=stored), 5, {})
+  assert (loaded.problem, loaded.total, loaded.examples) == ("", 0, ())
+  assert np.trace(loaded.confusion) == np.sum(none.prediction == stored.labels)
+
+
 def test_images_and_predictions(trained, run):
   (evaluation,) = run.evaluations
   loaded = examples.load_examples(run, evaluation, 1000, {})
