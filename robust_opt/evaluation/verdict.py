@@ -22,10 +22,10 @@ from robust_opt.evaluation import moves as moves_lib
 from robust_opt.evaluation.autoattack import Verdict
 from robust_opt.files import read_sealed, write_sealed
 from robust_opt.sets import BALLS, L2, Ball, UncertaintySet, Union, ball_of, lengths
+from robust_opt.sets.balls import norm_of
 from robust_opt.sets.build import build_set
 from robust_opt.sets.examples import for_examples, of_labels
 from robust_opt.sets.spatial import Transforms
-from robust_opt.sets.words import norm_of
 
 TOLERANCE = 1e-6  # of the radius
 GAUGE_TOLERANCE = 1e-4  # for sets other than balls, whose gauges are computed in float32

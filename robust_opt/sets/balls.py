@@ -17,7 +17,8 @@ delta may leave the ball by eps / 2 of the radius (2^-8, 2^-11), and x + delta s
 """
 
 import math
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,14 @@ def ball_of(name: str) -> type[Ball]:
   if name not in BALLS:
     raise InputError(f"norm must be one of {', '.join(BALLS)}, but was {name!r}.")
   return BALLS[name]
+
+
+def norm_of(config: Mapping[str, Any]) -> str:
+  """The norm of a ball that is named by its class or norm; of any other set its class."""
+  name = str(config["name"])
+  classes = {ball.__name__: norm for norm, ball in BALLS.items()}
+  own = name.rpartition(":")[2]
+  return classes.get(own, own)
 
 
 def lengths(ball: Ball | type[Ball], deltas: np.ndarray) -> np.ndarray:

@@ -10,18 +10,10 @@ accuracies differ, and these words tell them apart.
 from collections.abc import Mapping
 from typing import Any
 
-from robust_opt.sets.balls import BALLS
+from robust_opt.sets.balls import norm_of
 from robust_opt.sets.base import Box
 from robust_opt.sets.examples import CLASS_RADII
 from robust_opt.tables import norm_name
-
-
-def norm_of(config: Mapping[str, Any]) -> str:
-  """The norm of a ball that is named by its class or norm; of any other set its class."""
-  name = str(config["name"])
-  classes = {ball.__name__: norm for norm, ball in BALLS.items()}
-  own = name.rpartition(":")[2]
-  return classes.get(own, own)
 
 
 def in_words(config: Mapping[str, Any], *, unicode: bool = False) -> str:

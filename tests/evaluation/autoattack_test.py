@@ -353,7 +353,7 @@ BAD = {
   "radius 0": ({"u": ball("linf", 0.0)}, "radius must be a finite number > 0"),
   "infinite radius": ({"u": ball("l2", np.inf)}, "radius must be a finite number > 0"),
   "radius 0 within": ({"u": PRODUCT}, "radius must be a finite number > 0"),
-  "radii": ({"u": ball("l2", np.full(70, 0.1))}, "radius must be one number for all examples"),
+  "radii": ({"u": ball("l2", np.full(69, 0.1))}, "or one for each of the 70 images, but has the"),
   "no box": ({"u": ro.LInf(0.1)}, "fab needs a set with a finite box"),
   "structured": (
     {"u": STRUCTURED, "version": "standard"},
